@@ -1,0 +1,3 @@
+"""Does a small model learn to read vehicle titles? The experiment behind `make quickstart`: `titles.py`
+invents vehicles and their owners, `layouts.py` prints them as different states would, `prompts.py` asks for
+their fields, and `documents.py` writes the training and held-out rows."""

@@ -1,0 +1,5 @@
+"""The way of the data: records -> conversations -> tokens with weights -> pack plan -> batches.
+
+Files in that order: records.py, conversations.py, templates.py and special_tokens.py under rendering.py, tokenized.py,
+packing.py, plan.py, batches.py; report.py shows it all to a person before training.
+"""

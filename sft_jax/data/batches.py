@@ -1,0 +1,208 @@
+"""Batches: bins of rows as arrays of static shape, loaded ahead of the training loop by grain.
+
+The end of the data layer: from here on there are only arrays. R rows of the batch, S tokens and P target slots
+a row.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+from sft_jax.data.packing import Bin, first_fit_decreasing
+from sft_jax.data.plan import PackPlan
+from sft_jax.data.tokenized import TokenizedRows
+
+Batch = dict[str, Shaped[np.ndarray, "rows _"]]
+TokenWeights = Float32[np.ndarray, "rows tokens"]
+
+NORMALIZE = ("tokens", "examples")
+
+
+def assemble(
+    rows: TokenizedRows,
+    bins: Sequence[Bin],
+    *,
+    row_tokens: int,
+    row_targets: int,
+    normalize: str = "tokens",
+) -> Batch:
+    """The arrays of one batch.
+
+    Two rows [5, 6, 7] (7 trained) and [8, 9] (9 trained) in one bin of 6 tokens with 4 slots:
+        tokens        5 6 7 8 9 0
+        positions     0 1 2 0 1 2     restart with each segment; the padding counts on
+        segment_ids   1 1 1 2 2 0     0 is padding
+        target_slots  1 3 0 0         the hidden state at this position predicts
+        targets       7 9 0 0         this token of the same segment
+        weights       1 1 0 0         with this weight; 0 is an unused slot
+    With row_targets == row_tokens slot i is position i: targets are the next tokens, where the weight is not 0.
+
+    Args:
+        rows: the tokenized data.
+        bins: R arrays of row indices; an empty one gives a row of padding.
+        row_tokens: S.
+        row_targets: P.
+        normalize: "tokens" keeps weights; "examples" divides each example's weights by their sum, so that the
+            weights of a batch sum up to the number of its examples.
+
+    Returns:
+        tokens, positions, segment_ids: int32 [R, S]; target_slots, targets: int32 [R, P]; weights: float32 [R, P].
+
+    Raises:
+        ValueError: unknown `normalize`, or a bin that exceeds a bound.
+    """
+    if normalize not in NORMALIZE:
+        raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
+    batch = _empty_batch(len(bins), row_tokens, row_targets)
+    for line, members in enumerate(bins):
+        _fill_row({name: array[line] for name, array in batch.items()}, rows, members, normalize)
+    return batch
+
+
+def _empty_batch(count: int, row_tokens: int, row_targets: int) -> Batch:
+    slots = np.arange(row_targets) if row_targets == row_tokens else np.zeros(row_targets)
+    return {
+        "tokens": np.zeros((count, row_tokens), np.int32),
+        "positions": np.tile(np.arange(row_tokens, dtype=np.int32), (count, 1)),
+        "segment_ids": np.zeros((count, row_tokens), np.int32),
+        "target_slots": np.tile(slots.astype(np.int32), (count, 1)),
+        "targets": np.zeros((count, row_targets), np.int32),
+        "weights": np.zeros((count, row_targets), np.float32),
+    }
+
+
+def _fill_row(line: dict[str, np.ndarray], rows: TokenizedRows, members: Bin, normalize: str) -> None:
+    """Writes the rows of one bin into one row of the batch (views)."""
+    row_tokens, row_targets = len(line["tokens"]), len(line["targets"])
+    every_position = row_targets == row_tokens
+    begin, used = 0, 0
+    for segment, member in enumerate(members, 1):
+        tokens, weights = rows.row(int(member))
+        end = begin + len(tokens)
+        at = np.flatnonzero(weights[1:])  # the state at `at` predicts token at + 1
+        if end > row_tokens or (not every_position and used + len(at) > row_targets):
+            raise ValueError(
+                f"Rows {[rows.ids[i] for i in members]} do not fit into {row_tokens} tokens and {row_targets} targets."
+            )
+        line["tokens"][begin:end] = tokens
+        line["positions"][begin:] = np.arange(row_tokens - begin)
+        line["segment_ids"][begin:end] = segment
+        slots = begin + at if every_position else slice(used, used + len(at))
+        line["target_slots"][slots] = begin + at
+        line["targets"][slots] = tokens[at + 1]
+        chosen = weights[at + 1]
+        line["weights"][slots] = chosen if normalize == "tokens" else chosen / chosen.sum()
+        begin, used = end, used + len(at)
+
+
+def local_bins(plan: PackPlan, step: int, process_index: int = 0, process_count: int = 1) -> list[Bin]:
+    """The bins of global batch `step` that belong to one process: rows [p * R / n, (p + 1) * R / n)."""
+    rows_here = rows_per_process(plan.rows_per_batch, process_index, process_count)
+    return plan.bins(step * plan.rows_per_batch + process_index * rows_here, rows_here)
+
+
+def rows_per_process(rows_per_batch: int, process_index: int, process_count: int) -> int:
+    """Rows of the global batch on each process.
+
+    Raises:
+        ValueError: the batch cannot be divided evenly, or there is no such process.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not one of {process_count} processes.")
+    if rows_per_batch % process_count:
+        raise ValueError(
+            f"A global batch of {rows_per_batch} rows cannot be divided among {process_count} processes: "
+            "make it a multiple."
+        )
+    return rows_per_batch // process_count
+
+
+def train_batches(
+    rows: TokenizedRows,
+    plan: PackPlan,
+    start_step: int = 0,
+    end_step: int | None = None,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    normalize: str = "tokens",
+    threads: int = 2,
+    batches_ahead: int = 4,
+) -> Iterator[Batch]:
+    """This process's part of the global batches start_step, start_step + 1, ..., assembled ahead in threads.
+
+    What is yielded depends on the plan and the step only: a run resumed at any step sees what it would have seen.
+
+    Args:
+        rows: the tokenized data the plan was made of.
+        plan: the order.
+        start_step: first global batch.
+        end_step: stop before this one; None never stops.
+        process_index: which process this is.
+        process_count: of how many.
+        normalize: see `assemble`.
+        threads: threads that assemble batches; 0 assembles in the caller's thread.
+        batches_ahead: batches kept ready.
+
+    Raises:
+        ValueError: see `rows_per_process` and `assemble`.
+    """
+    rows_per_process(plan.rows_per_batch, process_index, process_count)
+    if normalize not in NORMALIZE:
+        raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
+
+    def load(step: int) -> Batch:
+        bins = local_bins(plan, int(step), process_index, process_count)
+        return assemble(rows, bins, row_tokens=plan.row_tokens, row_targets=plan.row_targets, normalize=normalize)
+
+    steps = grain.MapDataset.range(start_step, 2**62 if end_step is None else max(end_step, start_step))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batches_ahead if threads else 0)
+    return iter(steps.map(load).to_iter_dataset(options))
+
+
+def held_out_bins(rows: TokenizedRows, row_tokens: int, row_targets: int, packing: bool = True) -> list[Bin]:
+    """Bins of the held-out rows: each row once, no shuffling, the same whatever the batch size.
+
+    Raises:
+        ValueError: a row alone exceeds a bound.
+    """
+    if packing:
+        return first_fit_decreasing(rows.lengths, rows.supervised, row_tokens, row_targets)
+    return [np.array([row], np.int64) for row in range(len(rows))]
+
+
+def held_out_batches(
+    rows: TokenizedRows,
+    row_tokens: int,
+    row_targets: int,
+    batch_rows: int,
+    *,
+    packing: bool = True,
+    normalize: str = "tokens",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every held-out row exactly once, as (this process's part of) batches of `batch_rows` rows.
+
+    The bins do not depend on `batch_rows`; the last batch is filled up with rows of padding (weights 0), so that there
+    is one shape.
+
+    Raises:
+        ValueError: a row alone exceeds a bound; see also `rows_per_process` and `assemble`.
+    """
+    rows_here = rows_per_process(batch_rows, process_index, process_count)
+    bins = held_out_bins(rows, row_tokens, row_targets, packing)
+    for start in range(0, len(bins), batch_rows):
+        own = bins[start : start + batch_rows][process_index * rows_here : (process_index + 1) * rows_here]
+        own += [np.zeros(0, np.int64)] * (rows_here - len(own))
+        yield assemble(rows, own, row_tokens=row_tokens, row_targets=row_targets, normalize=normalize)
+
+
+def trained_tokens(batch: Batch) -> TokenWeights:
+    """The weight of each token of the batch as a target, laid out like `tokens`: for people and tests."""
+    laid_out = np.zeros(batch["tokens"].shape, np.float32)
+    lines, slots = np.nonzero(batch["weights"])
+    laid_out[lines, batch["target_slots"][lines, slots] + 1] = batch["weights"][lines, slots]
+    return laid_out

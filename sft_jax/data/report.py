@@ -1,0 +1,171 @@
+"""The data report: what will be trained on, shown before training starts.
+
+Rows, tokens, the supervised share, lengths, how well they pack, what was dropped and why, and one example with its
+trained part marked; for the terminal (rich), for TensorBoard (Markdown) and as numbers.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from sft_jax.data.packing import PackingReport
+from sft_jax.data.rendering import RenderedRow
+from sft_jax.data.tokenized import DroppedRow, TokenizedRows, group_dropped
+
+_QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+_NAMES_SHOWN = 5  # dropped rows named for each reason
+_TRAINED_STYLE = "bold green"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataReport:
+    """One report in three forms.
+
+    Attributes:
+        numbers: plain values, ready for JSON.
+        example: one rendered row, or None.
+    """
+
+    numbers: dict
+    example: RenderedRow | None
+
+    def __rich__(self) -> RenderableType:
+        """For the terminal: `rich.print(report)`."""
+        parts: list[RenderableType] = [_table("Training data", _lines(self.numbers))]
+        if self.numbers["dropped"]:
+            dropped = [(f"{entry['rows']} x {reason}", _names(entry)) for reason, entry in _reasons(self.numbers)]
+            parts.append(_table("Dropped rows", dropped))
+        if self.example is not None:
+            parts.append(Panel(highlight(self.example), title="One example; the green part is trained", expand=False))
+        return Group(*parts)
+
+    def markdown(self) -> str:
+        """For TensorBoard's text tab."""
+        lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _lines(self.numbers))]
+        if self.numbers["dropped"]:
+            lines += ["", "| dropped | rows |", "|---|---|"]
+            lines += [
+                f"| {entry['rows']} x {_cell(reason)} | {_cell(_names(entry))} |"
+                for reason, entry in _reasons(self.numbers)
+            ]
+        if self.example is not None:
+            lines += ["", "One example; the trained parts stand in ⟦ ⟧:", "", *_indented(self.example)]
+        return "\n".join(lines)
+
+
+def data_report(
+    rows: TokenizedRows,
+    dropped: Sequence[DroppedRow],
+    packing: PackingReport,
+    example: RenderedRow | None = None,
+) -> DataReport:
+    """Gathers the report.
+
+    Args:
+        rows: kept rows.
+        dropped: rows left out, from `tokenize_records`.
+        packing: from `packing_report`.
+        example: a row to show, from `ConversationRenderer.render`.
+    """
+    lengths, supervised = rows.lengths, rows.supervised
+    tokens, trained = int(lengths.sum()), int(supervised.sum())
+    numbers = {
+        "rows": len(rows),
+        "tokens": tokens,
+        "supervised_tokens": trained,
+        "supervised_share": trained / max(tokens, 1),
+        "length_quantiles": _quantiles(lengths),
+        "supervised_quantiles": _quantiles(supervised),
+        "packing": dataclasses.asdict(packing),
+        "dropped_rows": len(dropped),
+        "dropped": {
+            reason: {"rows": len(group), "first": [_dropped_name(row) for row in group[:_NAMES_SHOWN]]}
+            for reason, group in group_dropped(dropped).items()
+        },
+    }
+    return DataReport(numbers, example)
+
+
+def pieces(row: RenderedRow) -> list[tuple[str, bool]]:
+    """The text of a row in runs of (text, trained), token by token: exactly what the weights say."""
+    trained = np.zeros(len(row.text), bool)
+    for (start, end), weight in zip(row.offsets.tolist(), row.weights.tolist(), strict=True):
+        trained[start:end] = weight > 0
+    cuts = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(row.text)]
+    return [(row.text[a:b], bool(trained[a])) for a, b in itertools.pairwise(cuts) if a < b]
+
+
+def highlight(row: RenderedRow) -> Text:
+    """The text of a row with its trained part coloured."""
+    return Text.assemble(*((text, _TRAINED_STYLE if trained else "dim") for text, trained in pieces(row)))
+
+
+def plain_highlight(row: RenderedRow) -> str:
+    """The text of a row with its trained parts in ⟦ ⟧."""
+    return "".join(f"⟦{text}⟧" if trained else text for text, trained in pieces(row))
+
+
+def _quantiles(sizes: np.ndarray) -> dict[str, int]:
+    if not len(sizes):
+        return {}
+    values = np.quantile(sizes, _QUANTILES, method="higher")
+    return {f"{q:.0%}": int(value) for q, value in zip(_QUANTILES, values, strict=True)}
+
+
+def _lines(numbers: dict) -> list[tuple[str, str]]:
+    packing = numbers["packing"]
+    return [
+        ("rows", f"{numbers['rows']:,}"),
+        ("tokens", f"{numbers['tokens']:,}"),
+        ("supervised tokens", f"{numbers['supervised_tokens']:,} ({numbers['supervised_share']:.1%})"),
+        ("tokens a row", _spread(numbers["length_quantiles"])),
+        ("supervised tokens a row", _spread(numbers["supervised_quantiles"])),
+        ("rows of the batch an epoch", f"{packing['bins']:,} of {packing['row_tokens']:,} tokens"),
+        (
+            "packing efficiency",
+            f"{packing['efficiency']:.1%} ({packing['efficiency_without_bound']:.1%} if closed by tokens alone)",
+        ),
+        (
+            "target slots a row of the batch",
+            f"{packing['row_targets']:,}, {packing['target_efficiency']:.1%} of them used",
+        ),
+        ("dropped rows", f"{numbers['dropped_rows']:,}"),
+    ]
+
+
+def _spread(quantiles: dict[str, int]) -> str:
+    return ", ".join(f"{name}: {value:,}" for name, value in quantiles.items())
+
+
+def _table(title: str, lines: Sequence[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in lines:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _reasons(numbers: dict) -> list[tuple[str, dict]]:
+    return list(numbers["dropped"].items())
+
+
+def _names(entry: dict) -> str:
+    more = entry["rows"] - len(entry["first"])
+    return "; ".join(entry["first"]) + (f"; and {more} more" if more else "")
+
+
+def _dropped_name(row: DroppedRow) -> str:
+    return f"{row.id} ({row.detail})" if row.detail else row.id
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _indented(row: RenderedRow) -> list[str]:
+    return [f"    {line}" for line in plain_highlight(row).split("\n")]

@@ -1,0 +1,220 @@
+"""Uncertainty of scores: intervals for one system, paired tests and intervals for two on the same rows.
+
+Stands between the scorers (`scoring.py`, one outcome a row) and the tables (`tables.py`). Every statistic here is a
+function of column sums over rows, as everywhere in this code: a mean is sum / count, micro-F1 is
+2 tp / (predicted + expected). Resampling rows then means summing resampled rows and applying the same function.
+All randomness comes from the given seed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import stats
+
+# Column sums [..., columns] -> statistic [...].
+Statistic = Callable[[Any], Any]
+
+CONFIDENCE = 0.95
+RESAMPLES = 9_999
+ELEMENTS_AT_ONCE = 4_000_000  # bounds the memory of one chunk of resamples
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A value with its confidence interval `[low, high]`."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """`{"value", "low", "high"}`, the form of `results.json`."""
+        return {"value": float(self.value), "low": float(self.low), "high": float(self.high)}
+
+
+def mean_columns(values: Float[np.ndarray, " rows"]) -> Float[np.ndarray, "rows 2"]:
+    """Columns (value, 1), so that `ratio_of_sums` of them is the mean."""
+    return np.stack([values, np.ones_like(values)], axis=-1)
+
+
+def ratio_of_sums(sums: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:
+    """First column's sum over the second's; raises ValueError where the second sums to nothing."""
+    if np.any(sums[..., 1] <= 0):
+        raise ValueError("ratio of sums: the weights of a sample sum to 0; leave out rows without weight")
+    return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def micro_f1(sums: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "..."]:
+    """F1 of the sums (true positives, predicted, expected); 1 where nothing was expected nor predicted."""
+    total = sums[..., 1] + sums[..., 2]
+    return np.asarray(np.where(total > 0, 2 * sums[..., 0] / np.maximum(total, 1e-300), 1.0))
+
+
+def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Score:
+    """Wilson's score interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001).
+
+    Unlike the bootstrap it has a width at 0 and at 1: 0 of 100 gives [0, 0.0370].
+    `successes` may be a fraction where a mean of values in [0, 1] is meant: the variance of such a mean is at most
+    that of a proportion, so the interval is then conservative. Raises ValueError unless 0 <= successes <= trials.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"wilson: expected 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2)) / (1 + z * z / trials)
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return Score(share, low, high)
+
+
+def bootstrap_interval(
+    columns: Float[np.ndarray, "rows columns"],
+    statistic: Statistic,
+    *,
+    seed: int,
+    bounded: bool,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+) -> Score:
+    """BCa bootstrap interval over rows of `statistic(sum of columns)` (Efron 1987).
+
+    Rows are the unit that is resampled: for micro-F1 a row is a document with its three counts. Deterministic
+    by seed. Where every resample gives one and the same value (all documents right: F1 = 1; all wrong: 0) the
+    bootstrap has width zero, which would claim certainty. For statistics in [0, 1] (`bounded`) the Wilson
+    interval of that value over the number of ROWS is returned instead; for unbounded ones the width stays
+    zero: the rows show no spread. Raises ValueError without rows, or with one row of an unbounded statistic.
+    """
+    rows = len(columns)
+    if rows < 1 or (rows < 2 and not bounded):
+        raise ValueError(f"bootstrap: {rows} rows are too few for an interval of this statistic")
+    value = float(statistic(columns.sum(0)))
+    limits = _bca_limits(columns, statistic, value, seed, confidence, resamples)
+    if limits is not None:
+        return Score(value, *limits)
+    return wilson(value * rows, rows, confidence) if bounded else Score(value, value, value)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided exact McNemar test from the two discordant counts (McNemar 1947): p-value, 1 where there are none."""
+    discordant = only_first + only_second
+    if discordant == 0:
+        return 1.0
+    return float(stats.binomtest(min(only_first, only_second), discordant, 0.5).pvalue)
+
+
+def paired_permutation(
+    first: Float[np.ndarray, "rows columns"],
+    second: Float[np.ndarray, "rows columns"],
+    statistic: Statistic,
+    *,
+    seed: int,
+    permutations: int = RESAMPLES,
+) -> float:
+    """Two-sided p-value that two systems do not differ: each row's outcomes are swapped between them at random.
+
+    For means this is the sign-flip test of the differences; for micro-F1 it is approximate randomisation (Noreen
+    1989; Yeh 2000). All swaps are enumerated where there are at most `permutations` of them, so p is then exact;
+    else p = (1 + hits) / (1 + permutations), which is never 0.
+    """
+    rows = len(first)
+    difference = second - first
+    sums_first, sums_second = first.sum(0), second.sum(0)
+    observed = abs(float(statistic(sums_second) - statistic(sums_first)))
+    least = observed - 1e-9 * max(1.0, observed)
+    exact = 2**rows <= permutations
+    swaps = _all_swaps(rows) if exact else _random_swaps(rows, permutations, seed)
+    hits = 0
+    for chunk in swaps:
+        moved = chunk.astype(np.float64) @ difference
+        found = statistic(sums_second[None] - moved) - statistic(sums_first[None] + moved)
+        hits += int(np.sum(np.abs(found) >= least))
+    return hits / 2**rows if exact else (1 + hits) / (1 + permutations)
+
+
+def paired_difference(
+    first: Float[np.ndarray, "rows columns"],
+    second: Float[np.ndarray, "rows columns"],
+    statistic: Statistic,
+    *,
+    seed: int,
+    bounded: bool,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+) -> Score:
+    """Interval of `statistic(second) - statistic(first)` on the same rows: BCa, rows resampled in pairs.
+
+    Where the bootstrap has no width (one system fails on every row, the other on none; or both answer alike) the two
+    single intervals are combined by square-and-add (Newcombe 1998; MOVER of Donner and Zou 2012), which ignores
+    the pairing and so errs on the wide side.
+    """
+    width = first.shape[1]
+    both = np.concatenate([first, second], axis=1)
+
+    def difference(sums: Float[np.ndarray, "... columns"]) -> Float[np.ndarray, "..."]:
+        return np.asarray(statistic(sums[..., width:]) - statistic(sums[..., :width]))
+
+    value = float(difference(both.sum(0)))
+    limits = _bca_limits(both, difference, value, seed, confidence, resamples)
+    if limits is not None:
+        return Score(value, *limits)
+    options = {"seed": seed, "bounded": bounded, "confidence": confidence, "resamples": resamples}
+    a, b = (bootstrap_interval(x, statistic, **options) for x in (first, second))
+    low = value - math.hypot(b.value - b.low, a.high - a.value)
+    high = value + math.hypot(b.high - b.value, a.value - a.low)
+    return Score(value, max(low, -1.0), min(high, 1.0)) if bounded else Score(value, low, high)
+
+
+def _bca_limits(
+    columns: Float[np.ndarray, "rows columns"],
+    statistic: Statistic,
+    value: float,
+    seed: int,
+    confidence: float,
+    resamples: int,
+) -> tuple[float, float] | None:
+    """Limits of the BCa interval, or None where the resampled statistic has no spread (one row included)."""
+    if len(columns) < 2:
+        return None
+    found = np.concatenate([statistic(sums) for sums in _resampled_sums(columns, resamples, seed)])
+    same = 1e-12 * max(1.0, abs(value))
+    if np.ptp(found) <= same:
+        return None
+    # Bias: ties with the value count half, rounding apart (as in scipy.stats.bootstrap).
+    below = (np.mean(found < value - same) + np.mean(found <= value + same)) / 2
+    bias = stats.norm.ppf(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
+    left_out = statistic(columns.sum(0)[None] - columns)
+    deviation = left_out.mean() - left_out
+    spread = np.sum(deviation**2)
+    acceleration = np.sum(deviation**3) / (6 * spread**1.5) if spread > 0 else 0.0
+    z = bias + stats.norm.ppf([0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = np.quantile(found, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    return float(low), float(high)
+
+
+def _resampled_sums(
+    columns: Float[np.ndarray, "rows columns"], resamples: int, seed: int
+) -> Iterator[Float[np.ndarray, "chunk columns"]]:
+    rows = len(columns)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, ELEMENTS_AT_ONCE // rows)
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        picked = rng.integers(0, rows, size=(size, rows)) + np.arange(size)[:, None] * rows
+        counts = np.bincount(picked.ravel(), minlength=size * rows).reshape(size, rows)
+        yield counts.astype(np.float64) @ columns
+
+
+def _random_swaps(rows: int, permutations: int, seed: int) -> Iterator[Bool[np.ndarray, "chunk rows"]]:
+    rng = np.random.default_rng(seed)
+    chunk = max(1, ELEMENTS_AT_ONCE // rows)
+    for start in range(0, permutations, chunk):
+        yield rng.random((min(chunk, permutations - start), rows)) < 0.5
+
+
+def _all_swaps(rows: int) -> Iterator[Bool[np.ndarray, "swaps rows"]]:
+    yield (np.arange(2**rows)[:, None] >> np.arange(rows)[None, :]) & 1 == 1

@@ -1,0 +1,305 @@
+"""The decoder: a pure function from tokens to hidden states, and from hidden states to logits.
+
+Dimensions: B batch, S sequence, T keys in view, D model, H heads, K key/value heads, N head dim, F ffn, V vocabulary,
+L layers.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sft_jax.models import adapters, rope
+from sft_jax.models.attention import Visibility, attention
+from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
+from sft_jax.models.partitioning import BATCH_AXES, constrain
+from sft_jax.models.products import einsum
+
+_REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@flax.struct.dataclass
+class LayerCache:
+    """Keys and values seen so far: [B, T, K, N] for one layer, [L, B, T, K, N] for stacked layers."""
+
+    key: Float[Array, "*L B T K N"]
+    value: Float[Array, "*L B T K N"]
+
+
+@flax.struct.dataclass
+class Cache:
+    """The key/value cache, an explicit argument and result of `Decoder.hidden`.
+
+    Attributes:
+        layers: one stacked `LayerCache`, or a tuple with one a layer, as the layer layout says.
+        positions: position of each slot.
+        segments: segment of each slot; 0 is a slot not yet written, or padding.
+        length: slots written so far; the next call writes from here on, for every row alike.
+    """
+
+    layers: LayerCache | tuple[LayerCache, ...]
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    length: Int[Array, ""]
+
+
+def init_cache(config: DecoderConfig, execution: Execution, batch: int, slots: int) -> Cache:
+    """An empty cache for `batch` rows of at most `slots` tokens, in the activation dtype."""
+    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    dtype = execution.activation_dtype
+
+    def empty(*stack: int) -> LayerCache:
+        return LayerCache(key=jnp.zeros((*stack, *shape), dtype), value=jnp.zeros((*stack, *shape), dtype))
+
+    layers = (
+        empty(config.num_layers)
+        if execution.layer_layout == "scan"
+        else tuple(empty() for _ in range(config.num_layers))
+    )
+    slots_shape = (batch, slots)
+    return Cache(layers, jnp.zeros(slots_shape, jnp.int32), jnp.zeros(slots_shape, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+@flax.struct.dataclass
+class Context:
+    """What every layer of one forward pass shares."""
+
+    cos: Float[Array, "B S 1 half"]
+    sin: Float[Array, "B S 1 half"]
+    visibility: Visibility
+    write_at: Int[Array, ""] | None
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale, computed in float32 (Zhang and Sennrich 2019)."""
+
+    config: DecoderConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """Normalises the last axis."""
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_eps)
+        return (normed * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """The one projection of the model: product, bias, adapter. Knows precision and adapters, and nothing else does."""
+
+    features: int
+    use_bias: bool
+    execution: Execution
+    adapter: AdapterSpec | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S I"]) -> Float[Array, "B S O"]:
+        """Applies the kernel [I, O] and what the adapter adds to it."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        output = einsum("bsi,io->bso", x, kernel, self.execution.product_dtype, self.execution.activation_dtype)
+        variables = self.variables.get(adapters.COLLECTION)
+        if self.adapter is not None and variables:
+            output = self._adapt(x, kernel, output, variables)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            output = output + bias.astype(output.dtype)[None, None]
+        return output
+
+    def _adapt(self, x, kernel, output, variables):
+        arrays = dict(variables)
+        if self.adapter.dropout:
+            keep = 1.0 - arrays["dropout"]
+            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+            x = jnp.where(kept, x / keep, 0).astype(x.dtype)
+        method = adapters.get_method(self.adapter.method)
+        return method.apply(x, kernel, output, arrays, self.execution.product_dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    config: DecoderConfig
+    execution: Execution
+    adapter: AdapterSpec | None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B S D"], context: Context, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
+        """Mixes positions; with a cache, keys and values are written at `context.write_at` and all are read."""
+        config = self.config
+        query = self._heads("query", x, config.num_heads)
+        key = self._heads("key", x, config.num_kv_heads)
+        value = self._heads("value", x, config.num_kv_heads)
+        query = rope.rotate(query, context.cos, context.sin)
+        key = rope.rotate(key, context.cos, context.sin)
+        if cache is not None:
+            start = (0, context.write_at, 0, 0)
+            cache = LayerCache(
+                key=jax.lax.dynamic_update_slice(cache.key, key, start),
+                value=jax.lax.dynamic_update_slice(cache.value, value, start),
+            )
+            key, value = cache.key, cache.value
+        mixed = attention(query, key, value, context.visibility, self.execution.product_dtype)
+        mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_dim)
+        out = Linear(config.model_dim, config.attention_bias, self.execution, self.adapter, name="out")
+        return out(mixed), cache
+
+    def _heads(self, name: str, x: Array, heads: int) -> Array:
+        width = heads * self.config.head_dim
+        flat = Linear(width, self.config.attention_bias, self.execution, self.adapter, name=name)(x)
+        split = flat.reshape(*x.shape[:2], heads, self.config.head_dim)
+        return constrain(split, BATCH_AXES, None, "tensor", None)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    config: DecoderConfig
+    execution: Execution
+    adapter: AdapterSpec | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """Acts on each position alone."""
+
+        def linear(name: str, features: int) -> Linear:
+            return Linear(features, self.config.ffn_bias, self.execution, self.adapter, name=name)
+
+        gate = linear("gate", self.config.ffn_dim)(x)
+        up = linear("up", self.config.ffn_dim)(x)
+        inner = constrain(jax.nn.silu(gate) * up, BATCH_AXES, None, "tensor")
+        return linear("down", self.config.model_dim)(inner)
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer."""
+
+    config: DecoderConfig
+    execution: Execution
+    adapter: AdapterSpec | None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B S D"], context: Context, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
+        """Attention, then feed-forward, each added to the residual stream."""
+        common = (self.config, self.execution)
+        with jax.named_scope("attention"):
+            normed = RMSNorm(*common, name="attention_norm")(x)
+            mixed, cache = Attention(*common, self.adapter, name="attention")(normed, context, cache)
+            x = constrain(x + mixed, BATCH_AXES, None, None)
+        with jax.named_scope("ffn"):
+            normed = RMSNorm(*common, name="ffn_norm")(x)
+            x = constrain(x + FeedForward(*common, self.adapter, name="ffn")(normed), BATCH_AXES, None, None)
+        return x, cache
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer.
+
+    Attributes:
+        config: what is computed.
+        execution: how.
+        adapter: adapter method applied in the projections whose path holds arrays in the collection `adapters`.
+    """
+
+    config: DecoderConfig
+    execution: Execution = Execution()
+    adapter: AdapterSpec | None = None
+
+    def setup(self):
+        config, execution = self.config, self.execution
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab_size, config.model_dim))
+        if not config.tie_embeddings:
+            self.head_kernel = self.param("head", nn.initializers.lecun_normal(), (config.model_dim, config.vocab_size))
+        layer = Layer
+        if execution.remat != "none":
+            layer = nn.remat(layer, policy=_REMAT_POLICIES[execution.remat], prevent_cse=False)
+        arguments = (config, execution, self.adapter)
+        if execution.layer_layout == "scan":
+            self.layers = nn.scan(
+                layer,
+                variable_axes={"params": 0, adapters.COLLECTION: 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, 0),
+                out_axes=0,
+                length=config.num_layers,
+            )(*arguments)
+        else:
+            self.layers = [layer(*arguments) for _ in range(config.num_layers)]
+        self.final_norm = RMSNorm(config, execution)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B S D"], Cache | None]:
+        """Hidden states after the final norm, and the cache with these tokens added.
+
+        Args:
+            tokens: token ids.
+            positions: position of each token in its segment; by default 0, 1, 2, …
+            segment_ids: packed document of each token, 0 for padding; by default all one document.
+            cache: what earlier calls returned, or `init_cache(…)`.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        context, cache = self._context(positions, segment_ids, cache)
+        with jax.named_scope("embedding"):
+            x = jnp.take(self.embedding, tokens, axis=0).astype(self.execution.activation_dtype)
+            x = constrain(x, BATCH_AXES, None, None)
+        layer_caches = None if cache is None else cache.layers
+        if self.execution.layer_layout == "scan":
+            x, layer_caches = self.layers(x, context, layer_caches)
+        else:
+            updated = []
+            for index, layer in enumerate(self.layers):
+                x, layer_cache = layer(x, context, None if cache is None else layer_caches[index])
+                updated.append(layer_cache)
+            layer_caches = tuple(updated)
+        if cache is not None:
+            cache = cache.replace(layers=layer_caches, length=cache.length + tokens.shape[1])
+        with jax.named_scope("final_norm"):
+            return self.final_norm(x), cache
+
+    def _context(self, positions, segment_ids, cache):
+        cos, sin = rope.rotation(positions, rope.frequencies(self.config))
+        if cache is None:
+            visibility = Visibility(positions, positions, segment_ids, segment_ids)
+            return Context(cos, sin, visibility, None), None
+        start = (0, cache.length)
+        cache = cache.replace(
+            positions=jax.lax.dynamic_update_slice(cache.positions, positions, start),
+            segments=jax.lax.dynamic_update_slice(cache.segments, segment_ids, start),
+        )
+        visibility = Visibility(positions, cache.positions, segment_ids, cache.segments)
+        return Context(cos, sin, visibility, cache.length), cache
+
+    def head(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """Float32 logits of hidden states."""
+        with jax.named_scope("head"):
+            if self.config.tie_embeddings:
+                spec, weight = "bsd,vd->bsv", self.embedding
+            else:
+                spec, weight = "bsd,dv->bsv", self.head_kernel
+            return einsum(spec, hidden, weight, self.execution.product_dtype, "float32")
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S V"]:
+        """Float32 logits of every position; the arguments of `hidden`."""
+        return self.head(self.hidden(tokens, positions, segment_ids)[0])

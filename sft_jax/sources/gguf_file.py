@@ -1,0 +1,183 @@
+"""The container of a GGUF file: metadata and where each tensor lies.
+
+Used by `gguf` (weights) and `gguf_tokenizer`. The layout is that of
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little endian. The `gguf` library
+dequantizes; its reader is not used because it builds an array for each of the 100,000 strings of a vocabulary (2 s
+instead of 0.2 s) and reads past the end of a truncated file without saying so.
+"""
+
+import dataclasses
+import functools
+import math
+import struct
+from typing import BinaryIO
+
+import gguf
+import numpy as np
+from etils import epath
+
+from sft_jax.sources.tensors import SourceError, TensorEntry, read_span
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_DEFAULT_ALIGNMENT = 32
+_PLAIN = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufTensor:
+    """A tensor as the file describes it: `shape` in NumPy's order (the file's is reversed), `offset` in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: gguf.GGMLQuantizationType
+    offset: int
+    num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufFile:
+    """`metadata` maps keys to numbers, strings, booleans and lists of these; `tensors` maps GGUF names."""
+
+    path: epath.Path
+    metadata: dict[str, object]
+    tensors: dict[str, GgufTensor]
+
+    def require(self, key: str) -> object:
+        """The value of a metadata key. Raises SourceError if the file lacks it."""
+        if key not in self.metadata:
+            raise SourceError(f"{self.path}: has no metadata {key!r}. Use a GGUF file made by a current llama.cpp.")
+        return self.metadata[key]
+
+
+class _Cursor:
+    """Reads forward through the header and says so when the file ends in the middle of it."""
+
+    def __init__(self, file: BinaryIO, path: epath.Path, size: int):
+        self.file, self.path, self.size, self.position = file, path, size, 0
+
+    def take(self, num_bytes: int) -> bytes:
+        content = self.file.read(num_bytes) if self.position + num_bytes <= self.size else b""
+        if len(content) != num_bytes:
+            raise SourceError(
+                f"{self.path}: the header is truncated or damaged (at byte {self.position} of {self.size}, "
+                f"{num_bytes} more expected). Copy or download the file again."
+            )
+        self.position += num_bytes
+        return content
+
+    def numbers(self, code: str, count: int) -> tuple:
+        return struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code)))
+
+    def number(self, code: str) -> int:
+        return self.numbers(code, 1)[0]
+
+    def string(self) -> str:
+        content = self.take(self.number("Q"))
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{self.path}: a string of the header is not UTF-8 ({error}).") from error
+
+    def value(self, type_id: int) -> object:
+        if type_id in _SCALARS:
+            return self.number(_SCALARS[type_id])
+        if type_id == _STRING:
+            return self.string()
+        if type_id != _ARRAY:
+            raise SourceError(f"{self.path}: unknown metadata type {type_id} at byte {self.position}: damaged file.")
+        item_type, count = self.number("I"), self.number("Q")
+        if item_type in _SCALARS:
+            return list(self.numbers(_SCALARS[item_type], count))
+        return [self.value(item_type) for _ in range(count)]
+
+
+@functools.lru_cache(maxsize=2)  # the weights and the tokenizer of one file are read one after the other
+def _read_cached(path: epath.Path, size: int, modified: float) -> GgufFile:
+    del modified  # part of the key only
+    with path.open("rb") as file:
+        cursor = _Cursor(file, path, size)
+        num_tensors, num_keys = _read_preamble(cursor)
+        metadata = {}
+        for _ in range(num_keys):
+            key = cursor.string()
+            metadata[key] = cursor.value(cursor.number("I"))
+        described = [_read_description(cursor) for _ in range(num_tensors)]
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    data_start = -(-cursor.position // alignment) * alignment
+    tensors = {}
+    for name, shape, type_id, offset in described:
+        if name in tensors:
+            raise SourceError(f"{path}: names the tensor {name!r} twice: damaged file.")
+        tensors[name] = _tensor(path, size, name, shape, type_id, data_start + offset)
+    return GgufFile(path, metadata, tensors)
+
+
+def read_gguf(path: epath.Path) -> GgufFile:
+    """Metadata and tensor descriptions of a GGUF file; no tensor data.
+
+    Raises:
+      SourceError: not a GGUF file, another version, truncated or damaged.
+    """
+    stat = path.stat()
+    return _read_cached(path, stat.length, stat.mtime)
+
+
+def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
+    """(number of tensors, number of metadata keys)."""
+    if cursor.take(4) != b"GGUF":
+        raise SourceError(f"{cursor.path}: is not a GGUF file (it does not begin with the letters GGUF).")
+    version = cursor.number("I")
+    if version not in (2, 3):
+        raise SourceError(
+            f"{cursor.path}: has GGUF version {version}; little-endian files of version 2 and 3 are supported. "
+            "Convert it with a current llama.cpp."
+        )
+    return cursor.number("Q"), cursor.number("Q")
+
+
+def _read_description(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+    """(name, shape in NumPy's order, type, offset from the start of the data)."""
+    name = cursor.string()
+    dimensions = cursor.numbers("Q", cursor.number("I"))
+    return name, tuple(reversed(dimensions)), cursor.number("I"), cursor.number("Q")
+
+
+def _tensor(path: epath.Path, size: int, name: str, shape: tuple[int, ...], type_id: int, offset: int) -> GgufTensor:
+    try:
+        kind = gguf.GGMLQuantizationType(type_id)
+    except ValueError as error:
+        raise SourceError(
+            f"{path}: {name!r} has the tensor type {type_id}, which the gguf library does not know. Upgrade gguf."
+        ) from error
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    if not shape or shape[-1] % block_size:
+        raise SourceError(
+            f"{path}: {name!r} of shape {shape} does not fit its type {kind.name} (blocks of {block_size})."
+        )
+    num_bytes = math.prod(shape) // block_size * block_bytes
+    if offset + num_bytes > size:
+        raise SourceError(
+            f"{path}: the file is truncated: it has {size} bytes and {name!r} would end at {offset + num_bytes}. "
+            "Copy or download it again."
+        )
+    return GgufTensor(name, shape, kind, offset, num_bytes)
+
+
+def tensor_entry(path: epath.Path, tensor: GgufTensor) -> TensorEntry:
+    """An entry whose `load` gives the dequantized tensor, float32; SourceError if the type has no dequantizer."""
+    return TensorEntry(tensor.shape, np.dtype(np.float32), functools.partial(_dequantize, path, tensor))
+
+
+def _dequantize(path: epath.Path, tensor: GgufTensor) -> np.ndarray:
+    content = read_span(path, tensor.offset, tensor.num_bytes)
+    if tensor.type in _PLAIN:
+        return content.view(_PLAIN[tensor.type]).reshape(tensor.shape).astype(np.float32, copy=False)
+    rows = content.reshape(*tensor.shape[:-1], -1)
+    try:
+        return gguf.dequantize(rows, tensor.type).reshape(tensor.shape)
+    except NotImplementedError as error:
+        raise SourceError(
+            f"{path}: {tensor.name!r} has the type {tensor.type.name}, which the gguf library cannot dequantize. "
+            "Use a file with another quantization, or the original weights."
+        ) from error

@@ -1,0 +1,139 @@
+"""The tokenizer that a GGUF file carries in its metadata: vocabulary, merges, special tokens, chat template.
+
+Built with the `tokenizers` library, so that no torch is needed. Byte-level BPE only. How text is split before the
+merges apply is not stored in the file but named (`tokenizer.ggml.pre`); the table below gives, for the names that are
+supported, what the models' own tokenizer.json does. A guess would give almost the same ids: other names are refused.
+"""
+
+import dataclasses
+
+from etils import epath
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sft_jax.sources.gguf_file import GgufFile, read_gguf
+from sft_jax.sources.tensors import SourceError
+
+_CONTROL, _USER_DEFINED = 3, 4  # token types: special, and added but not special
+
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Splitting:
+    """How text is split; whether a piece that is itself a token is taken whole; whether BOS is added by default."""
+
+    before: tuple[pre_tokenizers.PreTokenizer, ...]
+    gpt2_regex: bool
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+_GPT2 = _Splitting(before=(), gpt2_regex=True)
+_DIGITS = _Splitting(before=(pre_tokenizers.Digits(individual_digits=True),), gpt2_regex=True)
+_LLAMA3 = _Splitting(
+    before=(pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),),
+    gpt2_regex=False,
+    ignore_merges=True,
+    add_bos=True,
+)
+SPLITTINGS = {
+    "gpt-2": _GPT2,
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+}
+
+
+def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a GGUF file; `chat_template` is None if the file has none.
+
+    Only the default chat template is read, not further named ones. `pad_token` is what the file says; it may be the
+    same as `eos_token`, so never tell padding by it.
+
+    Raises:
+      SourceError: no tokenizer in the file, one of a kind that is not supported, or a damaged one.
+    """
+    file = read_gguf(path)
+    splitting = _splitting(file)
+    tokens = file.require("tokenizer.ggml.tokens")
+    backend = Tokenizer(_model(file, tokens, splitting))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splitting.before, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splitting.gpt2_regex)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    _add_tokens(file, tokens, backend)
+    special = {
+        "bos_token": _special_token(file, tokens, "bos_token_id"),
+        "eos_token": _special_token(file, tokens, "eos_token_id"),
+        "unk_token": _special_token(file, tokens, "unknown_token_id"),
+        "pad_token": _special_token(file, tokens, "padding_token_id"),
+    }
+    architecture = file.metadata.get("general.architecture")
+    context_length = file.metadata.get(f"{architecture}.context_length")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{name: token for name, token in special.items() if token is not None},
+        **({} if context_length is None else {"model_max_length": context_length}),
+        add_bos_token=bool(file.metadata.get("tokenizer.ggml.add_bos_token", splitting.add_bos)),
+        add_eos_token=bool(file.metadata.get("tokenizer.ggml.add_eos_token", False)),
+        chat_template=file.metadata.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        name_or_path=str(path),
+    )
+
+
+def _splitting(file: GgufFile) -> _Splitting:
+    kind = file.require("tokenizer.ggml.model")
+    advice = "Use the model's Hugging Face directory (with tokenizer.json) instead."
+    if kind != "gpt2":
+        raise SourceError(
+            f"{file.path}: has a tokenizer of the kind {kind!r} (tokenizer.ggml.model); supported is 'gpt2', "
+            f"that is byte-level BPE. {advice}"
+        )
+    name = file.metadata.get("tokenizer.ggml.pre")
+    if name not in SPLITTINGS:
+        raise SourceError(
+            f"{file.path}: splits text by the pre-tokenizer {name!r} (tokenizer.ggml.pre); supported are "
+            f"{', '.join(SPLITTINGS)}. {advice}"
+        )
+    return SPLITTINGS[name]
+
+
+def _model(file: GgufFile, tokens: list, splitting: _Splitting) -> models.BPE:
+    vocabulary = {token: id_ for id_, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        raise SourceError(
+            f"{file.path}: its vocabulary holds {len(tokens) - len(vocabulary)} tokens twice: damaged file."
+        )
+    merges = [tuple(merge.split(" ")) for merge in file.require("tokenizer.ggml.merges")]
+    for rank, merge in enumerate(merges):
+        if len(merge) != 2 or not {merge[0], merge[1], "".join(merge)} <= vocabulary.keys():
+            raise SourceError(f"{file.path}: merge {rank} {merge!r} is not of two tokens into one of the vocabulary.")
+    return models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.ignore_merges)
+
+
+def _add_tokens(file: GgufFile, tokens: list, backend: Tokenizer) -> None:
+    """Tokens that are found in text whole, before it is split: special ones and those the file marks as added."""
+    types = file.metadata.get("tokenizer.ggml.token_type", [])
+    if len(types) not in (0, len(tokens)):
+        raise SourceError(f"{file.path}: {len(types)} token types for {len(tokens)} tokens: damaged file.")
+    for token, type_ in zip(tokens, types, strict=False):
+        if type_ in (_CONTROL, _USER_DEFINED):
+            added = AddedToken(token, normalized=False, special=type_ == _CONTROL)
+            add = backend.add_special_tokens if type_ == _CONTROL else backend.add_tokens
+            add([added])
+
+
+def _special_token(file: GgufFile, tokens: list, key: str) -> str | None:
+    id_ = file.metadata.get(f"tokenizer.ggml.{key}")
+    if id_ is None:
+        return None
+    if not 0 <= id_ < len(tokens):
+        raise SourceError(f"{file.path}: tokenizer.ggml.{key} is {id_}, but there are {len(tokens)} tokens.")
+    return tokens[id_]

@@ -1,0 +1,78 @@
+"""The tokenizer of a source, with its chat template and without torch.
+
+What `sft_jax.data` renders conversations with; it comes from the same place as the weights (`locate`).
+"""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import transformers
+from etils import epath
+
+from sft_jax.sources import gguf_tokenizer, hub
+from sft_jax.sources.huggingface import read_json
+from sft_jax.sources.locate import locate
+from sft_jax.sources.tensors import SourceError
+
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+
+
+def load_tokenizer(source: str | os.PathLike, revision: str | None = None) -> transformers.PreTrainedTokenizerFast:
+    """The tokenizer of a Hugging Face directory, a .gguf file, a hub name or a short name.
+
+    A tokenizer without a chat template has `chat_template` None. Truncation and padding that a tokenizer.json may have
+    switched on are switched off: they would cut training rows without a word.
+
+    Args:
+      source: as for `open_checkpoint`; of a hub repository only config and tokenizer files are downloaded.
+      revision: branch, tag or commit, for sources from the hub.
+
+    Raises:
+      SourceError: no such source, no tokenizer in it, or one that cannot be read.
+    """
+    location = locate(source, revision, with_weights=False)
+    if location.kind == "gguf":
+        return gguf_tokenizer.read_tokenizer(location.path)
+    return _read_directory(location.path)
+
+
+def _read_directory(directory: epath.Path) -> transformers.PreTrainedTokenizerFast:
+    present = [name for name in _VOCABULARY_FILES if (directory / name).exists()]
+    if not present:
+        raise SourceError(
+            f"{directory} has no tokenizer: expected {' or '.join(_VOCABULARY_FILES)}. Copy the tokenizer files of the "
+            "base model into it."
+        )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (directory / name).exists():
+            read_json(directory / name)  # a damaged file gets its own error here
+    # tokenizer.json says everything, and is taken as it is written. AutoTokenizer would rebuild the splitting of text
+    # from the class named in tokenizer_config.json (transformers 5 then loses the digit splitting of SmolLM2, whose
+    # class is GPT2Tokenizer), and imports torch where it is installed.
+    loader = transformers.PreTrainedTokenizerFast if "tokenizer.json" in present else transformers.AutoTokenizer
+    with _on_disk(directory) as folder:
+        tokenizer = loader.from_pretrained(folder, local_files_only=True)
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
+        raise SourceError(
+            f"{directory}: transformers reads its tokenizer as {type(tokenizer).__name__}, which is written in Python "
+            "and cannot tell where in the text a token lies. Save one with a tokenizer.json (`save_pretrained`)."
+        )
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _on_disk(directory: epath.Path) -> Iterator[str]:
+    """The directory itself, or for one in a bucket a temporary copy of its tokenizer files."""
+    if pathlib.Path(directory).is_dir():
+        yield os.fspath(directory)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name in (*hub.CONFIG_FILES, *hub.TOKENIZER_FILES):
+            if (directory / name).exists():
+                pathlib.Path(copy, name).write_bytes((directory / name).read_bytes())
+        yield copy

@@ -1,0 +1,90 @@
+"""Hyperparameters as arrays, learning-rate schedules on them, and the optimizer built from them.
+
+Nothing numeric is a constant of the compiled step: one compilation serves a sweep over learning rate, decay, betas.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jaxtyping import Array, Float, Int
+
+Tree = Any
+Hyperparameters = dict[str, Array]
+
+SCHEDULES = ("constant", "linear", "cosine")
+_NO_DECAY = re.compile(r"(scale|bias)$")
+
+
+def hyperparameters(config: ml_collections.ConfigDict, total_steps: int) -> Hyperparameters:
+    """The numbers of a run as float32 scalars.
+
+    Args:
+        config: `optimizer` and `adapter` of the experiment config.
+        total_steps: length of the run in optimizer steps, for the schedule.
+
+    Raises:
+        ValueError: a number out of range; names the flag.
+    """
+    optimizer = config.optimizer
+    beta1, beta2 = optimizer.betas
+    warmup = optimizer.warmup_steps if optimizer.warmup_steps >= 0 else round(optimizer.warmup_share * total_steps)
+    values = {
+        "learning_rate": optimizer.learning_rate,
+        "final_share": optimizer.final_share,
+        "warmup_steps": warmup,
+        "total_steps": total_steps,
+        "weight_decay": optimizer.weight_decay,
+        "beta1": beta1,
+        "beta2": beta2,
+        "epsilon": optimizer.epsilon,
+        "clip_norm": optimizer.clip_norm or float("inf"),
+        "adapter_alpha": config.adapter.alpha,
+        "adapter_dropout": config.adapter.dropout,
+    }
+    for name in ("learning_rate", "final_share", "weight_decay", "clip_norm", "epsilon"):
+        if not values[name] >= 0:
+            raise ValueError(f"--config.optimizer.{name}={values[name]} must not be negative")
+    for name in ("beta1", "beta2"):
+        if not 0 <= values[name] < 1:
+            raise ValueError(f"--config.optimizer.betas={tuple(optimizer.betas)}: both must lie in [0, 1)")
+    if not 0 <= values["adapter_dropout"] < 1:
+        raise ValueError(f"--config.adapter.dropout={values['adapter_dropout']} must lie in [0, 1)")
+    return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+
+
+def learning_rate(kind: str, step: Int[Array, ""], hyper: Hyperparameters) -> Float[Array, ""]:
+    """Learning rate at `step`: linear warm-up from 0, then constant, or down to `final_share` of the peak.
+
+    Cosine with peak 0.2, warm-up 10 and 100 steps: 0 at step 0, 0.1 at 5, 0.2 at 10, 0.1 at 55, 0 at 100.
+    """
+    step = step.astype(jnp.float32)
+    warm = jnp.where(hyper["warmup_steps"] > 0, step / jnp.maximum(hyper["warmup_steps"], 1.0), 1.0)
+    span = jnp.maximum(hyper["total_steps"] - hyper["warmup_steps"], 1.0)
+    progress = jnp.clip((step - hyper["warmup_steps"]) / span, 0.0, 1.0)
+    shapes = {
+        "constant": lambda: jnp.ones(()),
+        "linear": lambda: 1 - progress,
+        "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+    }
+    decayed = hyper["final_share"] + (1 - hyper["final_share"]) * shapes[kind]()
+    return hyper["learning_rate"] * jnp.minimum(warm, 1.0) * decayed
+
+
+def decay_mask(trained: Tree) -> Tree:
+    """True where weight decay applies: everywhere but on norms' scales and on biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not _NO_DECAY.search(str(getattr(path[-1], "key", path[-1]))), trained
+    )
+
+
+def adamw(hyper: Hyperparameters, rate: Float[Array, ""]) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019) at learning rate `rate`; `init` does not depend on the numbers."""
+    return optax.chain(
+        optax.scale_by_adam(b1=hyper["beta1"], b2=hyper["beta2"], eps=hyper["epsilon"]),
+        optax.add_decayed_weights(hyper["weight_decay"], mask=decay_mask),
+        optax.scale_by_learning_rate(rate),
+    )

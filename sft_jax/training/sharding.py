@@ -1,0 +1,100 @@
+"""Where arrays live: the mesh, and the one ordered table from parameter path to PartitionSpec."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sft_jax.models.partitioning import BATCH_AXES, MESH_AXES, fit_spec
+
+Tree = Any
+
+# First match wins; matched at the end of the path, so that moments and adapters follow their parameters.
+# Specs are for one layer; stacked layers get a leading None.
+PARTITION_RULES: tuple[tuple[str, P], ...] = (
+    # The vocabulary over fsdp and the model dimension over tensor: a lookup gathers rows without moving columns.
+    (r"embedding$", P("fsdp", "tensor")),
+    (r"head$", P("fsdp", "tensor")),
+    (r"(query|key|value|gate|up)/kernel$", P("fsdp", "tensor")),
+    (r"(out|down)/kernel$", P("tensor", "fsdp")),
+    (r"(query|key|value|gate|up)/bias$", P("tensor")),
+    (r"/a$", P("fsdp", None)),
+    (r"/b$", P(None, "fsdp")),
+    (r"(scale|bias|dropout)$", P()),
+)
+_STACKED = re.compile(r"(^|/)layers/")
+
+
+def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh `replica, fsdp, tensor`; an axis of size -1 takes the devices that are left.
+
+    Args:
+        config: `mesh` of the experiment config: one size an axis.
+        devices: by default all devices of all processes.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: int(config[axis]) for axis in MESH_AXES}
+    asked = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"--config.mesh: {asked}: sizes are at least 1, and one of them may be -1 (the rest)")
+    if open_axes:
+        sizes[open_axes[0]] = len(devices) // known
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(f"--config.mesh: {asked} does not make {len(devices)} devices")
+    return jax.make_mesh(
+        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
+
+
+def spec_of(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:
+    """The PartitionSpec of the array at `path`; axes that do not divide their dimension are dropped.
+
+    Raises:
+        ValueError: no rule of the table matches a path that is not a scalar's.
+    """
+    if not shape:
+        return P()
+    for pattern, spec in PARTITION_RULES:
+        if re.search(pattern, path):
+            stacked = P(None, *spec) if _STACKED.search(path) else spec
+            return fit_spec(stacked, shape, dict(axis_sizes))
+    raise ValueError(f"no rule in PARTITION_RULES matches the parameter {path!r} of shape {shape}")
+
+
+def shardings_of(tree: Tree, mesh: Mesh) -> Tree:
+    """NamedShardings for a tree of arrays or shapes, by path."""
+    sizes = dict(mesh.shape)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_of(path_string(path), leaf.shape, sizes)), tree
+    )
+
+
+def path_string(path: tuple) -> str:
+    """`params/layers/ffn/up/kernel` from a key path of jax.tree_util."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of the batch over the axes that split it; everything else whole."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows, as part of the global batch."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}

@@ -1,0 +1,15 @@
+"""Shared set-up: eight emulated CPU devices, shape checks at run time, strict rank promotion, no network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("sft_jax", "typeguard.typechecked")
