@@ -27,18 +27,26 @@ _ROW_TOKENS = flags.DEFINE_integer("row_tokens", 2048, "Tokens in a row of the b
 
 _WORDS = (
     "The vehicle owner title number state registered lien holder address date issued model year make body "
-    "odometer reading Springfield 2019 Honda 4T1BF1FK5CU123456 certificate of ownership mailing previous"
-).split()
+    "odometer reading Springfield Honda certificate of ownership mailing previous"
+)
 
 
 def make_records(count: int, seed: int = 0) -> list[Record]:
-    """Documents of some 120 words with a JSON answer."""
+    """Documents of known words, numbers and names no tokenizer has seen, with a JSON answer; ~200 tokens a row."""
     rng = random.Random(seed)
+    known = _WORDS.split()
+
+    def word() -> str:
+        kind = rng.random()
+        if kind < 0.7:
+            return rng.choice(known)
+        return str(rng.randrange(10**6)) if kind < 0.85 else "".join(rng.choices("aeioulnrst", k=7)).title()
+
     records = []
     for number in range(count):
-        words = rng.choices(_WORDS, k=rng.randint(40, 150))
-        answer = ", ".join(f'"{rng.choice(_WORDS)}": "{rng.choice(_WORDS)}"' for _ in range(4))
-        question = Message("user", "Extract the fields as JSON.\n\n" + " ".join(words))
+        document = " ".join(word() for _ in range(rng.randint(20, 80)))
+        answer = ", ".join(f'"{rng.choice(known)}": "{word()}"' for _ in range(4))
+        question = Message("user", "Extract the fields as JSON.\n\n" + document)
         records.append(Record(f"made-up:{number}", (question, Message("assistant", "{" + answer + "}")), {}))
     return records
 

@@ -20,6 +20,7 @@ __all__ = ["ConversationRenderer", "RenderedRow", "RowError"]
 
 TokenWeights = Float32[np.ndarray, "tokens"]
 
+_NO_END_OF_TURN = "the chat template has no end-of-turn token after an answer"
 _PROVEN_ROWS = 64  # rows whose ids are compared with the plain tokenizer's at run time
 
 
@@ -182,8 +183,21 @@ class ConversationRenderer:
                     f"the prompt for message {number} is not the beginning of the whole conversation; use a "
                     "template that does not rewrite earlier turns, or mark the answers with {% generation %}",
                 )
-            spans.append((len(prompt), _end_of_turn(rendered, number, self._encoder)[1]))
+            end_of_turn = _end_of_turn(rendered, number, self._encoder)
+            self._check_end_of_turn(rendered.text[slice(*end_of_turn)], conversation[: number + 1])
+            spans.append((len(prompt), end_of_turn[1]))
         return spans
+
+    def _check_end_of_turn(self, end_of_turn: str, answered: Conversation) -> None:
+        """The token must follow the answer where the conversation ends there too: else it begins the next turn."""
+        after = self._template.text_after_last(tuple(message.role for message in answered))
+        special = self._encoder.find_special(after)
+        if not special or after[slice(*special[0])] != end_of_turn:
+            raise RowError(
+                _NO_END_OF_TURN,
+                f"{end_of_turn!r} follows message {len(answered) - 1} because of what comes next; where the "
+                f"conversation ends there it is followed by {after!r}",
+            )
 
     def _row(self, rendered: TemplateText, spans: list[Span], encoded: Encoded | RowError) -> RenderedRow | RowError:
         if isinstance(encoded, RowError):
@@ -226,7 +240,7 @@ def _end_of_turn(rendered: TemplateText, number: int, encoder: TextEncoder) -> S
     special = encoder.find_special(rendered.text, start, end)
     if not special:
         raise RowError(
-            "the chat template has no end-of-turn token after an answer",
+            _NO_END_OF_TURN,
             f"{rendered.text[start:end]!r} follows message {number}; without one the model would never stop",
         )
     return special[0]

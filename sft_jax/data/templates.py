@@ -107,6 +107,14 @@ class ChatTemplate:
             )
         return TemplateText(text, contents, generation)
 
+    def text_after_last(self, roles: tuple[str, ...]) -> str:
+        """What the template writes after the last message of a conversation of these roles.
+
+        Raises:
+            RowError: the template refuses such a conversation.
+        """
+        return self._skeleton(roles, False)[-1]
+
     def _find_skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> list[str]:
         """Template text and message numbers in turn: [text, "0", text, "1", text]."""
         marked = tuple(Message(role, f"\ue0d0{i}\ue0d1") for i, role in enumerate(roles))

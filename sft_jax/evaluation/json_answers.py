@@ -5,6 +5,7 @@ sentence around its JSON. What is accepted is listed in `parse_object`, what cou
 """
 
 import ast
+import itertools
 import json
 import re
 import warnings
@@ -13,6 +14,8 @@ from decimal import Decimal
 from typing import Any
 
 MISSING = frozenset({"", "null", "none", "n/a"})
+BRACES_TRIED = 100  # bounds the time spent on an answer of nothing but braces
+
 _NAMES = {"null": None, "true": True, "false": False}
 _DECODER = json.JSONDecoder(strict=False)
 
@@ -20,12 +23,12 @@ _DECODER = json.JSONDecoder(strict=False)
 def parse_object(answer: str) -> dict[Any, Any] | None:
     """The first JSON object in an answer, or None.
 
-    Accepted: text or a code fence before and after it; line breaks within strings; an array (its first object); and
-    objects which are Python literals rather than JSON: single quotes, None/True/False, trailing commas. An object
-    whose only field is itself an object (`{"vehicle": {...}}`) stands for the inner one. An object cut off before
-    its closing brace is not one.
+    Accepted: text or a code fence before and after it; line breaks within strings; an array (its first object);
+    doubled braces; and objects which are Python literals rather than JSON: single quotes, None/True/False, trailing
+    commas. An object whose only field is itself an object (`{"vehicle": {...}}`) stands for the inner one. An object
+    cut off before its closing brace is not one, but a whole one inside it is.
     """
-    for match in re.finditer(r"\{", answer):
+    for match in itertools.islice(re.finditer(r"\{", answer), BRACES_TRIED):
         found = _object_at(answer, match.start())
         if found is not None:
             return _unwrapped(found)
@@ -74,7 +77,7 @@ def _object_at(text: str, start: int) -> dict[Any, Any] | None:
 def _python_object(text: str) -> dict[Any, Any] | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in an answer is the model's, not ours
+            warnings.simplefilter("ignore")  # of a "\d" in the answer
             tree = ast.parse(text, mode="eval")
         found = ast.literal_eval(_NamesAsConstants().visit(tree))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

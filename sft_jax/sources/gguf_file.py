@@ -59,25 +59,41 @@ class _Cursor:
     def take(self, num_bytes: int) -> bytes:
         content = self.file.read(num_bytes) if self.position + num_bytes <= self.size else b""
         if len(content) != num_bytes:
-            raise SourceError(
-                f"{self.path}: the header is truncated or damaged (at byte {self.position} of {self.size}, "
-                f"{num_bytes} more expected). Copy or download the file again."
-            )
+            raise self.truncated()
         self.position += num_bytes
         return content
+
+    def truncated(self) -> SourceError:
+        return SourceError(
+            f"{self.path}: the header is truncated or damaged (after byte {self.position} of {self.size}). "
+            "Copy or download the file again."
+        )
 
     def numbers(self, code: str, count: int) -> tuple:
         return struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code)))
 
-    def number(self, code: str) -> int:
+    def number(self, code: str) -> int | float:
         return self.numbers(code, 1)[0]
 
-    def string(self) -> str:
-        content = self.take(self.number("Q"))
+    def strings(self, count: int) -> list[str]:
+        """`count` strings. One flat loop, because a vocabulary and its merges have some 100,000."""
+        read, values, num_bytes = self.file.read, [], 0
+        for _ in range(count):
+            prefix = read(8)
+            length = int.from_bytes(prefix, "little")
+            num_bytes += 8 + length
+            content = read(length) if self.position + num_bytes <= self.size else b""
+            if len(prefix) != 8 or len(content) != length:
+                raise self.truncated()
+            values.append(content)
+        self.position += num_bytes
         try:
-            return content.decode("utf-8")
+            return [content.decode("utf-8") for content in values]
         except UnicodeDecodeError as error:
             raise SourceError(f"{self.path}: a string of the header is not UTF-8 ({error}).") from error
+
+    def string(self) -> str:
+        return self.strings(1)[0]
 
     def value(self, type_id: int) -> object:
         if type_id in _SCALARS:
@@ -89,6 +105,8 @@ class _Cursor:
         item_type, count = self.number("I"), self.number("Q")
         if item_type in _SCALARS:
             return list(self.numbers(_SCALARS[item_type], count))
+        if item_type == _STRING:
+            return self.strings(count)
         return [self.value(item_type) for _ in range(count)]
 
 

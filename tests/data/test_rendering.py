@@ -60,7 +60,7 @@ def test_chatml(chatml_tokenizer, chat, turns, expected):
 
 def test_ids_and_weights_by_hand():
     """The world of torchtune's chat tests, where a word is its length, BOS is 0 and EOS is -1; the same table."""
-    words = "You are an AI assistant. What is the meaning of life? The 42. That's ridiculous. I agree."
+    words = "You are an AI assistant. What is the meaning of life? The life 42. That's ridiculous. I agree."
     vocab = {word: number for number, word in enumerate(["<bos>", "<eos>", *words.split()])}
     backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<eos>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -147,6 +147,13 @@ REFUSED = [  # (what is wrong, template, turns, words of the reason)
     ),
     ("no end-of-turn", HEADER + "{{ m.content }}\n" + END, ("user: Hi", "assistant: A"), "no end-of-turn"),
     (
+        "the next turn's first token in place of an end-of-turn",
+        "{% for m in messages %}<|im_start|>{{ m.role + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% else %}<|im_end|>{% endif %}",
+        TWO_TURNS,
+        "no end-of-turn token after an answer: '<|im_start|>' follows message 1 because of what comes next",
+    ),
+    (
         "end-of-turn only at the end",
         "{% for m in messages %}{{ m.role + m.content }}{% endfor %}<|im_end|>"
         "{% if add_generation_prompt %}assistant{% endif %}",
@@ -191,8 +198,9 @@ REFUSED = [  # (what is wrong, template, turns, words of the reason)
 
 @pytest.mark.parametrize(("_", "template", "turns", "reason"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_refused_never_all_zero(chatml_tokenizer, chat, _, template, turns, reason):
-    with pytest.raises(RowError, match=reason):
+    with pytest.raises(RowError) as caught:
         ConversationRenderer(chatml_tokenizer, template).render(chat(*turns))
+    assert reason in str(caught.value)
 
 
 FAMILIES = {  # the shapes of templates in use: (special tokens, eos, template)

@@ -42,7 +42,7 @@ def test_real_file_config_and_time():
     num_weights = sum(entry.load().size for entry in checkpoint.tensors.values())
     seconds = time.perf_counter() - start
     assert num_weights == 134_515_008
-    assert seconds < 5 * 4  # 1.3 s measured on two idle cores; the machine may be busy
+    assert seconds < 20  # 1.3 s on an idle machine; this one may be busy
     assert checkpoint.name == SHORT_NAME
     assert checkpoint.location.endswith(".gguf")
     expected = {
@@ -69,6 +69,7 @@ def test_real_file_config_and_time():
     assert len(checkpoint.tensors) == 2 + 30 * 9
 
 
+@pytest.mark.slow
 def test_real_file_equals_transformers_reader():
     path = locate(SHORT_NAME).path
     theirs = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name).state_dict()
@@ -204,7 +205,7 @@ def test_tensors_that_are_not_known(tmp_path, write_gguf, llama_arrays, name):
     ("damage", "message"),
     [
         (lambda content: content[:-10], r"the file is truncated: it has \d+ bytes and 'blk.0.\S+' would end at"),
-        (lambda content: content[:200], r"the header is truncated or damaged \(at byte \d+ of 200"),
+        (lambda content: content[:200], r"the header is truncated or damaged \(after byte \d+ of 200"),
         (lambda content: b"", r"the header is truncated or damaged"),
         (lambda content: b"GGML" + content[4:], r"is not a GGUF file"),
         (lambda content: content[:4] + b"\0\0\0\3" + content[8:], r"has GGUF version 50331648; little-endian"),

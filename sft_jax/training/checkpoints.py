@@ -1,0 +1,147 @@
+"""Checkpoints: the one module that knows orbax (its v1 interface still moves).
+
+A checkpoint holds what training changes: trained parameters, moments, counters, and the position in the pack plan. Frozen
+parameters stay in the pretrained checkpoint they come from. The layer layout is recorded and converted on restore;
+any mesh and any number of processes can restore.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from sft_jax.models.layouts import to_layout
+from sft_jax.training.sharding import shardings_of
+from sft_jax.training.state import TrainState
+
+Tree = Any
+DIRECTORY = "checkpoints"
+_SAVED = ("step", "trained", "opt_state", "skipped", "skipped_in_a_row")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPosition:
+    """What a checkpoint says beside its arrays.
+
+    Attributes:
+        layout: layer layout of the arrays.
+        position: bins of the pack plan consumed so far, over all processes.
+        counters: examples, tokens and supervised tokens seen.
+    """
+
+    layout: str
+    position: int
+    counters: dict[str, int]
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, workdir: epath.Path, keep_last: int = 1, best_metric: str = "", best_is: str = "min"):
+        """Opens (and makes) the directory.
+
+        Args:
+            workdir: run directory.
+            keep_last: how many of the latest to keep.
+            best_metric: also keep the best by this metric; empty for none.
+            best_is: `min` or `max`.
+        """
+        if keep_last < 1:
+            raise ValueError(f"--config.checkpoint.keep_last={keep_last} must be at least 1")
+        if best_is not in ("min", "max"):
+            raise ValueError(f"--config.checkpoint.best_is={best_is!r} must be 'min' or 'max'")
+        self._metric, self._sign = best_metric, 1 if best_is == "max" else -1
+        policies = ocp.training.preservation_policies
+        keep = [policies.LatestN(n=keep_last)]
+        if best_metric:
+            keep.append(policies.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False))
+        self._checkpointer = ocp.training.Checkpointer(
+            workdir / DIRECTORY,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, state: TrainState, position: RunPosition, metrics: dict[str, float]) -> None:
+        """Starts saving; arrays are copied before it returns, files are written in the background.
+
+        Args:
+            state: the state, which may be donated once this returns.
+            position: what goes beside it.
+            metrics: latest metrics, of which the best one may be chosen by.
+        """
+        step = int(state.step)
+        if step in self.steps():
+            return
+        saved = {name: getattr(state, name) for name in _SAVED}
+        # Scores are "larger is better" whatever the metric.
+        score = {"score": self._sign * metrics[self._metric]} if self._metric in metrics else None
+        self._checkpointer.save_checkpointables_async(
+            step, {"state": saved}, metrics=score, custom_metadata=dataclasses.asdict(position), force=True
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, in order."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint; None where there is none."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """Step of the best checkpoint by the metric; None where none has it."""
+        scored = [c for c in self._checkpointer.checkpoints if c.metrics and "score" in c.metrics]
+        return max(scored, key=lambda c: c.metrics["score"]).step if scored else None
+
+    def position(self, step: int) -> RunPosition:
+        """What the checkpoint says beside its arrays."""
+        return RunPosition(**self._checkpointer.metadata(step).custom_metadata)
+
+    def restore(self, step: int, state: TrainState, layout: str, mesh: Mesh) -> TrainState:
+        """`state` with what the checkpoint holds.
+
+        Args:
+            step: which checkpoint.
+            state: a state of this run; its frozen parameters and hyperparameters are kept.
+            layout: its layer layout.
+            mesh: where the arrays go.
+        """
+        saved_layout = self.position(step).layout
+        wanted = {name: getattr(state, name) for name in _SAVED}
+        shapes = jax.eval_shape(lambda tree: convert(tree, saved_layout), wanted)
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            shardings_of(shapes, mesh),
+        )
+        restored = self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+        if saved_layout != layout:
+            out = shardings_of(wanted, mesh)
+            restored = jax.jit(lambda tree: convert(tree, layout), out_shardings=out)(restored)
+        return state.replace(**restored)
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits, then closes."""
+        self._checkpointer.close()
+
+
+def convert(tree: Tree, layout: str) -> Tree:
+    """A state-like tree (trained parameters, moments) with every {"params": …, "adapters": …} in `layout`."""
+
+    def is_collections(node: Any) -> bool:
+        return isinstance(node, dict) and bool(node) and set(node) <= {"params", "adapters"}
+
+    def convert_node(node: Any) -> Any:
+        if is_collections(node):
+            return {name: to_layout(subtree, layout, jnp.stack) for name, subtree in node.items()}
+        return node
+
+    return jax.tree.map(convert_node, tree, is_leaf=is_collections)

@@ -1,0 +1,54 @@
+"""Durations in any unit: `"60 steps"`, `"2000 examples"`, `"1e6 tokens"`, `"3 epochs"`, `"3 percent"` (of the run).
+
+One string carries number and unit, so that a flag can replace either and two units can never be given at once.
+"""
+
+import math
+import re
+
+from sft_jax.data.plan import PackPlan
+
+_FORM = re.compile(r"\s*([0-9][0-9._]*(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*")
+_UNITS = {
+    "step": "steps",
+    "example": "examples",
+    "token": "tokens",
+    "epoch": "epochs",
+    "percent": "percent",
+}
+
+
+def parse(duration: str, flag: str) -> tuple[float, str]:
+    """Amount and unit of a duration.
+
+    Raises:
+        ValueError: not of the form `<number> <unit>`; names the flag.
+    """
+    match = _FORM.fullmatch(duration)
+    unit = _UNITS.get(match[2]) or _UNITS.get(match[2].removesuffix("s")) if match else None
+    if unit is None:
+        raise ValueError(
+            f"--config.{flag}={duration!r} is not a duration; give a number and one unit, for example '60 steps', "
+            "'2000 examples', '1e6 tokens' or '3 epochs'"
+        )
+    return float(match[1].replace("_", "")), unit
+
+
+def in_steps(duration: str, flag: str, plan: PackPlan, total_steps: int | None = None) -> int:
+    """The smallest number of optimizer steps that reaches a duration.
+
+    Args:
+        duration: number and unit.
+        flag: its name in the config, for errors.
+        plan: the pack plan, which knows what each step holds.
+        total_steps: length of the run, of which `percent` is taken; None where that unit makes no sense.
+
+    Raises:
+        ValueError: malformed, or `percent` of an unknown whole.
+    """
+    amount, unit = parse(duration, flag)
+    if unit == "percent":
+        if total_steps is None:
+            raise ValueError(f"--config.{flag}={duration!r}: percent of the run makes no sense here")
+        return math.ceil(amount / 100 * total_steps)
+    return plan.steps_for(unit, amount)

@@ -1,0 +1,105 @@
+"""Metrics of a run: `metrics.jsonl`, one object a line, and TensorBoard.
+
+After a restart both are cut back to the step of the checkpoint, so that the history has neither gap nor repeat. In a bucket,
+where nothing can be appended, files are kept locally and written whole at each flush.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import tensorboardX
+from etils import epath
+
+FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+_FLUSH_SECONDS = 20.0
+
+
+def read_metrics(path: epath.PathLike) -> list[dict]:
+    """The lines of a metrics file; a torn last line (a writer killed in the middle of it) is left out.
+
+    Raises:
+        ValueError: a line before the last is not a JSON object with a `step`.
+    """
+    lines = epath.Path(path).read_text().split("\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+            record["step"]
+        except (json.JSONDecodeError, TypeError, KeyError):
+            if number == len(lines):  # no newline after it: torn
+                break
+            raise ValueError(f"{path}:{number}: not a JSON object with a step: {line[:80]!r}") from None
+        records.append(record)
+    return records
+
+
+def is_remote(path: epath.Path) -> bool:
+    """True for a bucket path."""
+    return "://" in os.fspath(path)
+
+
+class MetricLog:
+    """Writes scalars and texts of a run; one process only."""
+
+    def __init__(self, workdir: epath.Path, resume_step: int):
+        """Opens the log, cut back to `resume_step` (0 for a new run).
+
+        Args:
+            workdir: run directory.
+            resume_step: steps done in the checkpoint that the run continues from.
+        """
+        self._remote = workdir if is_remote(workdir) else None
+        self._local = Path(tempfile.mkdtemp(prefix="sft_jax_log_")) if self._remote else Path(workdir)
+        before = workdir / FILE
+        kept = [line for line in read_metrics(before) if line["step"] <= resume_step] if before.exists() else []
+        self._path = self._local / FILE
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self._path)
+        self._file = self._path.open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(self._local / TENSORBOARD), purge_step=resume_step + 1, flush_secs=int(_FLUSH_SECONDS)
+        )
+        self._flushed = time.monotonic()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics. Numbers that are not finite are written as null, which JSON can hold."""
+        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """A text for TensorBoard."""
+        self._tensorboard.add_text(name, markdown, step)
+
+    def flush(self) -> None:
+        """Makes everything written so far durable."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._tensorboard.flush()
+        self._flushed = time.monotonic()
+        if self._remote is not None:
+            for path in (p for p in self._local.rglob("*") if p.is_file()):
+                target = self._remote / path.relative_to(self._local).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.flush()
+        self._file.close()
+        self._tensorboard.close()
+        if self._remote is not None:
+            shutil.rmtree(self._local)

@@ -1,0 +1,119 @@
+"""The run directory: what identifies the run (config, environment), and refusing a directory that holds another.
+
+Paths may be buckets: files are written whole, and nothing relies on append or rename.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+CONFIG, ENVIRONMENT = "config.json", "environment.json"
+
+# What may change when a run is continued: the numbers do not depend on it (or it is only about watching).
+MAY_CHANGE = ("mesh", "execution", "batch.micro_batches", "profile", "log", "loader", "checkpoint.keep_last")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
+
+
+class WorkdirError(ValueError):
+    """The work directory cannot be used for this run."""
+
+
+def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the directory this run's own, or checks that it is.
+
+    Raises:
+        WorkdirError: it holds a run with another config (the differences are listed), or files of something else.
+    """
+    wanted = flatten(config.to_dict())
+    path = workdir / CONFIG
+    if path.exists():
+        try:
+            found = flatten(json.loads(path.read_text()))
+        except json.JSONDecodeError as error:
+            raise WorkdirError(f"{path} is not valid JSON ({error}); remove it or give another --workdir") from error
+        differences = [
+            f"{name}: {found.get(name, '(absent)')!r} there, {wanted.get(name, '(absent)')!r} asked for"
+            for name in sorted(found.keys() | wanted.keys())
+            if found.get(name) != wanted.get(name) and not _may_change(name)
+        ]
+        if differences:
+            listed = "\n  ".join(differences)
+            raise WorkdirError(
+                f"{workdir} holds a run with a different config:\n  {listed}\n"
+                "Give another --workdir, or the same config to continue that run."
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config.to_dict(), indent=2, default=list) + "\n")
+
+
+def _may_change(name: str) -> bool:
+    return any(name == allowed or name.startswith(allowed + ".") for allowed in MAY_CHANGE)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`; tuples as lists, as JSON has them."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def record_environment(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
+    """Writes versions, devices, git commit and fingerprints of data and base model; refuses changed inputs.
+
+    Raises:
+        WorkdirError: the directory's run was started on other data or another base model.
+    """
+    path = workdir / ENVIRONMENT
+    if path.exists():
+        before = json.loads(path.read_text()).get("fingerprints", {})
+        changed = [name for name, value in fingerprints.items() if before.get(name, value) != value]
+        if changed:
+            raise WorkdirError(
+                f"{workdir} holds a run on other inputs: {', '.join(changed)} changed since it started. "
+                "Restore them to continue that run, or give another --workdir."
+            )
+    environment = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
+        "git": git_state(),
+        "fingerprints": fingerprints,
+    }
+    if jax.process_index() == 0:
+        path.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code that runs and whether it was changed since; empty outside a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return {} if commit is None else {"commit": commit, "modified": bool(git("status", "--porcelain"))}

@@ -1,0 +1,208 @@
+"""Batches against the table in the docstring, the naive definition, and the same stream cut in any way."""
+
+import itertools
+
+import grain
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft_jax.data.batches import assemble, held_out_batches, held_out_bins, train_batches, trained_tokens
+from sft_jax.data.plan import PackPlan
+from sft_jax.data.tokenized import TokenizedRows
+
+BATCH_KEYS = ["tokens", "positions", "segment_ids", "target_slots", "targets", "weights"]
+
+
+def stack(batches):
+    batches = list(batches)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in BATCH_KEYS}
+
+
+def assert_same(one, other):
+    for name in BATCH_KEYS:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+TWO_ROWS = TokenizedRows.from_rows([([5, 6, 7], [0, 0, 1]), ([8, 9], [0, 1])], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("row_targets", "expected"),
+    [
+        (4, {"target_slots": [1, 3, 0, 0], "targets": [7, 9, 0, 0], "weights": [1, 1, 0, 0]}),
+        (
+            6,
+            {
+                "target_slots": [0, 1, 2, 3, 4, 5],
+                "targets": [0, 7, 0, 9, 0, 0],
+                "weights": [0, 1, 0, 1, 0, 0],
+            },
+        ),
+    ],
+)
+def test_docstring_table(row_targets, expected):
+    batch = assemble(TWO_ROWS, [np.array([0, 1])], row_tokens=6, row_targets=row_targets)
+    expected |= {"tokens": [5, 6, 7, 8, 9, 0], "positions": [0, 1, 2, 0, 1, 2], "segment_ids": [1, 1, 1, 2, 2, 0]}
+    assert {name: array[0].tolist() for name, array in batch.items()} == expected
+    assert [str(batch[name].dtype) for name in BATCH_KEYS] == ["int32"] * 5 + ["float32"]
+
+
+def test_padding_counts_on():
+    """torchtune: positions in the padding go on counting; ours pads targets with weight 0 in place of -100."""
+    rows = TokenizedRows.from_rows([(range(9), [0] * 9), ([5], [0])], ["a", "b"])
+    batch = assemble(rows, [np.array([0, 1]), np.array([], np.int64)], row_tokens=12, row_targets=2)
+    assert batch["positions"].tolist() == [[*range(9), 0, 1, 2], list(range(12))]
+    assert batch["segment_ids"].tolist() == [[1] * 9 + [2, 0, 0], [0] * 12]
+    assert not batch["weights"].any()
+
+
+def test_normalize_by_examples():
+    rows = TokenizedRows.from_rows([(range(5), [0, 1, 1, 1, 1]), (range(3), [0, 0, 3]), ([1], [0])], list("abc"))
+    batch = assemble(rows, [np.array([0, 1, 2])], row_tokens=9, row_targets=8, normalize="examples")
+    assert batch["weights"].tolist() == [[0.25, 0.25, 0.25, 0.25, 1, 0, 0, 0]]
+    with pytest.raises(ValueError, match="normalize must be one of tokens, examples, got 'rows'"):
+        assemble(rows, [np.array([0])], row_tokens=9, row_targets=8, normalize="rows")
+
+
+def test_bins_that_do_not_fit():
+    for row_tokens, row_targets in ((4, 4), (6, 1)):
+        with pytest.raises(ValueError, match=r"Rows \['a', 'b'\] do not fit"):
+            assemble(TWO_ROWS, [np.array([0, 1])], row_tokens=row_tokens, row_targets=row_targets)
+
+
+WEIGHTS = st.lists(st.sampled_from([0.0, 0.0, 0.5, 1.0]), min_size=1, max_size=16)
+ROWS = st.lists(WEIGHTS, min_size=1, max_size=30)
+
+
+def make_rows(drawn):
+    """Tokens are all different, so that a misplaced one shows."""
+    starts = np.cumsum([1, *map(len, drawn)])
+    pairs = [(np.arange(start, start + len(w)), w) for start, w in zip(starts, drawn, strict=False)]
+    return TokenizedRows.from_rows(pairs, [f"r{i}" for i in range(len(drawn))])
+
+
+@settings(max_examples=120, deadline=None)
+@given(drawn=ROWS, every_position=st.booleans())
+def test_naive_definition(drawn, every_position):
+    """Slots of a bin: for each token of its rows with a weight, but the first, (the place before it, it, weight)."""
+    rows = make_rows(drawn)
+    row_targets = 20 if every_position else max(int(rows.supervised.max()), 1)
+    bins = held_out_bins(rows, 20, row_targets)
+    batch = assemble(rows, bins, row_tokens=20, row_targets=row_targets)
+    for line, members in enumerate(bins):
+        expected, begin = [], 0
+        for segment, member in enumerate(members, 1):
+            tokens, weights = rows.row(member)
+            inside = slice(begin, begin + len(tokens))
+            assert batch["tokens"][line, inside].tolist() == tokens.tolist()
+            assert batch["positions"][line, inside].tolist() == list(range(len(tokens)))
+            assert set(batch["segment_ids"][line, inside].tolist()) == {segment}
+            expected += [(begin + i - 1, tokens[i], weights[i]) for i in range(1, len(tokens)) if weights[i] > 0]
+            begin += len(tokens)
+        used = np.flatnonzero(batch["weights"][line])
+        found = zip(*(batch[name][line, used].tolist() for name in ("target_slots", "targets", "weights")), strict=True)
+        assert list(found) == expected
+        assert not batch["targets"][line, batch["weights"][line] == 0].any()
+        slots = batch["target_slots"][line]
+        assert slots.tolist() == list(range(20)) if every_position else used.tolist() == list(range(len(expected)))
+        segments = batch["segment_ids"][line]
+        assert all(segments[s] == segments[s + 1] > 0 for s, _, _ in expected)  # no target across a boundary
+        assert (segments[begin:] == 0).all()
+    assert batch["weights"].sum() == rows.weights.sum()
+    assert trained_tokens(batch).sum() == rows.weights.sum()
+
+
+def test_packed_positions_step_by_one_or_restart():
+    """torchtitan's invariant, on 100 packed rows, not vacuous."""
+    rng = np.random.default_rng(0)
+    rows = make_rows([[0.0] + [1.0] * n for n in rng.integers(1, 15, 400)])
+    plan = PackPlan(rows, row_tokens=32, row_targets=32, rows_per_batch=4, seed=0)
+    batch = stack(train_batches(rows, plan, 0, 25))
+    steps, segments = np.diff(batch["positions"]), batch["segment_ids"]
+    restarts = batch["positions"][:, 1:] == 0
+    assert ((steps == 1) | restarts).all()
+    assert restarts.sum() > 100
+    np.testing.assert_array_equal(restarts, (np.diff(segments) == 1) & (segments[:, 1:] > 0))
+
+
+@pytest.fixture(scope="module")
+def planned():
+    rng = np.random.default_rng(1)
+    rows = make_rows([[0.0, *rng.choice([0.0, 1.0], n).tolist()] for n in rng.integers(1, 15, 70)])
+    return rows, PackPlan(rows, row_tokens=24, row_targets=12, rows_per_batch=4, seed=0)
+
+
+def test_resume_from_any_step_is_the_uninterrupted_stream(planned):
+    """torchtitan resumes over an epoch's end; here from every step of more than two epochs."""
+    rows, plan = planned
+    count = plan.steps_for("epochs", 2) + 2
+    whole = list(itertools.islice(train_batches(rows, plan), count))
+    for start in range(count):
+        for batch, expected in zip(train_batches(rows, plan, start, count), whole[start:], strict=True):
+            assert_same(batch, expected)
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_see_the_same_global_batches(planned, process_count):
+    rows, plan = planned
+    streams = [
+        train_batches(rows, plan, 3, 17, process_index=process, process_count=process_count)
+        for process in range(process_count)
+    ]
+    for whole, *parts in zip(train_batches(rows, plan, 3, 17), *streams, strict=True):
+        assert_same(stack(parts), whole)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 8])
+def test_threads_change_nothing(planned, threads):
+    rows, plan = planned
+    for batch, expected in zip(
+        train_batches(rows, plan, 0, 12, threads=threads), train_batches(rows, plan, 0, 12), strict=True
+    ):
+        assert_same(batch, expected)
+
+
+def test_the_loader_is_grains_and_endless(planned):
+    rows, plan = planned
+    stream = train_batches(rows, plan, 10**4)
+    assert isinstance(stream, grain.DatasetIterator)
+    assert next(stream)["tokens"].shape == (4, 24)
+
+
+def test_ids_of_a_step_are_the_rows_in_its_batch(planned):
+    rows, plan = planned
+    for step, batch in enumerate(itertools.islice(train_batches(rows, plan), 20)):
+        tokens = np.concatenate([rows.row(rows.ids.index(name))[0] for name in plan.row_ids(step)])
+        np.testing.assert_array_equal(batch["tokens"][batch["segment_ids"] > 0], tokens)
+        assert plan.counts(step)["supervised_tokens"] == np.count_nonzero(batch["weights"])
+        assert plan.counts(step)["tokens"] == np.count_nonzero(batch["segment_ids"])
+
+
+@pytest.mark.parametrize(("index", "count", "words"), [(0, 3, "cannot be divided among 3"), (2, 2, "not one of 2")])
+def test_uneven_processes(planned, index, count, words):
+    with pytest.raises(ValueError, match=words):
+        train_batches(*planned, process_index=index, process_count=count)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_held_out_once_whatever_the_batch_size(planned, packing, process_count):
+    rows, _ = planned
+    bins = held_out_bins(rows, 24, 24, packing)
+    assert sorted(np.concatenate(bins).tolist()) == list(range(len(rows)))
+    whole = assemble(rows, bins, row_tokens=24, row_targets=24)
+    for batch_rows in (2, 4, 8, len(bins) + len(bins) % 2):
+        streams = [
+            held_out_batches(
+                rows, 24, 24, batch_rows, packing=packing, process_index=process, process_count=process_count
+            )
+            for process in range(process_count)
+        ]
+        batches = [stack(parts) for parts in zip(*streams, strict=True)]
+        assert {batch["tokens"].shape for batch in batches} == {(batch_rows, 24)}
+        together = stack(batches)
+        assert_same({name: array[: len(bins)] for name, array in together.items()}, whole)
+        assert not together["weights"][len(bins) :].any()
+        assert not together["segment_ids"][len(bins) :].any()
