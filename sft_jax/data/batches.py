@@ -79,7 +79,7 @@ def _fill_row(line: dict[str, np.ndarray], rows: TokenizedRows, members: Bin, no
     every_position = row_targets == row_tokens
     begin, used = 0, 0
     for segment, member in enumerate(members, 1):
-        tokens, weights = rows.row(int(member))
+        tokens, weights = rows.row(member)
         end = begin + len(tokens)
         at = np.flatnonzero(weights[1:])  # the state at `at` predicts token at + 1
         if end > row_tokens or (not every_position and used + len(at) > row_targets):

@@ -98,7 +98,7 @@ def permutation(count: int, seed: int, epoch: int, stream: int) -> Order:
 
 
 def supervised_capacity(
-    lengths: Sizes, supervised: Sizes, row_tokens: int, quantile: float, packing: bool = True
+    lengths: Sizes, supervised: Sizes, row_tokens: int, quantile: int | float, packing: bool = True
 ) -> int:
     """The static number P of target slots in a row of the batch.
 

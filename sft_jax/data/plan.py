@@ -118,7 +118,7 @@ class PackPlan:
         """Global batches of the first epoch (others may differ by a bin or so)."""
         return len(self._epoch(0).bins) / self.rows_per_batch
 
-    def steps_for(self, unit: str, amount: float) -> int:
+    def steps_for(self, unit: str, amount: int | float) -> int:
         """The smallest number of steps that reaches `amount` of `unit`: steps, examples, tokens or epochs.
 
         Raises:

@@ -7,7 +7,9 @@ integer index; its id is only looked up for people.
 import collections
 import dataclasses
 import hashlib
+import operator
 from collections.abc import Callable, Iterable, Sequence
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
@@ -18,6 +20,7 @@ from sft_jax.data.rendering import ConversationRenderer, RowError
 RowTokens = Int32[np.ndarray, "row"]
 RowWeights = Float32[np.ndarray, "row"]
 Sizes = Int64[np.ndarray, "rows"]
+Numbers = Sequence | np.ndarray
 
 _ROWS_PER_CALL = 256  # records handed to the tokenizer at once: enough to amortise the call, small for progress
 
@@ -40,7 +43,7 @@ class TokenizedRows:
     ids: list[str]
 
     @classmethod
-    def from_rows(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]], ids: Sequence[str]) -> "TokenizedRows":
+    def from_rows(cls, rows: Iterable[tuple[Numbers, Numbers]], ids: Sequence[str]) -> "TokenizedRows":
         """Rows from (tokens, weights) pairs.
 
         Raises:
@@ -67,9 +70,10 @@ class TokenizedRows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def row(self, index: int) -> tuple[RowTokens, RowWeights]:
+    def row(self, index: SupportsIndex) -> tuple[RowTokens, RowWeights]:
         """Tokens and weights of one row (views)."""
-        piece = slice(self.offsets[index], self.offsets[index + 1])
+        start = operator.index(index)
+        piece = slice(self.offsets[start], self.offsets[start + 1])
         return self.tokens[piece], self.weights[piece]
 
     @property

@@ -77,10 +77,10 @@ def verdict(results: Mapping[str, Any], metric: str | None = None) -> str:
     evidence = f"{_p_text(p_value)}, {difference['test']} test, {results['rows']} rows"
     interval = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
     if p_value >= SIGNIFICANCE:
-        return f"{name}: no difference shown against the base model with {against} prompt: {interval} ({evidence})"
+        return f"{name}: no difference shown against the base model ({against}): {interval} ({evidence})"
     better = (difference["value"] > 0) == higher_is_better(metric)
     word = "better" if better else "WORSE"
-    return f"{name}: {word} than the base model with {against} prompt by {interval} ({evidence})"
+    return f"{name}: {word} than the base model ({against}) by {interval} ({evidence})"
 
 
 def terminal_table(results: Mapping[str, Any]) -> Table:

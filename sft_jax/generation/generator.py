@@ -49,7 +49,6 @@ class Generator:
     def __init__(
         self,
         model: Decoder,
-        variables: Tree,
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: Sequence[int],
         *,
@@ -57,11 +56,10 @@ class Generator:
         sampling: Sampling | None = None,
         batch_size: int = 16,
     ):
-        """Prepares the weights and the jitted functions.
+        """Prepares the jitted functions.
 
         Args:
             model: the decoder.
-            variables: what its `apply` takes, in its layer layout.
             tokenizer: turns answers into text.
             stop_ids: tokens that end an answer.
             max_new_tokens: longest answer.
@@ -75,21 +73,22 @@ class Generator:
         shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         self._rows_sharding = None if mesh.empty else NamedSharding(jax.sharding.get_mesh(), P(BATCH_AXES))
         self.batch_size = -(-batch_size // shards) * shards
-        self._variables = _cast_kernels(variables, model.execution.product_dtype)
+        self._product_dtype = model.execution.product_dtype
         options = {"stop_ids": tuple(int(i) for i in stop_ids), "sampling": sampling or Sampling()}
-        self._prefill = jax.jit(
-            functools.partial(decode.prefill, model, max_new_tokens=max_new_tokens, **options)
-        )
-        self._block = jax.jit(
-            functools.partial(decode.decode_block, model, block=_BLOCK, **options), donate_argnums=1
-        )
+        self._prefill = jax.jit(functools.partial(decode.prefill, model, max_new_tokens=max_new_tokens, **options))
+        self._block = jax.jit(functools.partial(decode.decode_block, model, block=_BLOCK, **options), donate_argnums=1)
 
     def __call__(
-        self, prompts: Sequence[Prompt], row_ids: Sequence[int] | None = None, progress: Progress | None = None
+        self,
+        variables: Tree,
+        prompts: Sequence[Prompt],
+        row_ids: Sequence[int] | None = None,
+        progress: Progress | None = None,
     ) -> list[Generated]:
         """Answers to `prompts`, in their order.
 
         Args:
+            variables: what the model's `apply` takes, in its layer layout.
             prompts: token ids, each at least one token.
             row_ids: identity of each row, from which its randomness is folded; by default its index.
             progress: called with (rows done, rows in all).
@@ -102,28 +101,30 @@ class Generator:
             raise ValueError(f"prompts {empty[:5]} are empty: there is nothing to continue")
         row_ids = range(len(prompts)) if row_ids is None else row_ids
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+        variables = _cast_kernels(variables, self._product_dtype)
         answers: list[Generated | None] = [None] * len(prompts)
         for start in range(0, len(order), self.batch_size):
             members = order[start : start + self.batch_size]
-            state = self._start([prompts[i] for i in members], [row_ids[i] for i in members])
+            state = self._start(variables, [prompts[i] for i in members], [row_ids[i] for i in members])
             while not self._finished(state):
-                state = self._block(self._variables, state)
+                state = self._block(variables, state)
             for index, answer in zip(members, self._answers(state), strict=False):
                 answers[index] = answer
             if progress:
                 progress(start + len(members), len(prompts))
         return answers
 
-    def stream(self, prompt: Prompt, row_id: int = 0) -> Iterator[Generated]:
+    def stream(self, variables: Tree, prompt: Prompt, row_id: int = 0) -> Iterator[Generated]:
         """The answer to one prompt as it grows, a block of tokens at a time; the last item is the whole."""
-        state = self._start([prompt], [row_id])
+        variables = _cast_kernels(variables, self._product_dtype)
+        state = self._start(variables, [prompt], [row_id])
         while True:
             yield next(iter(self._answers(state)))
             if self._finished(state):
                 return
-            state = self._block(self._variables, state)
+            state = self._block(variables, state)
 
-    def _start(self, prompts: list[Prompt], row_ids: list[int]) -> DecodeState:
+    def _start(self, variables: Tree, prompts: list[Prompt], row_ids: list[int]) -> DecodeState:
         slots = -(-max(len(prompt) for prompt in prompts) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
         tokens = np.zeros((self.batch_size, slots), np.int32)
         lengths = np.zeros(self.batch_size, np.int32)
@@ -131,7 +132,7 @@ class Generator:
         for line, (prompt, row_id) in enumerate(zip(prompts, row_ids, strict=True)):
             tokens[line, : len(prompt)] = prompt
             lengths[line], ids[line] = len(prompt), row_id
-        return self._prefill(self._variables, *(self._put(array) for array in (tokens, lengths, ids)))
+        return self._prefill(variables, *(self._put(array) for array in (tokens, lengths, ids)))
 
     def _put(self, array: np.ndarray) -> jax.Array:
         """The whole array is known to every process; each device takes its rows."""

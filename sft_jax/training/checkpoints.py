@@ -58,7 +58,11 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(n=keep_last)]
         if best_metric:
-            keep.append(policies.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False))
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
+                )
+            )
         self._checkpointer = ocp.training.Checkpointer(
             workdir / DIRECTORY,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),

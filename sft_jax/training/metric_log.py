@@ -51,11 +51,11 @@ class MetricLog:
     """Writes scalars and texts of a run; one process only."""
 
     def __init__(self, workdir: epath.Path, resume_step: int):
-        """Opens the log, cut back to `resume_step` (0 for a new run).
+        """Opens the log, cut back to `resume_step`.
 
         Args:
             workdir: run directory.
-            resume_step: steps done in the checkpoint that the run continues from.
+            resume_step: steps done in the checkpoint that the run continues from; -1 for a run that starts afresh.
         """
         self._remote = workdir if is_remote(workdir) else None
         self._local = Path(tempfile.mkdtemp(prefix="sft_jax_log_")) if self._remote else Path(workdir)
@@ -79,6 +79,11 @@ class MetricLog:
             self._tensorboard.add_scalar(name, value, step)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """Local directory of the event files, where a profile goes too."""
+        return self._local / TENSORBOARD
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """A text for TensorBoard."""

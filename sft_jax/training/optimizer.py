@@ -19,11 +19,12 @@ SCHEDULES = ("constant", "linear", "cosine")
 _NO_DECAY = re.compile(r"(scale|bias)$")
 
 
-def hyperparameters(config: ml_collections.ConfigDict, total_steps: int) -> Hyperparameters:
+def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_steps: int) -> Hyperparameters:
     """The numbers of a run as float32 scalars.
 
     Args:
         config: `optimizer` and `adapter` of the experiment config.
+        warmup_steps: steps of linear warm-up.
         total_steps: length of the run in optimizer steps, for the schedule.
 
     Raises:
@@ -31,11 +32,10 @@ def hyperparameters(config: ml_collections.ConfigDict, total_steps: int) -> Hype
     """
     optimizer = config.optimizer
     beta1, beta2 = optimizer.betas
-    warmup = optimizer.warmup_steps if optimizer.warmup_steps >= 0 else round(optimizer.warmup_share * total_steps)
     values = {
         "learning_rate": optimizer.learning_rate,
         "final_share": optimizer.final_share,
-        "warmup_steps": warmup,
+        "warmup_steps": warmup_steps,
         "total_steps": total_steps,
         "weight_decay": optimizer.weight_decay,
         "beta1": beta1,

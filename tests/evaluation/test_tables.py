@@ -64,7 +64,7 @@ def test_loss_by_row_has_an_interval_and_a_test():
     figures = results(held_out_loss=tuple(losses))
     assert set(figures["before"]["held_out_loss"]) == {"value", "low", "high"}
     assert figures["difference"]["held_out_loss"]["value"] == pytest.approx(-1)
-    assert verdict(figures, "held_out_loss").startswith("held-out loss: better than the base model with")
+    assert verdict(figures, "held_out_loss").startswith("held-out loss: better than the base model (two examples)")
     with pytest.raises(ValueError, match="not one of each"):
         results(held_out_loss=(1.5, losses[1]))
 
@@ -72,8 +72,8 @@ def test_loss_by_row_has_an_interval_and_a_test():
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        ([0] * 20, [4] * 20, "field F1: better than the base model with zero-shot prompt by +1.000 [+0.772, +1.000]"),
-        ([4] * 20, [0] * 20, "field F1: WORSE than the base model with zero-shot prompt by -1.000"),
+        ([0] * 20, [4] * 20, "field F1: better than the base model (zero-shot) by +1.000 [+0.772, +1.000]"),
+        ([4] * 20, [0] * 20, "field F1: WORSE than the base model (zero-shot) by -1.000"),
         ([2, 1] * 10, [1, 2] * 10, "field F1: no difference shown against the base model"),
         ([0] * 4, [4] * 4, "field F1: no difference shown"),  # p = 2 / 2^4 = 0.125: too few rows to say so
         ([4] * 20, [4] * 19 + [3], "field F1: no difference shown"),

@@ -1,0 +1,102 @@
+"""The default experiment, to be forked: full fine-tuning, or LoRA with `--config=configs/sft.py:lora`.
+
+Every field can be overridden: `--config.optimizer.learning_rate=2e-5`. Durations take any unit: `"60 steps"`,
+`"2000 examples"`, `"1e6 tokens"`, `"3 epochs"`; those of the warm-up also `"3 percent"` of the run.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "full") -> ConfigDict:
+    """The config.
+
+    Args:
+        arg: `full` trains all weights, `lora` adapters beside frozen weights.
+    """
+    if arg not in ("full", "lora"):
+        raise ValueError(f"configs/sft.py:{arg}: give ':full' or ':lora'")
+    config = ConfigDict()
+    config.seed = 0
+    config.duration = "1 epochs"
+
+    config.model = ConfigDict()
+    config.model.source = "smollm2-135m-instruct"  # a Hugging Face directory, a .gguf file, a hub name, a short name
+    config.model.revision = ""  # of a hub name: branch, tag or commit
+    config.model.chat_template = ""  # file with a Jinja template; empty: the checkpoint's own
+
+    config.data = ConfigDict()
+    config.data.train = ""  # JSONL of `messages`, or of `prompt` and `completion`
+    config.data.held_out = ""  # the same, for held-out loss and samples; empty: none
+    config.data.row_tokens = 1024  # tokens in a row of the batch
+    config.data.packing = True  # several examples in a row, invisible to one another
+    config.data.supervised_quantile = 0.95  # of supervised tokens in a row: sets the static size of the head's input
+
+    config.batch = ConfigDict()
+    config.batch.rows = 8  # rows of the global batch: one optimizer step
+    config.batch.micro_batches = 1  # parts into which it is split to save memory; the numbers stay the same
+
+    config.objective = ConfigDict()
+    config.objective.name = "cross_entropy"
+    config.objective.normalize = "tokens"  # or "examples": each example weighs the same
+    config.objective.label_smoothing = 0.0
+    config.objective.z_loss = 0.0
+    config.objective.positions = "supervised"  # where the vocabulary head is computed; or "all"
+    config.objective.head_chunk_tokens = 512  # of a device, at a time; 0: all at once
+
+    config.adapter = ConfigDict()
+    config.adapter.method = "none" if arg == "full" else "lora"
+    config.adapter.rank = 16
+    config.adapter.alpha = 32.0  # the update is scaled by alpha / rank
+    config.adapter.dropout = 0.0
+    config.adapter.targets = ("attention/(query|key|value|out)", "ffn/(gate|up|down)")
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 2e-5 if arg == "full" else 2e-4
+    config.optimizer.schedule = "cosine"  # or "linear", "constant"
+    config.optimizer.warmup = "3 percent"
+    config.optimizer.final_share = 0.1  # of the peak learning rate, at the end
+    config.optimizer.betas = (0.9, 0.95)
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.weight_decay = 0.01  # not on norms and biases
+    config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0: no clipping
+    config.optimizer.max_skipped_in_a_row = 5  # steps with a loss or gradient that is not finite before the run stops
+
+    config.precision = ConfigDict()
+    config.precision.params = "float32"  # of trained weights (and their moments)
+    config.precision.frozen = "float32"  # of weights under adapters
+    config.precision.products = "bfloat16"  # inputs of matrix products; accumulated in float32
+    config.precision.activations = "float32"  # between products; "bfloat16" halves that memory on accelerators
+
+    config.execution = ConfigDict()
+    config.execution.layer_layout = "auto"  # or "scan", "unrolled"
+    config.execution.remat = "auto"  # or "none", "full", "dots", "dots_no_batch"
+    config.execution.attention = "xla"
+
+    config.mesh = ConfigDict()
+    config.mesh.replica = 1
+    config.mesh.fsdp = -1  # -1: the devices that are left
+    config.mesh.tensor = 1
+
+    config.evaluation = ConfigDict()
+    config.evaluation.every = "100 steps"  # and at the start and the end
+    config.evaluation.batch_rows = 8
+    config.evaluation.samples = 3  # answers to held-out prompts shown in TensorBoard; 0: none
+    config.evaluation.sample_tokens = 128
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = "100 steps"  # and at the end
+    config.checkpoint.keep_last = 1
+    config.checkpoint.best_metric = "held_out/nll"  # its best checkpoint is kept too; empty: none
+    config.checkpoint.best_is = "min"  # or "max"
+
+    config.log = ConfigDict()
+    config.log.every = 1  # steps
+
+    config.loader = ConfigDict()
+    config.loader.threads = 1
+    config.loader.batches_ahead = 4
+
+    config.profile = ConfigDict()
+    config.profile.start = 0  # first step to profile; 0: none
+    config.profile.steps = 3
+    return config.lock()

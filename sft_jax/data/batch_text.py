@@ -1,0 +1,37 @@
+"""A batch as text: what the first step is trained on, token by token, with the trained parts marked."""
+
+import itertools
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from sft_jax.data.batches import Batch, trained_tokens
+
+_ROWS_SHOWN = 2
+
+
+def batch_markdown(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first rows of a batch as Markdown; trained parts stand in ⟦ ⟧, examples packed into a row are parted by rules.
+
+    Args:
+        batch: from `train_batches`.
+        tokenizer: turns ids back into text, special tokens included.
+    """
+    trained = trained_tokens(batch) > 0
+    parts = []
+    for row in range(min(_ROWS_SHOWN, len(batch["tokens"]))):
+        parts.append(f"#### row {row}")
+        segments = batch["segment_ids"][row]
+        for segment in range(1, int(segments.max(initial=0)) + 1):
+            inside = segments == segment
+            parts.append(_marked(batch["tokens"][row][inside], trained[row][inside], tokenizer))
+            parts.append("---")
+    return "\n\n".join(parts)
+
+
+def _marked(tokens: np.ndarray, trained: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
+    text = ""
+    for is_trained, group in itertools.groupby(zip(trained, tokens, strict=True), key=lambda pair: bool(pair[0])):
+        piece = tokenizer.decode([int(token) for _, token in group], skip_special_tokens=False)
+        text += f"⟦{piece}⟧" if is_trained else piece
+    return "\n".join(f"    {line}" for line in text.split("\n"))

@@ -1,0 +1,91 @@
+"""Measuring during a run: loss on held-out rows, and answers to held-out prompts."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from sft_jax.data.batches import held_out_batches
+from sft_jax.data.records import Record
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.generation import Generator
+from sft_jax.models.decoder import Decoder
+from sft_jax.training.setup import Data
+from sft_jax.training.sharding import data_shards, put_batch
+from sft_jax.training.state import TrainState, variables
+
+Tree = Any
+
+
+def mean_metrics(step: Callable, state: TrainState, batches: Iterable[dict], mesh: Mesh) -> dict[str, float]:
+    """Each metric as its sum over its count, over all batches; sums are added up in float64 on the host."""
+    totals: dict[str, np.ndarray] = {}
+    for batch in batches:
+        for name, pair in jax.device_get(step(state, put_batch(batch, mesh))).items():
+            totals[name] = totals.get(name, np.zeros(2)) + np.array([float(pair[0]), float(pair[1])])
+    return {name: float(total / max(count, 1e-12)) for name, (total, count) in totals.items()}
+
+
+def held_out_metrics(
+    step: Callable, state: TrainState, data: Data, config: ml_collections.ConfigDict, mesh: Mesh
+) -> dict[str, float]:
+    """Loss, nll and accuracy over the held-out rows, each row once, whatever the batch size; names `held_out/…`."""
+    shards = data_shards(mesh)
+    batches = held_out_batches(
+        data.held_out,
+        config.data.row_tokens,
+        data.held_out_targets,
+        -(-config.evaluation.batch_rows // shards) * shards,
+        packing=config.data.packing,
+        normalize=config.objective.normalize,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return {f"held_out/{name}": value for name, value in mean_metrics(step, state, batches, mesh).items()}
+
+
+class Samples:
+    """Greedy answers to the first held-out prompts, as Markdown; compiled once."""
+
+    def __init__(self, model: Decoder, data: Data, config: ml_collections.ConfigDict):
+        """Chooses the prompts and prepares the generator."""
+        records = data.held_out_records[: config.evaluation.samples]
+        self._pairs = [split_prompt(record, data.renderer) for record in records]
+        self._generator = Generator(
+            model,
+            data.renderer.tokenizer,
+            data.renderer.stop_ids,
+            max_new_tokens=config.evaluation.sample_tokens,
+            batch_size=max(len(records), 1),
+        )
+
+    def __call__(self, state: TrainState) -> dict[str, str]:
+        """Markdown by name."""
+        if not self._pairs:
+            return {}
+        weights = variables(state.trained, state.frozen, state.hyper)
+        answers = self._generator(weights, [ids for ids, _, _ in self._pairs])
+        return {
+            f"samples/{number}": "\n\n".join(
+                (
+                    f"**prompt**\n\n{_quoted(prompt)}",
+                    f"**answer**{'' if answer.stopped else ' (cut)'}\n\n{_quoted(answer.text)}",
+                    f"**reference**\n\n{_quoted(reference)}",
+                )
+            )
+            for number, ((_, prompt, reference), answer) in enumerate(zip(self._pairs, answers, strict=True), 1)
+        }
+
+
+def split_prompt(record: Record, renderer: ConversationRenderer) -> tuple[np.ndarray, str, str]:
+    """Ids up to the last answer, the last question as text, and the answer that should follow."""
+    last = max(index for index, message in enumerate(record.conversation) if message.role == "assistant")
+    before = record.conversation[:last]
+    return renderer.render_prompt(before), before[-1].content if before else "", record.conversation[last].content
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.split("\n"))

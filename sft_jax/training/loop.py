@@ -1,0 +1,247 @@
+"""The run: `run(config, workdir)` does from Python what `python -m sft_jax.train` does.
+
+Reads from top to bottom: set-up, restore, then the loop. Metrics of a step are read after the next one is dispatched, so
+that the devices never wait for the host.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+from jax.sharding import Mesh
+from rich.console import Console
+
+from sft_jax.data.batch_text import batch_markdown
+from sft_jax.data.batches import train_batches
+from sft_jax.models.decoder import Decoder
+from sft_jax.models.loading import decoder_config
+from sft_jax.sources import open_checkpoint
+from sft_jax.training import workdir as workdirs
+from sft_jax.training.checkpoints import Checkpoints, RunPosition
+from sft_jax.training.durations import in_steps
+from sft_jax.training.held_out import Samples, held_out_metrics
+from sft_jax.training.interrupt import StopRequest
+from sft_jax.training.metric_log import MetricLog
+from sft_jax.training.optimizer import hyperparameters
+from sft_jax.training.progress import ProgressBar
+from sft_jax.training.recorder import Recorder
+from sft_jax.training.setup import Data, init_state, load_data, make_model, step_settings
+from sft_jax.training.sharding import make_mesh, put_batch
+from sft_jax.training.state import TrainState
+from sft_jax.training.step import Step, compile_eval_step, compile_train_step
+
+Evaluator = Callable[[Decoder, TrainState], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        step: optimizer steps done.
+        total_steps: of how many.
+        metrics: the latest evaluation, `held_out/…` and what evaluators gave.
+        interrupted: the signal that ended it early; None if it came to its end.
+    """
+
+    step: int
+    total_steps: int
+    metrics: dict[str, float]
+    interrupted: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same through the loop."""
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    data: Data
+    model: Decoder
+    train_step: Step
+    evaluate: Callable[[TrainState], tuple[dict[str, float], dict[str, str]]]
+    total_steps: int
+    evaluate_every: int
+    save_every: int
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    evaluators: Mapping[str, Evaluator] | None = None,
+    console: Console | None = None,
+) -> RunResult:
+    """Trains as `config` says; continues where `workdir` holds the same run.
+
+    Args:
+        config: as `configs/sft.py` makes it.
+        workdir: run directory, local or in a bucket.
+        evaluators: called at every evaluation with (model, state); what they return is logged as `<name>/<metric>`.
+        console: where progress is shown; by default the terminal.
+
+    Raises:
+        WorkdirError: the directory holds another run.
+        ValueError: bad config or bad data; names the flag, or the file and row.
+        DivergedError: too many steps in a row without a finite loss and gradient.
+    """
+    console = console or Console(quiet=jax.process_index() > 0)
+    workdir = epath.Path(workdir)
+    mesh = make_mesh(config.mesh)
+    settings = step_settings(config, mesh)
+    workdirs.claim(workdir, config)
+
+    # Data, model, state.
+    data = load_data(config)
+    console.print(data.report)
+    total_steps = in_steps(config.duration, "duration", data.plan)
+    warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
+    hyper = hyperparameters(config, warmup, total_steps)
+    checkpoint = open_checkpoint(config.model.source, config.model.revision or None)
+    workdirs.record_environment(workdir, data.fingerprints() | {"model": checkpoint.fingerprint})
+    model = make_model(config, decoder_config(checkpoint))
+    with jax.set_mesh(mesh):
+        state = init_state(config, checkpoint, model, mesh, hyper)
+        plan = _Run(
+            config=config,
+            mesh=mesh,
+            data=data,
+            model=model,
+            train_step=compile_train_step(model, settings, state, mesh),
+            evaluate=_evaluation(config, data, model, settings, state, mesh, evaluators or {}),
+            total_steps=total_steps,
+            evaluate_every=in_steps(config.evaluation.every, "evaluation.every", data.plan),
+            save_every=in_steps(config.checkpoint.every, "checkpoint.every", data.plan),
+        )
+        return _resume_and_train(plan, state, workdir, console)
+
+
+def _evaluation(config, data, model, settings, state, mesh, evaluators):
+    """The function state -> (scalars, texts) of one evaluation."""
+    eval_step = compile_eval_step(model, settings, state, mesh)
+    samples = Samples(model, data, config) if data.held_out_records and config.evaluation.samples else None
+
+    def evaluate(state: TrainState) -> tuple[dict[str, float], dict[str, str]]:
+        scalars = held_out_metrics(eval_step, state, data, config, mesh) if data.held_out is not None else {}
+        for name, evaluator in evaluators.items():
+            scalars |= {f"{name}/{metric}": float(value) for metric, value in evaluator(model, state).items()}
+        return scalars, samples(state) if samples else {}
+
+    return evaluate
+
+
+def _resume_and_train(plan: _Run, state: TrainState, workdir: epath.Path, console: Console) -> RunResult:
+    settings = plan.config.checkpoint
+    checkpoints = Checkpoints(workdir, settings.keep_last, settings.best_metric, settings.best_is)
+    done = checkpoints.latest()
+    if done is not None:
+        state = checkpoints.restore(done, state, plan.model.execution.layer_layout, plan.mesh)
+        console.print(f"Continuing {workdir} after step {done} of {plan.total_steps}.")
+    log = MetricLog(workdir, -1 if done is None else done) if jax.process_index() == 0 else None
+    recorder = Recorder(plan.config, plan.data, plan.model, workdir, log)
+    bar = ProgressBar("training", plan.total_steps, done or 0, console, enabled=jax.process_index() == 0)
+    try:
+        if done is None and log is not None:
+            log.text(0, "config", "```json\n" + json.dumps(plan.config.to_dict(), indent=2, default=list) + "\n```")
+            log.text(0, "data", plan.data.report.markdown())
+        with bar, StopRequest() as stop:
+            result = _train(plan, state, done, checkpoints, recorder, bar, stop)
+    finally:
+        checkpoints.close()
+        if log is not None:
+            log.close()
+    return result
+
+
+def _train(
+    plan: _Run,
+    state: TrainState,
+    done: int | None,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    bar: ProgressBar,
+    stop: StopRequest,
+) -> RunResult:
+    batches = train_batches(
+        plan.data.rows,
+        plan.data.plan,
+        start_step=done or 0,
+        end_step=plan.total_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        normalize=plan.config.objective.normalize,
+        threads=plan.config.loader.threads,
+        batches_ahead=plan.config.loader.batches_ahead,
+    )
+    latest: dict[str, float] = {}
+    if done is None:
+        latest, texts = plan.evaluate(state)
+        recorder.evaluation_at_start(latest, texts)
+    profiler = _Profiler(plan.config.profile, recorder)
+    pending: tuple[int, Any] | None = None
+    recorder.start_clock()
+    step = done or 0
+    while step < plan.total_steps:
+        batch = next(batches)
+        if step == 0:
+            recorder.text(0, "first_batch", batch_markdown(batch, plan.data.renderer.tokenizer))
+        profiler.before(step + 1)
+        state, metrics = plan.train_step(state, put_batch(batch, plan.mesh))
+        step += 1
+        if pending:
+            bar.update(pending[0], recorder.record(*pending))
+        pending = (step, metrics)
+        profiler.after(step, metrics)
+
+        last = step == plan.total_steps
+        stopping = stop.requested(step)
+        evaluating = last or _due(step, plan.evaluate_every)
+        if not (evaluating or stopping or _due(step, plan.save_every)):
+            continue
+        # The log is complete up to this step before a checkpoint of this step can exist.
+        scalars: dict[str, float] = {}
+        if evaluating:
+            latest, texts = plan.evaluate(state)
+            scalars = latest
+            recorder.texts(step, texts)
+        bar.update(step, recorder.record(*pending, scalars))
+        pending = None
+        recorder.flush()
+        if last or stopping or _due(step, plan.save_every):
+            checkpoints.save(state, _position(plan, step), scalars)
+        recorder.start_clock()
+        if stopping and not last:
+            return RunResult(step, plan.total_steps, latest, stop.signal or 15)
+    return RunResult(step, plan.total_steps, latest)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _position(plan: _Run, step: int) -> RunPosition:
+    return RunPosition(
+        layout=plan.model.execution.layer_layout,
+        position=step * plan.config.batch.rows,
+        counters=plan.data.plan.cumulative_counts(step),
+    )
+
+
+class _Profiler:
+    """A trace of the steps that `config.profile` names, beside the TensorBoard events."""
+
+    def __init__(self, config: ml_collections.ConfigDict, recorder: Recorder):
+        self._first, self._last = config.start, config.start + config.steps - 1
+        self._directory = recorder.tensorboard_dir if config.start > 0 and config.steps > 0 else None
+
+    def before(self, step: int) -> None:
+        if self._directory is not None and step == self._first:
+            jax.profiler.start_trace(str(self._directory))
+
+    def after(self, step: int, metrics: Any) -> None:
+        if self._directory is not None and step == self._last:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()

@@ -1,0 +1,129 @@
+"""From the metrics of a step to the log, the progress line, and the watch over skipped steps."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from sft_jax.models.decoder import Decoder
+from sft_jax.training.flops import peak_flops, train_flops
+from sft_jax.training.metric_log import MetricLog
+from sft_jax.training.progress import figures
+from sft_jax.training.setup import Data
+
+SKIPPED = "skipped_steps.jsonl"
+
+
+class DivergedError(RuntimeError):
+    """Too many steps in a row had no finite loss and gradient."""
+
+
+class Recorder:
+    """Writes what a run measures. On processes without a log it only watches over skipped steps."""
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, data: Data, model: Decoder, workdir: epath.Path, log: MetricLog | None
+    ):
+        self._config, self._plan, self._log, self._workdir = config, data.plan, log, workdir
+        devices = jax.devices()
+        self._peak = peak_flops(devices[0].device_kind, len(devices))
+        self._flops = train_flops(
+            model.config,
+            config.batch.rows * config.data.row_tokens,
+            config.batch.rows * data.plan.row_targets,
+            config.data.row_tokens,
+            train_weights=config.adapter.method == "none",
+        )
+        self._clock = time.perf_counter()
+
+    @property
+    def tensorboard_dir(self) -> Path | None:
+        """Where a profile goes; None on processes without a log."""
+        return None if self._log is None else self._log.tensorboard_dir
+
+    def start_clock(self) -> None:
+        """Leaves out of the throughput what came before (evaluation, saving)."""
+        self._clock = time.perf_counter()
+
+    def record(self, step: int, metrics: Any, evaluation: dict[str, float] | None = None) -> str:
+        """Reads the metrics of `step` from the devices (waits for them), logs them, and gives the progress line.
+
+        Raises:
+            DivergedError: the steps skipped in a row reached `optimizer.max_skipped_in_a_row`.
+        """
+        pairs = jax.device_get(metrics)
+        values = {name: float(total) / max(float(count), 1e-12) for name, (total, count) in pairs.items()}
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        in_a_row = int(values.pop("skipped_in_a_row"))
+        if values["skipped"]:
+            self._note_skipped(step)
+        speeds = self._speeds(step, seconds)
+        if self._log is not None and (evaluation or step % self._config.log.every == 0):
+            train = {f"train/{name}": value for name, value in values.items()}
+            self._log.scalars(step, train | (evaluation or {}) | self._progress(step) | speeds)
+        if in_a_row and in_a_row >= self._config.optimizer.max_skipped_in_a_row:
+            self.flush()
+            raise DivergedError(
+                f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not finite; the rows of their "
+                f"batches are listed in {self._workdir / SKIPPED}. Look at those rows, lower "
+                "--config.optimizer.learning_rate, or raise --config.optimizer.max_skipped_in_a_row."
+            )
+        return figures(
+            (
+                ("loss", f"{values['loss']:.4f}"),
+                ("", f"{speeds['speed/tokens_per_second']:,.0f} tok/s"),
+                ("", f"({speeds['speed/supervised_tokens_per_second']:,.0f} supervised)"),
+            )
+        )
+
+    def _progress(self, step: int) -> dict[str, float]:
+        counts = self._plan.cumulative_counts(step)
+        return {f"progress/{name}": value for name, value in counts.items()} | {
+            "progress/epochs": self._plan.epochs_at(step)
+        }
+
+    def _speeds(self, step: int, seconds: float) -> dict[str, float]:
+        counts = self._plan.counts(step - 1)
+        speeds = {
+            "speed/seconds_per_step": seconds,
+            "speed/tokens_per_second": counts["tokens"] / seconds,
+            "speed/supervised_tokens_per_second": counts["supervised_tokens"] / seconds,
+        }
+        if self._peak is not None:
+            speeds["speed/mfu"] = self._flops / seconds / self._peak
+        return speeds
+
+    def _note_skipped(self, step: int) -> None:
+        if self._log is not None:
+            line = json.dumps({"step": step, "row_ids": self._plan.row_ids(step - 1)})
+            # Written whole each time: a bucket cannot append, and there are few.
+            path = self._workdir / SKIPPED
+            before = path.read_text().splitlines() if path.exists() else []
+            kept = [line for line in before if json.loads(line)["step"] < step]
+            path.write_text("\n".join([*kept, line]) + "\n")
+
+    def evaluation_at_start(self, scalars: dict[str, float], texts: dict[str, str]) -> None:
+        """Logs the evaluation before the first step."""
+        if self._log is not None and scalars:
+            self._log.scalars(0, scalars)
+        self.texts(0, texts)
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """A text for TensorBoard."""
+        if self._log is not None:
+            self._log.text(step, name, markdown)
+
+    def texts(self, step: int, texts: dict[str, str]) -> None:
+        """Several of them."""
+        for name, markdown in texts.items():
+            self.text(step, name, markdown)
+
+    def flush(self) -> None:
+        """Makes the log durable."""
+        if self._log is not None:
+            self._log.flush()

@@ -1,0 +1,222 @@
+"""From a config to everything a run needs: data and its plan, model, mesh, state. No side effects but reading."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from sft_jax.data.packing import packing_report, supervised_capacity
+from sft_jax.data.plan import PackPlan
+from sft_jax.data.records import Record, read_records
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.report import DataReport, data_report
+from sft_jax.data.tokenized import TokenizedRows, tokenize_records
+from sft_jax.models import adapters
+from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
+from sft_jax.models.decoder import Decoder
+from sft_jax.models.layouts import to_layout
+from sft_jax.models.loading import load_params
+from sft_jax.objectives import Settings, get_objective
+from sft_jax.sources import PretrainedCheckpoint, load_tokenizer
+from sft_jax.training.optimizer import SCHEDULES, adamw
+from sft_jax.training.sharding import data_shards, shardings_of, spec_of
+from sft_jax.training.state import TrainState, init_adapters, split
+from sft_jax.training.step import StepSettings
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data of a run.
+
+    Attributes:
+        renderer: chat template and tokenizer.
+        rows: tokenized training rows.
+        plan: their order over the whole run.
+        report: what is shown before training.
+        held_out_records: conversations kept for measuring; empty where the config names none.
+        held_out: their tokens; None where there are none.
+        held_out_targets: target slots of a held-out row.
+    """
+
+    renderer: ConversationRenderer
+    rows: TokenizedRows
+    plan: PackPlan
+    report: DataReport
+    held_out_records: list[Record]
+    held_out: TokenizedRows | None
+    held_out_targets: int
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the numbers depend on, of the data."""
+        prints = {"train": self.rows.fingerprint()}
+        return prints if self.held_out is None else prints | {"held_out": self.held_out.fingerprint()}
+
+
+def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
+    """Tokenizer and chat template of `config.model`.
+
+    Raises:
+        ValueError: no template, neither in the checkpoint nor in the config.
+    """
+    tokenizer = load_tokenizer(config.model.source, config.model.revision or None)
+    template = None
+    if config.model.chat_template:
+        path = Path(config.model.chat_template)
+        if not path.is_file():
+            raise ValueError(f"--config.model.chat_template={path} is not a file; give a Jinja template")
+        template = path.read_text()
+    return ConversationRenderer(tokenizer, template)
+
+
+def load_data(
+    config: ml_collections.ConfigDict, progress: Callable[[str], Callable[[int, int], None]] | None = None
+) -> Data:
+    """Reads, renders, tokenizes and plans.
+
+    Args:
+        config: the experiment config.
+        progress: given a title, returns a callback (done, in all).
+    """
+    if not config.data.train:
+        raise ValueError("--config.data.train is empty; give a JSONL file of `messages` or `prompt`/`completion` rows")
+    renderer = make_renderer(config)
+    records = read_records(config.data.train)
+    size = config.data.row_tokens
+    rows, dropped = tokenize_records(records, renderer, size, progress("tokenizing") if progress else None)
+    targets = _row_targets(rows, config)
+    plan = PackPlan(
+        rows,
+        row_tokens=size,
+        row_targets=targets,
+        rows_per_batch=config.batch.rows,
+        seed=config.seed,
+        packing=config.data.packing,
+    )
+    packing = packing_report(rows, row_tokens=size, row_targets=targets, seed=config.seed, packing=config.data.packing)
+    first = next(record for record in records if record.id == rows.ids[0])
+    report = data_report(rows, dropped, packing, renderer.render(first.conversation))
+    held_out_records, held_out, held_out_targets = [], None, 0
+    if config.data.held_out:
+        every = read_records(config.data.held_out)
+        held_out, _ = tokenize_records(every, renderer, size)
+        kept = set(held_out.ids)
+        held_out_records = [record for record in every if record.id in kept]
+        held_out_targets = _row_targets(held_out, config)
+    return Data(renderer, rows, plan, report, held_out_records, held_out, held_out_targets)
+
+
+def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict) -> int:
+    if config.objective.positions == "all":
+        return config.data.row_tokens
+    if config.objective.positions != "supervised":
+        raise ValueError(f"--config.objective.positions={config.objective.positions!r} must be 'supervised' or 'all'")
+    return supervised_capacity(
+        rows.lengths,
+        rows.supervised,
+        config.data.row_tokens,
+        config.data.supervised_quantile,
+        packing=config.data.packing,
+    )
+
+
+def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execution:
+    """How the decoder runs; `auto` takes what was measured faster (see benchmarks/).
+
+    On accelerators: scanned layers (compile time) and full remat (memory). On CPU: scan with full remat for adapters,
+    unrolled without remat for full fine-tuning.
+    """
+    layout, remat = config.execution.layer_layout, config.execution.remat
+    scanned = platform != "cpu" or config.adapter.method != "none"
+    return Execution(
+        product_dtype=config.precision.products,
+        activation_dtype=config.precision.activations,
+        layer_layout=("scan" if scanned else "unrolled") if layout == "auto" else layout,
+        remat=("full" if scanned else "none") if remat == "auto" else remat,
+        attention_backend=config.execution.attention,
+    )
+
+
+def make_model(config: ml_collections.ConfigDict, decoder: DecoderConfig) -> Decoder:
+    """The decoder with its adapters, as the config asks."""
+    spec = None
+    if config.adapter.method != "none":
+        adapters.get_method(config.adapter.method)
+        spec = AdapterSpec(config.adapter.method, dropout=config.adapter.dropout > 0)
+    return Decoder(decoder, resolve_execution(config, jax.default_backend()), spec)
+
+
+def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings:
+    """What is static in the compiled step.
+
+    Raises:
+        ValueError: rows, micro-batches and mesh do not divide; names the flags.
+    """
+    rows, parts, shards = config.batch.rows, config.batch.micro_batches, data_shards(mesh)
+    if parts < 1 or rows % (parts * shards):
+        raise ValueError(
+            f"--config.batch.rows={rows} must be a multiple of --config.batch.micro_batches={parts} x {shards} "
+            "(the mesh axes replica x fsdp, over which rows are split)"
+        )
+    if config.optimizer.schedule not in SCHEDULES:
+        raise ValueError(
+            f"--config.optimizer.schedule={config.optimizer.schedule!r} is not one of {', '.join(SCHEDULES)}"
+        )
+    chunk_tokens = config.objective.head_chunk_tokens
+    rows_at_once = rows // (parts * shards)
+    return StepSettings(
+        objective=get_objective(config.objective.name),
+        objective_settings=Settings(config.objective.label_smoothing, config.objective.z_loss),
+        schedule=config.optimizer.schedule,
+        micro_batches=parts,
+        head_chunk=max(1, chunk_tokens // rows_at_once) if chunk_tokens else 0,
+        seed=config.seed,
+    )
+
+
+def init_state(
+    config: ml_collections.ConfigDict,
+    checkpoint: PretrainedCheckpoint,
+    model: Decoder,
+    mesh: Mesh,
+    hyper: dict[str, jax.Array],
+) -> TrainState:
+    """The state at step 0, every array on its devices.
+
+    Pretrained weights go tensor by tensor; adapters and moments are made where they live.
+    """
+    layout = model.execution.layer_layout
+    full = config.adapter.method == "none"
+
+    def place(path, array):
+        sharding = jax.sharding.NamedSharding(mesh, spec_of(path, array.shape, dict(mesh.shape)))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    dtype = config.precision.params if full else config.precision.frozen
+    tree = {"params": load_params(checkpoint, model.config, layout, dtype, place)}
+    if not full:
+        shapes = jax.eval_shape(lambda params: to_layout(params, "scan"), tree["params"])
+        make = lambda: init_adapters(shapes, config.adapter, config.seed, layout)
+        out = shardings_of({adapters.COLLECTION: jax.eval_shape(make)}, mesh)[adapters.COLLECTION]
+        tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)()
+    trained, frozen = split(tree, lambda path: full or path.startswith(adapters.COLLECTION + "/"))
+    return fresh_state(trained, frozen, hyper, mesh)
+
+
+def fresh_state(trained: Tree, frozen: Tree, hyper: dict[str, jax.Array], mesh: Mesh) -> TrainState:
+    """A state at step 0 around parameters that are in place: moments are zero and laid out like what they are of."""
+
+    def rest():
+        zero = jnp.zeros((), jnp.int32)
+        moments = adamw(hyper, hyper["learning_rate"]).init(trained)
+        return {"step": zero, "opt_state": moments, "skipped": zero, "skipped_in_a_row": zero}
+
+    made = jax.jit(rest, out_shardings=shardings_of(jax.eval_shape(rest), mesh))()
+    hyper = jax.device_put(hyper, shardings_of(hyper, mesh))
+    return TrainState(trained=trained, frozen=frozen, hyper=hyper, **made)
