@@ -1,4 +1,4 @@
-"""What the commands share: the config flag, starting JAX, and errors as one clear message instead of a traceback."""
+"""What the commands share: starting JAX, and errors as one clear message instead of a traceback."""
 
 import os
 import sys
@@ -6,23 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
 
-_CONFIG = None
 _DEBUG = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
-
-
-def define_config_flag(required: bool = True) -> None:
-    """Defines `--config=file.py[:arg]` and its overrides `--config.a.b=c`."""
-    global _CONFIG
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment config, for example configs/sft.py:lora.")
-    if required:
-        flags.mark_flag_as_required("config")
-
-
-def config() -> ConfigDict:
-    """The config with its overrides."""
-    return _CONFIG.value
 
 
 def start_jax() -> None:

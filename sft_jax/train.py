@@ -1,4 +1,6 @@
-"""Fine-tunes a pretrained model: `python -m sft_jax.train --config=configs/sft.py --workdir=runs/x`.
+"""Fine-tunes a pretrained model.
+
+    python -m sft_jax.train --config=configs/sft.py:lora --config.data.train=train.jsonl --workdir=runs/x
 
 Started again with the same config, it continues the run in the directory.
 """
@@ -6,8 +8,12 @@ Started again with the same config, it continues the run in the directory.
 import sys
 
 from absl import flags
+from ml_collections import config_flags
 
 from sft_jax import commands
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment config, for example configs/sft.py:lora.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: checkpoints, metrics, TensorBoard.", required=True)
 
 
 def main(_: list[str]) -> None:
@@ -15,18 +21,17 @@ def main(_: list[str]) -> None:
     from sft_jax.training import run  # after the flags are checked: importing jax takes seconds
 
     commands.start_jax()
-    result = run(commands.config(), flags.FLAGS.workdir)
-    where = flags.FLAGS.workdir
+    workdir = _WORKDIR.value
+    result = run(_CONFIG.value, workdir)
     if result.interrupted:
-        print(
-            f"Interrupted: saved step {result.step} of {result.total_steps} in {where}. Start the same command again to continue."
-        )
+        print(f"Interrupted: step {result.step} of {result.total_steps} is saved in {workdir}.")
+        print("Start the same command again to continue.")
         sys.exit(128 + result.interrupted)
     scores = "  ".join(f"{name} {value:.4f}" for name, value in sorted(result.metrics.items()))
-    print(f"Finished {result.step} steps. {scores}\nRun directory: {where}\nWatch: tensorboard --logdir {where}")
+    print(f"Finished {result.step} steps. {scores}")
+    print(f"Run directory: {workdir}\nWatch: tensorboard --logdir {workdir}")
 
 
 if __name__ == "__main__":
-    commands.define_config_flag()
-    flags.DEFINE_string("workdir", None, "Run directory: checkpoints, metrics, TensorBoard.", required=True)
+    flags.mark_flag_as_required("config")
     commands.run(main)

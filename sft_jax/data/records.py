@@ -45,6 +45,28 @@ def read_records(path: str | os.PathLike) -> list[Record]:
     Raises:
         RecordError: no such file, an empty one, not UTF-8, or a line that is not a record.
     """
+    return _read_lines(path, answers=True)
+
+
+def read_prompts(path: str | os.PathLike) -> list[Record]:
+    """Like `read_records`, for rows that are to be answered: a `completion` may be missing, and an answer at the end of a
+    conversation is left out.
+
+    Raises:
+        RecordError: as `read_records`, or nothing is left of a conversation.
+    """
+    prompts = []
+    for record in _read_lines(path, answers=False):
+        turns = record.conversation
+        while turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        if not turns:
+            raise RecordError(f"{path}: row {record.id} holds nothing but an answer; expected a prompt.")
+        prompts.append(dataclasses.replace(record, conversation=turns))
+    return prompts
+
+
+def _read_lines(path: str | os.PathLike, answers: bool) -> list[Record]:
     file = epath.Path(path)
     if not file.is_file():
         raise RecordError(f"{path}: there is no such file. Expected a JSONL file with a {_FORMS} on each line.")
@@ -52,11 +74,11 @@ def read_records(path: str | os.PathLike) -> list[Record]:
     lines = file.read_bytes().rstrip(b" \t\r\n").split(b"\n")
     if lines == [b""]:
         raise RecordError(f"{path}: the file is empty. Expected a {_FORMS} on each line.")
-    return [_read_line(line, f"{path}:{n}", f"{file.name}:{n}") for n, line in enumerate(lines, 1)]
+    return [_read_line(line, f"{path}:{n}", f"{file.name}:{n}", answers) for n, line in enumerate(lines, 1)]
 
 
-def parse_record(fields: object, where: str, record_id: str | None = None) -> Record:
-    """A record from one decoded JSON object; `where` stands in errors.
+def parse_record(fields: object, where: str, record_id: str | None = None, answers: bool = True) -> Record:
+    """A record from one decoded JSON object; `where` stands in errors. Without `answers` a prompt may stand alone.
 
     Raises:
         RecordError: it has neither form, or both, or a message is not one.
@@ -69,18 +91,19 @@ def parse_record(fields: object, where: str, record_id: str | None = None) -> Re
     if has_messages:
         conversation = _messages(fields["messages"], f'{where}: "messages"')
     elif has_pair:
-        for key in ("prompt", "completion"):
+        for key in ("prompt", "completion") if answers else ("prompt",):
             if key not in fields:
                 raise RecordError(f'{where}: "{key}" is missing. Expected {_FORMS}.')
         conversation = _turns(fields["prompt"], "user", f'{where}: "prompt"')
-        conversation += _turns(fields["completion"], "assistant", f'{where}: "completion"')
+        if "completion" in fields:
+            conversation += _turns(fields["completion"], "assistant", f'{where}: "completion"')
     else:
         keys = ", ".join(map(repr, fields)) or "none"
         raise RecordError(f"{where}: expected {_FORMS}, the keys are: {keys}.")
     return Record(record_id or where, conversation, fields)
 
 
-def _read_line(line: bytes, where: str, record_id: str) -> Record:
+def _read_line(line: bytes, where: str, record_id: str, answers: bool) -> Record:
     if not line.strip():
         raise RecordError(f"{where}: the line is empty. Remove it; each line is one example.")
     try:
@@ -95,7 +118,7 @@ def _read_line(line: bytes, where: str, record_id: str) -> Record:
         raise RecordError(
             f"{where}: not valid JSON (column {error.colno}: {error.msg}). Expected one JSON object on each line."
         ) from error
-    return parse_record(fields, where, record_id)
+    return parse_record(fields, where, record_id, answers)
 
 
 def _turns(value: object, role: str, where: str) -> Conversation:

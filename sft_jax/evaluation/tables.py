@@ -150,3 +150,31 @@ def _add_loss(results: dict[str, Any], before: Loss, after: Loss, *, seed: int) 
 
 def _as_dicts(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {metric: score.as_dict() for metric, score in scores.items()}
+
+
+def scores_table(name: str, scores: Mapping[str, Any]) -> Table:
+    """One evaluation, from its `scores.json`."""
+    table = Table("", "score [95 % interval]", title=f"{name}, {scores['rows']} rows")
+    for metric, score in scores.items():
+        if metric != "rows":
+            table.add_row(METRIC_NAMES.get(metric, metric), _score_text(score))
+    return table
+
+
+def comparison_table(first: Sequence[Outcome], second: Sequence[Outcome], seed: int) -> Table:
+    """Two evaluations of the same rows: scores, paired difference, and whether it is shown to be real."""
+    table = Table("", "compared with", "this", "difference", "paired test", title=f"{len(first)} rows, row by row")
+    before, after = aggregate(first, seed), aggregate(second, seed)
+    for metric, comparison in compare(first, second, seed).items():
+        difference = comparison.difference
+        shown = comparison.p_value < SIGNIFICANCE
+        better = (difference.value > 0) == higher_is_better(metric)
+        word = ("better" if better else "WORSE") if shown else "no difference shown"
+        table.add_row(
+            METRIC_NAMES.get(metric, metric),
+            _score_text(before[metric].as_dict()),
+            _score_text(after[metric].as_dict()),
+            f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",
+            f"{word} ({_p_text(comparison.p_value)}, {comparison.test})",
+        )
+    return table

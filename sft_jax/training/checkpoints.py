@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from sft_jax.models.layouts import to_layout
-from sft_jax.training.sharding import shardings_of
+from sft_jax.training.sharding import abstract_like, shardings_of
 from sft_jax.training.state import TrainState
 
 Tree = Any
@@ -117,16 +117,24 @@ class Checkpoints:
         saved_layout = self.position(step).layout
         wanted = {name: getattr(state, name) for name in _SAVED}
         shapes = jax.eval_shape(lambda tree: convert(tree, saved_layout), wanted)
-        abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            shardings_of(shapes, mesh),
-        )
+        abstract = abstract_like(shapes, shardings_of(shapes, mesh))
         restored = self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
         if saved_layout != layout:
             out = shardings_of(wanted, mesh)
             restored = jax.jit(lambda tree: convert(tree, layout), out_shardings=out)(restored)
         return state.replace(**restored)
+
+    def restore_trained(self, step: int, abstract: Tree) -> Tree:
+        """Only the trained parameters of a checkpoint, without moments.
+
+        Args:
+            step: which checkpoint.
+            abstract: their shapes, dtypes and shardings in the layout they were saved in.
+        """
+        wanted = dict.fromkeys(_SAVED, ocp.PLACEHOLDER) | {"trained": abstract}
+        moments = self._checkpointer.metadata(step).metadata
+        wanted["opt_state"] = jax.tree.map(lambda _: ocp.PLACEHOLDER, moments["opt_state"])
+        return self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]["trained"]
 
     def wait(self) -> None:
         """Returns when what was saved is on disk."""

@@ -82,3 +82,26 @@ def _clock(seconds: float) -> str:
 def figures(pairs: Iterable[tuple[str, str]]) -> str:
     """`loss 0.512  1,203 tok/s` from names and values."""
     return "  ".join(f"{name} {value}".strip() for name, value in pairs)
+
+
+class ProgressBars:
+    """One bar after the other, for work in several parts; a context manager."""
+
+    def __init__(self, console: Console):
+        self._console, self._bar = console, None
+
+    def __enter__(self) -> "ProgressBars":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, error, trace)
+
+    def __call__(self, title: str, total: int) -> ProgressBar:
+        """Ends the bar before, and starts one that is called with (done, in all)."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = ProgressBar(title, total, console=self._console).__enter__()
+        return self._bar

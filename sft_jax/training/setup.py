@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from sft_jax.data.packing import packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan
@@ -180,6 +181,16 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
     )
 
 
+def placement(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+    """Puts a loaded parameter where PARTITION_RULES says, each device taking its part."""
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        sharding = NamedSharding(mesh, spec_of(path, array.shape, dict(mesh.shape)))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return place
+
+
 def init_state(
     config: ml_collections.ConfigDict,
     checkpoint: PretrainedCheckpoint,
@@ -194,12 +205,8 @@ def init_state(
     layout = model.execution.layer_layout
     full = config.adapter.method == "none"
 
-    def place(path, array):
-        sharding = jax.sharding.NamedSharding(mesh, spec_of(path, array.shape, dict(mesh.shape)))
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
     dtype = config.precision.params if full else config.precision.frozen
-    tree = {"params": load_params(checkpoint, model.config, layout, dtype, place)}
+    tree = {"params": load_params(checkpoint, model.config, layout, dtype, placement(mesh))}
     if not full:
         shapes = jax.eval_shape(lambda params: to_layout(params, "scan"), tree["params"])
         make = lambda: init_adapters(shapes, config.adapter, config.seed, layout)

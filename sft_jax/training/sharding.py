@@ -56,6 +56,11 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | Non
     )
 
 
+def inference_mesh() -> Mesh:
+    """All devices on `fsdp`: prompts and parameters are split over them."""
+    return make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1}))
+
+
 def spec_of(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:
     """The PartitionSpec of the array at `path`; axes that do not divide their dimension are dropped.
 
@@ -76,6 +81,13 @@ def shardings_of(tree: Tree, mesh: Mesh) -> Tree:
     sizes = dict(mesh.shape)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec_of(path_string(path), leaf.shape, sizes)), tree
+    )
+
+
+def abstract_like(shapes: Tree, shardings: Tree) -> Tree:
+    """Shapes and dtypes with the shardings to restore or to compile them with."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
 
 

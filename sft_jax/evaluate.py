@@ -1,0 +1,71 @@
+"""Measures a model on held-out rows by what it writes.
+
+    python -m sft_jax.evaluate --model=runs/x --data=held_out.jsonl --scorer=json_extraction --out=runs/x/evaluation
+    python -m sft_jax.evaluate --model=smollm2-135m-instruct --data=… --out=… --examples=2 --examples_from=train.jsonl
+
+With `--compare` an earlier evaluation of the same rows is compared, row by row.
+"""
+
+from absl import flags
+
+from sft_jax import commands, inference_flags
+
+_MODEL = flags.DEFINE_string(
+    "model", None, "Run directory (with :best, :latest, :<step>) or pretrained source.", required=True
+)
+_DATA = flags.DEFINE_string("data", None, "JSONL of held-out rows; each ends with the reference answer.", required=True)
+_SCORER = flags.DEFINE_string("scorer", "exact_match", "How answers are scored: exact_match, json_extraction.")
+_OUT = flags.DEFINE_string("out", None, "Directory for predictions.jsonl and scores.json.", required=True)
+_COMPARE = flags.DEFINE_string("compare", None, "Directory of an earlier evaluation to compare with.")
+_EXAMPLES = flags.DEFINE_integer("examples", 0, "Solved examples put into the prompt.", lower_bound=0)
+_EXAMPLES_FROM = flags.DEFINE_string("examples_from", None, "JSONL of training rows the examples are drawn from.")
+_ROWS = flags.DEFINE_integer("rows", 0, "Measure only the first rows; 0: all.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the examples drawn, of sampling and of the bootstrap.")
+
+
+def main(_: list[str]) -> None:
+    """Runs what the flags ask for."""
+    import jax
+    from etils import epath
+    from rich.console import Console
+
+    from sft_jax.data.records import read_records
+    from sft_jax.evaluation import held_out, tables
+    from sft_jax.evaluation.baselines import choose_examples
+    from sft_jax.training.progress import ProgressBars
+    from sft_jax.training.restore import load_for_inference
+    from sft_jax.training.sharding import inference_mesh
+
+    commands.start_jax()
+    console = Console()
+    records = read_records(_DATA.value)[: _ROWS.value or None]
+    task = held_out.Task(
+        records,
+        _SCORER.value,
+        max_new_tokens=inference_flags.MAX_NEW_TOKENS.value,
+        batch_size=inference_flags.BATCH_SIZE.value,
+        sampling=inference_flags.sampling(_SEED.value),
+        seed=_SEED.value,
+    )
+    examples = []
+    if _EXAMPLES.value:
+        if not _EXAMPLES_FROM.value:
+            raise ValueError("--examples needs --examples_from, the training rows to draw them from")
+        train = [record.conversation for record in read_records(_EXAMPLES_FROM.value)]
+        examples = choose_examples(train, _EXAMPLES.value, _SEED.value, [record.conversation for record in records])
+    mesh = inference_mesh()
+    with jax.set_mesh(mesh), ProgressBars(console) as progress:
+        loaded = load_for_inference(_MODEL.value, mesh, inference_flags.PRODUCTS.value)
+        answers = held_out.generate_answers(loaded, task, examples, progress)
+        losses = held_out.measure_loss(loaded, task, mesh, progress)
+    outcomes = held_out.score_answers(task, answers)
+    out = epath.Path(_OUT.value)
+    scores = held_out.write_evaluation(out, task, answers, outcomes, losses)
+    console.print(tables.scores_table(loaded.name, scores))
+    if _COMPARE.value:
+        console.print(tables.comparison_table(*held_out.comparable(epath.Path(_COMPARE.value), out), _SEED.value))
+    console.print(f"Answers and scores: {out}")
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,66 @@
+"""Loss of every held-out row for itself, so that two models can be compared row by row."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from sft_jax.data.batches import held_out_batches
+from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.evaluation.scoring import Outcome
+from sft_jax.models.decoder import Decoder
+from sft_jax.objectives import Settings, cross_entropy
+from sft_jax.objectives.head import gather_targets
+from sft_jax.training.sharding import data_shards, put_batch
+
+Tree = Any
+Progress = Callable[[int, int], None]
+
+
+def row_losses(
+    model: Decoder,
+    variables: Tree,
+    rows: TokenizedRows,
+    mesh: Mesh,
+    *,
+    batch_rows: int = 8,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """One outcome a row: `loss_sum` (nats, over its supervised tokens) and `loss_weight` (how many they weigh).
+
+    Args:
+        model: the decoder.
+        variables: what its `apply` takes.
+        rows: held-out rows.
+        mesh: the mesh in force.
+        batch_rows: rows at a time, rounded up so that the mesh divides it.
+        progress: called with (rows done, rows in all).
+    """
+    shards = data_shards(mesh)
+    batch_rows = -(-batch_rows // shards) * shards
+    length = -(-int(rows.lengths.max()) // 64) * 64
+    targets = min(-(-int(rows.supervised.max()) // 8) * 8, length)
+    step = jax.jit(functools.partial(_row_sums, model))
+    sums: list[np.ndarray] = []
+    for batch in held_out_batches(rows, length, targets, batch_rows, packing=False):
+        sums.append(np.stack(jax.device_get(step(variables, put_batch(batch, mesh))), axis=1))
+        if progress:
+            progress(min(len(sums) * batch_rows, len(rows)), len(rows))
+    every = np.concatenate(sums)[: len(rows)]
+    return [{"loss_sum": float(total), "loss_weight": float(weight)} for total, weight in every]
+
+
+def _row_sums(model: Decoder, variables: Tree, batch: Tree) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    hidden, _ = model.apply(variables, batch["tokens"], batch["positions"], batch["segment_ids"], method="hidden")
+    hidden = gather_targets(hidden, batch["target_slots"])
+
+    def one_row(row: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        states, targets, weights = (x[None] for x in row)
+        logits = model.apply(variables, states, method="head")
+        return cross_entropy(logits, targets, weights, Settings())["nll"]
+
+    return jax.lax.map(one_row, (hidden, batch["targets"], batch["weights"]))

@@ -1,0 +1,127 @@
+"""Generates answers: to one prompt, to a file of prompts, or in a chat.
+
+python -m sft_jax.generate --model=runs/x --prompt="What is the capital of France?"
+python -m sft_jax.generate --model=runs/x --prompts=prompts.jsonl --out=answers.jsonl
+python -m sft_jax.generate --model=runs/x                                  # a chat in the terminal
+"""
+
+import json
+
+from absl import flags
+
+from sft_jax import commands, inference_flags
+
+_MODEL = flags.DEFINE_string(
+    "model", None, "Run directory (with :best, :latest, :<step>) or pretrained source.", required=True
+)
+_PROMPT = flags.DEFINE_string("prompt", None, "One prompt, as the user's message.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "JSONL of rows with `prompt` or `messages`; a final answer is left out."
+)
+_OUT = flags.DEFINE_string("out", None, "JSONL file for the answers to --prompts; by default the terminal.")
+_SYSTEM = flags.DEFINE_string("system", None, "System message for --prompt and the chat.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling.")
+
+
+def main(_: list[str]) -> None:
+    """Runs what the flags ask for."""
+    import jax
+
+    from sft_jax.training.restore import load_for_inference
+    from sft_jax.training.sharding import inference_mesh
+
+    if _PROMPT.value is not None and _PROMPTS.value is not None:
+        raise ValueError("give --prompt or --prompts, not both")
+    if _OUT.value is not None and _PROMPTS.value is None:
+        raise ValueError("--out goes with --prompts")
+    commands.start_jax()
+    mesh = inference_mesh()
+    with jax.set_mesh(mesh):
+        loaded = load_for_inference(_MODEL.value, mesh, inference_flags.PRODUCTS.value)
+        if _PROMPTS.value is not None:
+            _answer_file(loaded)
+        elif _PROMPT.value is not None:
+            _answer(loaded, _generator(loaded, 1), [*_system(), ("user", _PROMPT.value)])
+        else:
+            _chat(loaded)
+
+
+def _generator(loaded, batch_size: int):
+    from sft_jax.generation import Generator
+
+    return Generator(
+        loaded.model,
+        loaded.renderer.tokenizer,
+        loaded.renderer.stop_ids,
+        max_new_tokens=inference_flags.MAX_NEW_TOKENS.value,
+        batch_size=batch_size,
+        sampling=inference_flags.sampling(_SEED.value),
+    )
+
+
+def _system() -> list[tuple[str, str]]:
+    return [("system", _SYSTEM.value)] if _SYSTEM.value else []
+
+
+def _answer(loaded, generator, turns: list[tuple[str, str]]) -> str:
+    """Prints the answer as it grows, and returns it."""
+    from sft_jax.data.conversations import Message
+
+    prompt = loaded.renderer.render_prompt(tuple(Message(*turn) for turn in turns))
+    shown = ""
+    for answer in generator.stream(loaded.variables, prompt):
+        # A character may be cut in the middle of its bytes: wait for the rest of it.
+        text = answer.text.rstrip("\ufffd")
+        if text.startswith(shown):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print()
+    return answer.text
+
+
+def _chat(loaded) -> None:
+    generator = _generator(loaded, 1)
+    print(f"Chat with {loaded.name}. /clear forgets the conversation, /exit or Ctrl-D leaves.")
+    turns = _system()
+    while True:
+        try:
+            text = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text == "/exit":
+            return
+        if text == "/clear":
+            turns = _system()
+        elif text:
+            turns.append(("user", text))
+            turns.append(("assistant", _answer(loaded, generator, turns)))
+
+
+def _answer_file(loaded) -> None:
+    from etils import epath
+    from rich.console import Console
+
+    from sft_jax.data.records import read_prompts
+    from sft_jax.training.progress import ProgressBars
+
+    console = Console(stderr=True)
+    records = read_prompts(_PROMPTS.value)
+    prompts = [loaded.renderer.render_prompt(record.conversation) for record in records]
+    with ProgressBars(console) as progress:
+        answers = _generator(loaded, min(inference_flags.BATCH_SIZE.value, len(prompts)))(
+            loaded.variables, prompts, progress=progress("generating", len(prompts))
+        )
+    lines = [
+        json.dumps({"id": record.id, "answer": answer.text, "ended": answer.stopped}, ensure_ascii=False)
+        for record, answer in zip(records, answers, strict=True)
+    ]
+    if _OUT.value is None:
+        print("\n".join(lines))
+    else:
+        epath.Path(_OUT.value).write_text("\n".join(lines) + "\n")
+        console.print(f"{len(lines)} answers: {_OUT.value}")
+
+
+if __name__ == "__main__":
+    commands.run(main)

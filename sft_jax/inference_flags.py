@@ -1,0 +1,19 @@
+"""Flags of the commands that generate text."""
+
+from absl import flags
+
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest answer, in tokens.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 32, "Prompts at a time; the answers do not depend on it.", lower_bound=1
+)
+PRODUCTS = flags.DEFINE_enum("products", "bfloat16", ["bfloat16", "float32"], "dtype of the inputs of matrix products.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token each time.", lower_bound=0.0)
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: from all.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the most likely tokens up to this probability.", 0.0, 1.0)
+
+
+def sampling(seed: int):
+    """The `Sampling` that the flags ask for."""
+    from sft_jax.generation import Sampling  # after the flags are checked: importing jax takes seconds
+
+    return Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, seed)
