@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _DEBUG = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 
@@ -32,6 +32,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     def checked(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries announce themselves at INFO
         try:
             main(arguments)
         except (ValueError, OSError, RuntimeError) as error:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sft_jax.models import adapters, rope
@@ -15,6 +16,8 @@ from sft_jax.models.attention import Visibility, attention
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.partitioning import BATCH_AXES, constrain
 from sft_jax.models.products import einsum
+
+Tokens = Int[Array | np.ndarray, "B S"]
 
 _REMAT_POLICIES = {
     "full": None,
@@ -238,9 +241,9 @@ class Decoder(nn.Module):
 
     def hidden(
         self,
-        tokens: Int[Array, "B S"],
-        positions: Int[Array, "B S"] | None = None,
-        segment_ids: Int[Array, "B S"] | None = None,
+        tokens: Tokens,
+        positions: Tokens | None = None,
+        segment_ids: Tokens | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens added.
@@ -251,6 +254,7 @@ class Decoder(nn.Module):
             segment_ids: packed document of each token, 0 for padding; by default all one document.
             cache: what earlier calls returned, or `init_cache(…)`.
         """
+        tokens, positions, segment_ids = jax.tree.map(jnp.asarray, (tokens, positions, segment_ids))
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
         if segment_ids is None:
@@ -297,9 +301,9 @@ class Decoder(nn.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "B S"],
-        positions: Int[Array, "B S"] | None = None,
-        segment_ids: Int[Array, "B S"] | None = None,
+        tokens: Tokens,
+        positions: Tokens | None = None,
+        segment_ids: Tokens | None = None,
     ) -> Float[Array, "B S V"]:
         """Float32 logits of every position; the arguments of `hidden`."""
         return self.head(self.hidden(tokens, positions, segment_ids)[0])

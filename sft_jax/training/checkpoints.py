@@ -1,11 +1,12 @@
 """Checkpoints: the one module that knows orbax (its v1 interface still moves).
 
-A checkpoint holds what training changes: trained parameters, moments, counters, and the position in the pack plan. Frozen
-parameters stay in the pretrained checkpoint they come from. The layer layout is recorded and converted on restore;
-any mesh and any number of processes can restore.
+A checkpoint holds what training changes: trained parameters, moments, counters, and the position in the pack plan.
+Frozen parameters stay in the pretrained checkpoint they come from. The layer layout is recorded and converted on
+restore; any mesh and any number of processes can restore.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -50,10 +51,6 @@ class Checkpoints:
             best_metric: also keep the best by this metric; empty for none.
             best_is: `min` or `max`.
         """
-        if keep_last < 1:
-            raise ValueError(f"--config.checkpoint.keep_last={keep_last} must be at least 1")
-        if best_is not in ("min", "max"):
-            raise ValueError(f"--config.checkpoint.best_is={best_is!r} must be 'min' or 'max'")
         self._metric, self._sign = best_metric, 1 if best_is == "max" else -1
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(n=keep_last)]
@@ -83,7 +80,8 @@ class Checkpoints:
             return
         saved = {name: getattr(state, name) for name in _SAVED}
         # Scores are "larger is better" whatever the metric.
-        score = {"score": self._sign * metrics[self._metric]} if self._metric in metrics else None
+        value = metrics.get(self._metric, math.nan)
+        score = {"score": self._sign * value} if math.isfinite(value) else None
         self._checkpointer.save_checkpointables_async(
             step, {"state": saved}, metrics=score, custom_metadata=dataclasses.asdict(position), force=True
         )

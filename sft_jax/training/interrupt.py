@@ -1,5 +1,10 @@
-"""Leaving a run in good order: SIGTERM and Ctrl-C ask for a checkpoint, a second Ctrl-C leaves at once."""
+"""Leaving a run in good order: SIGTERM and Ctrl-C ask for a checkpoint, a second Ctrl-C leaves at once.
 
+With several processes jax itself listens for SIGTERM and agrees with the others on the step after which all leave;
+there, Ctrl-C is passed on as SIGTERM.
+"""
+
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -17,8 +22,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            # A handler of ours would replace jax's.
+            numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(
@@ -31,9 +37,14 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
-        """True when all processes should save and leave after `step`, the same answer on each of them."""
+        """True when all processes should save and leave after `step`, the same answer on each of them.
+
+        Every process asks after every step.
+        """
         if jax.process_count() == 1:
             return self.signal is not None
         return multihost_utils.reached_preemption_sync_point(step)

@@ -1,7 +1,7 @@
 """The run: `run(config, workdir)` does from Python what `python -m sft_jax.train` does.
 
-Reads from top to bottom: set-up, restore, then the loop. Metrics of a step are read after the next one is dispatched, so
-that the devices never wait for the host.
+Reads from top to bottom: set-up, restore, then the loop. Metrics of a step are read after the next one is dispatched,
+so that the devices never wait for the host.
 """
 
 import dataclasses
@@ -22,13 +22,14 @@ from sft_jax.models.loading import decoder_config
 from sft_jax.sources import open_checkpoint
 from sft_jax.training import workdir as workdirs
 from sft_jax.training.checkpoints import Checkpoints, RunPosition
+from sft_jax.training.checks import check_config
 from sft_jax.training.durations import in_steps
 from sft_jax.training.held_out import Samples, held_out_metrics
 from sft_jax.training.interrupt import StopRequest
-from sft_jax.training.metric_log import MetricLog
+from sft_jax.training.metric_log import FILE, MetricLog, read_metrics
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.progress import ProgressBar
-from sft_jax.training.recorder import Recorder
+from sft_jax.training.recorder import STEP_METRICS, Recorder
 from sft_jax.training.setup import Data, init_state, load_data, make_model, step_settings
 from sft_jax.training.sharding import make_mesh, put_batch
 from sft_jax.training.state import TrainState
@@ -90,18 +91,29 @@ def run(
     """
     console = console or Console(quiet=jax.process_index() > 0)
     workdir = epath.Path(workdir)
+    check_config(config)
     mesh = make_mesh(config.mesh)
     settings = step_settings(config, mesh)
     workdirs.claim(workdir, config)
 
     # Data, model, state.
     data = load_data(config)
-    console.print(data.report)
+    console.print(data.report, data.held_out_note)
     total_steps = in_steps(config.duration, "duration", data.plan)
     warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
     hyper = hyperparameters(config, warmup, total_steps)
     checkpoint = open_checkpoint(config.model.source, config.model.revision or None)
-    workdirs.record_environment(workdir, data.fingerprints() | {"model": checkpoint.fingerprint})
+    fingerprints = data.fingerprints() | {"model": checkpoint.fingerprint}
+    workdirs.check_inputs(workdir, fingerprints)
+    checkpoints = Checkpoints(
+        workdir, config.checkpoint.keep_last, config.checkpoint.best_metric, config.checkpoint.best_is
+    )
+    done = checkpoints.latest()
+    if done == total_steps:
+        checkpoints.close()
+        console.print(f"{workdir} holds the finished run: all {total_steps} steps are done.")
+        return RunResult(done, total_steps, _last_evaluation(workdir))
+    workdirs.record_environment(workdir, fingerprints)
     model = make_model(config, decoder_config(checkpoint))
     with jax.set_mesh(mesh):
         state = init_state(config, checkpoint, model, mesh, hyper)
@@ -116,7 +128,13 @@ def run(
             evaluate_every=in_steps(config.evaluation.every, "evaluation.every", data.plan),
             save_every=in_steps(config.checkpoint.every, "checkpoint.every", data.plan),
         )
-        return _resume_and_train(plan, state, workdir, console)
+        return _resume_and_train(plan, state, done, checkpoints, workdir, console)
+
+
+def _last_evaluation(workdir: epath.Path) -> dict[str, float]:
+    """What the last line of the metrics says beside the training step's own figures."""
+    last = read_metrics(workdir / FILE)[-1]
+    return {name: value for name, value in last.items() if "/" in name and not name.startswith(STEP_METRICS)}
 
 
 def _evaluation(config, data, model, settings, state, mesh, evaluators):
@@ -133,15 +151,21 @@ def _evaluation(config, data, model, settings, state, mesh, evaluators):
     return evaluate
 
 
-def _resume_and_train(plan: _Run, state: TrainState, workdir: epath.Path, console: Console) -> RunResult:
-    settings = plan.config.checkpoint
-    checkpoints = Checkpoints(workdir, settings.keep_last, settings.best_metric, settings.best_is)
-    done = checkpoints.latest()
+def _resume_and_train(
+    plan: _Run,
+    state: TrainState,
+    done: int | None,
+    checkpoints: Checkpoints,
+    workdir: epath.Path,
+    console: Console,
+) -> RunResult:
     if done is not None:
+        _check_position(checkpoints.position(done), _position(plan, done), workdir)
         state = checkpoints.restore(done, state, plan.model.execution.layer_layout, plan.mesh)
         console.print(f"Continuing {workdir} after step {done} of {plan.total_steps}.")
-    log = MetricLog(workdir, -1 if done is None else done) if jax.process_index() == 0 else None
-    recorder = Recorder(plan.config, plan.data, plan.model, workdir, log)
+    resume_step = -1 if done is None else done
+    log = MetricLog(workdir, resume_step) if jax.process_index() == 0 else None
+    recorder = Recorder(plan.config, plan.data, plan.model, workdir, log, resume_step)
     bar = ProgressBar("training", plan.total_steps, done or 0, console, enabled=jax.process_index() == 0)
     try:
         if done is None and log is not None:
@@ -180,6 +204,7 @@ def _train(
     if done is None:
         latest, texts = plan.evaluate(state)
         recorder.evaluation_at_start(latest, texts)
+        _check_best_metric(plan.config.checkpoint.best_metric, latest)
     profiler = _Profiler(plan.config.profile, recorder)
     pending: tuple[int, Any] | None = None
     recorder.start_clock()
@@ -199,7 +224,10 @@ def _train(
         last = step == plan.total_steps
         stopping = stop.requested(step)
         evaluating = last or _due(step, plan.evaluate_every)
-        if not (evaluating or stopping or _due(step, plan.save_every)):
+        # The best checkpoint by a metric is the best of all evaluations, so each of them is saved.
+        scored = evaluating and bool(latest) and bool(plan.config.checkpoint.best_metric)
+        saving = last or stopping or scored or _due(step, plan.save_every)
+        if not (evaluating or saving):
             continue
         # The log is complete up to this step before a checkpoint of this step can exist.
         scalars: dict[str, float] = {}
@@ -210,11 +238,12 @@ def _train(
         bar.update(step, recorder.record(*pending, scalars))
         pending = None
         recorder.flush()
-        if last or stopping or _due(step, plan.save_every):
+        if saving:
             checkpoints.save(state, _position(plan, step), scalars)
         recorder.start_clock()
         if stopping and not last:
             return RunResult(step, plan.total_steps, latest, stop.signal or 15)
+    profiler.stop()
     return RunResult(step, plan.total_steps, latest)
 
 
@@ -230,18 +259,41 @@ def _position(plan: _Run, step: int) -> RunPosition:
     )
 
 
+def _check_position(saved: RunPosition, planned: RunPosition, workdir: epath.Path) -> None:
+    if (saved.position, saved.counters) != (planned.position, planned.counters):
+        raise workdirs.WorkdirError(
+            f"{workdir}: the checkpoint has seen {saved.counters} in {saved.position} rows of the batch, the plan says "
+            f"{planned.counters} in {planned.position}: the code that packs has changed. Give another --workdir, or "
+            "the code that started the run."
+        )
+
+
+def _check_best_metric(name: str, measured: dict[str, float]) -> None:
+    if name and measured and name not in measured:
+        raise ValueError(
+            f"--config.checkpoint.best_metric={name!r} is not measured; there are {', '.join(sorted(measured))}"
+        )
+
+
 class _Profiler:
     """A trace of the steps that `config.profile` names, beside the TensorBoard events."""
 
     def __init__(self, config: ml_collections.ConfigDict, recorder: Recorder):
         self._first, self._last = config.start, config.start + config.steps - 1
-        self._directory = recorder.tensorboard_dir if config.start > 0 and config.steps > 0 else None
+        self._directory = recorder.tensorboard_dir if config.start > 0 else None
+        self._running = False
 
     def before(self, step: int) -> None:
         if self._directory is not None and step == self._first:
             jax.profiler.start_trace(str(self._directory))
+            self._running = True
 
     def after(self, step: int, metrics: Any) -> None:
-        if self._directory is not None and step == self._last:
+        if self._running and step == self._last:
             jax.block_until_ready(metrics)
+            self.stop()
+
+    def stop(self) -> None:
+        if self._running:
             jax.profiler.stop_trace()
+            self._running = False

@@ -1,7 +1,7 @@
 """Metrics of a run: `metrics.jsonl`, one object a line, and TensorBoard.
 
-After a restart both are cut back to the step of the checkpoint, so that the history has neither gap nor repeat. In a bucket,
-where nothing can be appended, files are kept locally and written whole at each flush.
+After a restart both are cut back to the step of the checkpoint, so that the history has neither gap nor repeat. In a
+bucket, where nothing can be appended, files are kept locally and written whole at each flush.
 """
 
 import json
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import tensorboardX
 from etils import epath
+
+from sft_jax.training.workdir import is_remote, write_whole
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -42,11 +44,6 @@ def read_metrics(path: epath.PathLike) -> list[dict]:
     return records
 
 
-def is_remote(path: epath.Path) -> bool:
-    """True for a bucket path."""
-    return "://" in os.fspath(path)
-
-
 class MetricLog:
     """Writes scalars and texts of a run; one process only."""
 
@@ -62,9 +59,7 @@ class MetricLog:
         before = workdir / FILE
         kept = [line for line in read_metrics(before) if line["step"] <= resume_step] if before.exists() else []
         self._path = self._local / FILE
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, self._path)
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(
             str(self._local / TENSORBOARD), purge_step=resume_step + 1, flush_secs=int(_FLUSH_SECONDS)

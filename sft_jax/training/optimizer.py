@@ -26,9 +26,6 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         config: `optimizer` and `adapter` of the experiment config.
         warmup_steps: steps of linear warm-up.
         total_steps: length of the run in optimizer steps, for the schedule.
-
-    Raises:
-        ValueError: a number out of range; names the flag.
     """
     optimizer = config.optimizer
     beta1, beta2 = optimizer.betas
@@ -45,14 +42,6 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         "adapter_alpha": config.adapter.alpha,
         "adapter_dropout": config.adapter.dropout,
     }
-    for name in ("learning_rate", "final_share", "weight_decay", "clip_norm", "epsilon"):
-        if not values[name] >= 0:
-            raise ValueError(f"--config.optimizer.{name}={values[name]} must not be negative")
-    for name in ("beta1", "beta2"):
-        if not 0 <= values[name] < 1:
-            raise ValueError(f"--config.optimizer.betas={tuple(optimizer.betas)}: both must lie in [0, 1)")
-    if not 0 <= values["adapter_dropout"] < 1:
-        raise ValueError(f"--config.adapter.dropout={values['adapter_dropout']} must lie in [0, 1)")
     return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
 
 

@@ -14,8 +14,10 @@ from sft_jax.training.flops import peak_flops, train_flops
 from sft_jax.training.metric_log import MetricLog
 from sft_jax.training.progress import figures
 from sft_jax.training.setup import Data
+from sft_jax.training.workdir import write_whole
 
 SKIPPED = "skipped_steps.jsonl"
+STEP_METRICS = ("train/", "progress/", "speed/")  # what every step measures; the rest is from evaluations
 
 
 class DivergedError(RuntimeError):
@@ -26,8 +28,15 @@ class Recorder:
     """Writes what a run measures. On processes without a log it only watches over skipped steps."""
 
     def __init__(
-        self, config: ml_collections.ConfigDict, data: Data, model: Decoder, workdir: epath.Path, log: MetricLog | None
+        self,
+        config: ml_collections.ConfigDict,
+        data: Data,
+        model: Decoder,
+        workdir: epath.Path,
+        log: MetricLog | None,
+        resume_step: int = -1,
     ):
+        """Prepares the recorder; skipped steps noted after `resume_step` (see `MetricLog`) are forgotten."""
         self._config, self._plan, self._log, self._workdir = config, data.plan, log, workdir
         devices = jax.devices()
         self._peak = peak_flops(devices[0].device_kind, len(devices))
@@ -38,6 +47,11 @@ class Recorder:
             config.data.row_tokens,
             train_weights=config.adapter.method == "none",
         )
+        self._skipped: list[str] = []
+        if log is not None and (workdir / SKIPPED).exists():
+            before = (workdir / SKIPPED).read_text().splitlines(keepends=True)
+            self._skipped = [line for line in before if json.loads(line)["step"] <= resume_step]
+            write_whole(workdir / SKIPPED, "".join(self._skipped))
         self._clock = time.perf_counter()
 
     @property
@@ -69,8 +83,8 @@ class Recorder:
         if in_a_row and in_a_row >= self._config.optimizer.max_skipped_in_a_row:
             self.flush()
             raise DivergedError(
-                f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not finite; the rows of their "
-                f"batches are listed in {self._workdir / SKIPPED}. Look at those rows, lower "
+                f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not finite; the rows of "
+                f"their batches are listed in {self._workdir / SKIPPED}. Look at those rows, lower "
                 "--config.optimizer.learning_rate, or raise --config.optimizer.max_skipped_in_a_row."
             )
         return figures(
@@ -100,12 +114,9 @@ class Recorder:
 
     def _note_skipped(self, step: int) -> None:
         if self._log is not None:
-            line = json.dumps({"step": step, "row_ids": self._plan.row_ids(step - 1)})
+            self._skipped.append(json.dumps({"step": step, "row_ids": self._plan.row_ids(step - 1)}) + "\n")
             # Written whole each time: a bucket cannot append, and there are few.
-            path = self._workdir / SKIPPED
-            before = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in before if json.loads(line)["step"] < step]
-            path.write_text("\n".join([*kept, line]) + "\n")
+            write_whole(self._workdir / SKIPPED, "".join(self._skipped))
 
     def evaluation_at_start(self, scalars: dict[str, float], texts: dict[str, str]) -> None:
         """Logs the evaluation before the first step."""

@@ -1,4 +1,4 @@
-"""A model for use, not for training: from a run directory at one of its checkpoints, or from a pretrained checkpoint."""
+"""A model for use, not for training: from a checkpoint of a run directory, or from a pretrained checkpoint."""
 
 import dataclasses
 import json

@@ -16,7 +16,7 @@ from sft_jax.data.plan import PackPlan
 from sft_jax.data.records import Record, read_records
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.report import DataReport, data_report
-from sft_jax.data.tokenized import TokenizedRows, tokenize_records
+from sft_jax.data.tokenized import TokenizedRows, group_dropped, tokenize_records
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
@@ -24,7 +24,7 @@ from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import load_params
 from sft_jax.objectives import Settings, get_objective
 from sft_jax.sources import PretrainedCheckpoint, load_tokenizer
-from sft_jax.training.optimizer import SCHEDULES, adamw
+from sft_jax.training.optimizer import adamw
 from sft_jax.training.sharding import data_shards, shardings_of, spec_of
 from sft_jax.training.state import TrainState, init_adapters, split
 from sft_jax.training.step import StepSettings
@@ -44,6 +44,7 @@ class Data:
         held_out_records: conversations kept for measuring; empty where the config names none.
         held_out: their tokens; None where there are none.
         held_out_targets: target slots of a held-out row.
+        held_out_note: how many rows there are, and which are left out; empty where there are none.
     """
 
     renderer: ConversationRenderer
@@ -53,6 +54,7 @@ class Data:
     held_out_records: list[Record]
     held_out: TokenizedRows | None
     held_out_targets: int
+    held_out_note: str
 
     def fingerprints(self) -> dict[str, str]:
         """What the numbers depend on, of the data."""
@@ -103,21 +105,31 @@ def load_data(
     packing = packing_report(rows, row_tokens=size, row_targets=targets, seed=config.seed, packing=config.data.packing)
     first = next(record for record in records if record.id == rows.ids[0])
     report = data_report(rows, dropped, packing, renderer.render(first.conversation))
-    held_out_records, held_out, held_out_targets = [], None, 0
-    if config.data.held_out:
-        every = read_records(config.data.held_out)
-        held_out, _ = tokenize_records(every, renderer, size)
-        kept = set(held_out.ids)
-        held_out_records = [record for record in every if record.id in kept]
-        held_out_targets = _row_targets(held_out, config)
-    return Data(renderer, rows, plan, report, held_out_records, held_out, held_out_targets)
+    return Data(renderer, rows, plan, report, **_held_out(config, renderer))
+
+
+def _held_out(config: ml_collections.ConfigDict, renderer: ConversationRenderer) -> dict[str, Any]:
+    """The fields of `Data` that are about held-out rows."""
+    if not config.data.held_out:
+        return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
+    records = read_records(config.data.held_out)
+    rows, dropped = tokenize_records(records, renderer, config.data.row_tokens)
+    kept = set(rows.ids)
+    note = f"Held out: {len(rows)} rows, {int(rows.supervised.sum()):,} supervised tokens."
+    for reason, group in group_dropped(dropped).items():
+        note += f"\n  {len(group)} more dropped, {reason}: {', '.join(row.id for row in group[:5])}"
+        note += ", …" if len(group) > 5 else ""
+    return {
+        "held_out_records": [record for record in records if record.id in kept],
+        "held_out": rows,
+        "held_out_targets": _row_targets(rows, config),
+        "held_out_note": note,
+    }
 
 
 def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict) -> int:
     if config.objective.positions == "all":
         return config.data.row_tokens
-    if config.objective.positions != "supervised":
-        raise ValueError(f"--config.objective.positions={config.objective.positions!r} must be 'supervised' or 'all'")
     return supervised_capacity(
         rows.lengths,
         rows.supervised,
@@ -160,14 +172,10 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
         ValueError: rows, micro-batches and mesh do not divide; names the flags.
     """
     rows, parts, shards = config.batch.rows, config.batch.micro_batches, data_shards(mesh)
-    if parts < 1 or rows % (parts * shards):
+    if rows % (parts * shards):
         raise ValueError(
             f"--config.batch.rows={rows} must be a multiple of --config.batch.micro_batches={parts} x {shards} "
             "(the mesh axes replica x fsdp, over which rows are split)"
-        )
-    if config.optimizer.schedule not in SCHEDULES:
-        raise ValueError(
-            f"--config.optimizer.schedule={config.optimizer.schedule!r} is not one of {', '.join(SCHEDULES)}"
         )
     chunk_tokens = config.objective.head_chunk_tokens
     rows_at_once = rows // (parts * shards)

@@ -70,7 +70,7 @@ def variables(trained: Tree, frozen: Tree, hyper: dict[str, Array]) -> Tree:
 
 
 def head_weights(tree: Tree) -> Tree:
-    """The parameters that the vocabulary head reads, as a {"params": …} subtree (empty where they are not in `tree`)."""
+    """The parameters that the vocabulary head reads, as a {"params": …} subtree; empty where `tree` has none."""
     params = tree.get("params", {})
     return {"params": {name: params[name] for name in ("embedding", "head") if name in params}}
 

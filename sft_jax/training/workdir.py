@@ -6,6 +6,7 @@ Paths may be buckets: files are written whole, and nothing relies on append or r
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any
 import jax
 import ml_collections
 from etils import epath
+from jax.experimental import multihost_utils
 
+_PARTIAL = ".partial"
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
 
 # What may change when a run is continued: the numbers do not depend on it (or it is only about watching).
@@ -51,11 +54,30 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
                 f"{workdir} holds a run with a different config:\n  {listed}\n"
                 "Give another --workdir, or the same config to continue that run."
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(not child.name.endswith(_PARTIAL) for child in workdir.iterdir()):
         raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
+    if jax.process_count() > 1:  # nobody writes before all have looked
+        multihost_utils.sync_global_devices("claim")
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config.to_dict(), indent=2, default=list) + "\n")
+        write_whole(path, json.dumps(config.to_dict(), indent=2, default=list) + "\n")
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file that is either as it was or complete, whenever the writer is killed; leaves equal files alone."""
+    if path.exists() and path.read_text() == text:
+        return
+    if is_remote(path):
+        path.write_text(text)  # an object appears in a bucket when it is complete
+        return
+    partial = Path(f"{os.fspath(path)}{_PARTIAL}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def is_remote(path: epath.Path) -> bool:
+    """True for a bucket path."""
+    return "://" in os.fspath(path)
 
 
 def _may_change(name: str) -> bool:
@@ -73,8 +95,8 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def record_environment(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
-    """Writes versions, devices, git commit and fingerprints of data and base model; refuses changed inputs.
+def check_inputs(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
+    """Refuses to continue a run on other data or another base model than `record_environment` noted.
 
     Raises:
         WorkdirError: the directory's run was started on other data or another base model.
@@ -88,6 +110,10 @@ def record_environment(workdir: epath.Path, fingerprints: dict[str, str]) -> Non
                 f"{workdir} holds a run on other inputs: {', '.join(changed)} changed since it started. "
                 "Restore them to continue that run, or give another --workdir."
             )
+
+
+def record_environment(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
+    """Writes versions, devices, git commit and fingerprints of data and base model."""
     environment = {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -101,7 +127,7 @@ def record_environment(workdir: epath.Path, fingerprints: dict[str, str]) -> Non
         "fingerprints": fingerprints,
     }
     if jax.process_index() == 0:
-        path.write_text(json.dumps(environment, indent=2) + "\n")
+        write_whole(workdir / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 
 
 def git_state() -> dict[str, Any]:

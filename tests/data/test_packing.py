@@ -100,6 +100,19 @@ def test_order_depends_on_seed_and_epoch():
     assert len(orders) == 4
 
 
+def test_company_in_a_bin_varies():
+    """Not only the order of the bins: which rows share one differs from epoch to epoch."""
+    lengths, supervised = np.full(50, 3, np.int64), np.ones(50, np.int64)
+    company = {
+        frozenset(
+            frozenset(rows.tolist())
+            for rows in pack_epoch(lengths, supervised, row_tokens=7, row_targets=7, seed=0, epoch=epoch)
+        )
+        for epoch in range(3)
+    }
+    assert len(company) == 3
+
+
 def test_order_is_pinned():
     """A change here changes the data order of every run: resuming runs of older versions breaks."""
     bins = pack_epoch(

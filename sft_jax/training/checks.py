@@ -1,0 +1,94 @@
+"""Bad values of a config, found before anything is read or written; one table, so that every error names its flag."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+
+from sft_jax.data.batches import NORMALIZE
+from sft_jax.models.adapters import METHODS
+from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
+from sft_jax.objectives import OBJECTIVES
+from sft_jax.training.optimizer import SCHEDULES
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*names: str) -> Check:
+    return (lambda value: value in names), f"must be one of {', '.join(names)}"
+
+
+def _known(table: Mapping[str, Any], *more: str) -> Check:
+    return (lambda value: value in table or value in more), f"must be one of {', '.join([*more, *table])}"
+
+
+def _at_least(least: int) -> Check:
+    return (lambda value: math.isfinite(value) and value >= least), f"must be at least {least}"
+
+
+_SHARE: Check = (lambda value: 0 <= value <= 1), "must lie between 0 and 1"
+_BELOW_ONE: Check = (lambda value: 0 <= value < 1), "must lie in [0, 1)"
+_BETAS: Check = (
+    lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value),
+    "must be two numbers in [0, 1)",
+)
+
+CHECKS: dict[str, Check] = {
+    "seed": _at_least(0),
+    "data.row_tokens": _at_least(2),
+    "data.supervised_quantile": _SHARE,
+    "batch.rows": _at_least(1),
+    "batch.micro_batches": _at_least(1),
+    "objective.name": _known(OBJECTIVES),
+    "objective.normalize": _one_of(*NORMALIZE),
+    "objective.label_smoothing": _BELOW_ONE,
+    "objective.z_loss": _at_least(0),
+    "objective.positions": _one_of("supervised", "all"),
+    "objective.head_chunk_tokens": _at_least(0),
+    "adapter.method": _known(METHODS, "none"),
+    "adapter.rank": _at_least(1),
+    "adapter.dropout": _BELOW_ONE,
+    "optimizer.learning_rate": _at_least(0),
+    "optimizer.schedule": _one_of(*SCHEDULES),
+    "optimizer.final_share": _SHARE,
+    "optimizer.betas": _BETAS,
+    "optimizer.epsilon": _at_least(0),
+    "optimizer.weight_decay": _at_least(0),
+    "optimizer.clip_norm": _at_least(0),
+    "optimizer.max_skipped_in_a_row": _at_least(1),
+    "precision.params": _one_of(*PRODUCT_DTYPES),
+    "precision.frozen": _one_of(*PRODUCT_DTYPES),
+    "precision.products": _one_of(*PRODUCT_DTYPES),
+    "precision.activations": _one_of(*PRODUCT_DTYPES),
+    "execution.layer_layout": _one_of("auto", "scan", "unrolled"),
+    "execution.remat": _one_of("auto", *REMAT_POLICIES),
+    "execution.attention": _one_of(*ATTENTION_BACKENDS),
+    "evaluation.batch_rows": _at_least(1),
+    "evaluation.samples": _at_least(0),
+    "evaluation.sample_tokens": _at_least(1),
+    "checkpoint.keep_last": _at_least(1),
+    "checkpoint.best_is": _one_of("min", "max"),
+    "log.every": _at_least(1),
+    "loader.threads": _at_least(0),
+    "loader.batches_ahead": _at_least(1),
+    "profile.start": _at_least(0),
+    "profile.steps": _at_least(1),
+}
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks each value on its own; what depends on data or devices is checked where those are known.
+
+    Raises:
+        ValueError: values that no run can have; names all their flags at once.
+    """
+    problems = []
+    for name, (is_good, expected) in CHECKS.items():
+        value = config
+        for part in name.split("."):
+            value = value[part]
+        if not is_good(value):
+            problems.append(f"--config.{name}={value!r} {expected}")
+    if problems:
+        raise ValueError("\n".join(problems))

@@ -1,0 +1,79 @@
+"""The one matrix product: gradients equal plain autodiff, and low precision is really low precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.models.products import einsum
+from tests.models import programs
+
+SHAPES = {
+    "bsi,io->bso": ((2, 5, 4), (4, 3)),  # projections
+    "bsi,ir->bsr": ((2, 5, 4), (4, 2)),  # LoRA
+    "bsr,ro->bso": ((2, 5, 2), (2, 3)),
+    "bskgn,btkn->bkgst": ((2, 5, 3, 2, 4), (2, 6, 3, 4)),  # attention scores
+    "bkgst,btkn->bskgn": ((2, 3, 2, 5, 6), (2, 6, 3, 4)),  # attention values
+    "bsd,vd->bsv": ((2, 5, 4), (7, 4)),  # tied head
+    "bsd,dv->bsv": ((2, 5, 4), (4, 7)),  # head
+}
+
+
+def operands(spec):
+    keys = jax.random.split(jax.random.key(0), 2)
+    return tuple(jax.random.normal(key, shape) for key, shape in zip(keys, SHAPES[spec], strict=True))
+
+
+def weighed(result):
+    """A scalar whose gradient differs at every element."""
+    return jnp.sum(jnp.sin(result.astype(jnp.float32)))
+
+
+def plain(spec, x, y):
+    return jnp.einsum(spec, x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+@pytest.mark.parametrize("spec", SHAPES)
+def test_value_and_gradients_equal_plain_autodiff(spec):
+    x, y = operands(spec)
+    ours = jax.value_and_grad(lambda x, y: weighed(einsum(spec, x, y, "float32", "float32")), (0, 1))(x, y)
+    theirs = jax.value_and_grad(lambda x, y: weighed(plain(spec, x, y)), (0, 1))(x, y)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
+
+
+@pytest.mark.parametrize("spec", SHAPES)
+def test_vmap_of_gradients_is_a_loop(spec):
+    x, y = operands(spec)
+    many = jnp.stack([y, 2 * y, -y])
+    gradient = jax.grad(lambda x, y: weighed(einsum(spec, x, y, "float32", "float32")), (0, 1))
+    mapped = jax.vmap(gradient, in_axes=(None, 0))(x, many)
+    for index in range(3):
+        one = gradient(x, many[index])
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), mapped, one)
+
+
+@pytest.mark.parametrize("spec", SHAPES)
+def test_all_three_products_take_bfloat16_and_give_float32(spec):
+    x, y = operands(spec)
+    gradient = jax.grad(lambda x, y: weighed(einsum(spec, x, y, "bfloat16", "float32")), (0, 1))
+    assert programs.dot_dtypes(gradient, x, y) == [("bfloat16", "bfloat16", "float32")] * 3
+
+
+@pytest.mark.parametrize(("x_dtype", "y_dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_gradients_come_back_in_the_dtypes_of_the_operands(x_dtype, y_dtype):
+    x, y = operands("bsi,io->bso")
+    x, y = x.astype(x_dtype), y.astype(y_dtype)
+    result = einsum("bsi,io->bso", x, y, "bfloat16", "bfloat16")
+    dx, dy = jax.grad(lambda x, y: weighed(einsum("bsi,io->bso", x, y, "bfloat16", "bfloat16")), (0, 1))(x, y)
+    assert (result.dtype, dx.dtype, dy.dtype) == ("bfloat16", x_dtype, y_dtype)
+
+
+def test_every_spec_of_the_code_is_in_the_table():
+    import re
+    from pathlib import Path
+
+    import sft_jax.models
+
+    sources = Path(sft_jax.models.__file__).parent.rglob("*.py")
+    used = {spec for path in sources for spec in re.findall(r'"(\w+,\w+->\w+)"', path.read_text())}
+    assert used == SHAPES.keys()

@@ -1,0 +1,33 @@
+"""The objective that docs/extending.md shows runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax import objectives
+from sft_jax.training import run
+from tests import tiny
+
+DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    monkeypatch.setattr(objectives, "OBJECTIVES", dict(objectives.OBJECTIVES))
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
+    exec(compile(code, str(DOCS), "exec"), {})
+    return objectives.OBJECTIVES["dynamic_fine_tuning"]
+
+
+def test_uniform_two_way_logits_halve_the_loss(shown):
+    logits, targets, weights = jnp.zeros((1, 3, 2)), jnp.zeros((1, 3), jnp.int32), jnp.ones((1, 3))
+    total, count = shown(logits, targets, weights, objectives.Settings())["loss"]
+    np.testing.assert_allclose(float(total / count), np.log(2) / 2, rtol=1e-6)
+
+
+def test_a_run_trains_with_it(shown, tmp_path):
+    config = tiny.config(tmp_path, "full", **{"objective.name": "dynamic_fine_tuning", "duration": "2 steps"})
+    assert run(config, tmp_path / "run").step == 2

@@ -1,0 +1,45 @@
+"""One training process for the tests that need one of their own: `driver.py '{"root": …, "workdir": …, …}'`.
+
+It trains the tiny model, and ends itself with SIGKILL at a chosen moment of a chosen step.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.training import moments  # noqa: E402
+
+
+def main(spec: dict) -> None:
+    jax.config.update("jax_num_cpu_devices", spec.get("devices", 8))
+    jax.config.update("jax_compilation_cache_dir", spec["cache"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if "coordinator" in spec:
+        jax.distributed.initialize(spec["coordinator"], 2, spec["process"])
+    import tests.training.poison  # noqa: F401  registers its objective
+    from sft_jax.training import run
+    from tests import tiny
+
+    def end() -> None:
+        if "torn" in spec:
+            with (Path(spec["workdir"]) / "metrics.jsonl").open("a") as file:
+                file.write(spec["torn"])
+        time.sleep(spec.get("delay", 0.0))
+        os.kill(os.getpid(), getattr(signal, spec.get("signal", "SIGKILL")))
+
+    if "moment" in spec:
+        moments.at(spec["moment"], spec["step"], end)
+    config = tiny.config(Path(spec["root"]), spec.get("arg", "full"), **spec.get("overrides", {}))
+    result = run(config, spec["workdir"])
+    print(json.dumps({"step": result.step, "interrupted": result.interrupted}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
