@@ -8,6 +8,10 @@ from pathlib import Path
 from absl import app, flags, logging
 
 _DEBUG = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; found by JAX on TPU pods and SLURM.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "With --distributed, elsewhere: host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
 
 
 def start_jax() -> None:
@@ -17,8 +21,10 @@ def start_jax() -> None:
     """
     import jax
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "SFT_JAX_DISTRIBUTED" in os.environ:
-        jax.distributed.initialize()
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
+        raise ValueError("--coordinator, --num_processes and --process_id go with --distributed")
     default = Path.home() / ".cache" / "sft_jax" / "compilations"
     directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
     if directory:

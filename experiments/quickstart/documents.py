@@ -1,7 +1,5 @@
 """Writes the quickstart's data: `train.jsonl` and `held_out.jsonl` of vehicle titles and their JSON extractions.
 
-    python -m experiments.quickstart.documents --out=runs/quickstart/data
-
 A row is `{"messages": [user, assistant]}`. Everything is a pure function of (train_rows, held_out_rows,
 seed), and the held-out rows of (held_out_rows, seed) alone: more training rows leave the test as it was.
 Faker's own word lists take part, so its version is written beside the data (`documents.json`).
@@ -14,7 +12,6 @@ import os
 from pathlib import Path
 
 import faker
-from absl import app, flags
 from faker import Faker
 
 from experiments.quickstart.layouts import STATES, print_title
@@ -135,23 +132,3 @@ def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-_OUT = flags.DEFINE_string("out", None, "Directory to write into.")
-_TRAIN_ROWS = flags.DEFINE_integer("train_rows", 500, "Training documents.", lower_bound=1)
-_HELD_OUT_ROWS = flags.DEFINE_integer("held_out_rows", 100, "Held-out documents.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Other seeds give other documents.")
-
-
-def main(argv: list[str]) -> None:
-    """Writes the data, or says that it is there."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    wrote = write_dataset(_OUT.value, _TRAIN_ROWS.value, _HELD_OUT_ROWS.value, _SEED.value)
-    rows = f"{_TRAIN_ROWS.value} training and {_HELD_OUT_ROWS.value} held-out documents"
-    print(f"{'Wrote' if wrote else 'Found'} {rows} in {_OUT.value}")
-
-
-if __name__ == "__main__":
-    flags.mark_flag_as_required("out")
-    app.run(main)

@@ -21,7 +21,7 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.partitioning import BATCH_AXES
 
 Tree = Any
-Prompt = Int32[np.ndarray, "length"]
+Prompt = Int32[np.ndarray, "_"]  # prompts differ in length
 Progress = Callable[[int, int], None]  # (rows done, rows in all)
 
 _PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this: few shapes, few compilations
@@ -94,12 +94,12 @@ class Generator:
             progress: called with (rows done, rows in all).
 
         Raises:
-            ValueError: an empty prompt.
+            ValueError: an empty prompt, or not one row id for each prompt.
         """
-        empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
-        if empty:
-            raise ValueError(f"prompts {empty[:5]} are empty: there is nothing to continue")
+        _check_prompts(prompts)
         row_ids = range(len(prompts)) if row_ids is None else row_ids
+        if len(row_ids) != len(prompts):
+            raise ValueError(f"{len(row_ids)} row_ids for {len(prompts)} prompts; give one for each")
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
         variables = _cast_kernels(variables, self._product_dtype)
         answers: list[Generated | None] = [None] * len(prompts)
@@ -115,7 +115,12 @@ class Generator:
         return answers
 
     def stream(self, variables: Tree, prompt: Prompt, row_id: int = 0) -> Iterator[Generated]:
-        """The answer to one prompt as it grows, a block of tokens at a time; the last item is the whole."""
+        """The answer to one prompt as it grows, a block of tokens at a time; the last item is the whole.
+
+        Raises:
+            ValueError: the prompt is empty.
+        """
+        _check_prompts([prompt])
         variables = _cast_kernels(variables, self._product_dtype)
         state = self._start(variables, [prompt], [row_id])
         while True:
@@ -148,6 +153,12 @@ class Generator:
         for row, length, stopped in zip(tokens, lengths, done, strict=True):
             ids = row[: int(length)]
             yield Generated(ids, self.tokenizer.decode(ids, skip_special_tokens=True), bool(stopped))
+
+
+def _check_prompts(prompts: Sequence[Prompt]) -> None:
+    empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
+    if empty:
+        raise ValueError(f"prompts {empty[:5]} are empty: there is nothing to continue")
 
 
 def _to_host(array: jax.Array) -> np.ndarray:

@@ -4,9 +4,9 @@ A new objective is one file with a function of the form of `cross_entropy` plus 
 
     def objective(logits, targets, weights, settings) -> dict[str, tuple[sum, count]]
 
-`logits` float32 [B, S, V], `targets` int32 [B, S], `weights` float32 [B, S] (0 where nothing is trained). The entry `loss`
-is minimised: sum / count over the whole optimizer step, all devices and micro-batches included. Every entry is logged the
-same way. `count` must not depend on the parameters.
+`logits` float32 [B, S, V], `targets` int32 [B, S], `weights` float32 [B, S] (0 where nothing is trained). The entry
+`loss` is minimised: sum / count over the whole optimizer step, all devices and micro-batches included. Every entry is
+logged the same way. `count` must not depend on the parameters.
 """
 
 from collections.abc import Callable

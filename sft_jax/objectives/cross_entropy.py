@@ -12,7 +12,8 @@ class Settings:
     """Options of an objective; static in the compiled step.
 
     Attributes:
-        label_smoothing: share of the target's probability that is spread over the whole vocabulary (Szegedy et al. 2016).
+        label_smoothing: share of the target's probability that is spread over the whole vocabulary (Szegedy et al.
+            2016).
         z_loss: factor of the squared log-partition function (Chowdhery et al. 2022, PaLM).
     """
 
@@ -44,7 +45,8 @@ def cross_entropy(
         settings: label smoothing and z-loss.
 
     Returns:
-        `loss` (what is minimised), `nll` (plain cross-entropy in nats) and `accuracy` (greedy, over targets of weight > 0).
+        `loss` (what is minimised), `nll` (plain cross-entropy in nats) and `accuracy` (greedy, over targets of
+        weight > 0).
     """
     log_z = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

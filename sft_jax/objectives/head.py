@@ -1,8 +1,8 @@
 """From hidden states to an objective's sums without the full logits.
 
-The vocabulary head is applied to chunks of target slots. Differentiated, each chunk yields its share of the gradients in the
-forward pass itself, so that its logits are neither kept nor computed twice (three products a chunk; a checkpointed
-scan would need four).
+The vocabulary head is applied to chunks of target slots. Differentiated, each chunk yields its share of the gradients
+in the forward pass itself, so that its logits are neither kept nor computed twice (three products a chunk; a
+checkpointed scan would need four).
 """
 
 import functools
@@ -80,8 +80,10 @@ def _chunked_forward(objective, trained, frozen, hidden, targets, weights):
         (_, metrics), (step, hidden_gradient) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(trained, *chunk)
         return jax.tree.map(jnp.add, trained_gradient, step), (metrics, hidden_gradient)
 
-    zeros = jax.tree.map(jnp.zeros_like, trained)
+    # Summed in float32: many small terms into a bf16 sum would be lost.
+    zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), trained)
     trained_gradient, (metrics, hidden_gradient) = jax.lax.scan(body, zeros, (hidden, targets, weights))
+    trained_gradient = jax.tree.map(lambda gradient, weight: gradient.astype(weight.dtype), trained_gradient, trained)
     return _total(metrics), (trained_gradient, hidden_gradient)
 
 

@@ -8,7 +8,7 @@ import re
 
 from sft_jax.data.plan import PackPlan
 
-_FORM = re.compile(r"\s*([0-9][0-9._]*(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*")
+_FORM = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*")
 _UNITS = {
     "step": "steps",
     "example": "examples",

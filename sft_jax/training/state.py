@@ -10,35 +10,36 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from sft_jax.models import adapters
 from sft_jax.models.layouts import to_layout
 
 Tree = Any
+Leaf = Any
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step reads and writes.
+    """All that a step reads and writes; also the tree of its shapes, or of its shardings.
 
     Attributes:
-        step: optimizer steps done, skipped ones included.
+        step: int32 scalar, optimizer steps done, skipped ones included.
         trained: nested dict {"params": …, "adapters": …} of what the optimizer sees.
         frozen: the rest, in the same form; carries neither gradient nor moments.
         opt_state: optax state over `trained`.
-        hyper: hyperparameters as scalars.
-        skipped: steps left out because loss or gradient was not finite.
-        skipped_in_a_row: those since the last good step.
+        hyper: hyperparameters as float32 scalars.
+        skipped: int32 scalar, steps left out because loss or gradient was not finite.
+        skipped_in_a_row: int32 scalar, those since the last good step.
     """
 
-    step: Int[Array, ""]
+    step: Leaf
     trained: Tree
     frozen: Tree
     opt_state: Tree
-    hyper: dict[str, Array]
-    skipped: Int[Array, ""]
-    skipped_in_a_row: Int[Array, ""]
+    hyper: dict[str, Leaf]
+    skipped: Leaf
+    skipped_in_a_row: Leaf
 
 
 def split(tree: Tree, is_trained: Callable[[str], bool]) -> tuple[Tree, Tree]:

@@ -63,8 +63,9 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
         write_whole(path, json.dumps(config.to_dict(), indent=2, default=list) + "\n")
 
 
-def write_whole(path: epath.Path, text: str) -> None:
+def write_whole(path: epath.PathLike, text: str) -> None:
     """Writes a file that is either as it was or complete, whenever the writer is killed; leaves equal files alone."""
+    path = epath.Path(path)
     if path.exists() and path.read_text() == text:
         return
     if is_remote(path):

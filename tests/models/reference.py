@@ -1,5 +1,6 @@
 """Random tiny Llamas in torch, the same weights here, and what a parity test must be able to notice."""
 
+import copy
 import functools
 from pathlib import Path
 
@@ -34,7 +35,7 @@ CASES = {
 
 def torch_llama(seed: int = 0, **changes: object) -> transformers.LlamaForCausalLM:
     """A torch Llama of `tiny.HF_CONFIG` with `changes`, every parameter far from its initial value."""
-    config = transformers.LlamaConfig(**(tiny.HF_CONFIG | changes))
+    config = transformers.LlamaConfig(**copy.deepcopy(tiny.HF_CONFIG | changes))  # it writes into nested dicts
     model = transformers.LlamaForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -97,6 +98,10 @@ def in_layout(params: dict, layout: str) -> dict:
     return to_layout(params, layout)
 
 
+def unflatten(leaves: dict[str, Array]) -> dict:
+    return unflatten_dict(leaves, sep="/")
+
+
 def flat(tree: dict) -> dict[str, Array]:
     return flatten_dict(tree, sep="/")
 
@@ -114,7 +119,11 @@ def relative(ours: Array, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(np.asarray(ours, np.float64) - theirs) / np.linalg.norm(theirs))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# Compiles in a third of the time; what tiny models run needs no optimisation.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(jit, static_argnums=0)
 def _apply(model: Decoder, params: dict, *args: Array) -> Array:
     return model.apply({"params": params}, *args)
 

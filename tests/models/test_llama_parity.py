@@ -39,7 +39,9 @@ def test_logits_and_gradients_equal_torch(case, layout):
     _, torch_model, directory, ids, expected = case
     assert expected.std() >= 1
     model, params = load_pretrained(directory, execution=Execution(layer_layout=layout))
-    (_, logits), gradient = jax.jit(jax.value_and_grad(lambda params: mean_loss(model, params, ids), has_aux=True))(params)
+    (_, logits), gradient = reference.jit(
+        jax.value_and_grad(lambda params: mean_loss(model, params, ids), has_aux=True)
+    )(params)
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=0)
     theirs = reference.torch_gradients(torch_model, ids, model.config)
     theirs = reference.flat(reference.in_layout(theirs, layout))

@@ -1,10 +1,14 @@
 """The one matrix product: gradients equal plain autodiff, and low precision is really low precision."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sft_jax.models
 from sft_jax.models.products import einsum
 from tests.models import programs
 
@@ -49,7 +53,7 @@ def test_vmap_of_gradients_is_a_loop(spec):
     mapped = jax.vmap(gradient, in_axes=(None, 0))(x, many)
     for index in range(3):
         one = gradient(x, many[index])
-        jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), mapped, one)
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5), mapped, one)
 
 
 @pytest.mark.parametrize("spec", SHAPES)
@@ -69,11 +73,6 @@ def test_gradients_come_back_in_the_dtypes_of_the_operands(x_dtype, y_dtype):
 
 
 def test_every_spec_of_the_code_is_in_the_table():
-    import re
-    from pathlib import Path
-
-    import sft_jax.models
-
     sources = Path(sft_jax.models.__file__).parent.rglob("*.py")
     used = {spec for path in sources for spec in re.findall(r'"(\w+,\w+->\w+)"', path.read_text())}
     assert used == SHAPES.keys()

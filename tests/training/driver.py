@@ -14,7 +14,7 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.training import moments  # noqa: E402
+from tests.training import moments
 
 
 def main(spec: dict) -> None:

@@ -9,8 +9,10 @@ from sft_jax.training.recorder import Recorder
 
 
 def at(moment: str, step: int, action: Callable[[], None], setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Calls `action` at a moment of optimizer step `step`: `dispatch`, `before save`, `in save`, `saved`, `in evaluation`,
-    `before log`. `setattr_` may be pytest's, which undoes it.
+    """Calls `action` at a moment of optimizer step `step`.
+
+    The moments: `dispatch`, `before save`, `in save`, `saved`, `in evaluation`, `before log`. `setattr_` may be
+    pytest's, which undoes it.
     """
     if moment == "dispatch":
         compile_step = loop.compile_train_step

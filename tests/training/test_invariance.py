@@ -1,0 +1,244 @@
+"""The numbers do not depend on the machine: one reference, everything else against it."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sft_jax.data.batches import assemble, held_out_bins
+from sft_jax.models.layouts import to_layout
+from sft_jax.models.loading import decoder_config, load_pretrained
+from sft_jax.sources import open_checkpoint
+from sft_jax.training import held_out, setup
+from sft_jax.training.optimizer import hyperparameters
+from sft_jax.training.sharding import batch_sharding, make_mesh, put_batch, shardings_of
+from sft_jax.training.step import compile_eval_step, gradients
+from tests import tiny
+
+REFERENCE = {
+    "mesh.replica": 1,
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
+    "execution.layer_layout": "scan",
+    "execution.remat": "none",
+    "objective.head_chunk_tokens": 0,
+    "batch.rows": 8,
+}
+
+
+def mesh(replica: int, fsdp: int, tensor: int) -> dict:
+    return {"mesh.replica": replica, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+
+
+ALL_AT_ONCE = mesh(2, 2, 2) | {
+    "batch.micro_batches": 2,
+    "execution.layer_layout": "unrolled",
+    "execution.remat": "full",
+    "objective.head_chunk_tokens": 32,
+    "objective.positions": "all",
+}
+CASES = {
+    "fsdp 8": mesh(1, 8, 1),
+    "fsdp 4, tensor 2": mesh(1, 4, 2),
+    "replica 2, fsdp 2, tensor 2": mesh(2, 2, 2),
+    "2 micro-batches": {"batch.micro_batches": 2},
+    "4 micro-batches": {"batch.micro_batches": 4},
+    "2 micro-batches on 8 devices": mesh(1, 4, 2) | {"batch.micro_batches": 2},
+    "unpacked": {"data.packing": False},
+    "unrolled": {"execution.layer_layout": "unrolled"},
+    "remat full": {"execution.remat": "full"},
+    "remat dots": {"execution.remat": "dots"},
+    "remat dots_no_batch": {"execution.remat": "dots_no_batch"},
+    "chunked head": {"objective.head_chunk_tokens": 40},  # 5 slots of a row at a time: the last chunk is padded
+    "head on all positions": {"objective.positions": "all"},
+    "all at once": ALL_AT_ONCE,
+}
+LORA_CASES = ("fsdp 8", "replica 2, fsdp 2, tensor 2", "4 micro-batches", "unpacked", "unrolled", "all at once")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two tiny models: tied for full fine-tuning; a head of its own under LoRA."""
+    made = tmp_path_factory.mktemp("invariance")
+    for arg, tied in (("full", True), ("lora", False)):
+        tiny.write_checkpoint(made / arg / "model", num_hidden_layers=2, tie_word_embeddings=tied)
+        tiny.write_rows(made / arg / "train.jsonl", 24)
+        tiny.write_rows(made / arg / "held_out.jsonl", 12, seed=1)
+    return made
+
+
+@dataclasses.dataclass
+class Built:
+    config: object
+    data: setup.Data
+    mesh: jax.sharding.Mesh
+    model: object
+    settings: object
+    state: object
+
+
+def build(root, arg, **overrides) -> Built:
+    config = tiny.config(root / arg, arg, **(REFERENCE | overrides))
+    count = config.mesh.replica * config.mesh.fsdp * config.mesh.tensor
+    devices = make_mesh(config.mesh, jax.devices()[:count])
+    checkpoint = open_checkpoint(config.model.source)
+    model = setup.make_model(config, decoder_config(checkpoint))
+    with jax.set_mesh(devices):
+        state = setup.init_state(config, checkpoint, model, devices, hyperparameters(config, 0, 10))
+        if arg == "lora":
+            trained = fill_adapters(state.trained, model.execution.layer_layout)
+            state = state.replace(trained=jax.device_put(trained, shardings_of(trained, devices)))
+    return Built(config, setup.load_data(config), devices, model, setup.step_settings(config, devices), state)
+
+
+def fill_adapters(trained, layout):
+    """The same random B in either layout: at B = 0 the gradient of A would be zero, and equal whatever happens."""
+    rng = np.random.default_rng(0)
+    flat = flatten_dict(to_layout(jax.device_get(trained["adapters"]), "scan", np.stack))
+    filled = {
+        path: rng.standard_normal(leaf.shape).astype(np.float32) * 0.2 if path[-1] == "b" else np.asarray(leaf)
+        for path, leaf in sorted(flat.items())
+    }
+    return {"adapters": to_layout(unflatten_dict(filled), layout, np.stack)}
+
+
+def batch_of(built: Built, normalize: str = "tokens") -> dict:
+    """The same 16 conversations in every case: several in a row of the batch, or one."""
+    rows = built.data.rows
+    bins = (
+        [np.array([2 * i, 2 * i + 1]) for i in range(8)]
+        if built.config.data.packing
+        else [np.array([i]) for i in range(16)]
+    )
+    return assemble(
+        rows,
+        bins,
+        row_tokens=192,
+        row_targets=192 if built.config.objective.positions == "all" else 72,
+        normalize=normalize,
+    )
+
+
+def measure(built: Built, batch: dict) -> tuple[dict, dict]:
+    """Metrics as (sum, count), and gradients as NumPy by path in the stacked layout."""
+    state_shardings = shardings_of(built.state, built.mesh)
+
+    def constrain(gradient):
+        return jax.lax.with_sharding_constraint(gradient, state_shardings.trained)
+
+    def both(state, batch):
+        return gradients(built.model, built.settings, state, batch, constrain)
+
+    with jax.set_mesh(built.mesh):
+        step = jax.jit(both, in_shardings=(state_shardings, batch_sharding(built.mesh)))
+        metrics, gradient = jax.device_get(step(built.state, put_batch(batch, built.mesh)))
+    stacked = {name: to_layout(tree, "scan", np.stack) for name, tree in gradient.items()}
+    return metrics, flatten_dict(stacked, sep="/")
+
+
+@pytest.fixture(scope="module")
+def reference(root):
+    @functools.cache
+    def measured(arg):
+        built = build(root, arg)
+        return measure(built, batch_of(built))
+
+    return measured
+
+
+def assert_same(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+    (metrics, gradient), (expected_metrics, expected_gradient) = found, expected
+    assert metrics.keys() == expected_metrics.keys()
+    for name, pair in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], pair, rtol=2e-6, err_msg=name)
+    assert gradient.keys() == expected_gradient.keys()
+    for path, leaf in expected_gradient.items():
+        norm = np.linalg.norm(leaf)
+        assert norm > 1e-4, f"{path}: this gradient shows nothing"
+        assert np.linalg.norm(gradient[path] - leaf) <= 1e-5 * norm, path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_full_fine_tuning(root, reference, case):
+    built = build(root, "full", **CASES[case])
+    assert_same(measure(built, batch_of(built)), reference("full"))
+
+
+@pytest.mark.parametrize("case", LORA_CASES)
+def test_lora(root, reference, case):
+    built = build(root, "lora", **CASES[case])
+    found = measure(built, batch_of(built))
+    assert all(path.startswith("adapters/") for path in found[1])
+    assert_same(found, reference("lora"))
+
+
+def test_the_comparison_can_fail(root, reference):
+    """One target fewer, of 350, is seen."""
+    built = build(root, "full")
+    batch = batch_of(built)
+    row, slot = (axis[0] for axis in np.nonzero(batch["weights"]))
+    batch["weights"][row, slot] = 0
+    with pytest.raises(AssertionError):
+        assert_same(measure(built, batch), reference("full"))
+
+
+def naive_loss(root, rows, members, normalize: str) -> float:
+    """The definition, one conversation at a time: -log p of each trained token, averaged as `normalize` says."""
+    model, params = load_pretrained(root / "full" / "model")
+    logits = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
+    per_example = []
+    for member in members:
+        tokens, weights = rows.row(member)
+        padded = np.zeros((1, 96), np.int32)
+        padded[0, : len(tokens)] = tokens
+        scores = np.asarray(logits(padded), np.float64)[0]
+        log_p = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+        per_example.append([-log_p[i - 1, tokens[i]] for i in range(1, len(tokens)) if weights[i] > 0])
+    if normalize == "examples":
+        return float(np.mean([np.mean(each) for each in per_example]))
+    return float(np.mean([nll for each in per_example for nll in each]))
+
+
+@pytest.mark.parametrize("normalize", ["tokens", "examples"])
+def test_loss_is_its_definition(root, normalize):
+    built = build(root, "full")
+    total, count = measure(built, batch_of(built, normalize))[0]["loss"]
+    assert total / count == pytest.approx(naive_loss(root, built.data.rows, range(16), normalize), rel=2e-6)
+    if normalize == "examples":
+        assert count == pytest.approx(16)
+
+
+def test_held_out_loss_does_not_depend_on_batch_size_or_devices(root):
+    bins, found = 0, []
+    for batch_rows, devices in ((1, 1), (4, 1), (8, 1), ("all", 1), (1, 2)):
+        built = build(root, "full", **mesh(1, devices, 1), **{"data.row_tokens": 128})
+        data = built.data
+        bins = len(held_out_bins(data.held_out, 128, data.held_out_targets))
+        with built.config.unlocked():
+            built.config.evaluation.batch_rows = bins if batch_rows == "all" else batch_rows
+        with jax.set_mesh(built.mesh):
+            step = compile_eval_step(built.model, built.settings, built.state, built.mesh)
+            found.append(held_out.held_out_metrics(step, built.state, data, built.config, built.mesh))
+    assert bins % 4, "the last batch must be filled up with padding"
+    assert len(data.held_out) == 12
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-6)
+    expected = naive_loss(root, data.held_out, range(12), "tokens")
+    assert found[0]["held_out/loss"] == pytest.approx(expected, rel=2e-6)
+
+
+def test_micro_batches_draw_their_own_dropout(root):
+    """Two equal rows as two micro-batches: were their masks alike, the loss would be twice that of one row."""
+    overrides = {"adapter.dropout": 0.5, "batch.rows": 2}
+    one_key, two_keys = (jax.random.key_data(jax.random.split(jax.random.key(0), n))[0] for n in (1, 2))
+    np.testing.assert_array_equal(one_key, two_keys)  # the first micro-batch draws as a batch of one row does
+    totals = {}
+    for parts in (1, 2):
+        built = build(root, "lora", **overrides, **{"batch.micro_batches": parts})
+        batch = {name: np.repeat(array[:1], parts, axis=0) for name, array in batch_of(built).items()}
+        totals[parts] = float(measure(built, batch)[0]["loss"][0])
+    assert abs(totals[2] - 2 * totals[1]) > 1e-3 * totals[1]
+    assert abs(totals[2] - 2 * totals[1]) < 0.3 * totals[1]

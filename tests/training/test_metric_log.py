@@ -1,0 +1,147 @@
+"""metrics.jsonl and TensorBoard, locally and in a bucket (an in-memory file system)."""
+
+import json
+import time
+from typing import ClassVar
+
+import fsspec
+import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from sft_jax.data.records import read_records
+from sft_jax.training import workdir as workdirs
+from sft_jax.training.metric_log import MetricLog, read_metrics
+from tests import tiny
+
+
+class Bucket(MemoryFileSystem):
+    """Google storage as far as paths go, in memory; `gcs` is what etils asks fsspec for."""
+
+    protocol = ("gs", "gcs")
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://"))
+
+
+@pytest.fixture(params=["local", "bucket"])
+def workdir(request, tmp_path):
+    if request.param == "local":
+        return epath.Path(tmp_path / "run")
+    for protocol in Bucket.protocol:
+        fsspec.register_implementation(protocol, Bucket, clobber=True)
+    Bucket.store.clear()
+    Bucket.pseudo_dirs[:] = [""]
+    return epath.Path("gs://bucket/run")
+
+
+def events(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(directory))
+    accumulator.Reload()
+    names = accumulator.Tags()["scalars"]
+    return {name: [(event.step, event.value) for event in accumulator.Scalars(name)] for name in names}
+
+
+def write(workdir, resume_step, steps, value):
+    workdir.mkdir(parents=True, exist_ok=True)
+    log = MetricLog(workdir, resume_step)
+    for step in steps:
+        log.scalars(step, {"train/loss": value})
+    log.close()
+
+
+def test_cut_back_to_the_checkpoint(workdir, tmp_path):
+    write(workdir, -1, range(6), 1.0)
+    time.sleep(1.1)  # event files are named by the second
+    write(workdir, 3, range(4, 8), 2.0)
+    expected = [(step, 1.0 if step <= 3 else 2.0) for step in range(8)]
+    found = [(line["step"], line["train/loss"]) for line in read_metrics(workdir / "metrics.jsonl")]
+    assert found == expected
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (workdir / "tensorboard").iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert events(copy) == {"train/loss": expected}
+
+
+def test_a_run_started_afresh_forgets_everything(workdir):
+    write(workdir, -1, range(3), 1.0)
+    write(workdir, -1, range(1), 2.0)
+    assert read_metrics(workdir / "metrics.jsonl") == [{"step": 0, "train/loss": 2.0}]
+
+
+def test_a_torn_last_line_is_left_out(workdir):
+    write(workdir, -1, range(3), 1.0)
+    path = workdir / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 3, "train/l')
+    assert [line["step"] for line in read_metrics(path)] == [0, 1, 2]
+    write(workdir, 2, [3], 1.0)
+    assert [line["step"] for line in read_metrics(path)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "tra', "[1]", "3", '{"loss": 1.0}'])
+def test_a_bad_line_in_the_middle_is_an_error(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n' + line + '\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a JSON object with a step"):
+        read_metrics(path)
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    write(epath.Path(tmp_path), -1, [0], float("nan"))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "train/loss": None}
+
+
+def test_run_directory(workdir, tmp_path):
+    """Claimed once, continued with the same config or another mesh, refused with another; inputs are watched."""
+    config = tiny.config(tmp_path / "inputs")
+    workdirs.claim(workdir, config)
+    workdirs.claim(workdir, config)
+    with config.unlocked():
+        config.mesh.tensor = 2
+        config.batch.micro_batches = 2
+    workdirs.claim(workdir, config)
+    assert json.loads((workdir / "config.json").read_text())["mesh"]["tensor"] == 2
+    with config.unlocked():
+        config.seed = 1
+    with pytest.raises(workdirs.WorkdirError, match=r"different config:\n  seed: 0 there, 1 asked for\n"):
+        workdirs.claim(workdir, config)
+    workdirs.check_inputs(workdir, {"train": "a"})
+    workdirs.record_environment(workdir, {"train": "a"})
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert environment["packages"]["jax"]
+    assert environment["processes"] == 1
+    assert environment["fingerprints"] == {"train": "a"}
+    workdirs.check_inputs(workdir, {"train": "a"})
+    with pytest.raises(workdirs.WorkdirError, match="train changed since it started"):
+        workdirs.check_inputs(workdir, {"train": "b"})
+
+
+def test_a_directory_of_something_else_is_refused(workdir, tmp_path):
+    config = tiny.config(tmp_path / "inputs")
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "thesis.tex").write_text("years of work")
+    with pytest.raises(workdirs.WorkdirError, match=r"is not empty and holds no config\.json"):
+        workdirs.claim(workdir, config)
+
+
+def test_killed_while_writing_the_config(tmp_path):
+    """What a kill can leave behind does not stand in the way of the same command."""
+    config = tiny.config(tmp_path / "inputs")
+    workdir = epath.Path(tmp_path / "run")
+    workdir.mkdir()
+    (workdir / "config.json.partial").write_text('{"seed"')
+    workdirs.claim(workdir, config)
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 0
+
+
+def test_data_in_a_bucket(workdir, tmp_path):
+    tiny.write_rows(tmp_path / "rows.jsonl", 3)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text())
+    assert [record.id for record in read_records(workdir / "rows.jsonl")] == [f"rows.jsonl:{i}" for i in (1, 2, 3)]

@@ -1,0 +1,282 @@
+"""A run that is ended at any moment and started again equals one that was not."""
+
+import functools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
+
+import tests.training.poison  # noqa: F401  registers its objective
+from sft_jax.training import loop, run
+from sft_jax.training.checkpoints import Checkpoints
+from sft_jax.training.metric_log import read_metrics
+from sft_jax.training.sharding import make_mesh
+from sft_jax.training.workdir import WorkdirError
+from tests import tiny
+from tests.training import moments
+
+DRIVER = Path(__file__).with_name("driver.py")
+STEPS = 7
+# Evaluations (3, 6, 7) and saves (2, 3, 4, 6, 7) do not coincide; some steps are skipped.
+OVERRIDES = {
+    "duration": f"{STEPS} steps",
+    "batch.rows": 8,
+    "data.row_tokens": 96,
+    "objective.name": "poisoned",
+    "objective.head_chunk_tokens": 0,
+    "optimizer.max_skipped_in_a_row": 100,
+    "execution.layer_layout": "scan",
+    "checkpoint.keep_last": 2,
+}
+
+
+CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": 0}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Where all runs of this file lie; what one of them compiles the others reuse."""
+    made = tmp_path_factory.mktemp("resume")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(made / "compilations"))
+        before = {name: getattr(jax.config, name) for name in CACHE}
+        for name, value in {"jax_compilation_cache_dir": str(made / "compilations"), **CACHE}.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield made
+        for name, value in before.items():
+            jax.config.update(name, value)
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
+def make_config(root, **overrides):
+    return tiny.config(root, **(OVERRIDES | overrides))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root):
+    result = run(make_config(root), root / "uninterrupted")
+    assert (result.step, result.interrupted) == (STEPS, None)
+    return history(root / "uninterrupted")
+
+
+def history(workdir: Path) -> dict:
+    """All that must be equal: the metrics but for speeds, the skipped steps, the arrays of the last checkpoint."""
+    lines = [
+        {name: value for name, value in line.items() if not name.startswith("speed/")}
+        for line in read_metrics(workdir / "metrics.jsonl")
+    ]
+    path = workdir / "skipped_steps.jsonl"
+    skipped = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    checkpoints = Checkpoints(epath.Path(workdir), keep_last=1000)
+    try:
+        step = checkpoints.latest()
+        state = checkpoints._checkpointer.load_checkpointables(step)["state"]
+        kept = checkpoints.steps()
+    finally:
+        checkpoints.close()
+    arrays = jax.tree.map(np.asarray, state)
+    return {"lines": lines, "skipped": skipped, "step": step, "kept": kept, "arrays": arrays}
+
+
+def assert_equal(found: dict, expected: dict) -> None:
+    assert [line["step"] for line in found["lines"]] == list(range(STEPS + 1))
+    assert found["lines"] == expected["lines"]
+    assert found["skipped"] == expected["skipped"]
+    assert found["kept"] == expected["kept"]
+    assert jax.tree.structure(found["arrays"]) == jax.tree.structure(expected["arrays"])
+    leaves = jax.tree_util.tree_leaves_with_path(expected["arrays"])
+    for (path, leaf), other in zip(leaves, jax.tree.leaves(found["arrays"]), strict=True):
+        np.testing.assert_array_equal(other, leaf, err_msg=str(path))
+
+
+def spec(root: Path, workdir: Path, **more) -> dict:
+    return {
+        "root": str(root),
+        "workdir": str(workdir),
+        "cache": str(root / "compilations"),
+        "overrides": OVERRIDES,
+    } | more
+
+
+def drive(spec: dict) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(DRIVER), json.dumps(spec)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_the_uninterrupted_run(uninterrupted):
+    """What the other tests compare with says something: steps were skipped and trained, two evaluations kept."""
+    skipped = [line["step"] for line in uninterrupted["skipped"]]
+    assert 0 < len(skipped) < STEPS - 1
+    assert all(len(line["row_ids"]) >= 8 for line in uninterrupted["skipped"])
+    assert skipped == [line["step"] for line in uninterrupted["lines"] if line.get("train/skipped")]
+    assert uninterrupted["arrays"]["skipped"] == len(skipped)
+    assert uninterrupted["step"] == STEPS
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(root, uninterrupted):
+    """One directory, killed six times at different moments and started again each time."""
+    rng = random.Random(0)
+    workdir = root / "killed"
+    kills = [
+        {"moment": "dispatch", "step": 1},
+        {"moment": "in save", "step": 2, "delay": rng.uniform(0, 0.02)},
+        {"moment": "in evaluation", "step": 3},
+        {"moment": "before save", "step": 4},  # the log has step 4, no checkpoint has
+        {"moment": "saved", "step": 4, "torn": '{"step": 5, "train/lo'},
+        {"moment": "in save", "step": 7, "delay": rng.uniform(0, 0.1)},
+    ]
+    for kill in kills:
+        process = drive(spec(root, workdir, **kill))
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, f"{kill}: {output[-3000:]}"
+    result = run(make_config(root), workdir)
+    assert (result.step, result.interrupted) == (STEPS, None)
+    assert_equal(history(workdir), uninterrupted)
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 5)])
+def test_signals_save_and_leave(root, uninterrupted, number, step):
+    workdir = root / f"signal {number}"
+    with pytest.MonkeyPatch.context() as patch:
+        moments.at("dispatch", step, lambda: os.kill(os.getpid(), number), patch.setattr)
+        result = run(make_config(root), workdir)
+    assert (result.step, result.interrupted) == (step, number)
+    assert history(workdir)["step"] == step
+    assert run(make_config(root), workdir).step == STEPS
+    found = history(workdir)
+    assert_equal(found | {"kept": uninterrupted["kept"]}, uninterrupted)
+
+
+@pytest.mark.slow
+def test_the_command_leaves_with_a_message(root):
+    """SIGTERM to `python -m sft_jax.train`: exit status 143, and what to do next."""
+    config = tiny.config(root)  # writes the model and the data
+    workdir = root / "command"
+    flags = {
+        "model.source": config.model.source,
+        "data.train": config.data.train,
+        "data.row_tokens": 128,
+        "duration": "5000 steps",
+        "checkpoint.every": "1000 steps",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sft_jax.train", "--config=configs/sft.py", f"--workdir={workdir}"]
+        + [f"--config.{name}={value}" for name, value in flags.items()],
+        cwd=DRIVER.parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    asked = threading.Event()
+
+    def terminate_after_the_first_step():
+        while process.poll() is None and not asked.wait(0.1):
+            if (workdir / "tensorboard").exists():
+                process.send_signal(signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=terminate_after_the_first_step)
+    watcher.start()
+    output, _ = process.communicate(timeout=120)
+    asked.set()
+    watcher.join()
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "Interrupted: step" in output
+    assert "Start the same command again to continue." in output
+    assert any((workdir / "checkpoints").iterdir())
+
+
+def leave_at(step: int, patch) -> None:
+    moments.at("dispatch", step, lambda: os.kill(os.getpid(), signal.SIGTERM), patch.setattr)
+
+
+def assert_close(lines: list[dict], expected: list[dict], tolerance: float) -> None:
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        assert line.keys() == other.keys()
+        for name in line:
+            if name.startswith("progress/"):
+                assert line[name] == other[name], name
+            elif "loss" in name or "nll" in name:
+                assert line[name] == (None if other[name] is None else pytest.approx(other[name], rel=tolerance)), name
+
+
+@pytest.mark.slow
+def test_other_devices_and_another_layer_layout_go_on(root, uninterrupted):
+    """8 devices, then 4 with unrolled layers, then 1 with scanned ones."""
+    workdir = root / "topologies"
+    for devices, layout, stop_after in ((8, "scan", 2), (4, "unrolled", 4), (1, "scan", None)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:devices]))
+            if stop_after:
+                leave_at(stop_after, patch)
+            result = run(make_config(root, **{"execution.layer_layout": layout}), workdir)
+        assert result.step == (stop_after or STEPS)
+    assert_close(history(workdir)["lines"], uninterrupted["lines"], 1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_and_one_goes_on(root, uninterrupted):
+    """2 processes x 4 devices until one of them gets SIGTERM: both leave after the same step; 1 process x 8 goes on."""
+    workdir = root / "processes"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    common = {"coordinator": coordinator, "devices": 4}
+    ends = [{}, {"moment": "dispatch", "step": 3, "signal": "SIGTERM"}]
+    processes = [drive(spec(root, workdir, process=i, **common, **ends[i])) for i in range(2)]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    results = [json.loads(output.strip().splitlines()[-1]) for output in outputs]
+    assert results[0]["step"] == results[1]["step"]
+    assert 3 <= results[0]["step"] < STEPS, "both must have left early"
+    assert all(result["interrupted"] for result in results)
+    assert run(make_config(root), workdir).step == STEPS
+    assert_close(history(workdir)["lines"], uninterrupted["lines"], 1e-6)
+
+
+def test_a_finished_run_started_again_changes_nothing(root, uninterrupted, capsys):
+    workdir = root / "uninterrupted"
+    files = lambda: {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    before = files()
+    result = run(make_config(root), workdir)
+    assert files() == before
+    assert "holds the finished run: all 7 steps are done" in " ".join(capsys.readouterr().out.split())
+    last = uninterrupted["lines"][-1]
+    assert result.step == result.total_steps == STEPS
+    assert result.metrics == {name: last[name] for name in last if name.startswith("held_out/")}
+    assert "held_out/nll" in result.metrics
+
+
+def test_another_config_is_refused_with_the_difference(root, uninterrupted):
+    with pytest.raises(WorkdirError) as error:
+        run(make_config(root, **{"optimizer.learning_rate": 0.5, "seed": 3}), root / "uninterrupted")
+    assert "optimizer.learning_rate: 0.01 there, 0.5 asked for" in str(error.value)
+    assert "seed: 0 there, 3 asked for" in str(error.value)
+    assert "another --workdir" in str(error.value)
+
+
+def test_changed_data_is_refused(root, uninterrupted):
+    path = root / "train.jsonl"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("seven", "eight", 1))
+        with pytest.raises(WorkdirError, match="train changed since it started"):
+            run(make_config(root), root / "uninterrupted")
+    finally:
+        path.write_text(before)
