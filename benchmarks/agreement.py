@@ -1,6 +1,6 @@
-"""Fifty float32 steps of SmolLM2-135M by our step and by a plain torch loop on the same batches: how far apart are the losses?
+"""Fifty float32 steps of SmolLM2-135M by our step and by a plain torch loop on the same batches: do the losses agree?
 
-    python -m benchmarks.agreement
+python -m benchmarks.agreement
 """
 
 from absl import app, flags

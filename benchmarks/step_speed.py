@@ -2,7 +2,8 @@
 
     python -m benchmarks.step_speed [--rounds=10]
 
-SmolLM2-135M, 4 rows of 256 tokens, AdamW. Compare ratios: they come from one run; absolute numbers vary from hour to hour.
+SmolLM2-135M, 4 rows of 256 tokens, AdamW. Compare ratios: they come from one run; absolute numbers vary from hour to
+hour.
 """
 
 from absl import app, flags

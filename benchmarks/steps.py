@@ -10,7 +10,7 @@ MODEL = "smollm2-135m-instruct"
 
 
 def make_batch(rows: int, length: int, supervised: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of random tokens in the form of `sft_jax.data.batches`; the last `supervised` share of a row is trained."""
+    """Random tokens in the form of `sft_jax.data.batches`; the last `supervised` share of a row is trained."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, 49152, (rows, length)).astype(np.int32)
     targets = length if supervised == 1.0 else int(length * supervised)

@@ -1,4 +1,4 @@
-"""Variants of a training step in processes of their own, run in turn, so that all share the machine's good and bad moments."""
+"""Variants of a step in processes of their own, run in turn, so that all share the machine's good and bad moments."""
 
 import multiprocessing
 import re

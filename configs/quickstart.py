@@ -11,14 +11,14 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"configs/quickstart.py:{arg}: this config takes no argument")
     config = sft.get_config("lora")
     with config.unlocked():
-        config.duration = "60 steps"
+        config.duration = "40 steps"
         config.data.train = "runs/quickstart/data/train.jsonl"
         config.data.held_out = "runs/quickstart/data/held_out.jsonl"
         config.data.row_tokens = 1024  # four documents a row
         config.batch.rows = 2
         config.optimizer.learning_rate = 1e-3
         config.optimizer.warmup = "10 percent"
-        config.evaluation.every = "30 steps"
+        config.evaluation.every = "20 steps"
         config.evaluation.samples = 2
         config.evaluation.sample_tokens = 96
         config.checkpoint.every = "10 steps"

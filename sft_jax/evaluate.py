@@ -20,6 +20,7 @@ _COMPARE = flags.DEFINE_string("compare", None, "Directory of an earlier evaluat
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Solved examples put into the prompt.", lower_bound=0)
 _EXAMPLES_FROM = flags.DEFINE_string("examples_from", None, "JSONL of training rows the examples are drawn from.")
 _ROWS = flags.DEFINE_integer("rows", 0, "Measure only the first rows; 0: all.", lower_bound=0)
+_LOSS = flags.DEFINE_bool("loss", True, "Also measure the loss of the reference answers.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the examples drawn, of sampling and of the bootstrap.")
 
 
@@ -57,7 +58,7 @@ def main(_: list[str]) -> None:
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
         loaded = load_for_inference(_MODEL.value, mesh, inference_flags.PRODUCTS.value)
         answers = held_out.generate_answers(loaded, task, examples, progress)
-        losses = held_out.measure_loss(loaded, task, mesh, progress)
+        losses = held_out.measure_loss(loaded, task, mesh, progress) if _LOSS.value else None
     outcomes = held_out.score_answers(task, answers)
     out = epath.Path(_OUT.value)
     scores = held_out.write_evaluation(out, task, answers, outcomes, losses)

@@ -10,6 +10,6 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402 (devices come first)
 
 install_import_hook("sft_jax", "typeguard.typechecked")

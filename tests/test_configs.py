@@ -85,6 +85,8 @@ def test_every_field_is_read(tmp_path, monkeypatch):
 
     read: set[str] = set()
     plain = small(tiny.config(tmp_path, "lora"), tmp_path).unlock()
+    plain.duration = "2 steps"
+    plain.evaluation.samples, plain.evaluation.sample_tokens = 1, 1
     plain.profile.start = 1
     plain.profile.steps = 1
     plain.lock()

@@ -11,7 +11,7 @@ _ROWS_SHOWN = 2
 
 
 def batch_markdown(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first rows of a batch as Markdown; trained parts stand in ⟦ ⟧, examples packed into a row are parted by rules.
+    """The first rows of a batch as Markdown; trained parts stand in ⟦ ⟧, examples of a row are parted by rules.
 
     Args:
         batch: from `train_batches`.

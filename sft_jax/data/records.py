@@ -49,8 +49,7 @@ def read_records(path: str | os.PathLike) -> list[Record]:
 
 
 def read_prompts(path: str | os.PathLike) -> list[Record]:
-    """Like `read_records`, for rows that are to be answered: a `completion` may be missing, and an answer at the end of a
-    conversation is left out.
+    """Like `read_records`, for rows to be answered: a `completion` may be missing, and a final answer is left out.
 
     Raises:
         RecordError: as `read_records`, or nothing is left of a conversation.

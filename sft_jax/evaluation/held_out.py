@@ -18,6 +18,7 @@ from sft_jax.evaluation.scoring import Outcome, aggregate, score_rows
 from sft_jax.generation import Generated, Generator, Sampling
 from sft_jax.training.restore import Loaded
 
+PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all) -> callback (done, in all)
 
 
@@ -110,47 +111,50 @@ def write_evaluation(
     task: Task,
     answers: Sequence[Generated],
     outcomes: Sequence[Outcome],
-    losses: Sequence[Outcome],
+    losses: Sequence[Outcome] | None = None,
 ) -> dict[str, Any]:
     """Writes `predictions.jsonl` (a row each) and then `scores.json`; returns the scores."""
     directory.mkdir(parents=True, exist_ok=True)
     lines = []
-    for record, answer, outcome, loss in zip(task.records, answers, outcomes, losses, strict=True):
+    for index, (record, answer, outcome) in enumerate(zip(task.records, answers, outcomes, strict=True)):
         prompt = [{"role": m.role, "content": m.content} for m in question_of(record)]
         line = {"id": record.id, "prompt": prompt, "answer": answer.text, "ended": answer.stopped}
-        line |= {"reference": record.conversation[-1].content, "outcome": outcome, "loss": loss}
+        line |= {"reference": record.conversation[-1].content, "outcome": outcome}
+        if losses is not None:
+            line["loss"] = losses[index]
         lines.append(json.dumps(line, ensure_ascii=False))
-    (directory / "predictions.jsonl").write_text("\n".join(lines) + "\n")
-    scores = aggregate(outcomes, task.seed) | aggregate(losses, task.seed)
+    (directory / PREDICTIONS).write_text("\n".join(lines) + "\n")
+    scores = aggregate(outcomes, task.seed) | (aggregate(losses, task.seed) if losses is not None else {})
     result = {"rows": len(outcomes)} | {name: score.as_dict() for name, score in scores.items()}
-    (directory / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
+    (directory / SCORES).write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
 def read_outcomes(directory: epath.Path) -> tuple[list[str], list[Outcome], list[Outcome]]:
-    """Row ids, outcomes and losses of an evaluation written before.
+    """Row ids, outcomes and losses (empty where they were not measured) of an evaluation written before.
 
     Raises:
         ValueError: the directory holds none.
     """
-    path = directory / "predictions.jsonl"
-    if not path.exists() or not (directory / "scores.json").exists():
-        raise ValueError(f"{directory} holds no finished evaluation (predictions.jsonl and scores.json)")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row["id"] for row in rows], [row["outcome"] for row in rows], [row["loss"] for row in rows]
+    path = directory / PREDICTIONS
+    if not path.exists() or not (directory / SCORES).exists():
+        raise ValueError(f"{directory} holds no finished evaluation ({PREDICTIONS} and {SCORES})")
+    # Only \n ends a line: str.splitlines would also cut at U+2028, which answers may hold.
+    rows = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    return [row["id"] for row in rows], [row["outcome"] for row in rows], losses
 
 
 def comparable(first: epath.Path, second: epath.Path) -> tuple[list[Outcome], list[Outcome]]:
-    """Outcomes of two evaluations of the same rows, each with its loss, in the same order.
+    """Outcomes of two evaluations of the same rows in the same order, with the loss where both have it.
 
     Raises:
         ValueError: the rows differ.
     """
-    ids_first, outcomes_first, losses_first = read_outcomes(first)
-    ids_second, outcomes_second, losses_second = read_outcomes(second)
+    (ids_first, *first_parts), (ids_second, *second_parts) = read_outcomes(first), read_outcomes(second)
     if ids_first != ids_second:
         raise ValueError(f"{first} and {second} are evaluations of different rows; a paired test needs the same rows")
-    return (
-        [outcome | loss for outcome, loss in zip(outcomes_first, losses_first, strict=True)],
-        [outcome | loss for outcome, loss in zip(outcomes_second, losses_second, strict=True)],
-    )
+    if not (first_parts[1] and second_parts[1]):
+        return first_parts[0], second_parts[0]
+    joined = [[row | loss for row, loss in zip(*parts, strict=True)] for parts in (first_parts, second_parts)]
+    return joined[0], joined[1]

@@ -80,7 +80,7 @@ class Recorder:
         if self._log is not None and (evaluation or step % self._config.log.every == 0):
             train = {f"train/{name}": value for name, value in values.items()}
             self._log.scalars(step, train | (evaluation or {}) | self._progress(step) | speeds)
-        if in_a_row and in_a_row >= self._config.optimizer.max_skipped_in_a_row:
+        if in_a_row >= self._config.optimizer.max_skipped_in_a_row:
             self.flush()
             raise DivergedError(
                 f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not finite; the rows of "

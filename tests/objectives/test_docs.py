@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +16,11 @@ DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 @pytest.fixture
-def shown(monkeypatch):
-    monkeypatch.setattr(objectives, "OBJECTIVES", dict(objectives.OBJECTIVES))
+def shown():
     (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
-    exec(compile(code, str(DOCS), "exec"), {})
-    return objectives.OBJECTIVES["dynamic_fine_tuning"]
+    with mock.patch.dict(objectives.OBJECTIVES):
+        exec(compile(code, str(DOCS), "exec"), {})
+        yield objectives.OBJECTIVES["dynamic_fine_tuning"]
 
 
 def test_uniform_two_way_logits_halve_the_loss(shown):

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 import tests.training.poison  # noqa: F401  registers its objective
 from sft_jax.training import loop, run
@@ -41,24 +40,9 @@ OVERRIDES = {
 }
 
 
-CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": 0}
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Where all runs of this file lie; what one of them compiles the others reuse."""
-    made = tmp_path_factory.mktemp("resume")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(made / "compilations"))
-        before = {name: getattr(jax.config, name) for name in CACHE}
-        for name, value in {"jax_compilation_cache_dir": str(made / "compilations"), **CACHE}.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield made
-        for name, value in before.items():
-            jax.config.update(name, value)
-        jax.config.update("jax_compilation_cache_dir", None)
-        compilation_cache.reset_cache()
+    return tmp_path_factory.mktemp("resume")
 
 
 def make_config(root, **overrides):
@@ -106,7 +90,7 @@ def spec(root: Path, workdir: Path, **more) -> dict:
     return {
         "root": str(root),
         "workdir": str(workdir),
-        "cache": str(root / "compilations"),
+        "cache": jax.config.jax_compilation_cache_dir,
         "overrides": OVERRIDES,
     } | more
 
@@ -163,7 +147,7 @@ def test_signals_save_and_leave(root, uninterrupted, number, step):
 
 
 @pytest.mark.slow
-def test_the_command_leaves_with_a_message(root):
+def test_the_command_leaves_with_a_message(root, compilations):
     """SIGTERM to `python -m sft_jax.train`: exit status 143, and what to do next."""
     config = tiny.config(root)  # writes the model and the data
     workdir = root / "command"
@@ -178,6 +162,7 @@ def test_the_command_leaves_with_a_message(root):
         [sys.executable, "-m", "sft_jax.train", "--config=configs/sft.py", f"--workdir={workdir}"]
         + [f"--config.{name}={value}" for name, value in flags.items()],
         cwd=DRIVER.parents[2],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": compilations},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
