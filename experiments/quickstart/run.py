@@ -2,8 +2,8 @@
 
     python -m experiments.quickstart.run
 
-It runs the commands a user would type, and prints them. Every stage leaves its result in the directory and is
-skipped when that is there, so that an interrupted quickstart goes on where it was, and a second one only shows the table.
+It runs the commands a user would type, and prints them. Every stage leaves its result in the directory and is skipped
+when that is there, so that an interrupted quickstart goes on where it was, and a second one only shows the table.
 """
 
 import json
