@@ -74,12 +74,13 @@ def generate_answers(
             prompts.append(loaded.renderer.render_prompt(with_examples(question_of(record), examples)))
         except RowError as error:
             raise ValueError(f"{record.id}: {error}") from error
+    batches = -(-len(prompts) // task.batch_size)
     generator = Generator(
         loaded.model,
         loaded.renderer.tokenizer,
         loaded.renderer.stop_ids,
         max_new_tokens=task.max_new_tokens,
-        batch_size=min(task.batch_size, len(prompts)),
+        batch_size=-(-len(prompts) // batches),  # even batches: the last one is not mostly padding
         sampling=task.sampling,
     )
     callback = progress("generating", len(prompts)) if progress else None

@@ -1,6 +1,6 @@
 """Measuring during a run: loss on held-out rows, and answers to held-out prompts."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from sft_jax.data.batches import held_out_batches
+from sft_jax.data.batches import held_out_batches, held_out_bins
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.generation import Generator
@@ -30,21 +30,39 @@ def mean_metrics(step: Callable, state: TrainState, batches: Iterable[dict], mes
 
 
 def held_out_metrics(
-    step: Callable, state: TrainState, data: Data, config: ml_collections.ConfigDict, mesh: Mesh
+    step: Callable,
+    state: TrainState,
+    data: Data,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Loss, nll and accuracy over the held-out rows, each row once, whatever the batch size; names `held_out/…`."""
+    """Loss, nll and accuracy over the held-out rows, each row once, whatever the batch size; names `held_out/…`.
+
+    `progress` is called with (batches done, batches in all).
+    """
     shards = data_shards(mesh)
+    batch_rows = -(-config.evaluation.batch_rows // shards) * shards
     batches = held_out_batches(
         data.held_out,
         config.data.row_tokens,
         data.held_out_targets,
-        -(-config.evaluation.batch_rows // shards) * shards,
+        batch_rows,
         packing=config.data.packing,
         normalize=config.objective.normalize,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    if progress:
+        bins = held_out_bins(data.held_out, config.data.row_tokens, data.held_out_targets, config.data.packing)
+        batches = _counted(batches, -(-len(bins) // batch_rows), progress)
     return {f"held_out/{name}": value for name, value in mean_metrics(step, state, batches, mesh).items()}
+
+
+def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int], None]) -> Iterator[dict]:
+    for done, batch in enumerate(batches):
+        progress(done, total)
+        yield batch
 
 
 class Samples:

@@ -64,7 +64,7 @@ class _Run:
     data: Data
     model: Decoder
     train_step: Step
-    evaluate: Callable[[TrainState], tuple[dict[str, float], dict[str, str]]]
+    evaluate: Callable[[TrainState, Callable[[int, int], None]], tuple[dict[str, float], dict[str, str]]]
     total_steps: int
     evaluate_every: int
     save_every: int
@@ -138,12 +138,14 @@ def _last_evaluation(workdir: epath.Path) -> dict[str, float]:
 
 
 def _evaluation(config, data, model, settings, state, mesh, evaluators):
-    """The function state -> (scalars, texts) of one evaluation."""
+    """The function (state, progress) -> (scalars, texts) of one evaluation."""
     eval_step = compile_eval_step(model, settings, state, mesh)
     samples = Samples(model, data, config) if data.held_out_records and config.evaluation.samples else None
 
-    def evaluate(state: TrainState) -> tuple[dict[str, float], dict[str, str]]:
-        scalars = held_out_metrics(eval_step, state, data, config, mesh) if data.held_out is not None else {}
+    def evaluate(state: TrainState, progress: Callable[[int, int], None]) -> tuple[dict[str, float], dict[str, str]]:
+        scalars = {}
+        if data.held_out is not None:
+            scalars = held_out_metrics(eval_step, state, data, config, mesh, progress)
         for name, evaluator in evaluators.items():
             scalars |= {f"{name}/{metric}": float(value) for metric, value in evaluator(model, state).items()}
         return scalars, samples(state) if samples else {}
@@ -200,15 +202,19 @@ def _train(
         threads=plan.config.loader.threads,
         batches_ahead=plan.config.loader.batches_ahead,
     )
+    step = done or 0
+
+    def evaluate() -> tuple[dict[str, float], dict[str, str]]:
+        return plan.evaluate(state, lambda part, parts: bar.update(step, f"evaluating {part}/{parts}"))
+
     latest: dict[str, float] = {}
     if done is None:
-        latest, texts = plan.evaluate(state)
+        latest, texts = evaluate()
         recorder.evaluation_at_start(latest, texts)
         _check_best_metric(plan.config.checkpoint.best_metric, latest)
     profiler = _Profiler(plan.config.profile, recorder)
     pending: tuple[int, Any] | None = None
     recorder.start_clock()
-    step = done or 0
     while step < plan.total_steps:
         batch = next(batches)
         if step == 0:
@@ -232,7 +238,7 @@ def _train(
         # The log is complete up to this step before a checkpoint of this step can exist.
         scalars: dict[str, float] = {}
         if evaluating:
-            latest, texts = plan.evaluate(state)
+            latest, texts = evaluate()
             scalars = latest
             recorder.texts(step, texts)
         bar.update(step, recorder.record(*pending, scalars))
