@@ -1,4 +1,7 @@
-"""Writes the quickstart's data: `train.jsonl` and `held_out.jsonl` of vehicle titles and their JSON extractions.
+"""Writes the quickstart's data: vehicle titles and their JSON extractions.
+
+`train.jsonl` is trained on, `validation.jsonl` (a 25th as many) watched during the run, `held_out.jsonl` measured on
+at the end.
 
 A row is `{"messages": [user, assistant]}`. Everything is a pure function of (train_rows, held_out_rows,
 seed), and the held-out rows of (held_out_rows, seed) alone: more training rows leave the test as it was.
@@ -18,7 +21,8 @@ from experiments.quickstart.layouts import STATES, print_title
 from experiments.quickstart.prompts import answer, question
 from experiments.quickstart.titles import Title, invent_title
 
-TRAIN_FILE, HELD_OUT_FILE, META_FILE = "train.jsonl", "held_out.jsonl", "documents.json"
+TRAIN_FILE, VALIDATION_FILE, HELD_OUT_FILE = "train.jsonl", "validation.jsonl", "held_out.jsonl"
+META_FILE = "documents.json"
 TRIES_A_ROW = 100
 
 Row = dict[str, list[dict[str, str]]]
@@ -67,9 +71,9 @@ def to_row(document: Document) -> Row:
 
 
 def write_dataset(directory: str | os.PathLike, train_rows: int, held_out_rows: int, seed: int) -> bool:
-    """Writes both files into a local directory, each whole or not at all; True if it wrote, False if they were there.
+    """Writes the files into a local directory, each whole or not at all; True if it wrote, False if they were there.
 
-    `documents.json` is written last and holds the parameters and both files' sha256; where it agrees with
+    `documents.json` is written last and holds the parameters and the files' sha256; where it agrees with
     what is asked and what is there, nothing is done.
     """
     directory = Path(directory)
@@ -83,9 +87,11 @@ def write_dataset(directory: str | os.PathLike, train_rows: int, held_out_rows: 
     if _is_there(directory, parameters):
         return False
     directory.mkdir(parents=True, exist_ok=True)
-    train, held_out = make_documents(train_rows, held_out_rows, seed)
+    validation_rows = max(2, train_rows // 25)
+    train, held_out = make_documents(train_rows + validation_rows, held_out_rows, seed)
+    files = {TRAIN_FILE: train[:train_rows], VALIDATION_FILE: train[train_rows:], HELD_OUT_FILE: held_out}
     digests = {}
-    for name, documents in ((TRAIN_FILE, train), (HELD_OUT_FILE, held_out)):
+    for name, documents in files.items():
         text = "".join(json.dumps(to_row(document), ensure_ascii=False) + "\n" for document in documents)
         _write_whole(directory / name, text)
         digests[name] = hashlib.sha256(text.encode()).hexdigest()

@@ -97,7 +97,7 @@ def _train(run: epath.Path, console: Console) -> None:
     """Runs the training command, which continues by itself where it was interrupted."""
     data = epath.Path(_OUT.value) / "data"
     arguments = ["--config=configs/quickstart.py", f"--workdir={run}"]
-    arguments += [f"--config.data.{name}={data / name}.jsonl" for name in ("train", "held_out")]
+    arguments += [f"--config.data.train={data / 'train.jsonl'}", f"--config.data.held_out={data / 'validation.jsonl'}"]
     if _STEPS.value:
         arguments.append(f"--config.duration={_STEPS.value} steps")
     _run("sft_jax.train", arguments, console)

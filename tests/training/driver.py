@@ -19,8 +19,6 @@ from tests.training import moments
 
 def main(spec: dict) -> None:
     jax.config.update("jax_num_cpu_devices", spec.get("devices", 8))
-    jax.config.update("jax_compilation_cache_dir", spec["cache"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "coordinator" in spec:
         jax.distributed.initialize(spec["coordinator"], 2, spec["process"])
     import tests.training.poison  # noqa: F401  registers its objective
