@@ -18,6 +18,7 @@ def start_jax() -> None:
     """Joins the other processes of a distributed run, and turns on the persistent compilation cache.
 
     The cache lies in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/sft_jax/compilations; an empty value turns it off.
+    It stays off on several CPU devices.
     """
     import jax
 
@@ -27,7 +28,9 @@ def start_jax() -> None:
         raise ValueError("--coordinator, --num_processes and --process_id go with --distributed")
     default = Path.home() / ".cache" / "sft_jax" / "compilations"
     directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
-    if directory:
+    # Not for emulated CPU devices: programs with collectives, loaded from the cache, were seen to hang there.
+    emulated = jax.default_backend() == "cpu" and jax.device_count() > 1
+    if directory and not emulated:
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -6,6 +6,7 @@ restore; any mesh and any number of processes can restore.
 """
 
 import dataclasses
+import os
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from sft_jax.models.layouts import to_layout
 from sft_jax.training.sharding import abstract_like, shardings_of
 from sft_jax.training.state import TrainState
+from sft_jax.training.workdir import is_remote
 
 Tree = Any
 DIRECTORY = "checkpoints"
@@ -61,7 +63,7 @@ class Checkpoints:
                 )
             )
         self._checkpointer = ocp.training.Checkpointer(
-            workdir / DIRECTORY,
+            _absolute(workdir) / DIRECTORY,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
@@ -141,6 +143,11 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then closes."""
         self._checkpointer.close()
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    """orbax refuses relative paths; a bucket path is absolute as it is."""
+    return path if is_remote(path) else epath.Path(os.path.abspath(path))
 
 
 def convert(tree: Tree, layout: str) -> Tree:

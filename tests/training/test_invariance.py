@@ -230,6 +230,7 @@ def test_held_out_loss_does_not_depend_on_batch_size_or_devices(root):
     assert found[0]["held_out/loss"] == pytest.approx(expected, rel=2e-6)
 
 
+@pytest.mark.slow
 def test_micro_batches_draw_their_own_dropout(root):
     """Two equal rows as two micro-batches: were their masks alike, the loss would be twice that of one row."""
     overrides = {"adapter.dropout": 0.5, "batch.rows": 2}

@@ -271,6 +271,7 @@ def test_many_such_steps_stop_the_run(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_evaluators_samples_profile_and_progress(tmp_path):
     """What is passed in gets the state; samples and a profile appear; plain lines where there is no terminal."""
     config = tiny.config(
@@ -307,7 +308,8 @@ def test_a_best_metric_that_is_not_measured_is_refused(tmp_path):
         run(config, tmp_path / "run")
 
 
-def test_dropout_differs_by_step_and_micro_batch_and_repeats_by_seed(tmp_path):
+@pytest.mark.slow
+def test_dropout_differs_by_step_and_repeats_by_seed(tmp_path):
     """At learning rate 0 and on one batch over and over, only dropout changes the loss."""
 
     def losses(name, **overrides):
@@ -328,3 +330,10 @@ def test_dropout_differs_by_step_and_micro_batch_and_repeats_by_seed(tmp_path):
     none = losses("c")
     np.testing.assert_allclose(none, none[0], rtol=1e-3)
     assert abs(first[0] - none[0]) > 1e-3 * none[0]
+
+
+def test_a_relative_workdir_is_relative_to_the_current_directory(tmp_path, monkeypatch):
+    config = tiny.config(tmp_path, **{"duration": "2 steps"})
+    monkeypatch.chdir(tmp_path)
+    assert run(config, "relative/run").step == 2
+    assert (tmp_path / "relative" / "run" / "checkpoints" / "2").is_dir()

@@ -132,6 +132,7 @@ def test_killed_at_any_moment(root, uninterrupted):
     assert_equal(history(workdir), uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 5)])
 def test_signals_save_and_leave(root, uninterrupted, number, step):
     workdir = root / f"signal {number}"

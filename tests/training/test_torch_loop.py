@@ -77,6 +77,7 @@ def torch_losses(config) -> tuple[list[float], list[float]]:
     return losses, norms
 
 
+@pytest.mark.slow
 def test_fifty_steps_agree_with_torch(tmp_path):
     config = config_for(tmp_path)
     run(config, tmp_path / "run")
