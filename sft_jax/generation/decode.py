@@ -101,6 +101,7 @@ def keep_likely(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[
 def prefill(
     model: Decoder,
     variables: Tree,
+    prefix: Int[Array, "shared"],
     prompts: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     row_ids: Int[Array, "B"],
@@ -114,8 +115,9 @@ def prefill(
     Args:
         model: the decoder.
         variables: its parameters and adapters.
-        prompts: token ids, padded at the end.
-        lengths: tokens of each prompt; 0 for a row that only fills up the batch.
+        prefix: tokens that all prompts begin with, read once for all of them; may be empty.
+        prompts: the rest of each prompt, at least one token, padded at the end.
+        lengths: tokens of each rest; 0 for a row that only fills up the batch.
         row_ids: identity of each row.
         max_new_tokens: size of the answers.
         stop_ids: tokens that end an answer.
@@ -124,13 +126,14 @@ def prefill(
     batch, slots = prompts.shape
     positions = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None], prompts.shape)
     segments = jnp.where(positions < lengths[:, None], PROMPT, PADDING).astype(jnp.int32)
-    cache = init_cache(model.config, model.execution, batch, slots + max_new_tokens)
+    cache = _read_prefix(model, variables, prefix, batch, slots + max_new_tokens)
+    positions = positions + prefix.shape[0]
     hidden, cache = model.apply(variables, prompts, positions, segments, cache, method="hidden")
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
     state = DecodeState(
         cache=cache,
         token=jnp.zeros(batch, jnp.int32),
-        position=lengths - 1,
+        position=prefix.shape[0] + lengths - 1,
         count=jnp.zeros((), jnp.int32),
         done=lengths == 0,
         row_ids=row_ids,
@@ -138,6 +141,19 @@ def prefill(
         lengths=jnp.zeros(batch, jnp.int32),
     )
     return _choose_next(model, variables, last, state, stop_ids, sampling)
+
+
+def _read_prefix(model: Decoder, variables: Tree, prefix: Int[Array, "shared"], batch: int, more: int) -> Cache:
+    """A cache for `batch` rows that hold the prefix and have room for `more` tokens."""
+    shared = prefix.shape[0]
+    if not shared:
+        return init_cache(model.config, model.execution, batch, more)
+    cache = init_cache(model.config, model.execution, 1, shared + more)
+    _, cache = model.apply(variables, prefix[None], cache=cache, method="hidden")
+    # [B, T, K, N] a layer, or stacked [L, B, T, K, N]; positions and segments are [B, T].
+    layers = jax.tree.map(lambda leaf: jnp.repeat(leaf, batch, axis=leaf.ndim - 4), cache.layers)
+    positions, segments = (jnp.repeat(leaf, batch, axis=0) for leaf in (cache.positions, cache.segments))
+    return cache.replace(layers=layers, positions=positions, segments=segments)
 
 
 def _choose_next(model, variables, hidden, state: DecodeState, stop_ids, sampling) -> DecodeState:

@@ -102,10 +102,11 @@ class Generator:
             raise ValueError(f"{len(row_ids)} row_ids for {len(prompts)} prompts; give one for each")
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
         variables = _cast_kernels(variables, self._product_dtype)
+        shared = _shared_tokens(prompts)
         answers: list[Generated | None] = [None] * len(prompts)
         for start in range(0, len(order), self.batch_size):
             members = order[start : start + self.batch_size]
-            state = self._start(variables, [prompts[i] for i in members], [row_ids[i] for i in members])
+            state = self._start(variables, [prompts[i] for i in members], [row_ids[i] for i in members], shared)
             while not self._finished(state):
                 state = self._block(variables, state)
             for index, answer in zip(members, self._answers(state), strict=False):
@@ -122,14 +123,17 @@ class Generator:
         """
         _check_prompts([prompt])
         variables = _cast_kernels(variables, self._product_dtype)
-        state = self._start(variables, [prompt], [row_id])
+        state = self._start(variables, [prompt], [row_id], shared=0)
         while True:
             yield next(iter(self._answers(state)))
             if self._finished(state):
                 return
             state = self._block(variables, state)
 
-    def _start(self, variables: Tree, prompts: list[Prompt], row_ids: list[int]) -> DecodeState:
+    def _start(self, variables: Tree, prompts: list[Prompt], row_ids: list[int], shared: int) -> DecodeState:
+        """The state after the prompts, which have their first `shared` tokens in common."""
+        prefix = np.asarray(prompts[0][:shared], np.int32)
+        prompts = [prompt[shared:] for prompt in prompts]
         slots = -(-max(len(prompt) for prompt in prompts) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
         tokens = np.zeros((self.batch_size, slots), np.int32)
         lengths = np.zeros(self.batch_size, np.int32)
@@ -137,7 +141,7 @@ class Generator:
         for line, (prompt, row_id) in enumerate(zip(prompts, row_ids, strict=True)):
             tokens[line, : len(prompt)] = prompt
             lengths[line], ids[line] = len(prompt), row_id
-        return self._prefill(variables, *(self._put(array) for array in (tokens, lengths, ids)))
+        return self._prefill(variables, prefix, *(self._put(array) for array in (tokens, lengths, ids)))
 
     def _put(self, array: np.ndarray) -> jax.Array:
         """The whole array is known to every process; each device takes its rows."""
@@ -159,6 +163,17 @@ def _check_prompts(prompts: Sequence[Prompt]) -> None:
     empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
     if empty:
         raise ValueError(f"prompts {empty[:5]} are empty: there is nothing to continue")
+
+
+def _shared_tokens(prompts: Sequence[Prompt]) -> int:
+    """How many tokens all prompts begin with, less what leaves each at least one; in multiples of 64."""
+    if len(prompts) < 2:
+        return 0
+    shortest = min(len(prompt) for prompt in prompts) - 1
+    first = prompts[0][:shortest]
+    same = np.logical_and.reduce([prompt[:shortest] == first for prompt in prompts])
+    common = shortest if same.all() else int(np.argmin(same))
+    return common // _PROMPT_MULTIPLE * _PROMPT_MULTIPLE
 
 
 def _to_host(array: jax.Array) -> np.ndarray:

@@ -6,8 +6,8 @@ restore; any mesh and any number of processes can restore.
 """
 
 import dataclasses
-import os
 import math
+import os
 from typing import Any
 
 import jax

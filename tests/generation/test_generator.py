@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sft_jax.generation import Generator, Sampling
+from sft_jax.generation.generator import _shared_tokens
 from sft_jax.models import Decoder, Execution, load_pretrained
 from sft_jax.models.layouts import to_layout
 from sft_jax.training.sharding import make_mesh, shardings_of
@@ -191,3 +192,22 @@ def test_bad_calls_are_refused(tiny_model, greedy, prompts):
     for options in ({"max_new_tokens": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=r"max_new_tokens=\d+ and batch_size=\d+ must be at least 1"):
             generator(tiny_model[0], **options)
+
+
+@pytest.mark.parametrize("layout", ["scan", "unrolled"])
+def test_a_shared_beginning_changes_nothing(tmp_path, layout):
+    """Read once for all prompts, it gives the answers of prompts read one by one."""
+    directory = tiny.write_checkpoint(tmp_path / "model")
+    model, params = load_pretrained(directory, execution=Execution(layer_layout=layout))
+    rng = np.random.default_rng(0)
+    beginning = rng.integers(3, 250, 150).astype(np.int32)
+    prompts = [np.concatenate([beginning, rng.integers(3, 250, n).astype(np.int32)]) for n in (1, 9, 30)]
+    assert _shared_tokens(prompts) == 128
+    assert _shared_tokens([prompts[0], beginning[:129]]) == 128
+    assert _shared_tokens([prompts[0], beginning[:128]]) == 64  # at least one token is left
+    assert _shared_tokens([prompts[0]]) == 0
+    generator = Generator(model, tiny.tokenizer(), [2], max_new_tokens=12, batch_size=2)
+    together = generator({"params": params}, prompts)
+    alone = [generator({"params": params}, [prompt])[0] for prompt in prompts]
+    assert [list(answer.tokens) for answer in together] == [list(answer.tokens) for answer in alone]
+    assert max(len(answer.tokens) for answer in alone) > 4

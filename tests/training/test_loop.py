@@ -333,7 +333,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed(tmp_path):
 
 
 def test_a_relative_workdir_is_relative_to_the_current_directory(tmp_path, monkeypatch):
-    config = tiny.config(tmp_path, **{"duration": "2 steps"})
+    config = tiny.config(tmp_path, duration="2 steps")
     monkeypatch.chdir(tmp_path)
     assert run(config, "relative/run").step == 2
     assert (tmp_path / "relative" / "run" / "checkpoints" / "2").is_dir()
