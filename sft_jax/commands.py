@@ -14,14 +14,22 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
 
 
-def start_jax() -> None:
+def start_jax(several_processes: bool = False) -> None:
     """Joins the other processes of a distributed run, and turns on the persistent compilation cache.
 
     The cache lies in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/sft_jax/compilations; an empty value turns it off.
     It stays off on several CPU devices.
+
+    Args:
+        several_processes: True for a command that can be one of several processes.
+
+    Raises:
+        ValueError: flags that contradict one another, or --distributed for a command that runs in one process.
     """
     import jax
 
+    if _DISTRIBUTED.value and not several_processes:
+        raise ValueError("--distributed: this command runs in one process, with all devices of its host")
     if _DISTRIBUTED.value:
         jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:

@@ -9,12 +9,13 @@ With `--compare` an earlier evaluation of the same rows is compared, row by row.
 from absl import flags
 
 from sft_jax import commands, inference_flags
+from sft_jax.evaluation.scoring import SCORERS
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Run directory (with :best, :latest, :<step>) or pretrained source.", required=True
 )
 _DATA = flags.DEFINE_string("data", None, "JSONL of held-out rows; each ends with the reference answer.", required=True)
-_SCORER = flags.DEFINE_string("scorer", "exact_match", "How answers are scored: exact_match, json_extraction.")
+_SCORER = flags.DEFINE_enum("scorer", "exact_match", sorted(SCORERS), "How answers are scored.")
 _OUT = flags.DEFINE_string("out", None, "Directory for predictions.jsonl and scores.json.", required=True)
 _COMPARE = flags.DEFINE_string("compare", None, "Directory of an earlier evaluation to compare with.")
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Solved examples put into the prompt.", lower_bound=0)

@@ -20,7 +20,7 @@ def main(_: list[str]) -> None:
     """Runs what the flags ask for."""
     from sft_jax.training import run  # after the flags are checked: importing jax takes seconds
 
-    commands.start_jax()
+    commands.start_jax(several_processes=True)
     workdir = _WORKDIR.value
     result = run(_CONFIG.value, workdir)
     if result.interrupted:

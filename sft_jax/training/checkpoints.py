@@ -44,7 +44,15 @@ class RunPosition:
 class Checkpoints:
     """The checkpoints of one run directory."""
 
-    def __init__(self, workdir: epath.Path, keep_last: int = 1, best_metric: str = "", best_is: str = "min"):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        keep_last: int = 1,
+        best_metric: str = "",
+        best_is: str = "min",
+        *,
+        read_only: bool = False,
+    ):
         """Opens (and makes) the directory.
 
         Args:
@@ -52,6 +60,7 @@ class Checkpoints:
             keep_last: how many of the latest to keep.
             best_metric: also keep the best by this metric; empty for none.
             best_is: `min` or `max`.
+            read_only: True for looking at a run that may still be going on.
         """
         self._metric, self._sign = best_metric, 1 if best_is == "max" else -1
         policies = ocp.training.preservation_policies
@@ -66,7 +75,7 @@ class Checkpoints:
             _absolute(workdir) / DIRECTORY,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,  # a half-written one may be another process's, in the making
         )
 
     def save(self, state: TrainState, position: RunPosition, metrics: dict[str, float]) -> None:

@@ -66,6 +66,7 @@ class _Run:
     train_step: Step
     evaluate: Callable[[TrainState, Callable[[int, int], None]], tuple[dict[str, float], dict[str, str]]]
     total_steps: int
+    measures: bool
     evaluate_every: int
     save_every: int
 
@@ -94,7 +95,7 @@ def run(
     check_config(config)
     mesh = make_mesh(config.mesh)
     settings = step_settings(config, mesh)
-    workdirs.claim(workdir, config)
+    workdirs.check_config_there(workdir, config)
 
     # Data, model, state.
     data = load_data(config)
@@ -105,6 +106,8 @@ def run(
     checkpoint = open_checkpoint(config.model.source, config.model.revision or None)
     fingerprints = data.fingerprints() | {"model": checkpoint.fingerprint}
     workdirs.check_inputs(workdir, fingerprints)
+    model = make_model(config, decoder_config(checkpoint))
+    workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
     checkpoints = Checkpoints(
         workdir, config.checkpoint.keep_last, config.checkpoint.best_metric, config.checkpoint.best_is
     )
@@ -114,7 +117,6 @@ def run(
         console.print(f"{workdir} holds the finished run: all {total_steps} steps are done.")
         return RunResult(done, total_steps, _last_evaluation(workdir))
     workdirs.record_environment(workdir, fingerprints)
-    model = make_model(config, decoder_config(checkpoint))
     with jax.set_mesh(mesh):
         state = init_state(config, checkpoint, model, mesh, hyper)
         plan = _Run(
@@ -125,6 +127,7 @@ def run(
             train_step=compile_train_step(model, settings, state, mesh),
             evaluate=_evaluation(config, data, model, settings, state, mesh, evaluators or {}),
             total_steps=total_steps,
+            measures=data.held_out is not None or bool(evaluators),
             evaluate_every=in_steps(config.evaluation.every, "evaluation.every", data.plan),
             save_every=in_steps(config.checkpoint.every, "checkpoint.every", data.plan),
         )
@@ -133,8 +136,9 @@ def run(
 
 def _last_evaluation(workdir: epath.Path) -> dict[str, float]:
     """What the last line of the metrics says beside the training step's own figures."""
-    last = read_metrics(workdir / FILE)[-1]
-    return {name: value for name, value in last.items() if "/" in name and not name.startswith(STEP_METRICS)}
+    last = (read_metrics(workdir / FILE) or [{}])[-1]
+    figures = {name: value for name, value in last.items() if "/" in name and not name.startswith(STEP_METRICS)}
+    return {name: float("nan") if value is None else value for name, value in figures.items()}
 
 
 def _evaluation(config, data, model, settings, state, mesh, evaluators):
@@ -231,12 +235,14 @@ def _train(
         stopping = stop.requested(step)
         evaluating = last or _due(step, plan.evaluate_every)
         # The best checkpoint by a metric is the best of all evaluations, so each of them is saved.
-        scored = evaluating and bool(latest) and bool(plan.config.checkpoint.best_metric)
+        scored = evaluating and plan.measures and bool(plan.config.checkpoint.best_metric)
         saving = last or stopping or scored or _due(step, plan.save_every)
         if not (evaluating or saving):
             continue
         # The log is complete up to this step before a checkpoint of this step can exist.
         scalars: dict[str, float] = {}
+        jax.block_until_ready(metrics)
+        recorder.stop_clock()
         if evaluating:
             latest, texts = evaluate()
             scalars = latest

@@ -53,11 +53,16 @@ class Recorder:
             self._skipped = [line for line in before if json.loads(line)["step"] <= resume_step]
             write_whole(workdir / SKIPPED, "".join(self._skipped))
         self._clock = time.perf_counter()
+        self._stopped: float | None = None
 
     @property
     def tensorboard_dir(self) -> Path | None:
         """Where a profile goes; None on processes without a log."""
         return None if self._log is None else self._log.tensorboard_dir
+
+    def stop_clock(self) -> None:
+        """Ends the time of the step that is recorded next; what follows (an evaluation) is not part of it."""
+        self._stopped = time.perf_counter()
 
     def start_clock(self) -> None:
         """Leaves out of the throughput what came before (evaluation, saving)."""
@@ -72,7 +77,8 @@ class Recorder:
         pairs = jax.device_get(metrics)
         values = {name: float(total) / max(float(count), 1e-12) for name, (total, count) in pairs.items()}
         now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
+        seconds, self._clock = (now if self._stopped is None else self._stopped) - self._clock, now
+        self._stopped = None
         in_a_row = int(values.pop("skipped_in_a_row"))
         if values["skipped"]:
             self._note_skipped(step)

@@ -83,7 +83,7 @@ def load_for_inference(source: str, mesh: Mesh, product_dtype: str = "bfloat16")
 def _load_run(
     directory: epath.Path, which: str, config: ml_collections.ConfigDict, execution: Execution, mesh: Mesh
 ) -> Loaded:
-    checkpoints = Checkpoints(directory, keep_last=1_000_000)  # reads only: nothing may be removed
+    checkpoints = Checkpoints(directory, keep_last=1_000_000, read_only=True)
     try:
         step = _step(directory, which, checkpoints)
         base = open_checkpoint(config.model.source, config.model.revision or None)

@@ -92,7 +92,8 @@ def gradients(
 
     def value_and_grad(batch, keys):
         (_, metrics), gradient = jax.value_and_grad(sums, has_aux=True)(state.trained, batch, keys)
-        return metrics, constrain(gradient)
+        # Micro-batches are summed in float32 whatever the dtype of the parameters.
+        return metrics, constrain(jax.tree.map(lambda g: g.astype(jnp.float32), gradient))
 
     step_key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     keys = jax.random.split(step_key, rows)

@@ -30,8 +30,8 @@ class WorkdirError(ValueError):
     """The work directory cannot be used for this run."""
 
 
-def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the directory this run's own, or checks that it is.
+def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Checks that the directory is free or holds this run; writes nothing.
 
     Raises:
         WorkdirError: it holds a run with another config (the differences are listed), or files of something else.
@@ -56,6 +56,16 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
             )
     elif workdir.exists() and any(not child.name.endswith(_PARTIAL) for child in workdir.iterdir()):
         raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
+
+
+def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the directory this run's own, or checks that it is.
+
+    Raises:
+        WorkdirError: see `check_config_there`.
+    """
+    check_config_there(workdir, config)
+    path = workdir / CONFIG
     if jax.process_count() > 1:  # nobody writes before all have looked
         multihost_utils.sync_global_devices("claim")
     if jax.process_index() == 0:
