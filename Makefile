@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-quickstart: $(VENV)/quickstart ## Fine-tune a small real model and measure it before and after (about 12 minutes on 2 cores)
+quickstart: $(VENV)/quickstart ## Fine-tune a small real model and measure it before and after (about 14 minutes on 2 cores)
 	$(BIN)/python -m experiments.quickstart.run
 
 quickstart-check: $(VENV)/quickstart ## The quickstart with a few steps on a few documents: does it run from end to end?
