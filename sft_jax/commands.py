@@ -59,4 +59,16 @@ def run(main: Callable[[list[str]], None]) -> None:
             sys.stderr.write(f"error: {error}\n(--traceback shows where in the code)\n")
             sys.exit(1)
 
-    app.run(checked)
+    app.run(checked, flags_parser=_parse_flags)
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """Parses the flags; a config that cannot be built or overridden is a message too."""
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        if "--traceback" in arguments:
+            raise
+        message = error.args[0] if isinstance(error, (AttributeError, KeyError)) else error
+        sys.stderr.write(f"error in the config: {message}\n(--traceback shows where in the code)\n")
+        sys.exit(1)

@@ -1,7 +1,7 @@
 """A tensor that is still in its file, and the error every reader of this package raises.
 
 The lowest module of `sources`: the readers of safetensors and GGUF files describe each tensor by a `TensorEntry`,
-and the model layer loads them one at a time, so that a checkpoint is never in memory twice.
+and the model layer loads them one at a time: nothing is read before it is asked for.
 """
 
 import dataclasses

@@ -213,7 +213,7 @@ def init_state(
 ) -> TrainState:
     """The state at step 0, every array on its devices.
 
-    Pretrained weights go tensor by tensor; adapters and moments are made where they live.
+    Pretrained weights are read on the host, then placed; adapters and moments are made where they live.
     """
     layout = model.execution.layer_layout
     full = config.adapter.method == "none"
