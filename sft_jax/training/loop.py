@@ -209,7 +209,7 @@ def _train(
     step = done or 0
 
     def evaluate() -> tuple[dict[str, float], dict[str, str]]:
-        return plan.evaluate(state, lambda part, parts: bar.update(step, f"evaluating {part}/{parts}"))
+        return plan.evaluate(state, lambda part, parts: bar.update(step, f"evaluating {part}/{parts}", within=True))
 
     latest: dict[str, float] = {}
     if done is None:

@@ -26,7 +26,7 @@ class ProgressBar:
         self._console = console or Console()
         self._title, self._total, self._first = title, total, done
         self._bar = None
-        self._enabled, self._ended = enabled, False
+        self._enabled = enabled
         if enabled and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -53,21 +53,21 @@ class ProgressBar:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: int, note: str = "") -> None:
-        """Shows that `done` things are done."""
+    def update(self, done: int, note: str = "", within: bool = False) -> None:
+        """Shows that `done` things are done; `within` one of them, nothing has ended yet."""
         if not self._enabled:
             return
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
-        if now - self._printed >= _PLAIN_SECONDS or (done >= self._total and not self._ended):
+        if now - self._printed >= _PLAIN_SECONDS or (done >= self._total and not within):
             rate = (done - self._first) / max(now - self._started, 1e-9)
             left = _clock((self._total - done) / rate) if rate > 0 else "?"
             self._console.print(
                 f"{self._title} {done}/{self._total} {note} ETA {left}".replace("  ", " "), soft_wrap=True
             )
-            self._printed, self._ended = now, done >= self._total
+            self._printed = now
 
     def __call__(self, done: int, total: int) -> None:
         """The form in which lower layers report: (done, in all)."""

@@ -145,9 +145,9 @@ def test_documents_depend_on_nothing_but_the_seed(tmp_path):
     written = []
     for hash_seed in ("1", "2"):
         out = tmp_path / hash_seed
-        command = [sys.executable, "-m", "experiments.quickstart.documents", f"--out={out}", "--train_rows=20"]
+        code = f"from experiments.quickstart.documents import write_dataset; write_dataset({str(out)!r}, 20, 10, 3)"
         subprocess.run(
-            [*command, "--held_out_rows=10", "--seed=3"],
+            [sys.executable, "-c", code],
             check=True,
             cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -180,7 +180,12 @@ def test_files_are_reused_only_where_they_are_the_ones_asked_for(tmp_path, monke
     parameters = {"train_rows": 4, "held_out_rows": 2, "seed": 0}
     assert write_dataset(tmp_path, **parameters) is True
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.iterdir()}
-    assert set(before) == {"train.jsonl", "held_out.jsonl", "documents.json"}  # no temporary file is left
+    assert set(before) == {
+        "train.jsonl",
+        "validation.jsonl",
+        "held_out.jsonl",
+        "documents.json",
+    }  # no temporary file is left
     assert write_dataset(tmp_path, **parameters) is False
     assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.iterdir()} == before
     assert write_dataset(tmp_path, **{**parameters, "seed": 1}) is True
