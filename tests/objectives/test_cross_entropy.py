@@ -124,5 +124,5 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 
 def test_objectives_by_name():
     assert get_objective("cross_entropy") is OBJECTIVES["cross_entropy"] is cross_entropy
-    with pytest.raises(ValueError, match="unknown objective 'crossentropy'; known: .*cross_entropy"):
+    with pytest.raises(ValueError, match=r"unknown objective 'crossentropy'; known: .*cross_entropy"):
         get_objective("crossentropy")

@@ -35,7 +35,7 @@ def workdir(request, tmp_path):
         fsspec.register_implementation(protocol, Bucket, clobber=True)
     Bucket.store.clear()
     Bucket.pseudo_dirs[:] = [""]
-    return epath.Path("gs://bucket/run")
+    return epath.Path(f"gs://bucket/{tmp_path.name}/run")  # another module may have made the file system before
 
 
 def events(directory):
