@@ -43,9 +43,9 @@ def ours(
     from sft_jax.training.step import compile_train_step
 
     config = sft.get_config(arg).copy_and_resolve_references()
-    config.update_from_flattened_dict(
-        {"batch.rows": len(batches[0]["tokens"]), "optimizer.learning_rate": learning_rate, **overrides}
-    )
+    rows, length = batches[0]["tokens"].shape
+    sizes = {"batch.rows": rows, "data.row_tokens": length, "optimizer.learning_rate": learning_rate}
+    config.update_from_flattened_dict({**sizes, **overrides})
     mesh = make_mesh(config.mesh)
     checkpoint = open_checkpoint(MODEL)
     model = make_model(config, decoder_config(checkpoint))

@@ -11,15 +11,15 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"configs/quickstart.py:{arg}: this config takes no argument")
     config = sft.get_config("lora")
     with config.unlocked():
-        config.duration = "32 steps"
+        config.duration = "48 steps"
         config.data.train = "runs/quickstart/data/train.jsonl"
         config.data.held_out = "runs/quickstart/data/validation.jsonl"
         config.data.row_tokens = 512  # two documents a row; on CPUs attention over longer rows costs more than padding
         config.batch.rows = 4
-        config.optimizer.learning_rate = 1e-3
+        config.optimizer.learning_rate = 2e-3
         config.optimizer.warmup = "10 percent"
-        config.evaluation.every = "8 steps"
+        config.evaluation.every = "16 steps"
         config.evaluation.samples = 2
         config.evaluation.sample_tokens = 80
-        config.checkpoint.every = "8 steps"
+        config.checkpoint.every = "16 steps"
     return config

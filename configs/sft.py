@@ -70,7 +70,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.execution = ConfigDict()
     config.execution.layer_layout = "auto"  # or "scan", "unrolled"
     config.execution.remat = "auto"  # or "none", "full", "dots", "dots_no_batch"
-    config.execution.attention = "xla"
+    config.execution.attention = "blocked"  # or "whole": all scores of a layer at once, to compare with
 
     config.mesh = ConfigDict()
     config.mesh.replica = 1

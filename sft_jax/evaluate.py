@@ -49,6 +49,7 @@ def main(_: list[str]) -> None:
         sampling=inference_flags.sampling(_SEED.value),
         seed=_SEED.value,
     )
+    held_out.check_task(task, epath.Path(_COMPARE.value) if _COMPARE.value else None)
     examples = []
     if _EXAMPLES.value:
         if not _EXAMPLES_FROM.value:

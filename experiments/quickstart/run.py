@@ -8,6 +8,7 @@ when that is there, so that an interrupted quickstart goes on where it was, and 
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -107,6 +108,7 @@ def _run(module: str, arguments: list[str], console: Console) -> None:
     """Runs a command as a user would; ends with its exit code if it fails or is interrupted."""
     console.print(f"[dim]{shlex.join(['python', '-m', module, *arguments])}[/dim]", soft_wrap=True)
     process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # it saves and leaves with a code, and so do we
     while True:
         try:
             code = process.wait()

@@ -74,8 +74,9 @@ class PackPlan:
         self._lengths, self._supervised = rows.lengths, rows.supervised
         self._totals = np.array([len(rows), self._lengths.sum(), self._supervised.sum()], np.int64)
         self._epochs: collections.OrderedDict[int, _Epoch] = collections.OrderedDict()
-        self._starts = [0]  # position of the first bin of each epoch seen so far
-        self._lock = threading.RLock()
+        self._starts = [0]  # position of the first bin of each epoch seen so far; only grows
+        self._lock = threading.Lock()
+        self._packing_lock = threading.Lock()  # not the one above: packing an epoch ahead must not stop the counters
         self._epoch(0)
 
     def bins(self, start: int, count: int) -> list[Bin]:
@@ -139,38 +140,47 @@ class PackPlan:
         return bisect.bisect_left(enough, amount, key=lambda step: self.cumulative_counts(step)[unit])
 
     def _start(self, epoch: int) -> int:
-        with self._lock:
-            while len(self._starts) <= epoch:
-                self._epoch(len(self._starts) - 1)
-            return self._starts[epoch]
+        while len(self._starts) <= epoch:
+            self._epoch(len(self._starts) - 1)
+        return self._starts[epoch]
 
     def _locate(self, position: int) -> tuple[int, int]:
         """The epoch of a bin of the stream and its place in it."""
         if position < 0:
             raise ValueError(f"A position in the plan cannot be negative, got {position}.")
-        with self._lock:
-            while self._starts[-1] <= position:
-                self._epoch(len(self._starts) - 1)
-            epoch = bisect.bisect_right(self._starts, position) - 1
-            return epoch, position - self._starts[epoch]
+        while self._starts[-1] <= position:
+            self._epoch(len(self._starts) - 1)
+        epoch = bisect.bisect_right(self._starts, position) - 1
+        return epoch, position - self._starts[epoch]
 
     def _epoch(self, epoch: int) -> _Epoch:
+        found = self._kept(epoch)
+        if found is not None:
+            return found
+        with self._packing_lock:
+            return self._kept(epoch) or self._pack(epoch)
+
+    def _kept(self, epoch: int) -> _Epoch | None:
         with self._lock:
-            if epoch not in self._epochs:
-                bins = pack_epoch(
-                    self._lengths,
-                    self._supervised,
-                    row_tokens=self.row_tokens,
-                    row_targets=self.row_targets,
-                    seed=self.seed,
-                    epoch=epoch,
-                    packing=self.packing,
-                )
-                self._epochs[epoch] = _Epoch(bins, self._lengths, self._supervised)
-                if len(self._starts) == epoch + 1:
-                    self._starts.append(self._starts[epoch] + len(bins))
-            self._epochs.move_to_end(epoch)
-            found = self._epochs[epoch]
+            if epoch in self._epochs:
+                self._epochs.move_to_end(epoch)
+            return self._epochs.get(epoch)
+
+    def _pack(self, epoch: int) -> _Epoch:
+        bins = pack_epoch(
+            self._lengths,
+            self._supervised,
+            row_tokens=self.row_tokens,
+            row_targets=self.row_targets,
+            seed=self.seed,
+            epoch=epoch,
+            packing=self.packing,
+        )
+        packed = _Epoch(bins, self._lengths, self._supervised)
+        with self._lock:
+            self._epochs[epoch] = packed
+            if len(self._starts) == epoch + 1:
+                self._starts.append(self._starts[epoch] + len(bins))
             while len(self._epochs) > _EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
-            return found
+        return packed

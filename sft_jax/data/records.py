@@ -84,6 +84,9 @@ def parse_record(fields: object, where: str, record_id: str | None = None, answe
     """
     if not isinstance(fields, dict):
         raise RecordError(f"{where}: expected a JSON object, {_FORMS}, got {_kind(fields)}.")
+    ignored = sorted({"tools", "functions"} & set(fields))
+    if ignored:
+        raise RecordError(f'{where}: "{ignored[0]}" would be ignored: tool definitions are not rendered. Remove it.')
     has_messages, has_pair = "messages" in fields, "prompt" in fields or "completion" in fields
     if has_messages and has_pair:
         raise RecordError(f'{where}: has both "messages" and "prompt"/"completion". Keep one of the two forms.')

@@ -17,6 +17,7 @@ from sft_jax.evaluation.held_out_loss import row_losses
 from sft_jax.evaluation.scoring import Outcome, aggregate, score_rows
 from sft_jax.generation import Generated, Generator, Sampling
 from sft_jax.training.restore import Loaded
+from sft_jax.training.workdir import write_whole
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all) -> callback (done, in all)
@@ -94,6 +95,19 @@ def score_answers(task: Task, answers: Sequence[Generated]) -> list[Outcome]:
     return score_rows(task.scorer, [answer.text for answer in answers], references, ids)
 
 
+def check_task(task: Task, compare_with: epath.Path | None = None) -> None:
+    """Checks before an hour is spent that the references can be scored, and compared.
+
+    Raises:
+        ValueError: a row without a reference, one that the scorer cannot read, or an earlier evaluation of other rows.
+    """
+    references = [question_of(record) and record.conversation[-1].content for record in task.records]
+    ids = [record.id for record in task.records]
+    score_rows(task.scorer, references, references, ids)
+    if compare_with is not None and read_outcomes(compare_with)[0] != ids:
+        raise ValueError(f"{compare_with} is an evaluation of different rows; a paired test needs the same rows")
+
+
 def measure_loss(loaded: Loaded, task: Task, mesh: Mesh, progress: ProgressFor | None = None) -> list[Outcome]:
     """Loss of the reference answers, row by row.
 
@@ -124,10 +138,10 @@ def write_evaluation(
         if losses is not None:
             line["loss"] = losses[index]
         lines.append(json.dumps(line, ensure_ascii=False))
-    (directory / PREDICTIONS).write_text("\n".join(lines) + "\n")
+    write_whole(directory / PREDICTIONS, "\n".join(lines) + "\n")
     scores = aggregate(outcomes, task.seed) | (aggregate(losses, task.seed) if losses is not None else {})
     result = {"rows": len(outcomes)} | {name: score.as_dict() for name, score in scores.items()}
-    (directory / SCORES).write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(directory / SCORES, json.dumps(result, indent=2) + "\n")
     return result
 
 

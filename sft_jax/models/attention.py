@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sft_jax.models.blocked_attention import blocked_attention
 from sft_jax.models.products import einsum
 
 
@@ -13,12 +14,20 @@ class Visibility:
     """Who may see whom. A query sees a key of its own segment at its own or an earlier position.
 
     Segment 0 is padding: it sees only padding, so that every query sees at least one key and no row is NaN.
+
+    Attributes:
+        query_positions: position of each query in its segment.
+        key_positions: position of each key in its segment.
+        query_segments: segment of each query.
+        key_segments: segment of each key.
+        in_order: queries and keys are the same slots, and no query sees a slot behind its own.
     """
 
     query_positions: Int[Array, "B S"]
     key_positions: Int[Array, "B T"]
     query_segments: Int[Array, "B S"]
     key_segments: Int[Array, "B T"]
+    in_order: bool = flax.struct.field(pytree_node=False, default=False)
 
     def mask(self) -> Bool[Array, "B S T"]:
         """True where the query (second axis) sees the key (third axis)."""
@@ -33,6 +42,7 @@ def attention(
     value: Float[Array, "B T K N"],
     visibility: Visibility,
     product_dtype: str,
+    backend: str = "whole",
 ) -> Float[Array, "B S H N"]:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
 
@@ -41,15 +51,22 @@ def attention(
         key: K key heads.
         value: K value heads.
         visibility: who may see whom.
-        product_dtype: dtype of the inputs of both products.
+        product_dtype: dtype of the inputs of the products.
+        backend: `whole` scores at once, the reference; or `blocked`, which serves where `visibility.in_order`, and
+            leaves the rest (reading into a cache) to `whole`.
     """
+    if backend == "blocked" and visibility.in_order:
+        return blocked_attention(query, key, value, visibility.mask(), product_dtype)
+    return _whole(query, key, value, visibility.mask(), product_dtype)
+
+
+def _whole(query, key, value, mask, product_dtype):
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     scores = einsum("bskgn,btkn->bkgst", grouped, key, product_dtype, "float32") * head_dim**-0.5
-    visible = visibility.mask()[:, None, None]
     # A finite value: a query with no visible key must give a finite answer, in the forward and the backward pass.
-    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
     mixed = einsum("bkgst,btkn->bskgn", weights, value, product_dtype, str(query.dtype))
     return mixed.reshape(batch, length, heads, head_dim)

@@ -10,7 +10,7 @@ from typing import Literal
 
 LayerLayout = Literal["scan", "unrolled"]
 REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
-ATTENTION_BACKENDS = ("xla",)
+ATTENTION_BACKENDS = ("blocked", "whole")
 PRODUCT_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -66,14 +66,15 @@ class Execution:
         layer_layout: `scan` over stacked layer parameters (compiles fast) or `unrolled` (one subtree a layer).
         remat: what the backward pass recomputes: `none`, `full` (all of a layer), `dots` (all but matrix products),
             `dots_no_batch` (all but products with weights).
-        attention_backend: `xla` (the tested reference).
+        attention_backend: `blocked` (queries a block at a time; fast and small) or `whole` (all scores at once, the
+            reference it is tested against).
     """
 
     product_dtype: str = "float32"
     activation_dtype: str = "float32"
     layer_layout: LayerLayout = "scan"
     remat: str = "none"
-    attention_backend: str = "xla"
+    attention_backend: str = "blocked"
 
     def __post_init__(self):
         for name, allowed in (

@@ -4,6 +4,8 @@ Dimensions: B batch, S sequence, T keys in view, D model, H heads, K key/value h
 L layers.
 """
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -13,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sft_jax.models import adapters, rope
 from sft_jax.models.attention import Visibility, attention
+from sft_jax.models.blocked_attention import KEPT
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.partitioning import BATCH_AXES, constrain
 from sft_jax.models.products import einsum
@@ -21,7 +24,9 @@ Tokens = Int[Array | np.ndarray, "B S"]
 
 _REMAT_POLICIES = {
     "full": None,
-    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(KEPT)
+    ),
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
@@ -88,9 +93,14 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Normalises the last axis."""
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_eps)
-        return (normed * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
+        return _normalised(x, scale, self.config.norm_eps)
+
+
+@functools.partial(jax.checkpoint, static_argnums=2)  # keeps its inputs for the backward pass, nothing between
+def _normalised(x: Float[Array, "B S D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "B S D"]:
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
+    return (normed * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -149,7 +159,8 @@ class Attention(nn.Module):
                 value=jax.lax.dynamic_update_slice(cache.value, value, start),
             )
             key, value = cache.key, cache.value
-        mixed = attention(query, key, value, context.visibility, self.execution.product_dtype)
+        execution = self.execution
+        mixed = attention(query, key, value, context.visibility, execution.product_dtype, execution.attention_backend)
         mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_dim)
         out = Linear(config.model_dim, config.attention_bias, self.execution, self.adapter, name="out")
         return out(mixed), cache
@@ -159,6 +170,11 @@ class Attention(nn.Module):
         flat = Linear(width, self.config.attention_bias, self.execution, self.adapter, name=name)(x)
         split = flat.reshape(*x.shape[:2], heads, self.config.head_dim)
         return constrain(split, BATCH_AXES, None, "tensor", None)
+
+
+@jax.checkpoint  # as in the norm
+def _gated(gate: Float[Array, "B S F"], up: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+    return jax.nn.silu(gate) * up
 
 
 class FeedForward(nn.Module):
@@ -177,7 +193,7 @@ class FeedForward(nn.Module):
 
         gate = linear("gate", self.config.ffn_dim)(x)
         up = linear("up", self.config.ffn_dim)(x)
-        inner = constrain(jax.nn.silu(gate) * up, BATCH_AXES, None, "tensor")
+        inner = constrain(_gated(gate, up), BATCH_AXES, None, "tensor")
         return linear("down", self.config.model_dim)(inner)
 
 
@@ -224,7 +240,9 @@ class Decoder(nn.Module):
             self.head_kernel = self.param("head", nn.initializers.lecun_normal(), (config.model_dim, config.vocab_size))
         layer = Layer
         if execution.remat != "none":
-            layer = nn.remat(layer, policy=_REMAT_POLICIES[execution.remat], prevent_cse=False)
+            # A scan keeps the compiler from merging what is computed again with what was computed first.
+            separate = execution.layer_layout == "unrolled"
+            layer = nn.remat(layer, policy=_REMAT_POLICIES[execution.remat], prevent_cse=separate)
         arguments = (config, execution, self.adapter)
         if execution.layer_layout == "scan":
             self.layers = nn.scan(
@@ -250,7 +268,7 @@ class Decoder(nn.Module):
 
         Args:
             tokens: token ids.
-            positions: position of each token in its segment; by default 0, 1, 2, …
+            positions: position of each token in its segment, growing from slot to slot; by default 0, 1, 2, …
             segment_ids: packed document of each token, 0 for padding; by default all one document.
             cache: what earlier calls returned, or `init_cache(…)`.
         """
@@ -280,7 +298,7 @@ class Decoder(nn.Module):
     def _context(self, positions, segment_ids, cache):
         cos, sin = rope.rotation(positions, rope.frequencies(self.config))
         if cache is None:
-            visibility = Visibility(positions, positions, segment_ids, segment_ids)
+            visibility = Visibility(positions, positions, segment_ids, segment_ids, in_order=True)
             return Context(cos, sin, visibility, None), None
         start = (0, cache.length)
         cache = cache.replace(

@@ -25,10 +25,11 @@ def einsum(
         product_dtype: dtype of the inputs of the product, forward and backward.
         out_dtype: dtype of the result. Gradients come back in the dtypes of `x` and `y`.
     """
-    return _product(spec, x, y, product_dtype).astype(out_dtype)
+    return contract(spec, x, y, product_dtype).astype(out_dtype)
 
 
-def _product(spec, x, y, product_dtype):
+def contract(spec: str, x: Float[Array, "..."], y: Float[Array, "..."], product_dtype: str) -> Float[Array, "..."]:
+    """The product itself, float32, for code with a backward pass of its own; arguments as of `einsum`."""
     # float32 means float32 on accelerators too, where the default would be one bf16 pass.
     precision = jax.lax.Precision.HIGHEST if product_dtype == "float32" else None
     return jnp.einsum(
@@ -41,17 +42,20 @@ def _product(spec, x, y, product_dtype):
 
 
 def _forward(spec, x, y, product_dtype, out_dtype):
+    # Kept for the backward pass: the left operand, an activation, as the product reads it; the right one, a weight,
+    # as it is, since it is alive anyway. The empty array holds the dtype that the gradient of x shall have.
+    kept = (x.astype(product_dtype), y, jnp.zeros((0,), x.dtype))
     # Not through `einsum`: a remat policy that saves products must find a product here, not a call with its own rule.
-    return _product(spec, x, y, product_dtype).astype(out_dtype), (x, y)
+    return contract(spec, x, y, product_dtype).astype(out_dtype), kept
 
 
 def _backward(spec, product_dtype, out_dtype, residuals, cotangent):
     del out_dtype
-    x, y = residuals
+    x, y, like_x = residuals
     inputs, out = spec.split("->")
     left, right = inputs.split(",")
-    dx = _product(f"{out},{right}->{left}", cotangent, y, product_dtype).astype(x.dtype)
-    dy = _product(f"{left},{out}->{right}", x, cotangent, product_dtype).astype(y.dtype)
+    dx = contract(f"{out},{right}->{left}", cotangent, y, product_dtype).astype(like_x.dtype)
+    dy = contract(f"{left},{out}->{right}", x, cotangent, product_dtype).astype(y.dtype)
     return dx, dy
 
 

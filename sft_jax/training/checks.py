@@ -34,6 +34,8 @@ _BETAS: Check = (
     "must be two numbers in [0, 1)",
 )
 
+_TRAINED = ("float32", "bfloat16")  # float16 would need its loss scaled
+
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
     "data.row_tokens": _at_least(2),
@@ -57,10 +59,10 @@ CHECKS: dict[str, Check] = {
     "optimizer.weight_decay": _at_least(0),
     "optimizer.clip_norm": _at_least(0),
     "optimizer.max_skipped_in_a_row": _at_least(1),
-    "precision.params": _one_of(*PRODUCT_DTYPES),
+    "precision.params": _one_of(*_TRAINED),
     "precision.frozen": _one_of(*PRODUCT_DTYPES),
-    "precision.products": _one_of(*PRODUCT_DTYPES),
-    "precision.activations": _one_of(*PRODUCT_DTYPES),
+    "precision.products": _one_of(*_TRAINED),
+    "precision.activations": _one_of(*_TRAINED),
     "execution.layer_layout": _one_of("auto", "scan", "unrolled"),
     "execution.remat": _one_of("auto", *REMAT_POLICIES),
     "execution.attention": _one_of(*ATTENTION_BACKENDS),

@@ -28,9 +28,9 @@ from sft_jax.training.held_out import Samples, held_out_metrics
 from sft_jax.training.interrupt import StopRequest
 from sft_jax.training.metric_log import FILE, MetricLog, read_metrics
 from sft_jax.training.optimizer import hyperparameters
-from sft_jax.training.progress import ProgressBar
+from sft_jax.training.progress import ProgressBar, ProgressBars
 from sft_jax.training.recorder import STEP_METRICS, Recorder
-from sft_jax.training.setup import Data, init_state, load_data, make_model, step_settings
+from sft_jax.training.setup import Data, check_sizes, init_state, load_data, make_model, step_settings
 from sft_jax.training.sharding import make_mesh, put_batch
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import Step, compile_eval_step, compile_train_step
@@ -98,7 +98,8 @@ def run(
     workdirs.check_config_there(workdir, config)
 
     # Data, model, state.
-    data = load_data(config)
+    with ProgressBars(console) as progress:
+        data = load_data(config, progress)
     console.print(data.report, data.held_out_note)
     total_steps = in_steps(config.duration, "duration", data.plan)
     warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
@@ -107,17 +108,19 @@ def run(
     fingerprints = data.fingerprints() | {"model": checkpoint.fingerprint}
     workdirs.check_inputs(workdir, fingerprints)
     model = make_model(config, decoder_config(checkpoint))
+    check_sizes(model.config, data.rows, data.held_out)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
-    checkpoints = Checkpoints(
-        workdir, config.checkpoint.keep_last, config.checkpoint.best_metric, config.checkpoint.best_is
-    )
-    done = checkpoints.latest()
-    if done == total_steps:
-        checkpoints.close()
-        console.print(f"{workdir} holds the finished run: all {total_steps} steps are done.")
-        return RunResult(done, total_steps, _last_evaluation(workdir))
-    workdirs.record_environment(workdir, fingerprints)
-    with jax.set_mesh(mesh):
+    workdirs.keep_template(workdir, config)
+    with workdirs.only_trainer(workdir), jax.set_mesh(mesh):
+        checkpoints = Checkpoints(
+            workdir, config.checkpoint.keep_last, config.checkpoint.best_metric, config.checkpoint.best_is
+        )
+        done = checkpoints.latest()
+        if done == total_steps:
+            checkpoints.close()
+            console.print(f"{workdir} holds the finished run: all {total_steps} steps are done.")
+            return RunResult(done, total_steps, _last_evaluation(workdir))
+        workdirs.record_environment(workdir, fingerprints)
         state = init_state(config, checkpoint, model, mesh, hyper)
         plan = _Run(
             config=config,

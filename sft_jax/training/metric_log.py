@@ -12,8 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import tensorboardX
 from etils import epath
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from sft_jax.training.workdir import is_remote, write_whole
 
@@ -44,6 +47,32 @@ def read_metrics(path: epath.PathLike) -> list[dict]:
     return records
 
 
+class _EventFile:
+    """A new TensorBoard event file in a directory.
+
+    Written in place: `tensorboardX.SummaryWriter` hands events to a thread, and its `flush` does not wait for that.
+    """
+
+    def __init__(self, directory: Path, purge_step: int):
+        """Events of earlier files from `purge_step` on are no longer shown."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def add(self, step: int, values: Summary) -> None:
+        """Values at a step."""
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=values))
+
+    def flush(self) -> None:
+        """Everything added is in the file when this returns."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._writer.close()
+
+
 class MetricLog:
     """Writes scalars and texts of a run; one process only."""
 
@@ -61,9 +90,7 @@ class MetricLog:
         self._path = self._local / FILE
         write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(self._local / TENSORBOARD), purge_step=resume_step + 1, flush_secs=int(_FLUSH_SECONDS)
-        )
+        self._tensorboard = _EventFile(self._local / TENSORBOARD, resume_step + 1)
         self._flushed = time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -71,7 +98,7 @@ class MetricLog:
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.add(step, summary.scalar(name, value))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
@@ -82,7 +109,7 @@ class MetricLog:
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """A text for TensorBoard."""
-        self._tensorboard.add_text(name, markdown, step)
+        self._tensorboard.add(step, summary.text(name, markdown))
 
     def flush(self) -> None:
         """Makes everything written so far durable."""

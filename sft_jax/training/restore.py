@@ -22,7 +22,7 @@ from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.setup import make_renderer, placement
 from sft_jax.training.sharding import abstract_like, shardings_of
 from sft_jax.training.state import init_adapters, variables
-from sft_jax.training.workdir import CONFIG
+from sft_jax.training.workdir import CONFIG, TEMPLATE, check_inputs
 
 Tree = Any
 _RUN = re.compile(r"(?P<directory>.+?)(?::(?P<which>\d+|latest|best))?")
@@ -87,6 +87,7 @@ def _load_run(
     try:
         step = _step(directory, which, checkpoints)
         base = open_checkpoint(config.model.source, config.model.revision or None)
+        check_inputs(directory, {"model": base.fingerprint})
         decoder = decoder_config(base)
         layout = execution.layer_layout
         adapted = config.adapter.method != "none"
@@ -108,7 +109,7 @@ def _load_run(
         params = load_params(base, decoder, layout, config.precision.frozen, placement(mesh))
         frozen = {"params": params}
     weights = variables(trained, frozen, hyperparameters(config, 0, 1))
-    return Loaded(f"{directory}:{step}", model, weights, make_renderer(config))
+    return Loaded(f"{directory}:{step}", model, weights, make_renderer(config, directory / TEMPLATE))
 
 
 def _param_shapes(model: Decoder, dtype: str) -> Tree:

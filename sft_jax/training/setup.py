@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from sft_jax.data.packing import packing_report, supervised_capacity
@@ -62,8 +62,12 @@ class Data:
         return prints if self.held_out is None else prints | {"held_out": self.held_out.fingerprint()}
 
 
-def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
+def make_renderer(config: ml_collections.ConfigDict, kept: epath.Path | None = None) -> ConversationRenderer:
     """Tokenizer and chat template of `config.model`.
+
+    Args:
+        config: the experiment config.
+        kept: the run directory's copy of the template, which stands in for the file of the config.
 
     Raises:
         ValueError: no template, neither in the checkpoint nor in the config.
@@ -71,28 +75,30 @@ def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
     tokenizer = load_tokenizer(config.model.source, config.model.revision or None)
     template = None
     if config.model.chat_template:
-        path = Path(config.model.chat_template)
-        if not path.is_file():
+        path = kept or epath.Path(config.model.chat_template)
+        if not path.exists():
             raise ValueError(f"--config.model.chat_template={path} is not a file; give a Jinja template")
         template = path.read_text()
     return ConversationRenderer(tokenizer, template)
 
 
 def load_data(
-    config: ml_collections.ConfigDict, progress: Callable[[str], Callable[[int, int], None]] | None = None
+    config: ml_collections.ConfigDict, progress: Callable[[str, int], Callable[[int, int], None]] | None = None
 ) -> Data:
     """Reads, renders, tokenizes and plans.
 
     Args:
         config: the experiment config.
-        progress: given a title, returns a callback (done, in all).
+        progress: given a title and how many there are, returns a callback (done, in all).
     """
     if not config.data.train:
         raise ValueError("--config.data.train is empty; give a JSONL file of `messages` or `prompt`/`completion` rows")
     renderer = make_renderer(config)
     records = read_records(config.data.train)
     size = config.data.row_tokens
-    rows, dropped = tokenize_records(records, renderer, size, progress("tokenizing") if progress else None)
+    rows, dropped = tokenize_records(
+        records, renderer, size, progress("tokenizing", len(records)) if progress else None
+    )
     targets = _row_targets(rows, config)
     plan = PackPlan(
         rows,
@@ -139,14 +145,42 @@ def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict) -> int:
     )
 
 
+def check_sizes(decoder: DecoderConfig, *data: TokenizedRows | None) -> None:
+    """Checks that the model has a place for every token of the data.
+
+    Raises:
+        ValueError: a row is longer than the positions the model knows, or has a token that its embedding lacks.
+    """
+    for rows in data:
+        if rows is None:
+            continue
+        longest = int(rows.lengths.argmax())
+        if rows.lengths[longest] > decoder.max_positions:
+            raise ValueError(
+                f"{rows.ids[longest]} has {rows.lengths[longest]} tokens; the model knows {decoder.max_positions} "
+                f"positions. --config.data.row_tokens={decoder.max_positions} leaves such rows out."
+            )
+        if rows.tokens.max() >= decoder.vocab_size:
+            row = int(rows.offsets.searchsorted(rows.tokens.argmax(), side="right")) - 1
+            raise ValueError(
+                f"{rows.ids[row]} has token {rows.tokens.max()}; the model's embedding has {decoder.vocab_size} rows. "
+                "Tokenizer and weights do not belong together."
+            )
+
+
+_SCAN_TOKENS = 1024  # of a micro-batch
+
+
 def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execution:
     """How the decoder runs; `auto` takes what was measured faster (see benchmarks/).
 
-    On accelerators: scanned layers (compile time) and full remat (memory). On CPU: scan with full remat for adapters,
-    unrolled without remat for full fine-tuning.
+    On accelerators: scanned layers (compile time) and full remat (memory). On CPU: unrolled without remat for full
+    fine-tuning and for small batches under adapters; from `_SCAN_TOKENS` on, adapters are faster with scan and full
+    remat, in a third of the memory.
     """
     layout, remat = config.execution.layer_layout, config.execution.remat
-    scanned = platform != "cpu" or config.adapter.method != "none"
+    tokens = config.batch.rows * config.data.row_tokens // config.batch.micro_batches
+    scanned = platform != "cpu" or (config.adapter.method != "none" and tokens > _SCAN_TOKENS)
     return Execution(
         product_dtype=config.precision.products,
         activation_dtype=config.precision.activations,

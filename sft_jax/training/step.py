@@ -109,22 +109,25 @@ def gradients(
 def train_step(
     model: Decoder, settings: StepSettings, constrain: Callable[[Tree], Tree], state: TrainState, batch: Tree
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step. Where loss or gradient is not finite nothing but the counters changes."""
+    """One optimizer step. Where loss, gradient or update is not finite nothing but the counters changes."""
     metrics, gradient = gradients(model, settings, state, batch, constrain)
     with jax.named_scope("optimizer"):
         norms = _module_norms(gradient)
         norm = jnp.sqrt(sum(norms.values()))
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
         clip = jnp.minimum(1.0, state.hyper["clip_norm"] / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
         gradient = jax.tree.map(lambda g: (g * clip).astype(g.dtype), gradient)
         rate = learning_rate(settings.schedule, state.step, state.hyper)
         updates, opt_state = adamw(state.hyper, rate).update(gradient, state.opt_state, state.trained)
+        update_ratio = optax.global_norm(updates) / jnp.maximum(optax.global_norm(state.trained), 1e-12)
+        # That the update is checked too has a second use: all of the old state is read before any of the new one can be
+        # written, so that XLA updates it in place. Otherwise it begins with a copy of parameters and moments.
+        finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm) & jnp.isfinite(update_ratio)
         trained = optax.apply_updates(state.trained, updates)
     skip = jnp.where(finite, 0, 1).astype(jnp.int32)
     logged = {
         "learning_rate": rate,
         "grad_norm": norm,
-        "update_ratio": optax.global_norm(updates) / jnp.maximum(optax.global_norm(state.trained), 1e-12),
+        "update_ratio": update_ratio,
         "skipped": skip.astype(jnp.float32),
         "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1).astype(jnp.float32),
         **{f"grad_norm/{name}": jnp.sqrt(square) for name, square in norms.items()},

@@ -3,13 +3,16 @@
 Paths may be buckets: files are written whole, and nothing relies on append or rename.
 """
 
+import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 _PARTIAL = ".partial"
-CONFIG, ENVIRONMENT = "config.json", "environment.json"
+CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
+_LOCK = ".lock"
 
 # What may change when a run is continued: the numbers do not depend on it (or it is only about watching).
 MAY_CHANGE = ("mesh", "execution", "batch.micro_batches", "profile", "log", "loader", "checkpoint.keep_last")
@@ -73,6 +77,34 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
         write_whole(path, json.dumps(config.to_dict(), indent=2, default=list) + "\n")
 
 
+def keep_template(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Copies a chat template of the user's own into the directory: the trained model needs it wherever it goes."""
+    if config.model.chat_template and jax.process_index() == 0:
+        write_whole(workdir / TEMPLATE, epath.Path(config.model.chat_template).read_text())
+
+
+@contextlib.contextmanager
+def only_trainer(workdir: epath.Path) -> Iterator[None]:
+    """Keeps a second training process out of the directory; the operating system lets go when this one dies.
+
+    Buckets have no locks: there it does nothing.
+
+    Raises:
+        WorkdirError: another process trains there.
+    """
+    if is_remote(workdir) or jax.process_index() > 0:
+        yield
+        return
+    with Path(workdir / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkdirError(
+                f"another process is training in {workdir}; wait for it, stop it, or give another --workdir"
+            ) from error
+        yield
+
+
 def write_whole(path: epath.PathLike, text: str) -> None:
     """Writes a file that is either as it was or complete, whenever the writer is killed; leaves equal files alone."""
     path = epath.Path(path)
@@ -107,7 +139,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def check_inputs(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
-    """Refuses to continue a run on other data or another base model than `record_environment` noted.
+    """Refuses other data or another base model than `record_environment` noted.
 
     Raises:
         WorkdirError: the directory's run was started on other data or another base model.
@@ -119,12 +151,14 @@ def check_inputs(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
         if changed:
             raise WorkdirError(
                 f"{workdir} holds a run on other inputs: {', '.join(changed)} changed since it started. "
-                "Restore them to continue that run, or give another --workdir."
+                "Restore them to go on with that run, or give another directory."
             )
 
 
 def record_environment(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
-    """Writes versions, devices, git commit and fingerprints of data and base model."""
+    """Writes versions, devices, git commit and fingerprints of data and base model; keeps those of earlier starts."""
+    path = workdir / ENVIRONMENT
+    before = json.loads(path.read_text()) if path.exists() else None
     environment = {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -136,9 +170,10 @@ def record_environment(workdir: epath.Path, fingerprints: dict[str, str]) -> Non
         "processes": jax.process_count(),
         "git": git_state(),
         "fingerprints": fingerprints,
+        "earlier_starts": [] if before is None else [*before.pop("earlier_starts", []), before],
     }
     if jax.process_index() == 0:
-        write_whole(workdir / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        write_whole(path, json.dumps(environment, indent=2) + "\n")
 
 
 def git_state() -> dict[str, Any]:

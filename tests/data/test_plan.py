@@ -1,10 +1,13 @@
 """The endless stream of bins: every row once an epoch, epochs that roll over, positions and durations."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft_jax.data import plan as plan_module
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
 
@@ -93,6 +96,30 @@ def test_epochs_differ_and_seeds_differ():
     plan, other = make_plan([12] * 30, 15), make_plan([12] * 30, 15, seed=1)
     orders = {tuple(plan.row_ids(0)), tuple(plan.row_ids(1)), tuple(other.row_ids(0))}
     assert len(orders) == 3
+
+
+def test_counters_do_not_wait_for_an_epoch_that_is_packed_ahead(monkeypatch):
+    """Packing a million rows takes a while; the loader does it ahead, and the loop goes on."""
+    plan = make_plan([5] * 40)
+    packing, go_on, pack = threading.Event(), threading.Event(), plan_module.pack_epoch
+
+    def slowly(*arguments, **options):
+        packing.set()
+        assert go_on.wait(60)
+        return pack(*arguments, **options)
+
+    monkeypatch.setattr(plan_module, "pack_epoch", slowly)
+    ahead = threading.Thread(target=plan.bins, args=(10, 30), daemon=True)
+    ahead.start()
+    assert packing.wait(60)
+    asked = threading.Thread(target=plan.counts, args=(0,), daemon=True)
+    asked.start()
+    asked.join(60)
+    waited = asked.is_alive()
+    go_on.set()
+    ahead.join(60)
+    assert not waited
+    assert not ahead.is_alive()
 
 
 def test_forgotten_epochs_come_back_the_same():

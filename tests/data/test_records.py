@@ -61,6 +61,7 @@ REFUSED = [  # (bytes of the file, words of the error)
     (b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', r"must be a string, got a list"),
     (b'{"messages": [{"role": "user", "content": null}]}', r"must be a string, got null"),
     (b'{"messages": [{"role": "user", "content": "a", "tool_calls": []}]}', r"'tool_calls' would be lost"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "tools": []}', r'"tools" would be ignored'),
     (b'{"prompt": "a\\ud800", "completion": "b"}', r"character 2 is a lone surrogate"),
     (b"\xef\xbb\xbf" + GOOD, r"bad.jsonl:1: not valid JSON .*BOM"),
 ]

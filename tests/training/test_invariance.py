@@ -24,6 +24,7 @@ REFERENCE = {
     "mesh.tensor": 1,
     "execution.layer_layout": "scan",
     "execution.remat": "none",
+    "execution.attention": "whole",
     "objective.head_chunk_tokens": 0,
     "batch.rows": 8,
 }
@@ -37,6 +38,7 @@ ALL_AT_ONCE = mesh(2, 2, 2) | {
     "batch.micro_batches": 2,
     "execution.layer_layout": "unrolled",
     "execution.remat": "full",
+    "execution.attention": "blocked",
     "objective.head_chunk_tokens": 32,
     "objective.positions": "all",
 }
@@ -49,6 +51,7 @@ CASES = {
     "2 micro-batches on 8 devices": mesh(1, 4, 2) | {"batch.micro_batches": 2},
     "unpacked": {"data.packing": False},
     "unrolled": {"execution.layer_layout": "unrolled"},
+    "blocked attention": {"execution.attention": "blocked"},
     "remat full": {"execution.remat": "full"},
     "remat dots": {"execution.remat": "dots"},
     "remat dots_no_batch": {"execution.remat": "dots_no_batch"},

@@ -69,6 +69,17 @@ def test_cut_back_to_the_checkpoint(workdir, tmp_path):
     assert events(copy) == {"train/loss": expected}
 
 
+def test_what_is_flushed_is_in_the_event_file(tmp_path):
+    """A kill right after it must not cost a step."""
+    log = MetricLog(epath.Path(tmp_path), -1)
+    for step in range(50):
+        log.scalars(step, {"train/loss": 1.0})
+    log.text(49, "note", "words")
+    log.flush()
+    assert events(tmp_path / "tensorboard") == {"train/loss": [(step, 1.0) for step in range(50)]}
+    log.close()
+
+
 def test_a_run_started_afresh_forgets_everything(workdir):
     write(workdir, -1, range(3), 1.0)
     write(workdir, -1, range(1), 2.0)
@@ -118,8 +129,31 @@ def test_run_directory(workdir, tmp_path):
     assert environment["processes"] == 1
     assert environment["fingerprints"] == {"train": "a"}
     workdirs.check_inputs(workdir, {"train": "a"})
+    workdirs.record_environment(workdir, {"train": "a"})
+    workdirs.record_environment(workdir, {"train": "a"})
+    again = json.loads((workdir / "environment.json").read_text())
+    assert len(again["earlier_starts"]) == 2
+    assert again["earlier_starts"][0] == {name: environment[name] for name in environment if name != "earlier_starts"}
     with pytest.raises(workdirs.WorkdirError, match="train changed since it started"):
         workdirs.check_inputs(workdir, {"train": "b"})
+
+
+def test_one_trainer_at_a_time(tmp_path):
+    """The second is told; when the first is gone, also by an error, the directory is free."""
+    workdir = epath.Path(tmp_path)
+
+    def train(end):
+        with workdirs.only_trainer(workdir):
+            end()
+
+    def second():
+        with pytest.raises(workdirs.WorkdirError, match="another process is training in"):
+            train(lambda: None)
+
+    train(second)
+    with pytest.raises(ZeroDivisionError):
+        train(lambda: 1 / 0)
+    train(lambda: None)
 
 
 def test_a_directory_of_something_else_is_refused(workdir, tmp_path):

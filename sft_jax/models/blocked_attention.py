@@ -1,0 +1,142 @@
+"""Attention a block of queries at a time: no layer ever has its scores whole, nor keeps any for the backward pass.
+
+The algorithm of FlashAttention (Dao et al. 2022; the backward pass as in Dao 2023, section 2.3) in plain XLA: the
+forward pass keeps the output and one log-sum-exp a query, the backward pass computes the scores again. A block of
+queries skips the keys behind its last slot, so that long rows cost little more than half.
+
+Beside the whole scores this is 2 to 4 times as fast on CPUs, for rows of 256 to 1024 tokens, and its memory grows
+with the length of a row, not with its square.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
+
+from sft_jax.models.products import contract
+
+MIN_BLOCK, MAX_BLOCKS = 128, 16  # longer rows get longer blocks: each is a part of the compiled program
+KEPT = "blocked_attention"  # name, for remat policies, of what the backward pass needs beside the inputs
+_LOWEST = float(np.finfo(np.float32).min)  # finite: exp of (-inf) - (-inf) would be NaN
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def blocked_attention(
+    query: Float[Array, "B S H N"],
+    key: Float[Array, "B S K N"],
+    value: Float[Array, "B S K N"],
+    mask: Bool[Array, "B S S"],
+    product_dtype: str,
+) -> Float[Array, "B S H N"]:
+    """Scaled dot-product attention with grouped key/value heads; softmax in float32.
+
+    Args:
+        query: H query heads; head h reads key/value head h // (H / K).
+        key: K key heads.
+        value: K value heads.
+        mask: True where the query (second axis) sees the key (third axis). What lies behind the diagonal is not read;
+            every query must see at least one key.
+        product_dtype: dtype of the inputs of the products.
+    """
+    return _forward(query, key, value, mask, product_dtype)[0]
+
+
+def _forward(query, key, value, mask, product_dtype):
+    queries, keys, values = _scaled(query, key.shape[2]), _heads_first(key), _heads_first(value)
+    mixed, log_sums = [], []
+    for start, end in _blocks(query.shape[1]):
+        scores = _scores(queries[..., start:end, :], keys[:, :, :end], mask[:, start:end, :end], product_dtype)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed.append(_read(weights, values[:, :, :end], product_dtype) / total)
+        log_sums.append(largest + jnp.log(total))
+    out = _heads_last(jnp.concatenate(mixed, axis=3)).astype(query.dtype)
+    out, log_sums = (checkpoint_name(x, KEPT) for x in (out, jnp.concatenate(log_sums, axis=3)))
+    return out, (query, key, value, mask, out, log_sums)
+
+
+def _backward(product_dtype, residuals, cotangent):
+    query, key, value, mask, out, log_sums = residuals
+    length, kv_heads = query.shape[1], key.shape[2]
+    queries, keys, values = _scaled(query, kv_heads), _heads_first(key), _heads_first(value)
+    cotangents = _group(cotangent, kv_heads)
+    # The sum over keys of weight x its cotangent, from the output alone (Dao 2023, eq. 4).
+    deltas = jnp.sum(cotangents * _group(out, kv_heads).astype(jnp.float32), axis=-1, keepdims=True)
+    query_gradients, key_gradient, value_gradient = [], 0.0, 0.0
+    for start, end in _blocks(length):
+        block = (..., slice(start, end), slice(None))
+        scores = _scores(queries[block], keys[:, :, :end], mask[:, start:end, :end], product_dtype)
+        weights = jnp.exp(scores - log_sums[block])
+        weight_cotangents = _compare(cotangents[block], values[:, :, :end], product_dtype)
+        score_cotangents = weights * (weight_cotangents - deltas[block])
+        query_gradients.append(_read(score_cotangents, keys[:, :, :end], product_dtype))
+        behind = ((0, 0), (0, 0), (0, length - end), (0, 0))
+        key_gradient += jnp.pad(_collect(score_cotangents, queries[block], product_dtype), behind)
+        value_gradient += jnp.pad(_collect(weights, cotangents[block], product_dtype), behind)
+    query_gradient = _heads_last(jnp.concatenate(query_gradients, axis=3)) * query.shape[-1] ** -0.5
+    return (
+        query_gradient.astype(query.dtype),
+        jnp.moveaxis(key_gradient, 2, 1).astype(key.dtype),
+        jnp.moveaxis(value_gradient, 2, 1).astype(value.dtype),
+        None,
+    )
+
+
+blocked_attention.defvjp(_forward, _backward)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """(first query, end) of each block; a block sees the keys before its end."""
+    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _heads_first(x: Float[Array, "B S K N"]) -> Float[Array, "B K S N"]:
+    return jnp.moveaxis(x, 1, 2)
+
+
+def _scaled(query: Float[Array, "B S H N"], kv_heads: int) -> Float[Array, "B K G S N"]:
+    return _group(query.astype(jnp.float32) * query.shape[-1] ** -0.5, kv_heads)
+
+
+def _group(x: Float[Array, "B S H N"], kv_heads: int) -> Float[Array, "B K G S N"]:
+    """The G heads that read one key head, together."""
+    batch, length, heads, head_dim = x.shape
+    return x.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+
+
+def _heads_last(x: Float[Array, "B K G S N"]) -> Float[Array, "B S H N"]:
+    batch, kv_heads, group, length, head_dim = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, head_dim)
+
+
+def _scores(queries, keys, mask, product_dtype):
+    return jnp.where(mask[:, None, None], _compare(queries, keys, product_dtype), _LOWEST)
+
+
+def _compare(queries, keys, product_dtype):
+    """[B, K, G, s, N] with [B, K, T, N] -> [B, K, G, s, T]."""
+    return contract("bksn,bktn->bkst", _fold(queries), keys, product_dtype).reshape(*queries.shape[:4], -1)
+
+
+def _read(weights, values, product_dtype):
+    """[B, K, G, s, T] with [B, K, T, N] -> [B, K, G, s, N]."""
+    return contract("bkst,bktn->bksn", _fold(weights), values, product_dtype).reshape(*weights.shape[:4], -1)
+
+
+def _collect(weights, queries, product_dtype):
+    """[B, K, G, s, T] with [B, K, G, s, N] -> [B, K, T, N].
+
+    Not folded: over two axes XLA turns the weights while it writes them; over one it would not, and CPUs have no fast
+    product for operands that lie that way.
+    """
+    return contract("bkgst,bkgsn->bktn", weights, queries, product_dtype)
+
+
+def _fold(x: Array) -> Array:
+    """One product a key head, for all queries that read it: [B, K, G, s, …] -> [B, K, G s, …]."""
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])

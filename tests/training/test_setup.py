@@ -1,0 +1,92 @@
+"""Set-up: what does not fit together is refused, and how a decoder is executed where the config leaves it open."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.models.config import DecoderConfig
+from sft_jax.models.loading import decoder_config
+from sft_jax.sources import open_checkpoint
+from sft_jax.training.checks import check_config
+from sft_jax.training.optimizer import hyperparameters
+from sft_jax.training.setup import check_sizes, init_state, make_model, resolve_execution, step_settings
+from sft_jax.training.sharding import make_mesh, put_batch
+from sft_jax.training.step import compile_train_step
+from tests import tiny
+
+DECODER = DecoderConfig(
+    vocab_size=10, num_layers=1, model_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, ffn_dim=8, max_positions=6
+)
+
+
+def rows(*lists, file="t"):
+    names = [f"{file}:{number}" for number in range(1, len(lists) + 1)]
+    return TokenizedRows.from_rows([(row, [1.0] * len(row)) for row in lists], names)
+
+
+def test_data_that_fits():
+    check_sizes(DECODER, rows([1, 9], [1, 2, 3, 4, 5, 6]), None)
+    check_sizes(DECODER, rows([1, 9], [1]), rows([9]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([rows([1], [1] * 7)], "t:2 has 7 tokens; the model knows 6 positions. --config.data.row_tokens=6"),
+        ([rows([1]), rows([1] * 8, file="h")], "h:1 has 8 tokens"),
+        ([rows([1, 2], [3, 10, 4])], "t:2 has token 10; the model's embedding has 10 rows"),
+        ([rows([1]), rows([11], file="h")], "h:1 has token 11"),
+    ],
+)
+def test_data_that_does_not(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_sizes(DECODER, *given)
+
+
+@pytest.mark.parametrize(
+    ("arg", "rows", "micro_batches", "platform", "expected"),
+    [
+        ("full", 8, 1, "cpu", ("unrolled", "none")),
+        ("full", 64, 1, "cpu", ("unrolled", "none")),
+        ("lora", 8, 1, "cpu", ("unrolled", "none")),
+        ("lora", 16, 1, "cpu", ("scan", "full")),
+        ("lora", 16, 2, "cpu", ("unrolled", "none")),
+        ("full", 8, 1, "tpu", ("scan", "full")),
+    ],
+)
+def test_execution_by_platform_and_tokens(tmp_path, arg, rows, micro_batches, platform, expected):
+    config = tiny.config(tmp_path, arg, **{"batch.rows": rows, "batch.micro_batches": micro_batches})
+    execution = resolve_execution(config, platform)
+    assert (execution.layer_layout, execution.remat) == expected
+
+
+def test_an_execution_that_is_asked_for(tmp_path):
+    options = {"execution.layer_layout": "scan", "execution.remat": "dots", "execution.attention": "whole"}
+    execution = resolve_execution(tiny.config(tmp_path, "full", **options), "cpu")
+    assert (execution.layer_layout, execution.remat, execution.attention_backend) == ("scan", "dots", "whole")
+
+
+def test_float16_is_not_trained_in(tmp_path):
+    with pytest.raises(ValueError, match=r"--config\.precision\.products='float16' .*float32.*bfloat16"):
+        check_config(tiny.config(tmp_path, **{"precision.products": "float16"}))
+
+
+def test_the_state_is_overwritten_in_place(tmp_path):
+    """No parameter and no moment is copied in the compiled step, which would cost memory of the size of the state."""
+    config = tiny.config(tmp_path, **{"mesh.fsdp": 1, "execution.layer_layout": "unrolled"})
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    checkpoint = open_checkpoint(config.model.source)
+    model = make_model(config, decoder_config(checkpoint))
+    with jax.set_mesh(mesh):
+        state = init_state(config, checkpoint, model, mesh, hyperparameters(config, 1, 6))
+        step = compile_train_step(model, step_settings(config, mesh), state, mesh)
+        shape = (config.batch.rows, config.data.row_tokens)
+        integers = {name: np.ones(shape, np.int32) for name in ("tokens", "positions", "segment_ids", "target_slots")}
+        batch = integers | {"targets": np.ones(shape, np.int32), "weights": np.ones(shape, np.float32)}
+        text = step.lower(state, put_batch(batch, mesh)).compile().as_text()
+    assert "%state_trained__" in text
+    assert "%state_opt_state_" in text
+    assert not re.findall(r" copy\(%state_(?:trained|opt_state)\S*kernel", text)
