@@ -18,6 +18,9 @@ SHAPES = {
     "bsr,ro->bso": ((2, 5, 2), (2, 3)),
     "bskgn,btkn->bkgst": ((2, 5, 3, 2, 4), (2, 6, 3, 4)),  # attention scores
     "bkgst,btkn->bskgn": ((2, 3, 2, 5, 6), (2, 6, 3, 4)),  # attention values
+    "bksn,bktn->bkst": ((2, 3, 5, 4), (2, 3, 6, 4)),  # in blocks: scores
+    "bkst,bktn->bksn": ((2, 3, 5, 6), (2, 3, 6, 4)),  # values
+    "bkgst,bkgsn->bktn": ((2, 3, 2, 5, 6), (2, 3, 2, 5, 4)),  # gradients of keys and values
     "bsd,vd->bsv": ((2, 5, 4), (7, 4)),  # tied head
     "bsd,dv->bsv": ((2, 5, 4), (4, 7)),  # head
 }
