@@ -95,7 +95,7 @@ def only_trainer(workdir: epath.Path) -> Iterator[None]:
     if is_remote(workdir) or jax.process_index() > 0:
         yield
         return
-    with Path(workdir / _LOCK).open("w") as file:
+    with Path(workdir / _LOCK).open("a") as file:  # does not touch the file that is there
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
