@@ -53,6 +53,9 @@ def run(main: Callable[[list[str]], None]) -> None:
             logging.set_verbosity(logging.WARNING)  # libraries announce themselves at INFO
         try:
             main(arguments)
+        except KeyboardInterrupt:
+            sys.stderr.write("\ninterrupted\n")
+            sys.exit(130)
         except (ValueError, OSError, RuntimeError) as error:
             if _DEBUG.value or not str(error):
                 raise
