@@ -1,5 +1,6 @@
 """What the commands share: starting JAX, and errors as one clear message instead of a traceback."""
 
+import ast
 import os
 import sys
 from collections.abc import Callable
@@ -72,6 +73,12 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         if "--traceback" in arguments:
             raise
-        message = error.args[0] if isinstance(error, (AttributeError, KeyError)) else error
-        sys.stderr.write(f"error in the config: {message}\n(--traceback shows where in the code)\n")
+        message = error.args[0] if isinstance(error, (AttributeError, KeyError)) and error.args else error
+        sys.stderr.write(f"error in the config: {_unquoted(str(message))}\n(--traceback shows where in the code)\n")
         sys.exit(1)
+
+
+def _unquoted(message: str) -> str:
+    """The text of a message that is itself a quoted text, as a KeyError makes of its message."""
+    quoted = len(message) > 1 and message[0] == message[-1] and message[0] in "'\""
+    return str(ast.literal_eval(message)) if quoted and "\\n" in message else message

@@ -108,13 +108,14 @@ def _run(module: str, arguments: list[str], console: Console) -> None:
     """Runs a command as a user would; ends with its exit code if it fails or is interrupted."""
     console.print(f"[dim]{shlex.join(['python', '-m', module, *arguments])}[/dim]", soft_wrap=True)
     process = subprocess.Popen([sys.executable, "-m", module, *arguments])
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # it saves and leaves with a code, and so do we
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # it saves and leaves with a code, so do we
     while True:
         try:
             code = process.wait()
             break
         except KeyboardInterrupt:  # the command has it too, saves and leaves
             continue
+    signal.signal(signal.SIGTERM, before)
     if code:
         sys.exit(code)
 

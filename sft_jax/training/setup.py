@@ -30,6 +30,7 @@ from sft_jax.training.state import TrainState, init_adapters, split
 from sft_jax.training.step import StepSettings
 
 Tree = Any
+_SCAN_TOKENS = 1024  # of a micro-batch, see `resolve_execution`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,8 @@ def make_renderer(config: ml_collections.ConfigDict, kept: epath.Path | None = N
     if config.model.chat_template:
         path = kept or epath.Path(config.model.chat_template)
         if not path.exists():
-            raise ValueError(f"--config.model.chat_template={path} is not a file; give a Jinja template")
+            flag = "" if kept else "--config.model.chat_template="
+            raise ValueError(f"{flag}{path} is not a file; expected a Jinja template")
         template = path.read_text()
     return ConversationRenderer(tokenizer, template)
 
@@ -168,15 +170,12 @@ def check_sizes(decoder: DecoderConfig, *data: TokenizedRows | None) -> None:
             )
 
 
-_SCAN_TOKENS = 1024  # of a micro-batch
-
-
 def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execution:
     """How the decoder runs; `auto` takes what was measured faster (see benchmarks/).
 
     On accelerators: scanned layers (compile time) and full remat (memory). On CPU: unrolled without remat for full
-    fine-tuning and for small batches under adapters; from `_SCAN_TOKENS` on, adapters are faster with scan and full
-    remat, in a third of the memory.
+    fine-tuning and for small batches under adapters; above `_SCAN_TOKENS`, adapters are no slower with scan and full
+    remat, in much less memory.
     """
     layout, remat = config.execution.layer_layout, config.execution.remat
     tokens = config.batch.rows * config.data.row_tokens // config.batch.micro_batches
