@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "With --distributed, elsewhere: host:port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+_TRACEBACK = re.compile(r"\s*Traceback \(most recent call last\):\n(?:[ ~^].*\n)*")
 
 
 def start_jax(several_processes: bool = False) -> None:
@@ -69,7 +71,13 @@ def run(main: Callable[[list[str]], None]) -> None:
 def _parse_flags(arguments: list[str]) -> list[str]:
     """Parses the flags; a config that cannot be built or overridden is a message too."""
     try:
-        return app.parse_flags_with_usage(arguments)
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        message = str(error)
+        if "--traceback" not in arguments:  # config_flags puts that of the config file into its message
+            message = _TRACEBACK.sub(" ", message)
+        sys.stderr.write(f"error in the flags: {message.strip()}\n(--helpfull lists them)\n")
+        sys.exit(1)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         if "--traceback" in arguments:
             raise

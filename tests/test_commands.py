@@ -1,0 +1,45 @@
+"""The commands from outside: a mistake in a flag is one message that names it, and a code that is not 0."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(module, *arguments):
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=120)
+
+
+TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*TRAIN, "--config.optimizr.betas=1"), 'Did you mean "optimizer" instead of "optimizr"?'),
+        ((*TRAIN, "--config.optimizer.learning_rat=1"), "'learning_rat'\nDid you mean \"learning_rate\""),
+        ((*TRAIN, "--config.batch.rows=many"), "--config.batch.rows=many: invalid literal for int()"),
+        ((*TRAIN, "--confg=x"), "Unknown command line flag 'confg'. Did you mean: config"),
+        ((*TRAIN, "stray"), "unexpected argument 'stray'"),
+        (("sft_jax.train", "--config=configs/sft.py:lorra", "--workdir=never_made"), "give ':full' or ':lora'"),
+        (("sft_jax.train", "--config=configs/none.py", "--workdir=never_made"), "configs/none.py"),
+        (("sft_jax.evaluate", "--model=m", "--data=d", "--out=o", "--scorer=best"), "exact_match|json_extraction"),
+    ],
+)
+def test_a_mistake_is_one_message(arguments, message):
+    done = call(*arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (ROOT / "never_made").exists()
+
+
+def test_traceback_shows_where():
+    done = call(*TRAIN, "--config.optimizr.betas=1", "--traceback")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
