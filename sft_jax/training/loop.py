@@ -6,7 +6,7 @@ so that the devices never wait for the host.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from sft_jax.data.batch_text import batch_markdown
-from sft_jax.data.batches import train_batches
+from sft_jax.data.batches import Batch, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.loading import decoder_config
 from sft_jax.sources import open_checkpoint
@@ -198,18 +198,8 @@ def _train(
     bar: ProgressBar,
     stop: StopRequest,
 ) -> RunResult:
-    batches = train_batches(
-        plan.data.rows,
-        plan.data.plan,
-        start_step=done or 0,
-        end_step=plan.total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        normalize=plan.config.objective.normalize,
-        threads=plan.config.loader.threads,
-        batches_ahead=plan.config.loader.batches_ahead,
-    )
     step = done or 0
+    batches = _batches(plan, step)
 
     def evaluate() -> tuple[dict[str, float], dict[str, str]]:
         return plan.evaluate(state, lambda part, parts: bar.update(step, f"evaluating {part}/{parts}", within=True))
@@ -236,10 +226,8 @@ def _train(
 
         last = step == plan.total_steps
         stopping = stop.requested(step)
-        evaluating = last or _due(step, plan.evaluate_every)
-        # The best checkpoint by a metric is the best of all evaluations, so each of them is saved.
-        scored = evaluating and plan.measures and bool(plan.config.checkpoint.best_metric)
-        saving = last or stopping or scored or _due(step, plan.save_every)
+        evaluating, saving = _due(plan, step)
+        saving = saving or stopping
         if not (evaluating or saving):
             continue
         # The log is complete up to this step before a checkpoint of this step can exist.
@@ -262,8 +250,28 @@ def _train(
     return RunResult(step, plan.total_steps, latest)
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _batches(plan: _Run, step: int) -> Iterator[Batch]:
+    """This process's part of the global batches from `step` to the end."""
+    return train_batches(
+        plan.data.rows,
+        plan.data.plan,
+        start_step=step,
+        end_step=plan.total_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        normalize=plan.config.objective.normalize,
+        threads=plan.config.loader.threads,
+        batches_ahead=plan.config.loader.batches_ahead,
+    )
+
+
+def _due(plan: _Run, step: int) -> tuple[bool, bool]:
+    """Whether to evaluate and whether to save after `step`."""
+    last = step == plan.total_steps
+    evaluating = last or (plan.evaluate_every > 0 and step % plan.evaluate_every == 0)
+    # The best checkpoint by a metric is the best of all evaluations, so each of them is saved.
+    scored = evaluating and plan.measures and bool(plan.config.checkpoint.best_metric)
+    return evaluating, last or scored or (plan.save_every > 0 and step % plan.save_every == 0)
 
 
 def _position(plan: _Run, step: int) -> RunPosition:
