@@ -4,8 +4,8 @@ The algorithm of FlashAttention (Dao et al. 2022; the backward pass as in Dao 20
 forward pass keeps the output and one log-sum-exp a query, the backward pass computes the scores again. A block of
 queries skips the keys behind its last slot, so that long rows cost little more than half.
 
-Beside the whole scores this is 2 to 4 times as fast on CPUs, for rows of 256 to 1024 tokens, and its memory grows
-with the length of a row, not with its square.
+On CPUs this is 1.6 to 3 times as fast as whole scores, for rows of 256 to 1024 tokens (`benchmarks/attention.py`), and
+its memory grows with the length of a row, not with its square.
 """
 
 import functools
