@@ -15,3 +15,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 from jaxtyping import install_import_hook  # noqa: E402 (devices come first)
 
 install_import_hook("sft_jax", "typeguard.typechecked")
+
+from tests.models import family_table  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--family-table", help="write what tests/models/test_families.py showed into this Markdown file")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if path := config.getoption("--family-table"):
+        passed, failed = (
+            [report.nodeid for report in terminalreporter.stats.get(kind, [])] for kind in ("passed", "failed")
+        )
+        family_table.write(path, passed, failed)

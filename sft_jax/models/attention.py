@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.models.blocked_attention import blocked_attention
@@ -29,11 +30,12 @@ class Visibility:
     key_segments: Int[Array, "B T"]
     in_order: bool = flax.struct.field(pytree_node=False, default=False)
 
-    def mask(self) -> Bool[Array, "B S T"]:
-        """True where the query (second axis) sees the key (third axis)."""
-        causal = self.query_positions[:, :, None] >= self.key_positions[:, None, :]
+    def mask(self, window: Int[Array | np.ndarray, ""] | int | None = None) -> Bool[Array, "B S T"]:
+        """True where the query (second axis) sees the key (third axis), which lies less than `window` behind it."""
+        behind = self.query_positions[:, :, None] - self.key_positions[:, None, :]
         same = self.query_segments[:, :, None] == self.key_segments[:, None, :]
-        return causal & same
+        seen = (behind >= 0) & same
+        return seen if window is None else seen & (behind < window)
 
 
 def attention(
@@ -43,6 +45,9 @@ def attention(
     visibility: Visibility,
     product_dtype: str,
     backend: str = "whole",
+    window: Int[Array | np.ndarray, ""] | int | None = None,
+    scale: float = 0.0,
+    softcap: float = 0.0,
 ) -> Float[Array, "B S H N"]:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
 
@@ -54,17 +59,23 @@ def attention(
         product_dtype: dtype of the inputs of the products.
         backend: `whole` scores at once, the reference; or `blocked`, which serves where `visibility.in_order`, and
             leaves the rest (reading into a cache) to `whole`.
+        window: positions a query sees, itself included; None is all.
+        scale: factor on scores; 0 is N ** -0.5.
+        softcap: scores x become softcap tanh(x / softcap) (Gemma 2); 0 leaves them.
     """
+    mask, scale = visibility.mask(window), scale or query.shape[-1] ** -0.5
     if backend == "blocked" and visibility.in_order:
-        return blocked_attention(query, key, value, visibility.mask(), product_dtype)
-    return _whole(query, key, value, visibility.mask(), product_dtype)
+        return blocked_attention(query, key, value, mask, product_dtype, scale, softcap)
+    return _whole(query, key, value, mask, product_dtype, scale, softcap)
 
 
-def _whole(query, key, value, mask, product_dtype):
+def _whole(query, key, value, mask, product_dtype, scale, softcap):
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = einsum("bskgn,btkn->bkgst", grouped, key, product_dtype, "float32") * head_dim**-0.5
+    scores = einsum("bskgn,btkn->bkgst", grouped, key, product_dtype, "float32") * scale
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
     # A finite value: a query with no visible key must give a finite answer, in the forward and the backward pass.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)

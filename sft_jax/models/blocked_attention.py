@@ -23,13 +23,15 @@ KEPT = "blocked_attention"  # name, for remat policies, of what the backward pas
 _LOWEST = float(np.finfo(np.float32).min)  # finite: exp of (-inf) - (-inf) would be NaN
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def blocked_attention(
     query: Float[Array, "B S H N"],
     key: Float[Array, "B S K N"],
     value: Float[Array, "B S K N"],
     mask: Bool[Array, "B S S"],
     product_dtype: str,
+    scale: float,
+    softcap: float = 0.0,
 ) -> Float[Array, "B S H N"]:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
 
@@ -40,15 +42,18 @@ def blocked_attention(
         mask: True where the query (second axis) sees the key (third axis). What lies behind the diagonal is not read;
             every query must see at least one key.
         product_dtype: dtype of the inputs of the products.
+        scale: factor on scores.
+        softcap: scores x become softcap tanh(x / softcap); 0 leaves them.
     """
-    return _forward(query, key, value, mask, product_dtype)[0]
+    return _forward(query, key, value, mask, product_dtype, scale, softcap)[0]
 
 
-def _forward(query, key, value, mask, product_dtype):
-    queries, keys, values = _scaled(query, key.shape[2]), _heads_first(key), _heads_first(value)
+def _forward(query, key, value, mask, product_dtype, scale, softcap):
+    queries, keys, values = _scaled(query, key.shape[2], scale), _heads_first(key), _heads_first(value)
     mixed, log_sums = [], []
     for start, end in _blocks(query.shape[1]):
-        scores = _scores(queries[..., start:end, :], keys[:, :, :end], mask[:, start:end, :end], product_dtype)
+        block = queries[..., start:end, :]
+        scores, _ = _scores(block, keys[:, :, :end], mask[:, start:end, :end], product_dtype, softcap)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -59,25 +64,25 @@ def _forward(query, key, value, mask, product_dtype):
     return out, (query, key, value, mask, out, log_sums)
 
 
-def _backward(product_dtype, residuals, cotangent):
+def _backward(product_dtype, scale, softcap, residuals, cotangent):
     query, key, value, mask, out, log_sums = residuals
     length, kv_heads = query.shape[1], key.shape[2]
-    queries, keys, values = _scaled(query, kv_heads), _heads_first(key), _heads_first(value)
+    queries, keys, values = _scaled(query, kv_heads, scale), _heads_first(key), _heads_first(value)
     cotangents = _group(cotangent, kv_heads)
     # The sum over keys of weight x its cotangent, from the output alone (Dao 2023, eq. 4).
     deltas = jnp.sum(cotangents * _group(out, kv_heads).astype(jnp.float32), axis=-1, keepdims=True)
     query_gradients, key_gradient, value_gradient = [], 0.0, 0.0
     for start, end in _blocks(length):
         block = (..., slice(start, end), slice(None))
-        scores = _scores(queries[block], keys[:, :, :end], mask[:, start:end, :end], product_dtype)
+        scores, slopes = _scores(queries[block], keys[:, :, :end], mask[:, start:end, :end], product_dtype, softcap)
         weights = jnp.exp(scores - log_sums[block])
         weight_cotangents = _compare(cotangents[block], values[:, :, :end], product_dtype)
-        score_cotangents = weights * (weight_cotangents - deltas[block])
+        score_cotangents = weights * (weight_cotangents - deltas[block]) * slopes
         query_gradients.append(_read(score_cotangents, keys[:, :, :end], product_dtype))
         behind = ((0, 0), (0, 0), (0, length - end), (0, 0))
         key_gradient += jnp.pad(_collect(score_cotangents, queries[block], product_dtype), behind)
         value_gradient += jnp.pad(_collect(weights, cotangents[block], product_dtype), behind)
-    query_gradient = _heads_last(jnp.concatenate(query_gradients, axis=3)) * query.shape[-1] ** -0.5
+    query_gradient = _heads_last(jnp.concatenate(query_gradients, axis=3)) * scale
     return (
         query_gradient.astype(query.dtype),
         jnp.moveaxis(key_gradient, 2, 1).astype(key.dtype),
@@ -99,8 +104,8 @@ def _heads_first(x: Float[Array, "B S K N"]) -> Float[Array, "B K S N"]:
     return jnp.moveaxis(x, 1, 2)
 
 
-def _scaled(query: Float[Array, "B S H N"], kv_heads: int) -> Float[Array, "B K G S N"]:
-    return _group(query.astype(jnp.float32) * query.shape[-1] ** -0.5, kv_heads)
+def _scaled(query: Float[Array, "B S H N"], kv_heads: int, scale: float) -> Float[Array, "B K G S N"]:
+    return _group(query.astype(jnp.float32) * scale, kv_heads)
 
 
 def _group(x: Float[Array, "B S H N"], kv_heads: int) -> Float[Array, "B K G S N"]:
@@ -114,8 +119,13 @@ def _heads_last(x: Float[Array, "B K G S N"]) -> Float[Array, "B S H N"]:
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, head_dim)
 
 
-def _scores(queries, keys, mask, product_dtype):
-    return jnp.where(mask[:, None, None], _compare(queries, keys, product_dtype), _LOWEST)
+def _scores(queries, keys, mask, product_dtype, softcap):
+    """Scores, and their derivative by what they were before they were capped."""
+    scores, slopes = _compare(queries, keys, product_dtype), 1.0
+    if softcap:
+        capped = jnp.tanh(scores / softcap)
+        scores, slopes = softcap * capped, 1 - capped**2
+    return jnp.where(mask[:, None, None], scores, _LOWEST), slopes
 
 
 def _compare(queries, keys, product_dtype):

@@ -11,11 +11,22 @@ from typing import Literal
 LayerLayout = Literal["scan", "unrolled"]
 REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
 ATTENTION_BACKENDS = ("blocked", "whole")
+NORMS = ("rms", "layer")
+NORM_PLACEMENTS = ("pre", "post", "both", "parallel")
+QK_NORMS = ("none", "head", "flat")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 PRODUCT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
+class LinearScaling:
+    """All rotary frequencies divided by `factor` (position interpolation, Chen et al. 2023)."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
     """Llama 3.1 frequency scaling of rotary embeddings (Llama Team 2024, `rope_type: llama3`)."""
 
     factor: float
@@ -25,8 +36,57 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023): frequencies interpolated by how often they turn, and a factor on cosine and sine."""
+
+    factor: float
+    original_max_positions: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and features of a decoder-only transformer."""
+    """Sizes and features of a decoder-only transformer.
+
+    Attributes:
+        vocab_size: rows of the embedding, padding of the vocabulary included.
+        num_layers: layers.
+        model_dim: width of the residual stream.
+        num_heads: query heads.
+        num_kv_heads: key/value heads; each is read by num_heads / num_kv_heads query heads.
+        head_dim: width of a head, which need not be model_dim / num_heads.
+        ffn_dim: inner width of the feed-forward layer.
+        norm: `rms`, or `layer` with mean and bias.
+        norm_eps: added to the variance.
+        norm_offset: added to every norm's scale (Gemma: 1).
+        norm_placement: norms before attention and feed-forward (`pre`), on what they give (`post`), `both`; or before
+            both, which then read the same input (`parallel`).
+        qk_norm: norm of queries and keys before they are turned: of each `head`, or of all heads together (`flat`).
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: how they are stretched.
+        rope_dim: leading part of a head that is turned; 0 is all of it.
+        rope_layers: for each layer whether it turns queries and keys; empty is all.
+        local_rope_theta: another base, without scaling, for the layers that have a window; 0 is none.
+        layer_windows: for each layer how many positions a query sees, itself included; 0 is all. Empty is all 0.
+        learned_positions: a learned embedding of each position, in place of rotary embeddings.
+        max_positions: positions the model knows.
+        tie_embeddings: the head is the embedding.
+        embedding_scale: factor on embeddings.
+        query_scale: factor on scores; 0 is head_dim ** -0.5.
+        attention_softcap: scores are capped softly at this; 0 is not.
+        final_softcap: logits likewise.
+        qkv_bias: biases of the query, key and value projections.
+        out_bias: bias of the projection after attention.
+        ffn_bias: biases of the feed-forward projections.
+        ffn_gated: down(activation(gate) * up), or down(activation(up)).
+        activation: of the feed-forward layer.
+    """
 
     vocab_size: int
     num_layers: int
@@ -35,15 +95,44 @@ class DecoderConfig:
     num_kv_heads: int
     head_dim: int
     ffn_dim: int
+    norm: str = "rms"
     norm_eps: float = 1e-5
+    norm_offset: float = 0.0
+    norm_placement: str = "pre"
+    qk_norm: str = "none"
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rope_dim: int = 0
+    rope_layers: tuple[bool, ...] = ()
+    local_rope_theta: float = 0.0
+    layer_windows: tuple[int, ...] = ()
+    learned_positions: bool = False
     max_positions: int = 2048
     tie_embeddings: bool = False
-    attention_bias: bool = False
+    embedding_scale: float = 1.0
+    query_scale: float = 0.0
+    attention_softcap: float = 0.0
+    final_softcap: float = 0.0
+    qkv_bias: bool = False
+    out_bias: bool = False
     ffn_bias: bool = False
+    ffn_gated: bool = True
+    activation: str = "silu"
 
     def __post_init__(self):
+        for name, allowed in (
+            ("norm", NORMS),
+            ("norm_placement", NORM_PLACEMENTS),
+            ("qk_norm", QK_NORMS),
+            ("activation", ACTIVATIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in ("rope_layers", "layer_windows"):
+            if len(getattr(self, name)) not in (0, self.num_layers):
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {self.num_layers} layers")
+        if self.rope_dim % 2 or self.rope_dim > self.head_dim:
+            raise ValueError(f"rope_dim={self.rope_dim} must be even and at most head_dim={self.head_dim}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
@@ -52,7 +141,7 @@ class DecoderConfig:
     def matmul_params(self) -> tuple[int, int]:
         """Weights that take part in matrix products per token: (in the layers, in the head)."""
         attention = self.model_dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        ffn = 3 * self.model_dim * self.ffn_dim
+        ffn = (3 if self.ffn_gated else 2) * self.model_dim * self.ffn_dim
         return self.num_layers * (attention + ffn), self.vocab_size * self.model_dim
 
 

@@ -74,33 +74,84 @@ def init_cache(config: DecoderConfig, execution: Execution, batch: int, slots: i
 
 
 @flax.struct.dataclass
-class Context:
-    """What every layer of one forward pass shares."""
+class Traits:
+    """In what a layer differs from the others: numbers, so that all layers are one program, scanned or not.
 
-    cos: Float[Array, "B S 1 half"]
-    sin: Float[Array, "B S 1 half"]
+    Attributes:
+        window: positions a query sees.
+        rope: which of the model's rotations turns queries and keys.
+    """
+
+    window: Int[Array | np.ndarray, "*L"]
+    rope: Int[Array | np.ndarray, "*L"]
+
+
+def layer_traits(config: DecoderConfig) -> Traits | None:
+    """The traits of all layers, [L] each; None where the layers do not differ."""
+    kinds = rope.layer_kinds(config)
+    if not any(config.layer_windows) and len(set(kinds)) == 1:
+        return None
+    everything = np.iinfo(np.int32).max
+    windows = [window or everything for window in config.layer_windows or (0,) * config.num_layers]
+    index = [sorted(set(kinds)).index(kind) for kind in kinds]
+    return Traits(np.asarray(windows, np.int32), np.asarray(index, np.int32))
+
+
+@flax.struct.dataclass
+class Context:
+    """What every layer of one forward pass shares; R rotations, one for each kind of layer."""
+
+    cos: Float[Array, "R B S 1 half"]
+    sin: Float[Array, "R B S 1 half"]
     visibility: Visibility
     write_at: Int[Array, ""] | None
 
+    def turn(self, traits: Traits | None) -> tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]:
+        """Cosine and sine for a layer."""
+        if traits is None:
+            return self.cos[0], self.sin[0]
+        return jnp.take(self.cos, traits.rope, axis=0), jnp.take(self.sin, traits.rope, axis=0)
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale, computed in float32 (Zhang and Sennrich 2019)."""
+
+class Norm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016), computed in float32."""
 
     config: DecoderConfig
-    execution: Execution
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalises the last axis."""
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        return _normalised(x, scale, self.config.norm_eps)
+        config, width = self.config, (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.constant(1.0 - config.norm_offset), width)
+        if config.norm == "layer":
+            bias = self.param("bias", nn.initializers.zeros_init(), width)
+            return _standardised(x, scale, bias, config.norm_eps)
+        return _normalised(x, scale, config.norm_offset, config.norm_eps)
 
 
-@functools.partial(jax.checkpoint, static_argnums=2)  # keeps its inputs for the backward pass, nothing between
-def _normalised(x: Float[Array, "B S D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "B S D"]:
+# Both keep their inputs for the backward pass, nothing between.
+
+
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
+def _normalised(x: Float[Array, "*B D"], scale: Float[Array, "D"], offset: float, eps: float) -> Float[Array, "*B D"]:
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
-    return (normed * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
+    return (normed * (_wide(scale, x.ndim) + offset)).astype(x.dtype)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _standardised(
+    x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float
+) -> Float[Array, "*B D"]:
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + eps)
+    return (normed * _wide(scale, x.ndim) + _wide(bias, x.ndim)).astype(x.dtype)
+
+
+def _wide(vector: Array, ndim: int) -> Array:
+    """float32 [1, …, 1, D]."""
+    return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector.shape)
 
 
 class Linear(nn.Module):
@@ -143,15 +194,16 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], context: Context, cache: LayerCache | None
+        self, x: Float[Array, "B S D"], context: Context, traits: Traits | None, cache: LayerCache | None
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
         """Mixes positions; with a cache, keys and values are written at `context.write_at` and all are read."""
-        config = self.config
-        query = self._heads("query", x, config.num_heads)
-        key = self._heads("key", x, config.num_kv_heads)
-        value = self._heads("value", x, config.num_kv_heads)
-        query = rope.rotate(query, context.cos, context.sin)
-        key = rope.rotate(key, context.cos, context.sin)
+        config, execution = self.config, self.execution
+        query = self._normed("query_norm", self._projected("query", x, config.num_heads))
+        key = self._normed("key_norm", self._projected("key", x, config.num_kv_heads))
+        value = self._projected("value", x, config.num_kv_heads)
+        if not config.learned_positions:
+            cos, sin = context.turn(traits)
+            query, key = rope.rotate(query, cos, sin), rope.rotate(key, cos, sin)
         if cache is not None:
             start = (0, context.write_at, 0, 0)
             cache = LayerCache(
@@ -159,26 +211,54 @@ class Attention(nn.Module):
                 value=jax.lax.dynamic_update_slice(cache.value, value, start),
             )
             key, value = cache.key, cache.value
-        execution = self.execution
-        mixed = attention(query, key, value, context.visibility, execution.product_dtype, execution.attention_backend)
+        mixed = attention(
+            query,
+            key,
+            value,
+            context.visibility,
+            execution.product_dtype,
+            execution.attention_backend,
+            window=None if traits is None else traits.window,
+            scale=config.query_scale,
+            softcap=config.attention_softcap,
+        )
         mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_dim)
-        out = Linear(config.model_dim, config.attention_bias, self.execution, self.adapter, name="out")
+        out = Linear(config.model_dim, config.out_bias, execution, self.adapter, name="out")
         return out(mixed), cache
 
-    def _heads(self, name: str, x: Array, heads: int) -> Array:
+    def _projected(self, name: str, x: Array, heads: int) -> Array:
         width = heads * self.config.head_dim
-        flat = Linear(width, self.config.attention_bias, self.execution, self.adapter, name=name)(x)
+        flat = Linear(width, self.config.qkv_bias, self.execution, self.adapter, name=name)(x)
         split = flat.reshape(*x.shape[:2], heads, self.config.head_dim)
         return constrain(split, BATCH_AXES, None, "tensor", None)
 
+    def _normed(self, name: str, heads: Float[Array, "B S H N"]) -> Float[Array, "B S H N"]:
+        if self.config.qk_norm == "none":
+            return heads
+        if self.config.qk_norm == "head":
+            return Norm(self.config, name=name)(heads)
+        return Norm(self.config, name=name)(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
 
-@jax.checkpoint  # as in the norm
-def _gated(gate: Float[Array, "B S F"], up: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
-    return jax.nn.silu(gate) * up
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+@functools.partial(jax.checkpoint, static_argnums=2)  # as in the norm
+def _gated(gate: Float[Array, "B S F"], up: Float[Array, "B S F"], activation: str) -> Float[Array, "B S F"]:
+    return _ACTIVATIONS[activation](gate) * up
+
+
+@functools.partial(jax.checkpoint, static_argnums=1)
+def _activated(up: Float[Array, "B S F"], activation: str) -> Float[Array, "B S F"]:
+    return _ACTIVATIONS[activation](up)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020), or without a gate down(activation(up(x)))."""
 
     config: DecoderConfig
     execution: Execution
@@ -187,18 +267,33 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Acts on each position alone."""
+        config = self.config
 
         def linear(name: str, features: int) -> Linear:
-            return Linear(features, self.config.ffn_bias, self.execution, self.adapter, name=name)
+            return Linear(features, config.ffn_bias, self.execution, self.adapter, name=name)
 
-        gate = linear("gate", self.config.ffn_dim)(x)
-        up = linear("up", self.config.ffn_dim)(x)
-        inner = constrain(_gated(gate, up), BATCH_AXES, None, "tensor")
-        return linear("down", self.config.model_dim)(inner)
+        if config.ffn_gated:
+            gate = linear("gate", config.ffn_dim)(x)
+            inner = _gated(gate, linear("up", config.ffn_dim)(x), config.activation)
+        else:
+            inner = _activated(linear("up", config.ffn_dim)(x), config.activation)
+        return linear("down", config.model_dim)(constrain(inner, BATCH_AXES, None, "tensor"))
+
+
+class PositionEmbedding(nn.Module):
+    """A learned vector for each position."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, positions: Tokens) -> Float[Array, "B S D"]:
+        """Looks them up."""
+        shape = (self.config.max_positions, self.config.model_dim)
+        return jnp.take(self.param("embedding", nn.initializers.normal(0.02), shape), positions, axis=0)
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer layer."""
+    """One transformer layer: attention and feed-forward, each added to the residual stream, with norms around them."""
 
     config: DecoderConfig
     execution: Execution
@@ -206,18 +301,25 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], context: Context, cache: LayerCache | None
+        self, x: Float[Array, "B S D"], context: Context, traits: Traits | None, cache: LayerCache | None
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
-        """Attention, then feed-forward, each added to the residual stream."""
-        common = (self.config, self.execution)
+        """One after the other; or both from the same input, where the norms are `parallel`."""
+        parts = (self.config, self.execution, self.adapter)
         with jax.named_scope("attention"):
-            normed = RMSNorm(*common, name="attention_norm")(x)
-            mixed, cache = Attention(*common, self.adapter, name="attention")(normed, context, cache)
-            x = constrain(x + mixed, BATCH_AXES, None, None)
+            mixed, cache = Attention(*parts, name="attention")(self._before("attention", x), context, traits, cache)
+            mixed = self._after("attention", mixed)
+            between = constrain(x + mixed, BATCH_AXES, None, None)
         with jax.named_scope("ffn"):
-            normed = RMSNorm(*common, name="ffn_norm")(x)
-            x = constrain(x + FeedForward(*common, self.adapter, name="ffn")(normed), BATCH_AXES, None, None)
-        return x, cache
+            read = self._before("ffn", x if self.config.norm_placement == "parallel" else between)
+            added = self._after("ffn", FeedForward(*parts, name="ffn")(read))
+            return constrain(between + added, BATCH_AXES, None, None), cache
+
+    def _before(self, name: str, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        return x if self.config.norm_placement == "post" else Norm(self.config, name=f"{name}_norm")(x)
+
+    def _after(self, name: str, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        placed = self.config.norm_placement in ("post", "both")
+        return Norm(self.config, name=f"{name}_post_norm")(x) if placed else x
 
 
 class Decoder(nn.Module):
@@ -236,6 +338,8 @@ class Decoder(nn.Module):
     def setup(self):
         config, execution = self.config, self.execution
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab_size, config.model_dim))
+        if config.learned_positions:
+            self.position_embedding = PositionEmbedding(config)
         if not config.tie_embeddings:
             self.head_kernel = self.param("head", nn.initializers.lecun_normal(), (config.model_dim, config.vocab_size))
         layer = Layer
@@ -249,13 +353,13 @@ class Decoder(nn.Module):
                 layer,
                 variable_axes={"params": 0, adapters.COLLECTION: 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, 0),
+                in_axes=(nn.broadcast, 0, 0),
                 out_axes=0,
                 length=config.num_layers,
             )(*arguments)
         else:
             self.layers = [layer(*arguments) for _ in range(config.num_layers)]
-        self.final_norm = RMSNorm(config, execution)
+        self.final_norm = Norm(config)
 
     def hidden(
         self,
@@ -279,15 +383,16 @@ class Decoder(nn.Module):
             segment_ids = jnp.ones_like(tokens)
         context, cache = self._context(positions, segment_ids, cache)
         with jax.named_scope("embedding"):
-            x = jnp.take(self.embedding, tokens, axis=0).astype(self.execution.activation_dtype)
+            x = self._embedded(tokens, positions).astype(self.execution.activation_dtype)
             x = constrain(x, BATCH_AXES, None, None)
-        layer_caches = None if cache is None else cache.layers
+        layer_caches, traits = None if cache is None else cache.layers, layer_traits(self.config)
         if self.execution.layer_layout == "scan":
-            x, layer_caches = self.layers(x, context, layer_caches)
+            x, layer_caches = self.layers(x, context, traits, layer_caches)
         else:
             updated = []
             for index, layer in enumerate(self.layers):
-                x, layer_cache = layer(x, context, None if cache is None else layer_caches[index])
+                own = jax.tree.map(lambda numbers, index=index: np.asarray(numbers[index]), traits)
+                x, layer_cache = layer(x, context, own, None if cache is None else layer_caches[index])
                 updated.append(layer_cache)
             layer_caches = tuple(updated)
         if cache is not None:
@@ -295,8 +400,21 @@ class Decoder(nn.Module):
         with jax.named_scope("final_norm"):
             return self.final_norm(x), cache
 
+    def _embedded(self, tokens: Tokens, positions: Tokens) -> Float[Array, "B S D"]:
+        x = jnp.take(self.embedding, tokens, axis=0)
+        if self.config.embedding_scale != 1.0:
+            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        if self.config.learned_positions:
+            x = x + self.position_embedding(positions)
+        return x
+
     def _context(self, positions, segment_ids, cache):
-        cos, sin = rope.rotation(positions, rope.frequencies(self.config))
+        kinds = sorted(set(rope.layer_kinds(self.config)))
+        rotations = [
+            rope.rotation(positions, rope.frequencies(self.config, kind), rope.magnitude(self.config, kind))
+            for kind in kinds
+        ]
+        cos, sin = (jnp.stack(tables) for tables in zip(*rotations, strict=True))
         if cache is None:
             visibility = Visibility(positions, positions, segment_ids, segment_ids, in_order=True)
             return Context(cos, sin, visibility, None), None
@@ -315,7 +433,9 @@ class Decoder(nn.Module):
                 spec, weight = "bsd,vd->bsv", self.embedding
             else:
                 spec, weight = "bsd,dv->bsv", self.head_kernel
-            return einsum(spec, hidden, weight, self.execution.product_dtype, "float32")
+            logits = einsum(spec, hidden, weight, self.execution.product_dtype, "float32")
+            cap = self.config.final_softcap
+            return cap * jnp.tanh(logits / cap) if cap else logits
 
     def __call__(
         self,

@@ -1,21 +1,24 @@
 """From a pretrained checkpoint to a decoder and its parameters."""
 
+import functools
 import os
+import re
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
+from jax.sharding import Sharding
 
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.families import get_family
 from sft_jax.models.families.tables import TensorRule
-from sft_jax.models.layouts import to_layout
 from sft_jax.sources import PretrainedCheckpoint, open_checkpoint
 
-Placement = Callable[[str, np.ndarray], jax.Array]
+ShardingOf = Callable[[str, tuple[int, ...]], Sharding]
+_LAYER = re.compile(r"layers_(?P<number>\d+)/(?P<rest>.+)")
 
 
 def load_pretrained(
@@ -56,33 +59,63 @@ def load_params(
     config: DecoderConfig,
     layout: LayerLayout,
     dtype: str = "float32",
-    place: Placement | None = None,
+    sharding: ShardingOf | None = None,
 ) -> dict:
     """The parameters of a checkpoint as a nested dict in `layout`.
+
+    Tensors are read one after the other and go to their devices at once, into their place in the stack where layers are
+    scanned: beside the result, the host holds one tensor at a time.
 
     Args:
         checkpoint: what was opened.
         config: its decoder.
         layout: layer layout of the result.
         dtype: dtype of the result.
-        place: puts a finished array (path, values) on its devices; by default the first device.
+        sharding: where the array of a path and shape lives; by default on the first device.
+
+    Raises:
+        ValueError: tensors that are missing, unknown or of another shape; all are named.
     """
     rules = get_family(checkpoint.config).tensor_table(config)
     _check_table(checkpoint, rules)
-    place = place or (lambda path, array: jnp.asarray(array))
-    arrays = {}
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = sharding or (lambda path, shape: one_device)
+    arrays: dict[str, jax.Array] = {}
     for rule in rules:
         if rule.path is None:
             _check_ignored(checkpoint, rule)
             continue
-        stored = checkpoint.tensors[rule.source].load()
-        arrays[tuple(rule.path.split("/"))] = rule.transform(stored).astype(jnp.dtype(dtype))
-    tree = to_layout(unflatten_dict(arrays), layout, stack=np.stack)
-    flat = flatten_dict(tree)
-    placed = {}
-    for path in list(flat):  # pops, so that host memory is given back as arrays move to their devices
-        placed[path] = place("/".join(path), flat.pop(path))
-    return unflatten_dict(placed)
+        array = rule.transform(checkpoint.tensors[rule.source].load()).astype(jnp.dtype(dtype))
+        layer = _LAYER.match(rule.path)
+        if layer is None or layout == "unrolled":
+            arrays[rule.path] = _put(array, sharding(rule.path, array.shape))
+            continue
+        path, shape = f"layers/{layer['rest']}", (config.num_layers, *array.shape)
+        if path not in arrays:
+            arrays[path] = _empty(shape, array.dtype, sharding(path, shape))
+        stack = arrays.pop(path)
+        placed = _put(array, sharding(rule.path, array.shape))
+        arrays[path] = _writer(stack.sharding)(stack, placed, int(layer["number"]))
+    return unflatten_dict({tuple(path.split("/")): array for path, array in arrays.items()})
+
+
+def _put(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """Each device takes its part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+
+
+@functools.cache
+def _writer(sharding: Sharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """Writes one layer into a stack, in place."""
+
+    def write(stack, layer, number):
+        return jax.lax.dynamic_update_index_in_dim(stack, layer, number, axis=0)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
 
 
 def _check_table(checkpoint: PretrainedCheckpoint, rules: list[TensorRule]) -> None:
@@ -96,6 +129,7 @@ def _check_table(checkpoint: PretrainedCheckpoint, rules: list[TensorRule]) -> N
         elif tuple(entry.shape) != rule.shape:
             problems.append(f"{rule.source} has shape {tuple(entry.shape)}, expected {rule.shape}")
     known = {rule.source for rule in rules}
+    problems = list(dict.fromkeys(problems))  # a stored tensor may be several parameters
     problems += [f"{name} is not used by this model family" for name in checkpoint.tensors if name not in known]
     if problems:
         listed = "\n  ".join(problems[:20]) + (f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else "")

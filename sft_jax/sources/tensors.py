@@ -42,12 +42,13 @@ class TensorEntry:
 
 def read_span(path: epath.Path, offset: int, num_bytes: int) -> np.ndarray:
     """`num_bytes` bytes of a file (local or in a bucket) from `offset`, uint8. Raises SourceError if it ends early."""
+    content = np.empty(num_bytes, np.uint8)  # read into, so that a large tensor is in memory once
     with path.open("rb") as file:
         file.seek(offset)
-        content = bytearray(file.read(num_bytes))
-    if len(content) != num_bytes:
+        found = file.readinto(memoryview(content))
+    if found != num_bytes:
         raise SourceError(
-            f"{path}: the file ends early ({offset + len(content)} bytes, expected at least {offset + num_bytes}). "
+            f"{path}: the file ends early ({offset + found} bytes, expected at least {offset + num_bytes}). "
             "It is incomplete: copy or download it again."
         )
-    return np.frombuffer(content, np.uint8)
+    return content

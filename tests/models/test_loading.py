@@ -2,13 +2,16 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from sft_jax.models import Execution, load_pretrained
-from sft_jax.models.config import RopeScaling
+from sft_jax.models.config import LinearScaling, Llama3Scaling, YarnScaling
 from sft_jax.models.families import llama
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import load_params
@@ -17,7 +20,7 @@ from tests import tiny
 from tests.models import reference
 
 LLAMA3 = reference.LLAMA3_ROPE
-SCALING = RopeScaling(8.0, 1.0, 4.0, 16)
+SCALING = Llama3Scaling(8.0, 1.0, 4.0, 16)
 
 
 def rewrite(directory, edit):
@@ -60,12 +63,22 @@ def test_layouts_hold_the_same_numbers(checkpoint):
         np.testing.assert_array_equal(ours[path], theirs[path])
 
 
-def test_every_array_goes_through_place(checkpoint):
-    opened, placed = open_checkpoint(checkpoint), {}
+@pytest.mark.parametrize("layout", ["scan", "unrolled"])
+def test_every_array_lies_where_it_is_asked_for(checkpoint, layout):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    opened = open_checkpoint(checkpoint)
     config = llama.decoder_config(opened.config)
-    load_params(opened, config, "scan", place=lambda path, array: placed.setdefault(path, jnp.asarray(array)))
-    assert placed["layers/ffn/up/kernel"].shape == (3, 32, 48)
-    assert len(placed) == 2 + 9
+    plain = reference.flat(load_params(opened, config, layout))
+
+    def over_all(path, shape):
+        return NamedSharding(mesh, P(*(None,) * (len(shape) - 1), "x"))
+
+    placed = reference.flat(load_params(opened, config, layout, sharding=over_all))
+    assert placed.keys() == plain.keys()
+    for path, array in placed.items():
+        assert len(array.addressable_shards) == 8
+        assert array.addressable_shards[0].data.shape[-1] * 8 == array.shape[-1]
+        np.testing.assert_array_equal(array, plain[path])
 
 
 def test_all_that_is_wrong_comes_in_one_message(checkpoint):
@@ -123,6 +136,13 @@ def test_stored_rotary_frequencies_are_ignored(checkpoint):
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, None),
         ({"rope_parameters": {**LLAMA3, "rope_theta": 5e5}}, 5e5, SCALING),
         ({}, 10000.0, None),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 10000.0, LinearScaling(2.0)),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 10000.0, None),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
+            10000.0,
+            YarnScaling(4.0, 128, attention_factor=0.1 * np.log(4.0) + 1.0),
+        ),
     ],
 )
 def test_both_spellings_of_rope(rope, theta, scaling):
@@ -134,12 +154,14 @@ def test_both_spellings_of_rope(rope, theta, scaling):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "model_type='mamba'; implemented families: llama"),
+        ({"model_type": "mamba"}, "model_type='mamba'; implemented families: gemma2, "),
         ({"model_type": None}, "has no .model_type"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu'; the llama family implements 'silu'"),
-        ({"pretraining_tp": 2}, "pretraining_tp != 1"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'; implemented: 'default', 'llama3'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'; implemented for model_type='llama': 'silu'"),
+        ({"pretraining_tp": 2}, "pretraining_tp=2; implemented for"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_type='longrope'; implemented: 'default', 'dynamic', 'linear'"),
+        ({"rope_scaling": {"type": "linear"}}, "config.json has no 'factor'"),
+        ({"attention_chunk_size": 8}, "not implemented for model_type='llama': attention_chunk_size=8"),
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types=.*chunked_attention"),
         ({"rope_scaling": {**LLAMA3, "factor": None}}, "config.json has no 'factor'"),
         ({"hidden_size": None}, "config.json has no 'hidden_size', which model_type='llama' needs"),
         ({"num_attention_heads": None}, "no 'num_attention_heads'"),

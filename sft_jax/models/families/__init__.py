@@ -6,9 +6,21 @@ plus its line in `FAMILIES`.
 
 from types import ModuleType
 
-from sft_jax.models.families import llama
+from sft_jax.models.families import gemma, gpt2, gpt_neox, llama, olmo2, phi3, qwen
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama}
+FAMILIES: dict[str, ModuleType] = {
+    "gemma2": gemma,
+    "gemma3_text": gemma,
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
+    "llama": llama,
+    "mistral": llama,
+    "olmo2": olmo2,
+    "phi3": phi3,
+    "qwen2": qwen,
+    "qwen3": qwen,
+    "smollm3": llama,
+}
 
 
 def get_family(hf_config: dict) -> ModuleType:

@@ -1,108 +1,87 @@
-"""The Llama family: Llama 1 to 3.x, SmolLM2, TinyLlama and every checkpoint with `model_type: llama`."""
+"""Llama, SmolLM2, TinyLlama (`llama`); SmolLM3, some of whose layers do not turn (`smollm3`); Mistral (`mistral`)."""
 
-from sft_jax.models.config import DecoderConfig, RopeScaling
-from sft_jax.models.families.tables import TensorRule, require, transpose
+from sft_jax.models.config import DecoderConfig
+from sft_jax.models.families import tables
+from sft_jax.models.families.tables import ConfigReader, TensorRule
 
 
 def decoder_config(hf_config: dict) -> DecoderConfig:
-    """What a Hugging Face Llama config computes, in our words.
+    """What a Hugging Face config computes, in our words.
 
     Raises:
         ValueError: a key is missing, or asks for something this port does not implement.
     """
-    activation = hf_config.get("hidden_act", "silu")
-    if activation != "silu":
-        raise ValueError(f"config.json has hidden_act={activation!r}; the llama family implements 'silu'")
-    if hf_config.get("pretraining_tp", 1) != 1:
-        raise ValueError("config.json has pretraining_tp != 1, which is not implemented; set it to 1")
-    heads = require(hf_config, "num_attention_heads")
-    theta, scaling = _rope(hf_config)
-    return DecoderConfig(
-        vocab_size=require(hf_config, "vocab_size"),
-        num_layers=require(hf_config, "num_hidden_layers"),
-        model_dim=require(hf_config, "hidden_size"),
-        num_heads=heads,
-        num_kv_heads=hf_config.get("num_key_value_heads") or heads,
-        head_dim=hf_config.get("head_dim") or require(hf_config, "hidden_size") // heads,
-        ffn_dim=require(hf_config, "intermediate_size"),
-        norm_eps=hf_config.get("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        max_positions=hf_config.get("max_position_embeddings", 2048),
-        tie_embeddings=hf_config.get("tie_word_embeddings", False),
-        attention_bias=hf_config.get("attention_bias", False),
-        ffn_bias=hf_config.get("mlp_bias", False),
+    config = ConfigReader(hf_config)
+    config.expect("hidden_act", "silu")
+    config.expect("pretraining_tp", 1)
+    kind, sizes = hf_config["model_type"], tables.sizes(config)
+    attention_bias = bool(config.get("attention_bias", False))
+    made = DecoderConfig(
+        **sizes,
+        **tables.rope(config, sizes["head_dim"], default_theta=2_000_000.0 if kind == "smollm3" else 10_000.0),
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        tie_embeddings=config.get("tie_word_embeddings", kind == "smollm3"),
+        qkv_bias=attention_bias,
+        out_bias=attention_bias,
+        ffn_bias=config.get("mlp_bias", False),
+        layer_windows=_windows(config, kind, sizes["num_layers"]),
+        rope_layers=_rope_layers(config, sizes["num_layers"]) if kind == "smollm3" else (),
     )
+    config.finish()
+    return made
 
 
-def _rope(hf_config: dict) -> tuple[float, RopeScaling | None]:
-    """Base and scaling from either spelling: `rope_parameters`, or `rope_theta` with `rope_scaling`."""
-    parameters = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
-    theta = float(parameters.get("rope_theta", hf_config.get("rope_theta", 10000.0)))
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise ValueError(f"config.json asks for rope_type={kind!r}; implemented: 'default', 'llama3'")
-    return theta, RopeScaling(
-        factor=float(require(parameters, "factor")),
-        low_freq_factor=float(require(parameters, "low_freq_factor")),
-        high_freq_factor=float(require(parameters, "high_freq_factor")),
-        original_max_positions=int(require(parameters, "original_max_position_embeddings")),
-    )
+def _windows(config: ConfigReader, kind: str, num_layers: int) -> tuple[int, ...]:
+    if kind == "mistral":
+        return tables.windows(config, num_layers, lambda layer: True)
+    if kind == "smollm3" and not config.get("use_sliding_window", False):
+        config.skip("sliding_window", "layer_types")
+        return ()
+    return tables.windows(config, num_layers, lambda layer: False, absent=0)
+
+
+def _rope_layers(config: ConfigReader, num_layers: int) -> tuple[bool, ...]:
+    """`no_rope_layers` has 1 for a layer that does turn; by default every fourth does not."""
+    interval = config.get("no_rope_layer_interval", 4)
+    stated = config.get("no_rope_layers", [(layer + 1) % interval != 0 for layer in range(num_layers)])
+    return tuple(bool(turns) for turns in stated[:num_layers])
 
 
 def tensor_table(config: DecoderConfig) -> list[TensorRule]:
-    """Every tensor of a Llama checkpoint."""
+    """Every tensor of a checkpoint."""
+    embedding = "model.embed_tokens.weight"
+    shape = (config.vocab_size, config.model_dim)
     table = [
-        TensorRule("model.embed_tokens.weight", "embedding", (config.vocab_size, config.model_dim)),
-        TensorRule("model.norm.weight", "final_norm/scale", (config.model_dim,)),
+        TensorRule(embedding, "embedding", shape),
+        *tables.norm("model.norm", "final_norm", config.model_dim),
+        tables.head("lm_head.weight", embedding, shape, config.tie_embeddings),
     ]
-    head_shape = (config.vocab_size, config.model_dim)
-    if config.tie_embeddings:
-        reason = "the head is tied to the embedding"
-        table.append(
-            TensorRule(
-                "lm_head.weight",
-                None,
-                head_shape,
-                ignored=reason,
-                equal_to="model.embed_tokens.weight",
-                required=False,
-            )
-        )
-    else:
-        table.append(TensorRule("lm_head.weight", "head", head_shape, transpose))
     for layer in range(config.num_layers):
-        table += _layer_table(config, f"model.layers.{layer}", f"layers_{layer}")
+        table += layer_table(config, f"model.layers.{layer}", f"layers_{layer}")
     return table
 
 
-def _layer_table(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
+def layer_table(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
+    """The tensors of one layer."""
+    model = config.model_dim
+    return [
+        *tables.norm(f"{source}.input_layernorm", f"{path}/attention_norm", model),
+        *tables.norm(f"{source}.post_attention_layernorm", f"{path}/ffn_norm", model),
+        tables.computed(f"{source}.self_attn.rotary_emb.inv_freq", (config.head_dim // 2,)),
+        *projections(config, source, path),
+    ]
+
+
+def projections(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
+    """The seven projections of a layer, as most families name them."""
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     model, ffn = config.model_dim, config.ffn_dim
-    linears = [
-        ("self_attn.q_proj", "attention/query", query, model, config.attention_bias),
-        ("self_attn.k_proj", "attention/key", kv, model, config.attention_bias),
-        ("self_attn.v_proj", "attention/value", kv, model, config.attention_bias),
-        ("self_attn.o_proj", "attention/out", model, query, config.attention_bias),
-        ("mlp.gate_proj", "ffn/gate", ffn, model, config.ffn_bias),
-        ("mlp.up_proj", "ffn/up", ffn, model, config.ffn_bias),
-        ("mlp.down_proj", "ffn/down", model, ffn, config.ffn_bias),
+    return [
+        *tables.linear(f"{source}.self_attn.q_proj", f"{path}/attention/query", model, query, config.qkv_bias),
+        *tables.linear(f"{source}.self_attn.k_proj", f"{path}/attention/key", model, kv, config.qkv_bias),
+        *tables.linear(f"{source}.self_attn.v_proj", f"{path}/attention/value", model, kv, config.qkv_bias),
+        *tables.linear(f"{source}.self_attn.o_proj", f"{path}/attention/out", query, model, config.out_bias),
+        *tables.linear(f"{source}.mlp.gate_proj", f"{path}/ffn/gate", model, ffn, config.ffn_bias),
+        *tables.linear(f"{source}.mlp.up_proj", f"{path}/ffn/up", model, ffn, config.ffn_bias),
+        *tables.linear(f"{source}.mlp.down_proj", f"{path}/ffn/down", ffn, model, config.ffn_bias),
     ]
-    table = [
-        TensorRule(f"{source}.input_layernorm.weight", f"{path}/attention_norm/scale", (model,)),
-        TensorRule(f"{source}.post_attention_layernorm.weight", f"{path}/ffn_norm/scale", (model,)),
-        TensorRule(
-            f"{source}.self_attn.rotary_emb.inv_freq",
-            None,
-            (config.head_dim // 2,),
-            ignored="rotary frequencies are computed from the config",
-            required=False,
-        ),
-    ]
-    for name, ours, fan_out, fan_in, bias in linears:
-        table.append(TensorRule(f"{source}.{name}.weight", f"{path}/{ours}/kernel", (fan_out, fan_in), transpose))
-        if bias:
-            table.append(TensorRule(f"{source}.{name}.bias", f"{path}/{ours}/bias", (fan_out,)))
-    return table

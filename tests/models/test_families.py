@@ -1,0 +1,154 @@
+"""Every family: logits and gradients equal torch's, packed and cached rows equal plain ones, nothing is missing."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax.traverse_util import unflatten_dict
+
+from sft_jax.generation import Generator
+from sft_jax.models import Decoder, Execution, load_pretrained
+from sft_jax.models.decoder import init_cache
+from sft_jax.models.families import FAMILIES, get_family
+from sft_jax.objectives import Settings, cross_entropy
+from sft_jax.training import run
+from sft_jax.training.metric_log import read_metrics
+from sft_jax.training.restore import load_for_inference
+from sft_jax.training.sharding import inference_mesh
+from tests import tiny
+from tests.models import families, reference
+
+TOLERANCE = 1e-4
+FIRST = list({fields["model_type"]: name for name, (fields, _) in reversed(families.CASES.items())}.values())
+ROWS, LENGTH = 2, 24
+
+
+@pytest.fixture(scope="module", params=families.CASES)
+def case(request, tmp_path_factory):
+    """(name, torch model, directory, token ids, torch's logits)."""
+    model = families.torch_model(request.param)
+    directory = families.save(model, tmp_path_factory.mktemp("family"))
+    ids = reference.tokens(ROWS, LENGTH)
+    return request.param, model, directory, ids, families.torch_logits(model, ids)
+
+
+@pytest.fixture(scope="module", params=FIRST)
+def trainable(request, tmp_path_factory):
+    """(name, directory with a tokenizer) of one case a model type."""
+    root = tmp_path_factory.mktemp("trainable")
+    directory = families.save(families.torch_model(request.param), root / "model")
+    tiny.tokenizer().save_pretrained(directory)
+    tiny.write_rows(root / "train.jsonl", 24)
+    tiny.write_rows(root / "held_out.jsonl", 8, seed=1)
+    return request.param, root
+
+
+def test_every_family_has_a_case():
+    assert {fields["model_type"] for fields, _ in families.CASES.values()} == FAMILIES.keys()
+
+
+def mean_loss(model, params, ids):
+    ids = jnp.asarray(ids)
+    logits = model.apply({"params": params}, ids)
+    loss, count = cross_entropy(logits[:, :-1], ids[:, 1:], jnp.ones(ids[:, 1:].shape, jnp.float32), Settings())["loss"]
+    return loss / count, logits
+
+
+def torch_gradients(model, name, ids, config):
+    """By our paths, unrolled."""
+    model.zero_grad()
+    wide = torch.from_numpy(ids).long()
+    logits = model(input_ids=wide, use_cache=False).logits[:, :-1]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), wide[:, 1:].flatten()).backward()
+    stored = {label: parameter.grad.numpy() for label, parameter in model.named_parameters()}
+    if name.startswith("gpt_neox"):  # the name in the file
+        stored["embed_out.weight"] = stored.pop("lm_head.weight")
+    rules = get_family(families.hf_config(name)).tensor_table(config)
+    return unflatten_dict({r.path: r.transform(stored[r.source]) for r in rules if r.path}, sep="/")
+
+
+@pytest.mark.parametrize("layout", ["scan", "unrolled"])
+def test_logits_and_gradients_equal_torch(case, layout):
+    name, torch_model, directory, ids, expected = case
+    assert expected.std() >= 1
+    model, params = load_pretrained(directory, execution=Execution(layer_layout=layout))
+    (_, logits), gradient = reference.jit(
+        jax.value_and_grad(lambda params: mean_loss(model, params, ids), has_aux=True)
+    )(params)
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=0)
+    theirs = reference.flat(reference.in_layout(torch_gradients(torch_model, name, ids, model.config), layout))
+    ours = reference.flat(gradient)
+    assert ours.keys() == theirs.keys()
+    # The keys' biases: a number added to all scores of a query, with a gradient of rounding errors.
+    errors = {p: reference.relative(ours[p], theirs[p]) for p in ours if np.abs(theirs[p]).max() > 1e-6}
+    assert max(errors.values()) <= TOLERANCE, errors
+
+
+def test_every_feature_is_noticed_when_it_is_off(case):
+    name, _, directory, ids, expected = case
+    model, params = load_pretrained(directory, execution=Execution(layer_layout="unrolled"))
+    moved = {}
+    for switch, edit in families.CASES[name][1].items():
+        config, edited = edit(model.config, params)
+        logits = reference.logits_of(Decoder(config, model.execution), edited, ids)
+        moved[switch] = np.abs(logits - expected).max()
+    assert min(moved.values()) >= 100 * TOLERANCE, moved
+
+
+def test_packed_rows_and_cached_reading_equal_plain_ones(case):
+    _, _, directory, ids, expected = case
+    model, params = load_pretrained(directory)
+    # Both rows one after the other in one row of the batch.
+    packed = np.concatenate(list(ids))[None]
+    positions = np.tile(np.arange(LENGTH, dtype=np.int32), ROWS)[None]
+    segments = np.repeat(np.arange(1, ROWS + 1, dtype=np.int32), LENGTH)[None]
+    found = reference.logits_of(model, params, packed, positions, segments)
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=TOLERANCE, rtol=0)
+
+    @reference.jit
+    def extend(tokens, start, cache):
+        positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+        hidden, cache = model.apply({"params": params}, tokens, positions, None, cache, method="hidden")
+        return model.apply({"params": params}, hidden, method="head"), cache
+
+    cache, pieces = init_cache(model.config, model.execution, ROWS, LENGTH + 3), []
+    for start in range(0, LENGTH, 8):
+        piece, cache = extend(ids[:, start : start + 8], start, cache)
+        pieces.append(piece)
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_greedy_text_equals_uncached(case):
+    _, _, directory, ids, _ = case
+    model, params = load_pretrained(directory)
+    prompts = [ids[0, :6], ids[1, :9]]
+    answers = Generator(model, tiny.tokenizer(), (), max_new_tokens=4, batch_size=2)({"params": params}, prompts)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        text = np.zeros((ROWS, LENGTH), np.int32)  # what stands behind a token does not reach it
+        text[:, : len(prompt)] = prompt
+        for end in range(len(prompt), len(prompt) + 4):
+            text[:, end] = reference.logits_of(model, params, text)[0, end - 1].argmax()
+        assert answer.tokens.tolist() == text[0, len(prompt) : len(prompt) + 4].tolist()
+
+
+def test_a_run_trains_and_its_result_is_loaded(trainable):
+    """LoRA on eight devices: every adapter has moved."""
+    name, root = trainable
+    config = tiny.config(root, "lora", duration="2 steps", **{"mesh.tensor": 2, "checkpoint.best_metric": ""})
+    assert (
+        families.CASES[name][0]["model_type"] == json.loads((root / "model" / "config.json").read_text())["model_type"]
+    )
+    run(config, root / "run")
+    losses = [line["train/loss"] for line in read_metrics(root / "run" / "metrics.jsonl") if "train/loss" in line]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    mesh = inference_mesh()
+    with jax.set_mesh(mesh):
+        loaded = load_for_inference(str(root / "run"), mesh, "float32")
+        assert np.isfinite(loaded.model.apply(loaded.variables, reference.tokens(1, 8))).all()
+    adapters = reference.flat(loaded.variables["adapters"])
+    still = [path for path, leaf in adapters.items() if path.endswith("/b") and not np.any(leaf)]
+    assert not still
