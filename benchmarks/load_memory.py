@@ -83,7 +83,7 @@ def _measure(directory: Path, layout: str) -> None:
     from sft_jax.training.setup import placement
     from sft_jax.training.sharding import make_mesh
 
-    mesh = make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": 4, "tensor": 2}))
+    mesh = make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}))
     checkpoint = open_checkpoint(directory)
     peak, stop = 0, threading.Event()
     before = _anonymous()

@@ -43,12 +43,16 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.objective.positions = "supervised"  # where the vocabulary head is computed; or "all"
     config.objective.head_chunk_tokens = 512  # of a device, at a time; 0: all at once
 
+    config.experts = ConfigDict()  # of models that have some
+    config.experts.balance_loss = 0.001  # factor of the loss that spreads tokens over experts; 0: none
+    config.experts.capacity = 0.0  # an expert takes at most this many times its even share of a row; 0: all that come
+
     config.adapter = ConfigDict()
     config.adapter.method = "none" if arg == "full" else "lora"
     config.adapter.rank = 16
     config.adapter.alpha = 32.0  # the update is scaled by alpha / rank
     config.adapter.dropout = 0.0
-    config.adapter.targets = ("attention/(query|key|value|out)", "ffn/(gate|up|down)")
+    config.adapter.targets = ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)")
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-5 if arg == "full" else 2e-4
@@ -75,6 +79,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.mesh = ConfigDict()
     config.mesh.replica = 1
     config.mesh.fsdp = -1  # -1: the devices that are left
+    config.mesh.expert = 1  # experts of a mixture are split over it; everything else as over fsdp
     config.mesh.tensor = 1
 
     config.evaluation = ConfigDict()

@@ -61,7 +61,7 @@ class DecoderConfig:
         num_heads: query heads.
         num_kv_heads: key/value heads; each is read by num_heads / num_kv_heads query heads.
         head_dim: width of a head, which need not be model_dim / num_heads.
-        ffn_dim: inner width of the feed-forward layer.
+        ffn_dim: inner width of the feed-forward layer, or of each expert.
         norm: `rms`, or `layer` with mean and bias.
         norm_eps: added to the variance.
         norm_offset: added to every norm's scale (Gemma: 1).
@@ -86,6 +86,11 @@ class DecoderConfig:
         ffn_bias: biases of the feed-forward projections.
         ffn_gated: down(activation(gate) * up), or down(activation(up)).
         activation: of the feed-forward layer.
+        num_experts: gated feed-forward layers of which each token takes some; 0 is one for all tokens.
+        experts_per_token: how many it takes.
+        normalize_expert_weights: the weights of those taken sum to 1.
+        expert_capacity: an expert takes at most this many times its even share of a row's tokens, the rest pass it by;
+            0 is no bound.
     """
 
     vocab_size: int
@@ -118,6 +123,10 @@ class DecoderConfig:
     ffn_bias: bool = False
     ffn_gated: bool = True
     activation: str = "silu"
+    num_experts: int = 0
+    experts_per_token: int = 0
+    normalize_expert_weights: bool = True
+    expert_capacity: float = 0.0
 
     def __post_init__(self):
         for name, allowed in (
@@ -135,6 +144,12 @@ class DecoderConfig:
             raise ValueError(f"rope_dim={self.rope_dim} must be even and at most head_dim={self.head_dim}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} must lie in 1 … num_experts={self.num_experts}"
+            )
+        if self.num_experts and (not self.ffn_gated or self.ffn_bias):
+            raise ValueError("experts are gated and have no biases: ffn_gated and not ffn_bias")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs")
 
@@ -142,6 +157,8 @@ class DecoderConfig:
         """Weights that take part in matrix products per token: (in the layers, in the head)."""
         attention = self.model_dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
         ffn = (3 if self.ffn_gated else 2) * self.model_dim * self.ffn_dim
+        if self.num_experts:
+            ffn = self.experts_per_token * ffn + self.model_dim * self.num_experts
         return self.num_layers * (attention + ffn), self.vocab_size * self.model_dim
 
 

@@ -4,8 +4,6 @@ Dimensions: B batch, S sequence, T keys in view, D model, H heads, K key/value h
 L layers.
 """
 
-import functools
-
 import flax.linen as nn
 import flax.struct
 import jax
@@ -17,6 +15,8 @@ from sft_jax.models import adapters, rope
 from sft_jax.models.attention import Visibility, attention
 from sft_jax.models.blocked_attention import KEPT
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
+from sft_jax.models.experts import ROUTING, Experts
+from sft_jax.models.layers import Linear, Norm, activated, gated
 from sft_jax.models.partitioning import BATCH_AXES, constrain
 from sft_jax.models.products import einsum
 
@@ -113,78 +113,6 @@ class Context:
         return jnp.take(self.cos, traits.rope, axis=0), jnp.take(self.sin, traits.rope, axis=0)
 
 
-class Norm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016), computed in float32."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Normalises the last axis."""
-        config, width = self.config, (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.constant(1.0 - config.norm_offset), width)
-        if config.norm == "layer":
-            bias = self.param("bias", nn.initializers.zeros_init(), width)
-            return _standardised(x, scale, bias, config.norm_eps)
-        return _normalised(x, scale, config.norm_offset, config.norm_eps)
-
-
-# Both keep their inputs for the backward pass, nothing between.
-
-
-@functools.partial(jax.checkpoint, static_argnums=(2, 3))
-def _normalised(x: Float[Array, "*B D"], scale: Float[Array, "D"], offset: float, eps: float) -> Float[Array, "*B D"]:
-    wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
-    return (normed * (_wide(scale, x.ndim) + offset)).astype(x.dtype)
-
-
-@functools.partial(jax.checkpoint, static_argnums=3)
-def _standardised(
-    x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float
-) -> Float[Array, "*B D"]:
-    wide = x.astype(jnp.float32)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + eps)
-    return (normed * _wide(scale, x.ndim) + _wide(bias, x.ndim)).astype(x.dtype)
-
-
-def _wide(vector: Array, ndim: int) -> Array:
-    """float32 [1, …, 1, D]."""
-    return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector.shape)
-
-
-class Linear(nn.Module):
-    """The one projection of the model: product, bias, adapter. Knows precision and adapters, and nothing else does."""
-
-    features: int
-    use_bias: bool
-    execution: Execution
-    adapter: AdapterSpec | None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B S I"]) -> Float[Array, "B S O"]:
-        """Applies the kernel [I, O] and what the adapter adds to it."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        output = einsum("bsi,io->bso", x, kernel, self.execution.product_dtype, self.execution.activation_dtype)
-        variables = self.variables.get(adapters.COLLECTION)
-        if self.adapter is not None and variables:
-            output = self._adapt(x, kernel, output, variables)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-            output = output + bias.astype(output.dtype)[None, None]
-        return output
-
-    def _adapt(self, x, kernel, output, variables):
-        arrays = dict(variables)
-        if self.adapter.dropout:
-            keep = 1.0 - arrays["dropout"]
-            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
-            x = jnp.where(kept, x / keep, 0).astype(x.dtype)
-        method = adapters.get_method(self.adapter.method)
-        return method.apply(x, kernel, output, arrays, self.execution.product_dtype)
-
-
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -240,23 +168,6 @@ class Attention(nn.Module):
         return Norm(self.config, name=name)(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
 
 
-_ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
-
-
-@functools.partial(jax.checkpoint, static_argnums=2)  # as in the norm
-def _gated(gate: Float[Array, "B S F"], up: Float[Array, "B S F"], activation: str) -> Float[Array, "B S F"]:
-    return _ACTIVATIONS[activation](gate) * up
-
-
-@functools.partial(jax.checkpoint, static_argnums=1)
-def _activated(up: Float[Array, "B S F"], activation: str) -> Float[Array, "B S F"]:
-    return _ACTIVATIONS[activation](up)
-
-
 class FeedForward(nn.Module):
     """down(activation(gate(x)) * up(x)) (Shazeer 2020), or without a gate down(activation(up(x)))."""
 
@@ -274,9 +185,9 @@ class FeedForward(nn.Module):
 
         if config.ffn_gated:
             gate = linear("gate", config.ffn_dim)(x)
-            inner = _gated(gate, linear("up", config.ffn_dim)(x), config.activation)
+            inner = gated(gate, linear("up", config.ffn_dim)(x), config.activation)
         else:
-            inner = _activated(linear("up", config.ffn_dim)(x), config.activation)
+            inner = activated(linear("up", config.ffn_dim)(x), config.activation)
         return linear("down", config.model_dim)(constrain(inner, BATCH_AXES, None, "tensor"))
 
 
@@ -311,7 +222,11 @@ class Layer(nn.Module):
             between = constrain(x + mixed, BATCH_AXES, None, None)
         with jax.named_scope("ffn"):
             read = self._before("ffn", x if self.config.norm_placement == "parallel" else between)
-            added = self._after("ffn", FeedForward(*parts, name="ffn")(read))
+            if self.config.num_experts:
+                added = Experts(*parts, name="experts")(read, context.visibility.query_segments > 0)
+            else:
+                added = FeedForward(*parts, name="ffn")(read)
+            added = self._after("ffn", added)
             return constrain(between + added, BATCH_AXES, None, None), cache
 
     def _before(self, name: str, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
@@ -351,7 +266,7 @@ class Decoder(nn.Module):
         if execution.layer_layout == "scan":
             self.layers = nn.scan(
                 layer,
-                variable_axes={"params": 0, adapters.COLLECTION: 0},
+                variable_axes={"params": 0, adapters.COLLECTION: 0, ROUTING: 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, 0, 0),
                 out_axes=0,

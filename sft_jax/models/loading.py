@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
@@ -86,17 +86,32 @@ def load_params(
             _check_ignored(checkpoint, rule)
             continue
         array = rule.transform(checkpoint.tensors[rule.source].load()).astype(jnp.dtype(dtype))
-        layer = _LAYER.match(rule.path)
-        if layer is None or layout == "unrolled":
-            arrays[rule.path] = _put(array, sharding(rule.path, array.shape))
+        path, place = _place(rule, layout, config.num_layers)
+        shape = (*(count for _, count in place), *array.shape)
+        if not place:
+            arrays[path] = _put(array, sharding(path, shape))
             continue
-        path, shape = f"layers/{layer['rest']}", (config.num_layers, *array.shape)
-        if path not in arrays:
-            arrays[path] = _empty(shape, array.dtype, sharding(path, shape))
-        stack = arrays.pop(path)
-        placed = _put(array, sharding(rule.path, array.shape))
-        arrays[path] = _writer(stack.sharding)(stack, placed, int(layer["number"]))
+        whole = arrays.pop(path, None)
+        if whole is None:
+            whole = _empty(shape, array.dtype, sharding(path, shape))
+        placed = _put(array, _without_leading(whole.sharding, len(place)))
+        arrays[path] = _writer(whole.sharding, len(place))(whole, placed, *(number for number, _ in place))
     return unflatten_dict({tuple(path.split("/")): array for path, array in arrays.items()})
+
+
+def _place(rule: TensorRule, layout: LayerLayout, num_layers: int) -> tuple[str, list[tuple[int, int]]]:
+    """The parameter that a tensor goes to, and where in it: (number, count) of each leading axis that is filled piecewise."""
+    layer, parts = _LAYER.match(rule.path), [] if rule.part is None else [rule.part]
+    if layer is None or layout == "unrolled":
+        return rule.path, parts
+    return f"layers/{layer['rest']}", [(int(layer["number"]), num_layers), *parts]
+
+
+def _without_leading(sharding: Sharding, count: int) -> Sharding:
+    """Of one piece along the first `count` axes."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[count:]))
 
 
 def _put(array: np.ndarray, sharding: Sharding) -> jax.Array:
@@ -109,11 +124,12 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.A
 
 
 @functools.cache
-def _writer(sharding: Sharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """Writes one layer into a stack, in place."""
+def _writer(sharding: Sharding, leading: int) -> Callable[..., jax.Array]:
+    """Writes one piece (of one layer, of one expert) into the whole, in place."""
 
-    def write(stack, layer, number):
-        return jax.lax.dynamic_update_index_in_dim(stack, layer, number, axis=0)
+    def write(whole, piece, *numbers):
+        piece = piece.reshape((1,) * leading + piece.shape)
+        return jax.lax.dynamic_update_slice(whole, piece, (*numbers, *(0,) * (whole.ndim - leading)))
 
     return jax.jit(write, donate_argnums=0, out_shardings=sharding)
 

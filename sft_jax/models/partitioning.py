@@ -1,15 +1,17 @@
 """Mesh axes, and the one helper through which the model constrains activations.
 
 Mesh axes exist even at size one, so that the same program runs anywhere:
-`replica` repeats parameters, `fsdp` splits parameters and the batch, `tensor` splits heads, FFN and vocabulary.
+`replica` repeats parameters, `fsdp` splits parameters and the batch, `expert` does the same and splits the experts of a
+mixture among devices, `tensor` splits heads, FFN and vocabulary.
 """
 
 import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Shaped
 
-MESH_AXES = ("replica", "fsdp", "tensor")
-BATCH_AXES = ("replica", "fsdp")
+MESH_AXES = ("replica", "fsdp", "expert", "tensor")
+BATCH_AXES = ("replica", "fsdp", "expert")
+PARAM_AXES = ("fsdp", "expert")  # over which parameters are split that are not experts'
 
 
 def fit_spec(spec: P, shape: tuple[int, ...], axis_sizes: dict[str, int]) -> P:

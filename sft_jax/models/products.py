@@ -9,7 +9,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.lax import RaggedDotDimensionNumbers
+from jaxtyping import Array, Float, Int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
@@ -60,3 +61,58 @@ def _backward(spec, product_dtype, out_dtype, residuals, cotangent):
 
 
 einsum.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def grouped_product(
+    x: Float[Array, "M I"],
+    weights: Float[Array, "E I O"],
+    sizes: Int[Array, "E"],
+    product_dtype: str,
+    out_dtype: str,
+) -> Float[Array, "M O"]:
+    """The first `sizes[0]` rows of `x` times the first weight, the next `sizes[1]` times the second, …
+
+    Args:
+        x: rows sorted by weight.
+        weights: one matrix a group.
+        sizes: rows of each group; rows behind the last group give zeros.
+        product_dtype: dtype of the inputs of the products, forward and backward.
+        out_dtype: dtype of the result. Gradients come back in the dtypes of `x` and `weights`.
+    """
+    return _grouped_forward(x, weights, sizes, product_dtype, out_dtype)[0]
+
+
+_ROWS_WITH_WEIGHTS = RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
+_ROWS_WITH_TURNED_WEIGHTS = RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
+_ROWS_WITH_ROWS = RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
+
+
+def _grouped(x, y, sizes, numbers, product_dtype):
+    precision = jax.lax.Precision.HIGHEST if product_dtype == "float32" else None
+    operands = (x.astype(product_dtype), y.astype(product_dtype))
+    return jax.lax.ragged_dot_general(
+        *operands, sizes, numbers, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _grouped_forward(x, weights, sizes, product_dtype, out_dtype):
+    kept = (x.astype(product_dtype), weights, sizes, jnp.zeros((0,), x.dtype))
+    out = _in_groups(_grouped(x, weights, sizes, _ROWS_WITH_WEIGHTS, product_dtype), sizes)
+    return out.astype(out_dtype), kept
+
+
+def _in_groups(rows, sizes):
+    """Zeros behind the last group, whatever a backend leaves there."""
+    return jnp.where(jnp.arange(rows.shape[0])[:, None] < jnp.sum(sizes), rows, 0.0)
+
+
+def _grouped_backward(product_dtype, out_dtype, residuals, cotangent):
+    del out_dtype
+    x, weights, sizes, like_x = residuals
+    dx = _in_groups(_grouped(cotangent, weights, sizes, _ROWS_WITH_TURNED_WEIGHTS, product_dtype), sizes)
+    dweights = _grouped(x, cotangent, sizes, _ROWS_WITH_ROWS, product_dtype)
+    return dx.astype(like_x.dtype), dweights.astype(weights.dtype), None
+
+
+grouped_product.defvjp(_grouped_forward, _grouped_backward)

@@ -48,6 +48,8 @@ CHECKS: dict[str, Check] = {
     "objective.z_loss": _at_least(0),
     "objective.positions": _one_of("supervised", "all"),
     "objective.head_chunk_tokens": _at_least(0),
+    "experts.balance_loss": _at_least(0),
+    "experts.capacity": _at_least(0),
     "adapter.method": _known(METHODS, "none"),
     "adapter.rank": _at_least(1),
     "adapter.dropout": _BELOW_ONE,

@@ -145,7 +145,8 @@ def _last_evaluation(workdir: epath.Path) -> dict[str, float]:
 
 
 def _evaluation(config, data, model, settings, state, mesh, evaluators):
-    """The function (state, progress) -> (scalars, texts) of one evaluation."""
+    """The function (state, progress) -> (scalars, texts) of one evaluation; experts are measured without a bound."""
+    model = model.clone(config=dataclasses.replace(model.config, expert_capacity=0.0))
     eval_step = compile_eval_step(model, settings, state, mesh)
     samples = Samples(model, data, config) if data.held_out_records and config.evaluation.samples else None
 

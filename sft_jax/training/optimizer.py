@@ -23,7 +23,7 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
     """The numbers of a run as float32 scalars.
 
     Args:
-        config: `optimizer` and `adapter` of the experiment config.
+        config: `optimizer`, `experts` and `adapter` of the experiment config.
         warmup_steps: steps of linear warm-up.
         total_steps: length of the run in optimizer steps, for the schedule.
     """
@@ -39,6 +39,7 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         "beta2": beta2,
         "epsilon": optimizer.epsilon,
         "clip_norm": optimizer.clip_norm or float("inf"),
+        "balance_loss": config.experts.balance_loss,
         "adapter_alpha": config.adapter.alpha,
         "adapter_dropout": config.adapter.dropout,
     }

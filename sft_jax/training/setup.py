@@ -189,7 +189,15 @@ def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execu
 
 
 def make_model(config: ml_collections.ConfigDict, decoder: DecoderConfig) -> Decoder:
-    """The decoder with its adapters, as the config asks."""
+    """The decoder with its adapters, as the config asks.
+
+    Raises:
+        ValueError: a bound on experts for a model that has none.
+    """
+    if config.experts.capacity:
+        if not decoder.num_experts:
+            raise ValueError(f"--config.experts.capacity={config.experts.capacity}: this model has no experts")
+        decoder = dataclasses.replace(decoder, expert_capacity=config.experts.capacity)
     spec = None
     if config.adapter.method != "none":
         adapters.get_method(config.adapter.method)
@@ -206,13 +214,13 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
     rows, parts, shards = config.batch.rows, config.batch.micro_batches, data_shards(mesh)
     if shards % jax.process_count():
         raise ValueError(
-            f"--config.mesh: replica x fsdp = {shards} must be a multiple of the {jax.process_count()} processes: each "
+            f"--config.mesh: replica x fsdp x expert = {shards} must be a multiple of the {jax.process_count()} processes: each "
             "loads rows of its own, so the tensor axis must not span processes"
         )
     if rows % (parts * shards):
         raise ValueError(
             f"--config.batch.rows={rows} must be a multiple of --config.batch.micro_batches={parts} x {shards} "
-            "(the mesh axes replica x fsdp, over which rows are split)"
+            "(the mesh axes replica x fsdp x expert, over which rows are split)"
         )
     chunk_tokens = config.objective.head_chunk_tokens
     rows_at_once = rows // (parts * shards)
@@ -222,6 +230,7 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
         schedule=config.optimizer.schedule,
         micro_batches=parts,
         head_chunk=max(1, chunk_tokens // rows_at_once) if chunk_tokens else 0,
+        balance=config.experts.balance_loss > 0,
         seed=config.seed,
     )
 

@@ -10,7 +10,7 @@ import ml_collections
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sft_jax.models.partitioning import BATCH_AXES, MESH_AXES, fit_spec
+from sft_jax.models.partitioning import BATCH_AXES, MESH_AXES, PARAM_AXES, fit_spec
 
 Tree = Any
 
@@ -18,20 +18,25 @@ Tree = Any
 # Specs are for one layer; stacked layers get a leading None.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     # The vocabulary over fsdp and the model dimension over tensor: a lookup gathers rows without moving columns.
-    (r"embedding$", P("fsdp", "tensor")),
-    (r"head$", P("fsdp", "tensor")),
-    (r"(query|key|value|gate|up)/kernel$", P("fsdp", "tensor")),
-    (r"(out|down)/kernel$", P("tensor", "fsdp")),
+    (r"embedding$", P(PARAM_AXES, "tensor")),
+    (r"head$", P(PARAM_AXES, "tensor")),
+    (r"experts/(gate|up)/kernel$", P("expert", "fsdp", "tensor")),
+    (r"experts/down/kernel$", P("expert", "tensor", "fsdp")),
+    (r"experts/(gate|up|down)/a$", P("expert", "fsdp", None)),
+    (r"experts/(gate|up|down)/b$", P("expert", None, "fsdp")),
+    (r"router/kernel$", P(PARAM_AXES, None)),
+    (r"(query|key|value|gate|up)/kernel$", P(PARAM_AXES, "tensor")),
+    (r"(out|down)/kernel$", P("tensor", PARAM_AXES)),
     (r"(query|key|value|gate|up)/bias$", P("tensor")),
-    (r"/a$", P("fsdp", None)),
-    (r"/b$", P(None, "fsdp")),
+    (r"/a$", P(PARAM_AXES, None)),
+    (r"/b$", P(None, PARAM_AXES)),
     (r"(scale|bias|dropout)$", P()),
 )
 _STACKED = re.compile(r"(^|/)layers/")
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh `replica, fsdp, tensor`; an axis of size -1 takes the devices that are left.
+    """The mesh `replica, fsdp, expert, tensor`; an axis of size -1 takes the devices that are left.
 
     Args:
         config: `mesh` of the experiment config: one size an axis.
@@ -58,7 +63,7 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | Non
 
 def inference_mesh() -> Mesh:
     """All devices on `fsdp`: prompts and parameters are split over them."""
-    return make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1}))
+    return make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "expert": 1, "tensor": 1}))
 
 
 def spec_of(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:

@@ -64,7 +64,7 @@ def variables(trained: Tree, frozen: Tree, hyper: dict[str, Array]) -> Tree:
     added = {}
     for path, leaf in flat.items():
         if path[-1] == "a":
-            stack = leaf.shape[:-2]  # (layers,) where layers are stacked
+            stack = leaf.shape[:1] if path[0] == "layers" else ()
             added[(*path[:-1], "scale")] = jnp.broadcast_to(hyper["adapter_alpha"] / leaf.shape[-1], stack)
             added[(*path[:-1], "dropout")] = jnp.broadcast_to(hyper["adapter_dropout"], stack)
     return {**tree, adapters.COLLECTION: unflatten_dict({**flat, **added})}

@@ -16,7 +16,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from sft_jax.models.decoder import Decoder
+from sft_jax.models.experts import ROUTING, Routing, total_routing
 from sft_jax.objectives import Objective, Settings
+from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.head import gather_targets, over_chunks
 from sft_jax.training.optimizer import adamw, learning_rate
 from sft_jax.training.sharding import batch_sharding, shardings_of
@@ -37,6 +39,7 @@ class StepSettings:
         schedule: kind of learning-rate schedule.
         micro_batches: parts into which the global batch is split, one after the other.
         head_chunk: target slots of a row that go through the head at a time; 0 takes all.
+        balance: the loss that spreads tokens over experts, where there are some, is part of the gradient.
         seed: of dropout.
     """
 
@@ -45,22 +48,31 @@ class StepSettings:
     schedule: str = "cosine"
     micro_batches: int = 1
     head_chunk: int = 0
+    balance: bool = False
     seed: int = 0
 
 
-def loss_sums(
-    model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, dropout_key: Array | None
-) -> Metrics:
-    """Sums and counts of the objective over a (micro-)batch, as a function of `trained`."""
-    rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    hidden, _ = model.apply(
+def hidden_states(
+    model: Decoder, trained: Tree, state: TrainState, batch: Tree, dropout_key: Array | None
+) -> tuple[Array, Routing | None]:
+    """Hidden states of a (micro-)batch, and how its tokens were spread over experts in all layers together."""
+    (hidden, _), collections = model.apply(
         variables(trained, state.frozen, state.hyper),
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
         method="hidden",
-        rngs=rngs,
+        rngs={} if dropout_key is None else {"dropout": dropout_key},
+        mutable=[ROUTING],
     )
+    return hidden, total_routing(collections[ROUTING]) if model.config.num_experts else None
+
+
+def loss_sums(
+    model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, dropout_key: Array | None
+) -> tuple[Metrics, Routing | None]:
+    """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and the experts' share in it."""
+    hidden, routing = hidden_states(model, trained, state, batch, dropout_key)
     hidden = gather_targets(hidden, batch["target_slots"])
 
     def head_objective(trained_head, frozen_head, hidden, targets, weights):
@@ -68,7 +80,7 @@ def loss_sums(
         return settings.objective(logits, targets, weights, settings.objective_settings)
 
     with jax.named_scope("head_and_loss"):
-        return over_chunks(
+        metrics = over_chunks(
             head_objective,
             head_weights(trained),
             head_weights(state.frozen),
@@ -77,6 +89,7 @@ def loss_sums(
             batch["weights"],
             settings.head_chunk,
         )
+    return metrics, routing
 
 
 def gradients(
@@ -85,23 +98,40 @@ def gradients(
     """Metrics, and the gradient of loss sum / loss count over all micro-batches."""
     dropout = model.adapter is not None and model.adapter.dropout
     rows = batch["tokens"].shape[0]
+    balanced = settings.balance and model.config.num_experts > 0
+    step_key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+    keys = jax.random.split(step_key, rows)
+
+    def in_parts(function, argnums):
+        if settings.micro_batches == 1:
+            return function
+        size = rows // settings.micro_batches
+        return optax.microbatching.microbatch(function, argnums=argnums, microbatch_size=size)
+
+    def chosen(batch, keys):
+        return hidden_states(model, state.trained, state, batch, keys[0] if dropout else None)[1].chosen
+
+    # The balance loss is not a sum over micro-batches: each needs to know what the whole step chose.
+    chosen_in_step = in_parts(chosen, (0, 1))(batch, keys) if balanced and settings.micro_batches > 1 else None
+    tokens = jnp.sum(batch["segment_ids"] > 0, dtype=jnp.float32)
+    weight = jnp.sum(batch["weights"])
 
     def sums(trained, batch, keys):
-        metrics = loss_sums(model, settings, trained, state, batch, keys[0] if dropout else None)
-        return metrics["loss"][0], metrics
+        metrics, routing = loss_sums(model, settings, trained, state, batch, keys[0] if dropout else None)
+        minimised = metrics["loss"][0]
+        if balanced:
+            chosen = jax.lax.stop_gradient(routing.chosen) if chosen_in_step is None else chosen_in_step
+            balance = balance_loss(routing, chosen, tokens, model.config.num_layers)
+            metrics["balance_loss"] = (balance, jnp.ones(()) / settings.micro_batches)
+            minimised += state.hyper["balance_loss"] * weight * balance  # scaled with the loss by 1 / its count
+        return minimised, metrics
 
     def value_and_grad(batch, keys):
         (_, metrics), gradient = jax.value_and_grad(sums, has_aux=True)(state.trained, batch, keys)
         # Micro-batches are summed in float32 whatever the dtype of the parameters.
         return metrics, constrain(jax.tree.map(lambda g: g.astype(jnp.float32), gradient))
 
-    step_key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-    keys = jax.random.split(step_key, rows)
-    if settings.micro_batches > 1:
-        value_and_grad = optax.microbatching.microbatch(
-            value_and_grad, argnums=(0, 1), microbatch_size=rows // settings.micro_batches
-        )
-    metrics, gradient = value_and_grad(batch, keys)
+    metrics, gradient = in_parts(value_and_grad, (0, 1))(batch, keys)
     scale = 1.0 / jnp.maximum(metrics["loss"][1], jnp.finfo(jnp.float32).tiny)
     return metrics, jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)
 
@@ -148,10 +178,10 @@ def _where(condition: Array, yes: Tree, no: Tree) -> Tree:
 
 
 def _module_norms(gradient: Tree) -> dict[str, Array]:
-    """Squared norm of the gradient by kind of module: embedding, head, attention, ffn, norms."""
+    """Squared norm of the gradient by kind of module: embedding, head, attention, ffn, experts, norms."""
     squares: dict[str, Array] = {}
     for path, leaf in flatten_dict(gradient).items():
-        name = next((part for part in path if part in ("attention", "ffn", "embedding", "head")), "norms")
+        name = next((part for part in path if part in ("attention", "ffn", "experts", "embedding", "head")), "norms")
         squares[name] = squares.get(name, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
     return squares
 
@@ -186,6 +216,6 @@ def compile_eval_step(model: Decoder, settings: StepSettings, state: TrainState,
     state_shardings = shardings_of(state, mesh)
 
     def step(state, batch):
-        return loss_sums(model, settings, state.trained, state, batch, None)
+        return loss_sums(model, settings, state.trained, state, batch, None)[0]
 
     return jax.jit(step, in_shardings=(state_shardings, batch_sharding(mesh)), out_shardings=NamedSharding(mesh, P()))

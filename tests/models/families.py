@@ -93,6 +93,11 @@ GEMMA = {
     "tanh of gelu": changed(activation="silu"),
     **NO_WINDOW,
 }
+EXPERTS = {
+    "router": without("router/kernel", 0.0),
+    "experts": without("down/kernel", 0.0),
+    "bound": changed(expert_capacity=0.5),
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
 
 # name -> (fields of config.json, switches)
@@ -174,6 +179,32 @@ CASES: dict[str, tuple[dict, dict[str, Edit]]] = {
         },
         {"part that turns": changed(rope_dim=0)},
     ),
+    "mixtral": (
+        {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+        EXPERTS | {"experts a token takes": changed(experts_per_token=1)},
+    ),
+    "qwen3_moe": (
+        {
+            "model_type": "qwen3_moe",
+            "head_dim": 16,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+        },
+        EXPERTS | {"qk norm": without_qk_norm, "weights that do not sum to 1": changed(normalize_expert_weights=True)},
+    ),
+    "qwen3_moe normalised": (
+        {
+            "model_type": "qwen3_moe",
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+        },
+        NO_WINDOW | {"weights that sum to 1": changed(normalize_expert_weights=False)},
+    ),
     "olmo2": (
         {"model_type": "olmo2"},
         {
@@ -227,7 +258,7 @@ def torch_model(case: str, seed: int = 0) -> transformers.PreTrainedModel:
             elif "wpe" in name or "wte" in name or "embed" in name:
                 parameter.copy_(0.35 * noise)
             else:
-                fan_in = parameter.shape[0] if case == "gpt2" and ".c_" in name else parameter.shape[1]
+                fan_in = parameter.shape[0] if case == "gpt2" and ".c_" in name else parameter.shape[-1]
                 parameter.copy_(2.0 * fan_in**-0.5 * noise)
     return model
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import unflatten_dict
+from transformers.core_model_loading import revert_weight_conversion
 
 from sft_jax.generation import Generator
 from sft_jax.models import Decoder, Execution, load_pretrained
@@ -63,11 +64,17 @@ def torch_gradients(model, name, ids, config):
     wide = torch.from_numpy(ids).long()
     logits = model(input_ids=wide, use_cache=False).logits[:, :-1]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), wide[:, 1:].flatten()).backward()
-    stored = {label: parameter.grad.numpy() for label, parameter in model.named_parameters()}
+    gradients = {label: parameter.grad for label, parameter in model.named_parameters()}
     if name.startswith("gpt_neox"):  # the name in the file
-        stored["embed_out.weight"] = stored.pop("lm_head.weight")
-    rules = get_family(families.hf_config(name)).tensor_table(config)
-    return unflatten_dict({r.path: r.transform(stored[r.source]) for r in rules if r.path}, sep="/")
+        gradients["embed_out.weight"] = gradients.pop("lm_head.weight")
+    stored = {label: gradient.numpy() for label, gradient in revert_weight_conversion(model, gradients).items()}
+    made = {}
+    for rule in get_family(families.hf_config(name)).tensor_table(config):
+        if rule.path and rule.part:
+            made.setdefault(rule.path, []).append(rule.transform(stored[rule.source]))
+        elif rule.path:
+            made[rule.path] = rule.transform(stored[rule.source])
+    return unflatten_dict({path: np.asarray(array) for path, array in made.items()}, sep="/")
 
 
 @pytest.mark.parametrize("layout", ["scan", "unrolled"])

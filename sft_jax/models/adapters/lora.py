@@ -3,11 +3,11 @@
 The update A B is never formed during training: the gradient of W (the costly one) is never needed.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
-
-from sft_jax.models.products import einsum
 
 
 def init(key: PRNGKeyArray, kernel_shape: tuple[int, ...], rank: int) -> dict[str, Array]:
@@ -15,7 +15,7 @@ def init(key: PRNGKeyArray, kernel_shape: tuple[int, ...], rank: int) -> dict[st
 
     Args:
         key: random key.
-        kernel_shape: (in, out), or (layers, in, out) for stacked layers.
+        kernel_shape: (in, out); before them the number of layers where they are stacked, and that of experts.
         rank: inner dimension.
     """
     *stack, fan_in, fan_out = kernel_shape
@@ -27,30 +27,29 @@ def init(key: PRNGKeyArray, kernel_shape: tuple[int, ...], rank: int) -> dict[st
 
 
 def apply(
-    x: Float[Array, "B S I"],
-    kernel: Float[Array, "I O"],
-    output: Float[Array, "B S O"],
+    x: Float[Array, "*B I"],
+    kernel: Float[Array, "*E I O"],
+    output: Float[Array, "*B O"],
     adapter: dict[str, Array],
-    product_dtype: str,
-) -> Float[Array, "B S O"]:
+    product: Callable[[Array, Array], Array],
+) -> Float[Array, "*B O"]:
     """The adapted output.
 
     Args:
         x: input of the layer, after adapter dropout.
-        kernel: the frozen weight, which this method does not read.
+        kernel: the frozen weight (of each expert), which this method does not read.
         output: x W, before dropout touched x.
-        adapter: `a` [I, r], `b` [r, O], `scale` [].
-        product_dtype: dtype of the inputs of the products.
+        adapter: `a` [I, r], `b` [r, O], of each expert where there are some, `scale` [].
+        product: rows and weights to rows, float32; with experts each row meets the weights of its own.
     """
     del kernel
-    inner = einsum("bsi,ir->bsr", x, adapter["a"], product_dtype, "float32")
-    update = einsum("bsr,ro->bso", inner, adapter["b"], product_dtype, "float32")
+    update = product(product(x, adapter["a"]), adapter["b"])
     return output + (adapter["scale"] * update).astype(output.dtype)
 
 
 def merge(kernel: Float[Array, "*L I O"], adapter: dict[str, Array]) -> Float[Array, "*L I O"]:
     """W + scale A B in float32, cast back to the dtype of the kernel."""
     update = jnp.einsum("...ir,...ro->...io", adapter["a"], adapter["b"], precision=jax.lax.Precision.HIGHEST)
-    scale = jnp.reshape(adapter["scale"], (*jnp.shape(adapter["scale"]), 1, 1))
-    scale = jnp.broadcast_to(scale, update.shape)
-    return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
+    scale = jnp.asarray(adapter["scale"])
+    scale = scale.reshape(scale.shape + (1,) * (update.ndim - scale.ndim))
+    return (kernel.astype(jnp.float32) + jnp.broadcast_to(scale, update.shape) * update).astype(kernel.dtype)

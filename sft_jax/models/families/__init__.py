@@ -15,10 +15,12 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt_neox": gpt_neox,
     "llama": llama,
     "mistral": llama,
+    "mixtral": llama,
     "olmo2": olmo2,
     "phi3": phi3,
     "qwen2": qwen,
     "qwen3": qwen,
+    "qwen3_moe": qwen,
     "smollm3": llama,
 }
 

@@ -76,5 +76,5 @@ def tensor_table(config: DecoderConfig) -> list[TensorRule]:
         if config.qk_norm == "head":
             table += tables.norm(f"{source}.self_attn.q_norm", f"{path}/attention/query_norm", config.head_dim)
             table += tables.norm(f"{source}.self_attn.k_norm", f"{path}/attention/key_norm", config.head_dim)
-        table += llama.projections(config, source, path)
+        table += [*llama.attention(config, source, path), *llama.feed_forward(config, source, path)]
     return table

@@ -1,8 +1,13 @@
-"""Llama, SmolLM2, TinyLlama (`llama`); SmolLM3, some of whose layers do not turn (`smollm3`); Mistral (`mistral`)."""
+"""Llama, SmolLM2, TinyLlama (`llama`); SmolLM3, some of whose layers do not turn (`smollm3`); Mistral (`mistral`) and
+its mixture of experts (`mixtral`)."""
+
+from collections.abc import Callable
 
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families import tables
 from sft_jax.models.families.tables import ConfigReader, TensorRule
+
+_DEFAULT_THETA = {"smollm3": 2_000_000.0, "mixtral": 1_000_000.0}
 
 
 def decoder_config(hf_config: dict) -> DecoderConfig:
@@ -18,7 +23,7 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     attention_bias = bool(config.get("attention_bias", False))
     made = DecoderConfig(
         **sizes,
-        **tables.rope(config, sizes["head_dim"], default_theta=2_000_000.0 if kind == "smollm3" else 10_000.0),
+        **tables.rope(config, sizes["head_dim"], default_theta=_DEFAULT_THETA.get(kind, 10_000.0)),
         norm_eps=config.get("rms_norm_eps", 1e-6),
         tie_embeddings=config.get("tie_word_embeddings", kind == "smollm3"),
         qkv_bias=attention_bias,
@@ -26,14 +31,21 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
         ffn_bias=config.get("mlp_bias", False),
         layer_windows=_windows(config, kind, sizes["num_layers"]),
         rope_layers=_rope_layers(config, sizes["num_layers"]) if kind == "smollm3" else (),
+        **(_experts(config) if kind == "mixtral" else {}),
     )
     config.finish()
     return made
 
 
+def _experts(config: ConfigReader) -> dict:
+    return tables.experts(config, config.get("num_local_experts", 8), config.get("num_experts_per_tok", 2))
+
+
 def _windows(config: ConfigReader, kind: str, num_layers: int) -> tuple[int, ...]:
     if kind == "mistral":
         return tables.windows(config, num_layers, lambda layer: True)
+    if kind == "mixtral":
+        return tables.windows(config, num_layers, lambda layer: True, absent=0)
     if kind == "smollm3" and not config.get("use_sliding_window", False):
         config.skip("sliding_window", "layer_types")
         return ()
@@ -47,8 +59,13 @@ def _rope_layers(config: ConfigReader, num_layers: int) -> tuple[bool, ...]:
     return tuple(bool(turns) for turns in stated[:num_layers])
 
 
-def tensor_table(config: DecoderConfig) -> list[TensorRule]:
-    """Every tensor of a checkpoint."""
+def tensor_table(config: DecoderConfig, mixture: Callable[..., list[TensorRule]] | None = None) -> list[TensorRule]:
+    """Every tensor of a checkpoint.
+
+    Args:
+        config: the decoder.
+        mixture: (config, name of a layer, its path) -> the tensors of its experts, where they are not Mixtral's.
+    """
     embedding = "model.embed_tokens.weight"
     shape = (config.vocab_size, config.model_dim)
     table = [
@@ -57,31 +74,55 @@ def tensor_table(config: DecoderConfig) -> list[TensorRule]:
         tables.head("lm_head.weight", embedding, shape, config.tie_embeddings),
     ]
     for layer in range(config.num_layers):
-        table += layer_table(config, f"model.layers.{layer}", f"layers_{layer}")
+        source, path = f"model.layers.{layer}", f"layers_{layer}"
+        table += [
+            *tables.norm(f"{source}.input_layernorm", f"{path}/attention_norm", config.model_dim),
+            *tables.norm(f"{source}.post_attention_layernorm", f"{path}/ffn_norm", config.model_dim),
+            tables.computed(f"{source}.self_attn.rotary_emb.inv_freq", (config.head_dim // 2,)),
+            *attention(config, source, path),
+            *(
+                (mixture or _mixture)(config, source, path)
+                if config.num_experts
+                else feed_forward(config, source, path)
+            ),
+        ]
     return table
 
 
-def layer_table(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
-    """The tensors of one layer."""
-    model = config.model_dim
-    return [
-        *tables.norm(f"{source}.input_layernorm", f"{path}/attention_norm", model),
-        *tables.norm(f"{source}.post_attention_layernorm", f"{path}/ffn_norm", model),
-        tables.computed(f"{source}.self_attn.rotary_emb.inv_freq", (config.head_dim // 2,)),
-        *projections(config, source, path),
-    ]
-
-
-def projections(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
-    """The seven projections of a layer, as most families name them."""
-    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    model, ffn = config.model_dim, config.ffn_dim
+def attention(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
+    """The four projections around attention, as most families name them."""
+    query, kv, model = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.model_dim
     return [
         *tables.linear(f"{source}.self_attn.q_proj", f"{path}/attention/query", model, query, config.qkv_bias),
         *tables.linear(f"{source}.self_attn.k_proj", f"{path}/attention/key", model, kv, config.qkv_bias),
         *tables.linear(f"{source}.self_attn.v_proj", f"{path}/attention/value", model, kv, config.qkv_bias),
         *tables.linear(f"{source}.self_attn.o_proj", f"{path}/attention/out", query, model, config.out_bias),
+    ]
+
+
+def feed_forward(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
+    """The three projections of the feed-forward layer, as most families name them."""
+    model, ffn = config.model_dim, config.ffn_dim
+    return [
         *tables.linear(f"{source}.mlp.gate_proj", f"{path}/ffn/gate", model, ffn, config.ffn_bias),
         *tables.linear(f"{source}.mlp.up_proj", f"{path}/ffn/up", model, ffn, config.ffn_bias),
         *tables.linear(f"{source}.mlp.down_proj", f"{path}/ffn/down", ffn, model, config.ffn_bias),
     ]
+
+
+def _mixture(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
+    names = {"w1": "gate", "w3": "up", "w2": "down"}
+    return experts(config, f"{source}.block_sparse_moe", f"{path}/experts", names)
+
+
+def experts(config: DecoderConfig, source: str, path: str, names: dict[str, str]) -> list[TensorRule]:
+    """Router and experts; `names` has their word for each of ours."""
+    model, ffn, count = config.model_dim, config.ffn_dim, config.num_experts
+    table = tables.linear(f"{source}.gate", f"{path}/router", model, count)
+    for number in range(count):
+        for theirs, ours in names.items():
+            sizes = (ffn, model) if ours == "down" else (model, ffn)
+            table.append(
+                tables.expert_linear(f"{source}.experts.{number}.{theirs}", f"{path}/{ours}", number, count, *sizes)
+            )
+    return table

@@ -44,6 +44,7 @@ def tensor_table(config: DecoderConfig) -> list[TensorRule]:
             *tables.norm(f"{source}.post_feedforward_layernorm", f"{path}/ffn_post_norm", config.model_dim),
             *tables.norm(f"{source}.self_attn.q_norm", f"{path}/attention/query_norm", query),
             *tables.norm(f"{source}.self_attn.k_norm", f"{path}/attention/key_norm", kv),
-            *llama.projections(config, source, path),
+            *llama.attention(config, source, path),
+            *llama.feed_forward(config, source, path),
         ]
     return table

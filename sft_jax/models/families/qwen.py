@@ -1,4 +1,5 @@
-"""Qwen 2 and 2.5, with biases on query, key and value (`qwen2`); Qwen 3, with norms on queries and keys (`qwen3`)."""
+"""Qwen 2 and 2.5, with biases on query, key and value (`qwen2`); Qwen 3, with norms on queries and keys (`qwen3`), and
+its mixture of experts (`qwen3_moe`)."""
 
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families import llama, tables
@@ -13,10 +14,13 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     """
     config = ConfigReader(hf_config)
     config.expect("hidden_act", "silu")
-    newer, sizes = hf_config["model_type"] == "qwen3", tables.sizes(config)
-    if newer:
+    kind, sizes = hf_config["model_type"], tables.sizes(config)
+    newer = kind != "qwen2"
+    if kind == "qwen3":
         sizes["head_dim"] = config.get("head_dim", 128)
     bias = bool(config.get("attention_bias", False)) if newer else True
+    if kind == "qwen3_moe":
+        sizes["ffn_dim"] = config.require("moe_intermediate_size")
     made = DecoderConfig(
         **sizes,
         **tables.rope(config, sizes["head_dim"]),
@@ -25,24 +29,38 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
         tie_embeddings=config.get("tie_word_embeddings", False),
         qkv_bias=bias,
         out_bias=bias and newer,
-        layer_windows=_windows(config, sizes["num_layers"]),
+        layer_windows=_windows(config, kind, sizes["num_layers"]),
+        **(_experts(config) if kind == "qwen3_moe" else {}),
     )
     config.finish()
     return made
 
 
-def _windows(config: ConfigReader, num_layers: int) -> tuple[int, ...]:
-    """`sliding_window` counts only with `use_sliding_window`, and then from layer `max_window_layers` on."""
-    first = config.get("max_window_layers", 28)
+def _experts(config: ConfigReader) -> dict:
+    """Every layer has experts; those that mix in plain layers are not implemented."""
+    config.expect("decoder_sparse_step", 1)
+    config.expect("mlp_only_layers", [])
+    experts = config.get("num_experts", config.get("num_local_experts", 128))
+    return tables.experts(config, experts, config.get("num_experts_per_tok", 8)) | {
+        "normalize_expert_weights": bool(config.get("norm_topk_prob", False))
+    }
+
+
+def _windows(config: ConfigReader, kind: str, num_layers: int) -> tuple[int, ...]:
+    """`sliding_window` counts only with `use_sliding_window`, then from layer `max_window_layers` on, or with experts
+    in every layer."""
     if not config.get("use_sliding_window", False):
-        config.skip("sliding_window", "layer_types")
+        config.skip("sliding_window", "layer_types", "max_window_layers")
         return ()
+    first = config.get("max_window_layers", 28)
+    if kind == "qwen3_moe":
+        first = 0
     return tables.windows(config, num_layers, lambda layer: layer >= first)
 
 
 def tensor_table(config: DecoderConfig) -> list[TensorRule]:
-    """Every tensor of a checkpoint: Llama's, and the norms of queries and keys."""
-    table = llama.tensor_table(config)
+    """Every tensor of a checkpoint: Llama's, the norms of queries and keys, and experts in place of the ffn."""
+    table = llama.tensor_table(config, _mixture)
     if config.qk_norm == "head":
         for layer in range(config.num_layers):
             for source, path in (("q_norm", "query_norm"), ("k_norm", "key_norm")):
@@ -50,3 +68,8 @@ def tensor_table(config: DecoderConfig) -> list[TensorRule]:
                     f"model.layers.{layer}.self_attn.{source}", f"layers_{layer}/attention/{path}", config.head_dim
                 )
     return table
+
+
+def _mixture(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
+    names = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+    return llama.experts(config, f"{source}.mlp", f"{path}/experts", names)

@@ -121,6 +121,13 @@ def sizes(config: ConfigReader) -> dict[str, Any]:
     }
 
 
+def experts(config: ConfigReader, count: int, per_token: int) -> dict[str, int]:
+    """The fields of `DecoderConfig` about experts; what a checkpoint says of its own training is left aside."""
+    config.skip("router_aux_loss_coef", "output_router_logits")
+    config.expect("router_jitter_noise", 0.0)
+    return {"num_experts": count, "experts_per_token": per_token}
+
+
 def rope(config: ConfigReader, head_dim: int, theta_key: str = "rope_theta", default_theta: float = 10000.0) -> dict:
     """`rope_theta`, `rope_scaling` and `rope_dim` from either spelling: `rope_parameters`, or fields of their own.
 
@@ -227,6 +234,7 @@ class TensorRule:
         ignored: reason for ignoring it.
         equal_to: an ignored duplicate must equal this other tensor.
         required: False for a tensor that a checkpoint may leave out.
+        part: (number, count) where `count` such tensors, one after the other along a new leading axis, make the parameter.
     """
 
     source: str
@@ -236,6 +244,7 @@ class TensorRule:
     ignored: str = ""
     equal_to: str = ""
     required: bool = True
+    part: tuple[int, int] | None = None
 
 
 def linear(source: str, path: str, fan_in: int, fan_out: int, bias: bool = False) -> list[TensorRule]:
@@ -274,6 +283,11 @@ def _part(array: np.ndarray, start: int, size: int) -> np.ndarray:
 
 def _kernel_part(array: np.ndarray, start: int, size: int, turned: bool) -> np.ndarray:
     return _part(array.T, start, size).T if turned else _part(array, start, size).T
+
+
+def expert_linear(source: str, path: str, number: int, count: int, fan_in: int, fan_out: int) -> TensorRule:
+    """Kernel of one of `count` experts, whose kernels are one parameter [count, in, out] here."""
+    return TensorRule(f"{source}.weight", f"{path}/kernel", (fan_out, fan_in), transpose, part=(number, count))
 
 
 def norm(source: str, path: str, width: int, bias: bool = False) -> list[TensorRule]:

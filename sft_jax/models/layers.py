@@ -1,0 +1,122 @@
+"""What the layers of the decoder are made of: norms, the one projection, gates.
+
+Dimensions as in `decoder`, and I inputs, O outputs.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from sft_jax.models import adapters
+from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
+from sft_jax.models.products import einsum
+
+Product = Callable[[Array, Array], Array]  # rows and weights -> rows, float32
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016), computed in float32."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Normalises the last axis."""
+        config, width = self.config, (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.constant(1.0 - config.norm_offset), width)
+        if config.norm == "layer":
+            bias = self.param("bias", nn.initializers.zeros_init(), width)
+            return _standardised(x, scale, bias, config.norm_eps)
+        return _normalised(x, scale, config.norm_offset, config.norm_eps)
+
+
+# Both keep their inputs for the backward pass, nothing between.
+
+
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
+def _normalised(x: Float[Array, "*B D"], scale: Float[Array, "D"], offset: float, eps: float) -> Float[Array, "*B D"]:
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
+    return (normed * (_wide(scale, x.ndim) + offset)).astype(x.dtype)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _standardised(
+    x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float
+) -> Float[Array, "*B D"]:
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + eps)
+    return (normed * _wide(scale, x.ndim) + _wide(bias, x.ndim)).astype(x.dtype)
+
+
+def _wide(vector: Array, ndim: int) -> Array:
+    """float32 [1, …, 1, D]."""
+    return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector.shape)
+
+
+class Linear(nn.Module):
+    """The one projection of the model: product, bias, adapter. Knows precision and adapters, and nothing else does."""
+
+    features: int
+    use_bias: bool
+    execution: Execution
+    adapter: AdapterSpec | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S I"]) -> Float[Array, "B S O"]:
+        """Applies the kernel [I, O] and what the adapter adds to it."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+
+        def product(x: Array, weight: Array) -> Array:
+            return einsum("bsi,io->bso", x, weight, self.execution.product_dtype, "float32")
+
+        output = product(x, kernel).astype(self.execution.activation_dtype)
+        arrays = self.variables.get(adapters.COLLECTION)
+        if self.adapter is not None and arrays:
+            key = self.make_rng("dropout") if self.adapter.dropout else None
+            output = adapted(self.adapter, x, kernel, output, dict(arrays), product, key)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            output = output + bias.astype(output.dtype)[None, None]
+        return output
+
+
+def adapted(
+    adapter: AdapterSpec,
+    x: Float[Array, "*B I"],
+    kernel: Float[Array, "*E I O"],
+    output: Float[Array, "*B O"],
+    arrays: dict[str, Array],
+    product: Product,
+    dropout_key: PRNGKeyArray | None,
+) -> Float[Array, "*B O"]:
+    """What an adapter makes of `output`, the product of `x` and `kernel`; `x` loses parts where there is a key."""
+    if dropout_key is not None:
+        keep = 1.0 - arrays["dropout"]
+        kept = jax.random.bernoulli(dropout_key, keep, x.shape)
+        x = jnp.where(kept, x / keep, 0).astype(x.dtype)
+    return adapters.get_method(adapter.method).apply(x, kernel, output, arrays, product)
+
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+@functools.partial(jax.checkpoint, static_argnums=2)  # as in the norm
+def gated(gate: Float[Array, "*B F"], up: Float[Array, "*B F"], activation: str) -> Float[Array, "*B F"]:
+    """activation(gate) * up."""
+    return _ACTIVATIONS[activation](gate) * up
+
+
+@functools.partial(jax.checkpoint, static_argnums=1)
+def activated(up: Float[Array, "*B F"], activation: str) -> Float[Array, "*B F"]:
+    """activation(up)."""
+    return _ACTIVATIONS[activation](up)
