@@ -1,9 +1,10 @@
 """Mixture of experts: a router chooses some of many feed-forward layers for each token.
 
 Dimensions as in `decoder`, and E experts, X experts a token takes, C places of an expert. Without a bound (the default)
-every token reaches every expert it chose: rows are sorted by expert and multiplied in groups, and devices along the mesh
-axis `expert`, which hold a part of the experts each, exchange their tokens. With a bound (`expert_capacity`; GShard,
-Lepikhin et al. 2020) an expert has C places for the tokens of a row of the batch, and tokens that find none pass it by.
+every token reaches every expert it chose: rows are sorted by expert and multiplied in groups, and devices along the
+mesh axis `expert`, which hold a part of the experts each, exchange their tokens. With a bound (`expert_capacity`;
+GShard, Lepikhin et al. 2020) an expert has C places for the tokens of a row of the batch, and tokens that find none
+pass it by.
 """
 
 import functools
@@ -186,7 +187,7 @@ def _weighted(rows: Float[Array, "B S X D"], weights: Float[Array, "B S X"], dty
 
 
 def _bounded(parts, params, keys, x, chosen, weights, used):
-    """Tokens go to places [B, E, C] and back; first choices find one before second choices, earlier tokens before later."""
+    """Tokens go to places [B, E, C] and back; first choices before second ones, earlier tokens before later ones."""
     config, execution, _ = parts
     batch, length, width = x.shape
     share = length * config.experts_per_token / config.num_experts

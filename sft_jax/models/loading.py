@@ -100,7 +100,7 @@ def load_params(
 
 
 def _place(rule: TensorRule, layout: LayerLayout, num_layers: int) -> tuple[str, list[tuple[int, int]]]:
-    """The parameter that a tensor goes to, and where in it: (number, count) of each leading axis that is filled piecewise."""
+    """The parameter that a tensor goes to, and where in it: (number, count) along each leading axis that has pieces."""
     layer, parts = _LAYER.match(rule.path), [] if rule.part is None else [rule.part]
     if layer is None or layout == "unrolled":
         return rule.path, parts

@@ -214,8 +214,8 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
     rows, parts, shards = config.batch.rows, config.batch.micro_batches, data_shards(mesh)
     if shards % jax.process_count():
         raise ValueError(
-            f"--config.mesh: replica x fsdp x expert = {shards} must be a multiple of the {jax.process_count()} processes: each "
-            "loads rows of its own, so the tensor axis must not span processes"
+            f"--config.mesh: replica x fsdp x expert = {shards} must be a multiple of the {jax.process_count()} "
+            "processes: each loads rows of its own, so the tensor axis must not span processes"
         )
     if rows % (parts * shards):
         raise ValueError(

@@ -71,7 +71,7 @@ def hidden_states(
 def loss_sums(
     model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, dropout_key: Array | None
 ) -> tuple[Metrics, Routing | None]:
-    """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and the experts' share in it."""
+    """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and how it was routed."""
     hidden, routing = hidden_states(model, trained, state, batch, dropout_key)
     hidden = gather_targets(hidden, batch["target_slots"])
 

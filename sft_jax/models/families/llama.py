@@ -73,6 +73,7 @@ def tensor_table(config: DecoderConfig, mixture: Callable[..., list[TensorRule]]
         *tables.norm("model.norm", "final_norm", config.model_dim),
         tables.head("lm_head.weight", embedding, shape, config.tie_embeddings),
     ]
+    feeding = (mixture or _mixture) if config.num_experts else feed_forward
     for layer in range(config.num_layers):
         source, path = f"model.layers.{layer}", f"layers_{layer}"
         table += [

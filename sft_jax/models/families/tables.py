@@ -234,7 +234,7 @@ class TensorRule:
         ignored: reason for ignoring it.
         equal_to: an ignored duplicate must equal this other tensor.
         required: False for a tensor that a checkpoint may leave out.
-        part: (number, count) where `count` such tensors, one after the other along a new leading axis, make the parameter.
+        part: (number, count) where `count` such tensors, along a new leading axis, make the parameter.
     """
 
     source: str
