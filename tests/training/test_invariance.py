@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -17,10 +18,12 @@ from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import batch_sharding, make_mesh, put_batch, shardings_of
 from sft_jax.training.step import compile_eval_step, gradients
 from tests import tiny
+from tests.models import families
 
 REFERENCE = {
     "mesh.replica": 1,
     "mesh.fsdp": 1,
+    "mesh.expert": 1,
     "mesh.tensor": 1,
     "execution.layer_layout": "scan",
     "execution.remat": "none",
@@ -30,8 +33,8 @@ REFERENCE = {
 }
 
 
-def mesh(replica: int, fsdp: int, tensor: int) -> dict:
-    return {"mesh.replica": replica, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+def mesh(replica: int, fsdp: int, tensor: int, expert: int = 1) -> dict:
+    return {"mesh.replica": replica, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "mesh.expert": expert}
 
 
 ALL_AT_ONCE = mesh(2, 2, 2) | {
@@ -60,16 +63,27 @@ CASES = {
     "all at once": ALL_AT_ONCE,
 }
 LORA_CASES = ("fsdp 8", "replica 2, fsdp 2, tensor 2", "4 micro-batches", "unpacked", "unrolled", "all at once")
+MIXTURE_CASES = {
+    "expert 4, fsdp 2": mesh(1, 2, 1, expert=4),
+    "replica 2, expert 2, tensor 2": mesh(2, 1, 2, expert=2),
+    "fsdp 8": mesh(1, 8, 1),
+    "4 micro-batches": {"batch.micro_batches": 4},
+    "unpacked": {"data.packing": False},
+    "all at once": ALL_AT_ONCE | mesh(1, 2, 2, expert=2),
+}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two tiny models: tied for full fine-tuning; a head of its own under LoRA."""
+    """Tiny models: tied for full fine-tuning; a head of its own under LoRA; and a mixture of experts."""
     made = tmp_path_factory.mktemp("invariance")
     for arg, tied in (("full", True), ("lora", False)):
         tiny.write_checkpoint(made / arg / "model", num_hidden_layers=2, tie_word_embeddings=tied)
-        tiny.write_rows(made / arg / "train.jsonl", 24)
-        tiny.write_rows(made / arg / "held_out.jsonl", 12, seed=1)
+    families.save(families.torch_model("mixtral"), made / "mixture" / "model")
+    tiny.tokenizer().save_pretrained(made / "mixture" / "model")
+    for name in ("full", "lora", "mixture"):
+        tiny.write_rows(made / name / "train.jsonl", 24)
+        tiny.write_rows(made / name / "held_out.jsonl", 12, seed=1)
     return made
 
 
@@ -83,10 +97,9 @@ class Built:
     state: object
 
 
-def build(root, arg, **overrides) -> Built:
-    config = tiny.config(root / arg, arg, **(REFERENCE | overrides))
-    count = config.mesh.replica * config.mesh.fsdp * config.mesh.tensor
-    devices = make_mesh(config.mesh, jax.devices()[:count])
+def build(root, arg, model: str = "", **overrides) -> Built:
+    config = tiny.config(root / (model or arg), arg, **(REFERENCE | overrides))
+    devices = make_mesh(config.mesh, jax.devices()[: math.prod(config.mesh.values())])
     checkpoint = open_checkpoint(config.model.source)
     model = setup.make_model(config, decoder_config(checkpoint))
     with jax.set_mesh(devices):
@@ -145,8 +158,8 @@ def measure(built: Built, batch: dict) -> tuple[dict, dict]:
 @pytest.fixture(scope="module")
 def reference(root):
     @functools.cache
-    def measured(arg):
-        built = build(root, arg)
+    def measured(arg, model="", **overrides):
+        built = build(root, arg, model, **overrides)
         return measure(built, batch_of(built))
 
     return measured
@@ -176,6 +189,23 @@ def test_lora(root, reference, case):
     found = measure(built, batch_of(built))
     assert all(path.startswith("adapters/") for path in found[1])
     assert_same(found, reference("lora"))
+
+
+@pytest.mark.parametrize("arg", ["full", "lora"])
+@pytest.mark.parametrize("case", MIXTURE_CASES)
+def test_mixture_of_experts(root, reference, arg, case):
+    """The balance loss, as heavy as the loss itself, is that of the whole step."""
+    heavy = {"experts.balance_loss": 1.0}
+    built = build(root, arg, "mixture", **heavy, **MIXTURE_CASES[case])
+    found = measure(built, batch_of(built))
+    assert found[0]["balance_loss"][0] > 2
+    assert_same(found, reference(arg, "mixture", **heavy))
+
+
+def test_the_balance_loss_has_a_gradient(root, reference):
+    router = "params/layers/experts/router/kernel"
+    with_loss, without = (reference("full", "mixture", **{"experts.balance_loss": x})[1][router] for x in (1.0, 0.0))
+    assert np.linalg.norm(with_loss - without) > 0.01 * np.linalg.norm(without)
 
 
 def test_the_comparison_can_fail(root, reference):

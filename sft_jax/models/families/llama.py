@@ -81,11 +81,7 @@ def tensor_table(config: DecoderConfig, mixture: Callable[..., list[TensorRule]]
             *tables.norm(f"{source}.post_attention_layernorm", f"{path}/ffn_norm", config.model_dim),
             tables.computed(f"{source}.self_attn.rotary_emb.inv_freq", (config.head_dim // 2,)),
             *attention(config, source, path),
-            *(
-                (mixture or _mixture)(config, source, path)
-                if config.num_experts
-                else feed_forward(config, source, path)
-            ),
+            *feeding(config, source, path),
         ]
     return table
 

@@ -1,0 +1,128 @@
+"""Mixtures of experts: bounds, the balance loss against transformers, and meshes with an axis of experts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.sharding import AxisType
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from sft_jax.models import Decoder, Execution, load_pretrained
+from sft_jax.models.experts import ROUTING, _places, total_routing
+from sft_jax.models.products import grouped_product
+from sft_jax.objectives.balance import balance_loss
+from tests.models import families, programs, reference
+
+ROWS, LENGTH = 2, 24
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory):
+    """(torch model, directory)."""
+    model = families.torch_model("mixtral")
+    return model, families.save(model, tmp_path_factory.mktemp("mixtral"))
+
+
+@pytest.mark.parametrize("sizes", [[3, 0, 4, 1], [8, 0, 0, 0], [0, 0, 0, 0], [2, 2, 1, 0]])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_grouped_product_is_one_product_a_group(sizes, dtype):
+    """Values and gradients, at the product dtype's precision; rows behind the last group give and get nothing."""
+    rng = np.random.default_rng(0)
+    x, weights, cotangent = (rng.standard_normal(shape).astype(np.float32) for shape in ((8, 5), (4, 5, 6), (8, 6)))
+    rounded = [np.asarray(jnp.asarray(a).astype(dtype).astype(jnp.float32)) for a in (x, weights, cotangent)]
+    ends = np.cumsum(sizes)
+    out, dx, dw = np.zeros((8, 6)), np.zeros((8, 5)), np.zeros((4, 5, 6))
+    for group, (start, end) in enumerate(zip(ends - sizes, ends, strict=True)):
+        out[start:end] = rounded[0][start:end] @ rounded[1][group]
+        dx[start:end] = rounded[2][start:end] @ rounded[1][group].T
+        dw[group] = rounded[0][start:end].T @ rounded[2][start:end]
+    function = lambda x, w: grouped_product(x, w, jnp.asarray(sizes, jnp.int32), dtype, "float32")
+    found, pull = jax.vjp(function, jnp.asarray(x), jnp.asarray(weights))
+    for ours, theirs in zip((found, *pull(jnp.asarray(cotangent))), (out, dx, dw), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_grouped_product_multiplies_in_the_product_dtype():
+    x, w, sizes = jnp.ones((4, 3)), jnp.ones((2, 3, 5)), jnp.asarray([2, 2], jnp.int32)
+    loss = lambda x, w: jnp.sum(grouped_product(x, w, sizes, "bfloat16", "float32"))
+    kinds = {
+        tuple(str(v.aval.dtype) for v in (*e.invars[:2], e.outvars[0]))
+        for e in programs.equations(jax.grad(loss, (0, 1)), x, w)
+        if e.primitive.name.startswith("ragged_dot")
+    }
+    assert kinds == {("bfloat16", "bfloat16", "float32")}
+
+
+def test_places_are_given_to_first_choices_and_earlier_tokens_first():
+    """Token:  0      1      2 (padding)  3
+    choices:   (0,1)  (0,2)  (0,1)        (1,0)
+    Expert 0 gets tokens 0, 1, then 3's second choice; expert 1 gets 3, then 0's second choice."""
+    chosen = jnp.asarray([[[0, 1], [0, 2], [0, 1], [1, 0]]])
+    used = jnp.asarray([[True, True, False, True]])
+    found = np.asarray(_places(chosen, used, 3))[0]
+    assert found[[0, 1, 3]].tolist() == [[0, 1], [1, 0], [0, 2]]
+
+
+def bounded(model: Decoder, capacity: float) -> Decoder:
+    return model.clone(config=dataclasses.replace(model.config, expert_capacity=capacity))
+
+
+def test_a_bound_that_nobody_reaches_changes_nothing(mixtral):
+    """Four experts, two a token: twice the even share is room for all tokens of a row."""
+    _, directory = mixtral
+    model, params = load_pretrained(directory)
+    ids = reference.tokens(ROWS, LENGTH)
+    plain = reference.logits_of(model, params, ids)
+    np.testing.assert_allclose(reference.logits_of(bounded(model, 2.0), params, ids), plain, atol=5e-5)
+    assert np.abs(reference.logits_of(bounded(model, 0.5), params, ids) - plain).max() > 0.01
+
+
+def test_a_bound_counts_a_row_of_the_batch(mixtral):
+    """What is dropped in a row does not depend on the rows beside it, nor on padding."""
+    _, directory = mixtral
+    model, params = load_pretrained(directory)
+    model, ids = bounded(model, 0.5), reference.tokens(ROWS, LENGTH)
+    both = reference.logits_of(model, params, ids)
+    alone = np.concatenate([reference.logits_of(model, params, row[None]) for row in ids])
+    np.testing.assert_allclose(alone, both, atol=5e-5)
+
+
+@pytest.mark.parametrize("layout", ["scan", "unrolled"])
+def test_balance_loss_equals_transformers(mixtral, layout):
+    """With padding at the end of the second row."""
+    torch_model, directory = mixtral
+    ids, seen = reference.tokens(ROWS, LENGTH), np.ones((ROWS, LENGTH), np.int32)
+    seen[1, 15:] = 0
+    mask = torch.from_numpy(seen).long()
+    with torch.no_grad():
+        logits = torch_model(
+            input_ids=torch.from_numpy(ids).long(), attention_mask=mask, output_router_logits=True
+        ).router_logits
+    expected = float(load_balancing_loss_func(logits, 4, 2, mask))
+    model, params = load_pretrained(directory, execution=Execution(layer_layout=layout))
+    _, collections = model.apply({"params": params}, ids, None, seen, method="hidden", mutable=[ROUTING])
+    routing = total_routing(collections[ROUTING])
+    found = balance_loss(routing, routing.chosen, jnp.sum(seen, dtype=jnp.float32), model.config.num_layers)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(found) > 2.01  # 2 is what an even spread gives
+
+
+MESHES = [(8, (1, 1, 4, 2)), (8, (2, 2, 2, 1)), (8, (1, 8, 1, 1)), (3, (1, 2, 4, 1))]
+
+
+@pytest.mark.parametrize(("rows", "sizes"), MESHES)
+@pytest.mark.parametrize("capacity", [0.0, 0.75])
+def test_logits_do_not_depend_on_the_mesh(mixtral, rows, sizes, capacity):
+    """Rows that divide over the mesh, and three that do not."""
+    _, directory = mixtral
+    model, params = load_pretrained(directory)
+    model, ids = bounded(model, capacity), reference.tokens(rows, LENGTH)
+    expected = reference.logits_of(model, params, ids)
+    names = ("replica", "fsdp", "expert", "tensor")
+    mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * 4)
+    with jax.set_mesh(mesh):
+        found = reference.jit(lambda params, ids: model.apply({"params": params}, ids))(jax.device_get(params), ids)
+    np.testing.assert_allclose(found, expected, atol=5e-5)
