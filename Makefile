@@ -1,5 +1,6 @@
 # make quickstart | test | lint | help
 PYTHON ?= python3
+TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -17,7 +18,7 @@ quickstart-check: $(VENV)/quickstart ## The quickstart with a few steps on a few
 	$(BIN)/python -m experiments.quickstart.run --out=runs/quickstart-check --train_rows=32 --held_out_rows=4 --steps=3
 
 test: $(VENV)/dev ## Run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile
 
 lint: $(VENV)/dev ## Check style and format
 	$(BIN)/ruff check .

@@ -52,8 +52,7 @@ def ours(
     import jax
 
     from configs import sft
-    from sft_jax.models.loading import decoder_config
-    from sft_jax.sources import open_checkpoint
+    from sft_jax.training.base import open_base
     from sft_jax.training.optimizer import hyperparameters
     from sft_jax.training.setup import init_state, make_model, step_settings
     from sft_jax.training.sharding import make_mesh, put_batch
@@ -64,10 +63,10 @@ def ours(
     sizes = {"batch.rows": rows, "data.row_tokens": length, "optimizer.learning_rate": learning_rate}
     config.update_from_flattened_dict({**sizes, **overrides})
     mesh = make_mesh(config.mesh)
-    checkpoint = open_checkpoint(MODEL)
-    model = make_model(config, decoder_config(checkpoint))
+    base = open_base(MODEL)
+    model = make_model(config, base.decoder)
     with jax.set_mesh(mesh):
-        state = init_state(config, checkpoint, model, mesh, hyperparameters(config, 0, 1000))
+        state = init_state(config, base, model, mesh, hyperparameters(config, 0, 1000))
         train_step = compile_train_step(model, step_settings(config, mesh), state, mesh)
     count = 0
 

@@ -15,6 +15,7 @@ from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.families import get_family
 from sft_jax.models.families.tables import TensorRule
+from sft_jax.models.initial import init_params
 from sft_jax.sources import PretrainedCheckpoint, open_checkpoint
 
 ShardingOf = Callable[[str, tuple[int, ...]], Sharding]
@@ -30,7 +31,9 @@ def load_pretrained(
     """A decoder and its parameters from a pretrained checkpoint.
 
     Args:
-        source: a Hugging Face directory, a `.gguf` file, a hub name, or a short name (`smollm2-135m-instruct`).
+        source: a Hugging Face directory, a `.gguf` file, a hub name, or a short name (`smollm2-135m-instruct`);
+            `random:` before any of them takes its config alone, and `?num_hidden_layers=4&seed=1` behind it changes
+            the config and seeds the weights.
         dtype: dtype of the parameters.
         execution: how the decoder will be run; by default unsharded float32, scanned layers.
         revision: branch, tag or commit of a hub name.
@@ -76,10 +79,13 @@ def load_params(
     Raises:
         ValueError: tensors that are missing, unknown or of another shape; all are named.
     """
-    rules = get_family(checkpoint.config).tensor_table(config)
-    _check_table(checkpoint, rules)
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     sharding = sharding or (lambda path, shape: one_device)
+    if checkpoint.random_seed is not None:
+        deviation = checkpoint.config.get("initializer_range", 0.02)
+        return init_params(config, layout, dtype, sharding, checkpoint.random_seed, deviation)
+    rules = get_family(checkpoint.config).tensor_table(config)
+    _check_table(checkpoint, rules)
     arrays: dict[str, jax.Array] = {}
     for rule in rules:
         if rule.path is None:

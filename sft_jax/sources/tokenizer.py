@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import transformers
 from etils import epath
 
-from sft_jax.sources import gguf_tokenizer, hub
+from sft_jax.sources import gguf_tokenizer, hub, random_weights
 from sft_jax.sources.huggingface import read_json
 from sft_jax.sources.locate import locate
 from sft_jax.sources.tensors import SourceError
@@ -33,7 +33,8 @@ def load_tokenizer(source: str | os.PathLike, revision: str | None = None) -> tr
     Raises:
       SourceError: no such source, no tokenizer in it, or one that cannot be read.
     """
-    location = locate(source, revision, with_weights=False)
+    asked = random_weights.parse(os.fspath(source))
+    location = locate(source if asked is None else asked.source, revision, with_weights=False)
     if location.kind == "gguf":
         return gguf_tokenizer.read_tokenizer(location.path)
     return _read_directory(location.path)

@@ -18,9 +18,8 @@ from rich.console import Console
 from sft_jax.data.batch_text import batch_markdown
 from sft_jax.data.batches import Batch, train_batches
 from sft_jax.models.decoder import Decoder
-from sft_jax.models.loading import decoder_config
-from sft_jax.sources import open_checkpoint
 from sft_jax.training import workdir as workdirs
+from sft_jax.training.base import open_base
 from sft_jax.training.checkpoints import Checkpoints, RunPosition
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import in_steps
@@ -104,10 +103,10 @@ def run(
     total_steps = in_steps(config.duration, "duration", data.plan)
     warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
     hyper = hyperparameters(config, warmup, total_steps)
-    checkpoint = open_checkpoint(config.model.source, config.model.revision or None)
-    fingerprints = data.fingerprints() | {"model": checkpoint.fingerprint}
+    base = open_base(config.model.source, config.model.revision or None)
+    fingerprints = data.fingerprints() | {"model": base.fingerprint}
     workdirs.check_inputs(workdir, fingerprints)
-    model = make_model(config, decoder_config(checkpoint))
+    model = make_model(config, base.decoder)
     check_sizes(model.config, data.rows, data.held_out)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
     workdirs.keep_template(workdir, config)
@@ -121,7 +120,7 @@ def run(
             console.print(f"{workdir} holds the finished run: all {total_steps} steps are done.")
             return RunResult(done, total_steps, _last_evaluation(workdir))
         workdirs.record_environment(workdir, fingerprints)
-        state = init_state(config, checkpoint, model, mesh, hyper)
+        state = init_state(config, base, model, mesh, hyper)
         plan = _Run(
             config=config,
             mesh=mesh,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from sft_jax.data.packing import packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan
@@ -20,11 +20,10 @@ from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
-from sft_jax.models.loading import load_params
 from sft_jax.objectives import Settings, get_objective
-from sft_jax.sources import PretrainedCheckpoint, load_tokenizer
+from sft_jax.training.base import Base, load_base_tokenizer
 from sft_jax.training.optimizer import adamw
-from sft_jax.training.sharding import data_shards, shardings_of, spec_of
+from sft_jax.training.sharding import data_shards, shardings_of
 from sft_jax.training.state import TrainState, init_adapters, split
 from sft_jax.training.step import StepSettings
 
@@ -62,23 +61,18 @@ class Data:
         return prints if self.held_out is None else prints | {"held_out": self.held_out.fingerprint()}
 
 
-def make_renderer(config: ml_collections.ConfigDict, kept: epath.Path | None = None) -> ConversationRenderer:
+def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
     """Tokenizer and chat template of `config.model`.
-
-    Args:
-        config: the experiment config.
-        kept: the run directory's copy of the template, which stands in for the file of the config.
 
     Raises:
         ValueError: no template, neither in the checkpoint nor in the config.
     """
-    tokenizer = load_tokenizer(config.model.source, config.model.revision or None)
+    tokenizer = load_base_tokenizer(config.model.source, config.model.revision or None)
     template = None
     if config.model.chat_template:
-        path = kept or epath.Path(config.model.chat_template)
+        path = epath.Path(config.model.chat_template)
         if not path.exists():
-            flag = "" if kept else "--config.model.chat_template="
-            raise ValueError(f"{flag}{path} is not a file; expected a Jinja template")
+            raise ValueError(f"--config.model.chat_template={path} is not a file; expected a Jinja template")
         template = path.read_text()
     return ConversationRenderer(tokenizer, template)
 
@@ -235,14 +229,9 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
     )
 
 
-def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    """Where a loaded parameter lives: as PARTITION_RULES says."""
-    return lambda path, shape: NamedSharding(mesh, spec_of(path, shape, dict(mesh.shape)))
-
-
 def init_state(
     config: ml_collections.ConfigDict,
-    checkpoint: PretrainedCheckpoint,
+    base: Base,
     model: Decoder,
     mesh: Mesh,
     hyper: dict[str, jax.Array],
@@ -255,7 +244,7 @@ def init_state(
     full = config.adapter.method == "none"
 
     dtype = config.precision.params if full else config.precision.frozen
-    tree = {"params": load_params(checkpoint, model.config, layout, dtype, placement(mesh))}
+    tree = {"params": base.params(layout, dtype, mesh)}
     if not full:
         shapes = jax.eval_shape(lambda params: to_layout(params, "scan"), tree["params"])
         make = lambda: init_adapters(shapes, config.adapter, config.seed, layout)

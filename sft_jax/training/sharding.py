@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -79,6 +79,11 @@ def spec_of(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) ->
             stacked = P(None, *spec) if _STACKED.search(path) else spec
             return fit_spec(stacked, shape, dict(axis_sizes))
     raise ValueError(f"no rule in PARTITION_RULES matches the parameter {path!r} of shape {shape}")
+
+
+def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    """Where a loaded parameter lives: as PARTITION_RULES says."""
+    return lambda path, shape: NamedSharding(mesh, spec_of(path, shape, dict(mesh.shape)))
 
 
 def shardings_of(tree: Tree, mesh: Mesh) -> Tree:

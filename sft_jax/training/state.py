@@ -70,6 +70,18 @@ def variables(trained: Tree, frozen: Tree, hyper: dict[str, Array]) -> Tree:
     return {**tree, adapters.COLLECTION: unflatten_dict({**flat, **added})}
 
 
+def merge_adapters(tree: Tree, method: str) -> Tree:
+    """The parameters with adapters of that method merged into them; `tree` is what `variables` gives."""
+    merge_one = adapters.get_method(method).merge
+    params = flatten_dict(tree["params"])
+    by_layer: dict[tuple[str, ...], dict[str, Array]] = {}
+    for path, leaf in flatten_dict(tree[adapters.COLLECTION]).items():
+        by_layer.setdefault(path[:-1], {})[path[-1]] = leaf
+    for path, arrays in by_layer.items():
+        params[(*path, "kernel")] = merge_one(params[(*path, "kernel")], arrays)
+    return unflatten_dict(params)
+
+
 def head_weights(tree: Tree) -> Tree:
     """The parameters that the vocabulary head reads, as a {"params": …} subtree; empty where `tree` has none."""
     params = tree.get("params", {})

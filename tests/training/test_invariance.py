@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sft_jax.data.batches import assemble, held_out_bins
 from sft_jax.models.layouts import to_layout
-from sft_jax.models.loading import decoder_config, load_pretrained
-from sft_jax.sources import open_checkpoint
+from sft_jax.models.loading import load_pretrained
 from sft_jax.training import held_out, setup
+from sft_jax.training.base import open_base
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import batch_sharding, make_mesh, put_batch, shardings_of
 from sft_jax.training.step import compile_eval_step, gradients
@@ -100,10 +100,10 @@ class Built:
 def build(root, arg, model: str = "", **overrides) -> Built:
     config = tiny.config(root / (model or arg), arg, **(REFERENCE | overrides))
     devices = make_mesh(config.mesh, jax.devices()[: math.prod(config.mesh.values())])
-    checkpoint = open_checkpoint(config.model.source)
-    model = setup.make_model(config, decoder_config(checkpoint))
+    base = open_base(config.model.source)
+    model = setup.make_model(config, base.decoder)
     with jax.set_mesh(devices):
-        state = setup.init_state(config, checkpoint, model, devices, hyperparameters(config, 0, 10))
+        state = setup.init_state(config, base, model, devices, hyperparameters(config, 0, 10))
         if arg == "lora":
             trained = fill_adapters(state.trained, model.execution.layer_layout)
             state = state.replace(trained=jax.device_put(trained, shardings_of(trained, devices)))

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
 import tests.training.poison  # noqa: F401  registers its objectives
+from sft_jax.models.partitioning import PARAM_AXES
 from sft_jax.training import loop, run
 from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.recorder import DivergedError, Recorder
@@ -24,14 +25,14 @@ from tests import tiny
 CUBE = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "execution.layer_layout": "scan"}
 # The shape that is split and how, on a mesh (2, 2, 2). d=32, ffn=48, vocabulary 320, 2 kv heads of 8, LoRA rank 4.
 FULL_SPECS = {
-    "embedding": P("fsdp", "tensor"),
-    "layers/attention/query/kernel": P(None, "fsdp", "tensor"),
-    "layers/attention/key/kernel": P(None, "fsdp", "tensor"),
-    "layers/attention/value/kernel": P(None, "fsdp", "tensor"),
-    "layers/attention/out/kernel": P(None, "tensor", "fsdp"),
-    "layers/ffn/gate/kernel": P(None, "fsdp", "tensor"),
-    "layers/ffn/up/kernel": P(None, "fsdp", "tensor"),
-    "layers/ffn/down/kernel": P(None, "tensor", "fsdp"),
+    "embedding": P(PARAM_AXES, "tensor"),
+    "layers/attention/query/kernel": P(None, PARAM_AXES, "tensor"),
+    "layers/attention/key/kernel": P(None, PARAM_AXES, "tensor"),
+    "layers/attention/value/kernel": P(None, PARAM_AXES, "tensor"),
+    "layers/attention/out/kernel": P(None, "tensor", PARAM_AXES),
+    "layers/ffn/gate/kernel": P(None, PARAM_AXES, "tensor"),
+    "layers/ffn/up/kernel": P(None, PARAM_AXES, "tensor"),
+    "layers/ffn/down/kernel": P(None, "tensor", PARAM_AXES),
     "layers/attention_norm/scale": P(),
     "layers/ffn_norm/scale": P(),
     "final_norm/scale": P(),
@@ -117,9 +118,9 @@ def trimmed(spec: P) -> tuple:
 
 def expected_spec(path: str) -> tuple:
     if path.endswith("/a"):
-        return (None, "fsdp")
+        return (None, PARAM_AXES)
     if path.endswith("/b"):
-        return (None, None, "fsdp")
+        return (None, None, PARAM_AXES)
     return trimmed(FULL_SPECS[path.removeprefix("params/")])
 
 
@@ -172,18 +173,17 @@ from jax.sharding import PartitionSpec as P
 from pathlib import Path
 from sft_jax.training import setup, sharding, step, optimizer
 from sft_jax.data.batches import assemble
-from sft_jax.models.loading import decoder_config
-from sft_jax.sources import open_checkpoint
+from sft_jax.training.base import open_base
 from tests import tiny
 
 def compile(arg):
     mesh = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     config = tiny.config(Path(sys.argv[1]), arg, **mesh, **{"execution.layer_layout": "scan"})
     data, mesh = setup.load_data(config), sharding.make_mesh(config.mesh)
-    checkpoint = open_checkpoint(config.model.source)
-    model = setup.make_model(config, decoder_config(checkpoint))
+    base = open_base(config.model.source)
+    model = setup.make_model(config, base.decoder)
     with jax.set_mesh(mesh):
-        state = setup.init_state(config, checkpoint, model, mesh, optimizer.hyperparameters(config, 2, 6))
+        state = setup.init_state(config, base, model, mesh, optimizer.hyperparameters(config, 2, 6))
         batch = assemble(data.rows, data.plan.batch_bins(0), row_tokens=128, row_targets=data.plan.row_targets)
         train_step = step.compile_train_step(model, setup.step_settings(config, mesh), state, mesh)
         train_step.lower(state, sharding.put_batch(batch, mesh)).compile()

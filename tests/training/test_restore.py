@@ -83,3 +83,26 @@ def test_the_template_goes_with_the_run(tmp_path):
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
     assert loaded.renderer.chat_template == TEMPLATE
+
+
+def test_a_run_starts_from_the_result_of_another(trained, tmp_path):
+    """Adapters are merged; tokenizer and config come along; at step 0 the new run is where the old one ended."""
+    root, _, _ = trained
+    source = f"{root / 'run'}:6"
+    config = tiny.config(tmp_path, duration="1 steps", **{"model.source": source, "optimizer.learning_rate": 0.0})
+    run(config, tmp_path / "run")
+    expected = logits(source)
+    np.testing.assert_allclose(logits(tmp_path / "run"), expected, atol=2e-5 * np.abs(expected).max())
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["fingerprints"]["model"] != open_checkpoint(root / "model").fingerprint
+    with pytest.raises(ValueError, match="revision=main is for hub names"):
+        run(tiny.config(tmp_path, **{"model.source": source, "model.revision": "main"}), tmp_path / "other")
+
+
+def test_a_template_that_is_gone_is_an_error(tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text(TEMPLATE)
+    run(tiny.config(tmp_path, duration="1 steps", **{"model.chat_template": str(file)}), tmp_path / "run")
+    (tmp_path / "run" / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is missing"):
+        logits(tmp_path / "run")

@@ -8,8 +8,7 @@ import pytest
 
 from sft_jax.data.tokenized import TokenizedRows
 from sft_jax.models.config import DecoderConfig
-from sft_jax.models.loading import decoder_config
-from sft_jax.sources import open_checkpoint
+from sft_jax.training.base import open_base
 from sft_jax.training.checks import check_config
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.setup import check_sizes, init_state, make_model, resolve_execution, step_settings
@@ -78,10 +77,10 @@ def test_the_state_is_overwritten_in_place(tmp_path):
     """No parameter and no moment is copied in the compiled step, which would cost memory of the size of the state."""
     config = tiny.config(tmp_path, **{"mesh.fsdp": 1, "execution.layer_layout": "unrolled"})
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    checkpoint = open_checkpoint(config.model.source)
-    model = make_model(config, decoder_config(checkpoint))
+    base = open_base(config.model.source)
+    model = make_model(config, base.decoder)
     with jax.set_mesh(mesh):
-        state = init_state(config, checkpoint, model, mesh, hyperparameters(config, 1, 6))
+        state = init_state(config, base, model, mesh, hyperparameters(config, 1, 6))
         step = compile_train_step(model, step_settings(config, mesh), state, mesh)
         shape = (config.batch.rows, config.data.row_tokens)
         integers = {name: np.ones(shape, np.int32) for name in ("tokens", "positions", "segment_ids", "target_slots")}

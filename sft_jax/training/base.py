@@ -1,0 +1,207 @@
+"""What a run starts from, and what a result is applied to: a pretrained checkpoint, or the result of an earlier run.
+
+`runs/mine`, `runs/mine:best` and `runs/mine:<step>` name results of runs; every other name is a source of a pretrained
+checkpoint (`sft_jax.sources`).
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution, LayerLayout
+from sft_jax.models.decoder import Decoder
+from sft_jax.models.layouts import to_layout
+from sft_jax.models.loading import decoder_config, load_params
+from sft_jax.sources import load_tokenizer, open_checkpoint
+from sft_jax.training.checkpoints import DIRECTORY, Checkpoints
+from sft_jax.training.optimizer import hyperparameters
+from sft_jax.training.sharding import abstract_like, placement, shardings_of
+from sft_jax.training.state import init_adapters, merge_adapters, variables
+from sft_jax.training.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
+
+Tree = Any
+_RUN = re.compile(r"(?P<directory>.+?)(?::(?P<which>\d+|latest|best))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """Weights to start from.
+
+    Attributes:
+        name: what was asked for, with the step that was found in a run.
+        decoder: what they are weights of.
+        hf_config: the same as a Hugging Face config.
+        fingerprint: changes with the weights.
+        revision: commit hash on the hub; None for other sources.
+        params: (layer layout, dtype, mesh) -> the parameters, on their devices.
+    """
+
+    name: str
+    decoder: DecoderConfig
+    hf_config: dict
+    fingerprint: str
+    revision: str | None
+    params: Callable[[LayerLayout, str, Mesh], Tree]
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A checkpoint of a run.
+
+    Attributes:
+        directory: the run directory.
+        step: of the checkpoint.
+        config: the run's experiment config.
+        base: what the run started from.
+        adapter: the adapter that the decoder applies; None after full fine-tuning.
+    """
+
+    directory: epath.Path
+    step: int
+    config: ml_collections.ConfigDict
+    base: Base
+    adapter: AdapterSpec | None
+
+    @property
+    def name(self) -> str:
+        """Names this checkpoint among all sources."""
+        return f"{self.directory}:{self.step}"
+
+    def template(self) -> str | None:
+        """The chat template that the run brought itself; None where it took that of its base.
+
+        Raises:
+            ValueError: the run's copy is gone.
+        """
+        path = self.directory / TEMPLATE
+        if path.exists():
+            return path.read_text()
+        if self.config.model.chat_template:
+            raise ValueError(f"{path} is missing: the run was trained with a chat template of its own. Put it back.")
+        return None
+
+    def fingerprint(self) -> str:
+        """Of what the weights follow from: base, data, config, step."""
+        made_of = [json.loads((self.directory / ENVIRONMENT).read_text())["fingerprints"], self.config.to_dict()]
+        return hashlib.sha256(json.dumps([*made_of, self.step], sort_keys=True, default=list).encode()).hexdigest()
+
+    def trained(self, layout: LayerLayout, mesh: Mesh) -> Tree:
+        """{"params": …} or {"adapters": …}: what was trained, as it was saved."""
+        checkpoints = Checkpoints(self.directory, keep_last=1_000_000, read_only=True)
+        try:
+            saved_layout = checkpoints.position(self.step).layout
+            abstract = jax.eval_shape(lambda: self._like_trained(saved_layout))
+            trained = checkpoints.restore_trained(self.step, abstract_like(abstract, shardings_of(abstract, mesh)))
+        finally:
+            checkpoints.close()
+        return {name: to_layout(tree, layout) for name, tree in trained.items()}
+
+    def _like_trained(self, layout: LayerLayout) -> Tree:
+        """For `eval_shape`: nothing is made."""
+        model = Decoder(self.base.decoder, Execution(layer_layout="scan"), self.adapter)
+        params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        if self.adapter is not None:
+            return {"adapters": init_adapters(params, self.config.adapter, self.config.seed, layout)}
+        cast = jax.tree.map(lambda leaf: leaf.astype(self.config.precision.params), params)
+        return {"params": to_layout(cast, layout)}
+
+    def variables(self, layout: LayerLayout, mesh: Mesh) -> Tree:
+        """What the decoder's `apply` takes, adapters beside their weights."""
+        trained, frozen = self.trained(layout, mesh), {}
+        if self.adapter is not None:
+            frozen = {"params": self.base.params(layout, self.config.precision.frozen, mesh)}
+        return variables(trained, frozen, hyperparameters(self.config, 0, 1))
+
+    def params(self, layout: LayerLayout, dtype: str, mesh: Mesh) -> Tree:
+        """The parameters, with adapters merged into them."""
+        merged = self.variables(layout, mesh)
+        if self.adapter is not None:
+            merge = lambda tree: merge_adapters(tree, self.adapter.method)
+            shardings = shardings_of({"params": merged["params"]}, mesh)["params"]
+            merged = {"params": jax.jit(merge, out_shardings=shardings)(merged)}
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), merged["params"])
+
+
+def open_base(source: str, revision: str | None = None) -> Base:
+    """What `config.model.source` names.
+
+    Raises:
+        ValueError: there is no such source, or no such checkpoint in a run; says what there is.
+    """
+    run = open_run(source)
+    if run is not None:
+        if revision:
+            raise ValueError(f"--config.model.revision={revision} is for hub names, and {source} is a run directory")
+        return Base(run.name, run.base.decoder, run.base.hf_config, run.fingerprint(), run.base.revision, run.params)
+    checkpoint = open_checkpoint(source, revision)
+    decoder = decoder_config(checkpoint)
+
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh) -> Tree:
+        return load_params(checkpoint, decoder, layout, dtype, placement(mesh))
+
+    return Base(source, decoder, checkpoint.config, checkpoint.fingerprint, checkpoint.revision, params)
+
+
+def open_run(source: str) -> FinishedRun | None:
+    """The checkpoint of a run that `source` names; None where it names no run directory.
+
+    Raises:
+        ValueError: there is no such checkpoint (names those there are), or its base model is not the same any more.
+    """
+    match = _RUN.fullmatch(source)
+    if source.startswith("random:") or match is None:
+        return None
+    directory = epath.Path(match["directory"])
+    config = run_config(directory)
+    if config is None:
+        return None
+    checkpoints = Checkpoints(directory, keep_last=1_000_000, read_only=True)
+    try:
+        step = _step(directory, match["which"] or "latest", checkpoints)
+    finally:
+        checkpoints.close()
+    base = open_base(config.model.source, config.model.revision or None)
+    check_inputs(directory, {"model": base.fingerprint})
+    adapter = None if config.adapter.method == "none" else AdapterSpec(config.adapter.method)
+    return FinishedRun(directory, step, config, base, adapter)
+
+
+def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:
+    """The config of a run directory; None where `directory` is not one."""
+    path = directory / CONFIG
+    if not (directory / DIRECTORY).exists() or not path.exists():
+        return None
+    fields = json.loads(path.read_text())
+    return ml_collections.ConfigDict(fields, convert_dict=True)
+
+
+def load_base_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to `source`, with the chat template that a run there was trained with."""
+    run = open_run(source)
+    if run is None:
+        return load_tokenizer(source, revision)
+    tokenizer = load_base_tokenizer(run.config.model.source, run.config.model.revision or None)
+    tokenizer.chat_template = run.template() or tokenizer.chat_template
+    return tokenizer
+
+
+def _step(directory: epath.Path, which: str, checkpoints: Checkpoints) -> int:
+    steps = checkpoints.steps()
+    if not steps:
+        raise ValueError(f"{directory} holds no finished checkpoint yet")
+    found = {"latest": checkpoints.latest, "best": checkpoints.best}.get(which, lambda: int(which))()
+    if found is None:
+        raise ValueError(f"{directory}: no checkpoint has the metric that 'best' is chosen by; there are {steps}")
+    if found not in steps:
+        raise ValueError(f"{directory} has no checkpoint of step {found}; there are {steps}")
+    return found
