@@ -20,7 +20,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.duration = "1 epochs"
 
     config.model = ConfigDict()
-    config.model.source = "smollm2-135m-instruct"  # a Hugging Face directory, a .gguf file, a hub name, a short name, a run
+    config.model.source = "smollm2-135m-instruct"  # directory, .gguf file, hub name, short name, run
     config.model.revision = ""  # of a hub name: branch, tag or commit
     config.model.chat_template = ""  # file with a Jinja template; empty: the checkpoint's own
 
