@@ -55,13 +55,19 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.adapter.targets = ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)")
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # or "lion", "adafactor", "muon"
     config.optimizer.learning_rate = 2e-5 if arg == "full" else 2e-4
     config.optimizer.schedule = "cosine"  # or "linear", "constant"
     config.optimizer.warmup = "3 percent"
     config.optimizer.final_share = 0.1  # of the peak learning rate, at the end
-    config.optimizer.betas = (0.9, 0.95)
-    config.optimizer.epsilon = 1e-8
+    config.optimizer.betas = (0.9, 0.95)  # of adamw, lion (its authors: 0.9, 0.99) and the rest under muon
+    config.optimizer.epsilon = 1e-8  # of adamw, and of the rest under muon
+    config.optimizer.momentum = 0.95  # of muon
+    config.optimizer.decay_power = 0.8  # of adafactor: its second moment forgets at rate step^-power
     config.optimizer.weight_decay = 0.01  # not on norms and biases
+    # Parameters with numbers of their own, the first that matches: ("embedding: weight_decay=0, learning_rate_factor=0.1",).
+    # ("adapters/.*/b: learning_rate_factor=16",) is LoRA+.
+    config.optimizer.groups = ()
     config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0: no clipping
     config.optimizer.max_skipped_in_a_row = 5  # steps with a loss or gradient that is not finite before the run stops
 

@@ -1,8 +1,9 @@
-"""Hyperparameters as arrays, learning-rate schedules on them, and the optimizer built from them.
+"""Hyperparameters as arrays, learning-rate schedules on them, and the optimizer of a run built from them.
 
 Nothing numeric is a constant of the compiled step: one compilation serves a sweep over learning rate, decay, betas.
 """
 
+import dataclasses
 import re
 from typing import Any
 
@@ -12,11 +13,33 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, Int
 
+from sft_jax.training.groups import group_of, parse_groups
+from sft_jax.training.sharding import path_string
+from sft_jax.training.update_rules import RULES, Hyperparameters
+
 Tree = Any
-Hyperparameters = dict[str, Array]
 
 SCHEDULES = ("constant", "linear", "cosine")
 _NO_DECAY = re.compile(r"(scale|bias)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """What is static of an optimizer.
+
+    Attributes:
+        rule: name of the update rule.
+        groups: patterns of the groups of parameters with numbers of their own; the first that matches decides.
+    """
+
+    rule: str = "adamw"
+    groups: tuple[str, ...] = ()
+
+
+def optimizer_settings(config: ml_collections.ConfigDict) -> OptimizerSettings:
+    """What the config asks for."""
+    patterns = tuple(group.pattern for group in parse_groups(config.optimizer.groups))
+    return OptimizerSettings(config.optimizer.name, patterns)
 
 
 def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_steps: int) -> Hyperparameters:
@@ -38,11 +61,17 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         "beta1": beta1,
         "beta2": beta2,
         "epsilon": optimizer.epsilon,
+        "momentum": optimizer.momentum,
+        "decay_power": optimizer.decay_power,
         "clip_norm": optimizer.clip_norm or float("inf"),
         "balance_loss": config.experts.balance_loss,
         "adapter_alpha": config.adapter.alpha,
         "adapter_dropout": config.adapter.dropout,
     }
+    for index, group in enumerate(parse_groups(optimizer.groups)):
+        values[f"group_{index}_learning_rate_factor"] = group.learning_rate_factor
+        if group.weight_decay is not None:
+            values[f"group_{index}_weight_decay"] = group.weight_decay
     return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
 
 
@@ -64,17 +93,31 @@ def learning_rate(kind: str, step: Int[Array, ""], hyper: Hyperparameters) -> Fl
     return hyper["learning_rate"] * jnp.minimum(warm, 1.0) * decayed
 
 
-def decay_mask(trained: Tree) -> Tree:
-    """True where weight decay applies: everywhere but on norms' scales and on biases."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not _NO_DECAY.search(str(getattr(path[-1], "key", path[-1]))), trained
-    )
+def make_optimizer(
+    settings: OptimizerSettings, hyper: Hyperparameters, rate: Float[Array, ""]
+) -> optax.GradientTransformation:
+    """The optimizer at learning rate `rate`; what its `init` makes does not depend on the numbers."""
+    return RULES[settings.rule].make(hyper, rate, _descend(settings.groups, hyper, rate))
 
 
-def adamw(hyper: Hyperparameters, rate: Float[Array, ""]) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) at learning rate `rate`; `init` does not depend on the numbers."""
-    return optax.chain(
-        optax.scale_by_adam(b1=hyper["beta1"], b2=hyper["beta2"], eps=hyper["epsilon"]),
-        optax.add_decayed_weights(hyper["weight_decay"], mask=decay_mask),
-        optax.scale_by_learning_rate(rate),
-    )
+def _descend(
+    patterns: tuple[str, ...], hyper: Hyperparameters, rate: Float[Array, ""]
+) -> optax.GradientTransformationExtraArgs:
+    """From a direction to the change of the parameters: -rate (direction + decay parameter), by group.
+
+    Norms and biases do not decay, unless their group says so.
+    """
+
+    def change(path: tuple, direction: Array, param: Array) -> Array:
+        name = path_string(path)
+        group = group_of(name, patterns)
+        own_decay = None if group is None else hyper.get(f"group_{group}_weight_decay")
+        if own_decay is not None or not _NO_DECAY.search(name):
+            direction = direction + (hyper["weight_decay"] if own_decay is None else own_decay) * param
+        own_rate = rate if group is None else rate * hyper[f"group_{group}_learning_rate_factor"]
+        return -own_rate * direction
+
+    def update(updates: Tree, params: Tree) -> Tree:
+        return jax.tree_util.tree_map_with_path(change, updates, params)
+
+    return optax.stateless(update)

@@ -22,7 +22,8 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.objectives import Settings, get_objective
 from sft_jax.training.base import Base, load_base_tokenizer
-from sft_jax.training.optimizer import adamw
+from sft_jax.training.groups import check_groups, parse_groups
+from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
 from sft_jax.training.sharding import data_shards, shardings_of
 from sft_jax.training.state import TrainState, init_adapters, split
 from sft_jax.training.step import StepSettings
@@ -221,6 +222,7 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
     return StepSettings(
         objective=get_objective(config.objective.name),
         objective_settings=Settings(config.objective.label_smoothing, config.objective.z_loss),
+        optimizer=optimizer_settings(config),
         schedule=config.optimizer.schedule,
         micro_batches=parts,
         head_chunk=max(1, chunk_tokens // rows_at_once) if chunk_tokens else 0,
@@ -251,15 +253,17 @@ def init_state(
         out = shardings_of({adapters.COLLECTION: jax.eval_shape(make)}, mesh)[adapters.COLLECTION]
         tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)()
     trained, frozen = split(tree, lambda path: full or path.startswith(adapters.COLLECTION + "/"))
-    return fresh_state(trained, frozen, hyper, mesh)
+    return fresh_state(trained, frozen, hyper, optimizer_settings(config), mesh)
 
 
-def fresh_state(trained: Tree, frozen: Tree, hyper: dict[str, jax.Array], mesh: Mesh) -> TrainState:
+def fresh_state(
+    trained: Tree, frozen: Tree, hyper: dict[str, jax.Array], optimizer: OptimizerSettings, mesh: Mesh
+) -> TrainState:
     """A state at step 0 around parameters that are in place: moments are zero and laid out like what they are of."""
 
     def rest():
         zero = jnp.zeros((), jnp.int32)
-        moments = adamw(hyper, hyper["learning_rate"]).init(trained)
+        moments = make_optimizer(optimizer, hyper, hyper["learning_rate"]).init(trained)
         return {"step": zero, "opt_state": moments, "skipped": zero, "skipped_in_a_row": zero}
 
     made = jax.jit(rest, out_shardings=shardings_of(jax.eval_shape(rest), mesh))()

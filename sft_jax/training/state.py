@@ -50,6 +50,15 @@ def split(tree: Tree, is_trained: Callable[[str], bool]) -> tuple[Tree, Tree]:
     return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
 
 
+def canonical_path(path: str) -> str:
+    """The name of a parameter in either layer layout, as patterns in a config see it.
+
+    `params/layers_3/ffn/up/kernel` and `params/layers/ffn/up/kernel` are both `layers/ffn/up/kernel`; adapters keep
+    their collection: `adapters/layers/ffn/up/a`.
+    """
+    return re.sub(r"(^|/)layers_\d+/", r"\1layers/", path).removeprefix("params/")
+
+
 def merge(trained: Tree, frozen: Tree) -> Tree:
     """The inverse of `split`."""
     return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trained)})

@@ -20,7 +20,7 @@ from sft_jax.models.experts import ROUTING, Routing, total_routing
 from sft_jax.objectives import Objective, Settings
 from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.head import gather_targets, over_chunks
-from sft_jax.training.optimizer import adamw, learning_rate
+from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from sft_jax.training.sharding import batch_sharding, shardings_of
 from sft_jax.training.state import TrainState, head_weights, merge, variables
 
@@ -36,6 +36,7 @@ class StepSettings:
     Attributes:
         objective: the objective's function.
         objective_settings: its options.
+        optimizer: the update rule and groups of parameters.
         schedule: kind of learning-rate schedule.
         micro_batches: parts into which the global batch is split, one after the other.
         head_chunk: target slots of a row that go through the head at a time; 0 takes all.
@@ -45,6 +46,7 @@ class StepSettings:
 
     objective: Objective
     objective_settings: Settings
+    optimizer: OptimizerSettings = OptimizerSettings()
     schedule: str = "cosine"
     micro_batches: int = 1
     head_chunk: int = 0
@@ -147,7 +149,8 @@ def train_step(
         clip = jnp.minimum(1.0, state.hyper["clip_norm"] / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
         gradient = jax.tree.map(lambda g: (g * clip).astype(g.dtype), gradient)
         rate = learning_rate(settings.schedule, state.step, state.hyper)
-        updates, opt_state = adamw(state.hyper, rate).update(gradient, state.opt_state, state.trained)
+        optimizer = make_optimizer(settings.optimizer, state.hyper, rate)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
         update_ratio = optax.global_norm(updates) / jnp.maximum(optax.global_norm(state.trained), 1e-12)
         # That the update is checked too has a second use: all of the old state is read before any of the new one can be
         # written, so that XLA updates it in place. Otherwise it begins with a copy of parameters and moments.
