@@ -54,6 +54,13 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.adapter.dropout = 0.0
     config.adapter.targets = ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)")
 
+    config.trained = ConfigDict()  # of the weights; under adapters all of them are frozen
+    # Patterns; () for all. Biases: (".*/bias",); norms: (".*norm/scale", ".*norm/bias"); no embedding: ("layers/.*",).
+    config.trained.weights = ()
+    config.trained.last_layers = (
+        0  # of those only what lies in the last k layers: no embedding, no head; 0: all
+    )
+
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or "lion", "adafactor", "muon"
     config.optimizer.learning_rate = 2e-5 if arg == "full" else 2e-4
@@ -65,11 +72,15 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.optimizer.momentum = 0.95  # of muon
     config.optimizer.decay_power = 0.8  # of adafactor: its second moment forgets at rate step^-power
     config.optimizer.weight_decay = 0.01  # not on norms and biases
-    # Parameters with numbers of their own, the first that matches: ("embedding: weight_decay=0, learning_rate_factor=0.1",).
-    # ("adapters/.*/b: learning_rate_factor=16",) is LoRA+.
+    # Parameters with numbers of their own, the first group that matches: ("embedding: learning_rate_factor=0.1",
+    # "layers/.*: weight_decay=0.1"). ("adapters/.*/b: learning_rate_factor=16",) is LoRA+.
     config.optimizer.groups = ()
     config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0: no clipping
     config.optimizer.max_skipped_in_a_row = 5  # steps with a loss or gradient that is not finite before the run stops
+
+    config.ema = ConfigDict()  # exponential moving average of what is trained, kept in checkpoints
+    config.ema.decay = 0.0  # a step; 0: none
+    config.ema.evaluate = False  # held-out metrics, samples and the best checkpoint are those of the average
 
     config.precision = ConfigDict()
     config.precision.params = "float32"  # of trained weights (and their moments)

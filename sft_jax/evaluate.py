@@ -58,7 +58,7 @@ def main(_: list[str]) -> None:
         examples = choose_examples(train, _EXAMPLES.value, _SEED.value, [record.conversation for record in records])
     mesh = inference_mesh()
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
-        loaded = load_for_inference(_MODEL.value, mesh, inference_flags.PRODUCTS.value)
+        loaded = load_for_inference(_MODEL.value, mesh, inference_flags.PRODUCTS.value, inference_flags.WEIGHTS.value)
         answers = held_out.generate_answers(loaded, task, examples, progress)
         losses = held_out.measure_loss(loaded, task, mesh, progress) if _LOSS.value else None
     outcomes = held_out.score_answers(task, answers)

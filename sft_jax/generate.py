@@ -37,7 +37,7 @@ def main(_: list[str]) -> None:
     commands.start_jax()
     mesh = inference_mesh()
     with jax.set_mesh(mesh):
-        loaded = load_for_inference(_MODEL.value, mesh, inference_flags.PRODUCTS.value)
+        loaded = load_for_inference(_MODEL.value, mesh, inference_flags.PRODUCTS.value, inference_flags.WEIGHTS.value)
         if _PROMPTS.value is not None:
             _answer_file(loaded)
         elif _PROMPT.value is not None:

@@ -7,6 +7,9 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "Prompts at a time; the answers do not depend on it.", lower_bound=1
 )
 PRODUCTS = flags.DEFINE_enum("products", "bfloat16", ["bfloat16", "float32"], "dtype of the inputs of matrix products.")
+WEIGHTS = flags.DEFINE_enum(
+    "weights", "trained", ["trained", "ema"], "Of a run: the result of training, or the average it kept (config.ema)."
+)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token each time.", lower_bound=0.0)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: from all.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the most likely tokens up to this probability.", 0.0, 1.0)

@@ -18,15 +18,16 @@ from etils import epath
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution, LayerLayout
-from sft_jax.models.decoder import Decoder
+from sft_jax.models.config import AdapterSpec, DecoderConfig, LayerLayout
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import decoder_config, load_params
 from sft_jax.sources import load_tokenizer, open_checkpoint
+from sft_jax.training.averages import for_use, parts_of
 from sft_jax.training.checkpoints import DIRECTORY, Checkpoints
+from sft_jax.training.freezing import trained_predicate, trained_shapes, trains_all_weights
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import abstract_like, placement, shardings_of
-from sft_jax.training.state import init_adapters, merge_adapters, variables
+from sft_jax.training.state import merge_adapters, split, variables
 from sft_jax.training.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
 
 Tree = Any
@@ -95,36 +96,44 @@ class FinishedRun:
         made_of = [json.loads((self.directory / ENVIRONMENT).read_text())["fingerprints"], self.config.to_dict()]
         return hashlib.sha256(json.dumps([*made_of, self.step], sort_keys=True, default=list).encode()).hexdigest()
 
-    def trained(self, layout: LayerLayout, mesh: Mesh) -> Tree:
-        """{"params": …} or {"adapters": …}: what was trained, as it was saved."""
+    def trained(self, layout: LayerLayout, mesh: Mesh, weights: str = "trained") -> Tree:
+        """{"params": …} or {"adapters": …}: what was trained.
+
+        Args:
+            layout: layer layout wanted; layers of which only the last were trained cannot be stacked.
+            mesh: where the arrays go.
+            weights: `trained`, the result of training, or `ema`, its average over the steps.
+
+        Raises:
+            ValueError: the run kept no average.
+        """
+        in_float32 = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
         checkpoints = Checkpoints(self.directory, keep_last=1_000_000, read_only=True)
         try:
-            saved_layout = checkpoints.position(self.step).layout
-            abstract = jax.eval_shape(lambda: self._like_trained(saved_layout))
-            trained = checkpoints.restore_trained(self.step, abstract_like(abstract, shardings_of(abstract, mesh)))
+            shapes = trained_shapes(self.config, self.base.decoder, checkpoints.position(self.step).layout)
+            wanted = {}
+            for part in parts_of(self.config, weights):
+                like = jax.tree.map(in_float32, shapes) if part == "ema" else shapes
+                wanted[part] = abstract_like(like, shardings_of(like, mesh))
+            chosen = for_use(self.config, checkpoints.restore_parts(self.step, wanted))
         finally:
             checkpoints.close()
-        return {name: to_layout(tree, layout) for name, tree in trained.items()}
+        return {name: to_layout(tree, layout) for name, tree in chosen.items()}
 
-    def _like_trained(self, layout: LayerLayout) -> Tree:
-        """For `eval_shape`: nothing is made."""
-        model = Decoder(self.base.decoder, Execution(layer_layout="scan"), self.adapter)
-        params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-        if self.adapter is not None:
-            return {"adapters": init_adapters(params, self.config.adapter, self.config.seed, layout)}
-        cast = jax.tree.map(lambda leaf: leaf.astype(self.config.precision.params), params)
-        return {"params": to_layout(cast, layout)}
+    def variables(self, layout: LayerLayout, mesh: Mesh, weights: str = "trained") -> Tree:
+        """What the decoder's `apply` takes, adapters beside their weights; `weights` as in `trained`."""
+        # Where only the last layers were trained, they meet the frozen ones before all are stacked.
+        through: LayerLayout = "unrolled" if self.config.trained.last_layers else layout
+        trained, frozen = self.trained(through, mesh, weights), {}
+        if not trains_all_weights(self.config):
+            params = {"params": self.base.params(through, self.config.precision.frozen, mesh)}
+            _, frozen = split(params, trained_predicate(self.config, self.base.decoder.num_layers))
+        tree = variables(trained, frozen, hyperparameters(self.config, 0, 1))
+        return {name: to_layout(subtree, layout) for name, subtree in tree.items()}
 
-    def variables(self, layout: LayerLayout, mesh: Mesh) -> Tree:
-        """What the decoder's `apply` takes, adapters beside their weights."""
-        trained, frozen = self.trained(layout, mesh), {}
-        if self.adapter is not None:
-            frozen = {"params": self.base.params(layout, self.config.precision.frozen, mesh)}
-        return variables(trained, frozen, hyperparameters(self.config, 0, 1))
-
-    def params(self, layout: LayerLayout, dtype: str, mesh: Mesh) -> Tree:
-        """The parameters, with adapters merged into them."""
-        merged = self.variables(layout, mesh)
+    def params(self, layout: LayerLayout, dtype: str, mesh: Mesh, weights: str = "trained") -> Tree:
+        """The parameters, with adapters merged into them; `weights` as in `trained`."""
+        merged = self.variables(layout, mesh, weights)
         if self.adapter is not None:
             merge = lambda tree: merge_adapters(tree, self.adapter.method)
             shardings = shardings_of({"params": merged["params"]}, mesh)["params"]

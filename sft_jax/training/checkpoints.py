@@ -1,8 +1,8 @@
 """Checkpoints: the one module that knows orbax (its v1 interface still moves).
 
-A checkpoint holds what training changes: trained parameters, moments, counters, and the position in the pack plan.
-Frozen parameters stay in the pretrained checkpoint they come from. The layer layout is recorded and converted on
-restore; any mesh and any number of processes can restore.
+A checkpoint holds what training changes: trained parameters, their average, moments, counters, and the position in the
+pack plan. Frozen parameters stay in the pretrained checkpoint they come from. The layer layout is recorded and
+converted on restore; any mesh and any number of processes can restore.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from sft_jax.training.workdir import is_remote
 
 Tree = Any
 DIRECTORY = "checkpoints"
-_SAVED = ("step", "trained", "opt_state", "skipped", "skipped_in_a_row")
+_SAVED = ("step", "trained", "opt_state", "skipped", "skipped_in_a_row", "ema")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,17 +133,20 @@ class Checkpoints:
             restored = jax.jit(lambda tree: convert(tree, layout), out_shardings=out)(restored)
         return state.replace(**restored)
 
-    def restore_trained(self, step: int, abstract: Tree) -> Tree:
-        """Only the trained parameters of a checkpoint, without moments.
+    def restore_parts(self, step: int, abstract: dict[str, Tree]) -> dict[str, Tree]:
+        """Only some trees of a checkpoint, without the rest.
 
         Args:
             step: which checkpoint.
-            abstract: their shapes, dtypes and shardings in the layout they were saved in.
+            abstract: by path in the state (`trained`, `opt_state/z`), their shapes, dtypes and shardings in the layout
+                they were saved in.
         """
-        wanted = dict.fromkeys(_SAVED, ocp.PLACEHOLDER) | {"trained": abstract}
-        moments = self._checkpointer.metadata(step).metadata
-        wanted["opt_state"] = jax.tree.map(lambda _: ocp.PLACEHOLDER, moments["opt_state"])
-        return self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]["trained"]
+        wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, self._checkpointer.metadata(step).metadata)
+        for path, tree in abstract.items():
+            *parents, name = path.split("/")
+            _at(wanted, parents)[name] = tree
+        restored = self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
+        return {path: _at(restored, path.split("/")) for path in abstract}
 
     def wait(self) -> None:
         """Returns when what was saved is on disk."""
@@ -157,6 +160,12 @@ class Checkpoints:
 def _absolute(path: epath.Path) -> epath.Path:
     """orbax refuses relative paths; a bucket path is absolute as it is."""
     return path if is_remote(path) else epath.Path(os.path.abspath(path))
+
+
+def _at(tree: Tree, names: list[str]) -> Tree:
+    for name in names:
+        tree = tree[name]
+    return tree
 
 
 def convert(tree: Tree, layout: str) -> Tree:

@@ -1,6 +1,10 @@
-"""Bad values of a config, found before anything is read or written; one table, so that every error names its flag."""
+"""Bad values of a config, found before anything is read or written.
+
+One table of values on their own, so that every error names its flag, and one of values that do not go together.
+"""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +14,9 @@ from sft_jax.data.batches import NORMALIZE
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
 from sft_jax.objectives import OBJECTIVES
+from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import SCHEDULES
+from sft_jax.training.update_rules import OWN_OPTIONS, RULES
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -53,11 +59,15 @@ CHECKS: dict[str, Check] = {
     "adapter.method": _known(METHODS, "none"),
     "adapter.rank": _at_least(1),
     "adapter.dropout": _BELOW_ONE,
+    "trained.last_layers": _at_least(0),
+    "optimizer.name": _known(RULES),
     "optimizer.learning_rate": _at_least(0),
     "optimizer.schedule": _one_of(*SCHEDULES),
     "optimizer.final_share": _SHARE,
     "optimizer.betas": _BETAS,
     "optimizer.epsilon": _at_least(0),
+    "optimizer.momentum": _BELOW_ONE,
+    "optimizer.decay_power": _SHARE,
     "optimizer.weight_decay": _at_least(0),
     "optimizer.clip_norm": _at_least(0),
     "optimizer.max_skipped_in_a_row": _at_least(1),
@@ -81,8 +91,52 @@ CHECKS: dict[str, Check] = {
 }
 
 
+def _unread_options(config: ml_collections.ConfigDict) -> list[str]:
+    """Options that only other update rules read."""
+    name = config.optimizer.name
+    return [
+        f"--config.optimizer.{option}={config.optimizer[option]!r} is not read by --config.optimizer.name={name}; "
+        f"leave it at {value!r}"
+        for option, value in OWN_OPTIONS.items()
+        if option not in RULES[name].reads and config.optimizer[option] != value
+    ]
+
+
+def _groups(config: ml_collections.ConfigDict) -> list[str]:
+    try:
+        parse_groups(config.optimizer.groups)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _trained_weights(config: ml_collections.ConfigDict) -> list[str]:
+    """What is trained, where it excludes another choice."""
+    weights, last = config.trained.weights, config.trained.last_layers
+    problems = []
+    if config.adapter.method != "none" and (weights or last):
+        problems.append(
+            f"--config.trained.weights={weights!r} --config.trained.last_layers={last}: under "
+            f"--config.adapter.method={config.adapter.method} all weights are frozen; leave them at () and 0"
+        )
+    if last and config.execution.layer_layout == "scan":
+        problems.append(
+            f"--config.trained.last_layers={last} needs layers in arrays of their own: "
+            "--config.execution.layer_layout must be auto or unrolled, not scan"
+        )
+    for pattern in weights:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            problems.append(f"--config.trained.weights: {pattern!r} is not a regular expression ({error})")
+    return problems
+
+
+TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (_unread_options, _groups, _trained_weights)
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
-    """Checks each value on its own; what depends on data or devices is checked where those are known.
+    """Checks what can be known from the config alone; the rest is checked where data and devices are known.
 
     Raises:
         ValueError: values that no run can have; names all their flags at once.
@@ -94,5 +148,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             value = value[part]
         if not is_good(value):
             problems.append(f"--config.{name}={value!r} {expected}")
+    if not problems:  # what belongs together is asked of values that are good on their own
+        problems = [problem for check in TOGETHER for problem in check(config)]
     if problems:
         raise ValueError("\n".join(problems))

@@ -19,10 +19,12 @@ from sft_jax.data.batch_text import batch_markdown
 from sft_jax.data.batches import Batch, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.training import workdir as workdirs
+from sft_jax.training.averages import for_evaluation
 from sft_jax.training.base import open_base
 from sft_jax.training.checkpoints import Checkpoints, RunPosition
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import in_steps
+from sft_jax.training.freezing import check_trained
 from sft_jax.training.held_out import Samples, held_out_metrics
 from sft_jax.training.interrupt import StopRequest
 from sft_jax.training.metric_log import FILE, MetricLog, read_metrics
@@ -108,6 +110,7 @@ def run(
     workdirs.check_inputs(workdir, fingerprints)
     model = make_model(config, base.decoder)
     check_sizes(model.config, data.rows, data.held_out)
+    check_trained(config, base.decoder)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
     workdirs.keep_template(workdir, config)
     with workdirs.only_trainer(workdir), jax.set_mesh(mesh):
@@ -150,7 +153,7 @@ def _evaluation(config, data, model, settings, state, mesh, evaluators):
     samples = Samples(model, data, config) if data.held_out_records and config.evaluation.samples else None
 
     def evaluate(state: TrainState, progress: Callable[[int, int], None]) -> tuple[dict[str, float], dict[str, str]]:
-        scalars = {}
+        state, scalars = for_evaluation(config, state), {}
         if data.held_out is not None:
             scalars = held_out_metrics(eval_step, state, data, config, mesh, progress)
         for name, evaluator in evaluators.items():

@@ -46,7 +46,7 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
     """The numbers of a run as float32 scalars.
 
     Args:
-        config: `optimizer`, `experts` and `adapter` of the experiment config.
+        config: `optimizer`, `ema`, `experts` and `adapter` of the experiment config.
         warmup_steps: steps of linear warm-up.
         total_steps: length of the run in optimizer steps, for the schedule.
     """
@@ -64,6 +64,7 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         "momentum": optimizer.momentum,
         "decay_power": optimizer.decay_power,
         "clip_norm": optimizer.clip_norm or float("inf"),
+        "ema_decay": config.ema.decay,
         "balance_loss": config.experts.balance_loss,
         "adapter_alpha": config.adapter.alpha,
         "adapter_dropout": config.adapter.dropout,
@@ -102,7 +103,7 @@ def make_optimizer(
 
 def _descend(
     patterns: tuple[str, ...], hyper: Hyperparameters, rate: Float[Array, ""]
-) -> optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformation:
     """From a direction to the change of the parameters: -rate (direction + decay parameter), by group.
 
     Norms and biases do not decay, unless their group says so.

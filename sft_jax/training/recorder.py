@@ -11,6 +11,7 @@ from etils import epath
 
 from sft_jax.models.decoder import Decoder
 from sft_jax.training.flops import peak_flops, train_flops
+from sft_jax.training.freezing import trains_all_weights
 from sft_jax.training.metric_log import MetricLog
 from sft_jax.training.progress import figures
 from sft_jax.training.setup import Data
@@ -39,7 +40,9 @@ class Recorder:
         """Prepares the recorder; skipped steps noted after `resume_step` (see `MetricLog`) are forgotten."""
         self._config, self._plan, self._log, self._workdir = config, data.plan, log, workdir
         devices = jax.devices()
-        self._peak = peak_flops(devices[0].device_kind, len(devices))
+        # How much work a step needs where some of the weights are frozen is not worked out: no MFU then.
+        known = config.adapter.method != "none" or trains_all_weights(config)
+        self._peak = peak_flops(devices[0].device_kind, len(devices)) if known else None
         self._flops = train_flops(
             model.config,
             config.batch.rows * config.data.row_tokens,

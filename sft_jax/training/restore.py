@@ -31,7 +31,7 @@ class Loaded:
     renderer: ConversationRenderer
 
 
-def load_for_inference(source: str, mesh: Mesh, product_dtype: str = "bfloat16") -> Loaded:
+def load_for_inference(source: str, mesh: Mesh, product_dtype: str = "bfloat16", weights: str = "trained") -> Loaded:
     """Loads a model to generate with or to measure.
 
     Args:
@@ -39,9 +39,10 @@ def load_for_inference(source: str, mesh: Mesh, product_dtype: str = "bfloat16")
             checkpoint.
         mesh: where its arrays go.
         product_dtype: dtype of the inputs of matrix products.
+        weights: `trained`, or `ema` for the average that the run kept.
 
     Raises:
-        ValueError: there is no such checkpoint; names those there are.
+        ValueError: there is no such checkpoint, or no such average; names those there are.
     """
     # One layer after the other is read faster token by token on CPU; scanned layers compile faster elsewhere.
     layout = "unrolled" if jax.default_backend() == "cpu" else "scan"
@@ -50,7 +51,10 @@ def load_for_inference(source: str, mesh: Mesh, product_dtype: str = "bfloat16")
     run = open_run(source)
     if run is not None:
         model = Decoder(run.base.decoder, execution, run.adapter)
-        return Loaded(run.name, model, run.variables(layout, mesh), renderer)
+        name = run.name if weights == "trained" else f"{run.name} ({weights})"
+        return Loaded(name, model, run.variables(layout, mesh, weights), renderer)
+    if weights != "trained":
+        raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
     base = open_base(source)
     variables = {"params": base.params(layout, "float32", mesh)}
     return Loaded(source, Decoder(base.decoder, execution), variables, renderer)

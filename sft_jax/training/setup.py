@@ -22,7 +22,7 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.objectives import Settings, get_objective
 from sft_jax.training.base import Base, load_base_tokenizer
-from sft_jax.training.groups import check_groups, parse_groups
+from sft_jax.training.freezing import trained_predicate, trains_all_weights
 from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
 from sft_jax.training.sharding import data_shards, shardings_of
 from sft_jax.training.state import TrainState, init_adapters, split
@@ -169,16 +169,18 @@ def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execu
 
     On accelerators: scanned layers (compile time) and full remat (memory). On CPU: unrolled without remat for full
     fine-tuning and for small batches under adapters; above `_SCAN_TOKENS`, adapters are no slower with scan and full
-    remat, in much less memory.
+    remat, in much less memory. Where only the last layers are trained they are never scanned: stacked layers are one
+    array, trained or not.
     """
     layout, remat = config.execution.layer_layout, config.execution.remat
     tokens = config.batch.rows * config.data.row_tokens // config.batch.micro_batches
-    scanned = platform != "cpu" or (config.adapter.method != "none" and tokens > _SCAN_TOKENS)
+    in_little_memory = platform != "cpu" or (config.adapter.method != "none" and tokens > _SCAN_TOKENS)
+    scanned = in_little_memory and not config.trained.last_layers
     return Execution(
         product_dtype=config.precision.products,
         activation_dtype=config.precision.activations,
         layer_layout=("scan" if scanned else "unrolled") if layout == "auto" else layout,
-        remat=("full" if scanned else "none") if remat == "auto" else remat,
+        remat=("full" if in_little_memory else "none") if remat == "auto" else remat,
         attention_backend=config.execution.attention,
     )
 
@@ -243,29 +245,44 @@ def init_state(
     Pretrained weights are read on the host, then placed; adapters and moments are made where they live.
     """
     layout = model.execution.layer_layout
-    full = config.adapter.method == "none"
-
-    dtype = config.precision.params if full else config.precision.frozen
-    tree = {"params": base.params(layout, dtype, mesh)}
-    if not full:
+    adapted = config.adapter.method != "none"
+    # Weights of which some are trained are read in the dtype of trained ones.
+    tree = {"params": base.params(layout, config.precision.frozen if adapted else config.precision.params, mesh)}
+    if adapted:
         shapes = jax.eval_shape(lambda params: to_layout(params, "scan"), tree["params"])
         make = lambda: init_adapters(shapes, config.adapter, config.seed, layout)
         out = shardings_of({adapters.COLLECTION: jax.eval_shape(make)}, mesh)[adapters.COLLECTION]
         tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)()
-    trained, frozen = split(tree, lambda path: full or path.startswith(adapters.COLLECTION + "/"))
-    return fresh_state(trained, frozen, hyper, optimizer_settings(config), mesh)
+    trained, frozen = split(tree, trained_predicate(config, base.decoder.num_layers))
+    if not adapted and not trains_all_weights(config):
+        frozen = jax.tree.map(lambda leaf: leaf.astype(config.precision.frozen), frozen)
+    return fresh_state(trained, frozen, hyper, optimizer_settings(config), mesh, ema=config.ema.decay > 0)
 
 
 def fresh_state(
-    trained: Tree, frozen: Tree, hyper: dict[str, jax.Array], optimizer: OptimizerSettings, mesh: Mesh
+    trained: Tree,
+    frozen: Tree,
+    hyper: dict[str, jax.Array],
+    optimizer: OptimizerSettings,
+    mesh: Mesh,
+    *,
+    ema: bool = False,
 ) -> TrainState:
-    """A state at step 0 around parameters that are in place: moments are zero and laid out like what they are of."""
+    """A state at step 0 around parameters that are in place: moments are laid out like what they are of.
 
-    def rest():
+    With `ema`, their average starts where they do.
+    """
+
+    def rest(trained: Tree) -> dict[str, Tree]:
         zero = jnp.zeros((), jnp.int32)
-        moments = make_optimizer(optimizer, hyper, hyper["learning_rate"]).init(trained)
-        return {"step": zero, "opt_state": moments, "skipped": zero, "skipped_in_a_row": zero}
+        return {
+            "step": zero,
+            "opt_state": make_optimizer(optimizer, hyper, hyper["learning_rate"]).init(trained),
+            "skipped": zero,
+            "skipped_in_a_row": zero,
+            "ema": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained) if ema else {},
+        }
 
-    made = jax.jit(rest, out_shardings=shardings_of(jax.eval_shape(rest), mesh))()
+    made = jax.jit(rest, out_shardings=shardings_of(jax.eval_shape(rest, trained), mesh))(trained)
     hyper = jax.device_put(hyper, shardings_of(hyper, mesh))
     return TrainState(trained=trained, frozen=frozen, hyper=hyper, **made)

@@ -31,6 +31,7 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"/a$", P(PARAM_AXES, None)),
     (r"/b$", P(None, PARAM_AXES)),
     (r"(scale|bias|dropout)$", P()),
+    (r"/(count|v|v_row|v_col)$", P()),  # of Adafactor, which keeps whole second moments of small arrays only
 )
 _STACKED = re.compile(r"(^|/)layers/")
 

@@ -31,6 +31,7 @@ class TrainState:
         hyper: hyperparameters as float32 scalars.
         skipped: int32 scalar, steps left out because loss or gradient was not finite.
         skipped_in_a_row: int32 scalar, those since the last good step.
+        ema: exponential moving average of `trained`, float32; empty where the run keeps none.
     """
 
     step: Leaf
@@ -40,6 +41,7 @@ class TrainState:
     hyper: dict[str, Leaf]
     skipped: Leaf
     skipped_in_a_row: Leaf
+    ema: Tree
 
 
 def split(tree: Tree, is_trained: Callable[[str], bool]) -> tuple[Tree, Tree]:

@@ -46,7 +46,7 @@ class StepSettings:
 
     objective: Objective
     objective_settings: Settings
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: OptimizerSettings
     schedule: str = "cosine"
     micro_batches: int = 1
     head_chunk: int = 0
@@ -151,11 +151,17 @@ def train_step(
         rate = learning_rate(settings.schedule, state.step, state.hyper)
         optimizer = make_optimizer(settings.optimizer, state.hyper, rate)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
+        # Moments keep the dtype they were made in, also where that is not the gradient's float32.
+        opt_state = jax.tree.map(lambda new, old: new.astype(old.dtype), opt_state, state.opt_state)
         update_ratio = optax.global_norm(updates) / jnp.maximum(optax.global_norm(state.trained), 1e-12)
         # That the update is checked too has a second use: all of the old state is read before any of the new one can be
         # written, so that XLA updates it in place. Otherwise it begins with a copy of parameters and moments.
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm) & jnp.isfinite(update_ratio)
         trained = optax.apply_updates(state.trained, updates)
+        ema = {}
+        if state.ema:
+            keep = state.hyper["ema_decay"]
+            ema = jax.tree.map(lambda a, w: keep * a + (1 - keep) * w.astype(a.dtype), state.ema, trained)
     skip = jnp.where(finite, 0, 1).astype(jnp.int32)
     logged = {
         "learning_rate": rate,
@@ -169,6 +175,7 @@ def train_step(
         step=state.step + 1,
         trained=_where(finite, trained, state.trained),
         opt_state=_where(finite, opt_state, state.opt_state),
+        ema=_where(finite, ema, state.ema),
         skipped=state.skipped + skip,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1).astype(jnp.int32),
     )

@@ -174,4 +174,3 @@ def _vmap(function: Callable, times: int) -> Callable:
     for _ in range(times):
         function = jax.vmap(function)
     return function
-
