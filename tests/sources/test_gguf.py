@@ -169,7 +169,9 @@ def test_linear_rope_scaling(tmp_path, write_gguf, llama_arrays):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"llama.rope.scaling.type": "yarn"}, r"llama.rope.scaling.type is 'yarn'; supported are none and linear"),
+        ({"llama.rope.scaling.type": "longrope"}, r"scaling.type is 'longrope'; supported are none, linear and yarn"),
+        ({"llama.rope.scaling.type": "yarn"}, r"has no metadata 'llama.rope.scaling.factor'"),
+        ({"llama.rope.scaling.yarn_attn_factor": 2.0}, r"not supported: llama.rope.scaling.yarn_attn_factor = 2.0"),
         ({"llama.expert_count": 8}, r"mixture of experts"),
         ({"llama.logit_scale": 2.0}, r"features that are not supported: llama.logit_scale = 2.0"),
         ({"llama.embedding_length": None}, r"has no metadata 'llama.embedding_length'"),
@@ -187,9 +189,9 @@ def test_metadata_that_is_refused(tmp_path, write_gguf, llama_arrays, metadata, 
 
 
 def test_other_architecture(tmp_path, write_gguf, llama_arrays):
-    path = write_gguf(tmp_path / "tiny.gguf", llama_arrays, architecture="gemma3")
+    path = write_gguf(tmp_path / "tiny.gguf", llama_arrays, architecture="gemma4")
     with pytest.raises(
-        SourceError, match=r"architecture 'gemma3'; GGUF files of llama are supported. Use .*safetensors"
+        SourceError, match=r"architecture 'gemma4'; GGUF files of llama, qwen2, .* are supported. Use .*safetensors"
     ):
         open_checkpoint(path)
 
@@ -197,7 +199,7 @@ def test_other_architecture(tmp_path, write_gguf, llama_arrays):
 @pytest.mark.parametrize("name", ["blk.0.attn_q_norm.weight", "blk.0.output.weight", "attn_q.weight", "v.patch.weight"])
 def test_tensors_that_are_not_known(tmp_path, write_gguf, llama_arrays, name):
     path = write_gguf(tmp_path / "tiny.gguf", llama_arrays | {name: np.ones((8,), np.float32)})
-    with pytest.raises(SourceError, match=f"1 tensors are not part of a Llama model: {re.escape(name)}"):
+    with pytest.raises(SourceError, match=f"1 tensors are not part of a llama model: {re.escape(name)}"):
         open_checkpoint(path)
 
 
