@@ -157,9 +157,9 @@ def test_splitting(tmp_path, write_gguf, pre):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"tokenizer.ggml.model": "llama"}, r"of the kind 'llama' .*supported is 'gpt2'"),
+        ({"tokenizer.ggml.model": "t5"}, r"of the kind 't5' .*supported are 'gpt2'.* and 'llama'"),
         ({"tokenizer.ggml.model": None}, r"has no metadata 'tokenizer.ggml.model'"),
-        ({"tokenizer.ggml.pre": "qwen2"}, r"pre-tokenizer 'qwen2' .*supported are gpt-2, smollm"),
+        ({"tokenizer.ggml.pre": "tekken"}, r"pre-tokenizer 'tekken' .*supported are gpt-2, smollm"),
         ({"tokenizer.ggml.pre": None}, r"pre-tokenizer None"),
         ({"tokenizer.ggml.tokens": ["a", "a"]}, r"holds 1 tokens twice"),
         ({"tokenizer.ggml.merges": ["a b", "b c"]}, r"merge 1 \('b', 'c'\) is not of two tokens"),
