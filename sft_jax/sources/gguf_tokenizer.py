@@ -153,11 +153,12 @@ def _add_tokens(tokens: list[str], types: list[int], vocabulary: dict[str, int],
 
     A Gemma's tokens of blanks are not among them: they are in the vocabulary under another spelling and are merged.
     """
+    added = {_CONTROL: [], _USER_DEFINED: []}
     for token, type_ in zip(tokens, types, strict=True):
-        if type_ in (_CONTROL, _USER_DEFINED) and token in vocabulary:
-            added = AddedToken(token, normalized=False, special=type_ == _CONTROL)
-            add = backend.add_special_tokens if type_ == _CONTROL else backend.add_tokens
-            add([added])
+        if type_ in added and token in vocabulary:
+            added[type_].append(AddedToken(token, normalized=False, special=type_ == _CONTROL))
+    backend.add_special_tokens(added[_CONTROL])
+    backend.add_tokens(added[_USER_DEFINED])
 
 
 def _special_token(file: GgufFile, tokens: list, key: str) -> str | None:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sft_jax.sources import SourceError, load_tokenizer
 from sft_jax.sources.gguf_tokenizer import SPLITTINGS
 from sft_jax.sources.locate import locate
+from tests.sources import texts
 
 SHORT_NAME = "smollm2-135m-instruct"
 
@@ -87,6 +89,21 @@ def test_digits_are_split_as_in_the_models_own_tokenizer(tokenizer, text, expect
     transformers 5.23 reads a GGUF file without the first step: "x   12" becomes x, ĠĠ, Ġ, 1, 2.
     """
     assert tokenizer.tokenize(text) == expected
+
+
+def test_a_thousand_texts_equal_transformers_between_digits(tokenizer, theirs):
+    """transformers 5.23 does not split at digits in this file: what lies between the digits is compared."""
+    samples = texts.varied(["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>"])
+    assert len(samples) >= 1000
+
+    def between_digits(text):
+        runs = itertools.groupby(text, key=lambda char: unicodedata.category(char).startswith("N"))
+        return [part for is_digit, run in runs for part in (run if is_digit else ["".join(run)])]
+
+    parts = list({part for text in samples for part in between_digits(text)})
+    ids_of = dict(zip(parts, theirs(parts)["input_ids"], strict=True))
+    for text, ids in zip(samples, tokenizer(samples)["input_ids"], strict=True):
+        assert ids == [id_ for part in between_digits(text) for id_ in ids_of[part]], repr(text)
 
 
 def test_special_tokens(tokenizer, theirs):
