@@ -4,7 +4,7 @@ Byte-pair encoding over characters, blanks written as ▁; what the vocabulary l
 holds tokens and scores; the merges follow from them.
 
 The ▁ before the first word (`add_space_prefix`) is transformers': once, where the text begins, and not before a blank.
-SentencePiece itself and llama.cpp write it before a blank too, and after each special token.
+llama.cpp writes it before a blank too, and again after each special token.
 """
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

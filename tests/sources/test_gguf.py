@@ -193,8 +193,9 @@ def test_llama3_rope_scaling(tmp_path, write_gguf, llama_arrays, factor):
         open_checkpoint(path)
 
 
-def test_linear_rope_scaling(tmp_path, write_gguf, llama_arrays):
-    metadata = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+@pytest.mark.parametrize("kind", ["linear", None])  # a factor without a type is linear
+def test_linear_rope_scaling(tmp_path, write_gguf, llama_arrays, kind):
+    metadata = {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": 4.0}
     config = open_checkpoint(write_gguf(tmp_path / "tiny.gguf", llama_arrays, metadata)).config
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
 
