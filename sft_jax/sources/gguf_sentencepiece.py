@@ -4,7 +4,8 @@ Byte-pair encoding over characters, blanks written as ▁; what the vocabulary l
 holds tokens and scores; the merges follow from them.
 
 The ▁ before the first word (`add_space_prefix`) is transformers': once, where the text begins, and not before a blank.
-llama.cpp writes it before a blank too, and again after each special token.
+llama.cpp, and the tokenizer.json that Llama 2 itself comes with, write it before a blank too, and again after each
+special token; the tokenizer.json of other models does not, and a GGUF file does not tell.
 """
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
