@@ -16,11 +16,24 @@ import gguf
 import numpy as np
 from etils import epath
 
-from sft_jax.sources.tensors import SourceError, TensorEntry, read_span
+from sft_jax.sources.tensors import (
+    MAX_HEADER_BYTES,
+    SourceError,
+    TensorEntry,
+    check_apart,
+    check_shape,
+    file_size,
+    is_whole,
+    opened,
+    read_span,
+)
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
+_MAX_DIMENSIONS = 4  # the format's own limit
+_MAX_ITEMS = 2**22  # of all arrays together: the largest vocabularies have 2**18 tokens, types and scores
+_MAX_NESTING = 4  # arrays of arrays; none are known to be in use
 _PLAIN = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}
 
 
@@ -54,23 +67,28 @@ class _Cursor:
     """Reads forward through the header and says so when the file ends in the middle of it."""
 
     def __init__(self, file: BinaryIO, path: epath.Path, size: int):
-        self.file, self.path, self.size, self.position = file, path, size, 0
+        self.file, self.path, self.position, self.items = file, path, 0, 0
+        self.end = min(size, MAX_HEADER_BYTES)
+        self.size = size
 
     def take(self, num_bytes: int) -> bytes:
-        content = self.file.read(num_bytes) if self.position + num_bytes <= self.size else b""
+        content = self.file.read(num_bytes) if self.position + num_bytes <= self.end else b""
         if len(content) != num_bytes:
             raise self.truncated()
         self.position += num_bytes
         return content
 
     def truncated(self) -> SourceError:
-        return SourceError(
-            f"{self.path}: the header is truncated or damaged (after byte {self.position} of {self.size}). "
-            "Copy or download the file again."
-        )
+        return self.damaged(f"the header is truncated or damaged (after byte {self.position} of {self.size}).")
+
+    def damaged(self, how: str) -> SourceError:
+        return SourceError(f"{self.path}: {how} Copy or download the file again.")
 
     def numbers(self, code: str, count: int) -> tuple:
-        return struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code)))
+        content = self.take(count * struct.calcsize(code))
+        if code == "?" and content.strip(b"\0\1"):
+            raise self.damaged(f"a truth value before byte {self.position} is neither 0 nor 1.")
+        return struct.unpack(f"<{count}{code}", content)
 
     def number(self, code: str) -> int | float:
         return self.numbers(code, 1)[0]
@@ -82,7 +100,7 @@ class _Cursor:
             prefix = read(8)
             length = int.from_bytes(prefix, "little")
             num_bytes += 8 + length
-            content = read(length) if self.position + num_bytes <= self.size else b""
+            content = read(length) if self.position + num_bytes <= self.end else b""
             if len(prefix) != 8 or len(content) != length:
                 raise self.truncated()
             values.append(content)
@@ -95,39 +113,52 @@ class _Cursor:
     def string(self) -> str:
         return self.strings(1)[0]
 
-    def value(self, type_id: int) -> object:
+    def value(self, type_id: int, depth: int = 0) -> object:
         if type_id in _SCALARS:
             return self.number(_SCALARS[type_id])
         if type_id == _STRING:
             return self.string()
         if type_id != _ARRAY:
             raise SourceError(f"{self.path}: unknown metadata type {type_id} at byte {self.position}: damaged file.")
+        if depth == _MAX_NESTING:
+            raise self.damaged(f"arrays are nested more than {_MAX_NESTING} deep at byte {self.position}.")
         item_type, count = self.number("I"), self.number("Q")
+        self.items += count
+        if self.items > _MAX_ITEMS:
+            raise self.damaged(f"the arrays before byte {self.position} have more than {_MAX_ITEMS} items.")
         if item_type in _SCALARS:
             return list(self.numbers(_SCALARS[item_type], count))
         if item_type == _STRING:
             return self.strings(count)
-        return [self.value(item_type) for _ in range(count)]
+        return [self.value(item_type, depth + 1) for _ in range(count)]
 
 
 @functools.lru_cache(maxsize=2)  # the weights and the tokenizer of one file are read one after the other
 def _read_cached(path: epath.Path, size: int, modified: float) -> GgufFile:
     del modified  # part of the key only
-    with path.open("rb") as file:
+    with opened(path) as file:
         cursor = _Cursor(file, path, size)
         num_tensors, num_keys = _read_preamble(cursor)
         metadata = {}
         for _ in range(num_keys):
             key = cursor.string()
+            if key in metadata:
+                raise cursor.damaged(f"has the metadata {key!r} twice.")
             metadata[key] = cursor.value(cursor.number("I"))
         described = [_read_description(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not is_whole(alignment, 1) or alignment & (alignment - 1):
+        raise cursor.damaged(f"general.alignment is {alignment!r}; expected a power of two.")
     data_start = -(-cursor.position // alignment) * alignment
     tensors = {}
     for name, shape, type_id, offset in described:
         if name in tensors:
             raise SourceError(f"{path}: names the tensor {name!r} twice: damaged file.")
+        if offset % alignment:
+            raise cursor.damaged(f"{name!r} lies at {offset}, which is no multiple of the alignment {alignment}.")
         tensors[name] = _tensor(path, size, name, shape, type_id, data_start + offset)
+    spans = [(tensor.offset, tensor.offset + tensor.num_bytes, name) for name, tensor in tensors.items()]
+    check_apart(path, spans, gapless=False)
     return GgufFile(path, metadata, tensors)
 
 
@@ -137,8 +168,7 @@ def read_gguf(path: epath.Path) -> GgufFile:
     Raises:
       SourceError: not a GGUF file, another version, truncated or damaged.
     """
-    stat = path.stat()
-    return _read_cached(path, stat.length, stat.mtime)
+    return _read_cached(path, file_size(path), path.stat().mtime)
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
@@ -157,7 +187,10 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
 def _read_description(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     """(name, shape in NumPy's order, type, offset from the start of the data)."""
     name = cursor.string()
-    dimensions = cursor.numbers("Q", cursor.number("I"))
+    num_dimensions = cursor.number("I")
+    if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
+        raise cursor.damaged(f"{name!r} has {num_dimensions} dimensions; expected 1 to {_MAX_DIMENSIONS}.")
+    dimensions = cursor.numbers("Q", num_dimensions)
     return name, tuple(reversed(dimensions)), cursor.number("I"), cursor.number("Q")
 
 
@@ -168,8 +201,9 @@ def _tensor(path: epath.Path, size: int, name: str, shape: tuple[int, ...], type
         raise SourceError(
             f"{path}: {name!r} has the tensor type {type_id}, which the gguf library does not know. Upgrade gguf."
         ) from error
+    check_shape(path, name, shape)
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    if not shape or shape[-1] % block_size:
+    if 0 in shape or shape[-1] % block_size:
         raise SourceError(
             f"{path}: {name!r} of shape {shape} does not fit its type {kind.name} (blocks of {block_size})."
         )
