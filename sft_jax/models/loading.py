@@ -50,8 +50,15 @@ def load_pretrained(
 
 
 def decoder_config(checkpoint: PretrainedCheckpoint) -> DecoderConfig:
-    """The decoder a checkpoint holds."""
-    return get_family(checkpoint.config).decoder_config(checkpoint.config)
+    """The decoder a checkpoint holds.
+
+    Raises:
+        ValueError: its config asks for what is not implemented, or holds what no model has; names the field.
+    """
+    try:
+        return get_family(checkpoint.config).decoder_config(checkpoint.config)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.location}: {error}") from error
 
 
 def load_params(
@@ -128,6 +135,8 @@ def _check_table(checkpoint: PretrainedCheckpoint, rules: list[TensorRule]) -> N
                 problems.append(f"{rule.source} is missing (expected shape {rule.shape})")
         elif tuple(entry.shape) != rule.shape:
             problems.append(f"{rule.source} has shape {tuple(entry.shape)}, expected {rule.shape}")
+        elif rule.path is not None and not jnp.issubdtype(entry.dtype, jnp.floating):
+            problems.append(f"{rule.source} holds {entry.dtype}, expected floating-point numbers")
     known = {rule.source for rule in rules}
     problems = list(dict.fromkeys(problems))  # a stored tensor may be several parameters
     problems += [f"{name} is not used by this model family" for name in checkpoint.tensors if name not in known]

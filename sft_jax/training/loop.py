@@ -120,7 +120,8 @@ def run(
             checkpoints.close()
             console.print(f"{workdir} holds the finished run: all {total_steps} steps are done.")
             return RunResult(done, total_steps, _last_evaluation(workdir))
-        workdirs.record_environment(workdir, fingerprints)
+        origin = {name: getattr(checkpoint, name) for name in ("name", "location", "revision")}
+        workdirs.record_environment(workdir, fingerprints, origin)
         state = init_state(config, checkpoint, model, mesh, hyper)
         plan = _Run(
             config=config,

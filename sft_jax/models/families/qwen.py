@@ -13,10 +13,9 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     """
     config = ConfigReader(hf_config)
     config.expect("hidden_act", "silu")
-    newer, sizes = hf_config["model_type"] == "qwen3", tables.sizes(config)
-    if newer:
-        sizes["head_dim"] = config.get("head_dim", 128)
-    bias = bool(config.get("attention_bias", False)) if newer else True
+    newer = hf_config["model_type"] == "qwen3"
+    sizes = tables.sizes(config, head_dim=128 if newer else None)
+    bias = config.get("attention_bias", False) if newer else True
     made = DecoderConfig(
         **sizes,
         **tables.rope(config, sizes["head_dim"]),
