@@ -81,7 +81,7 @@ _DICT = _Kind("an object {…}", lambda value: isinstance(value, dict))
 _NAME = _Kind("a name", lambda value: isinstance(value, str))
 
 # Every field that a family reads, whatever its family.
-_KINDS = {
+KINDS = {
     "activation_function": _NAME,
     "add_cross_attention": _BOOLEAN,
     "attention_bias": _BOOLEAN,
@@ -148,7 +148,7 @@ _KINDS = {
 class ConfigReader:
     """A Hugging Face config that checks what each field holds and notices which fields nobody asked for.
 
-    A field that is read for the first time anywhere needs its line in `_KINDS`.
+    A field that is read for the first time anywhere needs its line in `KINDS`.
 
     Raises:
         ValueError: from every method that reads: the field holds something else; names it and what is expected.
@@ -187,7 +187,7 @@ class ConfigReader:
 
     def _checked(self, key: str) -> Any:
         self._read.add(key)
-        value, kind = self._fields.get(key), _KINDS[key]
+        value, kind = self._fields.get(key), KINDS[key]
         if value is not None and not kind.accepts(value):
             raise ValueError(f"config.json has {key}={reprlib.repr(value)}; expected {kind.expected}")
         return value
