@@ -9,6 +9,7 @@ instead of 0.2 s) and reads past the end of a truncated file without saying so.
 import dataclasses
 import functools
 import math
+import reprlib
 import struct
 from typing import BinaryIO
 
@@ -133,9 +134,13 @@ class _Cursor:
         return [self.value(item_type, depth + 1) for _ in range(count)]
 
 
-@functools.lru_cache(maxsize=2)  # the weights and the tokenizer of one file are read one after the other
-def _read_cached(path: epath.Path, size: int, modified: float) -> GgufFile:
-    del modified  # part of the key only
+def read_gguf(path: epath.Path) -> GgufFile:
+    """Metadata and tensor descriptions of a GGUF file; no tensor data.
+
+    Raises:
+      SourceError: not a GGUF file, another version, truncated or damaged.
+    """
+    size = file_size(path)
     with opened(path) as file:
         cursor = _Cursor(file, path, size)
         num_tensors, num_keys = _read_preamble(cursor)
@@ -148,7 +153,7 @@ def _read_cached(path: epath.Path, size: int, modified: float) -> GgufFile:
         described = [_read_description(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not is_whole(alignment, 1) or alignment & (alignment - 1):
-        raise cursor.damaged(f"general.alignment is {alignment!r}; expected a power of two.")
+        raise cursor.damaged(f"general.alignment is {reprlib.repr(alignment)}; expected a power of two.")
     data_start = -(-cursor.position // alignment) * alignment
     tensors = {}
     for name, shape, type_id, offset in described:
@@ -160,15 +165,6 @@ def _read_cached(path: epath.Path, size: int, modified: float) -> GgufFile:
     spans = [(tensor.offset, tensor.offset + tensor.num_bytes, name) for name, tensor in tensors.items()]
     check_apart(path, spans, gapless=False)
     return GgufFile(path, metadata, tensors)
-
-
-def read_gguf(path: epath.Path) -> GgufFile:
-    """Metadata and tensor descriptions of a GGUF file; no tensor data.
-
-    Raises:
-      SourceError: not a GGUF file, another version, truncated or damaged.
-    """
-    return _read_cached(path, file_size(path), path.stat().mtime)
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:

@@ -27,7 +27,7 @@ ARRAYS = {"a": A, "b": A[0].astype(np.float16), "c": A[:, 0].copy()}
 U32, F32, BOOL, STRING, ARRAY, U64 = 4, 6, 7, 8, 9, 10  # type ids of GGUF metadata
 
 fuzzed = settings(
-    max_examples=400,
+    max_examples=300,
     derandomize=True,
     database=None,
     deadline=None,
