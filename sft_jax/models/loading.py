@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.families import get_family
-from sft_jax.models.families.tables import TensorRule
+from sft_jax.models.families.tables import ConfigReader, TensorRule
 from sft_jax.models.initial import init_params
 from sft_jax.sources import PretrainedCheckpoint, open_checkpoint
 
@@ -53,8 +53,15 @@ def load_pretrained(
 
 
 def decoder_config(checkpoint: PretrainedCheckpoint) -> DecoderConfig:
-    """The decoder a checkpoint holds."""
-    return get_family(checkpoint.config).decoder_config(checkpoint.config)
+    """The decoder a checkpoint holds.
+
+    Raises:
+        ValueError: its config asks for what is not implemented, or holds what no model has; names the field.
+    """
+    try:
+        return get_family(checkpoint.config).decoder_config(checkpoint.config)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.location}: {error}") from error
 
 
 def load_params(
@@ -82,7 +89,7 @@ def load_params(
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     sharding = sharding or (lambda path, shape: one_device)
     if checkpoint.random_seed is not None:
-        deviation = checkpoint.config.get("initializer_range", 0.02)
+        deviation = ConfigReader(checkpoint.config).get("initializer_range", 0.02)
         return init_params(config, layout, dtype, sharding, checkpoint.random_seed, deviation)
     rules = get_family(checkpoint.config).tensor_table(config)
     _check_table(checkpoint, rules)
@@ -150,6 +157,8 @@ def _check_table(checkpoint: PretrainedCheckpoint, rules: list[TensorRule]) -> N
                 problems.append(f"{rule.source} is missing (expected shape {rule.shape})")
         elif tuple(entry.shape) != rule.shape:
             problems.append(f"{rule.source} has shape {tuple(entry.shape)}, expected {rule.shape}")
+        elif rule.path is not None and not jnp.issubdtype(entry.dtype, jnp.floating):
+            problems.append(f"{rule.source} holds {entry.dtype}, expected floating-point numbers")
     known = {rule.source for rule in rules}
     problems = list(dict.fromkeys(problems))  # a stored tensor may be several parameters
     problems += [f"{name} is not used by this model family" for name in checkpoint.tensors if name not in known]

@@ -94,9 +94,9 @@ def shared_config(metadata: ModelMetadata) -> dict:
         "max_position_embeddings": metadata.integer("context_length"),
         "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": file.metadata.get("tokenizer.ggml.padding_token_id"),
+        "bos_token_id": file.checked("tokenizer.ggml.bos_token_id", "a whole number"),
+        "eos_token_id": file.checked("tokenizer.ggml.eos_token_id", "a whole number"),
+        "pad_token_id": file.checked("tokenizer.ggml.padding_token_id", "a whole number"),
         "dtype": "float32",
     }
 

@@ -76,8 +76,8 @@ def _llama3(metadata: ModelMetadata, head_dim: int, rope_theta: float) -> dict:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    expected = _llama3_divisors(head_dim, rope_theta, scaling)
-    if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4):
+    fits = stored.shape == (head_dim // 2,) and np.all(stored > 0)
+    if not fits or not np.allclose(stored, _llama3_divisors(head_dim, rope_theta, scaling), rtol=1e-4):
         raise SourceError(
             f"{file.path}: the tensor {ROPE_FREQS}.weight is not the rope scaling of Llama 3.1 (factor "
             f"{scaling['factor']:g} over a context of 8192), the only one that is supported. Use the model's Hugging "

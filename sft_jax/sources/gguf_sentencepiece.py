@@ -38,7 +38,7 @@ def backend(file: GgufFile, vocabulary: dict[str, int], types: list[int], unknow
       SourceError: scores are missing or too few, or there is no token for text that the vocabulary lacks.
     """
     made = Tokenizer(_model(file, vocabulary, types, unknown))
-    prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", not _is_gemma(file))
+    prefix = file.checked("tokenizer.ggml.add_space_prefix", "true or false", not _is_gemma(file))
     made.pre_tokenizer = pre_tokenizers.Metaspace(_BLANK, prepend_scheme="first" if prefix else "never", split=False)
     steps = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
     made.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)] if prefix else steps)
@@ -50,7 +50,8 @@ def _is_gemma(file: GgufFile) -> bool:
 
 
 def _model(file: GgufFile, vocabulary: dict[str, int], types: list[int], unknown: str | None) -> models.BPE:
-    scores = file.require("tokenizer.ggml.scores")
+    file.require("tokenizer.ggml.scores")
+    scores = file.checked("tokenizer.ggml.scores", "a list of numbers")
     if len(scores) != len(vocabulary):
         raise SourceError(f"{file.path}: {len(scores)} token scores for {len(vocabulary)} tokens: damaged file.")
     if unknown is None and not {f"<0x{byte:02X}>" for byte in range(256)} <= vocabulary.keys():

@@ -72,13 +72,15 @@ def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
       SourceError: no tokenizer in the file, one of a kind that is not supported, or a damaged one.
     """
     file = read_gguf(path)
-    kind = file.require("tokenizer.ggml.model")
+    file.require("tokenizer.ggml.model")
+    kind = file.checked("tokenizer.ggml.model", "a string")
     if kind not in ("gpt2", "llama"):
         raise SourceError(
             f"{file.path}: has a tokenizer of the kind {kind!r} (tokenizer.ggml.model); supported are 'gpt2', that is "
             f"byte-level BPE, and 'llama', that is SentencePiece. {_ADVICE}"
         )
-    tokens = file.require("tokenizer.ggml.tokens")
+    file.require("tokenizer.ggml.tokens")
+    tokens = file.checked("tokenizer.ggml.tokens", "a list of strings")
     vocabulary = _vocabulary(file, tokens if kind == "gpt2" else gguf_sentencepiece.respelled(file, tokens))
     types = _token_types(file, tokens)
     special = {
@@ -94,21 +96,21 @@ def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
         add_bos, backend = True, gguf_sentencepiece.backend(file, vocabulary, types, special["unk_token"])
     _add_tokens(tokens, types, vocabulary, backend)
     architecture = file.metadata.get("general.architecture")
-    context_length = file.metadata.get(f"{architecture}.context_length")
+    context_length = file.checked(f"{architecture}.context_length", "a whole number")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **{name: token for name, token in special.items() if token is not None},
         **({} if context_length is None else {"model_max_length": context_length}),
-        add_bos_token=bool(file.metadata.get("tokenizer.ggml.add_bos_token", add_bos)),
-        add_eos_token=bool(file.metadata.get("tokenizer.ggml.add_eos_token", False)),
-        chat_template=file.metadata.get("tokenizer.chat_template"),
+        add_bos_token=file.checked("tokenizer.ggml.add_bos_token", "true or false", add_bos),
+        add_eos_token=file.checked("tokenizer.ggml.add_eos_token", "true or false", False),
+        chat_template=file.checked("tokenizer.chat_template", "a string"),
         clean_up_tokenization_spaces=False,
         name_or_path=str(path),
     )
 
 
 def _splitting(file: GgufFile) -> _Splitting:
-    name = file.metadata.get("tokenizer.ggml.pre")
+    name = file.checked("tokenizer.ggml.pre", "a string")
     if name not in SPLITTINGS:
         raise SourceError(
             f"{file.path}: splits text by the pre-tokenizer {name!r} (tokenizer.ggml.pre); supported are "
@@ -127,14 +129,15 @@ def _vocabulary(file: GgufFile, tokens: list[str]) -> dict[str, int]:
 
 
 def _token_types(file: GgufFile, tokens: list[str]) -> list[int]:
-    types = file.metadata.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    types = file.checked("tokenizer.ggml.token_type", "a list of whole numbers", [_NORMAL] * len(tokens))
     if len(types) != len(tokens):
         raise SourceError(f"{file.path}: {len(types)} token types for {len(tokens)} tokens: damaged file.")
     return types
 
 
 def _byte_level(file: GgufFile, vocabulary: dict[str, int], splitting: _Splitting) -> Tokenizer:
-    merges = [tuple(merge.split(" ")) for merge in file.require("tokenizer.ggml.merges")]
+    file.require("tokenizer.ggml.merges")
+    merges = [tuple(merge.split(" ")) for merge in file.checked("tokenizer.ggml.merges", "a list of strings")]
     for rank, merge in enumerate(merges):
         if len(merge) != 2 or not {merge[0], merge[1], "".join(merge)} <= vocabulary.keys():
             raise SourceError(f"{file.path}: merge {rank} {merge!r} is not of two tokens into one of the vocabulary.")
@@ -162,9 +165,9 @@ def _add_tokens(tokens: list[str], types: list[int], vocabulary: dict[str, int],
 
 
 def _special_token(file: GgufFile, tokens: list, key: str) -> str | None:
-    id_ = file.metadata.get(f"tokenizer.ggml.{key}")
+    id_ = file.checked(f"tokenizer.ggml.{key}", "a whole number")
     if id_ is None:
         return None
-    if not 0 <= id_ < len(tokens):
+    if id_ >= len(tokens):
         raise SourceError(f"{file.path}: tokenizer.ggml.{key} is {id_}, but there are {len(tokens)} tokens.")
     return tokens[id_]

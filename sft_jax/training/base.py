@@ -39,6 +39,7 @@ class Base:
 
     Attributes:
         name: what was asked for, with the step that was found in a run.
+        location: file or directory.
         decoder: what they are weights of.
         hf_config: the same as a Hugging Face config.
         fingerprint: changes with the weights.
@@ -47,6 +48,7 @@ class Base:
     """
 
     name: str
+    location: str
     decoder: DecoderConfig
     hf_config: dict
     fingerprint: str
@@ -142,14 +144,30 @@ def open_base(source: str, revision: str | None = None) -> Base:
     if run is not None:
         if revision:
             raise ValueError(f"--config.model.revision={revision} is for hub names, and {source} is a run directory")
-        return Base(run.name, run.base.decoder, run.base.hf_config, run.fingerprint(), run.base.revision, run.params)
+        return Base(
+            name=run.name,
+            location=str(run.directory),
+            decoder=run.base.decoder,
+            hf_config=run.base.hf_config,
+            fingerprint=run.fingerprint(),
+            revision=None,
+            params=run.params,
+        )
     checkpoint = open_checkpoint(source, revision)
     decoder = decoder_config(checkpoint)
 
     def params(layout: LayerLayout, dtype: str, mesh: Mesh) -> Tree:
         return load_params(checkpoint, decoder, layout, dtype, placement(mesh))
 
-    return Base(source, decoder, checkpoint.config, checkpoint.fingerprint, checkpoint.revision, params)
+    return Base(
+        name=source,
+        location=checkpoint.location,
+        decoder=decoder,
+        hf_config=checkpoint.config,
+        fingerprint=checkpoint.fingerprint,
+        revision=checkpoint.revision,
+        params=params,
+    )
 
 
 def open_run(source: str) -> FinishedRun | None:
