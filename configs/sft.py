@@ -48,9 +48,11 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.experts.capacity = 0.0  # an expert takes at most this many times its even share of a row; 0: all that come
 
     config.adapter = ConfigDict()
-    config.adapter.method = "none" if arg == "full" else "lora"
+    config.adapter.method = "none" if arg == "full" else "lora"  # or "dora", "pissa"
     config.adapter.rank = 16
-    config.adapter.alpha = 32.0  # the update is scaled by alpha / rank
+    config.adapter.ranks = ()  # other ranks by pattern, the first that matches: ("attention/.*=8",)
+    config.adapter.alpha = 32.0
+    config.adapter.scaling = "rank"  # the update is scaled by alpha / rank; "sqrt_rank": by alpha / sqrt(rank), rsLoRA
     config.adapter.dropout = 0.0
     config.adapter.targets = ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)")
 

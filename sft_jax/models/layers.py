@@ -88,7 +88,7 @@ class Linear(nn.Module):
 
 def adapted(
     adapter: AdapterSpec,
-    x: Float[Array, "*B I"],
+    x: Array,
     kernel: Float[Array, "*E I O"],
     output: Float[Array, "*B O"],
     arrays: dict[str, Array],

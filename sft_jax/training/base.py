@@ -23,10 +23,11 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import decoder_config, load_params
 from sft_jax.sources import load_tokenizer, open_checkpoint
+from sft_jax.training.adapting import init_adapters
 from sft_jax.training.checkpoints import DIRECTORY, Checkpoints
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import abstract_like, placement, shardings_of
-from sft_jax.training.state import init_adapters, merge_adapters, variables
+from sft_jax.training.state import merge_adapters, variables
 from sft_jax.training.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
 
 Tree = Any
@@ -113,7 +114,8 @@ class FinishedRun:
         model = Decoder(self.base.decoder, Execution(layer_layout="scan"), self.adapter)
         params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
         if self.adapter is not None:
-            return {"adapters": init_adapters(params, self.config.adapter, self.config.seed, layout)}
+            hyper = hyperparameters(self.config, 0, 1)
+            return {"adapters": init_adapters(params, self.config.adapter, hyper, self.config.seed, layout)}
         cast = jax.tree.map(lambda leaf: leaf.astype(self.config.precision.params), params)
         return {"params": to_layout(cast, layout)}
 

@@ -52,6 +52,7 @@ CHECKS: dict[str, Check] = {
     "experts.capacity": _at_least(0),
     "adapter.method": _known(METHODS, "none"),
     "adapter.rank": _at_least(1),
+    "adapter.scaling": _one_of("rank", "sqrt_rank"),
     "adapter.dropout": _BELOW_ONE,
     "optimizer.learning_rate": _at_least(0),
     "optimizer.schedule": _one_of(*SCHEDULES),

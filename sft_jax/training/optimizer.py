@@ -16,7 +16,7 @@ Tree = Any
 Hyperparameters = dict[str, Array]
 
 SCHEDULES = ("constant", "linear", "cosine")
-_NO_DECAY = re.compile(r"(scale|bias)$")
+_NO_DECAY = re.compile(r"(scale|bias|magnitude)$")
 
 
 def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_steps: int) -> Hyperparameters:
@@ -41,6 +41,7 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         "clip_norm": optimizer.clip_norm or float("inf"),
         "balance_loss": config.experts.balance_loss,
         "adapter_alpha": config.adapter.alpha,
+        "adapter_rank_power": {"rank": 1.0, "sqrt_rank": 0.5}[config.adapter.scaling],
         "adapter_dropout": config.adapter.dropout,
     }
     return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}

@@ -21,10 +21,11 @@ from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.objectives import Settings, get_objective
+from sft_jax.training.adapting import init_adapters
 from sft_jax.training.base import Base, load_base_tokenizer
 from sft_jax.training.optimizer import adamw
 from sft_jax.training.sharding import data_shards, shardings_of
-from sft_jax.training.state import TrainState, init_adapters, split
+from sft_jax.training.state import TrainState, split
 from sft_jax.training.step import StepSettings
 
 Tree = Any
@@ -246,11 +247,11 @@ def init_state(
     dtype = config.precision.params if full else config.precision.frozen
     tree = {"params": base.params(layout, dtype, mesh)}
     if not full:
-        shapes = jax.eval_shape(lambda params: to_layout(params, "scan"), tree["params"])
-        make = lambda: init_adapters(shapes, config.adapter, config.seed, layout)
-        out = shardings_of({adapters.COLLECTION: jax.eval_shape(make)}, mesh)[adapters.COLLECTION]
-        tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)()
-    trained, frozen = split(tree, lambda path: full or path.startswith(adapters.COLLECTION + "/"))
+        make = lambda params: init_adapters(to_layout(params, "scan"), config.adapter, hyper, config.seed, layout)
+        shapes = {adapters.COLLECTION: jax.eval_shape(make, tree["params"])}
+        out = shardings_of(shapes, mesh)[adapters.COLLECTION]
+        tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)(tree["params"])
+    trained, frozen = split(tree, lambda path: full or adapters.is_trained(path))
     return fresh_state(trained, frozen, hyper, mesh)
 
 

@@ -22,15 +22,15 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"head$", P(PARAM_AXES, "tensor")),
     (r"experts/(gate|up)/kernel$", P("expert", "fsdp", "tensor")),
     (r"experts/down/kernel$", P("expert", "tensor", "fsdp")),
-    (r"experts/(gate|up|down)/a$", P("expert", "fsdp", None)),
-    (r"experts/(gate|up|down)/b$", P("expert", None, "fsdp")),
+    (r"experts/(gate|up|down)/(constant_)?a$", P("expert", "fsdp", None)),
+    (r"experts/(gate|up|down)/(constant_)?b$", P("expert", None, "fsdp")),
     (r"router/kernel$", P(PARAM_AXES, None)),
     (r"(query|key|value|gate|up)/kernel$", P(PARAM_AXES, "tensor")),
     (r"(out|down)/kernel$", P("tensor", PARAM_AXES)),
     (r"(query|key|value|gate|up)/bias$", P("tensor")),
-    (r"/a$", P(PARAM_AXES, None)),
-    (r"/b$", P(None, PARAM_AXES)),
-    (r"(scale|bias|dropout)$", P()),
+    (r"/(constant_)?a$", P(PARAM_AXES, None)),
+    (r"/(constant_)?b$", P(None, PARAM_AXES)),
+    (r"(scale|bias|dropout|magnitude)$", P()),
 )
 _STACKED = re.compile(r"(^|/)layers/")
 

@@ -22,7 +22,7 @@ from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.head import gather_targets, over_chunks
 from sft_jax.training.optimizer import adamw, learning_rate
 from sft_jax.training.sharding import batch_sharding, shardings_of
-from sft_jax.training.state import TrainState, head_weights, merge, variables
+from sft_jax.training.state import TrainState, head_weights, merge, split, variables
 
 Tree = Any
 Metrics = dict[str, tuple[Array, Array]]
@@ -83,13 +83,20 @@ def loss_sums(
         metrics = over_chunks(
             head_objective,
             head_weights(trained),
-            head_weights(state.frozen),
+            frozen_head_weights(trained, state),
             hidden,
             batch["targets"],
             batch["weights"],
             settings.head_chunk,
         )
     return metrics, routing
+
+
+def frozen_head_weights(trained: Tree, state: TrainState) -> Tree:
+    """What the head reads and is not trained, the scale of adapters included."""
+    everything = head_weights(variables(trained, state.frozen, state.hyper))
+    is_trained = flatten_dict(head_weights(trained), sep="/")
+    return split(everything, lambda path: path in is_trained)[1]
 
 
 def gradients(
