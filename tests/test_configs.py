@@ -109,6 +109,7 @@ def test_every_number_and_name_is_checked(name):
         "checkpoint.every",
         "mesh.replica",
         "mesh.fsdp",
+        "mesh.expert",
         "mesh.tensor",
         "model.source",
         "model.revision",

@@ -209,7 +209,7 @@ def test_linear_rope_scaling(tmp_path, write_gguf, llama_arrays, kind):
         ({"llama.expert_count": 8}, r"mixture of experts"),
         ({"llama.logit_scale": 2.0}, r"features that are not supported: llama.logit_scale = 2.0"),
         ({"llama.embedding_length": None}, r"has no metadata 'llama.embedding_length'"),
-        ({"llama.attention.head_count": [4, 2]}, r"llama.attention.head_count is \[4, 2\]; expected one number"),
+        ({"llama.attention.head_count": [4, 2]}, r"llama.attention.head_count is \[4, 2\]; expected one whole number"),
         ({"llama.attention.head_count_kv": 4}, r"blk.0.attn_k.weight has 16 rows; expected 4 heads x 8"),
         ({"llama.rope.dimension_count": 4}, r"llama.rope.dimension_count is 4; expected the head dimension 8"),
         ({"llama.vocab_size": 49}, r"llama.vocab_size is 49, but token_embd.weight has 48 rows"),

@@ -133,7 +133,7 @@ def test_what_old_gemma_files_leave_out(tmp_path, write_gguf):
         ("gemma3", {"gemma3.rope.freq_base": None}, r"has no metadata 'gemma3.rope.freq_base'"),
         ("gemma3", {"gemma3.attn_logit_softcapping": 50.0}, r"not supported: gemma3.attn_logit_softcapping = 50.0"),
         ("gemma2", {"gemma2.attention.sliding_window_pattern": 3}, r"gemma2.attention.sliding_window_pattern = 3"),
-        ("gemma2", {"gemma2.final_logit_softcapping": "no"}, r"softcapping is 'no'; expected one number"),
+        ("gemma2", {"gemma2.final_logit_softcapping": "no"}, r"softcapping is 'no'; expected a number"),
         ("qwen2", {"qwen2.attention.sliding_window": 4}, r"not supported: qwen2.attention.sliding_window = 4"),
         ("qwen2", {"qwen2.pooling_type": 3}, r"qwen2.pooling_type = 3"),
         ("qwen3", {"qwen3.expert_count": 8}, r"mixture of experts"),
