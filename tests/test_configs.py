@@ -118,6 +118,7 @@ def test_every_number_and_name_is_checked(name):
         "data.held_out",
         "data.packing",
         "adapter.alpha",
+        "adapter.ranks",
         "adapter.targets",
         "checkpoint.best_metric",
     }

@@ -92,11 +92,13 @@ def our_path(name: str) -> str:
 
 def ours_of(name: str, tensor: torch.Tensor) -> tuple[str, np.ndarray] | None:
     """(path, array) of one of peft's tensors."""
+    if "lora_" not in name:
+        return None
     array, path = tensor.detach().numpy().copy(), our_path(name)
     for theirs, ours in (("lora_A", "a"), ("lora_B", "b"), ("lora_embedding_A", "a"), ("lora_embedding_B", "b")):
         if f".{theirs}." in name:
             return f"{path}/{ours}", array.T
-    return (f"{path}/magnitude", array) if "lora_magnitude_vector" in name else None
+    return f"{path}/magnitude", array
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -119,8 +121,8 @@ def compared(request, tmp_path_factory):
     )
     if case.config.get("method") == "pissa":
         for path in list(pushed):
-            pushed[path.replace("/a", "/constant_a").replace("/b", "/constant_b")] = begun[path]
-            pushed[path] = pushed[path]
+            weight, _, name = path.rpartition("/")
+            pushed[f"{weight}/constant_{name}"] = begun[path]
     return case, base, params, wrapped, begun, reference.unflatten({p: jnp.asarray(x) for p, x in pushed.items()})
 
 
@@ -152,6 +154,9 @@ def test_logits_and_gradients(compared):
     for name, parameter in wrapped.named_parameters():
         if parameter.grad is not None and (found := ours_of(name, parameter.grad)):
             expected.setdefault(*found)
+    if case.tied:  # two parameters over the same numbers: peft keeps the gradients of the two uses apart
+        expected["embedding/a"] = expected["embedding/a"] + expected.pop("head/b").T
+        expected["embedding/b"] = expected["embedding/b"] + expected.pop("head/a").T
     assert expected.keys() == gradient.keys()
     for path, leaf in expected.items():
         assert reference.relative(gradient[path], leaf) < 1e-4, path
