@@ -134,7 +134,7 @@ BAD = [
     ("objective.label_smoothing", 1.0, "must lie in [0, 1)"),
     ("objective.positions", "some", "must be one of supervised, all"),
     ("adapter.method", "lorra", "must be one of none, lora"),
-    ("adapter.targets", ("attention/quer",), "match no projection; there are: attention/key"),
+    ("adapter.targets", ("attention/quer",), "match nothing; there are: attention/key"),
     ("optimizer.learning_rate", -1.0, "must be at least 0"),
     ("optimizer.learning_rate", float("nan"), "must be at least 0"),
     ("optimizer.betas", (0.9, 1.0), "must be two numbers in [0, 1)"),
