@@ -70,6 +70,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.precision = ConfigDict()
     config.precision.params = "float32"  # of trained weights (and their moments)
     config.precision.frozen = "float32"  # of weights under adapters
+    config.precision.quantized = "none"  # kernels under adapters in few bits: "int8", or "nf4" as in QLoRA
     config.precision.products = "bfloat16"  # inputs of matrix products; accumulated in float32
     config.precision.activations = "float32"  # between products; "bfloat16" halves that memory on accelerators
 

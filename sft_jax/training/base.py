@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
-from sft_jax.models.loading import decoder_config, load_params
+from sft_jax.models.loading import decoder_config, load_params, placed_quantized
 from sft_jax.sources import load_tokenizer, open_checkpoint
 from sft_jax.training.adapting import init_adapters
 from sft_jax.training.checkpoints import DIRECTORY, Checkpoints
@@ -45,7 +45,8 @@ class Base:
         hf_config: the same as a Hugging Face config.
         fingerprint: changes with the weights.
         revision: commit hash on the hub; None for other sources.
-        params: (layer layout, dtype, mesh) -> the parameters, on their devices.
+        params: (layer layout, dtype, mesh, quantized) -> the parameters, on their devices; `quantized` is `none`, or
+            how kernels are stored in few bits.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Base:
     hf_config: dict
     fingerprint: str
     revision: str | None
-    params: Callable[[LayerLayout, str, Mesh], Tree]
+    params: Callable[..., Tree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,17 +124,19 @@ class FinishedRun:
         """What the decoder's `apply` takes, adapters beside their weights."""
         trained, frozen = self.trained(layout, mesh), {}
         if self.adapter is not None:
-            frozen = {"params": self.base.params(layout, self.config.precision.frozen, mesh)}
+            precision = self.config.precision
+            frozen = {"params": self.base.params(layout, precision.frozen, mesh, precision.quantized)}
         return variables(trained, frozen, hyperparameters(self.config, 0, 1))
 
-    def params(self, layout: LayerLayout, dtype: str, mesh: Mesh) -> Tree:
+    def params(self, layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
         """The parameters, with adapters merged into them."""
         merged = self.variables(layout, mesh)
         if self.adapter is not None:
             merge = lambda tree: merge_adapters(tree, self.adapter.method)
-            shardings = shardings_of({"params": merged["params"]}, mesh)["params"]
+            shardings = shardings_of({"params": jax.eval_shape(merge, merged)}, mesh)["params"]
             merged = {"params": jax.jit(merge, out_shardings=shardings)(merged)}
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), merged["params"])
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), merged["params"])
+        return placed_quantized(cast, quantized, placement(mesh))
 
 
 def open_base(source: str, revision: str | None = None) -> Base:
@@ -158,8 +161,8 @@ def open_base(source: str, revision: str | None = None) -> Base:
     checkpoint = open_checkpoint(source, revision)
     decoder = decoder_config(checkpoint)
 
-    def params(layout: LayerLayout, dtype: str, mesh: Mesh) -> Tree:
-        return load_params(checkpoint, decoder, layout, dtype, placement(mesh))
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+        return load_params(checkpoint, decoder, layout, dtype, placement(mesh), quantized)
 
     return Base(
         name=source,

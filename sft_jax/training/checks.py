@@ -9,6 +9,7 @@ import ml_collections
 from sft_jax.data.batches import NORMALIZE
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
+from sft_jax.models.quantization import KINDS
 from sft_jax.objectives import OBJECTIVES
 from sft_jax.training.optimizer import SCHEDULES
 
@@ -64,6 +65,7 @@ CHECKS: dict[str, Check] = {
     "optimizer.max_skipped_in_a_row": _at_least(1),
     "precision.params": _one_of(*_TRAINED),
     "precision.frozen": _one_of(*PRODUCT_DTYPES),
+    "precision.quantized": _one_of(*KINDS),
     "precision.products": _one_of(*_TRAINED),
     "precision.activations": _one_of(*_TRAINED),
     "execution.layer_layout": _one_of("auto", "scan", "unrolled"),
@@ -95,5 +97,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             value = value[part]
         if not is_good(value):
             problems.append(f"--config.{name}={value!r} {expected}")
+    if config.precision.quantized != "none" and config.adapter.method == "none":
+        problems.append(
+            f"--config.precision.quantized={config.precision.quantized} is for frozen weights under an adapter; give "
+            "--config.adapter.method=lora too"
+        )
     if problems:
         raise ValueError("\n".join(problems))

@@ -20,6 +20,7 @@ from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
+from sft_jax.models.quantization import dequantized_tree
 from sft_jax.objectives import Settings, get_objective
 from sft_jax.training.adapting import init_adapters
 from sft_jax.training.base import Base, load_base_tokenizer
@@ -245,9 +246,13 @@ def init_state(
     full = config.adapter.method == "none"
 
     dtype = config.precision.params if full else config.precision.frozen
-    tree = {"params": base.params(layout, dtype, mesh)}
+    tree = {"params": base.params(layout, dtype, mesh, config.precision.quantized)}
     if not full:
-        make = lambda params: init_adapters(to_layout(params, "scan"), config.adapter, hyper, config.seed, layout)
+
+        def make(params: Tree) -> Tree:
+            kernels = to_layout(dequantized_tree(params), "scan")
+            return init_adapters(kernels, config.adapter, hyper, config.seed, layout)
+
         shapes = {adapters.COLLECTION: jax.eval_shape(make, tree["params"])}
         out = shardings_of(shapes, mesh)[adapters.COLLECTION]
         tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)(tree["params"])

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from sft_jax.models import adapters
+from sft_jax.models.quantization import dequantized_tree
 
 Tree = Any
 Leaf = Any
@@ -74,7 +75,7 @@ def adapter_scale(hyper: dict[str, Array], rank: int) -> Float[Array, ""]:
 def merge_adapters(tree: Tree, method: str) -> Tree:
     """The parameters with adapters of that method merged into them; `tree` is what `variables` gives."""
     merge_one = adapters.get_method(method).merge
-    params = flatten_dict(tree["params"])
+    params = flatten_dict(dequantized_tree(tree["params"]))
     by_weight: dict[tuple[str, ...], dict[str, Array]] = {}
     for path, leaf in flatten_dict(tree[adapters.COLLECTION]).items():
         by_weight.setdefault(path[:-1], {})[path[-1]] = leaf
