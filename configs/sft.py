@@ -40,6 +40,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.objective.normalize = "tokens"  # or "examples": each example weighs the same
     config.objective.label_smoothing = 0.0
     config.objective.z_loss = 0.0
+    config.objective.neftune_alpha = 0.0  # noise on embeddings in training (NEFTune: 5 to 15); 0: none
     config.objective.positions = "supervised"  # where the vocabulary head is computed; or "all"
     config.objective.head_chunk_tokens = 512  # of a device, at a time; 0: all at once
 

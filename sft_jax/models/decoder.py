@@ -284,6 +284,7 @@ class Decoder(nn.Module):
         positions: Tokens | None = None,
         segment_ids: Tokens | None = None,
         cache: Cache | None = None,
+        noise: Float[Array, "B S D"] | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens added.
 
@@ -292,6 +293,7 @@ class Decoder(nn.Module):
             positions: position of each token in its segment, growing from slot to slot; by default 0, 1, 2, …
             segment_ids: packed document of each token, 0 for padding; by default all one document.
             cache: what earlier calls returned, or `init_cache(…)`.
+            noise: added to the embeddings.
         """
         tokens, positions, segment_ids = jax.tree.map(jnp.asarray, (tokens, positions, segment_ids))
         if positions is None:
@@ -300,7 +302,8 @@ class Decoder(nn.Module):
             segment_ids = jnp.ones_like(tokens)
         context, cache = self._context(positions, segment_ids, cache)
         with jax.named_scope("embedding"):
-            x = self._embedded(tokens, positions).astype(self.execution.activation_dtype)
+            x = self._embedded(tokens, positions)
+            x = (x if noise is None else x + noise).astype(self.execution.activation_dtype)
             x = constrain(x, BATCH_AXES, None, None)
         layer_caches, traits = None if cache is None else cache.layers, layer_traits(self.config)
         if self.execution.layer_layout == "scan":

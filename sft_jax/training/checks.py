@@ -47,6 +47,7 @@ CHECKS: dict[str, Check] = {
     "objective.normalize": _one_of(*NORMALIZE),
     "objective.label_smoothing": _BELOW_ONE,
     "objective.z_loss": _at_least(0),
+    "objective.neftune_alpha": _at_least(0),
     "objective.positions": _one_of("supervised", "all"),
     "objective.head_chunk_tokens": _at_least(0),
     "experts.balance_loss": _at_least(0),

@@ -23,7 +23,7 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
     """The numbers of a run as float32 scalars.
 
     Args:
-        config: `optimizer`, `experts` and `adapter` of the experiment config.
+        config: `optimizer`, `objective`, `experts` and `adapter` of the experiment config.
         warmup_steps: steps of linear warm-up.
         total_steps: length of the run in optimizer steps, for the schedule.
     """
@@ -40,6 +40,7 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         "epsilon": optimizer.epsilon,
         "clip_norm": optimizer.clip_norm or float("inf"),
         "balance_loss": config.experts.balance_loss,
+        "neftune_alpha": config.objective.neftune_alpha,
         "adapter_alpha": config.adapter.alpha,
         "adapter_rank_power": {"rank": 1.0, "sqrt_rank": 0.5}[config.adapter.scaling],
         "adapter_dropout": config.adapter.dropout,

@@ -226,6 +226,7 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
         schedule=config.optimizer.schedule,
         micro_batches=parts,
         head_chunk=max(1, chunk_tokens // rows_at_once) if chunk_tokens else 0,
+        noise=config.objective.neftune_alpha > 0,
         balance=config.experts.balance_loss > 0,
         seed=config.seed,
     )
