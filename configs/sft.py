@@ -40,6 +40,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.objective.normalize = "tokens"  # or "examples": each example weighs the same
     config.objective.label_smoothing = 0.0
     config.objective.z_loss = 0.0
+    config.objective.neftune_alpha = 0.0  # noise on embeddings in training (NEFTune: 5 to 15); 0: none
     config.objective.positions = "supervised"  # where the vocabulary head is computed; or "all"
     config.objective.head_chunk_tokens = 512  # of a device, at a time; 0: all at once
 
@@ -48,18 +49,18 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.experts.capacity = 0.0  # an expert takes at most this many times its even share of a row; 0: all that come
 
     config.adapter = ConfigDict()
-    config.adapter.method = "none" if arg == "full" else "lora"
+    config.adapter.method = "none" if arg == "full" else "lora"  # or "dora", "pissa"
     config.adapter.rank = 16
-    config.adapter.alpha = 32.0  # the update is scaled by alpha / rank
+    config.adapter.ranks = ()  # other ranks by pattern, the first that matches: ("attention/.*=8",)
+    config.adapter.alpha = 32.0
+    config.adapter.scaling = "rank"  # the update is scaled by alpha / rank; "sqrt_rank": by alpha / sqrt(rank), rsLoRA
     config.adapter.dropout = 0.0
     config.adapter.targets = ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)")
 
     config.trained = ConfigDict()  # of the weights; under adapters all of them are frozen
     # Patterns; () for all. Biases: (".*/bias",); norms: (".*norm/scale", ".*norm/bias"); no embedding: ("layers/.*",).
     config.trained.weights = ()
-    config.trained.last_layers = (
-        0  # of those only what lies in the last k layers: no embedding, no head; 0: all
-    )
+    config.trained.last_layers = 0  # of those only what lies in the last k layers: no embedding, no head; 0: all
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or "lion", "adafactor", "muon"
@@ -85,6 +86,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.precision = ConfigDict()
     config.precision.params = "float32"  # of trained weights (and their moments)
     config.precision.frozen = "float32"  # of weights under adapters
+    config.precision.quantized = "none"  # kernels under adapters in few bits: "int8", or "nf4" as in QLoRA
     config.precision.products = "bfloat16"  # inputs of matrix products; accumulated in float32
     config.precision.activations = "float32"  # between products; "bfloat16" halves that memory on accelerators
 

@@ -4,6 +4,8 @@ Dimensions: B batch, S sequence, T keys in view, D model, H heads, K key/value h
 L layers.
 """
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -16,7 +18,7 @@ from sft_jax.models.attention import Visibility, attention
 from sft_jax.models.blocked_attention import KEPT
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.experts import ROUTING, Experts
-from sft_jax.models.layers import Linear, Norm, activated, gated
+from sft_jax.models.layers import Linear, Norm, activated, adapted, gated
 from sft_jax.models.partitioning import BATCH_AXES, constrain
 from sft_jax.models.products import einsum
 
@@ -282,6 +284,7 @@ class Decoder(nn.Module):
         positions: Tokens | None = None,
         segment_ids: Tokens | None = None,
         cache: Cache | None = None,
+        noise: Float[Array, "B S D"] | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens added.
 
@@ -290,6 +293,7 @@ class Decoder(nn.Module):
             positions: position of each token in its segment, growing from slot to slot; by default 0, 1, 2, …
             segment_ids: packed document of each token, 0 for padding; by default all one document.
             cache: what earlier calls returned, or `init_cache(…)`.
+            noise: added to the embeddings.
         """
         tokens, positions, segment_ids = jax.tree.map(jnp.asarray, (tokens, positions, segment_ids))
         if positions is None:
@@ -298,7 +302,8 @@ class Decoder(nn.Module):
             segment_ids = jnp.ones_like(tokens)
         context, cache = self._context(positions, segment_ids, cache)
         with jax.named_scope("embedding"):
-            x = self._embedded(tokens, positions).astype(self.execution.activation_dtype)
+            x = self._embedded(tokens, positions)
+            x = (x if noise is None else x + noise).astype(self.execution.activation_dtype)
             x = constrain(x, BATCH_AXES, None, None)
         layer_caches, traits = None if cache is None else cache.layers, layer_traits(self.config)
         if self.execution.layer_layout == "scan":
@@ -316,12 +321,33 @@ class Decoder(nn.Module):
             return self.final_norm(x), cache
 
     def _embedded(self, tokens: Tokens, positions: Tokens) -> Float[Array, "B S D"]:
-        x = jnp.take(self.embedding, tokens, axis=0)
+        x = self._looked_up(tokens)
         if self.config.embedding_scale != 1.0:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         if self.config.learned_positions:
             x = x + self.position_embedding(positions)
         return x
+
+    def _looked_up(self, tokens: Tokens) -> Float[Array, "B S D"]:
+        x, arrays = jnp.take(self.embedding, tokens, axis=0), self._adapter_of("embedding")
+        if arrays is None:
+            return x
+
+        def product(inputs: Array, weight: Array) -> Array:
+            if inputs is tokens:
+                return jnp.take(weight, tokens, axis=0)
+            return self._product("bsi,io->bso", inputs, weight)
+
+        return adapted(self.adapter, tokens, self.embedding, x, arrays, product, None)
+
+    def _adapter_of(self, name: str) -> dict[str, Array] | None:
+        """What an adapter has beside the embedding or the head."""
+        if self.adapter is None:
+            return None
+        return self.variables.get(adapters.COLLECTION, {}).get(name)
+
+    def _product(self, spec: str, x: Array, weight: Array) -> Float[Array, "..."]:
+        return einsum(spec, x, weight, self.execution.product_dtype, "float32")
 
     def _context(self, positions, segment_ids, cache):
         kinds = sorted(set(rope.layer_kinds(self.config)))
@@ -345,10 +371,14 @@ class Decoder(nn.Module):
         """Float32 logits of hidden states."""
         with jax.named_scope("head"):
             if self.config.tie_embeddings:
-                spec, weight = "bsd,vd->bsv", self.embedding
+                logits, weight = self._product("bsd,vd->bsv", hidden, self.embedding), self.embedding.T
+                arrays = _turned(self._adapter_of("embedding"))
             else:
-                spec, weight = "bsd,dv->bsv", self.head_kernel
-            logits = einsum(spec, hidden, weight, self.execution.product_dtype, "float32")
+                logits, weight = self._product("bsd,dv->bsv", hidden, self.head_kernel), self.head_kernel
+                arrays = self._adapter_of("head")
+            if arrays is not None:
+                product = functools.partial(self._product, "bsi,io->bso")
+                logits = adapted(self.adapter, hidden, weight, logits, arrays, product, None)
             cap = self.config.final_softcap
             return cap * jnp.tanh(logits / cap) if cap else logits
 
@@ -360,3 +390,12 @@ class Decoder(nn.Module):
     ) -> Float[Array, "B S V"]:
         """Float32 logits of every position; the arguments of `hidden`."""
         return self.head(self.hidden(tokens, positions, segment_ids)[0])
+
+
+def _turned(arrays: dict[str, Array] | None) -> dict[str, Array] | None:
+    """The adapter of W as that of W transposed, (A B)^T = B^T A^T: `a` and `b` change places."""
+    if arrays is None:
+        return None
+    matrices = {name: array for name, array in arrays.items() if array.ndim == 2}
+    swapped = {name[:-1] + ("b" if name.endswith("a") else "a"): array.T for name, array in matrices.items()}
+    return {**arrays, **swapped}

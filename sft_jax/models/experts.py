@@ -20,9 +20,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
-from sft_jax.models.layers import Linear, Product, adapted, gated
+from sft_jax.models.layers import Linear, Product, adapted, gated, stored_kernel
 from sft_jax.models.partitioning import BATCH_AXES, constrain, fit_spec
 from sft_jax.models.products import einsum, grouped_product
+from sft_jax.models.quantization import dequantized
 
 ROUTING = "routing"  # the collection that holds a `Routing` of each layer, where `apply` is asked for it
 
@@ -54,11 +55,14 @@ class _ExpertKernel(nn.Module):
     """One projection of all experts."""
 
     shape: tuple[int, int, int]
+    dtype: str  # in which it is read where it is stored in few bits
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), self.shape)
-        return {"kernel": kernel, **self.variables.get(adapters.COLLECTION, {})}
+        kernel = stored_kernel(self)
+        if kernel is None:
+            kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), self.shape)
+        return {"kernel": dequantized(kernel, self.dtype), **self.variables.get(adapters.COLLECTION, {})}
 
 
 class Experts(nn.Module):
@@ -71,11 +75,11 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], used: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
         """Acts on each position alone; `used` is False for padding, which is not counted."""
-        config, keys = self.config, {}
+        config, keys, dtype = self.config, {}, self.execution.product_dtype
         weights, chosen = self._route(x, used)
         inward = (config.num_experts, config.model_dim, config.ffn_dim)
         shapes = {"gate": inward, "up": inward, "down": (config.num_experts, config.ffn_dim, config.model_dim)}
-        params = {name: _ExpertKernel(shape, name=name)() for name, shape in shapes.items()}
+        params = {name: _ExpertKernel(shape, dtype, name=name)() for name, shape in shapes.items()}
         if self.adapter is not None and self.adapter.dropout:
             keys = {name: self.make_rng("dropout") for name in shapes}
         parts = (config, self.execution, self.adapter)

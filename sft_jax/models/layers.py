@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.products import einsum
+from sft_jax.models.quantization import dequantized, is_quantized
 
 Product = Callable[[Array, Array], Array]  # rows and weights -> rows, float32
 
@@ -70,25 +71,36 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B S I"]) -> Float[Array, "B S O"]:
         """Applies the kernel [I, O] and what the adapter adds to it."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        kernel, dtype = stored_kernel(self), self.execution.product_dtype
+        if kernel is None:
+            kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
 
         def product(x: Array, weight: Array) -> Array:
-            return einsum("bsi,io->bso", x, weight, self.execution.product_dtype, "float32")
+            return einsum("bsi,io->bso", x, weight, dtype, "float32")
 
-        output = product(x, kernel).astype(self.execution.activation_dtype)
+        read = product
+        if is_quantized(kernel):  # what is kept for the backward pass is the kernel in few bits
+            read = jax.checkpoint(lambda x, kernel: product(x, dequantized(kernel, dtype)))
+        output = read(x, kernel).astype(self.execution.activation_dtype)
         arrays = self.variables.get(adapters.COLLECTION)
         if self.adapter is not None and arrays:
             key = self.make_rng("dropout") if self.adapter.dropout else None
-            output = adapted(self.adapter, x, kernel, output, dict(arrays), product, key)
+            output = adapted(self.adapter, x, dequantized(kernel), output, dict(arrays), product, key)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             output = output + bias.astype(output.dtype)[None, None]
         return output
 
 
+def stored_kernel(module: nn.Module) -> dict[str, Array] | None:
+    """The module's kernel where it is stored in few bits, which no initialiser of Linen describes."""
+    kernel = module.variables.get("params", {}).get("kernel")
+    return kernel if is_quantized(kernel) else None
+
+
 def adapted(
     adapter: AdapterSpec,
-    x: Float[Array, "*B I"],
+    x: Array,
     kernel: Float[Array, "*E I O"],
     output: Float[Array, "*B O"],
     arrays: dict[str, Array],

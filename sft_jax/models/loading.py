@@ -8,14 +8,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.families import get_family
-from sft_jax.models.families.tables import TensorRule
+from sft_jax.models.families.tables import ConfigReader, TensorRule
 from sft_jax.models.initial import init_params
+from sft_jax.models.quantization import quantize, quantized_tree
 from sft_jax.sources import PretrainedCheckpoint, open_checkpoint
 
 ShardingOf = Callable[[str, tuple[int, ...]], Sharding]
@@ -53,8 +54,15 @@ def load_pretrained(
 
 
 def decoder_config(checkpoint: PretrainedCheckpoint) -> DecoderConfig:
-    """The decoder a checkpoint holds."""
-    return get_family(checkpoint.config).decoder_config(checkpoint.config)
+    """The decoder a checkpoint holds.
+
+    Raises:
+        ValueError: its config asks for what is not implemented, or holds what no model has; names the field.
+    """
+    try:
+        return get_family(checkpoint.config).decoder_config(checkpoint.config)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.location}: {error}") from error
 
 
 def load_params(
@@ -63,6 +71,7 @@ def load_params(
     layout: LayerLayout,
     dtype: str = "float32",
     sharding: ShardingOf | None = None,
+    quantized: str = "none",
 ) -> dict:
     """The parameters of a checkpoint as a nested dict in `layout`.
 
@@ -75,6 +84,7 @@ def load_params(
         layout: layer layout of the result.
         dtype: dtype of the result.
         sharding: where the array of a path and shape lives; by default on the first device.
+        quantized: `int8` or `nf4` for kernels in few bits (`models/quantization.py`), quantized one by one.
 
     Raises:
         ValueError: tensors that are missing, unknown or of another shape; all are named.
@@ -82,8 +92,9 @@ def load_params(
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     sharding = sharding or (lambda path, shape: one_device)
     if checkpoint.random_seed is not None:
-        deviation = checkpoint.config.get("initializer_range", 0.02)
-        return init_params(config, layout, dtype, sharding, checkpoint.random_seed, deviation)
+        deviation = ConfigReader(checkpoint.config).get("initializer_range", 0.02)
+        params = init_params(config, layout, dtype, sharding, checkpoint.random_seed, deviation)
+        return placed_quantized(params, quantized, sharding)
     rules = get_family(checkpoint.config).tensor_table(config)
     _check_table(checkpoint, rules)
     arrays: dict[str, jax.Array] = {}
@@ -91,18 +102,29 @@ def load_params(
         if rule.path is None:
             _check_ignored(checkpoint, rule)
             continue
-        array = rule.transform(checkpoint.tensors[rule.source].load()).astype(jnp.dtype(dtype))
-        path, place = _place(rule, layout, config.num_layers)
-        shape = (*(count for _, count in place), *array.shape)
-        if not place:
-            arrays[path] = _put(array, sharding(path, shape))
-            continue
-        whole = arrays.pop(path, None)
-        if whole is None:
-            whole = _empty(shape, array.dtype, sharding(path, shape))
-        placed = _put(array, _without_leading(whole.sharding, len(place)))
-        arrays[path] = _writer(whole.sharding, len(place))(whole, placed, *(number for number, _ in place))
+        read = rule.transform(checkpoint.tensors[rule.source].load()).astype(jnp.dtype(dtype))
+        stem, place = _place(rule, layout, config.num_layers)
+        for name, array in _stored(rule.path, read, quantized).items():
+            path, shape = stem + name, (*(count for _, count in place), *array.shape)
+            if not place:
+                arrays[path] = _put(array, sharding(path, shape))
+                continue
+            whole = arrays.pop(path, None)
+            if whole is None:
+                whole = _empty(shape, array.dtype, sharding(path, shape))
+            placed = _put(array, _without_leading(whole.sharding, len(place)))
+            arrays[path] = _writer(whole.sharding, len(place))(whole, placed, *(number for number, _ in place))
     return unflatten_dict({tuple(path.split("/")): array for path, array in arrays.items()})
+
+
+def _stored(path: str, array: np.ndarray, quantized: str) -> dict[str, np.ndarray]:
+    """What is kept of a tensor, by what its path is continued with: itself, or a kernel in few bits."""
+    if quantized == "none" or not path.endswith("/kernel"):
+        return {"": array}
+    return {f"/{name}": np.asarray(leaf) for name, leaf in _quantize(array, quantized).items()}
+
+
+_quantize = jax.jit(quantize, static_argnums=1)
 
 
 def _place(rule: TensorRule, layout: LayerLayout, num_layers: int) -> tuple[str, list[tuple[int, int]]]:
@@ -118,6 +140,16 @@ def _without_leading(sharding: Sharding, count: int) -> Sharding:
     if not isinstance(sharding, NamedSharding):
         return sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[count:]))
+
+
+def placed_quantized(params: dict, quantized: str, sharding: ShardingOf) -> dict:
+    """Parameters with their kernels in few bits, each array where `sharding` says."""
+    if quantized == "none":
+        return params
+    make = functools.partial(quantized_tree, kind=quantized)
+    shapes = flatten_dict(jax.eval_shape(make, params), sep="/")
+    out = unflatten_dict({path: sharding(path, leaf.shape) for path, leaf in shapes.items()}, sep="/")
+    return jax.jit(make, out_shardings=out)(params)
 
 
 def _put(array: np.ndarray, sharding: Sharding) -> jax.Array:
@@ -150,6 +182,8 @@ def _check_table(checkpoint: PretrainedCheckpoint, rules: list[TensorRule]) -> N
                 problems.append(f"{rule.source} is missing (expected shape {rule.shape})")
         elif tuple(entry.shape) != rule.shape:
             problems.append(f"{rule.source} has shape {tuple(entry.shape)}, expected {rule.shape}")
+        elif rule.path is not None and not jnp.issubdtype(entry.dtype, jnp.floating):
+            problems.append(f"{rule.source} holds {entry.dtype}, expected floating-point numbers")
     known = {rule.source for rule in rules}
     problems = list(dict.fromkeys(problems))  # a stored tensor may be several parameters
     problems += [f"{name} is not used by this model family" for name in checkpoint.tensors if name not in known]

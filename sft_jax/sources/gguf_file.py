@@ -9,18 +9,33 @@ instead of 0.2 s) and reads past the end of a truncated file without saying so.
 import dataclasses
 import functools
 import math
+import reprlib
 import struct
+from collections.abc import Callable
 from typing import BinaryIO
 
 import gguf
 import numpy as np
 from etils import epath
 
-from sft_jax.sources.tensors import SourceError, TensorEntry, read_span
+from sft_jax.sources.tensors import (
+    MAX_HEADER_BYTES,
+    SourceError,
+    TensorEntry,
+    check_apart,
+    check_shape,
+    file_size,
+    is_whole,
+    opened,
+    read_span,
+)
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
+_MAX_DIMENSIONS = 4  # the format's own limit
+_MAX_ITEMS = 2**22  # of all arrays together: the largest vocabularies have 2**18 tokens, types and scores
+_MAX_NESTING = 4  # arrays of arrays; none are known to be in use
 _PLAIN = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}
 
 
@@ -35,6 +50,24 @@ class GgufTensor:
     num_bytes: int
 
 
+def _list_of(accepts: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(accepts, value))
+
+
+def _is_string(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_EXPECTED: dict[str, Callable[[object], bool]] = {
+    "a string": _is_string,
+    "true or false": lambda value: isinstance(value, bool),
+    "a whole number": is_whole,
+    "a list of strings": _list_of(_is_string),
+    "a list of whole numbers": _list_of(is_whole),
+    "a list of numbers": _list_of(lambda value: isinstance(value, float)),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
     """`metadata` maps keys to numbers, strings, booleans and lists of these; `tensors` maps GGUF names."""
@@ -42,6 +75,22 @@ class GgufFile:
     path: epath.Path
     metadata: dict[str, object]
     tensors: dict[str, GgufTensor]
+
+    def checked(self, key: str, expected: str, default: object = None) -> object:
+        """The value of a metadata key, or the default where the file lacks it.
+
+        Args:
+          key: a metadata key.
+          expected: what it must be, a key of `_EXPECTED`.
+          default: what an absent key means.
+
+        Raises:
+          SourceError: it is something else.
+        """
+        value = self.metadata.get(key, default)
+        if key in self.metadata and not _EXPECTED[expected](value):
+            raise SourceError(f"{self.path}: {key} is {reprlib.repr(value)}; expected {expected}.")
+        return value
 
     def require(self, key: str) -> object:
         """The value of a metadata key. Raises SourceError if the file lacks it."""
@@ -54,23 +103,28 @@ class _Cursor:
     """Reads forward through the header and says so when the file ends in the middle of it."""
 
     def __init__(self, file: BinaryIO, path: epath.Path, size: int):
-        self.file, self.path, self.size, self.position = file, path, size, 0
+        self.file, self.path, self.position, self.items = file, path, 0, 0
+        self.end = min(size, MAX_HEADER_BYTES)
+        self.size = size
 
     def take(self, num_bytes: int) -> bytes:
-        content = self.file.read(num_bytes) if self.position + num_bytes <= self.size else b""
+        content = self.file.read(num_bytes) if self.position + num_bytes <= self.end else b""
         if len(content) != num_bytes:
             raise self.truncated()
         self.position += num_bytes
         return content
 
     def truncated(self) -> SourceError:
-        return SourceError(
-            f"{self.path}: the header is truncated or damaged (after byte {self.position} of {self.size}). "
-            "Copy or download the file again."
-        )
+        return self.damaged(f"the header is truncated or damaged (after byte {self.position} of {self.size}).")
+
+    def damaged(self, how: str) -> SourceError:
+        return SourceError(f"{self.path}: {how} Copy or download the file again.")
 
     def numbers(self, code: str, count: int) -> tuple:
-        return struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code)))
+        content = self.take(count * struct.calcsize(code))
+        if code == "?" and content.strip(b"\0\1"):
+            raise self.damaged(f"a truth value before byte {self.position} is neither 0 nor 1.")
+        return struct.unpack(f"<{count}{code}", content)
 
     def number(self, code: str) -> int | float:
         return self.numbers(code, 1)[0]
@@ -82,7 +136,7 @@ class _Cursor:
             prefix = read(8)
             length = int.from_bytes(prefix, "little")
             num_bytes += 8 + length
-            content = read(length) if self.position + num_bytes <= self.size else b""
+            content = read(length) if self.position + num_bytes <= self.end else b""
             if len(prefix) != 8 or len(content) != length:
                 raise self.truncated()
             values.append(content)
@@ -95,40 +149,24 @@ class _Cursor:
     def string(self) -> str:
         return self.strings(1)[0]
 
-    def value(self, type_id: int) -> object:
+    def value(self, type_id: int, depth: int = 0) -> object:
         if type_id in _SCALARS:
             return self.number(_SCALARS[type_id])
         if type_id == _STRING:
             return self.string()
         if type_id != _ARRAY:
             raise SourceError(f"{self.path}: unknown metadata type {type_id} at byte {self.position}: damaged file.")
+        if depth == _MAX_NESTING:
+            raise self.damaged(f"arrays are nested more than {_MAX_NESTING} deep at byte {self.position}.")
         item_type, count = self.number("I"), self.number("Q")
+        self.items += count
+        if self.items > _MAX_ITEMS:
+            raise self.damaged(f"the arrays before byte {self.position} have more than {_MAX_ITEMS} items.")
         if item_type in _SCALARS:
             return list(self.numbers(_SCALARS[item_type], count))
         if item_type == _STRING:
             return self.strings(count)
-        return [self.value(item_type) for _ in range(count)]
-
-
-@functools.lru_cache(maxsize=2)  # the weights and the tokenizer of one file are read one after the other
-def _read_cached(path: epath.Path, size: int, modified: float) -> GgufFile:
-    del modified  # part of the key only
-    with path.open("rb") as file:
-        cursor = _Cursor(file, path, size)
-        num_tensors, num_keys = _read_preamble(cursor)
-        metadata = {}
-        for _ in range(num_keys):
-            key = cursor.string()
-            metadata[key] = cursor.value(cursor.number("I"))
-        described = [_read_description(cursor) for _ in range(num_tensors)]
-    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-    data_start = -(-cursor.position // alignment) * alignment
-    tensors = {}
-    for name, shape, type_id, offset in described:
-        if name in tensors:
-            raise SourceError(f"{path}: names the tensor {name!r} twice: damaged file.")
-        tensors[name] = _tensor(path, size, name, shape, type_id, data_start + offset)
-    return GgufFile(path, metadata, tensors)
+        return [self.value(item_type, depth + 1) for _ in range(count)]
 
 
 def read_gguf(path: epath.Path) -> GgufFile:
@@ -137,8 +175,31 @@ def read_gguf(path: epath.Path) -> GgufFile:
     Raises:
       SourceError: not a GGUF file, another version, truncated or damaged.
     """
-    stat = path.stat()
-    return _read_cached(path, stat.length, stat.mtime)
+    size = file_size(path)
+    with opened(path) as file:
+        cursor = _Cursor(file, path, size)
+        num_tensors, num_keys = _read_preamble(cursor)
+        metadata = {}
+        for _ in range(num_keys):
+            key = cursor.string()
+            if key in metadata:
+                raise cursor.damaged(f"has the metadata {key!r} twice.")
+            metadata[key] = cursor.value(cursor.number("I"))
+        described = [_read_description(cursor) for _ in range(num_tensors)]
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not is_whole(alignment, 1) or alignment & (alignment - 1):
+        raise cursor.damaged(f"general.alignment is {reprlib.repr(alignment)}; expected a power of two.")
+    data_start = -(-cursor.position // alignment) * alignment
+    tensors = {}
+    for name, shape, type_id, offset in described:
+        if name in tensors:
+            raise SourceError(f"{path}: names the tensor {name!r} twice: damaged file.")
+        if offset % alignment:
+            raise cursor.damaged(f"{name!r} lies at {offset}, which is no multiple of the alignment {alignment}.")
+        tensors[name] = _tensor(path, size, name, shape, type_id, data_start + offset)
+    spans = [(tensor.offset, tensor.offset + tensor.num_bytes, name) for name, tensor in tensors.items()]
+    check_apart(path, spans, gapless=False)
+    return GgufFile(path, metadata, tensors)
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
@@ -157,7 +218,10 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
 def _read_description(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     """(name, shape in NumPy's order, type, offset from the start of the data)."""
     name = cursor.string()
-    dimensions = cursor.numbers("Q", cursor.number("I"))
+    num_dimensions = cursor.number("I")
+    if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
+        raise cursor.damaged(f"{name!r} has {num_dimensions} dimensions; expected 1 to {_MAX_DIMENSIONS}.")
+    dimensions = cursor.numbers("Q", num_dimensions)
     return name, tuple(reversed(dimensions)), cursor.number("I"), cursor.number("Q")
 
 
@@ -168,8 +232,9 @@ def _tensor(path: epath.Path, size: int, name: str, shape: tuple[int, ...], type
         raise SourceError(
             f"{path}: {name!r} has the tensor type {type_id}, which the gguf library does not know. Upgrade gguf."
         ) from error
+    check_shape(path, name, shape)
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    if not shape or shape[-1] % block_size:
+    if 0 in shape or shape[-1] % block_size:
         raise SourceError(
             f"{path}: {name!r} of shape {shape} does not fit its type {kind.name} (blocks of {block_size})."
         )

@@ -1,33 +1,39 @@
 """The tokenizer that a GGUF file carries in its metadata: vocabulary, merges, special tokens, chat template.
 
-Built with the `tokenizers` library, so that no torch is needed. Byte-level BPE only. How text is split before the
-merges apply is not stored in the file but named (`tokenizer.ggml.pre`); the table below gives, for the names that are
-supported, what the models' own tokenizer.json does. A guess would give almost the same ids: other names are refused.
+Built with the `tokenizers` library, so that no torch is needed. Two kinds: byte-level BPE, here, and SentencePiece's
+(`gguf_sentencepiece`). How byte-level BPE splits text before the merges apply is not stored in the file but named
+(`tokenizer.ggml.pre`); the table below gives, for the names that are supported, what the models' own tokenizer.json
+does. A guess would give almost the same ids: other names are refused.
 """
 
 import dataclasses
 
 from etils import epath
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from sft_jax.sources import gguf_sentencepiece
 from sft_jax.sources.gguf_file import GgufFile, read_gguf
 from sft_jax.sources.tensors import SourceError
 
-_CONTROL, _USER_DEFINED = 3, 4  # token types: special, and added but not special
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types: of text, special, and added but not special
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_ADVICE = "Use the model's Hugging Face directory (with tokenizer.json) instead."
 
 
 @dataclasses.dataclass(frozen=True)
 class _Splitting:
-    """How text is split; whether a piece that is itself a token is taken whole; whether BOS is added by default."""
+    """How text is split; whether it is composed (NFC) first; whether a piece that is itself a token is taken whole;
+    whether BOS is added by default."""
 
     before: tuple[pre_tokenizers.PreTokenizer, ...]
     gpt2_regex: bool
+    composed: bool = False
     ignore_merges: bool = False
     add_bos: bool = False
 
@@ -40,6 +46,11 @@ _LLAMA3 = _Splitting(
     ignore_merges=True,
     add_bos=True,
 )
+_QWEN2 = _Splitting(
+    before=(pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),),
+    gpt2_regex=False,
+    composed=True,
+)
 SPLITTINGS = {
     "gpt-2": _GPT2,
     "smollm": _DIGITS,
@@ -47,6 +58,7 @@ SPLITTINGS = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    "qwen2": _QWEN2,
 }
 
 
@@ -60,80 +72,102 @@ def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
       SourceError: no tokenizer in the file, one of a kind that is not supported, or a damaged one.
     """
     file = read_gguf(path)
-    splitting = _splitting(file)
-    tokens = file.require("tokenizer.ggml.tokens")
-    backend = Tokenizer(_model(file, tokens, splitting))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [*splitting.before, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splitting.gpt2_regex)]
-    )
-    backend.decoder = decoders.ByteLevel()
-    _add_tokens(file, tokens, backend)
+    file.require("tokenizer.ggml.model")
+    kind = file.checked("tokenizer.ggml.model", "a string")
+    if kind not in ("gpt2", "llama"):
+        raise SourceError(
+            f"{file.path}: has a tokenizer of the kind {kind!r} (tokenizer.ggml.model); supported are 'gpt2', that is "
+            f"byte-level BPE, and 'llama', that is SentencePiece. {_ADVICE}"
+        )
+    file.require("tokenizer.ggml.tokens")
+    tokens = file.checked("tokenizer.ggml.tokens", "a list of strings")
+    vocabulary = _vocabulary(file, tokens if kind == "gpt2" else gguf_sentencepiece.respelled(file, tokens))
+    types = _token_types(file, tokens)
     special = {
         "bos_token": _special_token(file, tokens, "bos_token_id"),
         "eos_token": _special_token(file, tokens, "eos_token_id"),
         "unk_token": _special_token(file, tokens, "unknown_token_id"),
         "pad_token": _special_token(file, tokens, "padding_token_id"),
     }
+    if kind == "gpt2":
+        splitting = _splitting(file)
+        add_bos, backend = splitting.add_bos, _byte_level(file, vocabulary, splitting)
+    else:
+        add_bos, backend = True, gguf_sentencepiece.backend(file, vocabulary, types, special["unk_token"])
+    _add_tokens(tokens, types, vocabulary, backend)
     architecture = file.metadata.get("general.architecture")
-    context_length = file.metadata.get(f"{architecture}.context_length")
+    context_length = file.checked(f"{architecture}.context_length", "a whole number")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **{name: token for name, token in special.items() if token is not None},
         **({} if context_length is None else {"model_max_length": context_length}),
-        add_bos_token=bool(file.metadata.get("tokenizer.ggml.add_bos_token", splitting.add_bos)),
-        add_eos_token=bool(file.metadata.get("tokenizer.ggml.add_eos_token", False)),
-        chat_template=file.metadata.get("tokenizer.chat_template"),
+        add_bos_token=file.checked("tokenizer.ggml.add_bos_token", "true or false", add_bos),
+        add_eos_token=file.checked("tokenizer.ggml.add_eos_token", "true or false", False),
+        chat_template=file.checked("tokenizer.chat_template", "a string"),
         clean_up_tokenization_spaces=False,
         name_or_path=str(path),
     )
 
 
 def _splitting(file: GgufFile) -> _Splitting:
-    kind = file.require("tokenizer.ggml.model")
-    advice = "Use the model's Hugging Face directory (with tokenizer.json) instead."
-    if kind != "gpt2":
-        raise SourceError(
-            f"{file.path}: has a tokenizer of the kind {kind!r} (tokenizer.ggml.model); supported is 'gpt2', "
-            f"that is byte-level BPE. {advice}"
-        )
-    name = file.metadata.get("tokenizer.ggml.pre")
+    name = file.checked("tokenizer.ggml.pre", "a string")
     if name not in SPLITTINGS:
         raise SourceError(
             f"{file.path}: splits text by the pre-tokenizer {name!r} (tokenizer.ggml.pre); supported are "
-            f"{', '.join(SPLITTINGS)}. {advice}"
+            f"{', '.join(SPLITTINGS)}. {_ADVICE}"
         )
     return SPLITTINGS[name]
 
 
-def _model(file: GgufFile, tokens: list, splitting: _Splitting) -> models.BPE:
+def _vocabulary(file: GgufFile, tokens: list[str]) -> dict[str, int]:
     vocabulary = {token: id_ for id_, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise SourceError(
             f"{file.path}: its vocabulary holds {len(tokens) - len(vocabulary)} tokens twice: damaged file."
         )
-    merges = [tuple(merge.split(" ")) for merge in file.require("tokenizer.ggml.merges")]
+    return vocabulary
+
+
+def _token_types(file: GgufFile, tokens: list[str]) -> list[int]:
+    types = file.checked("tokenizer.ggml.token_type", "a list of whole numbers", [_NORMAL] * len(tokens))
+    if len(types) != len(tokens):
+        raise SourceError(f"{file.path}: {len(types)} token types for {len(tokens)} tokens: damaged file.")
+    return types
+
+
+def _byte_level(file: GgufFile, vocabulary: dict[str, int], splitting: _Splitting) -> Tokenizer:
+    file.require("tokenizer.ggml.merges")
+    merges = [tuple(merge.split(" ")) for merge in file.checked("tokenizer.ggml.merges", "a list of strings")]
     for rank, merge in enumerate(merges):
         if len(merge) != 2 or not {merge[0], merge[1], "".join(merge)} <= vocabulary.keys():
             raise SourceError(f"{file.path}: merge {rank} {merge!r} is not of two tokens into one of the vocabulary.")
-    return models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.ignore_merges)
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.ignore_merges))
+    if splitting.composed:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splitting.before, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splitting.gpt2_regex)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
-def _add_tokens(file: GgufFile, tokens: list, backend: Tokenizer) -> None:
-    """Tokens that are found in text whole, before it is split: special ones and those the file marks as added."""
-    types = file.metadata.get("tokenizer.ggml.token_type", [])
-    if len(types) not in (0, len(tokens)):
-        raise SourceError(f"{file.path}: {len(types)} token types for {len(tokens)} tokens: damaged file.")
-    for token, type_ in zip(tokens, types, strict=False):
-        if type_ in (_CONTROL, _USER_DEFINED):
-            added = AddedToken(token, normalized=False, special=type_ == _CONTROL)
-            add = backend.add_special_tokens if type_ == _CONTROL else backend.add_tokens
-            add([added])
+def _add_tokens(tokens: list[str], types: list[int], vocabulary: dict[str, int], backend: Tokenizer) -> None:
+    """Tokens that are found in text whole, before it is split: special ones and those the file marks as added.
+
+    A Gemma's tokens of blanks are not among them: they are in the vocabulary under another spelling and are merged.
+    """
+    added = {_CONTROL: [], _USER_DEFINED: []}
+    for token, type_ in zip(tokens, types, strict=True):
+        if type_ in added and token in vocabulary:
+            added[type_].append(AddedToken(token, normalized=False, special=type_ == _CONTROL))
+    backend.add_special_tokens(added[_CONTROL])
+    backend.add_tokens(added[_USER_DEFINED])
 
 
 def _special_token(file: GgufFile, tokens: list, key: str) -> str | None:
-    id_ = file.metadata.get(f"tokenizer.ggml.{key}")
+    id_ = file.checked(f"tokenizer.ggml.{key}", "a whole number")
     if id_ is None:
         return None
-    if not 0 <= id_ < len(tokens):
+    if id_ >= len(tokens):
         raise SourceError(f"{file.path}: tokenizer.ggml.{key} is {id_}, but there are {len(tokens)} tokens.")
     return tokens[id_]

@@ -1,17 +1,21 @@
 """Files of a model repository on the Hugging Face hub, brought to the local cache.
 
 Used by `locate` when a source is neither a file nor a directory. Only the files that are read are downloaded: no
-second copy of the weights in another format, no images.
+second copy of the weights in another format or layout, no images. A branch or tag is turned into a commit once, and
+everything comes from that commit.
 """
+
+import glob
 
 import huggingface_hub
 from etils import epath
 from huggingface_hub import errors
 
+from sft_jax.sources import huggingface
 from sft_jax.sources.tensors import SourceError
 
 CONFIG_FILES = ("config.json", "generation_config.json")
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+WEIGHT_FILES = (huggingface.WEIGHTS, huggingface.INDEX)  # and the shards that the index names, whatever their names
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,12 +43,29 @@ def download(repository: str, revision: str | None, with_weights: bool) -> epath
       with_weights: also bring the safetensors files.
 
     Raises:
-      SourceError: no connection and not in the cache, no such repository or revision, access not granted.
+      SourceError: no connection and not in the cache, no such repository or revision, access not granted, or an
+        index of shards that is damaged.
     """
     patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *(WEIGHT_FILES if with_weights else ())]
+    directory = _snapshot(repository, revision, patterns)
+    if not with_weights or (directory / huggingface.WEIGHTS).exists():
+        return directory
+    if (directory / huggingface.INDEX).exists():
+        shards = [glob.escape(name) for name in huggingface.shard_names(directory)]
+        return _snapshot(repository, directory.name, shards)
+    raise SourceError(
+        f"{repository!r}: neither {huggingface.WEIGHTS} nor {huggingface.INDEX} in the snapshot {directory}. Either it "
+        "has no weights in that format (convert them: load it with transformers and `save_pretrained` to a directory), "
+        "or the cache is incomplete and the hub out of reach. " + _OFFLINE_ADVICE.format(repository=repository)
+    )
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> epath.Path:
     at = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        snapshot = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
+        return epath.Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except errors.HFValidationError as error:
+        raise SourceError(f"{at} is neither a local file or directory nor a name on the hub: {error}.") from error
     except errors.GatedRepoError as error:
         raise SourceError(f"{at} is gated: ask for access on its hub page, then `hf auth login`.") from error
     except errors.RepositoryNotFoundError as error:
@@ -59,11 +80,3 @@ def download(repository: str, revision: str | None, with_weights: bool) -> epath
             f"{at} is not a local file or directory, and could not be fetched from the hub: {error}. "
             + _OFFLINE_ADVICE.format(repository=repository)
         ) from error
-    directory = epath.Path(snapshot)
-    if with_weights and not any(directory.glob("model*.safetensors")):
-        raise SourceError(
-            f"{at}: no model*.safetensors in the snapshot {directory}. Either the repository has no weights in that "
-            "format (convert them: load it with transformers and `save_pretrained` to a directory), or the cache is "
-            "incomplete and the hub out of reach. " + _OFFLINE_ADVICE.format(repository=repository)
-        )
-    return directory

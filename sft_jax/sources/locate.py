@@ -13,6 +13,7 @@ from typing import Literal
 from etils import epath
 
 from sft_jax.sources import hub
+from sft_jax.sources.huggingface import is_pickled, pickle_advice
 from sft_jax.sources.tensors import SourceError
 
 
@@ -96,6 +97,8 @@ def _locate_path(name: str, path: epath.Path) -> Location:
         return Location(name, path, "huggingface")
     if path.suffix == ".gguf":
         return Location(name, path, "gguf")
+    if is_pickled(path):
+        raise SourceError(f"{path} is not read. {pickle_advice(path.parent)}")
     raise SourceError(
         f"{path} is a file, but not a .gguf file. For safetensors give the directory which holds them together with "
         "config.json and the tokenizer files."

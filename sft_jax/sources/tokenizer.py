@@ -6,9 +6,11 @@ What `sft_jax.data` renders conversations with; it comes from the same place as 
 import contextlib
 import os
 import pathlib
+import reprlib
 import tempfile
 from collections.abc import Iterator
 
+import tokenizers
 import transformers
 from etils import epath
 
@@ -17,6 +19,7 @@ from sft_jax.sources.huggingface import read_json
 from sft_jax.sources.locate import locate
 from sft_jax.sources.tensors import SourceError
 
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
@@ -47,23 +50,41 @@ def _read_directory(directory: epath.Path) -> transformers.PreTrainedTokenizerFa
             f"{directory} has no tokenizer: expected {' or '.join(_VOCABULARY_FILES)}. Copy the tokenizer files of the "
             "base model into it."
         )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in _JSON_FILES:
         if (directory / name).exists():
             read_json(directory / name)  # a damaged file gets its own error here
+    if "tokenizer.json" in present:
+        _check_vocabulary(directory / "tokenizer.json")
     # tokenizer.json says everything, and is taken as it is written. AutoTokenizer would rebuild the splitting of text
     # from the class named in tokenizer_config.json (transformers 5 then loses the digit splitting of SmolLM2, whose
     # class is GPT2Tokenizer), and imports torch where it is installed.
     loader = transformers.PreTrainedTokenizerFast if "tokenizer.json" in present else transformers.AutoTokenizer
     with _on_disk(directory) as folder:
-        tokenizer = loader.from_pretrained(folder, local_files_only=True)
+        try:
+            tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise SourceError(
+                f"{directory}: transformers cannot build its tokenizer ({type(error).__name__}: {error}). A field of "
+                f"{' or '.join(_JSON_FILES)} is damaged: copy or download them again."
+            ) from error
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
         raise SourceError(
             f"{directory}: transformers reads its tokenizer as {type(tokenizer).__name__}, which is written in Python "
             "and cannot tell where in the text a token lies. Save one with a tokenizer.json (`save_pretrained`)."
         )
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        raise SourceError(f"{directory}: its chat_template is {reprlib.repr(tokenizer.chat_template)}; expected text.")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _check_vocabulary(path: epath.Path) -> None:
+    """Raises SourceError if the `tokenizers` library cannot read the file."""
+    try:
+        tokenizers.Tokenizer.from_buffer(path.read_bytes())
+    except Exception as error:  # the only class that this library raises
+        raise SourceError(f"{path}: is not a tokenizer ({error}). Copy or download it again.") from error
 
 
 @contextlib.contextmanager

@@ -20,14 +20,14 @@ from transformers import PreTrainedTokenizerBase
 
 from sft_jax.models.config import AdapterSpec, DecoderConfig, LayerLayout
 from sft_jax.models.layouts import to_layout
-from sft_jax.models.loading import decoder_config, load_params
+from sft_jax.models.loading import decoder_config, load_params, placed_quantized
 from sft_jax.sources import load_tokenizer, open_checkpoint
 from sft_jax.training.averages import for_use, parts_of
-from sft_jax.training.checkpoints import DIRECTORY, Checkpoints
-from sft_jax.training.freezing import trained_predicate, trained_shapes, trains_all_weights
+from sft_jax.training.checkpoints import CONSTANTS, DIRECTORY, Checkpoints
+from sft_jax.training.freezing import saved_shapes, trained_predicate, trains_all_weights
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import abstract_like, placement, shardings_of
-from sft_jax.training.state import merge_adapters, split, variables
+from sft_jax.training.state import merge, merge_adapters, split, variables
 from sft_jax.training.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
 
 Tree = Any
@@ -40,19 +40,22 @@ class Base:
 
     Attributes:
         name: what was asked for, with the step that was found in a run.
+        location: file or directory.
         decoder: what they are weights of.
         hf_config: the same as a Hugging Face config.
         fingerprint: changes with the weights.
         revision: commit hash on the hub; None for other sources.
-        params: (layer layout, dtype, mesh) -> the parameters, on their devices.
+        params: (layer layout, dtype, mesh, quantized) -> the parameters, on their devices; `quantized` is `none`, or
+            how kernels are stored in few bits.
     """
 
     name: str
+    location: str
     decoder: DecoderConfig
     hf_config: dict
     fingerprint: str
     revision: str | None
-    params: Callable[[LayerLayout, str, Mesh], Tree]
+    params: Callable[..., Tree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +113,16 @@ class FinishedRun:
         in_float32 = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
         checkpoints = Checkpoints(self.directory, keep_last=1_000_000, read_only=True)
         try:
-            shapes = trained_shapes(self.config, self.base.decoder, checkpoints.position(self.step).layout)
+            shapes, constants = saved_shapes(self.config, self.base.decoder, checkpoints.position(self.step).layout)
             wanted = {}
             for part in parts_of(self.config, weights):
                 like = jax.tree.map(in_float32, shapes) if part == "ema" else shapes
                 wanted[part] = abstract_like(like, shardings_of(like, mesh))
-            chosen = for_use(self.config, checkpoints.restore_parts(self.step, wanted))
+            if constants:
+                wanted[CONSTANTS] = abstract_like(constants, shardings_of(constants, mesh))
+            parts = checkpoints.restore_parts(self.step, wanted)
+            constants = parts.pop(CONSTANTS, {})
+            chosen = merge(for_use(self.config, parts), constants)
         finally:
             checkpoints.close()
         return {name: to_layout(tree, layout) for name, tree in chosen.items()}
@@ -124,21 +131,24 @@ class FinishedRun:
         """What the decoder's `apply` takes, adapters beside their weights; `weights` as in `trained`."""
         # Where only the last layers were trained, they meet the frozen ones before all are stacked.
         through: LayerLayout = "unrolled" if self.config.trained.last_layers else layout
-        trained, frozen = self.trained(through, mesh, weights), {}
+        trained, frozen, precision = self.trained(through, mesh, weights), {}, self.config.precision
         if not trains_all_weights(self.config):
-            params = {"params": self.base.params(through, self.config.precision.frozen, mesh)}
+            params = {"params": self.base.params(through, precision.frozen, mesh, precision.quantized)}
             _, frozen = split(params, trained_predicate(self.config, self.base.decoder.num_layers))
         tree = variables(trained, frozen, hyperparameters(self.config, 0, 1))
         return {name: to_layout(subtree, layout) for name, subtree in tree.items()}
 
-    def params(self, layout: LayerLayout, dtype: str, mesh: Mesh, weights: str = "trained") -> Tree:
+    def params(
+        self, layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none", weights: str = "trained"
+    ) -> Tree:
         """The parameters, with adapters merged into them; `weights` as in `trained`."""
         merged = self.variables(layout, mesh, weights)
         if self.adapter is not None:
             merge = lambda tree: merge_adapters(tree, self.adapter.method)
-            shardings = shardings_of({"params": merged["params"]}, mesh)["params"]
+            shardings = shardings_of({"params": jax.eval_shape(merge, merged)}, mesh)["params"]
             merged = {"params": jax.jit(merge, out_shardings=shardings)(merged)}
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), merged["params"])
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), merged["params"])
+        return placed_quantized(cast, quantized, placement(mesh))
 
 
 def open_base(source: str, revision: str | None = None) -> Base:
@@ -151,14 +161,30 @@ def open_base(source: str, revision: str | None = None) -> Base:
     if run is not None:
         if revision:
             raise ValueError(f"--config.model.revision={revision} is for hub names, and {source} is a run directory")
-        return Base(run.name, run.base.decoder, run.base.hf_config, run.fingerprint(), run.base.revision, run.params)
+        return Base(
+            name=run.name,
+            location=str(run.directory),
+            decoder=run.base.decoder,
+            hf_config=run.base.hf_config,
+            fingerprint=run.fingerprint(),
+            revision=None,
+            params=run.params,
+        )
     checkpoint = open_checkpoint(source, revision)
     decoder = decoder_config(checkpoint)
 
-    def params(layout: LayerLayout, dtype: str, mesh: Mesh) -> Tree:
-        return load_params(checkpoint, decoder, layout, dtype, placement(mesh))
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+        return load_params(checkpoint, decoder, layout, dtype, placement(mesh), quantized)
 
-    return Base(source, decoder, checkpoint.config, checkpoint.fingerprint, checkpoint.revision, params)
+    return Base(
+        name=source,
+        location=checkpoint.location,
+        decoder=decoder,
+        hf_config=checkpoint.config,
+        fingerprint=checkpoint.fingerprint,
+        revision=checkpoint.revision,
+        params=params,
+    )
 
 
 def open_run(source: str) -> FinishedRun | None:

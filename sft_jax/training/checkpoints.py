@@ -1,8 +1,8 @@
 """Checkpoints: the one module that knows orbax (its v1 interface still moves).
 
 A checkpoint holds what training changes: trained parameters, their average, moments, counters, and the position in the
-pack plan. Frozen parameters stay in the pretrained checkpoint they come from. The layer layout is recorded and
-converted on restore; any mesh and any number of processes can restore.
+pack plan; and the constants of adapter methods that have some. Frozen parameters stay in the pretrained checkpoint they
+come from. The layer layout is recorded and converted on restore; any mesh and any number of processes can restore.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from sft_jax.models import adapters
 from sft_jax.models.layouts import to_layout
 from sft_jax.training.sharding import abstract_like, shardings_of
 from sft_jax.training.state import TrainState
@@ -23,6 +24,7 @@ from sft_jax.training.workdir import is_remote
 
 Tree = Any
 DIRECTORY = "checkpoints"
+CONSTANTS = "constants"  # of adapters, frozen: only where a method has some
 _SAVED = ("step", "trained", "opt_state", "skipped", "skipped_in_a_row", "ema")
 
 
@@ -89,7 +91,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        saved = {name: getattr(state, name) for name in _SAVED}
+        saved = _saved(state)
         # Scores are "larger is better" whatever the metric.
         value = metrics.get(self._metric, math.nan)
         score = {"score": self._sign * value} if math.isfinite(value) else None
@@ -124,14 +126,15 @@ class Checkpoints:
             mesh: where the arrays go.
         """
         saved_layout = self.position(step).layout
-        wanted = {name: getattr(state, name) for name in _SAVED}
+        wanted = _saved(state)
         shapes = jax.eval_shape(lambda tree: convert(tree, saved_layout), wanted)
         abstract = abstract_like(shapes, shardings_of(shapes, mesh))
         restored = self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
         if saved_layout != layout:
             out = shardings_of(wanted, mesh)
             restored = jax.jit(lambda tree: convert(tree, layout), out_shardings=out)(restored)
-        return state.replace(**restored)
+        constants = restored.pop(CONSTANTS, {})
+        return state.replace(frozen={**state.frozen, **constants}, **restored)
 
     def restore_parts(self, step: int, abstract: dict[str, Tree]) -> dict[str, Tree]:
         """Only some trees of a checkpoint, without the rest.
@@ -155,6 +158,13 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then closes."""
         self._checkpointer.close()
+
+
+def _saved(state: TrainState) -> Tree:
+    """What a checkpoint holds of a state; of the frozen part what the pretrained checkpoint has not."""
+    constants = {name: tree for name, tree in state.frozen.items() if name == adapters.COLLECTION}
+    saved = {name: getattr(state, name) for name in _SAVED}
+    return saved | ({CONSTANTS: constants} if constants else {})
 
 
 def _absolute(path: epath.Path) -> epath.Path:

@@ -13,6 +13,7 @@ import ml_collections
 from sft_jax.data.batches import NORMALIZE
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
+from sft_jax.models.quantization import KINDS
 from sft_jax.objectives import OBJECTIVES
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import SCHEDULES
@@ -52,12 +53,14 @@ CHECKS: dict[str, Check] = {
     "objective.normalize": _one_of(*NORMALIZE),
     "objective.label_smoothing": _BELOW_ONE,
     "objective.z_loss": _at_least(0),
+    "objective.neftune_alpha": _at_least(0),
     "objective.positions": _one_of("supervised", "all"),
     "objective.head_chunk_tokens": _at_least(0),
     "experts.balance_loss": _at_least(0),
     "experts.capacity": _at_least(0),
     "adapter.method": _known(METHODS, "none"),
     "adapter.rank": _at_least(1),
+    "adapter.scaling": _one_of("rank", "sqrt_rank"),
     "adapter.dropout": _BELOW_ONE,
     "trained.last_layers": _at_least(0),
     "optimizer.name": _known(RULES),
@@ -73,6 +76,7 @@ CHECKS: dict[str, Check] = {
     "optimizer.max_skipped_in_a_row": _at_least(1),
     "precision.params": _one_of(*_TRAINED),
     "precision.frozen": _one_of(*PRODUCT_DTYPES),
+    "precision.quantized": _one_of(*KINDS),
     "precision.products": _one_of(*_TRAINED),
     "precision.activations": _one_of(*_TRAINED),
     "execution.layer_layout": _one_of("auto", "scan", "unrolled"),
@@ -132,7 +136,21 @@ def _trained_weights(config: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
-TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (_unread_options, _groups, _trained_weights)
+def _quantized(config: ml_collections.ConfigDict) -> list[str]:
+    if config.precision.quantized == "none" or config.adapter.method != "none":
+        return []
+    return [
+        f"--config.precision.quantized={config.precision.quantized} is for frozen weights under an adapter; give "
+        "--config.adapter.method=lora too"
+    ]
+
+
+TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
+    _unread_options,
+    _groups,
+    _trained_weights,
+    _quantized,
+)
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:

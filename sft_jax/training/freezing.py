@@ -13,8 +13,10 @@ from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
+from sft_jax.training.adapting import init_adapters
 from sft_jax.training.groups import check_groups, parse_groups
-from sft_jax.training.state import canonical_path, init_adapters, split
+from sft_jax.training.optimizer import hyperparameters
+from sft_jax.training.state import canonical_path, split
 from sft_jax.training.update_rules import RULES
 
 Tree = Any
@@ -24,17 +26,16 @@ _LAYER = re.compile(r"(?:^|/)layers_(\d+)/")
 def trained_predicate(config: ml_collections.ConfigDict, num_layers: int) -> Callable[[str], bool]:
     """True for the paths (`params/layers_3/ffn/up/kernel`) of what is trained.
 
-    Adapters are. Of the weights: none beside adapters; otherwise those that match one of `trained.weights`, all where
-    it is empty, and of those only what lies in the last `trained.last_layers` layers, where that is not 0.
+    Adapters are, but for their constants. Of the weights: none beside adapters; otherwise those that match one of
+    `trained.weights`, all where it is empty, and of those only what lies in the last `trained.last_layers` layers,
+    where that is not 0.
     """
     patterns, last = tuple(config.trained.weights), config.trained.last_layers
     adapted = config.adapter.method != "none"
 
     def is_trained(path: str) -> bool:
-        if path.startswith(adapters.COLLECTION + "/"):
-            return True
         if adapted:
-            return False
+            return adapters.is_trained(path)
         layer = _LAYER.search(path)
         if last and (layer is None or int(layer[1]) < num_layers - last):
             return False
@@ -61,15 +62,17 @@ def all_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout
         cast = jax.tree.map(lambda leaf: leaf.astype(config.precision.params), params)
         tree = {"params": to_layout(cast, layout)}
         if config.adapter.method != "none":
-            tree[adapters.COLLECTION] = init_adapters(params, config.adapter, config.seed, layout)
+            hyper = hyperparameters(config, 0, 1)
+            tree[adapters.COLLECTION] = init_adapters(params, config.adapter, hyper, config.seed, layout)
         return tree
 
     return jax.eval_shape(make)
 
 
-def trained_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout: LayerLayout) -> Tree:
-    """What `all_shapes` says of what is trained."""
-    return split(all_shapes(config, decoder, layout), trained_predicate(config, decoder.num_layers))[0]
+def saved_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout: LayerLayout) -> tuple[Tree, Tree]:
+    """What `all_shapes` says of what is trained, and of the constants of adapters."""
+    trained, frozen = split(all_shapes(config, decoder, layout), trained_predicate(config, decoder.num_layers))
+    return trained, {name: tree for name, tree in frozen.items() if name == adapters.COLLECTION}
 
 
 def check_trained(config: ml_collections.ConfigDict, decoder: DecoderConfig) -> None:

@@ -122,7 +122,8 @@ def run(
             checkpoints.close()
             console.print(f"{workdir} holds the finished run: all {total_steps} steps are done.")
             return RunResult(done, total_steps, _last_evaluation(workdir))
-        workdirs.record_environment(workdir, fingerprints)
+        origin = {"name": base.name, "location": base.location, "revision": base.revision}
+        workdirs.record_environment(workdir, fingerprints, origin)
         state = init_state(config, base, model, mesh, hyper)
         plan = _Run(
             config=config,

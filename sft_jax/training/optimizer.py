@@ -20,7 +20,7 @@ from sft_jax.training.update_rules import RULES, Hyperparameters
 Tree = Any
 
 SCHEDULES = ("constant", "linear", "cosine")
-_NO_DECAY = re.compile(r"(scale|bias)$")
+_NO_DECAY = re.compile(r"(scale|bias|magnitude)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
     """The numbers of a run as float32 scalars.
 
     Args:
-        config: `optimizer`, `ema`, `experts` and `adapter` of the experiment config.
+        config: `optimizer`, `ema`, `objective`, `experts` and `adapter` of the experiment config.
         warmup_steps: steps of linear warm-up.
         total_steps: length of the run in optimizer steps, for the schedule.
     """
@@ -66,7 +66,9 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         "clip_norm": optimizer.clip_norm or float("inf"),
         "ema_decay": config.ema.decay,
         "balance_loss": config.experts.balance_loss,
+        "neftune_alpha": config.objective.neftune_alpha,
         "adapter_alpha": config.adapter.alpha,
+        "adapter_rank_power": {"rank": 1.0, "sqrt_rank": 0.5}[config.adapter.scaling],
         "adapter_dropout": config.adapter.dropout,
     }
     for index, group in enumerate(parse_groups(optimizer.groups)):
@@ -101,9 +103,7 @@ def make_optimizer(
     return RULES[settings.rule].make(hyper, rate, _descend(settings.groups, hyper, rate))
 
 
-def _descend(
-    patterns: tuple[str, ...], hyper: Hyperparameters, rate: Float[Array, ""]
-) -> optax.GradientTransformation:
+def _descend(patterns: tuple[str, ...], hyper: Hyperparameters, rate: Float[Array, ""]) -> optax.GradientTransformation:
     """From a direction to the change of the parameters: -rate (direction + decay parameter), by group.
 
     Norms and biases do not decay, unless their group says so.

@@ -20,12 +20,14 @@ from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
+from sft_jax.models.quantization import dequantized_tree
 from sft_jax.objectives import Settings, get_objective
+from sft_jax.training.adapting import init_adapters
 from sft_jax.training.base import Base, load_base_tokenizer
 from sft_jax.training.freezing import trained_predicate, trains_all_weights
 from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
 from sft_jax.training.sharding import data_shards, shardings_of
-from sft_jax.training.state import TrainState, init_adapters, split
+from sft_jax.training.state import TrainState, split
 from sft_jax.training.step import StepSettings
 
 Tree = Any
@@ -228,6 +230,7 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
         schedule=config.optimizer.schedule,
         micro_batches=parts,
         head_chunk=max(1, chunk_tokens // rows_at_once) if chunk_tokens else 0,
+        noise=config.objective.neftune_alpha > 0,
         balance=config.experts.balance_loss > 0,
         seed=config.seed,
     )
@@ -247,12 +250,17 @@ def init_state(
     layout = model.execution.layer_layout
     adapted = config.adapter.method != "none"
     # Weights of which some are trained are read in the dtype of trained ones.
-    tree = {"params": base.params(layout, config.precision.frozen if adapted else config.precision.params, mesh)}
+    dtype = config.precision.frozen if adapted else config.precision.params
+    tree = {"params": base.params(layout, dtype, mesh, config.precision.quantized)}
     if adapted:
-        shapes = jax.eval_shape(lambda params: to_layout(params, "scan"), tree["params"])
-        make = lambda: init_adapters(shapes, config.adapter, config.seed, layout)
-        out = shardings_of({adapters.COLLECTION: jax.eval_shape(make)}, mesh)[adapters.COLLECTION]
-        tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)()
+
+        def make(params: Tree) -> Tree:
+            kernels = to_layout(dequantized_tree(params), "scan")
+            return init_adapters(kernels, config.adapter, hyper, config.seed, layout)
+
+        shapes = {adapters.COLLECTION: jax.eval_shape(make, tree["params"])}
+        out = shardings_of(shapes, mesh)[adapters.COLLECTION]
+        tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)(tree["params"])
     trained, frozen = split(tree, trained_predicate(config, base.decoder.num_layers))
     if not adapted and not trains_all_weights(config):
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.precision.frozen), frozen)

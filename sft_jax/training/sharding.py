@@ -14,23 +14,26 @@ from sft_jax.models.partitioning import BATCH_AXES, MESH_AXES, PARAM_AXES, fit_s
 
 Tree = Any
 
+_STORED = r"(/(values|codes|block))?$"  # a kernel, or what stands for it in few bits
+
 # First match wins; matched at the end of the path, so that moments and adapters follow their parameters.
 # Specs are for one layer; stacked layers get a leading None.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     # The vocabulary over fsdp and the model dimension over tensor: a lookup gathers rows without moving columns.
     (r"embedding$", P(PARAM_AXES, "tensor")),
     (r"head$", P(PARAM_AXES, "tensor")),
-    (r"experts/(gate|up)/kernel$", P("expert", "fsdp", "tensor")),
-    (r"experts/down/kernel$", P("expert", "tensor", "fsdp")),
-    (r"experts/(gate|up|down)/a$", P("expert", "fsdp", None)),
-    (r"experts/(gate|up|down)/b$", P("expert", None, "fsdp")),
-    (r"router/kernel$", P(PARAM_AXES, None)),
-    (r"(query|key|value|gate|up)/kernel$", P(PARAM_AXES, "tensor")),
-    (r"(out|down)/kernel$", P("tensor", PARAM_AXES)),
+    (r"block_(scale|mean)$", P()),
+    (r"experts/(gate|up)/kernel" + _STORED, P("expert", "fsdp", "tensor")),
+    (r"experts/down/kernel" + _STORED, P("expert", "tensor", "fsdp")),
+    (r"experts/(gate|up|down)/(constant_)?a$", P("expert", "fsdp", None)),
+    (r"experts/(gate|up|down)/(constant_)?b$", P("expert", None, "fsdp")),
+    (r"router/kernel" + _STORED, P(PARAM_AXES, None)),
+    (r"(query|key|value|gate|up)/kernel" + _STORED, P(PARAM_AXES, "tensor")),
+    (r"(out|down)/kernel" + _STORED, P("tensor", PARAM_AXES)),
     (r"(query|key|value|gate|up)/bias$", P("tensor")),
-    (r"/a$", P(PARAM_AXES, None)),
-    (r"/b$", P(None, PARAM_AXES)),
-    (r"(scale|bias|dropout)$", P()),
+    (r"/(constant_)?a$", P(PARAM_AXES, None)),
+    (r"/(constant_)?b$", P(None, PARAM_AXES)),
+    (r"(scale|bias|dropout|magnitude)$", P()),
     (r"/(count|v|v_row|v_col)$", P()),  # of Adafactor, which keeps whole second moments of small arrays only
 )
 _STACKED = re.compile(r"(^|/)layers/")

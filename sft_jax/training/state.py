@@ -1,19 +1,15 @@
 """The training state: what is trained, what is frozen, moments, hyperparameters, and how trees are split and merged."""
 
-import re
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
-import ml_collections
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from sft_jax.models import adapters
-from sft_jax.models.layouts import to_layout
+from sft_jax.models.quantization import dequantized_tree
 
 Tree = Any
 Leaf = Any
@@ -76,64 +72,35 @@ def variables(trained: Tree, frozen: Tree, hyper: dict[str, Array]) -> Tree:
     for path, leaf in flat.items():
         if path[-1] == "a":
             stack = leaf.shape[:1] if path[0] == "layers" else ()
-            added[(*path[:-1], "scale")] = jnp.broadcast_to(hyper["adapter_alpha"] / leaf.shape[-1], stack)
+            scale = adapter_scale(hyper, leaf.shape[-1])
+            added[(*path[:-1], "scale")] = jnp.broadcast_to(scale, stack)
             added[(*path[:-1], "dropout")] = jnp.broadcast_to(hyper["adapter_dropout"], stack)
     return {**tree, adapters.COLLECTION: unflatten_dict({**flat, **added})}
+
+
+def adapter_scale(hyper: dict[str, Array], rank: int) -> Float[Array, ""]:
+    """alpha / rank, or alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023)."""
+    return hyper["adapter_alpha"] / jnp.float32(rank) ** hyper["adapter_rank_power"]
 
 
 def merge_adapters(tree: Tree, method: str) -> Tree:
     """The parameters with adapters of that method merged into them; `tree` is what `variables` gives."""
     merge_one = adapters.get_method(method).merge
-    params = flatten_dict(tree["params"])
-    by_layer: dict[tuple[str, ...], dict[str, Array]] = {}
+    params = flatten_dict(dequantized_tree(tree["params"]))
+    by_weight: dict[tuple[str, ...], dict[str, Array]] = {}
     for path, leaf in flatten_dict(tree[adapters.COLLECTION]).items():
-        by_layer.setdefault(path[:-1], {})[path[-1]] = leaf
-    for path, arrays in by_layer.items():
-        params[(*path, "kernel")] = merge_one(params[(*path, "kernel")], arrays)
+        by_weight.setdefault(path[:-1], {})[path[-1]] = leaf
+    for path, arrays in by_weight.items():
+        weight = path if path in params else (*path, "kernel")
+        params[weight] = merge_one(params[weight], arrays)
     return unflatten_dict(params)
 
 
 def head_weights(tree: Tree) -> Tree:
-    """The parameters that the vocabulary head reads, as a {"params": …} subtree; empty where `tree` has none."""
-    params = tree.get("params", {})
-    return {"params": {name: params[name] for name in ("embedding", "head") if name in params}}
-
-
-def adapter_targets(params: Tree, patterns: tuple[str, ...]) -> list[str]:
-    """Paths of the projections (`layers/attention/query`) whose path one of the patterns matches from its start
-    (after `layers/`) to its end.
-
-    Args:
-        params: parameters in the stacked layout.
-        patterns: regular expressions, for example `attention/(query|value)`.
-
-    Raises:
-        ValueError: a pattern matches no projection; lists those there are.
-    """
-    projections = [path[: -len("/kernel")] for path in flatten_dict(params, sep="/") if path.endswith("/kernel")]
-    names = {path.removeprefix("layers/"): path for path in projections}
-    unmatched = [pattern for pattern in patterns if not any(re.fullmatch(pattern, name) for name in names)]
-    if unmatched or not patterns:
-        raise ValueError(
-            f"--config.adapter.targets={unmatched or '()'} match no projection; there are: {', '.join(sorted(names))}"
-        )
-    return [path for name, path in names.items() if any(re.fullmatch(pattern, name) for pattern in patterns)]
-
-
-def init_adapters(params: Tree, config: ml_collections.ConfigDict, seed: int, layout: str) -> Tree:
-    """Fresh adapters beside `params`, float32, the same numbers in either layout.
-
-    Args:
-        params: parameters or their shapes, in the stacked layout.
-        config: `adapter` of the experiment config.
-        seed: of the initial values; each projection draws from its own stream.
-        layout: layer layout of the result.
-    """
-    method = adapters.get_method(config.method)
-    flat = flatten_dict(params, sep="/")
-    key = jax.random.key(seed)
-    made = {}
-    for path in adapter_targets(params, tuple(config.targets)):
-        path_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        made[path] = method.init(path_key, flat[f"{path}/kernel"].shape, config.rank)
-    return to_layout(unflatten_dict(made, sep="/"), layout)
+    """What the vocabulary head reads of parameters and adapters, as a subtree; empty where `tree` has none."""
+    names = ("embedding", "head")
+    return {
+        kind: {name: subtree[name] for name in names if name in subtree}
+        for kind, subtree in tree.items()
+        if kind in ("params", adapters.COLLECTION)
+    }

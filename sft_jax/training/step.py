@@ -20,9 +20,10 @@ from sft_jax.models.experts import ROUTING, Routing, total_routing
 from sft_jax.objectives import Objective, Settings
 from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.head import gather_targets, over_chunks
+from sft_jax.training.noise import embedding_noise
 from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from sft_jax.training.sharding import batch_sharding, shardings_of
-from sft_jax.training.state import TrainState, head_weights, merge, variables
+from sft_jax.training.state import TrainState, head_weights, merge, split, variables
 
 Tree = Any
 Metrics = dict[str, tuple[Array, Array]]
@@ -40,6 +41,7 @@ class StepSettings:
         schedule: kind of learning-rate schedule.
         micro_batches: parts into which the global batch is split, one after the other.
         head_chunk: target slots of a row that go through the head at a time; 0 takes all.
+        noise: embeddings get noise.
         balance: the loss that spreads tokens over experts, where there are some, is part of the gradient.
         seed: of dropout.
     """
@@ -50,31 +52,50 @@ class StepSettings:
     schedule: str = "cosine"
     micro_batches: int = 1
     head_chunk: int = 0
+    noise: bool = False
     balance: bool = False
     seed: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Randomness:
+    """What is random in a training step, and absent when measuring.
+
+    Attributes:
+        dropout: key of adapter dropout.
+        noise: keys of the noise on embeddings, one a row.
+    """
+
+    dropout: Array | None = None
+    noise: Array | None = None
+
+
 def hidden_states(
-    model: Decoder, trained: Tree, state: TrainState, batch: Tree, dropout_key: Array | None
+    model: Decoder, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
 ) -> tuple[Array, Routing | None]:
     """Hidden states of a (micro-)batch, and how its tokens were spread over experts in all layers together."""
+    noise = None
+    if randomness.noise is not None:
+        width, alpha = model.config.model_dim, state.hyper["neftune_alpha"]
+        noise = embedding_noise(randomness.noise, batch["segment_ids"], width, alpha)
     (hidden, _), collections = model.apply(
         variables(trained, state.frozen, state.hyper),
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
         method="hidden",
-        rngs={} if dropout_key is None else {"dropout": dropout_key},
+        noise=noise,
+        rngs={} if randomness.dropout is None else {"dropout": randomness.dropout},
         mutable=[ROUTING],
     )
     return hidden, total_routing(collections[ROUTING]) if model.config.num_experts else None
 
 
 def loss_sums(
-    model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, dropout_key: Array | None
+    model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
 ) -> tuple[Metrics, Routing | None]:
     """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and how it was routed."""
-    hidden, routing = hidden_states(model, trained, state, batch, dropout_key)
+    hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden = gather_targets(hidden, batch["target_slots"])
 
     def head_objective(trained_head, frozen_head, hidden, targets, weights):
@@ -85,13 +106,20 @@ def loss_sums(
         metrics = over_chunks(
             head_objective,
             head_weights(trained),
-            head_weights(state.frozen),
+            frozen_head_weights(trained, state),
             hidden,
             batch["targets"],
             batch["weights"],
             settings.head_chunk,
         )
     return metrics, routing
+
+
+def frozen_head_weights(trained: Tree, state: TrainState) -> Tree:
+    """What the head reads and is not trained, the scale of adapters included."""
+    everything = head_weights(variables(trained, state.frozen, state.hyper))
+    is_trained = flatten_dict(head_weights(trained), sep="/")
+    return split(everything, lambda path: path in is_trained)[1]
 
 
 def gradients(
@@ -110,8 +138,11 @@ def gradients(
         size = rows // settings.micro_batches
         return optax.microbatching.microbatch(function, argnums=argnums, microbatch_size=size)
 
+    def random(keys):
+        return Randomness(keys[0] if dropout else None, keys if settings.noise else None)
+
     def chosen(batch, keys):
-        return hidden_states(model, state.trained, state, batch, keys[0] if dropout else None)[1].chosen
+        return hidden_states(model, state.trained, state, batch, random(keys))[1].chosen
 
     # The balance loss is not a sum over micro-batches: each needs to know what the whole step chose.
     chosen_in_step = in_parts(chosen, (0, 1))(batch, keys) if balanced and settings.micro_batches > 1 else None
@@ -119,7 +150,7 @@ def gradients(
     weight = jnp.sum(batch["weights"])
 
     def sums(trained, batch, keys):
-        metrics, routing = loss_sums(model, settings, trained, state, batch, keys[0] if dropout else None)
+        metrics, routing = loss_sums(model, settings, trained, state, batch, random(keys))
         minimised = metrics["loss"][0]
         if balanced:
             chosen = jax.lax.stop_gradient(routing.chosen) if chosen_in_step is None else chosen_in_step
@@ -226,6 +257,6 @@ def compile_eval_step(model: Decoder, settings: StepSettings, state: TrainState,
     state_shardings = shardings_of(state, mesh)
 
     def step(state, batch):
-        return loss_sums(model, settings, state.trained, state, batch, None)[0]
+        return loss_sums(model, settings, state.trained, state, batch, Randomness())[0]
 
     return jax.jit(step, in_shardings=(state_shardings, batch_sharding(mesh)), out_shardings=NamedSharding(mesh, P()))

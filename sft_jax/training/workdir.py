@@ -155,8 +155,14 @@ def check_inputs(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
             )
 
 
-def record_environment(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
-    """Writes versions, devices, git commit and fingerprints of data and base model; keeps those of earlier starts."""
+def record_environment(workdir: epath.Path, fingerprints: dict[str, str], model: dict[str, str | None]) -> None:
+    """Writes versions, devices, git commit and what the run starts from; keeps those of earlier starts.
+
+    Args:
+        workdir: the run's directory.
+        fingerprints: of data and base model.
+        model: the base model's source, where it was found, and its commit on the hub if it is from there.
+    """
     path = workdir / ENVIRONMENT
     before = json.loads(path.read_text()) if path.exists() else None
     environment = {
@@ -169,6 +175,7 @@ def record_environment(workdir: epath.Path, fingerprints: dict[str, str]) -> Non
         "device_kind": jax.devices()[0].device_kind,
         "processes": jax.process_count(),
         "git": git_state(),
+        "model": model,
         "fingerprints": fingerprints,
         "earlier_starts": [] if before is None else [*before.pop("earlier_starts", []), before],
     }

@@ -243,11 +243,15 @@ def hf_config(case: str) -> dict:
 
 
 def torch_model(case: str, seed: int = 0) -> transformers.PreTrainedModel:
-    """A torch model with every parameter far from its initial value."""
+    """The torch model of a case, see `random_model`."""
     fields = hf_config(case)
-    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    return random_model(transformers.AutoConfig.for_model(fields.pop("model_type"), **fields), seed)
+
+
+def random_model(config: transformers.PreTrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:
+    """A torch model with every parameter far from its initial value."""
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    generator, gemma = torch.Generator().manual_seed(seed), case.startswith("gemma")
+    generator, gemma = torch.Generator().manual_seed(seed), config.model_type.startswith("gemma")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -258,7 +262,7 @@ def torch_model(case: str, seed: int = 0) -> transformers.PreTrainedModel:
             elif "wpe" in name or "wte" in name or "embed" in name:
                 parameter.copy_(0.35 * noise)
             else:
-                fan_in = parameter.shape[0] if case == "gpt2" and ".c_" in name else parameter.shape[-1]
+                fan_in = parameter.shape[0] if config.model_type == "gpt2" and ".c_" in name else parameter.shape[-1]
                 parameter.copy_(2.0 * fan_in**-0.5 * noise)
     return model
 

@@ -1,5 +1,6 @@
 """Loading: every tensor is used or listed with its reason, every parameter is filled, and all errors come at once."""
 
+import dataclasses
 import json
 
 import jax
@@ -15,7 +16,7 @@ from sft_jax.models.config import LinearScaling, Llama3Scaling, YarnScaling
 from sft_jax.models.families import llama
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import load_params
-from sft_jax.sources import open_checkpoint
+from sft_jax.sources import SourceError, open_checkpoint
 from tests import tiny
 from tests.models import reference
 
@@ -98,6 +99,33 @@ def test_all_that_is_wrong_comes_in_one_message(checkpoint):
         "model.layers.0.self_attn.q_norm.weight is not used by this model family",
     ):
         assert line in str(error.value)
+
+
+def test_names_shapes_and_dtypes_are_checked_before_any_tensor_is_read(checkpoint):
+    def read():
+        raise AssertionError("a tensor was read")
+
+    opened = open_checkpoint(checkpoint)
+    config = llama.decoder_config(opened.config)
+    entries = {name: dataclasses.replace(entry, read=read) for name, entry in opened.tensors.items()}
+    last = "model.layers.2.mlp.down_proj.weight"
+    wrong = dataclasses.replace(entries[last], shape=(1, 1))
+    integers = dataclasses.replace(entries[last], dtype=np.dtype(np.int32))
+    for changed, message in (
+        ({last: wrong}, rf"{last} has shape \(1, 1\), expected \(32, 48\)"),
+        ({last: integers}, f"{last} holds int32, expected floating-point numbers"),
+        ({"model.layers.3.mlp.down_proj.weight": entries[last]}, "layers.3.mlp.down_proj.weight is not used"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_params(dataclasses.replace(opened, tensors=entries | changed), config, "scan")
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_gives_no_model(checkpoint):
+    opened = open_checkpoint(checkpoint)
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(SourceError, match=r"model.safetensors: the file ends early"):
+        load_params(opened, llama.decoder_config(opened.config), "scan")
 
 
 def test_a_long_list_of_errors_is_cut_with_its_length(checkpoint):

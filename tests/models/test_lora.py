@@ -79,7 +79,7 @@ def test_merge_table():
 
 
 def test_init_is_small_and_changes_nothing():
-    adapter = lora.init(jax.random.key(0), (2, 64, 10), rank=8)
+    adapter = lora.init(jax.random.key(0), jnp.zeros((2, 64, 10)), 8, jnp.float32(2))
     assert adapter["a"].shape == (2, 64, 8)
     assert 0.9 / 8 < float(jnp.abs(adapter["a"]).max()) <= 1 / 8  # 1 / sqrt(64)
     assert not np.array_equal(adapter["a"][0], adapter["a"][1])
@@ -198,5 +198,5 @@ def test_logits_and_gradients_equal_peft(tmp_path):
 
 def test_methods_by_name():
     assert get_method("lora") is lora
-    with pytest.raises(ValueError, match="unknown adapter method 'dora'; known: lora"):
-        get_method("dora")
+    with pytest.raises(ValueError, match="unknown adapter method 'vera'; known: dora, lora, pissa"):
+        get_method("vera")

@@ -61,11 +61,14 @@ def llama_arrays():
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in LLAMA_SHAPES.items()}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_gguf():
-    """Writes a GGUF file; `metadata` is laid over that of a tiny Llama, and None takes a key out."""
+    """Writes a GGUF file; `metadata` is laid over that of a tiny Llama, and None takes a key out.
 
-    def write(path, arrays, metadata=None, architecture="llama", types=None):
+    `raw_types`: quantization types of arrays that are blocks of bytes.
+    """
+
+    def write(path, arrays, metadata=None, architecture="llama", raw_types=None):
         writer = gguf.GGUFWriter(path, architecture)
         for key, value in (LLAMA_METADATA | (metadata or {})).items():
             if value is None:
@@ -77,11 +80,7 @@ def write_gguf():
                 type(value)
             ](key, value)
         for name, array in arrays.items():
-            kind = (types or {}).get(name)
-            if kind is None:
-                writer.add_tensor(name, array)
-            else:
-                writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
+            writer.add_tensor(name, array, raw_dtype=(raw_types or {}).get(name))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

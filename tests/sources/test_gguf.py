@@ -113,15 +113,48 @@ def test_tiny_file(tmp_path, write_gguf, llama_arrays):
     assert checkpoint.config["head_dim"] == 8
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])
-def test_quantized(tmp_path, write_gguf, llama_arrays, kind):
-    name, kind = "blk.0.ffn_up.weight", gguf.GGMLQuantizationType[kind]
-    path = write_gguf(tmp_path / "tiny.gguf", llama_arrays, types={name: kind})
-    entry = open_checkpoint(path).tensors["model.layers.0.mlp.up_proj.weight"]
-    loaded = entry.load()
-    assert (loaded.shape, loaded.dtype, entry.dtype) == ((64, 32), np.float32, np.float32)
-    error = np.abs(loaded - llama_arrays[name]).max()
-    assert error < {"F16": 2e-3, "BF16": 2e-2, "Q8_0": 2e-2}.get(kind.name, 0.4)
+QUANTIZATIONS = (
+    *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+)
+# Where the float16 scales of a block lie. The gguf library has no quantizer for these types.
+SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+
+
+def quantized(kind, shape, rng):
+    """Rows of blocks of a quantization type: of normal numbers, or for the K types random bits under small scales."""
+    if kind.name not in SCALES:
+        return gguf.quantize(rng.normal(size=shape).astype(np.float32), kind)
+    size, num_bytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (np.prod(shape) // size, num_bytes), dtype=np.uint8)
+    for offset in SCALES[kind.name]:
+        scales = rng.uniform(5e-4, 5e-3, (len(blocks), 1)).astype("<f2")
+        blocks[:, offset : offset + 2] = scales.view(np.uint8)
+    return blocks.reshape(*shape[:-1], -1)
+
+
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+def test_quantization_types(tmp_path, write_gguf, llama_arrays, kind):
+    """Every matrix in one type, as gguf dequantizes it and as transformers reads the file."""
+    kind, rng = gguf.GGMLQuantizationType[kind], np.random.default_rng(0)
+    shapes = {name: tuple(256 if size == 32 else size for size in array.shape) for name, array in llama_arrays.items()}
+    shapes["blk.0.attn_k.weight"] = shapes["blk.0.attn_v.weight"] = (128, 256)
+    shapes["blk.0.ffn_down.weight"] = (256, 256)
+    shapes["blk.0.ffn_gate.weight"] = shapes["blk.0.ffn_up.weight"] = (256, 256)
+    stored = {name: quantized(kind, shape, rng) for name, shape in shapes.items() if len(shape) == 2}
+    norms = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items() if len(shape) == 1}
+    metadata = {"llama.embedding_length": 256, "llama.feed_forward_length": 256, "llama.vocab_size": 48}
+    path = write_gguf(tmp_path / "tiny.gguf", norms | stored, metadata, raw_types=dict.fromkeys(stored, kind))
+    ours = open_checkpoint(path).tensors
+    for label, name in (("mlp.down_proj", "ffn_down"), ("self_attn.v_proj", "attn_v")):
+        loaded = ours[f"model.layers.0.{label}.weight"].load()
+        assert loaded.dtype == np.float32
+        assert 0.01 < np.abs(loaded).mean() < 5
+        np.testing.assert_array_equal(loaded, gguf.dequantize(stored[f"blk.0.{name}.weight"], kind))
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32").state_dict()
+    assert theirs.keys() - {"lm_head.weight"} == ours.keys()
+    for name, entry in ours.items():
+        np.testing.assert_array_equal(entry.load(), theirs[name].numpy(), err_msg=name)
 
 
 def test_defaults_of_absent_keys(tmp_path, write_gguf, llama_arrays):
@@ -160,8 +193,9 @@ def test_llama3_rope_scaling(tmp_path, write_gguf, llama_arrays, factor):
         open_checkpoint(path)
 
 
-def test_linear_rope_scaling(tmp_path, write_gguf, llama_arrays):
-    metadata = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+@pytest.mark.parametrize("kind", ["linear", None])  # a factor without a type is linear
+def test_linear_rope_scaling(tmp_path, write_gguf, llama_arrays, kind):
+    metadata = {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": 4.0}
     config = open_checkpoint(write_gguf(tmp_path / "tiny.gguf", llama_arrays, metadata)).config
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
 
@@ -169,11 +203,13 @@ def test_linear_rope_scaling(tmp_path, write_gguf, llama_arrays):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"llama.rope.scaling.type": "yarn"}, r"llama.rope.scaling.type is 'yarn'; supported are none and linear"),
+        ({"llama.rope.scaling.type": "longrope"}, r"scaling.type is 'longrope'; supported are none, linear and yarn"),
+        ({"llama.rope.scaling.type": "yarn"}, r"has no metadata 'llama.rope.scaling.factor'"),
+        ({"llama.rope.scaling.yarn_attn_factor": 2.0}, r"not supported: llama.rope.scaling.yarn_attn_factor = 2.0"),
         ({"llama.expert_count": 8}, r"mixture of experts"),
         ({"llama.logit_scale": 2.0}, r"features that are not supported: llama.logit_scale = 2.0"),
         ({"llama.embedding_length": None}, r"has no metadata 'llama.embedding_length'"),
-        ({"llama.attention.head_count": [4, 2]}, r"llama.attention.head_count is \[4, 2\]; expected one number"),
+        ({"llama.attention.head_count": [4, 2]}, r"llama.attention.head_count is \[4, 2\]; expected one whole number"),
         ({"llama.attention.head_count_kv": 4}, r"blk.0.attn_k.weight has 16 rows; expected 4 heads x 8"),
         ({"llama.rope.dimension_count": 4}, r"llama.rope.dimension_count is 4; expected the head dimension 8"),
         ({"llama.vocab_size": 49}, r"llama.vocab_size is 49, but token_embd.weight has 48 rows"),
@@ -187,9 +223,9 @@ def test_metadata_that_is_refused(tmp_path, write_gguf, llama_arrays, metadata, 
 
 
 def test_other_architecture(tmp_path, write_gguf, llama_arrays):
-    path = write_gguf(tmp_path / "tiny.gguf", llama_arrays, architecture="gemma3")
+    path = write_gguf(tmp_path / "tiny.gguf", llama_arrays, architecture="gemma4")
     with pytest.raises(
-        SourceError, match=r"architecture 'gemma3'; GGUF files of llama are supported. Use .*safetensors"
+        SourceError, match=r"architecture 'gemma4'; GGUF files of llama, qwen2, .* are supported. Use .*safetensors"
     ):
         open_checkpoint(path)
 
@@ -197,7 +233,7 @@ def test_other_architecture(tmp_path, write_gguf, llama_arrays):
 @pytest.mark.parametrize("name", ["blk.0.attn_q_norm.weight", "blk.0.output.weight", "attn_q.weight", "v.patch.weight"])
 def test_tensors_that_are_not_known(tmp_path, write_gguf, llama_arrays, name):
     path = write_gguf(tmp_path / "tiny.gguf", llama_arrays | {name: np.ones((8,), np.float32)})
-    with pytest.raises(SourceError, match=f"1 tensors are not part of a Llama model: {re.escape(name)}"):
+    with pytest.raises(SourceError, match=f"1 tensors are not part of a llama model: {re.escape(name)}"):
         open_checkpoint(path)
 
 

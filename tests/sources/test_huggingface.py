@@ -181,7 +181,7 @@ def test_index_and_files_must_agree(sharded, weight_map):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pytorch_model.bin", r"pickled weights .* Convert them .*save_pretrained"),
+        ("pytorch_model.bin", r"Pickled weights .* Convert them .*save_pretrained"),
         ("consolidated.00.pth", r"pickled weights"),
         ("adapter_config.json", r"PEFT adapter: give the base model"),
         ("consolidated.safetensors", r"other safetensors files"),

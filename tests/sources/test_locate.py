@@ -1,6 +1,8 @@
 """What is accepted as a source, and what other names are answered with."""
 
+import fnmatch
 import importlib.util
+import json
 import sys
 
 import huggingface_hub
@@ -94,13 +96,55 @@ def test_hub(hub):
     assert not [pattern for pattern in options["allow_patterns"] if pattern.startswith("*") or ".bin" in pattern]
 
 
+@pytest.mark.parametrize("form", ["model-{}-of-2", "model.safetensors-{}-of-2", "pytorch_model-{}", "part[{}]"])
+def test_hub_brings_the_shards_that_the_index_names_from_the_same_commit(hub, form):
+    snapshot, calls = hub
+    names = [f"{form.format(number)}.safetensors" for number in (1, 2)]
+    (snapshot / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", names, strict=True))})
+    )
+    locate("org/name", revision="main")
+    (_, first), (repository, second) = calls
+    assert (repository, first["revision"], second["revision"]) == ("org/name", "main", "0123abc")
+    there = [
+        *names,
+        "consolidated.safetensors",
+        "original/model-1-of-2.safetensors",
+        "pytorch_model.bin",
+        "config.json",
+    ]
+    assert [name for name in there if any(fnmatch.fnmatchcase(name, p) for p in second["allow_patterns"])] == names
+    assert [name for name in there if any(fnmatch.fnmatchcase(name, p) for p in first["allow_patterns"])] == there[-1:]
+
+
+def test_hub_index_cannot_ask_for_other_files(hub):
+    (hub[0] / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../x.safetensors"}}')
+    with pytest.raises(SourceError, match=r"names the file '../../x.safetensors'; expected the name of a file in the"):
+        locate("org/name")
+
+
+@pytest.mark.parametrize("name", ["org/a--b", "org/a..b", "org/name.git"])
+def test_names_that_the_hub_does_not_allow(name):
+    with pytest.raises(SourceError, match=r"neither a local file or directory nor a name on the hub"):
+        locate(name)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickled_files_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(SourceError, match=rf"{name} is not read. Pickled weights .* Convert them .*save_pretrained"):
+        locate(tmp_path / name)
+
+
 def test_hub_for_a_tokenizer_brings_no_weights(hub):
     locate("org/name", with_weights=False)
     assert not [pattern for pattern in hub[1][0][1]["allow_patterns"] if "safetensors" in pattern]
 
 
 def test_hub_repository_without_safetensors(hub):
-    with pytest.raises(SourceError, match=r"no model\*.safetensors in the snapshot"):
+    with pytest.raises(
+        SourceError, match=r"neither model.safetensors nor model.safetensors.index.json in the snapshot"
+    ):
         locate("org/name")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,7 @@ def test_the_loss_falls_and_everything_is_logged(watched):
 WARNING_SCRIPT = """
 import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+import huggingface_hub
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from jax.sharding import PartitionSpec as P
@@ -337,3 +339,13 @@ def test_a_relative_workdir_is_relative_to_the_current_directory(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert run(config, "relative/run").step == 2
     assert (tmp_path / "relative" / "run" / "checkpoints" / "2").is_dir()
+
+
+def test_the_commit_of_a_model_from_the_hub_is_recorded(tmp_path, monkeypatch):
+    config = tiny.config(tmp_path, duration="1 steps", **{"data.held_out": "", "checkpoint.best_metric": ""})
+    snapshot = (tmp_path / "model").rename(tmp_path / "0123abc")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    config.model.source, config.model.revision = "org/name", "main"
+    run(config, tmp_path / "run")
+    recorded = json.loads((tmp_path / "run" / "environment.json").read_text())["model"]
+    assert recorded == {"name": "org/name", "location": str(snapshot), "revision": "0123abc"}

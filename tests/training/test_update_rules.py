@@ -181,7 +181,7 @@ def test_options_that_only_some_rules_read_have_the_values_of_the_config():
 
 
 def test_groups_decide_rate_and_decay():
-    """The first that matches decides; a group's decay holds for norms too; LoRA+ (Hayou et al. 2024) is such a group."""
+    """The first that matches decides; a group's decay holds for norms too; LoRA+ (Hayou 2024) is one."""
     groups = (
         "adapters/.*/b: learning_rate_factor=16",
         "attention_norm/scale|.*norm/scale: weight_decay=0.5",

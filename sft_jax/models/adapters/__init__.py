@@ -1,15 +1,23 @@
-"""Adapter methods: small trainable terms beside frozen weights, applied inside `Linear`.
+"""Adapter methods: small trainable terms beside frozen weights, applied inside the projections.
 
-A method is one module with `init`, `apply` and `merge`, plus its line in `METHODS`. Its arrays live in the variable
-collection `adapters`, at the path of the layer they adapt.
+A method is one module and its line in `METHODS`:
+
+- `init(key, kernel, rank, scale) -> arrays`, and `init_embedding` likewise for a token embedding [V, D];
+- `apply(x, kernel, output, adapter, product) -> output`, where `adapter` holds the arrays and `scale`;
+- `merge(kernel, adapter) -> kernel`;
+- `ON_EXPERTS`, `ON_TIED_EMBEDDING`: whether it can adapt those.
+
+Its arrays live in the variable collection `adapters`, at the path of the weight they adapt. Those whose name begins
+with `constant_` are not trained.
 """
 
 from types import ModuleType
 
-from sft_jax.models.adapters import lora
+from sft_jax.models.adapters import dora, lora, pissa
 
 COLLECTION = "adapters"
-METHODS: dict[str, ModuleType] = {"lora": lora}
+METHODS: dict[str, ModuleType] = {"lora": lora, "dora": dora, "pissa": pissa}
+_CONSTANT = "constant_"
 
 
 def get_method(name: str) -> ModuleType:
@@ -21,3 +29,8 @@ def get_method(name: str) -> ModuleType:
     if name not in METHODS:
         raise ValueError(f"unknown adapter method {name!r}; known: {', '.join(sorted(METHODS))}")
     return METHODS[name]
+
+
+def is_trained(path: str) -> bool:
+    """Whether the array at `adapters/…/name` is trained."""
+    return path.startswith(COLLECTION + "/") and not path.rpartition("/")[2].startswith(_CONSTANT)

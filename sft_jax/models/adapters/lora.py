@@ -9,16 +9,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+ON_EXPERTS = True
+ON_TIED_EMBEDDING = True
 
-def init(key: PRNGKeyArray, kernel_shape: tuple[int, ...], rank: int) -> dict[str, Array]:
+
+def init(key: PRNGKeyArray, kernel: Float[Array, "*L I O"], rank: int, scale: Float[Array, ""]) -> dict[str, Array]:
     """A ~ U(-1/sqrt(in), 1/sqrt(in)) as in peft, B = 0: the output is unchanged at step 0. float32.
 
     Args:
         key: random key.
-        kernel_shape: (in, out); before them the number of layers where they are stacked, and that of experts.
+        kernel: the frozen weight, before its inputs the layers where they are stacked, and the experts; not read.
         rank: inner dimension.
+        scale: factor of the update; not read.
     """
-    *stack, fan_in, fan_out = kernel_shape
+    del scale
+    *stack, fan_in, fan_out = kernel.shape
     bound = fan_in**-0.5
     return {
         "a": jax.random.uniform(key, (*stack, fan_in, rank), jnp.float32, -bound, bound),
@@ -26,8 +31,17 @@ def init(key: PRNGKeyArray, kernel_shape: tuple[int, ...], rank: int) -> dict[st
     }
 
 
+def init_embedding(
+    key: PRNGKeyArray, kernel: Float[Array, "V D"], rank: int, scale: Float[Array, ""]
+) -> dict[str, Array]:
+    """The other way round, as in peft: A = 0, of which a token reads one row, and B ~ N(0, 1)."""
+    del scale
+    rows, width = kernel.shape
+    return {"a": jnp.zeros((rows, rank), jnp.float32), "b": jax.random.normal(key, (rank, width), jnp.float32)}
+
+
 def apply(
-    x: Float[Array, "*B I"],
+    x: Array,
     kernel: Float[Array, "*E I O"],
     output: Float[Array, "*B O"],
     adapter: dict[str, Array],
@@ -36,11 +50,11 @@ def apply(
     """The adapted output.
 
     Args:
-        x: input of the layer, after adapter dropout.
+        x: input of the layer, after adapter dropout; tokens, where the layer is an embedding.
         kernel: the frozen weight (of each expert), which this method does not read.
         output: x W, before dropout touched x.
         adapter: `a` [I, r], `b` [r, O], of each expert where there are some, `scale` [].
-        product: rows and weights to rows, float32; with experts each row meets the weights of its own.
+        product: inputs and weights to outputs, float32; with experts each row meets the weights of its own.
     """
     del kernel
     update = product(product(x, adapter["a"]), adapter["b"])
@@ -49,7 +63,11 @@ def apply(
 
 def merge(kernel: Float[Array, "*L I O"], adapter: dict[str, Array]) -> Float[Array, "*L I O"]:
     """W + scale A B in float32, cast back to the dtype of the kernel."""
-    update = jnp.einsum("...ir,...ro->...io", adapter["a"], adapter["b"], precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(jnp.float32) + update_of(adapter)).astype(kernel.dtype)
+
+
+def update_of(adapter: dict[str, Array]) -> Float[Array, "*L I O"]:
+    """scale A B, float32."""
+    product = jnp.einsum("...ir,...ro->...io", adapter["a"], adapter["b"], precision=jax.lax.Precision.HIGHEST)
     scale = jnp.asarray(adapter["scale"])
-    scale = scale.reshape(scale.shape + (1,) * (update.ndim - scale.ndim))
-    return (kernel.astype(jnp.float32) + jnp.broadcast_to(scale, update.shape) * update).astype(kernel.dtype)
+    return scale.reshape(scale.shape + (1,) * (product.ndim - scale.ndim)) * product

@@ -4,6 +4,7 @@ A family is one module with `decoder_config(hf_config) -> DecoderConfig` and `te
 plus its line in `FAMILIES`.
 """
 
+import reprlib
 from types import ModuleType
 
 from sft_jax.models.families import gemma, gpt2, gpt_neox, llama, olmo2, phi3, qwen
@@ -33,7 +34,6 @@ def get_family(hf_config: dict) -> ModuleType:
     """
     model_type = hf_config.get("model_type")
     if model_type not in FAMILIES:
-        raise ValueError(
-            f"config.json has model_type={model_type!r}; implemented families: {', '.join(sorted(FAMILIES))}"
-        )
+        known = ", ".join(sorted(FAMILIES))
+        raise ValueError(f"config.json has model_type={reprlib.repr(model_type)}; implemented families: {known}")
     return FAMILIES[model_type]

@@ -16,9 +16,8 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     config.expect("hidden_activation", "gelu_pytorch_tanh")
     config.expect("hidden_act", "gelu_pytorch_tanh")  # as older Gemma 2 files have it; overridden by the one above
     config.expect("use_bidirectional_attention", False)
-    newer, sizes = hf_config["model_type"] == "gemma3_text", tables.sizes(config)
-    sizes["head_dim"] = config.get("head_dim", 256)
-    bias = bool(config.get("attention_bias", False))
+    newer, sizes = hf_config["model_type"] == "gemma3_text", tables.sizes(config, head_dim=256)
+    bias = config.get("attention_bias", False)
     pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6)) if newer else 2
     made = DecoderConfig(
         **sizes,
@@ -43,16 +42,15 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
 
 def _two_ropes(config: ConfigReader, head_dim: int) -> dict:
     """Gemma 3: one base for layers that see all, which may be stretched, and one for layers with a window."""
-    parameters = config.get("rope_parameters") or {}
-    if "full_attention" not in parameters:
+    parameters = config.section("rope_parameters")
+    if parameters.get("full_attention") is None:
         local = float(config.get("rope_local_base_freq", 10_000.0))
         return tables.rope(config, head_dim, default_theta=1_000_000.0) | {"local_rope_theta": local}
     config.skip("rope_theta", "rope_scaling", "rope_local_base_freq")
-    local = parameters.get("sliding_attention") or {}
-    if local.get("rope_type", "default") != "default":
-        raise ValueError(f"config.json stretches the rope of layers with a window ({local}), which is not implemented")
-    whole = tables.rope(ConfigReader({"rope_parameters": parameters["full_attention"]}), head_dim)
-    return whole | {"local_rope_theta": float(local.get("rope_theta", 10_000.0))}
+    local = parameters.section("sliding_attention")
+    local.expect("rope_type", "default")  # only the other rope is stretched
+    whole = {"model_type": "gemma3_text", "rope_parameters": parameters.get("full_attention")}
+    return tables.rope(ConfigReader(whole), head_dim) | {"local_rope_theta": float(local.get("rope_theta", 10_000.0))}
 
 
 def tensor_table(config: DecoderConfig) -> list[TensorRule]:

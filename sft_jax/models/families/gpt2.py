@@ -27,7 +27,7 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
         model_dim=width,
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=width // heads,
+        head_dim=tables.shared_width(width, heads),
         ffn_dim=config.get("n_inner", 4 * width),
         norm="layer",
         norm_eps=config.get("layer_norm_epsilon", 1e-5),

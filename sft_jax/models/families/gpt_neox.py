@@ -20,8 +20,9 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     config = ConfigReader(hf_config)
     activation = config.expect("hidden_act", *_ACTIVATIONS)
     config.skip("hidden_dropout", "classifier_dropout")
-    sizes, bias = tables.sizes(config), bool(config.get("attention_bias", True))
+    sizes, bias = tables.sizes(config), config.get("attention_bias", True)
     sizes["num_kv_heads"] = sizes["num_heads"]
+    sizes["head_dim"] = tables.shared_width(sizes["model_dim"], sizes["num_heads"])
     rope = tables.rope(config, sizes["head_dim"], theta_key="rotary_emb_base")
     made = DecoderConfig(
         **sizes,

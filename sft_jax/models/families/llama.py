@@ -20,7 +20,7 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     config.expect("hidden_act", "silu")
     config.expect("pretraining_tp", 1)
     kind, sizes = hf_config["model_type"], tables.sizes(config)
-    attention_bias = bool(config.get("attention_bias", False))
+    attention_bias = config.get("attention_bias", False)
     made = DecoderConfig(
         **sizes,
         **tables.rope(config, sizes["head_dim"], default_theta=_DEFAULT_THETA.get(kind, 10_000.0)),
@@ -56,6 +56,8 @@ def _rope_layers(config: ConfigReader, num_layers: int) -> tuple[bool, ...]:
     """`no_rope_layers` has 1 for a layer that does turn; by default every fourth does not."""
     interval = config.get("no_rope_layer_interval", 4)
     stated = config.get("no_rope_layers", [(layer + 1) % interval != 0 for layer in range(num_layers)])
+    if len(stated) < num_layers:
+        raise ValueError(f"config.json has {len(stated)} no_rope_layers; expected one for each of {num_layers} layers")
     return tuple(bool(turns) for turns in stated[:num_layers])
 
 

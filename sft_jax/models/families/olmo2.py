@@ -13,7 +13,7 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     """
     config = ConfigReader(hf_config)
     config.expect("hidden_act", "silu")
-    sizes, bias = tables.sizes(config), bool(config.get("attention_bias", False))
+    sizes, bias = tables.sizes(config), config.get("attention_bias", False)
     made = DecoderConfig(
         **sizes,
         **tables.rope(config, sizes["head_dim"]),

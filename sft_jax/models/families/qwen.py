@@ -14,13 +14,12 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     """
     config = ConfigReader(hf_config)
     config.expect("hidden_act", "silu")
-    kind, sizes = hf_config["model_type"], tables.sizes(config)
+    kind = hf_config["model_type"]
     newer = kind != "qwen2"
-    if kind == "qwen3":
-        sizes["head_dim"] = config.get("head_dim", 128)
-    bias = bool(config.get("attention_bias", False)) if newer else True
+    sizes = tables.sizes(config, head_dim=128 if kind == "qwen3" else None)
     if kind == "qwen3_moe":
         sizes["ffn_dim"] = config.require("moe_intermediate_size")
+    bias = config.get("attention_bias", False) if newer else True
     made = DecoderConfig(
         **sizes,
         **tables.rope(config, sizes["head_dim"]),
@@ -42,7 +41,7 @@ def _experts(config: ConfigReader) -> dict:
     config.expect("mlp_only_layers", [])
     experts = config.get("num_experts", config.get("num_local_experts", 128))
     return tables.experts(config, experts, config.get("num_experts_per_tok", 8)) | {
-        "normalize_expert_weights": bool(config.get("norm_topk_prob", False))
+        "normalize_expert_weights": config.get("norm_topk_prob", False)
     }
 
 

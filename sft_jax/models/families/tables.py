@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from sft_jax.models.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from sft_jax.sources.tensors import is_whole
 
 # Fields of a config that do not change what the decoder computes. Dropout of pretraining is not used in fine-tuning.
 _WITHOUT_EFFECT = (
@@ -47,22 +49,133 @@ _WITHOUT_EFFECT = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What a field may hold, in words and as a test."""
+
+    expected: str
+    accepts: Callable[[Any], bool]
+
+
+def _whole(smallest: int, largest: int) -> _Kind:
+    return _Kind(f"a whole number from {smallest} to {largest}", lambda value: is_whole(value, smallest, largest))
+
+
+def _number(smallest: float, largest: float) -> _Kind:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and smallest <= value <= largest
+
+    return _Kind(f"a number from {smallest:g} to {largest:g}", accepts)
+
+
+def _list_of(what: str, accepts: Callable[[Any], bool]) -> _Kind:
+    return _Kind(f"a list of {what}", lambda value: isinstance(value, list | tuple) and all(map(accepts, value)))
+
+
+# The limits are far above every model there is; beyond them a file is damaged, or was made to take memory.
+_WIDTH, _HEADS, _LAYERS, _POSITIONS = _whole(1, 2**22), _whole(1, 2**16), _whole(1, 2**12), _whole(1, 2**30)
+_EXPERTS = _whole(1, 2**16)
+_WINDOW, _FACTOR, _CAP = _whole(0, 2**30), _number(1e-6, 1e9), _number(0, 1e9)
+_EPSILON, _THETA, _SHARE = _number(1e-20, 1), _number(1.001, 1e15), _number(1e-6, 1)
+_BOOLEAN = _Kind("true or false", lambda value: isinstance(value, bool))
+_DICT = _Kind("an object {…}", lambda value: isinstance(value, dict))
+_NAME = _Kind("a name", lambda value: isinstance(value, str))
+
+# Every field that a family reads, whatever its family.
+KINDS = {
+    "activation_function": _NAME,
+    "add_cross_attention": _BOOLEAN,
+    "attention_bias": _BOOLEAN,
+    "attention_factor": _FACTOR,
+    "attn_logit_softcapping": _CAP,
+    "beta_fast": _FACTOR,
+    "beta_slow": _FACTOR,
+    "decoder_sparse_step": _LAYERS,
+    "factor": _FACTOR,
+    "final_logit_softcapping": _CAP,
+    "full_attention": _DICT,
+    "head_dim": _HEADS,
+    "hidden_act": _NAME,
+    "hidden_activation": _NAME,
+    "hidden_size": _WIDTH,
+    "high_freq_factor": _FACTOR,
+    "initializer_range": _number(0, 10),
+    "intermediate_size": _WIDTH,
+    "layer_norm_eps": _EPSILON,
+    "layer_norm_epsilon": _EPSILON,
+    "layer_types": _list_of("names", lambda value: isinstance(value, str)),
+    "low_freq_factor": _FACTOR,
+    "max_position_embeddings": _POSITIONS,
+    "max_window_layers": _WINDOW,
+    "mlp_bias": _BOOLEAN,
+    "mlp_only_layers": _list_of("layers", is_whole),
+    "moe_intermediate_size": _WIDTH,
+    "mscale": _CAP,
+    "mscale_all_dim": _CAP,
+    "n_embd": _WIDTH,
+    "n_head": _HEADS,
+    "n_inner": _WIDTH,
+    "n_layer": _LAYERS,
+    "n_positions": _POSITIONS,
+    "no_rope_layer_interval": _LAYERS,
+    "no_rope_layers": _list_of("0 and 1", lambda value: value in (0, 1)),
+    "norm_topk_prob": _BOOLEAN,
+    "num_attention_heads": _HEADS,
+    "num_experts": _EXPERTS,
+    "num_experts_per_tok": _EXPERTS,
+    "num_hidden_layers": _LAYERS,
+    "num_key_value_heads": _HEADS,
+    "num_local_experts": _EXPERTS,
+    "original_max_position_embeddings": _POSITIONS,
+    "partial_rotary_factor": _SHARE,
+    "pretraining_tp": _LAYERS,
+    "query_pre_attn_scalar": _FACTOR,
+    "rms_norm_eps": _EPSILON,
+    "rope_local_base_freq": _THETA,
+    "rope_parameters": _DICT,
+    "rope_scaling": _DICT,
+    "rope_theta": _THETA,
+    "rope_type": _NAME,
+    "rotary_emb_base": _THETA,
+    "rotary_pct": _SHARE,
+    "router_jitter_noise": _number(0, 1),
+    "scale_attn_by_inverse_layer_idx": _BOOLEAN,
+    "scale_attn_weights": _BOOLEAN,
+    "sliding_attention": _DICT,
+    "sliding_window": _WINDOW,
+    "sliding_window_pattern": _LAYERS,
+    "_sliding_window_pattern": _LAYERS,
+    "tie_word_embeddings": _BOOLEAN,
+    "truncate": _BOOLEAN,
+    "type": _NAME,
+    "use_bidirectional_attention": _BOOLEAN,
+    "use_parallel_residual": _BOOLEAN,
+    "use_sliding_window": _BOOLEAN,
+    "vocab_size": _whole(1, 2**24),
+}
+
+
 class ConfigReader:
-    """A Hugging Face config that notices which fields nobody asked for."""
+    """A Hugging Face config that checks what each field holds and notices which fields nobody asked for.
+
+    A field that is read for the first time anywhere needs its line in `KINDS`.
+
+    Raises:
+        ValueError: from every method that reads: the field holds something else; names it and what is expected.
+    """
 
     def __init__(self, hf_config: dict):
         self._fields, self._read = hf_config, set(_WITHOUT_EFFECT)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The field, or the default where it is absent or null."""
-        self._read.add(key)
-        value = self._fields.get(key)
+        value = self._checked(key)
         return default if value is None else value
 
     def get_nullable(self, key: str, absent: Any) -> Any:
         """The field, which may be null; `absent` only where it is not there at all."""
-        self._read.add(key)
-        return self._fields.get(key, absent)
+        value = self._checked(key)
+        return value if key in self._fields else absent
 
     def require(self, key: str) -> Any:
         """The field.
@@ -70,8 +183,24 @@ class ConfigReader:
         Raises:
             ValueError: it is missing; names it.
         """
+        value = self._checked(key)
+        if value is None:
+            raise ValueError(f"config.json has no {key!r}, which {self._family} needs")
+        return value
+
+    def section(self, *keys: str) -> "ConfigReader":
+        """A reader of the objects under `keys` as one, later ones over earlier ones; empty where there is none."""
+        fields = {"model_type": self._fields.get("model_type")}
+        for key in keys:
+            fields |= self.get(key, {})
+        return ConfigReader(fields)
+
+    def _checked(self, key: str) -> Any:
         self._read.add(key)
-        return require(self._fields, key)
+        value, kind = self._fields.get(key), KINDS[key]
+        if value is not None and not kind.accepts(value):
+            raise ValueError(f"config.json has {key}={reprlib.repr(value)}; expected {kind.expected}")
+        return value
 
     def expect(self, key: str, *allowed: Any) -> Any:
         """The field, which must be one of `allowed`; the first is its default.
@@ -82,7 +211,7 @@ class ConfigReader:
         value = self.get(key, allowed[0])
         if value not in allowed:
             expected = ", ".join(map(repr, allowed))
-            raise ValueError(f"config.json has {key}={value!r}; implemented for {self._family}: {expected}")
+            raise ValueError(f"config.json has {key}={reprlib.repr(value)}; implemented for {self._family}: {expected}")
         return value
 
     def skip(self, *keys: str) -> None:
@@ -97,7 +226,7 @@ class ConfigReader:
         """
         left = {k: v for k, v in self._fields.items() if k not in self._read and v not in (None, False, 0, [], {}, "")}
         if left:
-            listed = ", ".join(f"{key}={str(value)[:60]}" for key, value in sorted(left.items()))
+            listed = ", ".join(f"{key}={reprlib.repr(value)}" for key, value in sorted(left.items()))
             raise ValueError(f"config.json has fields that are not implemented for {self._family}: {listed}")
 
     @property
@@ -105,8 +234,13 @@ class ConfigReader:
         return f"model_type={self._fields.get('model_type')!r}"
 
 
-def sizes(config: ConfigReader) -> dict[str, Any]:
-    """The fields of `DecoderConfig` that most families spell alike."""
+def sizes(config: ConfigReader, head_dim: int | None = None) -> dict[str, Any]:
+    """The fields of `DecoderConfig` that most families spell alike.
+
+    Args:
+        config: a config.
+        head_dim: width of a head where the config does not say; by default the heads share the width.
+    """
     heads, width = config.require("num_attention_heads"), config.require("hidden_size")
     config.skip("head_dim_original")
     return {
@@ -115,7 +249,7 @@ def sizes(config: ConfigReader) -> dict[str, Any]:
         "model_dim": width,
         "num_heads": heads,
         "num_kv_heads": config.get("num_key_value_heads", heads),
-        "head_dim": config.get("head_dim", width // heads),
+        "head_dim": config.get("head_dim", head_dim) or shared_width(width, heads),
         "ffn_dim": config.require("intermediate_size"),
         "max_positions": config.get("max_position_embeddings", 2048),
     }
@@ -128,63 +262,80 @@ def experts(config: ConfigReader, count: int, per_token: int) -> dict[str, int]:
     return {"num_experts": count, "experts_per_token": per_token}
 
 
+def shared_width(width: int, heads: int) -> int:
+    """Width of a head, where all heads together have the width of the model.
+
+    Raises:
+        ValueError: it cannot be shared out evenly.
+    """
+    if width % heads:
+        raise ValueError(f"config.json has a width of {width} for {heads} heads; expected a multiple")
+    return width // heads
+
+
 def rope(config: ConfigReader, head_dim: int, theta_key: str = "rope_theta", default_theta: float = 10000.0) -> dict:
     """`rope_theta`, `rope_scaling` and `rope_dim` from either spelling: `rope_parameters`, or fields of their own.
 
     `dynamic` is the default rope up to the positions the model knows, beyond which nothing here goes.
     """
-    parameters = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or {}
-    given = {**scaling, **parameters}
-    theta = float(given.get("rope_theta", config.get(theta_key, default_theta)))
-    share = float(
-        given.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct", 1.0)))
-    )
-    known = int(config.get("original_max_position_embeddings", config.get("max_position_embeddings", 2048)))
+    given = config.section("rope_scaling", "rope_parameters")
+    theta = given.get("rope_theta", config.get(theta_key, default_theta))
+    share = given.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct", 1.0)))
+    known = config.get("original_max_position_embeddings", config.get("max_position_embeddings", 2048))
+    turned = int(head_dim * share)
+    if turned < 2:
+        raise ValueError(f"config.json turns {share} of heads of {head_dim}; expected a pair at least")
     return {
-        "rope_theta": theta,
+        "rope_theta": float(theta),
         "rope_scaling": _scaling(given, known),
-        "rope_dim": 0 if share == 1.0 else int(head_dim * share),
+        "rope_dim": 0 if turned == head_dim else turned,
     }
 
 
-def _scaling(given: dict, known: int) -> RopeScaling | None:
+def _scaling(given: ConfigReader, known: int) -> RopeScaling | None:
     kind = given.get("rope_type", given.get("type", "default"))
     if kind in ("default", "dynamic"):
         return None
     if kind == "linear":
-        return LinearScaling(float(require(given, "factor")))
+        return LinearScaling(float(given.require("factor")))
     if kind == "llama3":
-        return Llama3Scaling(
-            factor=float(require(given, "factor")),
-            low_freq_factor=float(require(given, "low_freq_factor")),
-            high_freq_factor=float(require(given, "high_freq_factor")),
-            original_max_positions=int(require(given, "original_max_position_embeddings")),
-        )
+        return _llama3(given)
     if kind == "yarn":
         return _yarn(given, known)
     raise ValueError(
-        f"config.json asks for rope_type={kind!r}; implemented: 'default', 'dynamic', 'linear', 'llama3', 'yarn'"
+        f"config.json asks for rope_type={reprlib.repr(kind)}; implemented: 'default', 'dynamic', 'linear', 'llama3', "
+        "'yarn'"
     )
 
 
-def _yarn(given: dict, known: int) -> YarnScaling:
-    original = int(given.get("original_max_position_embeddings") or known)
-    factor = float(given.get("factor") or known / original)
+def _llama3(given: ConfigReader) -> Llama3Scaling:
+    low, high = given.require("low_freq_factor"), given.require("high_freq_factor")
+    if low >= high:
+        raise ValueError(f"config.json has low_freq_factor={low} and high_freq_factor={high}; expected a larger second")
+    return Llama3Scaling(
+        factor=float(given.require("factor")),
+        low_freq_factor=float(low),
+        high_freq_factor=float(high),
+        original_max_positions=given.require("original_max_position_embeddings"),
+    )
+
+
+def _yarn(given: ConfigReader, known: int) -> YarnScaling:
+    original = given.get("original_max_position_embeddings", known)
+    factor = float(given.get("factor", known / original))
 
     def magnitude(weight: float) -> float:
         return 0.1 * weight * float(np.log(factor)) + 1.0 if factor > 1 else 1.0
 
     above, below = given.get("mscale"), given.get("mscale_all_dim")
     inferred = magnitude(above) / magnitude(below) if above and below else magnitude(1.0)
-    stated = given.get("attention_factor")
     return YarnScaling(
         factor=factor,
         original_max_positions=original,
-        beta_fast=float(given.get("beta_fast") or 32),
-        beta_slow=float(given.get("beta_slow") or 1),
-        attention_factor=float(inferred if stated is None else stated),
-        truncate=bool(given.get("truncate", True)),
+        beta_fast=float(given.get("beta_fast", 32)),
+        beta_slow=float(given.get("beta_slow", 1)),
+        attention_factor=float(given.get("attention_factor", inferred)),
+        truncate=given.get("truncate", True),
     )
 
 
@@ -201,12 +352,13 @@ def windows(
     """
     window, kinds = config.get_nullable("sliding_window", absent) or 0, config.get("layer_types")
     if kinds is not None:
-        unknown = sorted(set(kinds) - {"sliding_attention", "full_attention"})
-        if unknown or len(kinds) != num_layers:
+        if set(kinds) - {"sliding_attention", "full_attention"} or len(kinds) != num_layers:
             raise ValueError(
-                f"config.json has layer_types={kinds}; implemented: 'sliding_attention' or 'full_attention' for each "
-                f"of {num_layers} layers"
+                f"config.json has layer_types={reprlib.repr(kinds)}; implemented: 'sliding_attention' or "
+                f"'full_attention' for each of {num_layers} layers"
             )
+        if "sliding_attention" in kinds and not window:
+            raise ValueError("config.json has 'sliding_attention' in layer_types, but no sliding_window")
     sliding = [kind == "sliding_attention" for kind in kinds] if kinds else [slides(i) for i in range(num_layers)]
     found = tuple(window if is_sliding else 0 for is_sliding in sliding)
     return found if any(found) else ()
@@ -307,14 +459,3 @@ def head(source: str, embedding: str, shape: tuple[int, int], tied: bool) -> Ten
 def computed(source: str, shape: tuple[int, ...]) -> TensorRule:
     """A buffer that older checkpoints hold and that follows from the config."""
     return TensorRule(source, None, shape, ignored="it is computed from the config", required=False)
-
-
-def require(hf_config: dict, key: str) -> Any:
-    """`hf_config[key]`.
-
-    Raises:
-        ValueError: the key is missing; names it.
-    """
-    if hf_config.get(key) is None:
-        raise ValueError(f"config.json has no {key!r}, which model_type={hf_config.get('model_type')!r} needs")
-    return hf_config[key]

@@ -1,0 +1,135 @@
+"""Tiny torch models of each architecture, and GGUF files of them as llama.cpp's conversion writes them.
+
+Names of tensors and spellings of keys are those of the `gguf` library, which llama.cpp converts with; what is written
+for which architecture, and how tensors are changed, follows conversion/ of llama.cpp.
+"""
+
+import copy
+from pathlib import Path
+
+import gguf
+import numpy as np
+import transformers
+
+from tests.models import families
+
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": families.WINDOW, "tie_word_embeddings": True}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 20000.0}
+
+# name -> fields of config.json
+CASES = {
+    "llama": {"model_type": "llama", "rope_theta": 20000.0, "attention_bias": True, "mlp_bias": True},
+    "llama linear": {
+        "model_type": "llama",
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+    "qwen2": {"model_type": "qwen2", "rope_theta": 20000.0},
+    "qwen3": {"model_type": "qwen3", "head_dim": 128, "rope_theta": 20000.0, "tie_word_embeddings": True},
+    "qwen3 yarn": {"model_type": "qwen3", "head_dim": 16, "rope_scaling": YARN},
+    "gemma2": GEMMA
+    | {
+        "model_type": "gemma2",
+        "num_hidden_layers": 26,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3": GEMMA
+    | {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 18,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    },
+}
+
+
+def torch_model(case: str) -> transformers.PreTrainedModel:
+    fields = copy.deepcopy(families.SIZES | CASES[case])
+    return families.random_model(transformers.AutoConfig.for_model(fields.pop("model_type"), **fields))
+
+
+def permuted(weight: np.ndarray, num_heads: int) -> np.ndarray:
+    """What llama.cpp does to query and key projections of a Llama, and to their biases."""
+    half = weight.shape[0] // num_heads // 2
+    return weight.reshape(num_heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write(path: Path, model: transformers.PreTrainedModel) -> Path:
+    """A GGUF file of float32 tensors."""
+    config = model.config
+    architecture = config.model_type.removesuffix("_text")
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    _write_parameters(writer, config)
+    _write_tokenizer(writer, config)
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    for name, parameter in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        writer.add_tensor(
+            names.get_name(name, try_suffixes=(".weight", ".bias")), _stored(config, name, parameter.numpy())
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _stored(config: transformers.PreTrainedConfig, name: str, array: np.ndarray) -> np.ndarray:
+    if config.model_type == "llama" and "q_proj" in name:
+        return permuted(array, config.num_attention_heads)
+    if config.model_type == "llama" and "k_proj" in name:
+        return permuted(array, config.num_key_value_heads)
+    if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
+        return array + 1
+    return array
+
+
+def _write_parameters(writer: gguf.GGUFWriter, config: transformers.PreTrainedConfig) -> None:
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    head_dim = getattr(config, "head_dim", None)
+    if head_dim is not None:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if config.model_type == "llama":
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_rope_dimension_count(head_dim or config.hidden_size // config.num_attention_heads)
+    if config.model_type == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_sliding_window(config.sliding_window)
+        return  # and nothing of rope
+    if config.model_type == "gemma3_text":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    _write_rope(writer, config.rope_parameters.get("full_attention", config.rope_parameters))
+
+
+def _write_rope(writer: gguf.GGUFWriter, rope: dict) -> None:
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+
+
+def _write_tokenizer(writer: gguf.GGUFWriter, config: transformers.PreTrainedConfig) -> None:
+    """Without merges and pre-tokenizer: only the numbers that go into the config."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"token{id_}" for id_ in range(config.vocab_size)])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    writer.add_pad_token_id(config.pad_token_id)
