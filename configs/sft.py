@@ -63,13 +63,16 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.trained.last_layers = 0  # of those only what lies in the last k layers: no embedding, no head; 0: all
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # or "lion", "adafactor", "muon"
+    config.optimizer.name = "adamw"  # or "adam8bit", "lion", "adafactor", "muon", "schedule_free"
     config.optimizer.learning_rate = 2e-5 if arg == "full" else 2e-4
     config.optimizer.schedule = "cosine"  # or "linear", "constant"
     config.optimizer.warmup = "3 percent"
     config.optimizer.final_share = 0.1  # of the peak learning rate, at the end
-    config.optimizer.betas = (0.9, 0.95)  # of adamw, lion (its authors: 0.9, 0.99) and the rest under muon
-    config.optimizer.epsilon = 1e-8  # of adamw, and of the rest under muon
+    config.optimizer.betas = (
+        0.9,
+        0.95,
+    )  # read by all but adafactor; Lion's authors take (0.9, 0.99)
+    config.optimizer.epsilon = 1e-8  # of every kind of Adam
     config.optimizer.momentum = 0.95  # of muon
     config.optimizer.decay_power = 0.8  # of adafactor: its second moment forgets at rate step^-power
     config.optimizer.weight_decay = 0.01  # not on norms and biases

@@ -106,6 +106,15 @@ def _unread_options(config: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
+def _schedule_free(config: ml_collections.ConfigDict) -> list[str]:
+    if config.optimizer.name != "schedule_free" or config.optimizer.schedule == "constant":
+        return []
+    return [
+        f"--config.optimizer.schedule={config.optimizer.schedule!r}: schedule_free averages in place of a schedule; "
+        "give --config.optimizer.schedule=constant"
+    ]
+
+
 def _groups(config: ml_collections.ConfigDict) -> list[str]:
     try:
         parse_groups(config.optimizer.groups)
@@ -147,6 +156,7 @@ def _quantized(config: ml_collections.ConfigDict) -> list[str]:
 
 TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _unread_options,
+    _schedule_free,
     _groups,
     _trained_weights,
     _quantized,

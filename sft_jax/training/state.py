@@ -1,5 +1,6 @@
 """The training state: what is trained, what is frozen, moments, hyperparameters, and how trees are split and merged."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,13 @@ def canonical_path(path: str) -> str:
     their collection: `adapters/layers/ffn/up/a`.
     """
     return re.sub(r"(^|/)layers_\d+/", r"\1layers/", path).removeprefix("params/")
+
+
+def matrix_axes(path: str, ndim: int) -> int:
+    """How many of the last axes of a parameter are one matrix, or vector; those before count layers and experts."""
+    if path.endswith(("/scale", "/bias", "/magnitude")):
+        return 1
+    return min(2, ndim - ("/layers/" in path))
 
 
 def merge(trained: Tree, frozen: Tree) -> Tree:

@@ -15,8 +15,9 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
+from sft_jax.training import eight_bit
 from sft_jax.training.sharding import path_string
-from sft_jax.training.state import canonical_path, merge, split
+from sft_jax.training.state import canonical_path, matrix_axes, merge, split
 
 Tree = Any
 Hyperparameters = dict[str, Array]
@@ -93,6 +94,22 @@ def muon(hyper: Hyperparameters, rate: Float[Array, ""], descend: Transformation
     return optax.chain(_by_path(is_orthogonalised, matrices, _adam(hyper)), descend)
 
 
+def schedule_free(hyper: Hyperparameters, rate: Float[Array, ""], descend: Transformation) -> Transformation:
+    """Schedule-free AdamW (Defazio et al. 2024, https://arxiv.org/abs/2405.15682): averaging in place of a schedule.
+
+    Trains at y, an interpolation with `beta1` between the iterate z, which is in its state, and the average x, which is
+    what is used (`averages.for_use`).
+    """
+    base = optax.chain(optax.scale_by_adam(b1=0.0, b2=hyper["beta2"], eps=hyper["epsilon"]), descend)
+    return optax.contrib.schedule_free(base, rate, b1=hyper["beta1"])
+
+
+def adam8bit(hyper: Hyperparameters, rate: Float[Array, ""], descend: Transformation) -> Transformation:
+    """AdamW with both moments in 8 bits (`eight_bit`)."""
+    del rate
+    return optax.chain(eight_bit.scale_by_adam(hyper["beta1"], hyper["beta2"], hyper["epsilon"]), descend)
+
+
 def _adam(hyper: Hyperparameters) -> Transformation:
     return optax.scale_by_adam(b1=hyper["beta1"], b2=hyper["beta2"], eps=hyper["epsilon"])
 
@@ -106,6 +123,8 @@ RULES: dict[str, Rule] = {
     "adamw": Rule(adamw, ("betas", "epsilon")),
     "lion": Rule(lion, ("betas",)),
     "adafactor": Rule(adafactor, ("decay_power",)),
+    "schedule_free": Rule(schedule_free, ("betas", "epsilon")),
+    "adam8bit": Rule(adam8bit, ("betas", "epsilon")),
     "muon": Rule(muon, ("betas", "epsilon", "momentum"), is_orthogonalised),
 }
 
@@ -144,7 +163,7 @@ def _by_path(
 def per_matrix(transformation: Transformation) -> Transformation:
     """`transformation` on each matrix and vector by itself, however they are stacked; the state is one a parameter."""
 
-    def depth(path: tuple, leaf: Array) -> int:
+    def depth(path: tuple, leaf: Any) -> int:
         return leaf.ndim - matrix_axes(path_string(path), leaf.ndim)
 
     def init(params: Tree) -> Tree:
@@ -161,13 +180,6 @@ def per_matrix(transformation: Transformation) -> Transformation:
         return jax.tree.unflatten(tree, changes), jax.tree.unflatten(tree, states)
 
     return optax.GradientTransformation(init, update)
-
-
-def matrix_axes(path: str, ndim: int) -> int:
-    """How many of the last axes of a parameter are one matrix, or vector; those before count layers and experts."""
-    if path.endswith(("/scale", "/bias")):
-        return 1
-    return min(2, ndim - ("/layers/" in path))
 
 
 def _vmap(function: Callable, times: int) -> Callable:
