@@ -20,6 +20,9 @@ SHAPES = {
     "bksn,bktn->bkst": ((2, 3, 5, 4), (2, 3, 6, 4)),  # in blocks: scores
     "bkst,bktn->bksn": ((2, 3, 5, 6), (2, 3, 6, 4)),  # values
     "bkgst,bkgsn->bktn": ((2, 3, 2, 5, 6), (2, 3, 2, 5, 4)),  # gradients of keys and values
+    "io,ir->ro": ((4, 3), (4, 2)),  # norms of DoRA
+    "ir,iq->rq": ((4, 2), (4, 2)),
+    "rq,qo->ro": ((2, 2), (2, 3)),
     "bsd,vd->bsv": ((2, 5, 4), (7, 4)),  # tied head
     "bsd,dv->bsv": ((2, 5, 4), (4, 7)),  # head
 }

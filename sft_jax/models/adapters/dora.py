@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sft_jax.models.adapters import lora
+from sft_jax.models.products import contract
 
 ON_EXPERTS = False  # magnitudes of one expert's columns would have to find its rows
 ON_TIED_EMBEDDING = False  # as a head, the embedding has other columns
-_EXACT = jax.lax.Precision.HIGHEST
 
 
 def init(key: PRNGKeyArray, kernel: Float[Array, "*L I O"], rank: int, scale: Float[Array, ""]) -> dict[str, Array]:
@@ -57,9 +57,9 @@ def _norm(kernel: Float[Array, "*L I O"]) -> Float[Array, "*L O"]:
 def _adapted_norm(kernel: Float[Array, "I O"], adapter: dict[str, Array]) -> Float[Array, "O"]:
     """Norm of each column of W + scale A B."""
     a, b, scale, wide = adapter["a"], adapter["b"], adapter["scale"], kernel.astype(jnp.float32)
-    crossed = jnp.einsum("io,ir->ro", wide, a, precision=_EXACT)
-    inner = jnp.einsum("ir,iq->rq", a, a, precision=_EXACT)
+    crossed = contract("io,ir->ro", wide, a, "float32")
+    inner = contract("ir,iq->rq", a, a, "float32")
     square = jnp.sum(jnp.square(wide), axis=0)
     square += 2 * scale * jnp.sum(crossed * b, axis=0)
-    square += scale**2 * jnp.sum(jnp.einsum("rq,qo->ro", inner, b, precision=_EXACT) * b, axis=0)
+    square += scale**2 * jnp.sum(contract("rq,qo->ro", inner, b, "float32") * b, axis=0)
     return jnp.sqrt(square)
