@@ -94,8 +94,7 @@ def test_every_field_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir, "claim", lambda workdir, config: workdir.mkdir())
     run(Tracked(plain, read), tmp_path / "run")
     unread = flatten(plain.to_dict()).keys() - read
-    # Read in full fine-tuning, where weights are trained and nothing is frozen.
-    assert unread == {"precision.params"}
+    assert unread == set()
 
 
 @pytest.mark.parametrize("name", ["sft"])
@@ -119,6 +118,9 @@ def test_every_number_and_name_is_checked(name):
         "data.packing",
         "adapter.alpha",
         "adapter.ranks",
+        "trained.weights",
+        "optimizer.groups",
+        "ema.evaluate",
         "adapter.targets",
         "checkpoint.best_metric",
     }

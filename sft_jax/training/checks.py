@@ -74,6 +74,7 @@ CHECKS: dict[str, Check] = {
     "optimizer.weight_decay": _at_least(0),
     "optimizer.clip_norm": _at_least(0),
     "optimizer.max_skipped_in_a_row": _at_least(1),
+    "ema.decay": _BELOW_ONE,
     "precision.params": _one_of(*_TRAINED),
     "precision.frozen": _one_of(*PRODUCT_DTYPES),
     "precision.quantized": _one_of(*KINDS),
@@ -113,6 +114,12 @@ def _schedule_free(config: ml_collections.ConfigDict) -> list[str]:
         f"--config.optimizer.schedule={config.optimizer.schedule!r}: schedule_free averages in place of a schedule; "
         "give --config.optimizer.schedule=constant"
     ]
+
+
+def _average(config: ml_collections.ConfigDict) -> list[str]:
+    if not config.ema.evaluate or config.ema.decay:
+        return []
+    return ["--config.ema.evaluate=True: there is no average to evaluate; give --config.ema.decay=0.999, for example"]
 
 
 def _groups(config: ml_collections.ConfigDict) -> list[str]:
@@ -157,6 +164,7 @@ def _quantized(config: ml_collections.ConfigDict) -> list[str]:
 TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _unread_options,
     _schedule_free,
+    _average,
     _groups,
     _trained_weights,
     _quantized,

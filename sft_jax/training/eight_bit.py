@@ -102,7 +102,7 @@ def _stored(path: tuple, moment: Float[Array, "*S"], values: np.ndarray) -> tupl
     """(codes, scales) of a moment; itself, and a zero a stack, where it is small."""
     if _is_small(path, moment.shape):
         axes = matrix_axes(path_string(path), moment.ndim)
-        return moment, jnp.zeros(moment.shape[: moment.ndim - axes], jnp.float32)
+        return moment, jnp.zeros((*moment.shape[: moment.ndim - axes], *(1,) * axes), jnp.float32)
     blocks = _in_blocks(moment)
     scale = jnp.max(jnp.abs(blocks), axis=-1)
     relative = blocks / jnp.where(scale > 0, scale, 1.0)[..., None]
