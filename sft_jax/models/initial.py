@@ -34,7 +34,7 @@ def init_params(
         deviation: standard deviation of weights and embeddings.
     """
     model = Decoder(config, Execution(layer_layout="scan"))
-    stacked = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+    stacked = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     arrays = {}
     for path, leaf in flatten_dict(stacked, sep="/").items():
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))

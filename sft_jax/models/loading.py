@@ -102,8 +102,8 @@ def load_params(
         if rule.path is None:
             _check_ignored(checkpoint, rule)
             continue
-        read = rule.transform(checkpoint.tensors[rule.source].load()).astype(jnp.dtype(dtype))
-        stem, place = _place(rule, layout, config.num_layers)
+        read = rule.read(checkpoint.tensors[rule.source].load()).astype(jnp.dtype(dtype))
+        stem, place = place_of(rule, layout, config.num_layers)
         for name, array in _stored(rule.path, read, quantized).items():
             path, shape = stem + name, (*(count for _, count in place), *array.shape)
             if not place:
@@ -127,7 +127,7 @@ def _stored(path: str, array: np.ndarray, quantized: str) -> dict[str, np.ndarra
 _quantize = jax.jit(quantize, static_argnums=1)
 
 
-def _place(rule: TensorRule, layout: LayerLayout, num_layers: int) -> tuple[str, list[tuple[int, int]]]:
+def place_of(rule: TensorRule, layout: LayerLayout, num_layers: int) -> tuple[str, list[tuple[int, int]]]:
     """The parameter that a tensor goes to, and where in it: (number, count) along each leading axis that has pieces."""
     layer, parts = _LAYER.match(rule.path), [] if rule.part is None else [rule.part]
     if layer is None or layout == "unrolled":

@@ -74,7 +74,7 @@ def torch_gradients(model: transformers.LlamaForCausalLM, ids: np.ndarray, confi
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), wide[:, 1:].flatten()).backward()
     gradients = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
     rules = {rule.source: rule for rule in llama.tensor_table(config)}
-    return unflatten_dict({rules[n].path: rules[n].transform(g) for n, g in gradients.items()}, sep="/")
+    return unflatten_dict({rules[n].path: rules[n].read(g) for n, g in gradients.items()}, sep="/")
 
 
 def random_params(changes: dict, seed: int = 0) -> tuple[DecoderConfig, dict]:
@@ -87,7 +87,7 @@ def random_params(changes: dict, seed: int = 0) -> tuple[DecoderConfig, dict]:
         if rule.path is None:
             continue
         made = stored.get(rule.source)
-        flat[rule.path] = rng.standard_normal(rule.shape) * 0.5 if made is None else rule.transform(made)
+        flat[rule.path] = rng.standard_normal(rule.shape) * 0.5 if made is None else rule.read(made)
         if rule.path.endswith(("kernel", "embedding", "head")):
             flat[rule.path] = flat[rule.path] * 2.0
     flat = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in flat.items()}

@@ -71,9 +71,9 @@ def torch_gradients(model, name, ids, config):
     made = {}
     for rule in get_family(families.hf_config(name)).tensor_table(config):
         if rule.path and rule.part:
-            made.setdefault(rule.path, []).append(rule.transform(stored[rule.source]))
+            made.setdefault(rule.path, []).append(rule.read(stored[rule.source]))
         elif rule.path:
-            made[rule.path] = rule.transform(stored[rule.source])
+            made[rule.path] = rule.read(stored[rule.source])
     return unflatten_dict({path: np.asarray(array) for path, array in made.items()}, sep="/")
 
 

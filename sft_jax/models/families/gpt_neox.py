@@ -71,13 +71,15 @@ def _query_key_value(config: DecoderConfig, source: str, path: str) -> list[Tens
     rules = []
     for part, name in enumerate(("query", "key", "value")):
         pick = functools.partial(_part_of_heads, heads=config.num_heads, part=part)
-        shape = (3 * config.model_dim, config.model_dim)
-        rules.append(TensorRule(f"{source}.weight", f"{path}/{name}/kernel", shape, lambda x, pick=pick: pick(x).T))
+        width = config.model_dim
+        shape, kernel, bias = (3 * width, width), (width, width), (width,)
+        rules.append(TensorRule(f"{source}.weight", f"{path}/{name}/kernel", shape, pick, merged=kernel))
         if config.qkv_bias:
-            rules.append(TensorRule(f"{source}.bias", f"{path}/{name}/bias", shape[:1], pick))
+            rules.append(TensorRule(f"{source}.bias", f"{path}/{name}/bias", shape[:1], pick, merged=bias))
     return rules
 
 
 def _part_of_heads(array: np.ndarray, heads: int, part: int) -> np.ndarray:
-    split = array.reshape(heads, 3, -1, *array.shape[1:])
-    return np.ascontiguousarray(split[:, part]).reshape(-1, *array.shape[1:])
+    """[3 heads width, in] as [in, heads, width] of one of the three, or of a bias [heads, width]."""
+    split = array.reshape(heads, 3, -1, *array.shape[1:])[:, part]
+    return split if array.ndim == 1 else split.transpose(2, 0, 1)

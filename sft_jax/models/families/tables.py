@@ -378,11 +378,15 @@ def transpose(array: np.ndarray) -> np.ndarray:
 class TensorRule:
     """One Hugging Face tensor, or a part of one: where it goes here, or why it is ignored.
 
+    The rule works in both directions, since it has no function from one array to the other but a view: a stored array
+    is read and written through it.
+
     Attributes:
         source: its Hugging Face name.
         path: our parameter path in the unrolled layout (`layers_3/ffn/up/kernel`); None if it is ignored.
         shape: shape it must have in the file.
-        transform: from the stored array to ours.
+        view: from the stored array to a NumPy view of it (transposed, sliced) that has our elements in our order.
+        merged: shape of our parameter (of a piece, with `part`) where the view has it in more axes; else empty.
         ignored: reason for ignoring it.
         equal_to: an ignored duplicate must equal this other tensor.
         required: False for a tensor that a checkpoint may leave out.
@@ -392,11 +396,28 @@ class TensorRule:
     source: str
     path: str | None
     shape: tuple[int, ...]
-    transform: Callable[[np.ndarray], np.ndarray] = keep
+    view: Callable[[np.ndarray], np.ndarray] = keep
+    merged: tuple[int, ...] = ()
     ignored: str = ""
     equal_to: str = ""
     required: bool = True
     part: tuple[int, int] | None = None
+
+    def read(self, stored: np.ndarray) -> np.ndarray:
+        """Our parameter, or a piece of it, of an array of `shape`."""
+        seen = self.view(stored)
+        return seen.reshape(self.merged) if self.merged else seen
+
+    def write(self, ours: np.ndarray, stored: np.ndarray) -> None:
+        """The inverse of `read`: puts our parameter into its place in an array of `shape`.
+
+        Raises:
+            TypeError: `view` makes a copy, through which nothing can be written.
+        """
+        seen = self.view(stored)
+        if not np.shares_memory(seen, stored):
+            raise TypeError(f"the view of {self.source} for {self.path} is a copy: make it of slices and transposes")
+        seen[...] = ours.reshape(seen.shape)
 
 
 def linear(source: str, path: str, fan_in: int, fan_out: int, bias: bool = False) -> list[TensorRule]:
