@@ -1,11 +1,11 @@
 """From parameters to the tensors of a Hugging Face checkpoint: the way of `loading`, back."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families import get_family
@@ -13,14 +13,19 @@ from sft_jax.models.families.tables import TensorRule
 from sft_jax.models.loading import place_of
 from sft_jax.sources.safetensors_writer import PendingTensor
 
+# (index along leading axes that tensors divide, of experts) -> the parameter there, on its devices
+WeightMaker = Callable[[tuple[int, ...]], jax.Array]
 
-def pending_tensors(params: dict, hf_config: dict, config: DecoderConfig, dtype: str) -> dict[str, PendingTensor]:
+
+def pending_tensors(
+    weights: Mapping[str, WeightMaker], hf_config: dict, config: DecoderConfig, dtype: str
+) -> dict[str, PendingTensor]:
     """The tensors of a checkpoint of this family, by their names, in the order of its table.
 
-    Nothing is fetched or cast before a tensor's turn comes: beside the parameters, the host holds one tensor.
+    Nothing is computed, fetched or cast before a tensor's turn comes: the host holds one tensor at a time.
 
     Args:
-        params: parameters in either layout, on their devices.
+        weights: path in the unrolled layout (`layers_3/ffn/up/kernel`) -> makes that parameter.
         hf_config: names the family.
         config: the decoder they are parameters of.
         dtype: dtype of the tensors.
@@ -28,34 +33,44 @@ def pending_tensors(params: dict, hf_config: dict, config: DecoderConfig, dtype:
     Raises:
         ValueError: a parameter that the family's table does not name, or the other way round.
     """
-    flat = flatten_dict(params, sep="/")
-    layout = "scan" if any(path.startswith("layers/") for path in flat) else "unrolled"
     by_source: dict[str, list[TensorRule]] = {}
-    used = set()
-    for rule in get_family(hf_config).tensor_table(config):
-        if rule.path is None:
-            continue
-        path, _ = place_of(rule, layout, config.num_layers)
-        if path not in flat:
-            raise ValueError(f"there is no parameter {path} to make {rule.source} of")
-        used.add(path)
+    for rule in stored_rules(weights, hf_config, config):
         by_source.setdefault(rule.source, []).append(rule)
-    unknown = sorted(flat.keys() - used)
-    if unknown:
-        raise ValueError(f"this model family has no tensor for {', '.join(unknown)}")
-    stored = np.dtype(jax.numpy.dtype(dtype))
-    make = functools.partial(_make, flat, layout, config.num_layers, stored)
+    stored = np.dtype(jnp.dtype(dtype))
     return {
-        source: PendingTensor(rules[0].shape, stored, functools.partial(make, rules))
+        source: PendingTensor(rules[0].shape, stored, functools.partial(_make, weights, stored, config, rules))
         for source, rules in by_source.items()
     }
 
 
+def stored_rules(weights: Mapping[str, WeightMaker], hf_config: dict, config: DecoderConfig) -> list[TensorRule]:
+    """The rules of the family's table that have a parameter, in its order.
+
+    Raises:
+        ValueError: see `pending_tensors`.
+    """
+    rules = [rule for rule in get_family(hf_config).tensor_table(config) if rule.path is not None]
+    for rule in rules:
+        if rule.path not in weights:
+            raise ValueError(f"there is no parameter {rule.path} to make {rule.source} of")
+    unknown = sorted(weights.keys() - {rule.path for rule in rules})
+    if unknown:
+        raise ValueError(f"this model family has no tensor for {', '.join(unknown)}")
+    return rules
+
+
+def make_weight(
+    weights: Mapping[str, WeightMaker], rule: TensorRule, config: DecoderConfig, dtype: np.dtype
+) -> np.ndarray:
+    """The parameter, or the piece of it, that a rule is about, cast on its devices and brought to the host."""
+    path, place = place_of(rule, "unrolled", config.num_layers)
+    return np.asarray(weights[path](tuple(number for number, _ in place)).astype(dtype))
+
+
 def _make(
-    flat: Mapping[str, jax.Array], layout: str, num_layers: int, dtype: np.dtype, rules: list[TensorRule]
+    weights: Mapping[str, WeightMaker], dtype: np.dtype, config: DecoderConfig, rules: list[TensorRule]
 ) -> np.ndarray:
     tensor = np.empty(rules[0].shape, dtype)
     for rule in rules:
-        path, place = place_of(rule, layout, num_layers)
-        rule.write(np.asarray(flat[path][tuple(number for number, _ in place)].astype(dtype)), tensor)
+        rule.write(make_weight(weights, rule, config, dtype), tensor)
     return tensor

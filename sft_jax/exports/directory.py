@@ -1,0 +1,77 @@
+"""An export directory: filled beside its final place, and given its name when everything in it is proven.
+
+Where the name is a bucket's there is no rename: the files are copied there, the one without which nobody takes the
+directory for a model last.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from sft_jax.training.workdir import is_remote
+
+GOLDEN = "golden.json"  # every export has one; what has none is not replaced
+_LAST = ("config.json", "adapter_config.json")
+
+
+class ExportError(ValueError):
+    """An export that cannot be made, or was made and is not what it should be."""
+
+
+def check_free(out: epath.Path, force: bool) -> None:
+    """Checks that `out` may be written.
+
+    Raises:
+        ExportError: something is there; with `force`, something that is no earlier export.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ExportError(f"--out={out} is a file; give a directory that does not exist yet")
+    if not any(out.iterdir()):
+        return
+    if not force:
+        raise ExportError(f"--out={out} exists; give another directory, or --force to replace an earlier export")
+    if not (out / GOLDEN).exists():
+        raise ExportError(f"--out={out} has no {GOLDEN}, so it is no earlier export: --force does not replace it")
+
+
+@contextlib.contextmanager
+def filled(out: epath.Path, force: bool) -> Iterator[epath.Path]:
+    """A directory to fill, which becomes `out` at the end of the block, unless that raises.
+
+    What an export that was killed left behind is removed.
+
+    Raises:
+        ExportError: see `check_free`.
+    """
+    check_free(out, force)
+    staging = out.parent / f".{out.name}.partial"
+    if staging.exists():
+        staging.rmtree()
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        _publish(staging, out)
+    finally:
+        if staging.exists():
+            staging.rmtree()
+
+
+def _publish(staging: epath.Path, out: epath.Path) -> None:
+    if is_remote(out):
+        if out.exists():
+            out.rmtree()
+        out.mkdir(parents=True)
+        for file in sorted(staging.iterdir(), key=lambda file: file.name in _LAST):
+            file.copy(out / file.name)
+        return
+    replaced = Path(out.parent) / f".{out.name}.replaced"
+    if out.exists():
+        os.rename(out, replaced)
+    os.rename(staging, out)
+    if replaced.exists():
+        epath.Path(replaced).rmtree()

@@ -1,0 +1,187 @@
+"""A whole model as a Hugging Face directory, adapters merged into it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Float32
+
+from sft_jax.exports import hf_files
+from sft_jax.exports.directory import GOLDEN, ExportError, filled
+from sft_jax.exports.golden import Golden, golden_logits, golden_of
+from sft_jax.exports.model_card import model_card
+from sft_jax.exports.proof import Drift, check_drift, check_files, check_weights, drift
+from sft_jax.exports.subject import Subject, merged_weights, source_directory
+from sft_jax.models.config import Execution
+from sft_jax.models.decoder import Decoder
+from sft_jax.models.storing import WeightMaker, pending_tensors
+from sft_jax.sources.huggingface import INDEX
+from sft_jax.sources.safetensors_writer import PendingTensor, index_of, split_into_shards, write_safetensors
+from sft_jax.training.base import open_base
+
+Tree = Any
+ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all) -> callback(done, in all)
+Logits = Float32[np.ndarray, "tokens V"]
+
+# Largest drift along the golden text that is taken for rounding, in standard deviations of the logits.
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written and shown.
+
+    Attributes:
+        files: name -> bytes.
+        parameters: how many were written.
+        dtype: of the weights.
+        drift: of the logits along the golden text, from what was trained to what was read back.
+        golden: the golden conversation.
+    """
+
+    files: dict[str, int]
+    parameters: int
+    dtype: str
+    drift: Drift
+    golden: Golden
+
+
+def export_model(
+    subject: Subject,
+    out: epath.Path,
+    mesh: Mesh,
+    dtype: str,
+    progress: ProgressFor,
+    max_shard_bytes: int = 5_000_000_000,
+    max_drift: float | None = None,
+    force: bool = False,
+) -> Exported:
+    """Writes and proves a Hugging Face directory; nothing is there under its name before it is proven.
+
+    The host holds one tensor at a time; parameters are on the devices, where adapters are merged in float32 one weight
+    after the other.
+
+    Args:
+        subject: what to export.
+        out: the directory.
+        mesh: where the parameters are meanwhile.
+        dtype: of the weights: float32, bfloat16 or float16; `source` for that of the base checkpoint's config.
+        progress: shows how far it is.
+        max_shard_bytes: of weights in a file.
+        max_drift: tolerance of the logits in standard deviations; by default that of the dtype in TOLERANCES.
+        force: replace an earlier export.
+
+    Raises:
+        ExportError: the directory is taken, or the proof fails.
+    """
+    dtype = source_dtype(subject.base.hf_config) if dtype == "source" else dtype
+    golden = golden_of(subject.tokenizer)
+    with filled(out, force) as staging:
+        variables = subject.variables(mesh)
+        before = _logits(subject, variables, golden)
+        weights = merged_weights(variables, subject.adapter)
+        hf_config = hf_files.model_config(
+            subject.base.hf_config, subject.decoder, golden.stop_ids, subject.tokenizer, dtype
+        )
+        tensors = pending_tensors(weights, hf_config, subject.decoder, dtype)
+        _write_weights(staging, tensors, max_shard_bytes, progress)
+        _write_files(staging, subject, hf_config, golden)
+        _check_weights(staging, weights, hf_config, subject, tensors, progress)
+        del variables, weights
+        after = reread_logits(staging, mesh, golden)
+        measured = drift(before, after)
+        merged = "" if subject.adapter is None else "merging the adapter and "
+        check_drift(
+            measured, TOLERANCES[dtype] if max_drift is None else max_drift, f"{merged}storing the weights in {dtype}"
+        )
+        hf_files.write_json(staging / GOLDEN, golden.as_dict(after))
+        (staging / "README.md").write_text(model_card(subject, golden, "model", _notes(subject, dtype, measured)))
+        check_files(staging, golden)
+        files = {file.name: file.stat().length for file in sorted(staging.iterdir())}
+    parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
+    return Exported(files, parameters, dtype, measured, golden)
+
+
+def source_dtype(hf_config: dict) -> str:
+    """The dtype that a config names; float32 where it names none.
+
+    Raises:
+        ExportError: it names one that weights are not exported in.
+    """
+    named = hf_config.get("dtype", hf_config.get("torch_dtype")) or "float32"
+    if named not in TOLERANCES:
+        raise ExportError(f"the base's config.json has dtype {named!r}; give --dtype={'|'.join(TOLERANCES)}")
+    return named
+
+
+def reread_logits(directory: epath.Path, mesh: Mesh, golden: Golden) -> Logits:
+    """What the model in a Hugging Face directory predicts along the golden text."""
+    base = open_base(str(directory))
+    model = Decoder(base.decoder, Execution(product_dtype="float32", layer_layout="unrolled"))
+    return golden_logits(model, {"params": base.params("unrolled", "float32", mesh)}, golden)
+
+
+def _logits(subject: Subject, variables: Tree, golden: Golden) -> Logits:
+    model = Decoder(subject.decoder, Execution(product_dtype="float32", layer_layout="unrolled"), subject.adapter)
+    return golden_logits(model, variables, golden)
+
+
+def _write_weights(
+    staging: epath.Path, tensors: dict[str, PendingTensor], max_shard_bytes: int, progress: ProgressFor
+) -> None:
+    shards = split_into_shards(tensors, max_shard_bytes)
+    written = _Counter(progress, "writing, MB", sum(tensor.num_bytes for tensor in tensors.values()))
+    for name, shard in shards.items():
+        write_safetensors(staging / name, shard, written)
+    if len(shards) > 1:
+        hf_files.write_json(staging / INDEX, index_of(shards))
+
+
+def _write_files(staging: epath.Path, subject: Subject, hf_config: dict, golden: Golden) -> None:
+    source = source_directory(subject)
+    hf_files.write_json(staging / hf_files.CONFIG, hf_config)
+    generation = hf_files.generation_config(source, golden.stop_ids, subject.tokenizer)
+    hf_files.write_json(staging / hf_files.GENERATION_CONFIG, generation)
+    hf_files.write_tokenizer(staging, subject.tokenizer, source)
+
+
+def _check_weights(
+    staging: epath.Path,
+    weights: dict[str, WeightMaker],
+    hf_config: dict,
+    subject: Subject,
+    tensors: dict[str, PendingTensor],
+    progress: ProgressFor,
+) -> None:
+    compared = _Counter(progress, "comparing, MB", sum(tensor.num_bytes for tensor in tensors.values()))
+    check_weights(staging, weights, hf_config, subject.decoder, compared)
+
+
+class _Counter:
+    """Adds up bytes and reports them as megabytes."""
+
+    def __init__(self, progress: ProgressFor, title: str, total: int):
+        self._total, self._done = _megabytes(total), 0
+        self._report = progress(title, self._total)
+
+    def __call__(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        self._report(_megabytes(self._done), self._total)
+
+
+def _megabytes(num_bytes: int) -> int:
+    return -(-num_bytes // 1_000_000)
+
+
+def _notes(subject: Subject, dtype: str, measured: Drift) -> list[str]:
+    merged = [] if subject.adapter is None else [f"The {subject.adapter.method} adapter is merged in float32."]
+    return [
+        *merged,
+        f"Weights in {dtype}.",
+        f"Logits along the golden conversation, before and after: at most {measured.logits:.3g} apart "
+        f"({measured.relative:.3g} of their standard deviation); same likeliest token at {measured.same_choice:.1%} of "
+        "positions.",
+    ]

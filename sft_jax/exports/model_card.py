@@ -1,0 +1,138 @@
+"""The model card of an export (README.md): what it was made of, how, and what was measured."""
+
+import json
+from pathlib import PurePath
+from typing import Any
+
+from etils import epath
+
+from sft_jax.evaluation.held_out import SCORES
+from sft_jax.exports.golden import Golden
+from sft_jax.exports.subject import Subject
+from sft_jax.training.metric_log import FILE, read_metrics
+from sft_jax.training.workdir import ENVIRONMENT
+
+_MEASURED = ("held_out/", "train/loss", "progress/tokens", "progress/examples")
+_PATHS = ("data.train", "data.held_out", "model.source", "model.chat_template")
+
+
+def model_card(subject: Subject, golden: Golden, kind: str, notes: list[str]) -> str:
+    """Markdown with the front matter that the hub reads.
+
+    Directories of the machine it was trained on are not named: of paths it has the last part.
+
+    Args:
+        subject: what is exported.
+        golden: for the example of how it is used.
+        kind: `model` or `adapter`.
+        notes: lines about how it was exported.
+    """
+    parts = [_front_matter(subject, kind), f"# {_title(subject)}", _origin(subject), _usage(subject, golden, kind)]
+    if subject.run is not None:
+        parts += [_results(subject), _evaluations(subject.run.directory), _config(subject)]
+    parts.append("## Export\n\n" + "\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(subject: Subject, kind: str) -> str:
+    fields = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": "text-generation"}
+    if _is_hub_name(subject.base.name):
+        fields["base_model"] = subject.base.name
+    tags = ["sft"] + ([subject.adapter.method] if subject.adapter else [])
+    lines = [f"{name}: {value}" for name, value in fields.items()]
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not epath.Path(name).exists()
+
+
+def _title(subject: Subject) -> str:
+    if subject.run is None:
+        return PurePath(subject.name).name
+    return f"{subject.run.directory.name}, step {subject.run.step}"
+
+
+def _origin(subject: Subject) -> str:
+    base = subject.base
+    lines = [f"Base model: `{_short(base.name)}`" + (f" at `{base.revision}`" if base.revision else "")]
+    lines.append(f"Fingerprint of its weights: `{base.fingerprint}`")
+    if subject.run is not None:
+        environment = json.loads((subject.run.directory / ENVIRONMENT).read_text())
+        for name, value in environment["fingerprints"].items():
+            if name != "model":
+                lines.append(f"Fingerprint of the data, `{name}`: `{value}`")
+        lines.append(f"Trained with: {', '.join(f'{n} {v}' for n, v in environment['packages'].items())}")
+        if commit := environment["git"].get("commit"):
+            lines.append(f"Code: commit `{commit}`" + (", changed since" if environment["git"]["modified"] else ""))
+        lines.append(f"Weights: {'an average over the steps' if subject.weights == 'ema' else 'of the last step'}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _usage(subject: Subject, golden: Golden, kind: str) -> str:
+    adapted = kind == "adapter"
+    model = _short(subject.base.name) if adapted else "DIRECTORY"
+    stops = ", ".join(f"{i} ({subject.tokenizer.convert_ids_to_tokens(i)})" for i in golden.stop_ids)
+    return "\n".join(
+        [
+            "## Use",
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            *(["from peft import PeftModel"] if adapted else []),
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{model}")',
+            *(['model = PeftModel.from_pretrained(model, "DIRECTORY")'] if adapted else []),
+            'tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")',
+            "```",
+            "",
+            f"Answers end with the ids {stops or '(none is known)'}. `golden.json` has a conversation with its ids and "
+            "the likeliest next tokens after it, to compare a loaded model with.",
+        ]
+    )
+
+
+def _results(subject: Subject) -> str:
+    """What the run measured last up to this step."""
+    path = subject.run.directory / FILE
+    if not path.exists():
+        return ""
+    found: dict[str, tuple[int, float]] = {}
+    for row in read_metrics(path):
+        if row["step"] <= subject.run.step:
+            found |= {
+                name: (row["step"], value)
+                for name, value in row.items()
+                if name.startswith(_MEASURED) and isinstance(value, int | float)
+            }
+    if not found:
+        return ""
+    lines = [f"| {name} | {value:.6g} | {step} |" for name, (step, value) in sorted(found.items())]
+    return "\n".join(["## Measured in training", "", "| | | step |", "|---|---:|---:|", *lines])
+
+
+def _evaluations(directory: epath.Path) -> str:
+    """Of `sft_jax.evaluate`, where it wrote into the run directory."""
+    lines = []
+    for path in sorted(directory.glob(f"*/{SCORES}")):
+        for name, score in json.loads(path.read_text()).items():
+            if isinstance(score, dict):
+                interval = f"[{score['low']:.3f}, {score['high']:.3f}]"
+                lines.append(f"| {path.parent.name} | {name} | {score['value']:.3f} {interval} |")
+    if not lines:
+        return ""
+    return "\n".join(["## Evaluations", "", "| | | value and 95 % interval |", "|---|---|---|", *lines])
+
+
+def _config(subject: Subject) -> str:
+    config = subject.run.config.copy_and_resolve_references()
+    with config.unlocked():
+        for name in _PATHS:
+            section, field = name.split(".")
+            config[section][field] = _short(config[section][field])
+    return "## Config\n\n```json\n" + json.dumps(config.to_dict(), indent=2, default=list) + "\n```"
+
+
+def _short(name: Any) -> str:
+    """A path's last part; names of the hub as they are."""
+    return name if not name or _is_hub_name(name) else PurePath(name).name

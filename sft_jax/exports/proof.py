@@ -1,0 +1,121 @@
+"""The proof of an export: what was written is read back as anybody would, and compared with what it was made of."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import transformers
+from etils import epath
+from jaxtyping import Float32
+
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.exports.directory import ExportError
+from sft_jax.exports.golden import Golden
+from sft_jax.exports.hf_files import CONFIG, GENERATION_CONFIG
+from sft_jax.models.config import DecoderConfig
+from sft_jax.models.storing import WeightMaker, make_weight, stored_rules
+from sft_jax.sources.checkpoint import open_checkpoint
+from sft_jax.sources.huggingface import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift:
+    """How far what was exported predicts something else than what was trained, along the golden text.
+
+    Attributes:
+        logits: largest difference of a logit.
+        relative: the same in standard deviations of the logits.
+        same_choice: share of positions where the likeliest next token is the same.
+    """
+
+    logits: float
+    relative: float
+    same_choice: float
+
+
+def drift(before: Float32[np.ndarray, "tokens V"], after: Float32[np.ndarray, "tokens V"]) -> Drift:
+    """Compares the logits of two models."""
+    largest = float(np.abs(before - after).max())
+    same = float((before.argmax(-1) == after.argmax(-1)).mean())
+    return Drift(largest, largest / float(before.std()), same)
+
+
+def check_drift(measured: Drift, largest: float, what: str) -> None:
+    """Refuses a drift beyond the tolerance.
+
+    Args:
+        measured: along the golden text.
+        largest: tolerance, in standard deviations of the logits.
+        what: what was done to the weights, for the message.
+
+    Raises:
+        ExportError: it is beyond.
+    """
+    if not measured.relative <= largest:
+        raise ExportError(
+            f"{what} moves the logits of the golden conversation by up to {measured.logits:.3g}, which is "
+            f"{measured.relative:.3g} of their standard deviation (tolerance {largest:g}); the likeliest next token is "
+            f"the same at {measured.same_choice:.0%} of positions. Nothing was written. Export in --dtype=float32, or "
+            "accept more with --max_drift."
+        )
+
+
+def check_weights(
+    directory: epath.Path,
+    weights: Mapping[str, WeightMaker],
+    hf_config: dict,
+    decoder: DecoderConfig,
+    progress: Callable[[int], None],
+) -> None:
+    """Reads a Hugging Face directory back, and compares each parameter with what it was made of, bit for bit.
+
+    Raises:
+        ExportError: a file that cannot be read, or one whose content differs.
+    """
+    checkpoint = open_checkpoint(directory)
+    rules = stored_rules(weights, hf_config, decoder)
+    unknown = checkpoint.tensors.keys() ^ {rule.source for rule in rules}
+    if unknown:
+        raise ExportError(f"{directory}: the tensors {sorted(unknown)[:5]} are only on one side of the comparison")
+    for rule in rules:
+        entry = checkpoint.tensors[rule.source]
+        found, expected = rule.read(entry.load()), make_weight(weights, rule, decoder, entry.dtype)
+        if not np.array_equal(found, expected, equal_nan=True):
+            raise ExportError(f"{directory}: {rule.source} reads back as other numbers than were written")
+        if not np.isfinite(expected.astype(np.float32)).all():
+            raise ExportError(
+                f"{rule.source} has numbers that are not finite as {entry.dtype}; export another checkpoint, or in "
+                "--dtype=float32"
+            )
+        progress(expected.nbytes)
+
+
+def check_files(directory: epath.Path, golden: Golden) -> None:
+    """Loads tokenizer and configs back as others do: the golden text has the same ids, and answers end.
+
+    Raises:
+        ExportError: ids or stop ids differ.
+    """
+    with tempfile.TemporaryDirectory() as local:  # transformers reads no buckets
+        for file in directory.iterdir():
+            if not file.name.endswith(".safetensors"):
+                Path(local, file.name).write_bytes(file.read_bytes())
+        tokenizer = transformers.AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)
+    if golden.messages:
+        row = ConversationRenderer(tokenizer).render(golden.messages)
+        text, ids = row.text, row.tokens.tolist()
+    else:
+        text, ids = golden.text, tokenizer(golden.text)["input_ids"]
+    if text != golden.text or ids != golden.ids.tolist():
+        raise ExportError(
+            f"{directory}: AutoTokenizer makes another text or other ids of the golden conversation: {text!r}, {ids}; "
+            f"trained with were {golden.text!r}, {golden.ids.tolist()}"
+        )
+    for name in (CONFIG, GENERATION_CONFIG):
+        found = read_json(directory / name).get("eos_token_id")
+        stops = {found} if isinstance(found, int) else set(found or ())
+        if not stops >= set(golden.stop_ids):
+            raise ExportError(f"{directory / name}: eos_token_id={json.dumps(found)} lacks ids of {golden.stop_ids}")

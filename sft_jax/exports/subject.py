@@ -1,0 +1,150 @@
+"""What is exported: the result of a run, or a pretrained checkpoint in another format."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from jaxtyping import Array
+from transformers import PreTrainedTokenizerBase
+
+from sft_jax.exports.directory import ExportError
+from sft_jax.models import adapters
+from sft_jax.models.config import AdapterSpec, DecoderConfig
+from sft_jax.models.quantization import dequantized_tree
+from sft_jax.models.storing import WeightMaker
+from sft_jax.training.base import Base, FinishedRun, load_base_tokenizer, open_base, open_run
+from sft_jax.training.state import merge_adapters
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model to be exported.
+
+    Attributes:
+        name: what was asked for, with the step that was found.
+        base: what the run started from; of a pretrained checkpoint, itself.
+        run: the checkpoint of a run; None for a pretrained checkpoint.
+        tokenizer: with the chat template that the model was trained with.
+        weights: `trained`, or `ema`.
+    """
+
+    name: str
+    base: Base
+    run: FinishedRun | None
+    tokenizer: PreTrainedTokenizerBase
+    weights: str
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """What the weights are parameters of."""
+        return self.base.decoder
+
+    @property
+    def adapter(self) -> AdapterSpec | None:
+        """The adapter beside the weights; None where there is none."""
+        return None if self.run is None else self.run.adapter
+
+    def variables(self, mesh: Mesh) -> Tree:
+        """Parameters, with adapters beside them, in the unrolled layout."""
+        if self.run is not None:
+            return self.run.variables("unrolled", mesh, self.weights)
+        return {"params": self.base.params("unrolled", "float32", mesh)}
+
+
+def open_subject(source: str, weights: str = "trained") -> Subject:
+    """What `source` names; no array is read yet.
+
+    Args:
+        source: a run directory, with `:best`, `:latest` (the default) or `:<step>`, or a pretrained source.
+        weights: of a run: `trained`, or `ema` for the average that it kept.
+
+    Raises:
+        ValueError: there is no such run, checkpoint or source, or a pretrained source is asked for an average.
+    """
+    run = open_run(source)
+    tokenizer = load_base_tokenizer(source)
+    if run is not None:
+        return Subject(run.name, run.base, run, tokenizer, weights)
+    if weights != "trained":
+        raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
+    return Subject(source, open_base(source), None, tokenizer, weights)
+
+
+def check_format(subject: Subject, kind: str) -> None:
+    """Checks that a format fits what was trained.
+
+    Args:
+        subject: what is exported.
+        kind: `hf`, `merged` or `peft`.
+
+    Raises:
+        ExportError: it does not; says which do.
+    """
+    if subject.adapter is not None and kind == "hf":
+        raise ExportError(
+            f"{subject.name} is a {subject.adapter.method} adapter: give --format=peft for the adapter alone, or "
+            "--format=merged for the whole model"
+        )
+    if subject.adapter is None and kind != "hf":
+        raise ExportError(f"{subject.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")
+
+
+def source_directory(subject: Subject) -> epath.Path | None:
+    """The Hugging Face directory that the model first came from; None where it came from a file of another format."""
+    base = subject.base
+    while (earlier := open_run(base.name)) is not None:
+        base = earlier.base
+    location = epath.Path(base.location)
+    return location if location.is_dir() else None
+
+
+def merged_weights(variables: Tree, adapter: AdapterSpec | None) -> dict[str, WeightMaker]:
+    """The parameters, adapters merged into them in float32, each made when it is asked for.
+
+    Args:
+        variables: of `Subject.variables`.
+        adapter: what lies beside the parameters.
+    """
+    beside = flatten_dict(variables.get(adapters.COLLECTION, {}), sep="/")
+    pieces: dict[str, dict[str, Array]] = {}
+    for path, leaf in flatten_dict(variables["params"], sep="/").items():
+        stem, kernel, few_bits = path.partition("/kernel")
+        pieces.setdefault(stem + kernel, {})[few_bits] = leaf
+    weights: dict[str, WeightMaker] = {}
+    for path, arrays in pieces.items():
+        stem = path.removesuffix("/kernel") + "/"
+        near = {name.removeprefix(stem): leaf for name, leaf in beside.items() if name.startswith(stem)}
+        if not near and "" in arrays:
+            weights[path] = arrays[""].__getitem__
+        else:
+            weights[path] = functools.partial(_merged, path.rpartition("/")[2], arrays, near, adapter)
+    return weights
+
+
+def _merged(
+    name: str, arrays: dict[str, Array], near: dict[str, Array], adapter: AdapterSpec | None, place: tuple[int, ...]
+) -> Array:
+    """One weight. The tree it is merged in has no number of a layer, so that one compiled function serves all."""
+    at = lambda leaf: leaf[place] if leaf.ndim > len(place) else leaf
+    weight = arrays[""] if "" in arrays else {key.removeprefix("/"): leaf for key, leaf in arrays.items()}
+    if name == "kernel":
+        tree = {"params": {"layer": {name: weight}}, adapters.COLLECTION: {"layer": near} if near else {}}
+    else:
+        tree = {"params": {name: weight}, adapters.COLLECTION: {name: near} if near else {}}
+    return _merge(jax.tree.map(at, tree), adapter)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _merge(tree: Tree, adapter: AdapterSpec | None) -> Array:
+    wide = lambda leaf: leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    tree = tree | {"params": jax.tree.map(wide, tree["params"])}
+    merged = merge_adapters(tree, adapter.method) if tree[adapters.COLLECTION] else dequantized_tree(tree["params"])
+    (leaf,) = jax.tree.leaves(merged)
+    return leaf
