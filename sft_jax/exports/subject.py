@@ -132,13 +132,14 @@ def _merged(
     name: str, arrays: dict[str, Array], near: dict[str, Array], adapter: AdapterSpec | None, place: tuple[int, ...]
 ) -> Array:
     """One weight. The tree it is merged in has no number of a layer, so that one compiled function serves all."""
-    at = lambda leaf: leaf[place] if leaf.ndim > len(place) else leaf
-    weight = arrays[""] if "" in arrays else {key.removeprefix("/"): leaf for key, leaf in arrays.items()}
+    arrays = {key.removeprefix("/"): leaf[place] for key, leaf in arrays.items()}
+    weight = arrays.get("", arrays)
+    near = {key: leaf[place] if leaf.ndim else leaf for key, leaf in near.items()}  # the scale is all experts'
     if name == "kernel":
         tree = {"params": {"layer": {name: weight}}, adapters.COLLECTION: {"layer": near} if near else {}}
     else:
         tree = {"params": {name: weight}, adapters.COLLECTION: {name: near} if near else {}}
-    return _merge(jax.tree.map(at, tree), adapter)
+    return _merge(tree, adapter)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -23,6 +23,7 @@ from sft_jax.training.restore import load_for_inference
 from sft_jax.training.sharding import inference_mesh
 from tests import buckets, tiny
 from tests.exports.conftest import FAST, export, in_torch, torch_logits
+from tests.models import reference
 from tests.training.test_restore import TEMPLATE
 
 IDS = np.random.default_rng(5).integers(0, 300, (2, 24)).astype(np.int32)
@@ -124,12 +125,9 @@ def test_fewer_bits_are_said_and_limited(lora, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "pissa"])
-@pytest.mark.parametrize("frozen", ["float32", "bfloat16", "int8", "nf4"])
-def test_merged_weights_do_what_the_adapter_does(method, frozen, root, tmp_path):
-    changes = {"adapter.method": method, "duration": "1 steps", "evaluation.every": "1 steps", "data.held_out": ""}
-    changes |= {"precision.quantized": frozen} if frozen in ("int8", "nf4") else {"precision.frozen": frozen}
-    run(tiny.config(root, "lora", **FAST | changes, **{"checkpoint.best_metric": ""}), tmp_path / "run")
+def test_a_quantized_base_is_merged_as_it_was_trained_with(root, tmp_path):
+    changes = FAST | {"precision.quantized": "nf4", "adapter.method": "dora"}
+    run(tiny.config(root, "lora", **changes), tmp_path / "run")
     assert export(tmp_path / "run", tmp_path / "out").drift.relative < 1e-4
 
 
@@ -143,18 +141,18 @@ def test_a_bucket(full, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_the_host_holds_one_tensor_at_a_time(full, tmp_path):
+def test_the_host_holds_one_tensor_at_a_time(tmp_path):
     """Traced are NumPy's arrays; the parameters are JAX's."""
-    subject = open_subject(str(full))
-    weights = merged_weights(subject.variables(inference_mesh()), None)
-    tensors = pending_tensors(weights, subject.base.hf_config, subject.decoder, "float32")
+    hf_config = tiny.HF_CONFIG | {"hidden_size": 128, "intermediate_size": 1200, "vocab_size": 1200}
+    config, params = reference.random_params(hf_config)
+    tensors = pending_tensors(merged_weights({"params": params}, None), hf_config, config, "float32")
     largest = max(tensor.num_bytes for tensor in tensors.values())
     tracemalloc.start()
     write_safetensors(epath.Path(tmp_path / "model.safetensors"), tensors)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert sum(tensor.num_bytes for tensor in tensors.values()) > 4 * largest
-    assert peak < 2.5 * largest + 30_000  # one as the device gives it and one as it is stored; names and header
+    assert sum(tensor.num_bytes for tensor in tensors.values()) > 8 * largest
+    assert peak < 2.5 * largest  # one as the device gives it and one as it is stored; names and header
 
 
 def test_what_is_written_is_what_was_announced(tmp_path):
@@ -182,7 +180,7 @@ def test_what_is_damaged_is_not_exported(damage, message, full, tmp_path, monkey
                 (directory / "model.safetensors").write_bytes(bytes(content))
             if damage == "ids":
                 template = directory / "chat_template.jinja"
-                template.write_text(template.read_text().replace("'\\n'", "' '"))
+                template.write_text(template.read_text().replace("\n", " "))
             if damage == "stops":
                 (directory / "generation_config.json").write_text("{}")
             return check(directory, *arguments)
