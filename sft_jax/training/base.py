@@ -22,12 +22,14 @@ from sft_jax.models.config import AdapterSpec, DecoderConfig, LayerLayout
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import decoder_config, load_params, placed_quantized
 from sft_jax.sources import load_tokenizer, open_checkpoint
+from sft_jax.training.adapting import adapter_spec
 from sft_jax.training.averages import for_use, parts_of
 from sft_jax.training.checkpoints import CONSTANTS, DIRECTORY, Checkpoints
 from sft_jax.training.freezing import saved_shapes, trained_predicate, trains_all_weights
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import abstract_like, placement, shardings_of
 from sft_jax.training.state import merge, merge_adapters, split, variables
+from sft_jax.training.vocabulary import add_new_tokens, grown, resized
 from sft_jax.training.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
 
 Tree = Any
@@ -47,6 +49,7 @@ class Base:
         revision: commit hash on the hub; None for other sources.
         params: (layer layout, dtype, mesh, quantized) -> the parameters, on their devices; `quantized` is `none`, or
             how kernels are stored in few bits.
+        new_rows: ids of the new tokens that a run adds (`base_of`); none of a source alone.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Base:
     fingerprint: str
     revision: str | None
     params: Callable[..., Tree]
+    new_rows: range = range(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,7 @@ class FinishedRun:
         directory: the run directory.
         step: of the checkpoint.
         config: the run's experiment config.
-        base: what the run started from.
+        base: what the run started from, with the rows of its new tokens.
         adapter: the adapter that the decoder applies; None after full fine-tuning.
     """
 
@@ -144,7 +148,7 @@ class FinishedRun:
         """The parameters, with adapters merged into them; `weights` as in `trained`."""
         merged = self.variables(layout, mesh, weights)
         if self.adapter is not None:
-            merge = lambda tree: merge_adapters(tree, self.adapter.method)
+            merge = lambda tree: merge_adapters(tree, self.adapter.method, self.adapter.first_new_row)
             shardings = shardings_of({"params": jax.eval_shape(merge, merged)}, mesh)["params"]
             merged = {"params": jax.jit(merge, out_shardings=shardings)(merged)}
         cast = jax.tree.map(lambda leaf: leaf.astype(dtype), merged["params"])
@@ -187,6 +191,26 @@ def open_base(source: str, revision: str | None = None) -> Base:
     )
 
 
+def base_of(config: ml_collections.ConfigDict) -> Base:
+    """What a run with this config starts from: `config.model.source`, resized for its new tokens.
+
+    Raises:
+        ValueError: see `open_base`; or a new token that is none (`add_new_tokens`).
+    """
+    source, revision = config.model.source, config.model.revision or None
+    base = open_base(source, revision)
+    if not config.model.new_tokens:
+        return base
+    rows = add_new_tokens(load_base_tokenizer(source, revision), config.model.new_tokens)
+    decoder = grown(base.decoder, rows)
+
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+        return resized(base.params(layout, dtype, mesh, quantized), decoder, rows, placement(mesh))
+
+    hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}
+    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_rows=rows)
+
+
 def open_run(source: str) -> FinishedRun | None:
     """The checkpoint of a run that `source` names; None where it names no run directory.
 
@@ -205,10 +229,9 @@ def open_run(source: str) -> FinishedRun | None:
         step = _step(directory, match["which"] or "latest", checkpoints)
     finally:
         checkpoints.close()
-    base = open_base(config.model.source, config.model.revision or None)
+    base = base_of(config)
     check_inputs(directory, {"model": base.fingerprint})
-    adapter = None if config.adapter.method == "none" else AdapterSpec(config.adapter.method)
-    return FinishedRun(directory, step, config, base, adapter)
+    return FinishedRun(directory, step, config, base, adapter_spec(config, base.new_rows, training=False))
 
 
 def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:
@@ -221,11 +244,12 @@ def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:
 
 
 def load_base_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to `source`, with the chat template that a run there was trained with."""
+    """The tokenizer that belongs to `source`, with the new tokens and the chat template of a run there."""
     run = open_run(source)
     if run is None:
         return load_tokenizer(source, revision)
     tokenizer = load_base_tokenizer(run.config.model.source, run.config.model.revision or None)
+    add_new_tokens(tokenizer, run.config.model.new_tokens)
     tokenizer.chat_template = run.template() or tokenizer.chat_template
     return tokenizer
 

@@ -120,7 +120,10 @@ def test_fewer_bits_are_said_and_limited(lora, tmp_path):
     assert 1e-5 < exported.drift.relative < 0.1
     assert in_torch(tmp_path / "out").config.dtype in (torch.float32, "float32")  # as asked for above
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
-    with pytest.raises(ExportError, match=r"merging the adapter and storing the weights in bfloat16 moves the logits"):
+    with pytest.raises(
+        ExportError,
+        match=r"merging what was trained beside the weights and storing the weights in bfloat16 moves the logits",
+    ):
         export(lora, tmp_path / "strict", "bfloat16", max_drift=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
@@ -210,7 +213,7 @@ def test_numbers_that_a_dtype_does_not_hold(full, tmp_path):
 def test_formats(full, lora):
     check_format(open_subject(str(full)), "hf")
     check_format(open_subject(str(lora)), "merged")
-    with pytest.raises(ExportError, match="is a lora adapter: give --format=peft"):
+    with pytest.raises(ExportError, match=r"beside frozen weights \(lora adapter\): give --format=peft"):
         check_format(open_subject(str(lora)), "hf")
     with pytest.raises(ExportError, match="has no adapter, so there is nothing for --format=peft"):
         check_format(open_subject(str(full)), "peft")
@@ -223,5 +226,12 @@ def test_the_card(lora, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert str(lora.parent) not in card
-    for text in ("- Base model: `model`", "train.jsonl", "held_out/nll", '"rank": 4', "is merged in float32", "ids 2"):
+    for text in (
+        "- Base model: `model`",
+        "train.jsonl",
+        "held_out/nll",
+        '"rank": 4',
+        "Merged in float32: lora adapter",
+        "ids 2",
+    ):
         assert text in card, text
