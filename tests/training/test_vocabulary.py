@@ -54,7 +54,7 @@ IDS = np.asarray([[1, 7, KNOWN, 9, KNOWN + 1, 30, 40, 2]], np.int32)
 
 def write_model(root, name):
     rows, tied, _ = MODELS[name]
-    tiny.write_checkpoint(root / "model", vocab_size=rows, tie_word_embeddings=tied)
+    tiny.write_checkpoint(root / "model", vocab_size=rows, tie_word_embeddings=tied, num_hidden_layers=1)
     tiny.write_rows(root / "train.jsonl", 48)
     tiny.write_rows(root / "held_out.jsonl", 12, seed=1)
     (root / "template.jinja").write_text(TEMPLATE)
