@@ -9,11 +9,13 @@ hence scales, share a stored layer.
 import collections
 import dataclasses
 import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -21,7 +23,7 @@ from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families.tables import TensorRule
 from sft_jax.models.layouts import layout_of
 from sft_jax.models.loading import place_of
-from sft_jax.models.peft_modules import HEAD, PeftModule, peft_modules, weight_path, write_part
+from sft_jax.models.peft_modules import HEAD, PeftModule, peft_modules, weight_path
 from sft_jax.sources.peft import PREFIX
 from sft_jax.sources.safetensors_writer import PendingTensor
 
@@ -44,14 +46,15 @@ class AdapterSettings:
     rslora: bool = False
     dropout: float = 0.0
 
-    def scale(self, rank: int) -> float:
-        """The factor of an update of that rank."""
-        return self.alpha / rank**self.power
-
     @property
     def power(self) -> float:
         """Of the rank, that alpha is divided by."""
         return 0.5 if self.rslora else 1.0
+
+
+def settings_of(adapter: ml_collections.ConfigDict) -> AdapterSettings:
+    """Of `config.adapter` of an experiment config."""
+    return AdapterSettings(adapter.method, float(adapter.alpha), adapter.scaling == "sqrt_rank", float(adapter.dropout))
 
 
 def peft_adapter(
@@ -78,140 +81,178 @@ def peft_adapter(
         dtype: dtype of the tensors.
 
     Raises:
-        ValueError: adapters that `peft` has no words for (DoRA beside a part of a stored layer, experts of unlike
-            ranks), or beside no weight of this model; all are named.
+        ValueError: adapters that `peft` has no words for (DoRA beside a part of a stored layer or beside a router), or
+            beside no weight of this model; all are named.
     """
-    flat = flatten_dict(adapters, sep="/")
-    found = {path.rpartition("/")[0] for path in flat}
-    modules = [_Adapted(module, parts) for module, parts in _beside(found, adapters, hf_config, config)]
-    _check(modules, settings, found, adapters, config)
+    arrays = _Arrays(adapters, settings, config)
+    modules = list(_beside(arrays, hf_config, config))
+    _check(modules, arrays)
+    names = {adapted.module.name for adapted in modules}
     stored, tensors, fields = np.dtype(jnp.dtype(dtype)), {}, {}
-    fetch = functools.partial(_fetch, flat, adapters, config, settings.method)
     for adapted in modules:
-        module = adapted.module
-        ranks = [_rank(flat, adapters, rule, config, settings.method) for rule in adapted.rules]
-        trained = [rank // (2 if settings.method == "pissa" else 1) for rank in ranks]
-        alpha = settings.alpha * (sum(ranks) / trained[0]) ** settings.power
-        factors = [(trained[0] / rank) ** settings.power for rank in trained]
-        fields[module.target] = (sum(ranks), alpha)
-        tied = module.embedding and config.tie_embeddings
-        if tied:
+        module, ranks = adapted.module, adapted.ranks
+        fields[module.target] = (adapted.total_rank, _number(adapted.alpha))
+        made = adapted.tensors(module.tensors(names))
+        if module.embedding and config.tie_embeddings:  # the head reads the same numbers the other way round
             fields[HEAD] = fields[module.target]
-        made = _tensors(module, adapted.rules, ranks, factors, fetch, settings.method == "dora", tied)
+            made[f"{HEAD}.lora_A.weight"] = ((sum(ranks), module.fan_out), lambda it=adapted: it.b().T)
+            made[f"{HEAD}.lora_B.weight"] = ((module.fan_in, sum(ranks)), lambda it=adapted: it.a().T)
         tensors |= {PREFIX + name: _pending(shape, stored, make) for name, (shape, make) in made.items()}
     return _config(fields, modules, settings, config, base_name, revision), tensors
 
 
 @dataclasses.dataclass(frozen=True)
+class _Arrays:
+    """The arrays of a tree of adapters, each as plain LoRA or DoRA has it."""
+
+    tree: Tree
+    settings: AdapterSettings
+    config: DecoderConfig
+
+    @functools.cached_property
+    def flat(self) -> dict[str, Any]:
+        return flatten_dict(self.tree, sep="/")
+
+    @functools.cached_property
+    def weights(self) -> set[str]:
+        """Paths of the weights with adapters, in the layout of the tree."""
+        return {path.rpartition("/")[0] for path in self.flat}
+
+    def path(self, rule: TensorRule) -> tuple[str, tuple[int, ...]]:
+        """(path of an adapter in the tree, index of its layer and expert in the arrays there)."""
+        path, place = place_of(rule, layout_of(self.tree) or "unrolled", self.config.num_layers)
+        return path.removesuffix("/kernel"), tuple(number for number, _ in place)
+
+    def rank(self, rule: TensorRule) -> int:
+        """That is trained."""
+        return self.flat[self.path(rule)[0] + "/a"].shape[-1]
+
+    def fetch(self, rule: TensorRule, name: str) -> np.ndarray:
+        """`a` [in, rank], `b` [rank, out] or `magnitude` [out], float32; of PiSSA with its beginning behind it."""
+        path, index = self.path(rule)
+        array = np.asarray(self.flat[f"{path}/{name}"][index], np.float32)
+        if self.settings.method != "pissa":
+            return array
+        constant = np.asarray(self.flat[f"{path}/constant_{name}"][index], np.float32)
+        return np.concatenate([array, constant], -1) if name == "a" else np.concatenate([array, -constant], -2)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Adapted:
+    """A module with those of its weights that have adapters."""
+
     module: PeftModule
-    rules: tuple[TensorRule, ...]  # those that have an adapter
+    rules: tuple[TensorRule, ...]
+    arrays: _Arrays
 
     @property
-    def whole(self) -> bool:
+    def is_whole(self) -> bool:
         return len(self.rules) == len(self.module.rules)
 
+    @functools.cached_property
+    def groups(self) -> list[tuple[TensorRule, ...]]:
+        """The rules of each expert; all of them where there are none."""
+        if not self.module.num_experts:
+            return [self.rules]
+        return [tuple(r for r in self.rules if r.part[0] == number) for number in range(self.module.num_experts)]
 
-def _beside(found, adapters, hf_config, config):
-    for module in peft_modules(hf_config, config).values():
-        rules = tuple(rule for rule in module.rules if _path(adapters, rule, config)[0] in found)
-        if rules:
-            yield module, rules
+    @property
+    def trained_ranks(self) -> list[int]:
+        return [self.arrays.rank(rule) for rule in self.groups[0]]
 
+    @property
+    def ranks(self) -> list[int]:
+        return [rank * (2 if self.arrays.settings.method == "pissa" else 1) for rank in self.trained_ranks]
 
-def _path(adapters: Tree, rule: TensorRule, config: DecoderConfig) -> tuple[str, tuple[int, ...]]:
-    """(path of an adapter in the tree, index of its layer and expert in the arrays there)."""
-    path, place = place_of(rule, layout_of(adapters) or "unrolled", config.num_layers)
-    return path.removesuffix("/kernel"), tuple(number for number, _ in place)
+    @property
+    def total_rank(self) -> int:
+        return sum(self.ranks)
 
+    @property
+    def alpha(self) -> float:
+        """With the total rank, the scale of the first weight."""
+        settings = self.arrays.settings
+        return settings.alpha * (self.total_rank / self.trained_ranks[0]) ** settings.power
 
-def _fetch(flat: dict, adapters: Tree, config: DecoderConfig, method: str, rule: TensorRule, name: str) -> np.ndarray:
-    """An array of an adapter (`a`, `b`, `magnitude`) as plain LoRA or DoRA has it, float32."""
-    path, index = _path(adapters, rule, config)
-    array = np.asarray(flat[f"{path}/{name}"][index], np.float32)
-    if method != "pissa":
-        return array
-    constant = np.asarray(flat[f"{path}/constant_{name}"][index], np.float32)
-    return np.concatenate([array, constant], -1) if name == "a" else np.concatenate([array, -constant], -2)
+    def a(self) -> np.ndarray:
+        """[experts rank, in]."""
+        return np.concatenate([self.arrays.fetch(rule, "a").T for rules in self.groups for rule in rules])
 
+    def b(self) -> np.ndarray:
+        """[out, rank experts], experts innermost, as `peft` has it."""
+        array = np.zeros((self.module.fan_out, self.total_rank, len(self.groups)), np.float32)
+        first, power = self.trained_ranks[0], self.arrays.settings.power
+        for expert, rules in enumerate(self.groups):
+            start = 0
+            for rule, rank, trained in zip(rules, self.ranks, self.trained_ranks, strict=True):
+                ours = self.arrays.fetch(rule, "b")
+                if trained != first:
+                    ours = ours * np.float32((first / trained) ** power)
+                self.module.write_part(rule, ours, array[:, start : start + rank, expert])
+                start += rank
+        return array.reshape(self.module.fan_out, -1)
 
-def _rank(flat: dict, adapters: Tree, rule: TensorRule, config: DecoderConfig, method: str) -> int:
-    return flat[_path(adapters, rule, config)[0] + "/a"].shape[-1] * (2 if method == "pissa" else 1)
-
-
-def _tensors(module, rules, ranks, factors, fetch, dora, tied) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Name -> (shape, makes it) of the tensors of one module."""
-    total = sum(ranks)
-
-    def a() -> np.ndarray:
-        return np.concatenate([fetch(rule, "a").T for rule in rules])
-
-    def b() -> np.ndarray:
-        array, start = np.zeros((module.fan_out, total), np.float32), 0
-        for rule, rank, factor in zip(rules, ranks, factors, strict=True):
-            ours = fetch(rule, "b")
-            write_part(rule, ours if factor == 1 else ours * np.float32(factor), array[:, start : start + rank])
-            start += rank
-        return array
-
-    def magnitude() -> np.ndarray:
-        array = np.zeros((module.fan_out, 1), np.float32)
-        for rule in rules:
-            write_part(rule, fetch(rule, "magnitude")[None], array)
+    def magnitude(self) -> np.ndarray:
+        """[out]."""
+        array = np.zeros((self.module.fan_out, 1), np.float32)
+        for rule in self.rules:
+            self.module.write_part(rule, self.arrays.fetch(rule, "magnitude")[None], array)
         return array[:, 0]
 
-    names = ("lora_embedding_A", "lora_embedding_B") if module.embedding else ("lora_A.weight", "lora_B.weight")
-    made = {
-        f"{module.name}.{names[0]}": ((total, module.fan_in), a),
-        f"{module.name}.{names[1]}": ((module.fan_out, total), b),
-    }
-    if dora:
-        made[f"{module.name}.lora_magnitude_vector"] = ((module.fan_out,), magnitude)
-    if tied:  # the head reads the same numbers the other way round
-        made[f"{HEAD}.lora_A.weight"] = ((total, module.fan_out), lambda: b().T)
-        made[f"{HEAD}.lora_B.weight"] = ((module.fan_in, total), lambda: a().T)
-    return made
+    def tensors(self, prefix: str) -> dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
+        """Name -> (shape, makes it)."""
+        names = ("lora_embedding_A", "lora_embedding_B") if self.module.embedding else ("lora_A.weight", "lora_B.weight")
+        rank = self.total_rank * len(self.groups)
+        made = {
+            f"{prefix}.{names[0]}": ((rank, self.module.fan_in), self.a),
+            f"{prefix}.{names[1]}": ((self.module.fan_out, rank), self.b),
+        }
+        if self.arrays.settings.method == "dora":
+            made[f"{prefix}.lora_magnitude_vector"] = ((self.module.fan_out,), self.magnitude)
+        return made
 
 
-def _pending(shape: tuple[int, ...], dtype: np.dtype, make: Any) -> PendingTensor:
+def _beside(arrays: _Arrays, hf_config: dict, config: DecoderConfig) -> Iterator[_Adapted]:
+    for module in peft_modules(hf_config, config):
+        rules = tuple(rule for rule in module.rules if arrays.path(rule)[0] in arrays.weights)
+        if rules:
+            yield _Adapted(module, rules, arrays)
+
+
+def _pending(shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], np.ndarray]) -> PendingTensor:
     return PendingTensor(shape, dtype, lambda: np.ascontiguousarray(make().astype(dtype)))
 
 
-def _check(modules, settings, found, adapters, config) -> None:
+def _check(modules: list[_Adapted], arrays: _Arrays) -> None:
     """What cannot be written, raised together."""
-    known = {_path(adapters, rule, config)[0] for adapted in modules for rule in adapted.rules}
-    problems = [f"{path}: this model family has no such weight" for path in sorted(found - known)]
+    known = {arrays.path(rule)[0] for adapted in modules for rule in adapted.rules}
+    problems = [f"{path}: this model family has no such weight" for path in sorted(arrays.weights - known)]
     if not modules:
         problems.append("there is no adapter")
-    if settings.method == "dora":
-        for adapted in modules:
-            if not adapted.whole:
-                there = ", ".join(weight_path(rule) for rule in adapted.rules)
-                problems.append(
-                    f"{adapted.module.name} is one layer in peft, with magnitudes of all its outputs, and DoRA is on "
-                    f"{there} alone"
-                )
-    experts = {a.module.target for a in modules if a.rules[0].part is not None}
-    leaves = flatten_dict(adapters, sep="/")
-    kinds = {path.rpartition("/")[2] for path in found if "/experts/" in path and not path.endswith("router")}
-    sizes = {
-        leaf.shape[-1]
-        for path, leaf in leaves.items()
-        if "/experts/" in path and path.endswith(("gate/a", "up/a", "down/a"))
-    }
-    if experts and ("gate" in kinds) != ("up" in kinds):
-        problems.append("experts: peft has gate and up in one layer; only one of them has adapters")
-    if experts and len(sizes) > 1:
-        problems.append(f"experts: peft has one rank for all their layers; there are {sorted(sizes)}")
+    for adapted in modules if arrays.settings.method == "dora" else ():
+        if adapted.module.parameter:
+            problems.append(f"{adapted.module.name} is a parameter in peft, beside which there is no DoRA")
+        elif not adapted.is_whole:
+            there = ", ".join(weight_path(rule) for rule in adapted.rules)
+            problems.append(
+                f"{adapted.module.name} is one layer in peft, with magnitudes of all its outputs, and DoRA is on "
+                f"{there} alone"
+            )
     if problems:
         raise ValueError("as a PEFT adapter this cannot be written; --format=merged can:\n  " + "\n  ".join(problems))
 
 
-def _config(fields, modules, settings, config, base_name, revision) -> dict:
+def _config(
+    fields: dict[str, tuple[int, float]],
+    modules: list[_Adapted],
+    settings: AdapterSettings,
+    config: DecoderConfig,
+    base_name: str,
+    revision: str | None,
+) -> dict:
     """What `peft` itself writes; the rank and alpha of most modules, and patterns for the others."""
-    targets = list(dict.fromkeys(adapted.module.target for adapted in modules))
-    of_experts = [fields[a.module.target] for a in modules if a.rules[0].part is not None]
-    rank, alpha = (of_experts or [collections.Counter(fields.values()).most_common(1)[0][0]])[0]
+    (rank, alpha), _ = collections.Counter(fields.values()).most_common(1)[0]
+    parameters = sorted({adapted.module.target for adapted in modules if adapted.module.parameter})
     tied = config.tie_embeddings and any(adapted.module.embedding for adapted in modules)
     return {
         "peft_type": "LORA",
@@ -220,12 +261,12 @@ def _config(fields, modules, settings, config, base_name, revision) -> dict:
         "revision": revision,
         "inference_mode": True,
         "r": rank,
-        "lora_alpha": _number(alpha),
-        # peft knows no dropout on experts
-        "lora_dropout": 0.0 if of_experts else settings.dropout,
-        "target_modules": targets,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0 if parameters else settings.dropout,  # peft knows none on parameters
+        "target_modules": sorted({adapted.module.target for adapted in modules if not adapted.module.parameter}),
+        "target_parameters": parameters or None,
         "rank_pattern": {re.escape(target): r for target, (r, _) in fields.items() if r != rank},
-        "alpha_pattern": {re.escape(target): _number(a) for target, (_, a) in fields.items() if a != alpha},
+        "alpha_pattern": {re.escape(target): a for target, (_, a) in fields.items() if a != alpha},
         "use_rslora": settings.rslora,
         "use_dora": settings.method == "dora",
         "init_lora_weights": True,
@@ -237,14 +278,4 @@ def _config(fields, modules, settings, config, base_name, revision) -> dict:
 
 
 def _number(value: float) -> int | float:
-    return int(value) if value == int(value) else float(value)
-
-
-def settings_of(adapter_config: Mapping[str, Any]) -> AdapterSettings:
-    """Of `config.adapter` of an experiment config."""
-    return AdapterSettings(
-        method=adapter_config["method"],
-        alpha=float(adapter_config["alpha"]),
-        rslora=adapter_config["scaling"] == "sqrt_rank",
-        dropout=float(adapter_config["dropout"]),
-    )
+    return int(value) if math.isfinite(value) and value == int(value) else float(value)

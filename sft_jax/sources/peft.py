@@ -78,6 +78,7 @@ class PeftAdapter:
       ties: an adapter of the embedding is one of the head too, where both are one weight.
       rank_pattern: regular expression over module names -> rank.
       alpha_pattern: regular expression over module names -> alpha.
+      parameters: ends of the names of parameters that are adapted by themselves (`mlp.experts.down_proj`).
       tensors: name as in the file, without its prefix `base_model.model.` -> entry.
       fingerprint: sha256 (hex) of sizes and samples of both files.
     """
@@ -93,6 +94,7 @@ class PeftAdapter:
     ties: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    parameters: tuple[str, ...]
     tensors: Mapping[str, TensorEntry]
     fingerprint: str
 
@@ -104,6 +106,10 @@ class PeftAdapter:
         """The factor of a module's update."""
         alpha, rank = _by_pattern(self.alpha_pattern, module, self.alpha), self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def targets_parameter(self, name: str) -> bool:
+        """Whether a parameter (`model.layers.0.mlp.experts.down_proj`) is adapted by itself."""
+        return any(f".{name}".endswith(f".{target}") for target in self.parameters)
 
 
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -147,6 +153,7 @@ def open_peft_adapter(source: str | os.PathLike) -> PeftAdapter:
         ties=bool(config.get("ensure_weight_tying")),
         rank_pattern=config.get("rank_pattern") or {},
         alpha_pattern=config.get("alpha_pattern") or {},
+        parameters=tuple(config.get("target_parameters") or ()),
         tensors=_checked_tensors(weights, config),
         fingerprint=fingerprint_files([path, weights]),
     )
