@@ -28,6 +28,7 @@ from sft_jax.sources.peft import PREFIX
 from sft_jax.sources.safetensors_writer import PendingTensor
 
 Tree = Any
+_TIED_BY_PEFT = "embed_tokens"  # the only name of a tied embedding that `peft` knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,10 @@ class AdapterSettings:
     def power(self) -> float:
         """Of the rank, that alpha is divided by."""
         return 0.5 if self.rslora else 1.0
+
+    def hyper(self) -> dict[str, float]:
+        """The numbers of a run that the scale is made of; for use, so without dropout."""
+        return {"adapter_alpha": self.alpha, "adapter_rank_power": self.power, "adapter_dropout": 0.0}
 
 
 def settings_of(adapter: ml_collections.ConfigDict) -> AdapterSettings:
@@ -253,7 +258,10 @@ def _config(
     """What `peft` itself writes; the rank and alpha of most modules, and patterns for the others."""
     (rank, alpha), _ = collections.Counter(fields.values()).most_common(1)[0]
     parameters = sorted({adapted.module.target for adapted in modules if adapted.module.parameter})
-    tied = config.tie_embeddings and any(adapted.module.embedding for adapted in modules)
+    tied = [a.module.target for a in modules if a.module.embedding and config.tie_embeddings]
+    targets = {adapted.module.target for adapted in modules if not adapted.module.parameter}
+    if tied and tied != [_TIED_BY_PEFT]:  # beside GPT-2's `wte` it takes the head for a layer of its own
+        targets.add(HEAD)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -263,7 +271,7 @@ def _config(
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0 if parameters else settings.dropout,  # peft knows none on parameters
-        "target_modules": sorted({adapted.module.target for adapted in modules if not adapted.module.parameter}),
+        "target_modules": sorted(targets),
         "target_parameters": parameters or None,
         "rank_pattern": {re.escape(target): r for target, (r, _) in fields.items() if r != rank},
         "alpha_pattern": {re.escape(target): a for target, (_, a) in fields.items() if a != alpha},
@@ -272,7 +280,7 @@ def _config(
         "init_lora_weights": True,
         "bias": "none",
         "fan_in_fan_out": any(rule.turned for adapted in modules for rule in adapted.rules),
-        "ensure_weight_tying": tied,
+        "ensure_weight_tying": tied == [_TIED_BY_PEFT],
         "modules_to_save": None,
     }
 
