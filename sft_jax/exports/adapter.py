@@ -22,7 +22,7 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.peft_adapters import peft_adapter, settings_of
 from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.sources.locate import SHORT_NAMES
-from sft_jax.sources.peft import CONFIG, PREFIX, WEIGHTS, open_peft_adapter
+from sft_jax.sources.peft import CONFIG, PREFIX, WEIGHTS, is_peft_directory, open_peft_adapter
 from sft_jax.sources.safetensors_writer import PendingTensor, write_safetensors
 from sft_jax.training.base import open_run
 from sft_jax.training.state import scaled_adapters
@@ -144,7 +144,8 @@ def _notes(subject: Subject, dtype: str, measured: Drift) -> list[str]:
         notes.append("PiSSA is written as a LoRA of twice the rank beside the unchanged base model.")
     if subject.run.config.precision.quantized != "none":
         notes.append(f"It was trained beside weights in few bits ({subject.run.config.precision.quantized}).")
-    if open_run(subject.base.name) is not None or not epath.Path(subject.base.location).is_dir():
+    base = subject.base
+    if open_run(base.name) is not None or is_peft_directory(base.name) or not epath.Path(base.location).is_dir():
         notes.append(
             "Its base is no Hugging Face directory: give peft the same weights as one (`--format=hf` of "
             "`sft_jax.export` makes it)."

@@ -93,9 +93,7 @@ def check_weights(
         progress(expected.nbytes)
 
 
-def check_files(
-    directory: epath.Path, golden: Golden, configs: Sequence[str] = (CONFIG, GENERATION_CONFIG)
-) -> None:
+def check_files(directory: epath.Path, golden: Golden, configs: Sequence[str] = (CONFIG, GENERATION_CONFIG)) -> None:
     """Loads tokenizer and configs back as others do: the golden text has the same ids, and answers end.
 
     Args:

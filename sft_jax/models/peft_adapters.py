@@ -206,7 +206,9 @@ class _Adapted:
 
     def tensors(self, prefix: str) -> dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
         """Name -> (shape, makes it)."""
-        names = ("lora_embedding_A", "lora_embedding_B") if self.module.embedding else ("lora_A.weight", "lora_B.weight")
+        names = (
+            ("lora_embedding_A", "lora_embedding_B") if self.module.embedding else ("lora_A.weight", "lora_B.weight")
+        )
         rank = self.total_rank * len(self.groups)
         made = {
             f"{prefix}.{names[0]}": ((rank, self.module.fan_in), self.a),

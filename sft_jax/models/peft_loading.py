@@ -23,7 +23,7 @@ from sft_jax.models.families.tables import TensorRule
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import place_of
 from sft_jax.models.peft_adapters import AdapterSettings
-from sft_jax.models.peft_modules import HEAD, PeftModule, older_modules, peft_modules, weight_path
+from sft_jax.models.peft_modules import HEAD, PeftModule, older_modules, peft_modules
 from sft_jax.sources.peft import PeftAdapter
 from sft_jax.sources.tensors import TensorEntry
 
@@ -166,7 +166,7 @@ def _modules_of(
         match, copy = _TENSOR.fullmatch(name), _COPY.fullmatch(name)
         if match and match["module"] in by_prefix:
             module = by_prefix[match["module"]]
-            if bool(match["looked_up"]) > module.embedding or bool(match["array"]) and module.embedding:
+            if bool(match["looked_up"]) > module.embedding or (bool(match["array"]) and module.embedding):
                 problems.append(f"{name}: expected tensors of {'an embedding' if module.embedding else 'a layer'}")
             grouped[match["module"]][match["array"] or match["looked_up"] or "M"] = entry
         elif copy and copy["module"] in by_prefix and by_prefix[copy["module"]].name in (HEAD, _embedding(modules)):

@@ -117,8 +117,11 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
-def is_peft_directory(path: epath.Path) -> bool:
-    """A directory with an adapter and no model of its own."""
+def is_peft_directory(source: str | os.PathLike) -> bool:
+    """Whether `source` is a directory with an adapter and no model of its own."""
+    if os.fspath(source).startswith("random:"):
+        return False
+    path = epath.Path(source)
     return (path / CONFIG).exists() and not (path / "config.json").exists()
 
 
