@@ -172,8 +172,8 @@ def _checked_tensors(path: epath.Path, config: dict) -> dict[str, TensorEntry]:
     astray = [name for name in tensors if not _is_targeted(name, config)]
     if astray:
         raise SourceError(
-            f"{path}: holds {reprlib.repr(astray)}, which peft would leave aside: no entry of target_modules in {CONFIG} "
-            f"({reprlib.repr(config.get('target_modules'))}) names their module. Save the adapter again."
+            f"{path}: holds {reprlib.repr(astray)}, which peft would leave aside: no entry of target_modules in "
+            f"{CONFIG} ({reprlib.repr(config.get('target_modules'))}) names their module. Save the adapter again."
         )
     if not tensors:
         raise SourceError(f"{path}: holds no tensor. Save the adapter again.")
@@ -232,7 +232,8 @@ def _beginning(value: Any) -> list[str]:
     if isinstance(value, str) and value.startswith(("pissa", "olora", "corda", "lora_ga")):
         return [
             f"init_lora_weights={value!r}: it was saved as it was trained, and belongs to a base model that lacks what "
-            "the adapter began with. Save it as plain LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+            "the adapter began with. Save it as plain LoRA: "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         ]
     return [f"init_lora_weights={reprlib.repr(value)} is not implemented; expected one of {_INNOCENT_BEGINNINGS}"]
 

@@ -108,8 +108,8 @@ def open_initial_adapter(config: ml_collections.ConfigDict, base: Base) -> Initi
         return None
     if config.adapter.method == "none":
         raise ValueError(
-            f"--config.adapter.initial={config.adapter.initial} is for adapters, and --config.adapter.method=none; give "
-            "--config=configs/sft.py:lora"
+            f"--config.adapter.initial={config.adapter.initial} is for adapters, and --config.adapter.method=none; "
+            "give --config=configs/sft.py:lora"
         )
     adapter = open_peft_adapter(config.adapter.initial)
     return InitialAdapter(

@@ -1,4 +1,4 @@
-"""Adapters go to `peft` and come from it: the same logits in torch and here, and the same numbers after a round trip."""
+"""Adapters go to `peft` and come from it: the same logits here and there, the same numbers after a round trip."""
 
 import copy
 import dataclasses
@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 from etils import epath
+from safetensors.numpy import save_file
 
 from sft_jax.models import AdapterSpec, Decoder, Execution, load_pretrained
 from sft_jax.models.layouts import to_layout
@@ -113,6 +114,13 @@ def read(base: Base, directory: Path) -> LoadedAdapter:
     return load_peft_adapter(open_peft_adapter(directory), base.hf_config, base.model.config)
 
 
+def assert_same(found: dict, expected: dict) -> None:
+    found, expected = reference.flat(found), reference.flat(expected)
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
 # What goes out: (family, changes of its config, settings here).
 OUT = {
     "llama": ("llama", {}, {}),
@@ -160,4 +168,99 @@ def test_ours_in_peft_and_back(name, base_of, tmp_path):
     directory = write(base, ours, said, tmp_path / "adapter")
     np.testing.assert_allclose(in_torch(base, directory), expected, atol=TOLERANCE)
     back = read(base, directory)
+    if fields.get("method") != "pissa" and not fields.get("ranks"):  # else as LoRA; B takes up another scale
+        assert_same(back.in_layout("unrolled"), ours)
     np.testing.assert_allclose(logits(base, back.arrays, back.settings), expected, atol=TOLERANCE)
+
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SLOT = {"target_modules": PROJECTIONS}
+# What comes in: (family, changes of its config, peft's settings).
+IN = {
+    "llama, rslora": ("llama", {}, SLOT | {"use_rslora": True, "bias": "none", "lora_dropout": 0.1}),
+    "llama, dora": ("llama", {}, SLOT | {"use_dora": True}),
+    "llama, pissa": ("llama", {}, SLOT | {"init_lora_weights": "pissa"}),
+    "llama, patterns": (
+        "llama",
+        {},
+        SLOT
+        | {
+            "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 2, "up_proj": 5, "q_proj": 4},
+            "alpha_pattern": {"layers.0.mlp.down_proj": 11, "v_proj": 2},
+        },
+    ),
+    "llama, last layer": ("llama", {}, SLOT | {"layers_to_transform": [1], "layers_pattern": "layers"}),
+    "llama, all": ("llama", {}, {"target_modules": [*PROJECTIONS, "embed_tokens", "lm_head"]}),
+    "llama, tied": (
+        "llama",
+        {"tie_word_embeddings": True},
+        {"target_modules": [*PROJECTIONS, "embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "qwen2": ("qwen2", {}, {"target_modules": "all-linear"}),
+    "gemma2": ("gemma2", {}, {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
+    "phi3": ("phi3", {}, {"target_modules": ["qkv_proj", "gate_up_proj"], "use_rslora": True}),
+    "phi3, dora": ("phi3", {}, {"target_modules": ["qkv_proj"], "use_dora": True}),
+    "gpt2": ("gpt2", {}, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "gpt_neox": ("gpt_neox", {}, {"target_modules": "all-linear"}),
+    "mixtral": (
+        "mixtral",
+        {},
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"],
+            "rank_pattern": {"experts.down_proj": 2},
+        },
+    ),
+}
+
+
+def made_by_peft(base: Base, fields: dict, directory: Path) -> np.ndarray:
+    """Saves an adapter of peft's own, far from its beginning; gives its logits."""
+    model = copy.deepcopy(base.torch_model)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=7, **fields)).eval()
+    conversion = {}
+    if fields.get("init_lora_weights") == "pissa":
+        wrapped.peft_config["default"].init_lora_weights = True
+        wrapped.save_pretrained(directory.parent / "begun")
+        wrapped.peft_config["default"].init_lora_weights = "pissa"
+        conversion = {"path_initial_model_for_weight_conversion": str(directory.parent / "begun")}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name and not (fields.get("ensure_weight_tying") and "lm_head" in name):
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    expected = families.torch_logits(wrapped, IDS)
+    wrapped.save_pretrained(directory, **conversion)
+    return expected
+
+
+@pytest.mark.parametrize("name", IN)
+def test_from_peft_to_here_and_out_again(name, base_of, tmp_path):
+    case, changes, fields = IN[name]
+    base = base_of(case, **changes)
+    expected = made_by_peft(base, fields, tmp_path / "theirs")
+    assert np.abs(expected - base.plain()).max() > 100 * TOLERANCE  # the adapter is seen
+    found = read(base, tmp_path / "theirs")
+    found.check_copies(base.params, "theirs")
+    np.testing.assert_allclose(logits(base, found.arrays, found.settings), expected, atol=TOLERANCE)
+    directory = write(base, found.arrays, found.settings, tmp_path / "ours")
+    np.testing.assert_allclose(in_torch(base, directory), expected, atol=TOLERANCE)
+
+
+def test_experts_under_their_older_names(base_of, tmp_path):
+    """transformers 4 had a layer for each expert; peft still loads such adapters."""
+    base, rng, tensors = base_of("mixtral"), np.random.default_rng(0), {}
+    for layer in range(2):
+        for expert in range(4):
+            for name, (fan_out, fan_in) in {"w1": (48, 32), "w2": (32, 48), "w3": (48, 32)}.items():
+                prefix = f"base_model.model.model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}"
+                tensors[f"{prefix}.lora_A.weight"] = 0.3 * rng.standard_normal((3, fan_in), np.float32)
+                tensors[f"{prefix}.lora_B.weight"] = 0.3 * rng.standard_normal((fan_out, 3), np.float32)
+    fields = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6, "bias": "none"}
+    (tmp_path / CONFIG).write_text(json.dumps(fields | {"target_modules": ["w1", "w2", "w3"]}))
+    save_file(tensors, tmp_path / WEIGHTS)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base.torch_model), tmp_path).eval()
+    found = read(base, tmp_path)
+    expected = families.torch_logits(theirs, IDS)
+    np.testing.assert_allclose(logits(base, found.arrays, found.settings), expected, atol=TOLERANCE)
+    assert np.abs(expected - base.plain()).max() > 100 * TOLERANCE
