@@ -53,6 +53,8 @@ def get_config(arg: str = "full") -> ConfigDict:
 
     config.adapter = ConfigDict()
     config.adapter.method = "none" if arg == "full" else "lora"  # or "dora", "pissa"
+    # A PEFT directory to train on from: its adapter has method, ranks, targets, alpha and scaling; empty: none.
+    config.adapter.initial = ""
     config.adapter.rank = 16
     config.adapter.ranks = ()  # other ranks by pattern, the first that matches: ("attention/.*=8",)
     config.adapter.alpha = 32.0

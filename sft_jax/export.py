@@ -43,6 +43,7 @@ def main(_: list[str]) -> None:
     from etils import epath
     from rich.console import Console
 
+    from sft_jax.exports.adapter import export_adapter
     from sft_jax.exports.directory import check_free
     from sft_jax.exports.model import export_model
     from sft_jax.exports.subject import check_format, open_subject
@@ -57,16 +58,12 @@ def main(_: list[str]) -> None:
     check_format(subject, _FORMAT.value)
     mesh = inference_mesh()
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
-        exported = export_model(
-            subject,
-            out,
-            mesh,
-            _DTYPE.value,
-            progress,
-            max_shard_bytes=int(_SHARD.value * 1e9),
-            max_drift=_MAX_DRIFT.value,
-            force=_FORCE.value,
-        )
+        arguments = (subject, out, mesh, _DTYPE.value, progress)
+        settings = {"max_drift": _MAX_DRIFT.value, "force": _FORCE.value}
+        if _FORMAT.value == "peft":
+            exported = export_adapter(*arguments, **settings)
+        else:
+            exported = export_model(*arguments, max_shard_bytes=int(_SHARD.value * 1e9), **settings)
     console.print(summary_table(subject.name, exported))
     console.print(f"Exported: {out}")
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +93,13 @@ def check_weights(
         progress(expected.nbytes)
 
 
-def check_files(directory: epath.Path, golden: Golden) -> None:
+def check_files(directory: epath.Path, golden: Golden, configs: Sequence[str] = (CONFIG, GENERATION_CONFIG)) -> None:
     """Loads tokenizer and configs back as others do: the golden text has the same ids, and answers end.
+
+    Args:
+        directory: what was written.
+        golden: the golden conversation.
+        configs: files that say what ends an answer.
 
     Raises:
         ExportError: ids or stop ids differ.
@@ -114,7 +119,7 @@ def check_files(directory: epath.Path, golden: Golden) -> None:
             f"{directory}: AutoTokenizer makes another text or other ids of the golden conversation: {text!r}, {ids}; "
             f"trained with were {golden.text!r}, {golden.ids.tolist()}"
         )
-    for name in (CONFIG, GENERATION_CONFIG):
+    for name in configs:
         found = read_json(directory / name).get("eos_token_id")
         stops = {found} if isinstance(found, int) else set(found or ())
         if not stops >= set(golden.stop_ids):

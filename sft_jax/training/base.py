@@ -1,6 +1,7 @@
 """What a run starts from, and what a result is applied to: a pretrained checkpoint, or the result of an earlier run.
 
-`runs/mine`, `runs/mine:best` and `runs/mine:<step>` name results of runs; every other name is a source of a pretrained
+`runs/mine`, `runs/mine:best` and `runs/mine:<step>` name results of runs, a PEFT directory its adapter merged into the
+base model that it names; every other name is a source of a pretrained
 checkpoint (`sft_jax.sources`).
 """
 
@@ -18,17 +19,20 @@ from etils import epath
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, LayerLayout
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import decoder_config, load_params, placed_quantized
+from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.sources import load_tokenizer, open_checkpoint
+from sft_jax.sources.peft import is_peft_directory, open_peft_adapter
 from sft_jax.training.adapting import adapter_spec
 from sft_jax.training.averages import for_use, parts_of
 from sft_jax.training.checkpoints import CONSTANTS, DIRECTORY, Checkpoints
 from sft_jax.training.freezing import saved_shapes, trained_predicate, trains_all_weights
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import abstract_like, placement, shardings_of
-from sft_jax.training.state import merge, merge_adapters, split, variables
+from sft_jax.training.state import merge, merge_adapters, scaled_adapters, split, variables
 from sft_jax.training.vocabulary import add_new_tokens, grown, resized
 from sft_jax.training.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
 
@@ -146,12 +150,10 @@ class FinishedRun:
         self, layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none", weights: str = "trained"
     ) -> Tree:
         """The parameters, with adapters merged into them; `weights` as in `trained`."""
-        merged = self.variables(layout, mesh, weights)
+        tree = self.variables(layout, mesh, weights)
         if self.adapter is not None:
-            merge = lambda tree: merge_adapters(tree, self.adapter.method, self.adapter.first_new_row)
-            shardings = shardings_of({"params": jax.eval_shape(merge, merged)}, mesh)["params"]
-            merged = {"params": jax.jit(merge, out_shardings=shardings)(merged)}
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), merged["params"])
+            return _merged(tree, self.adapter, dtype, mesh, quantized)
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), tree["params"])
         return placed_quantized(cast, quantized, placement(mesh))
 
 
@@ -174,6 +176,8 @@ def open_base(source: str, revision: str | None = None) -> Base:
             revision=None,
             params=run.params,
         )
+    if is_peft_directory(source):
+        return _merged_base(source, revision)
     checkpoint = open_checkpoint(source, revision)
     decoder = decoder_config(checkpoint)
 
@@ -211,6 +215,36 @@ def base_of(config: ml_collections.ConfigDict) -> Base:
     return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_rows=rows)
 
 
+def _merged_base(source: str, revision: str | None) -> Base:
+    """A PEFT adapter, merged into the base model that it names."""
+    adapter = open_peft_adapter(source)
+    if revision or not adapter.base:
+        wrong = f"a revision ({revision}) is for hub names" if revision else "it names no base_model_name_or_path"
+        raise ValueError(f"{source} is a PEFT adapter, and {wrong}: see its adapter_config.json")
+    base = open_base(adapter.base, adapter.revision)
+    loaded = load_peft_adapter(adapter, base.hf_config, base.decoder)
+
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+        tree = {"params": base.params(layout, "float32", mesh)}
+        loaded.check_copies(tree["params"], source)
+        hyper = {name: jnp.float32(value) for name, value in loaded.settings.hyper().items()}
+        tree[adapters.COLLECTION] = scaled_adapters(jax.tree.map(jnp.asarray, loaded.in_layout(layout)), hyper)
+        return _merged(tree, AdapterSpec(loaded.settings.method), dtype, mesh, quantized)
+
+    fingerprint = hashlib.sha256(f"{base.fingerprint} {adapter.fingerprint}".encode()).hexdigest()
+    return dataclasses.replace(
+        base, name=source, location=adapter.location, fingerprint=fingerprint, revision=None, params=params
+    )
+
+
+def _merged(tree: Tree, adapter: AdapterSpec, dtype: str, mesh: Mesh, quantized: str) -> Tree:
+    """Parameters with the adapters beside them merged into them."""
+    merge = lambda tree: merge_adapters(tree, adapter.method, adapter.first_new_row)
+    shardings = shardings_of({"params": jax.eval_shape(merge, tree)}, mesh)["params"]
+    params = jax.jit(merge, out_shardings=shardings)(tree)
+    return placed_quantized(jax.tree.map(lambda leaf: leaf.astype(dtype), params), quantized, placement(mesh))
+
+
 def open_run(source: str) -> FinishedRun | None:
     """The checkpoint of a run that `source` names; None where it names no run directory.
 
@@ -246,6 +280,9 @@ def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:
 def load_base_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to `source`, with the new tokens and the chat template of a run there."""
     run = open_run(source)
+    if run is None and is_peft_directory(source) and not (epath.Path(source) / "tokenizer_config.json").exists():
+        adapter = open_peft_adapter(source)
+        return load_base_tokenizer(adapter.base, adapter.revision)
     if run is None:
         return load_tokenizer(source, revision)
     tokenizer = load_base_tokenizer(run.config.model.source, run.config.model.revision or None)

@@ -26,6 +26,7 @@ from sft_jax.training.checks import check_config
 from sft_jax.training.durations import in_steps
 from sft_jax.training.freezing import check_trained
 from sft_jax.training.held_out import Samples, held_out_metrics
+from sft_jax.training.initial_adapter import open_initial_adapter
 from sft_jax.training.interrupt import StopRequest
 from sft_jax.training.metric_log import FILE, MetricLog, read_metrics
 from sft_jax.training.optimizer import hyperparameters
@@ -96,6 +97,9 @@ def run(
     check_config(config)
     mesh = make_mesh(config.mesh)
     settings = step_settings(config, mesh)
+    base = base_of(config)
+    initial = open_initial_adapter(config, base)
+    config = config if initial is None else initial.in_config(config)
     workdirs.check_config_there(workdir, config)
 
     # Data, model, state.
@@ -105,8 +109,9 @@ def run(
     total_steps = in_steps(config.duration, "duration", data.plan)
     warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
     hyper = hyperparameters(config, warmup, total_steps)
-    base = base_of(config)
     fingerprints = data.fingerprints() | {"model": base.fingerprint}
+    if initial is not None:
+        fingerprints["adapter"] = initial.fingerprint
     workdirs.check_inputs(workdir, fingerprints)
     model = make_model(config, base.decoder, base.new_rows)
     check_sizes(model.config, data.rows, data.held_out)
@@ -124,7 +129,7 @@ def run(
             return RunResult(done, total_steps, _last_evaluation(workdir))
         origin = {"name": base.name, "location": base.location, "revision": base.revision}
         workdirs.record_environment(workdir, fingerprints, origin)
-        state = init_state(config, base, model, mesh, hyper)
+        state = init_state(config, base, model, mesh, hyper, initial)
         plan = _Run(
             config=config,
             mesh=mesh,

@@ -25,6 +25,7 @@ from sft_jax.objectives import Settings, get_objective
 from sft_jax.training.adapting import adapter_spec, has_adapters, init_beside
 from sft_jax.training.base import Base, load_base_tokenizer
 from sft_jax.training.freezing import trained_predicate, trains_all_weights
+from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
 from sft_jax.training.sharding import data_shards, shardings_of
 from sft_jax.training.state import TrainState, split
@@ -246,17 +247,21 @@ def init_state(
     model: Decoder,
     mesh: Mesh,
     hyper: dict[str, jax.Array],
+    initial: InitialAdapter | None = None,
 ) -> TrainState:
     """The state at step 0, every array on its devices.
 
-    Pretrained weights are read on the host, then placed; adapters and moments are made where they live.
+    Pretrained weights are read on the host, then placed, and so is an adapter to begin with; fresh adapters and moments
+    are made where they live.
     """
     layout = model.execution.layer_layout
     adapted = has_adapters(config)
     # Weights of which some are trained are read in the dtype of trained ones.
     dtype = config.precision.frozen if adapted else config.precision.params
     tree = {"params": base.params(layout, dtype, mesh, config.precision.quantized)}
-    if adapted:
+    if initial is not None:
+        tree[adapters.COLLECTION] = initial.placed(tree["params"], layout, mesh)
+    elif adapted:
 
         def make(params: Tree) -> Tree:
             kernels = to_layout(dequantized_tree(params), "scan")

@@ -76,15 +76,19 @@ def variables(trained: Tree, frozen: Tree, hyper: dict[str, Array]) -> Tree:
     tree = merge(trained, frozen)
     if adapters.COLLECTION not in tree:
         return tree
-    flat = flatten_dict(tree[adapters.COLLECTION])
-    added = {}
+    return {**tree, adapters.COLLECTION: scaled_adapters(tree[adapters.COLLECTION], hyper)}
+
+
+def scaled_adapters(arrays: Tree, hyper: dict[str, Array]) -> Tree:
+    """Adapters with their scale and dropout, which `hyper` has, beside their arrays."""
+    flat, added = flatten_dict(arrays), {}
     for path, leaf in flat.items():
         if path[-1] == "a":
             stack = leaf.shape[:1] if path[0] == "layers" else ()
             scale = adapter_scale(hyper, leaf.shape[-1])
             added[(*path[:-1], "scale")] = jnp.broadcast_to(scale, stack)
             added[(*path[:-1], "dropout")] = jnp.broadcast_to(hyper["adapter_dropout"], stack)
-    return {**tree, adapters.COLLECTION: unflatten_dict({**flat, **added})}
+    return unflatten_dict({**flat, **added})
 
 
 def adapter_scale(hyper: dict[str, Array], rank: int) -> Float[Array, ""]:

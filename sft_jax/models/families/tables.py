@@ -391,6 +391,7 @@ class TensorRule:
         equal_to: an ignored duplicate must equal this other tensor.
         required: False for a tensor that a checkpoint may leave out.
         part: (number, count) where `count` such tensors, along a new leading axis, make the parameter.
+        turned: a layer's weight that is stored as [in, out], where others are [out, in].
     """
 
     source: str
@@ -402,6 +403,7 @@ class TensorRule:
     equal_to: str = ""
     required: bool = True
     part: tuple[int, int] | None = None
+    turned: bool = False
 
     def read(self, stored: np.ndarray) -> np.ndarray:
         """Our parameter, or a piece of it, of an array of `shape`."""
@@ -443,7 +445,7 @@ def fused_linear(
         part = functools.partial(_part, start=start, size=size)
         kernel = functools.partial(_kernel_part, start=start, size=size, turned=turned)
         shape = (fan_in, total) if turned else (total, fan_in)
-        rules.append(TensorRule(f"{source}.weight", f"{path}/kernel", shape, kernel))
+        rules.append(TensorRule(f"{source}.weight", f"{path}/kernel", shape, kernel, turned=turned))
         if bias:
             rules.append(TensorRule(f"{source}.bias", f"{path}/bias", (total,), part))
         start += size

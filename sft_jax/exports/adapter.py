@@ -1,0 +1,158 @@
+"""The adapter of a run as a PEFT directory, which `peft` loads beside the base model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from sft_jax.exports import hf_files
+from sft_jax.exports.directory import GOLDEN, ExportError, filled
+from sft_jax.exports.golden import Golden, golden_logits, golden_of
+from sft_jax.exports.model import TOLERANCES, Exported, Logits, ProgressFor
+from sft_jax.exports.model_card import model_card
+from sft_jax.exports.proof import Drift, check_drift, check_files, drift
+from sft_jax.exports.subject import Subject, source_directory
+from sft_jax.models import adapters
+from sft_jax.models.config import AdapterSpec, Execution
+from sft_jax.models.decoder import Decoder
+from sft_jax.models.peft_adapters import peft_adapter, settings_of
+from sft_jax.models.peft_loading import load_peft_adapter
+from sft_jax.sources.locate import SHORT_NAMES
+from sft_jax.sources.peft import CONFIG, PREFIX, WEIGHTS, is_peft_directory, open_peft_adapter
+from sft_jax.sources.safetensors_writer import PendingTensor, write_safetensors
+from sft_jax.training.base import open_run
+from sft_jax.training.state import scaled_adapters
+
+Tree = Any
+_OF_ADAPTERS = ("a", "b", "magnitude", "constant_a", "constant_b")
+
+
+def export_adapter(
+    subject: Subject,
+    out: epath.Path,
+    mesh: Mesh,
+    dtype: str,
+    progress: ProgressFor,
+    max_drift: float | None = None,
+    force: bool = False,
+) -> Exported:
+    """Writes and proves a PEFT directory; nothing is there under its name before it is proven.
+
+    Args:
+        subject: a run that trained an adapter.
+        out: the directory.
+        mesh: where the parameters are meanwhile.
+        dtype: of the adapter: float32, bfloat16 or float16; `source` is float32.
+        progress: shows how far it is.
+        max_drift: tolerance of the logits in standard deviations; by default that of the dtype in TOLERANCES.
+        force: replace an earlier export.
+
+    Raises:
+        ExportError: there is no adapter, `peft` has no words for it, the directory is taken, or the proof fails.
+    """
+    if subject.run is None or subject.adapter is None:
+        raise ExportError(f"{subject.name} has no adapter; give --format=hf")
+    dtype = "float32" if dtype == "source" else dtype
+    golden, settings = golden_of(subject.tokenizer), settings_of(subject.run.config.adapter)
+    name, revision = _base(subject)
+    with filled(out, force) as staging:
+        variables = subject.variables(mesh)
+        before = _logits(subject, variables, subject.adapter, golden)
+        try:
+            fields, tensors = peft_adapter(
+                _arrays(variables), settings, subject.base.hf_config, subject.decoder, name, revision, dtype
+            )
+        except ValueError as error:
+            raise ExportError(f"{subject.name}: {error}") from error
+        hf_files.write_json(staging / CONFIG, fields)
+        _write(staging / WEIGHTS, tensors, progress)
+        hf_files.write_tokenizer(staging, subject.tokenizer, source_directory(subject))
+        _check_tensors(staging, tensors)
+        after = _logits(subject, *_reread(staging, subject, variables["params"]), golden)
+        measured = drift(before, after)
+        check_drift(measured, TOLERANCES[dtype] if max_drift is None else max_drift, f"storing the adapter in {dtype}")
+        hf_files.write_json(staging / GOLDEN, golden.as_dict(after))
+        (staging / "README.md").write_text(model_card(subject, golden, "adapter", _notes(subject, dtype, measured)))
+        check_files(staging, golden, configs=())
+        files = {file.name: file.stat().length for file in sorted(staging.iterdir())}
+    parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
+    return Exported(files, parameters, dtype, measured, golden)
+
+
+def _base(subject: Subject) -> tuple[str, str | None]:
+    """(name, revision) of the base model as `peft` asks for it."""
+    name = subject.base.name
+    if name in SHORT_NAMES:
+        return SHORT_NAMES[name].repository, None
+    return name, subject.base.revision
+
+
+def _arrays(variables: Tree) -> Tree:
+    """The adapters without their scale and dropout."""
+    flat = flatten_dict(variables[adapters.COLLECTION])
+    return unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1] in _OF_ADAPTERS})
+
+
+def _write(path: epath.Path, tensors: dict[str, PendingTensor], progress: ProgressFor) -> None:
+    total, done = sum(tensor.num_bytes for tensor in tensors.values()), 0
+    report = progress("writing, kB", -(-total // 1000))
+
+    def written(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        report(-(-done // 1000), -(-total // 1000))
+
+    write_safetensors(path, tensors, written)
+
+
+def _check_tensors(directory: epath.Path, tensors: dict[str, PendingTensor]) -> None:
+    """Reads the directory back, and compares each tensor with what was to be written, bit for bit."""
+    found = open_peft_adapter(directory).tensors
+    if {PREFIX + name for name in found} != tensors.keys():
+        raise ExportError(f"{directory}: the tensors that are read back are not those that were written")
+    for name, entry in found.items():
+        expected = tensors[PREFIX + name].make()
+        if not np.array_equal(entry.load(), expected, equal_nan=True):
+            raise ExportError(f"{directory}: {name} reads back as other numbers than were written")
+        if not np.isfinite(expected.astype(np.float32)).all():
+            raise ExportError(
+                f"{name} has numbers that are not finite as {entry.dtype}; export another checkpoint, or in "
+                "--dtype=float32"
+            )
+
+
+def _reread(directory: epath.Path, subject: Subject, params: Tree) -> tuple[Tree, AdapterSpec]:
+    """(variables, adapter) of the directory beside the base's parameters."""
+    loaded = load_peft_adapter(open_peft_adapter(directory), subject.base.hf_config, subject.decoder)
+    hyper = {name: jnp.float32(value) for name, value in loaded.settings.hyper().items()}
+    arrays = jax.tree.map(jnp.asarray, loaded.in_layout("unrolled"))
+    return {"params": params, adapters.COLLECTION: scaled_adapters(arrays, hyper)}, AdapterSpec(loaded.settings.method)
+
+
+def _logits(subject: Subject, variables: Tree, adapter: AdapterSpec, golden: Golden) -> Logits:
+    model = Decoder(subject.decoder, Execution(product_dtype="float32", layer_layout="unrolled"), adapter)
+    return golden_logits(model, variables, golden)
+
+
+def _notes(subject: Subject, dtype: str, measured: Drift) -> list[str]:
+    notes = [f"A {subject.adapter.method} adapter in {dtype}, in the form of the peft library."]
+    if subject.adapter.method == "pissa":
+        notes.append("PiSSA is written as a LoRA of twice the rank beside the unchanged base model.")
+    if subject.run.config.precision.quantized != "none":
+        notes.append(f"It was trained beside weights in few bits ({subject.run.config.precision.quantized}).")
+    base = subject.base
+    if open_run(base.name) is not None or is_peft_directory(base.name) or not epath.Path(base.location).is_dir():
+        notes.append(
+            "Its base is no Hugging Face directory: give peft the same weights as one (`--format=hf` of "
+            "`sft_jax.export` makes it)."
+        )
+    return [
+        *notes,
+        f"Logits along the golden conversation, before and after: at most {measured.logits:.3g} apart "
+        f"({measured.relative:.3g} of their standard deviation); same likeliest token at {measured.same_choice:.1%} of "
+        "positions.",
+    ]

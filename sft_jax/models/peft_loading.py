@@ -1,0 +1,285 @@
+"""From a PEFT adapter directory to our adapters; `peft_adapters` is the way out.
+
+What `peft` has beside a stored layer that is several weights here becomes an adapter of each of them: A is shared out
+to all, of B each gets its outputs. Where the columns of B each belong to one of the weights, as `peft_adapters` writes
+them, a weight gets its own alone, and what was written is what is read.
+
+A rank there is the rank here. Where our layers are one array and theirs differ, the smaller are filled up with zeros in
+A and in B, and so are layers without an adapter: their gradients are zero, so that they stay what they were.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sft_jax.models.config import DecoderConfig, LayerLayout
+from sft_jax.models.families.tables import TensorRule
+from sft_jax.models.layouts import to_layout
+from sft_jax.models.loading import place_of
+from sft_jax.models.peft_adapters import AdapterSettings
+from sft_jax.models.peft_modules import HEAD, PeftModule, older_modules, peft_modules
+from sft_jax.sources.peft import PeftAdapter
+from sft_jax.sources.tensors import TensorEntry
+
+Tree = Any
+_TENSOR = re.compile(
+    r"(?P<module>.+)\.(?:lora_(?P<array>[AB])\.weight|lora_embedding_(?P<looked_up>[AB])"
+    r"|lora_(?P<magnitude>magnitude_vector)(?:\.weight)?)"
+)
+_COPY = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter as it is trained and applied here.
+
+    Attributes:
+        settings: method, alpha, scaling; the dropout that it was trained with.
+        arrays: float32 NumPy arrays `a` [in, rank], `b` [rank, out], and `magnitude` [out] of DoRA, at the paths of
+            their weights, layers stacked.
+        copies: path -> entry of copies of the base model's weights that the directory holds.
+    """
+
+    settings: AdapterSettings
+    arrays: Tree
+    copies: Mapping[str, TensorEntry]
+
+    def in_layout(self, layout: LayerLayout) -> Tree:
+        """The arrays in a layer layout."""
+        return to_layout(self.arrays, layout)
+
+    def ranks(self) -> dict[str, int]:
+        """Name of the weight (`attention/query`, `embedding`) -> rank."""
+        flat = flatten_dict(self.arrays, sep="/")
+        return {p.removeprefix("layers/")[:-2]: leaf.shape[-1] for p, leaf in flat.items() if p.endswith("/a")}
+
+    def check_copies(self, params: Tree, location: str) -> None:
+        """Checks that weights which the directory brings are those of the base model.
+
+        Raises:
+            ValueError: they are others, trained or of another size; names them.
+        """
+        for path, entry in self.copies.items():
+            ours = np.asarray(jax.device_get(params[path])).astype(np.float32)
+            theirs = entry.load().astype(np.float32)
+            theirs = theirs.T if path == "head" else theirs
+            if ours.shape != theirs.shape or not np.array_equal(ours.astype(entry.dtype).astype(np.float32), theirs):
+                raise ValueError(
+                    f"{location} brings its own {path} {list(theirs.shape)}, which is not the base model's "
+                    f"{list(ours.shape)}: weights trained beside an adapter are not implemented. Merge it with peft "
+                    "(`merge_and_unload`), and give the merged model."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """The tensors of one module."""
+
+    module: PeftModule
+    a: TensorEntry
+    b: TensorEntry
+    magnitude: TensorEntry | None
+    rank: int
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """An adapter of one weight, of one layer and expert."""
+
+    a: np.ndarray
+    b: np.ndarray
+    magnitude: np.ndarray | None
+    scale: float
+
+
+def load_peft_adapter(adapter: PeftAdapter, hf_config: dict, config: DecoderConfig) -> LoadedAdapter:
+    """Reads the tensors of an adapter directory.
+
+    Args:
+        adapter: what was opened.
+        hf_config: of the base model; names the family.
+        config: the decoder it adapts.
+
+    Raises:
+        ValueError: a tensor that is missing, has no place in this model, or has another shape than the config says; a
+            tied embedding without its head; DoRA that leaves out layers. All such tensors are named at once.
+    """
+    settings = AdapterSettings("dora" if adapter.dora else "lora", adapter.alpha, adapter.rslora, adapter.dropout)
+    found, copies, problems = _modules_of(adapter, hf_config, config)
+    problems += _tied_problems(adapter, found, config)
+    _raise(adapter, problems)
+    if config.tie_embeddings:
+        found = [one for one in found if one.module.module != HEAD]
+    pieces: dict[str, dict[tuple[int, ...], _Piece]] = {}
+    counts: dict[str, tuple[int, ...]] = {}
+    for one in found:
+        for rule, piece in _pieces(one):
+            path, place = place_of(rule, "scan", config.num_layers)
+            pieces.setdefault(path.removesuffix("/kernel"), {})[tuple(number for number, _ in place)] = piece
+            counts[path.removesuffix("/kernel")] = tuple(count for _, count in place)
+    if adapter.dora:
+        _raise(
+            adapter,
+            [
+                f"{path} has DoRA in {len(there)} of {int(np.prod(counts[path]))} layers; expected all of them: the "
+                "magnitudes of the others would be trained too"
+                for path, there in pieces.items()
+                if len(there) != np.prod(counts[path])
+            ],
+        )
+    flat = {}
+    for path, there in pieces.items():
+        flat |= {f"{path}/{name}": array for name, array in _stacked(there, counts[path], settings).items()}
+    return LoadedAdapter(settings, unflatten_dict(flat, sep="/"), copies)
+
+
+def _raise(adapter: PeftAdapter, problems: list[str]) -> None:
+    if problems:
+        more = [f"… and {len(problems) - 20} more"] if len(problems) > 20 else []
+        listed = "\n  ".join([*problems[:20], *more])
+        raise ValueError(f"{adapter.location} does not fit the base model:\n  {listed}")
+
+
+def _modules_of(
+    adapter: PeftAdapter, hf_config: dict, config: DecoderConfig
+) -> tuple[list[_Found], dict[str, TensorEntry], list[str]]:
+    """(modules with their tensors, copies of weights by our path, what is wrong)."""
+    modules = peft_modules(hf_config, config)
+    adapted = {module.name for module in modules if module.parameter and adapter.targets_parameter(module.name)}
+    by_prefix = {module.module: module for module in older_modules(hf_config, config)}
+    for module in modules:
+        if not module.parameter or module.name in adapted:
+            by_prefix[module.tensors(adapted)] = module
+    if config.tie_embeddings:
+        embedding = next(module for module in modules if module.embedding)
+        by_prefix[HEAD] = PeftModule(HEAD, "", (), embedding.fan_out, embedding.fan_in)
+    grouped: dict[str, dict[str, TensorEntry]] = collections.defaultdict(dict)
+    copies, problems = {}, []
+    for name, entry in adapter.tensors.items():
+        match, copy = _TENSOR.fullmatch(name), _COPY.fullmatch(name)
+        if match and match["module"] in by_prefix:
+            module = by_prefix[match["module"]]
+            if bool(match["looked_up"]) > module.embedding or (bool(match["array"]) and module.embedding):
+                problems.append(f"{name}: expected tensors of {'an embedding' if module.embedding else 'a layer'}")
+            grouped[match["module"]][match["array"] or match["looked_up"] or "M"] = entry
+        elif copy and copy["module"] in by_prefix and by_prefix[copy["module"]].name in (HEAD, _embedding(modules)):
+            path = "embedding" if copy["module"] != HEAD or config.tie_embeddings else "head"
+            copies[path] = entry
+        else:
+            problems.append(f"{name} has no place in this model ({hf_config.get('model_type')})")
+    found = []
+    for prefix, entries in grouped.items():
+        one, wrong = _found(adapter, by_prefix[prefix], prefix, entries)
+        problems += wrong
+        found += [one] if one else []
+    return found, copies, problems
+
+
+def _embedding(modules: list[PeftModule]) -> str:
+    return next((module.name for module in modules if module.embedding), "")
+
+
+def _found(
+    adapter: PeftAdapter, module: PeftModule, prefix: str, entries: dict[str, TensorEntry]
+) -> tuple[_Found | None, list[str]]:
+    rank = adapter.rank_of(module.name)
+    inner = rank * max(1, module.num_experts)
+    expected = {"A": (inner, module.fan_in), "B": (module.fan_out, inner)}
+    if adapter.dora:
+        expected["M"] = (module.fan_out,)
+    words = {"A": "lora_A", "B": "lora_B", "M": "lora_magnitude_vector"}
+    problems = [f"{prefix}.{words[name]} is missing" for name in expected if name not in entries]
+    for name, entry in entries.items():
+        if name not in expected:
+            problems.append(f"{prefix}.{words[name]} is there, and adapter_config.json has use_dora=false")
+        elif tuple(entry.shape) != expected[name]:
+            problems.append(
+                f"{prefix}.{words[name]} has shape {tuple(entry.shape)}; expected {expected[name]} (rank {rank})"
+            )
+        elif entry.dtype.kind in "iub":
+            problems.append(f"{prefix}.{words[name]} holds {entry.dtype}; expected floating-point numbers")
+    if problems:
+        return None, problems
+    return _Found(module, entries["A"], entries["B"], entries.get("M"), rank, adapter.scale_of(module.name)), []
+
+
+def _tied_problems(adapter: PeftAdapter, found: list[_Found], config: DecoderConfig) -> list[str]:
+    """Where embedding and head are one weight, so must their adapters be."""
+    there = {"embedding" if one.module.embedding else one.module.module: one for one in found}
+    if not config.tie_embeddings or not {"embedding", HEAD} & there.keys():
+        return []
+    if there.keys() >= {"embedding", HEAD}:
+        embedding, head = there["embedding"], there[HEAD]
+        same = (
+            embedding.scale == head.scale
+            and np.array_equal(embedding.a.load(), head.b.load().T)
+            and np.array_equal(embedding.b.load(), head.a.load().T)
+        )
+        if same and not adapter.dora:
+            return []
+        return ["embedding and head are one weight in the base model, and have different adapters here"]
+    if "embedding" in there and adapter.ties and not adapter.dora:
+        return []  # peft makes the head's of it
+    alone = "embedding" if "embedding" in there else "head"
+    return [
+        f"embedding and head are one weight in the base model, and the {alone} alone has an adapter: expected "
+        "ensure_weight_tying=true in adapter_config.json"
+    ]
+
+
+def _pieces(one: _Found) -> list[tuple[TensorRule, _Piece]]:
+    """The adapter of each of our weights."""
+    module, experts = one.module, max(1, one.module.num_experts)
+    a = one.a.load().astype(np.float32).reshape(experts, one.rank, module.fan_in)
+    b = one.b.load().astype(np.float32).reshape(module.fan_out, one.rank, experts)
+    magnitude = None if one.magnitude is None else one.magnitude.load().astype(np.float32)
+    found = []
+    for expert in range(experts):
+        rules = [rule for rule in module.rules if not module.num_experts or rule.part[0] == expert]
+        parts = {rule: np.ascontiguousarray(module.part_of(rule, b[:, :, expert])) for rule in rules}
+        for rule, columns in _own_columns(parts).items():
+            if not columns.any():
+                continue
+            norms = None if magnitude is None else module.part_of(rule, magnitude[:, None])[0].copy()
+            piece = _Piece(a[expert][columns].T, parts[rule][columns], norms, one.scale)
+            found.append((rule, piece))
+    return found
+
+
+def _own_columns(parts: dict[TensorRule, np.ndarray]) -> dict[TensorRule, np.ndarray]:
+    """Which of the ranks each weight has: its own, where each rank belongs to one weight; else all of them."""
+    used = {rule: (part != 0).any(-1) for rule, part in parts.items()}
+    owners = np.sum(list(used.values()), axis=0)
+    if len(parts) > 1 and (owners == 1).all():
+        return used
+    return {rule: np.ones_like(mask) for rule, mask in used.items()}
+
+
+def _stacked(
+    pieces: dict[tuple[int, ...], _Piece], counts: tuple[int, ...], settings: AdapterSettings
+) -> dict[str, np.ndarray]:
+    """All layers and experts of a weight as one array each; zeros where there is no adapter."""
+    rank = max(piece.a.shape[-1] for piece in pieces.values())
+    some = next(iter(pieces.values()))
+    a = np.zeros((*counts, some.a.shape[0], rank), np.float32)
+    b = np.zeros((*counts, rank, some.b.shape[1]), np.float32)
+    scale = settings.alpha / rank**settings.power
+    for index, piece in pieces.items():
+        own = piece.a.shape[-1]
+        a[index][:, :own] = piece.a
+        factor = piece.scale / scale
+        close = abs(factor - 1) < 1e-12
+        b[index][:own] = piece.b if close else piece.b * np.float32(factor)
+    if some.magnitude is None:
+        return {"a": a, "b": b}
+    magnitude = np.zeros((*counts, some.b.shape[1]), np.float32)
+    for index, piece in pieces.items():
+        magnitude[index] = piece.magnitude
+    return {"a": a, "b": b, "magnitude": magnitude}

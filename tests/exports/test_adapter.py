@@ -1,0 +1,78 @@
+"""The adapter of a run, exported: what is in the directory, that `peft` loads it, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from etils import epath
+
+from sft_jax.exports.adapter import export_adapter
+from sft_jax.exports.directory import ExportError
+from sft_jax.exports.subject import open_subject
+from sft_jax.training import run
+from sft_jax.training.restore import load_for_inference
+from sft_jax.training.sharding import inference_mesh
+from tests import tiny
+from tests.models import reference
+
+QUIET = {"evaluation.every": "0 steps", "checkpoint.best_metric": ""}
+
+
+def silent(title, total):
+    return lambda done, in_all: None
+
+
+def trained(tmp_path, **settings):
+    """A run directory with an adapter of every projection after two steps."""
+    run(tiny.config(tmp_path, "lora", duration="2 steps", **QUIET, **settings), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def export(directory, out, **settings):
+    mesh = inference_mesh()
+    with jax.set_mesh(mesh):
+        return export_adapter(open_subject(str(directory)), epath.Path(out), mesh, "source", silent, **settings)
+
+
+@pytest.mark.parametrize("method", ["pissa", "dora"])
+def test_an_exported_adapter_is_the_same_in_peft(method, tmp_path):
+    directory, out = trained(tmp_path, **{"adapter.method": method}), tmp_path / "out"
+    exported = export(directory, out)
+    assert exported.dtype == "float32"
+    assert exported.drift.logits < 1e-4
+    assert set(exported.files) >= {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "golden.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    said = json.loads((out / "adapter_config.json").read_text())
+    assert said["base_model_name_or_path"] == str(tmp_path / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(said["base_model_name_or_path"])
+    wrapped = peft.PeftModel.from_pretrained(model, out).eval()
+    ids = np.asarray([json.loads((out / "golden.json").read_text())["ids"]])
+    with torch.no_grad():
+        theirs = wrapped(input_ids=torch.from_numpy(ids)).logits.numpy()
+    mesh = inference_mesh()
+    with jax.set_mesh(mesh):
+        loaded = load_for_inference(str(directory), mesh, "float32")
+        ours = np.asarray(reference.jit(loaded.model.apply)(loaded.variables, ids))
+    np.testing.assert_allclose(theirs, ours, atol=1e-4)
+    last = torch.log_softmax(torch.from_numpy(theirs[0, -1]), -1)
+    for token in json.loads((out / "golden.json").read_text())["next_tokens"]:
+        assert abs(float(last[token["id"]]) - token["log_probability"]) < 1e-4
+    assert "PeftModel.from_pretrained" in (out / "README.md").read_text()
+
+
+def test_what_is_refused_leaves_nothing(tmp_path):
+    tiny.write_checkpoint(tmp_path / "model")
+    mesh = inference_mesh()
+    with pytest.raises(ExportError, match="has no adapter; give --format=hf"):
+        export_adapter(open_subject(str(tmp_path / "model")), epath.Path(tmp_path / "out"), mesh, "source", silent)
+    assert not (tmp_path / "out").exists()
