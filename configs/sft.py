@@ -23,6 +23,9 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.model.source = "smollm2-135m-instruct"  # directory, .gguf file, hub name, short name, run
     config.model.revision = ""  # of a hub name: branch, tag or commit
     config.model.chat_template = ""  # file with a Jinja template; empty: the checkpoint's own
+    # Special tokens to add: ("<|tool|>", "<|end|>"). Their rows of embedding and head begin at the mean of the others;
+    # all weights are trained, or under config.adapter.new_rows only those rows.
+    config.model.new_tokens = ()
 
     config.data = ConfigDict()
     config.data.train = ""  # JSONL of `messages`, or of `prompt` and `completion`
@@ -58,6 +61,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.adapter.scaling = "rank"  # the update is scaled by alpha / rank; "sqrt_rank": by alpha / sqrt(rank), rsLoRA
     config.adapter.dropout = 0.0
     config.adapter.targets = ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)")
+    # Rows of config.model.new_tokens are trained beside the adapter; with method "none" they alone, all else frozen.
+    config.adapter.new_rows = False
 
     config.trained = ConfigDict()  # of the weights; under adapters all of them are frozen
     # Patterns; () for all. Biases: (".*/bias",); norms: (".*norm/scale", ".*norm/bias"); no embedding: ("layers/.*",).

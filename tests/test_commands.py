@@ -29,6 +29,13 @@ TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
         (("sft_jax.train", "--config=configs/sft.py:lorra", "--workdir=never_made"), "give ':full' or ':lora'"),
         (("sft_jax.train", "--config=configs/none.py", "--workdir=never_made"), "configs/none.py"),
         (("sft_jax.evaluate", "--model=m", "--data=d", "--out=o", "--scorer=best"), "exact_match|json_extraction"),
+        (
+            ("sft_jax.export", "--checkpoint=runs/none", "--out=never_made"),
+            "'runs/none' is not a local file or directory",
+        ),
+        (("sft_jax.export", "--checkpoint=m", "--out=never_made", "--format=onnx"), "hf|merged|peft"),
+        (("sft_jax.export", "--checkpoint=m", "--out=tests"), "--out=tests exists; give another directory, or --force"),
+        (("sft_jax.export", "--checkpoint=m", "--out=tests", "--force"), "--force does not replace it"),
     ],
 )
 def test_a_mistake_is_one_message(arguments, message):

@@ -93,7 +93,7 @@ def export_model(
         del variables, weights
         after = reread_logits(staging, mesh, golden)
         measured = drift(before, after)
-        merged = "" if subject.adapter is None else "merging the adapter and "
+        merged = "" if subject.adapter is None else "merging what was trained beside the weights and "
         check_drift(
             measured, TOLERANCES[dtype] if max_drift is None else max_drift, f"{merged}storing the weights in {dtype}"
         )
@@ -177,7 +177,7 @@ def _megabytes(num_bytes: int) -> int:
 
 
 def _notes(subject: Subject, dtype: str, measured: Drift) -> list[str]:
-    merged = [] if subject.adapter is None else [f"The {subject.adapter.method} adapter is merged in float32."]
+    merged = [] if subject.adapter is None else [f"Merged in float32: {subject.adapter}."]
     return [
         *merged,
         f"Weights in {dtype}.",

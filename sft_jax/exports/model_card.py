@@ -38,7 +38,7 @@ def _front_matter(subject: Subject, kind: str) -> str:
     fields = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": "text-generation"}
     if _is_hub_name(subject.base.name):
         fields["base_model"] = subject.base.name
-    tags = ["sft"] + ([subject.adapter.method] if subject.adapter else [])
+    tags = ["sft"] + ([subject.adapter.method] if subject.adapter and subject.adapter.method != "none" else [])
     lines = [f"{name}: {value}" for name, value in fields.items()]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 

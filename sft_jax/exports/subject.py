@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft_jax.exports.directory import ExportError
 from sft_jax.models import adapters
+from sft_jax.models.adapters import new_rows
 from sft_jax.models.config import AdapterSpec, DecoderConfig
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.storing import WeightMaker
@@ -89,11 +90,15 @@ def check_format(subject: Subject, kind: str) -> None:
     """
     if subject.adapter is not None and kind == "hf":
         raise ExportError(
-            f"{subject.name} is a {subject.adapter.method} adapter: give --format=peft for the adapter alone, or "
-            "--format=merged for the whole model"
+            f"{subject.name} is trained beside frozen weights ({subject.adapter}): give --format=peft for the adapter "
+            "alone, or --format=merged for the whole model"
         )
     if subject.adapter is None and kind != "hf":
         raise ExportError(f"{subject.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")
+    if kind == "peft" and subject.base.new_rows:
+        raise ExportError(
+            f"{subject.name} has rows of new tokens, which --format=peft does not hold; give --format=merged"
+        )
 
 
 def source_directory(subject: Subject) -> epath.Path | None:
@@ -121,30 +126,41 @@ def merged_weights(variables: Tree, adapter: AdapterSpec | None) -> dict[str, We
     for path, arrays in pieces.items():
         stem = path.removesuffix("/kernel") + "/"
         near = {name.removeprefix(stem): leaf for name, leaf in beside.items() if name.startswith(stem)}
-        if not near and "" in arrays:
+        rows = beside.get(f"{new_rows.NAME}/{path}")
+        if not near and rows is None and "" in arrays:
             weights[path] = arrays[""].__getitem__
         else:
-            weights[path] = functools.partial(_merged, path.rpartition("/")[2], arrays, near, adapter)
+            weights[path] = functools.partial(_merged, path.rpartition("/")[2], arrays, near, rows, adapter)
     return weights
 
 
 def _merged(
-    name: str, arrays: dict[str, Array], near: dict[str, Array], adapter: AdapterSpec | None, place: tuple[int, ...]
+    name: str,
+    arrays: dict[str, Array],
+    near: dict[str, Array],
+    rows: Array | None,
+    adapter: AdapterSpec | None,
+    place: tuple[int, ...],
 ) -> Array:
     """One weight. The tree it is merged in has no number of a layer, so that one compiled function serves all."""
-    at = lambda leaf: leaf[place] if leaf.ndim > len(place) else leaf
-    weight = arrays[""] if "" in arrays else {key.removeprefix("/"): leaf for key, leaf in arrays.items()}
+    arrays = {key.removeprefix("/"): leaf[place] for key, leaf in arrays.items()}
+    weight = arrays.get("", arrays)
+    near = {key: leaf[place] if leaf.ndim else leaf for key, leaf in near.items()}  # the scale is all experts'
     if name == "kernel":
         tree = {"params": {"layer": {name: weight}}, adapters.COLLECTION: {"layer": near} if near else {}}
     else:
-        tree = {"params": {name: weight}, adapters.COLLECTION: {name: near} if near else {}}
-    return _merge(jax.tree.map(at, tree), adapter)
+        beside = ({name: near} if near else {}) | ({} if rows is None else {new_rows.NAME: {name: rows}})
+        tree = {"params": {name: weight}, adapters.COLLECTION: beside}
+    return _merge(tree, adapter)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _merge(tree: Tree, adapter: AdapterSpec | None) -> Array:
     wide = lambda leaf: leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
     tree = tree | {"params": jax.tree.map(wide, tree["params"])}
-    merged = merge_adapters(tree, adapter.method) if tree[adapters.COLLECTION] else dequantized_tree(tree["params"])
+    if tree[adapters.COLLECTION]:
+        merged = merge_adapters(tree, adapter.method, adapter.first_new_row)
+    else:
+        merged = dequantized_tree(tree["params"])
     (leaf,) = jax.tree.leaves(merged)
     return leaf

@@ -196,7 +196,18 @@ class Execution:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
-    """Which adapter method the projections apply. Dropout is drawn only where `dropout` is set."""
+    """What is applied beside frozen weights.
+
+    Attributes:
+        method: adapter method of the projections; `none` where there are only rows of new tokens.
+        dropout: whether adapter dropout is drawn.
+        first_new_row: id of the first token whose row is trained beside the embedding; None where there is no such row.
+    """
 
     method: str
     dropout: bool = False
+    first_new_row: int | None = None
+
+    def __str__(self) -> str:
+        parts = [] if self.method == "none" else [f"{self.method} adapter"]
+        return " with ".join(parts + ([] if self.first_new_row is None else ["rows of new tokens"]))

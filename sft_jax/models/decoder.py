@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sft_jax.models import adapters, rope
+from sft_jax.models.adapters import new_rows
 from sft_jax.models.attention import Visibility, attention
 from sft_jax.models.blocked_attention import KEPT
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
@@ -329,16 +330,22 @@ class Decoder(nn.Module):
         return x
 
     def _looked_up(self, tokens: Tokens) -> Float[Array, "B S D"]:
-        x, arrays = jnp.take(self.embedding, tokens, axis=0), self._adapter_of("embedding")
-        if arrays is None:
-            return x
+        x, arrays, rows = jnp.take(self.embedding, tokens, axis=0), self._adapter_of("embedding"), self._new_rows()
 
         def product(inputs: Array, weight: Array) -> Array:
             if inputs is tokens:
                 return jnp.take(weight, tokens, axis=0)
             return self._product("bsi,io->bso", inputs, weight)
 
-        return adapted(self.adapter, tokens, self.embedding, x, arrays, product, None)
+        if arrays is not None:
+            x = adapted(self.adapter, tokens, self.embedding, x, arrays, product, None)
+        return x if rows is None else new_rows.look_up(x, tokens, rows["embedding"], self.adapter.first_new_row)
+
+    def _new_rows(self) -> dict[str, Array] | None:
+        """Rows of new tokens that take the place of those of the embedding and the head."""
+        if self.adapter is None or self.adapter.first_new_row is None:
+            return None
+        return self._adapter_of(new_rows.NAME)
 
     def _adapter_of(self, name: str) -> dict[str, Array] | None:
         """What an adapter has beside the embedding or the head."""
@@ -379,6 +386,11 @@ class Decoder(nn.Module):
             if arrays is not None:
                 product = functools.partial(self._product, "bsi,io->bso")
                 logits = adapted(self.adapter, hidden, weight, logits, arrays, product, None)
+            rows = self._new_rows()
+            if rows is not None:
+                kernel = rows["embedding"].T if self.config.tie_embeddings else rows["head"]
+                own = self._product("bsd,dn->bsn", hidden, kernel)
+                logits = new_rows.in_logits(logits, own, self.adapter.first_new_row)
             cap = self.config.final_softcap
             return cap * jnp.tanh(logits / cap) if cap else logits
 

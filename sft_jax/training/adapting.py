@@ -11,6 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from sft_jax.models import adapters
+from sft_jax.models.adapters import new_rows
+from sft_jax.models.config import AdapterSpec
 from sft_jax.models.layouts import to_layout
 from sft_jax.training.state import adapter_scale
 
@@ -69,6 +71,52 @@ def _rank_entry(entry: str) -> tuple[str, int]:
             f"--config.adapter.ranks: {entry!r} is not of the form pattern=rank, with a rank of at least 1"
         )
     return pattern, int(rank)
+
+
+def has_adapters(config: ml_collections.ConfigDict) -> bool:
+    """True where something is trained beside the weights, all of which are frozen then."""
+    return config.adapter.method != "none" or config.adapter.new_rows
+
+
+def adapter_spec(config: ml_collections.ConfigDict, rows: range, *, training: bool) -> AdapterSpec | None:
+    """What the decoder applies beside its weights; None where there is nothing.
+
+    Args:
+        config: the experiment config.
+        rows: ids of the new tokens.
+        training: whether dropout is drawn.
+
+    Raises:
+        ValueError: no method has that name.
+    """
+    if not has_adapters(config):
+        return None
+    method = config.adapter.method
+    if method != "none":
+        adapters.get_method(method)
+    dropout = training and method != "none" and config.adapter.dropout > 0
+    return AdapterSpec(method, dropout, rows.start if config.adapter.new_rows else None)
+
+
+def init_beside(
+    params: Tree, config: ml_collections.ConfigDict, hyper: dict[str, Array], layout: str, rows: range
+) -> Tree:
+    """Everything that is trained beside `params` at step 0: adapters, and rows of new tokens.
+
+    Args:
+        params: parameters in the stacked layout, resized for the new tokens.
+        config: the experiment config.
+        hyper: the run's hyperparameters.
+        layout: layer layout of the result.
+        rows: ids of the new tokens.
+
+    Raises:
+        ValueError: see `init_adapters`.
+    """
+    made = {}
+    if config.adapter.method != "none":
+        made = init_adapters(params, config.adapter, hyper, config.seed, layout)
+    return made | ({new_rows.NAME: new_rows.init(params, rows)} if config.adapter.new_rows else {})
 
 
 def init_adapters(

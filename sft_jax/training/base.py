@@ -26,12 +26,14 @@ from sft_jax.models.loading import decoder_config, load_params, placed_quantized
 from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.sources import load_tokenizer, open_checkpoint
 from sft_jax.sources.peft import is_peft_directory, open_peft_adapter
+from sft_jax.training.adapting import adapter_spec
 from sft_jax.training.averages import for_use, parts_of
 from sft_jax.training.checkpoints import CONSTANTS, DIRECTORY, Checkpoints
 from sft_jax.training.freezing import saved_shapes, trained_predicate, trains_all_weights
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import abstract_like, placement, shardings_of
 from sft_jax.training.state import merge, merge_adapters, scaled_adapters, split, variables
+from sft_jax.training.vocabulary import add_new_tokens, grown, resized
 from sft_jax.training.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
 
 Tree = Any
@@ -51,6 +53,7 @@ class Base:
         revision: commit hash on the hub; None for other sources.
         params: (layer layout, dtype, mesh, quantized) -> the parameters, on their devices; `quantized` is `none`, or
             how kernels are stored in few bits.
+        new_rows: ids of the new tokens that a run adds (`base_of`); none of a source alone.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Base:
     fingerprint: str
     revision: str | None
     params: Callable[..., Tree]
+    new_rows: range = range(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,7 @@ class FinishedRun:
         directory: the run directory.
         step: of the checkpoint.
         config: the run's experiment config.
-        base: what the run started from.
+        base: what the run started from, with the rows of its new tokens.
         adapter: the adapter that the decoder applies; None after full fine-tuning.
     """
 
@@ -148,7 +152,7 @@ class FinishedRun:
         """The parameters, with adapters merged into them; `weights` as in `trained`."""
         tree = self.variables(layout, mesh, weights)
         if self.adapter is not None:
-            return _merged(tree, self.adapter.method, dtype, mesh, quantized)
+            return _merged(tree, self.adapter, dtype, mesh, quantized)
         cast = jax.tree.map(lambda leaf: leaf.astype(dtype), tree["params"])
         return placed_quantized(cast, quantized, placement(mesh))
 
@@ -205,7 +209,7 @@ def _merged_base(source: str, revision: str | None) -> Base:
         loaded.check_copies(tree["params"], source)
         hyper = {name: jnp.float32(value) for name, value in loaded.settings.hyper().items()}
         tree[adapters.COLLECTION] = scaled_adapters(jax.tree.map(jnp.asarray, loaded.in_layout(layout)), hyper)
-        return _merged(tree, loaded.settings.method, dtype, mesh, quantized)
+        return _merged(tree, AdapterSpec(loaded.settings.method), dtype, mesh, quantized)
 
     fingerprint = hashlib.sha256(f"{base.fingerprint} {adapter.fingerprint}".encode()).hexdigest()
     return dataclasses.replace(
@@ -213,12 +217,32 @@ def _merged_base(source: str, revision: str | None) -> Base:
     )
 
 
-def _merged(tree: Tree, method: str, dtype: str, mesh: Mesh, quantized: str) -> Tree:
+def _merged(tree: Tree, adapter: AdapterSpec, dtype: str, mesh: Mesh, quantized: str) -> Tree:
     """Parameters with the adapters beside them merged into them."""
-    merge = lambda tree: merge_adapters(tree, method)
+    merge = lambda tree: merge_adapters(tree, adapter.method, adapter.first_new_row)
     shardings = shardings_of({"params": jax.eval_shape(merge, tree)}, mesh)["params"]
     params = jax.jit(merge, out_shardings=shardings)(tree)
     return placed_quantized(jax.tree.map(lambda leaf: leaf.astype(dtype), params), quantized, placement(mesh))
+
+
+def base_of(config: ml_collections.ConfigDict) -> Base:
+    """What a run with this config starts from: `config.model.source`, resized for its new tokens.
+
+    Raises:
+        ValueError: see `open_base`; or a new token that is none (`add_new_tokens`).
+    """
+    source, revision = config.model.source, config.model.revision or None
+    base = open_base(source, revision)
+    if not config.model.new_tokens:
+        return base
+    rows = add_new_tokens(load_base_tokenizer(source, revision), config.model.new_tokens)
+    decoder = grown(base.decoder, rows)
+
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+        return resized(base.params(layout, dtype, mesh, quantized), decoder, rows, placement(mesh))
+
+    hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}
+    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_rows=rows)
 
 
 def open_run(source: str) -> FinishedRun | None:
@@ -239,10 +263,9 @@ def open_run(source: str) -> FinishedRun | None:
         step = _step(directory, match["which"] or "latest", checkpoints)
     finally:
         checkpoints.close()
-    base = open_base(config.model.source, config.model.revision or None)
+    base = base_of(config)
     check_inputs(directory, {"model": base.fingerprint})
-    adapter = None if config.adapter.method == "none" else AdapterSpec(config.adapter.method)
-    return FinishedRun(directory, step, config, base, adapter)
+    return FinishedRun(directory, step, config, base, adapter_spec(config, base.new_rows, training=False))
 
 
 def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:
@@ -255,7 +278,7 @@ def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:
 
 
 def load_base_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to `source`, with the chat template that a run there was trained with."""
+    """The tokenizer that belongs to `source`, with the new tokens and the chat template of a run there."""
     run = open_run(source)
     if run is None and is_peft_directory(source) and not (epath.Path(source) / "tokenizer_config.json").exists():
         adapter = open_peft_adapter(source)
@@ -263,6 +286,7 @@ def load_base_tokenizer(source: str, revision: str | None = None) -> PreTrainedT
     if run is None:
         return load_tokenizer(source, revision)
     tokenizer = load_base_tokenizer(run.config.model.source, run.config.model.revision or None)
+    add_new_tokens(tokenizer, run.config.model.new_tokens)
     tokenizer.chat_template = run.template() or tokenizer.chat_template
     return tokenizer
 

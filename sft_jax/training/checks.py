@@ -15,9 +15,11 @@ from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
 from sft_jax.models.quantization import KINDS
 from sft_jax.objectives import OBJECTIVES
+from sft_jax.training.adapting import has_adapters
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import SCHEDULES
 from sft_jax.training.update_rules import OWN_OPTIONS, RULES
+from sft_jax.training.vocabulary import problems_of
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -134,10 +136,12 @@ def _trained_weights(config: ml_collections.ConfigDict) -> list[str]:
     """What is trained, where it excludes another choice."""
     weights, last = config.trained.weights, config.trained.last_layers
     problems = []
-    if config.adapter.method != "none" and (weights or last):
+    if has_adapters(config) and (weights or last):
+        method = config.adapter.method
+        under = "--config.adapter.new_rows" if method == "none" else f"--config.adapter.method={method}"
         problems.append(
-            f"--config.trained.weights={weights!r} --config.trained.last_layers={last}: under "
-            f"--config.adapter.method={config.adapter.method} all weights are frozen; leave them at () and 0"
+            f"--config.trained.weights={weights!r} --config.trained.last_layers={last}: under {under} all weights are "
+            "frozen; leave them at () and 0"
         )
     if last and config.execution.layer_layout == "scan":
         problems.append(
@@ -153,12 +157,21 @@ def _trained_weights(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def _quantized(config: ml_collections.ConfigDict) -> list[str]:
-    if config.precision.quantized == "none" or config.adapter.method != "none":
+    if config.precision.quantized == "none" or has_adapters(config):
         return []
     return [
         f"--config.precision.quantized={config.precision.quantized} is for frozen weights under an adapter; give "
         "--config.adapter.method=lora too"
     ]
+
+
+def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
+    problems = problems_of(tuple(config.model.new_tokens))
+    if config.adapter.new_rows and not config.model.new_tokens:
+        problems.append(
+            "--config.adapter.new_rows=True: there are no new rows to train; give --config.model.new_tokens too"
+        )
+    return problems
 
 
 TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
@@ -168,6 +181,7 @@ TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _groups,
     _trained_weights,
     _quantized,
+    _new_tokens,
 )
 
 

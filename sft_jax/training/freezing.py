@@ -13,7 +13,7 @@ from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
-from sft_jax.training.adapting import init_adapters
+from sft_jax.training.adapting import has_adapters, init_beside
 from sft_jax.training.groups import check_groups, parse_groups
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.state import canonical_path, split
@@ -31,7 +31,7 @@ def trained_predicate(config: ml_collections.ConfigDict, num_layers: int) -> Cal
     where that is not 0.
     """
     patterns, last = tuple(config.trained.weights), config.trained.last_layers
-    adapted = config.adapter.method != "none"
+    adapted = has_adapters(config)
 
     def is_trained(path: str) -> bool:
         if adapted:
@@ -46,7 +46,7 @@ def trained_predicate(config: ml_collections.ConfigDict, num_layers: int) -> Cal
 
 def trains_all_weights(config: ml_collections.ConfigDict) -> bool:
     """True for full fine-tuning: no weight is frozen."""
-    return config.adapter.method == "none" and not (config.trained.weights or config.trained.last_layers)
+    return not (has_adapters(config) or config.trained.weights or config.trained.last_layers)
 
 
 def all_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout: LayerLayout) -> Tree:
@@ -61,9 +61,10 @@ def all_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout
         params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
         cast = jax.tree.map(lambda leaf: leaf.astype(config.precision.params), params)
         tree = {"params": to_layout(cast, layout)}
-        if config.adapter.method != "none":
+        if has_adapters(config):
             hyper = hyperparameters(config, 0, 1)
-            tree[adapters.COLLECTION] = init_adapters(params, config.adapter, hyper, config.seed, layout)
+            rows = range(len(config.model.new_tokens))  # any as many: only shapes are asked for
+            tree[adapters.COLLECTION] = init_beside(params, config, hyper, layout, rows)
         return tree
 
     return jax.eval_shape(make)

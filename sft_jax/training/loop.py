@@ -20,7 +20,7 @@ from sft_jax.data.batches import Batch, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.training import workdir as workdirs
 from sft_jax.training.averages import for_evaluation
-from sft_jax.training.base import open_base
+from sft_jax.training.base import base_of
 from sft_jax.training.checkpoints import Checkpoints, RunPosition
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import in_steps
@@ -97,7 +97,7 @@ def run(
     check_config(config)
     mesh = make_mesh(config.mesh)
     settings = step_settings(config, mesh)
-    base = open_base(config.model.source, config.model.revision or None)
+    base = base_of(config)
     initial = open_initial_adapter(config, base)
     config = config if initial is None else initial.in_config(config)
     workdirs.check_config_there(workdir, config)
@@ -113,7 +113,7 @@ def run(
     if initial is not None:
         fingerprints["adapter"] = initial.fingerprint
     workdirs.check_inputs(workdir, fingerprints)
-    model = make_model(config, base.decoder)
+    model = make_model(config, base.decoder, base.new_rows)
     check_sizes(model.config, data.rows, data.held_out)
     check_trained(config, base.decoder)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely

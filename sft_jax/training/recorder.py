@@ -10,6 +10,7 @@ import ml_collections
 from etils import epath
 
 from sft_jax.models.decoder import Decoder
+from sft_jax.training.adapting import has_adapters
 from sft_jax.training.flops import peak_flops, train_flops
 from sft_jax.training.freezing import trains_all_weights
 from sft_jax.training.metric_log import MetricLog
@@ -41,14 +42,14 @@ class Recorder:
         self._config, self._plan, self._log, self._workdir = config, data.plan, log, workdir
         devices = jax.devices()
         # How much work a step needs where some of the weights are frozen is not worked out: no MFU then.
-        known = config.adapter.method != "none" or trains_all_weights(config)
+        known = has_adapters(config) or trains_all_weights(config)
         self._peak = peak_flops(devices[0].device_kind, len(devices)) if known else None
         self._flops = train_flops(
             model.config,
             config.batch.rows * config.data.row_tokens,
             config.batch.rows * data.plan.row_targets,
             config.data.row_tokens,
-            train_weights=config.adapter.method == "none",
+            train_weights=not has_adapters(config),
         )
         self._skipped: list[str] = []
         if log is not None and (workdir / SKIPPED).exists():

@@ -17,12 +17,12 @@ from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.report import DataReport, data_report
 from sft_jax.data.tokenized import TokenizedRows, group_dropped, tokenize_records
 from sft_jax.models import adapters
-from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
+from sft_jax.models.config import DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.objectives import Settings, get_objective
-from sft_jax.training.adapting import init_adapters
+from sft_jax.training.adapting import adapter_spec, has_adapters, init_beside
 from sft_jax.training.base import Base, load_base_tokenizer
 from sft_jax.training.freezing import trained_predicate, trains_all_weights
 from sft_jax.training.initial_adapter import InitialAdapter
@@ -30,6 +30,7 @@ from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimi
 from sft_jax.training.sharding import data_shards, shardings_of
 from sft_jax.training.state import TrainState, split
 from sft_jax.training.step import StepSettings
+from sft_jax.training.vocabulary import add_new_tokens
 
 Tree = Any
 _SCAN_TOKENS = 1024  # of a micro-batch, see `resolve_execution`
@@ -66,12 +67,13 @@ class Data:
 
 
 def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
-    """Tokenizer and chat template of `config.model`.
+    """Tokenizer and chat template of `config.model`, with its new tokens.
 
     Raises:
-        ValueError: no template, neither in the checkpoint nor in the config.
+        ValueError: no template, neither in the checkpoint nor in the config; or a new token that is none.
     """
     tokenizer = load_base_tokenizer(config.model.source, config.model.revision or None)
+    add_new_tokens(tokenizer, config.model.new_tokens)
     template = None
     if config.model.chat_template:
         path = epath.Path(config.model.chat_template)
@@ -177,7 +179,7 @@ def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execu
     """
     layout, remat = config.execution.layer_layout, config.execution.remat
     tokens = config.batch.rows * config.data.row_tokens // config.batch.micro_batches
-    in_little_memory = platform != "cpu" or (config.adapter.method != "none" and tokens > _SCAN_TOKENS)
+    in_little_memory = platform != "cpu" or (has_adapters(config) and tokens > _SCAN_TOKENS)
     scanned = in_little_memory and not config.trained.last_layers
     return Execution(
         product_dtype=config.precision.products,
@@ -188,8 +190,13 @@ def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execu
     )
 
 
-def make_model(config: ml_collections.ConfigDict, decoder: DecoderConfig) -> Decoder:
+def make_model(config: ml_collections.ConfigDict, decoder: DecoderConfig, new_rows: range = range(0)) -> Decoder:
     """The decoder with its adapters, as the config asks.
+
+    Args:
+        config: the experiment config.
+        decoder: of the base.
+        new_rows: ids of the new tokens.
 
     Raises:
         ValueError: a bound on experts for a model that has none.
@@ -198,10 +205,7 @@ def make_model(config: ml_collections.ConfigDict, decoder: DecoderConfig) -> Dec
         if not decoder.num_experts:
             raise ValueError(f"--config.experts.capacity={config.experts.capacity}: this model has no experts")
         decoder = dataclasses.replace(decoder, expert_capacity=config.experts.capacity)
-    spec = None
-    if config.adapter.method != "none":
-        adapters.get_method(config.adapter.method)
-        spec = AdapterSpec(config.adapter.method, dropout=config.adapter.dropout > 0)
+    spec = adapter_spec(config, new_rows, training=True)
     return Decoder(decoder, resolve_execution(config, jax.default_backend()), spec)
 
 
@@ -251,21 +255,21 @@ def init_state(
     are made where they live.
     """
     layout = model.execution.layer_layout
-    adapted = config.adapter.method != "none"
+    adapted = has_adapters(config)
     # Weights of which some are trained are read in the dtype of trained ones.
     dtype = config.precision.frozen if adapted else config.precision.params
     tree = {"params": base.params(layout, dtype, mesh, config.precision.quantized)}
-    if initial is not None:
-        tree[adapters.COLLECTION] = initial.placed(tree["params"], layout, mesh)
-    elif adapted:
+    if adapted:
 
         def make(params: Tree) -> Tree:
             kernels = to_layout(dequantized_tree(params), "scan")
-            return init_adapters(kernels, config.adapter, hyper, config.seed, layout)
+            return init_beside(kernels, config, hyper, layout, base.new_rows)
 
         shapes = {adapters.COLLECTION: jax.eval_shape(make, tree["params"])}
         out = shardings_of(shapes, mesh)[adapters.COLLECTION]
         tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)(tree["params"])
+    if initial is not None:
+        tree[adapters.COLLECTION] |= initial.placed(tree["params"], layout, mesh)
     trained, frozen = split(tree, trained_predicate(config, base.decoder.num_layers))
     if not adapted and not trains_all_weights(config):
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.precision.frozen), frozen)

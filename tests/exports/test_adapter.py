@@ -73,6 +73,6 @@ def test_an_exported_adapter_is_the_same_in_peft(method, tmp_path):
 def test_what_is_refused_leaves_nothing(tmp_path):
     tiny.write_checkpoint(tmp_path / "model")
     mesh = inference_mesh()
-    with pytest.raises(ExportError, match="has no adapter; give --format=hf"):
+    with pytest.raises(ExportError, match="has no adapter, so there is nothing for --format=peft"):
         export_adapter(open_subject(str(tmp_path / "model")), epath.Path(tmp_path / "out"), mesh, "source", silent)
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ COLUMNS = {
     "packed, cached": "test_packed_rows_and_cached_reading_equal_plain_ones",
     "generate": "test_greedy_text_equals_uncached",
     "train, use": "test_a_run_trains_and_its_result_is_loaded",
+    "export, torch loads": "test_what_is_written_is_what_torch_loads",
 }
 _NODE = re.compile(r".*test_families\.py::(?P<test>\w+)\[(?P<case>[^\]]*?)(?:-(?:scan|unrolled))?\]")
 

@@ -1,20 +1,25 @@
 """Every family: logits and gradients equal torch's, packed and cached rows equal plain ones, nothing is missing."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from etils import epath
 from flax.traverse_util import unflatten_dict
 from transformers.core_model_loading import revert_weight_conversion
 
+from sft_jax.exports.subject import merged_weights
 from sft_jax.generation import Generator
 from sft_jax.models import Decoder, Execution, load_pretrained
 from sft_jax.models.decoder import init_cache
 from sft_jax.models.families import FAMILIES, get_family
+from sft_jax.models.storing import pending_tensors
 from sft_jax.objectives import Settings, cross_entropy
+from sft_jax.sources.safetensors_writer import write_safetensors
 from sft_jax.training import run
 from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.restore import load_for_inference
@@ -92,6 +97,18 @@ def test_logits_and_gradients_equal_torch(case, layout):
     # The keys' biases: a number added to all scores of a query, with a gradient of rounding errors.
     errors = {p: reference.relative(ours[p], theirs[p]) for p in ours if np.abs(theirs[p]).max() > 1e-6}
     assert max(errors.values()) <= TOLERANCE, errors
+
+
+def test_what_is_written_is_what_torch_loads(case, tmp_path):
+    """Written from our parameters, read by transformers: the logits of the model that they first came from."""
+    name, _, directory, ids, expected = case
+    model, params = load_pretrained(directory, execution=Execution(layer_layout="unrolled"))
+    hf_config = json.loads((directory / "config.json").read_text())
+    tensors = pending_tensors(merged_weights({"params": params}, None), hf_config, model.config, "float32")
+    write_safetensors(epath.Path(tmp_path / "model.safetensors"), tensors)
+    shutil.copy(directory / "config.json", tmp_path)
+    loaded = type(families.torch_model(name)).from_pretrained(tmp_path, dtype=torch.float32).eval()
+    np.testing.assert_allclose(families.torch_logits(loaded, ids), expected, atol=TOLERANCE)
 
 
 def test_every_feature_is_noticed_when_it_is_off(case):

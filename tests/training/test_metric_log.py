@@ -2,40 +2,21 @@
 
 import json
 import time
-from typing import ClassVar
 
-import fsspec
 import pytest
 from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 
 from sft_jax.data.records import read_records
 from sft_jax.training import workdir as workdirs
 from sft_jax.training.metric_log import MetricLog, read_metrics
-from tests import tiny
-
-
-class Bucket(MemoryFileSystem):
-    """Google storage as far as paths go, in memory; `gcs` is what etils asks fsspec for."""
-
-    protocol = ("gs", "gcs")
-    store: ClassVar[dict] = {}
-    pseudo_dirs: ClassVar[list] = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(str(path).removeprefix("gs://"))
+from tests import buckets, tiny
 
 
 @pytest.fixture(params=["local", "bucket"])
 def workdir(request, tmp_path):
     if request.param == "local":
         return epath.Path(tmp_path / "run")
-    for protocol in Bucket.protocol:
-        fsspec.register_implementation(protocol, Bucket, clobber=True)
-    Bucket.store.clear()
-    Bucket.pseudo_dirs[:] = [""]
-    return epath.Path(f"gs://bucket/{tmp_path.name}/run")  # another module may have made the file system before
+    return buckets.empty(tmp_path.name) / "run"
 
 
 def events(directory):

@@ -1,0 +1,117 @@
+"""New tokens of a run: ids from the tokenizer, rows of the embedding and of an untied head that start at the mean.
+
+`config.model.new_tokens` are added to the tokenizer as special tokens. Their ids are the next ones that it has free.
+Many models have rows there that no token uses (their vocabulary is padded to a round number): those are taken first,
+and the embedding grows only when there are not enough.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+from jaxtyping import Array, Float
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+
+from sft_jax.models.config import DecoderConfig
+
+Tree = Any
+_FLAG = "--config.model.new_tokens"
+_ROUND = 128  # as far as the old size was a multiple of it, or of a power of two below, a grown one is too
+_TOKEN_AXIS = {"embedding": 0, "head": 1}
+
+
+def problems_of(new_tokens: Sequence[str]) -> list[str]:
+    """What is wrong with new tokens whatever the tokenizer; names each token."""
+    problems = [f"{_FLAG}: {token!r} is no token; give texts that are not empty" for token in new_tokens if not token]
+    twice = sorted({token for token in new_tokens if new_tokens.count(token) > 1})
+    return problems + [f"{_FLAG}: {token!r} is there {new_tokens.count(token)} times; give it once" for token in twice]
+
+
+def add_new_tokens(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[str]) -> range:
+    """Adds special tokens to a tokenizer, in place.
+
+    Args:
+        tokenizer: of the base model.
+        new_tokens: their texts.
+
+    Returns:
+        Their ids, in order.
+
+    Raises:
+        ValueError: a text that is empty, there twice, or a token already; or ids that are taken.
+    """
+    if not new_tokens:
+        return range(0)
+    problems, known = problems_of(tuple(new_tokens)), tokenizer.get_vocab()
+    problems += [
+        f"{_FLAG}: {token!r} is a token already, with id {known[token]}; leave it out"
+        for token in new_tokens
+        if token in known
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in new_tokens], True)
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in new_tokens]
+    rows = range(ids[0], ids[0] + len(ids))
+    if ids != list(rows) or any(number in rows for number in known.values()):
+        raise ValueError(
+            f"{_FLAG}: the tokenizer numbers them {ids}, which are taken or do not follow one another: its own ids "
+            "have gaps. Add them to the tokenizer's files by hand, and resize the model there."
+        )
+    return rows
+
+
+def grown(decoder: DecoderConfig, rows: range) -> DecoderConfig:
+    """The decoder with a row for every new token.
+
+    Its size stays as it is where it is enough. Otherwise it grows to a number that the same powers of two divide, up to
+    128, so that the vocabulary is split over devices as before: 49,152 rows and ids up to 49,153 make 49,280 rows.
+    """
+    if rows.stop <= decoder.vocab_size:
+        return decoder
+    unit = math.gcd(decoder.vocab_size, _ROUND)
+    return dataclasses.replace(decoder, vocab_size=-(-rows.stop // unit) * unit)
+
+
+def resized(
+    params: Tree, decoder: DecoderConfig, rows: range, sharding: Callable[[str, tuple[int, ...]], Sharding]
+) -> Tree:
+    """Parameters with rows for new tokens in the embedding [V, D], and in a head [D, V] of its own.
+
+    The rows of the new tokens and those that the embedding grows by begin at the mean, taken in float32, of the rows of
+    all tokens that the tokenizer had before, its special tokens included. Rows between that no token uses count neither
+    for the mean nor do they change. The other rows keep their bits, and all of it its dtype.
+
+    Args:
+        params: in either layout; other parameters are passed on.
+        decoder: the grown one.
+        rows: ids of the new tokens.
+        sharding: where the array of a path and shape lives.
+    """
+    changed = {}
+    for name, axis in _TOKEN_AXIS.items():
+        if name in params:
+            weight = params[name]
+            shape = tuple(decoder.vocab_size if i == axis else size for i, size in enumerate(weight.shape))
+            changed[name] = _resize(sharding(name, shape), axis, decoder.vocab_size, rows)(weight)
+    return {**params, **changed}
+
+
+@functools.cache
+def _resize(sharding: Sharding, axis: int, size: int, rows: range) -> Callable[[Array], Array]:
+    def resize(weight: Float[Array, "..."]) -> Float[Array, "..."]:
+        before = weight.shape[axis]
+        known = jax.lax.slice_in_dim(weight, 0, min(rows.start, before), axis=axis)
+        mean = jnp.mean(known.astype(jnp.float32), axis=axis, keepdims=True).astype(weight.dtype)
+        padding = [(0, size - before if i == axis else 0) for i in range(weight.ndim)]
+        ids = jax.lax.broadcasted_iota(jnp.int32, (size, 1) if axis == 0 else (1, size), axis)
+        begins = ((ids >= rows.start) & (ids < rows.stop)) | (ids >= before)
+        return jnp.where(begins, mean, jnp.pad(weight, padding))
+
+    return jax.jit(resize, out_shardings=sharding)

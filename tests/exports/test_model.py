@@ -1,0 +1,237 @@
+"""Whole models: what torch loads predicts what ours did, and what is not proven is not there."""
+
+import json
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from sft_jax.exports import model as exports
+from sft_jax.exports import proof
+from sft_jax.exports.directory import ExportError
+from sft_jax.exports.subject import check_format, merged_weights, open_subject
+from sft_jax.models.storing import pending_tensors
+from sft_jax.sources.safetensors_writer import PendingTensor, write_safetensors
+from sft_jax.training import run
+from sft_jax.training.base import open_base
+from sft_jax.training.restore import load_for_inference
+from sft_jax.training.sharding import inference_mesh
+from tests import buckets, tiny
+from tests.exports.conftest import FAST, export, in_torch, torch_logits
+from tests.models import reference
+from tests.training.test_restore import TEMPLATE
+
+IDS = np.random.default_rng(5).integers(0, 300, (2, 24)).astype(np.int32)
+
+
+def our_logits(source, weights="trained"):
+    mesh = inference_mesh()
+    with jax.set_mesh(mesh):
+        loaded = load_for_inference(str(source), mesh, "float32", weights)
+        return np.asarray(jax.jit(loaded.model.apply)(loaded.variables, IDS))
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_torch_loads_it_and_predicts_the_same(name, request, tmp_path):
+    source = request.getfixturevalue(name)
+    exported = export(source, tmp_path / "out")
+    found, expected = torch_logits(tmp_path / "out", IDS), our_logits(source)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(expected - our_logits(source.parent / "model")).max() > 1e-2  # not the base model's
+    assert exported.drift.relative < 1e-4
+    assert exported.drift.same_choice == 1
+
+
+def test_the_golden_conversation_is_what_torch_has_too(full, tmp_path):
+    export(full, tmp_path / "out")
+    golden = json.loads((tmp_path / "out" / "golden.json").read_text())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer.apply_chat_template(golden["messages"])["input_ids"]
+    assert ids == golden["ids"]
+    logits = torch_logits(tmp_path / "out", np.asarray([ids]))[0, -1]
+    likely = torch.log_softmax(torch.from_numpy(logits), -1)
+    for token in golden["next_tokens"]:
+        assert float(likely[token["id"]]) == pytest.approx(token["log_probability"], abs=1e-4)
+    assert golden["next_tokens"][0]["id"] == int(likely.argmax())
+
+
+def test_what_was_exported_is_loaded_back_bit_for_bit(full, tmp_path):
+    """load(export(x)) == x, and exporting that gives the same files again."""
+    export(full, tmp_path / "one")
+    export(tmp_path / "one", tmp_path / "two")
+    mesh = inference_mesh()
+    trained = open_subject(str(full)).variables(mesh)["params"]
+    read = flatten_dict(open_base(str(tmp_path / "two")).params("unrolled", "float32", mesh), sep="/")
+    for path, leaf in flatten_dict(trained, sep="/").items():
+        np.testing.assert_array_equal(read[path], leaf, err_msg=path)
+    for name in ("model.safetensors", "tokenizer.json", "config.json", "generation_config.json", "golden.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_answers_end_in_torch_with_the_templates_end_of_turn(full, tmp_path):
+    """The base names another id; a template's end of turn that is no eos token is kept beside it."""
+    (tmp_path / "base").mkdir()
+    tiny.write_checkpoint(tmp_path / "base", eos_token_id=0, bos_token_id=0)
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": 0, "temperature": 0.6}')
+    export(tmp_path / "base", tmp_path / "out")
+    generation = in_torch(tmp_path / "out").generation_config
+    assert generation.eos_token_id == [0, 2]
+    assert generation.temperature == 0.6
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [0, 2]
+
+
+def test_the_template_as_trained(root, tmp_path):
+    (tmp_path / "template.jinja").write_text(TEMPLATE)
+    changes = FAST | {"duration": "1 steps", "model.chat_template": str(tmp_path / "template.jinja")}
+    run(tiny.config(root, "full", **changes), tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE
+
+
+def test_the_average_of_a_run(full, tmp_path):
+    export(full, tmp_path / "out", weights="ema")
+    found = torch_logits(tmp_path / "out", IDS)
+    np.testing.assert_allclose(found, our_logits(full, "ema"), atol=1e-4)
+    assert np.abs(found - our_logits(full)).max() > 1e-3
+
+
+def test_shards_with_an_index(full, tmp_path):
+    export(full, tmp_path / "out", max_shard_bytes=60_000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 2
+    assert sorted(set(index["weight_map"].values())) == files
+    state = in_torch(tmp_path / "out").state_dict()
+    assert index["metadata"]["total_size"] == sum(state[name].nbytes for name in index["weight_map"])
+    assert state.keys() - index["weight_map"].keys() == {"lm_head.weight"}  # tied
+    np.testing.assert_allclose(torch_logits(tmp_path / "out", IDS), our_logits(full), atol=1e-4)
+
+
+def test_fewer_bits_are_said_and_limited(lora, tmp_path):
+    exported = export(lora, tmp_path / "out", "bfloat16")
+    assert 1e-5 < exported.drift.relative < 0.1
+    assert in_torch(tmp_path / "out").config.dtype in (torch.float32, "float32")  # as asked for above
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    with pytest.raises(
+        ExportError,
+        match=r"merging what was trained beside the weights and storing the weights in bfloat16 moves the logits",
+    ):
+        export(lora, tmp_path / "strict", "bfloat16", max_drift=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_quantized_base_is_merged_as_it_was_trained_with(root, tmp_path):
+    changes = FAST | {"precision.quantized": "nf4", "adapter.method": "dora"}
+    run(tiny.config(root, "lora", **changes), tmp_path / "run")
+    assert export(tmp_path / "run", tmp_path / "out").drift.relative < 1e-4
+
+
+def test_a_bucket(full, tmp_path):
+    out = buckets.empty(tmp_path.name) / "out"
+    export(full, out)
+    export(full, tmp_path / "here")
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "here").iterdir()
+    }
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_the_host_holds_one_tensor_at_a_time(tmp_path):
+    """Traced are NumPy's arrays; the parameters are JAX's."""
+    hf_config = tiny.HF_CONFIG | {"hidden_size": 128, "intermediate_size": 1200, "vocab_size": 1200}
+    config, params = reference.random_params(hf_config)
+    tensors = pending_tensors(merged_weights({"params": params}, None), hf_config, config, "float32")
+    largest = max(tensor.num_bytes for tensor in tensors.values())
+    tracemalloc.start()
+    write_safetensors(epath.Path(tmp_path / "model.safetensors"), tensors)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(tensor.num_bytes for tensor in tensors.values()) > 8 * largest
+    assert peak < 2.5 * largest  # one as the device gives it and one as it is stored; names and header
+
+
+def test_what_is_written_is_what_was_announced(tmp_path):
+    wrong = PendingTensor((2, 2), np.dtype(np.float32), lambda: np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match=r"x became float32\[2, 3\]; announced was float32\[2, 2\]"):
+        write_safetensors(epath.Path(tmp_path / "file"), {"x": wrong})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("weights", r"model\.norm\.weight reads back as other numbers"),
+        ("ids", "AutoTokenizer makes another text or other ids"),
+        ("stops", r"generation_config\.json: eos_token_id=null lacks ids"),
+    ],
+)
+def test_what_is_damaged_is_not_exported(damage, message, full, tmp_path, monkeypatch):
+    def damaged(check):
+        def first_damage(directory, *arguments):
+            if damage == "weights":
+                content = bytearray((directory / "model.safetensors").read_bytes())
+                offset = int.from_bytes(content[:8], "little")
+                begin = json.loads(content[8 : 8 + offset])["model.norm.weight"]["data_offsets"][0]
+                content[8 + offset + begin] ^= 1
+                (directory / "model.safetensors").write_bytes(bytes(content))
+            if damage == "ids":
+                template = directory / "chat_template.jinja"
+                template.write_text(template.read_text().replace("\n", " "))
+            if damage == "stops":
+                (directory / "generation_config.json").write_text("{}")
+            return check(directory, *arguments)
+
+        return first_damage
+
+    name = "check_weights" if damage == "weights" else "check_files"
+    monkeypatch.setattr(exports, name, damaged(getattr(proof, name)))
+    with pytest.raises(ExportError, match=message):
+        export(full, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_a_dtype_does_not_hold(full, tmp_path):
+    subject, checkpoint = open_subject(str(full)), tmp_path / "model"
+    weights = merged_weights(subject.variables(inference_mesh()), None)
+    weights["final_norm/scale"] = lambda place: jax.numpy.full(32, 1e6)
+    hf_config = subject.base.hf_config
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text(json.dumps(hf_config))
+    tensors = pending_tensors(weights, hf_config, subject.decoder, "float16")
+    write_safetensors(epath.Path(checkpoint / "model.safetensors"), tensors)
+    with pytest.raises(ExportError, match=r"model\.norm\.weight has numbers that are not finite as float16"):
+        proof.check_weights(epath.Path(checkpoint), weights, hf_config, subject.decoder, lambda num_bytes: None)
+
+
+def test_formats(full, lora):
+    check_format(open_subject(str(full)), "hf")
+    check_format(open_subject(str(lora)), "merged")
+    with pytest.raises(ExportError, match=r"beside frozen weights \(lora adapter\): give --format=peft"):
+        check_format(open_subject(str(lora)), "hf")
+    with pytest.raises(ExportError, match="has no adapter, so there is nothing for --format=peft"):
+        check_format(open_subject(str(full)), "peft")
+    with pytest.raises(ValueError, match="--weights=ema is for runs"):
+        open_subject(str(full.parent / "model"), "ema")
+
+
+def test_the_card(lora, tmp_path):
+    export(lora, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert str(lora.parent) not in card
+    for text in (
+        "- Base model: `model`",
+        "train.jsonl",
+        "held_out/nll",
+        '"rank": 4',
+        "Merged in float32: lora adapter",
+        "ids 2",
+    ):
+        assert text in card, text
