@@ -15,7 +15,7 @@ from sft_jax.exports.golden import Golden, golden_logits, golden_of
 from sft_jax.exports.model import TOLERANCES, Exported, Logits, ProgressFor
 from sft_jax.exports.model_card import model_card
 from sft_jax.exports.proof import Drift, check_drift, check_files, drift
-from sft_jax.exports.subject import Subject, source_directory
+from sft_jax.exports.subject import Subject, check_format, source_directory
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, Execution
 from sft_jax.models.decoder import Decoder
@@ -54,8 +54,7 @@ def export_adapter(
     Raises:
         ExportError: there is no adapter, `peft` has no words for it, the directory is taken, or the proof fails.
     """
-    if subject.run is None or subject.adapter is None:
-        raise ExportError(f"{subject.name} has no adapter; give --format=hf")
+    check_format(subject, "peft")
     dtype = "float32" if dtype == "source" else dtype
     golden, settings = golden_of(subject.tokenizer), settings_of(subject.run.config.adapter)
     name, revision = _base(subject)

@@ -95,7 +95,7 @@ def check_format(subject: Subject, kind: str) -> None:
         )
     if subject.adapter is None and kind != "hf":
         raise ExportError(f"{subject.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")
-    if kind == "peft" and subject.adapter.first_new_row is not None:
+    if kind == "peft" and subject.base.new_rows:
         raise ExportError(
             f"{subject.name} has rows of new tokens, which --format=peft does not hold; give --format=merged"
         )

@@ -134,6 +134,7 @@ def load_peft_adapter(adapter: PeftAdapter, hf_config: dict, config: DecoderConf
                 if len(there) != np.prod(counts[path])
             ],
         )
+    settings = dataclasses.replace(settings, alpha=_usual_alpha(pieces, settings))
     flat = {}
     for path, there in pieces.items():
         flat |= {f"{path}/{name}": array for name, array in _stacked(there, counts[path], settings).items()}
@@ -262,6 +263,18 @@ def _own_columns(parts: dict[TensorRule, np.ndarray]) -> dict[TensorRule, np.nda
     return {rule: np.ones_like(mask) for rule, mask in used.items()}
 
 
+def _usual_alpha(pieces: Mapping[str, Mapping[tuple[int, ...], _Piece]], settings: AdapterSettings) -> float:
+    """The alpha with which most weights have the scale that they have there; the config's where it is one of those.
+
+    With it the run's one alpha serves them, and their B is kept as it is.
+    """
+    alphas = collections.Counter({settings.alpha: 0})
+    for there in pieces.values():
+        rank = max(piece.a.shape[-1] for piece in there.values())
+        alphas.update(float(f"{piece.scale * rank**settings.power:.12g}") for piece in there.values())
+    return alphas.most_common(1)[0][0]
+
+
 def _stacked(
     pieces: dict[tuple[int, ...], _Piece], counts: tuple[int, ...], settings: AdapterSettings
 ) -> dict[str, np.ndarray]:
@@ -275,7 +288,7 @@ def _stacked(
         own = piece.a.shape[-1]
         a[index][:, :own] = piece.a
         factor = piece.scale / scale
-        close = abs(factor - 1) < 1e-12
+        close = abs(factor - 1) < 1e-9  # of rounding alone
         b[index][:own] = piece.b if close else piece.b * np.float32(factor)
     if some.magnitude is None:
         return {"a": a, "b": b}

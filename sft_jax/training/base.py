@@ -195,26 +195,6 @@ def open_base(source: str, revision: str | None = None) -> Base:
     )
 
 
-def base_of(config: ml_collections.ConfigDict) -> Base:
-    """What a run with this config starts from: `config.model.source`, resized for its new tokens.
-
-    Raises:
-        ValueError: see `open_base`; or a new token that is none (`add_new_tokens`).
-    """
-    source, revision = config.model.source, config.model.revision or None
-    base = open_base(source, revision)
-    if not config.model.new_tokens:
-        return base
-    rows = add_new_tokens(load_base_tokenizer(source, revision), config.model.new_tokens)
-    decoder = grown(base.decoder, rows)
-
-    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
-        return resized(base.params(layout, dtype, mesh, quantized), decoder, rows, placement(mesh))
-
-    hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}
-    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_rows=rows)
-
-
 def _merged_base(source: str, revision: str | None) -> Base:
     """A PEFT adapter, merged into the base model that it names."""
     adapter = open_peft_adapter(source)
@@ -243,6 +223,26 @@ def _merged(tree: Tree, adapter: AdapterSpec, dtype: str, mesh: Mesh, quantized:
     shardings = shardings_of({"params": jax.eval_shape(merge, tree)}, mesh)["params"]
     params = jax.jit(merge, out_shardings=shardings)(tree)
     return placed_quantized(jax.tree.map(lambda leaf: leaf.astype(dtype), params), quantized, placement(mesh))
+
+
+def base_of(config: ml_collections.ConfigDict) -> Base:
+    """What a run with this config starts from: `config.model.source`, resized for its new tokens.
+
+    Raises:
+        ValueError: see `open_base`; or a new token that is none (`add_new_tokens`).
+    """
+    source, revision = config.model.source, config.model.revision or None
+    base = open_base(source, revision)
+    if not config.model.new_tokens:
+        return base
+    rows = add_new_tokens(load_base_tokenizer(source, revision), config.model.new_tokens)
+    decoder = grown(base.decoder, rows)
+
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+        return resized(base.params(layout, dtype, mesh, quantized), decoder, rows, placement(mesh))
+
+    hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}
+    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_rows=rows)
 
 
 def open_run(source: str) -> FinishedRun | None:

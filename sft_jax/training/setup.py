@@ -259,9 +259,7 @@ def init_state(
     # Weights of which some are trained are read in the dtype of trained ones.
     dtype = config.precision.frozen if adapted else config.precision.params
     tree = {"params": base.params(layout, dtype, mesh, config.precision.quantized)}
-    if initial is not None:
-        tree[adapters.COLLECTION] = initial.placed(tree["params"], layout, mesh)
-    elif adapted:
+    if adapted:
 
         def make(params: Tree) -> Tree:
             kernels = to_layout(dequantized_tree(params), "scan")
@@ -270,6 +268,8 @@ def init_state(
         shapes = {adapters.COLLECTION: jax.eval_shape(make, tree["params"])}
         out = shardings_of(shapes, mesh)[adapters.COLLECTION]
         tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)(tree["params"])
+    if initial is not None:
+        tree[adapters.COLLECTION] |= initial.placed(tree["params"], layout, mesh)
     trained, frozen = split(tree, trained_predicate(config, base.decoder.num_layers))
     if not adapted and not trains_all_weights(config):
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.precision.frozen), frozen)

@@ -1,5 +1,6 @@
 """The adapter of a run, exported: what is in the directory, that `peft` loads it, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,9 +11,11 @@ import torch
 import transformers
 from etils import epath
 
+from sft_jax.exports import adapter
 from sft_jax.exports.adapter import export_adapter
 from sft_jax.exports.directory import ExportError
 from sft_jax.exports.subject import open_subject
+from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.training import run
 from sft_jax.training.restore import load_for_inference
 from sft_jax.training.sharding import inference_mesh
@@ -70,9 +73,26 @@ def test_an_exported_adapter_is_the_same_in_peft(method, tmp_path):
     assert "PeftModel.from_pretrained" in (out / "README.md").read_text()
 
 
+def test_what_reads_back_as_something_else_is_refused(lora, tmp_path, monkeypatch):
+    """A reader of PEFT directories that finds other updates, here twice as large, is noticed in the logits."""
+
+    def twice(*arguments):
+        loaded = load_peft_adapter(*arguments)
+        return dataclasses.replace(
+            loaded, settings=dataclasses.replace(loaded.settings, alpha=2 * loaded.settings.alpha)
+        )
+
+    monkeypatch.setattr(adapter, "load_peft_adapter", twice)
+    with pytest.raises(ExportError, match="storing the adapter in float32 moves the logits"):
+        export(lora, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert export(lora, tmp_path / "out").drift.logits < 1e-4  # a tied embedding among others
+
+
 def test_what_is_refused_leaves_nothing(tmp_path):
     tiny.write_checkpoint(tmp_path / "model")
     mesh = inference_mesh()
-    with pytest.raises(ExportError, match="has no adapter; give --format=hf"):
+    with pytest.raises(ExportError, match="has no adapter, so there is nothing for --format=peft"):
         export_adapter(open_subject(str(tmp_path / "model")), epath.Path(tmp_path / "out"), mesh, "source", silent)
     assert not (tmp_path / "out").exists()

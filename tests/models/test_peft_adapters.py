@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -39,7 +40,9 @@ class Base:
     model: Decoder
     params: dict
 
+    @functools.cached_property
     def plain(self) -> np.ndarray:
+        """Logits without an adapter."""
         return reference.logits_of(self.model, self.params, IDS)
 
 
@@ -129,7 +132,6 @@ OUT = {
     "llama, pissa": ("llama", {}, {"method": "pissa"}),
     "llama, pissa with sqrt": ("llama", {}, {"method": "pissa", "scaling": "sqrt_rank"}),
     "llama, ranks": ("llama", {}, {"ranks": ("attention/(query|key)=2", "ffn/.*=5")}),
-    "llama, all": ("llama", {}, {"targets": (*LAYERS, "embedding", "head")}),
     "llama, all with dora": ("llama", {}, {"targets": (*LAYERS, "embedding", "head"), "method": "dora"}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}, {"targets": (*LAYERS, "embedding")}),
     "llama, tied pissa": (
@@ -143,13 +145,10 @@ OUT = {
     "phi3, ranks": ("phi3", {}, {"ranks": ("attention/key=2", "ffn/up=5"), "scaling": "sqrt_rank"}),
     "phi3, some": ("phi3", {}, {"targets": ("attention/(query|value)", "ffn/up")}),
     "phi3, dora": ("phi3", {}, {"method": "dora"}),
-    "phi3, pissa": ("phi3", {}, {"method": "pissa"}),
     "gpt2": ("gpt2", {}, {"targets": (*LAYERS, "embedding")}),
     "gpt2, dora": ("gpt2", {}, {"method": "dora"}),
-    "gpt_neox": ("gpt_neox", {}, {"targets": (*LAYERS, "embedding", "head")}),
-    "gpt_neox, dora": ("gpt_neox", {}, {"method": "dora"}),
-    "mixtral": ("mixtral", {}, {"targets": ("attention/.*", "experts/.*")}),
-    "mixtral, some": ("mixtral", {}, {"targets": ("experts/(up|down)",), "scaling": "sqrt_rank"}),
+    "gpt_neox": ("gpt_neox", {}, {"targets": (*LAYERS, "embedding", "head"), "method": "dora"}),
+    "mixtral": ("mixtral", {}, {"targets": ("experts/(up|down|router)",), "scaling": "sqrt_rank"}),
     "qwen3_moe": (
         "qwen3_moe",
         {},
@@ -164,13 +163,15 @@ def test_ours_in_peft_and_back(name, base_of, tmp_path):
     base, config = base_of(case, **changes), settings(**fields)
     ours, said = trained(base, config), settings_of(config)
     expected = logits(base, ours, said)
-    assert np.abs(expected - base.plain()).max() > 100 * TOLERANCE  # the adapter is seen
+    assert np.abs(expected - base.plain).max() > 100 * TOLERANCE  # the adapter is seen
     directory = write(base, ours, said, tmp_path / "adapter")
     np.testing.assert_allclose(in_torch(base, directory), expected, atol=TOLERANCE)
     back = read(base, directory)
     if fields.get("method") != "pissa" and not fields.get("ranks"):  # else as LoRA; B takes up another scale
         assert_same(back.in_layout("unrolled"), ours)
-    np.testing.assert_allclose(logits(base, back.arrays, back.settings), expected, atol=TOLERANCE)
+        assert back.settings == said
+    else:
+        np.testing.assert_allclose(logits(base, back.arrays, back.settings), expected, atol=TOLERANCE)
 
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -239,7 +240,7 @@ def test_from_peft_to_here_and_out_again(name, base_of, tmp_path):
     case, changes, fields = IN[name]
     base = base_of(case, **changes)
     expected = made_by_peft(base, fields, tmp_path / "theirs")
-    assert np.abs(expected - base.plain()).max() > 100 * TOLERANCE  # the adapter is seen
+    assert np.abs(expected - base.plain).max() > 100 * TOLERANCE  # the adapter is seen
     found = read(base, tmp_path / "theirs")
     found.check_copies(base.params, "theirs")
     np.testing.assert_allclose(logits(base, found.arrays, found.settings), expected, atol=TOLERANCE)
@@ -263,4 +264,4 @@ def test_experts_under_their_older_names(base_of, tmp_path):
     found = read(base, tmp_path)
     expected = families.torch_logits(theirs, IDS)
     np.testing.assert_allclose(logits(base, found.arrays, found.settings), expected, atol=TOLERANCE)
-    assert np.abs(expected - base.plain()).max() > 100 * TOLERANCE
+    assert np.abs(expected - base.plain).max() > 100 * TOLERANCE
