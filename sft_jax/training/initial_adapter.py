@@ -111,11 +111,6 @@ def open_initial_adapter(config: ml_collections.ConfigDict, base: Base) -> Initi
             f"--config.adapter.initial={config.adapter.initial} is for adapters, and --config.adapter.method=none; "
             "give --config=configs/sft.py:lora"
         )
-    if config.adapter.new_rows:
-        raise ValueError(
-            f"--config.adapter.initial={config.adapter.initial} has no rows of new tokens: leave "
-            "--config.adapter.new_rows at False"
-        )
     adapter = open_peft_adapter(config.adapter.initial)
     return InitialAdapter(
         adapter.location, adapter.fingerprint, load_peft_adapter(adapter, base.hf_config, base.decoder)
