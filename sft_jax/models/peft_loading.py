@@ -245,7 +245,7 @@ def _pieces(one: _Found) -> list[tuple[TensorRule, _Piece]]:
     for expert in range(experts):
         rules = [rule for rule in module.rules if not module.num_experts or rule.part[0] == expert]
         parts = {rule: np.ascontiguousarray(module.part_of(rule, b[:, :, expert])) for rule in rules}
-        for rule, columns in _own_columns(parts).items():
+        for rule, columns in _own_columns(parts, bare=magnitude is None).items():
             if not columns.any():
                 continue
             norms = None if magnitude is None else module.part_of(rule, magnitude[:, None])[0].copy()
@@ -254,11 +254,14 @@ def _pieces(one: _Found) -> list[tuple[TensorRule, _Piece]]:
     return found
 
 
-def _own_columns(parts: dict[TensorRule, np.ndarray]) -> dict[TensorRule, np.ndarray]:
-    """Which of the ranks each weight has: its own, where each rank belongs to one weight; else all of them."""
+def _own_columns(parts: dict[TensorRule, np.ndarray], bare: bool) -> dict[TensorRule, np.ndarray]:
+    """Which of the ranks each weight has: its own, where each rank belongs to one weight; else all of them.
+
+    A weight may be left with none only where it is `bare` of magnitudes, which count without an update too.
+    """
     used = {rule: (part != 0).any(-1) for rule, part in parts.items()}
     owners = np.sum(list(used.values()), axis=0)
-    if len(parts) > 1 and (owners == 1).all():
+    if len(parts) > 1 and (owners == 1).all() and (bare or all(mask.any() for mask in used.values())):
         return used
     return {rule: np.ones_like(mask) for rule, mask in used.items()}
 

@@ -265,3 +265,22 @@ def test_experts_under_their_older_names(base_of, tmp_path):
     expected = families.torch_logits(theirs, IDS)
     np.testing.assert_allclose(logits(base, found.arrays, found.settings), expected, atol=TOLERANCE)
     assert np.abs(expected - base.plain).max() > 100 * TOLERANCE
+
+
+def test_magnitudes_of_a_fused_part_without_an_update(base_of, tmp_path):
+    """All other parts have ranks of their own, this one has none: its magnitudes count all the same."""
+    base = base_of("phi3")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["qkv_proj"], use_dora=True)
+    wrapped = peft.get_peft_model(copy.deepcopy(base.torch_model), config).eval()
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+                parameter[:32, 0] = 0.3
+                parameter[32:48, 1] = 0.2
+            if "magnitude" in name:
+                parameter.mul_(1.5)
+    expected = families.torch_logits(wrapped, IDS)
+    wrapped.save_pretrained(tmp_path)
+    found = read(base, tmp_path)
+    np.testing.assert_allclose(logits(base, found.arrays, found.settings), expected, atol=TOLERANCE)
