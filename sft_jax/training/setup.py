@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from sft_jax.data.packing import packing_report, supervised_capacity
@@ -17,7 +18,7 @@ from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.report import DataReport, data_report
 from sft_jax.data.tokenized import TokenizedRows, group_dropped, tokenize_records
 from sft_jax.models import adapters
-from sft_jax.models.config import DecoderConfig, Execution
+from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.quantization import dequantized_tree
@@ -28,7 +29,7 @@ from sft_jax.training.freezing import trained_predicate, trains_all_weights
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
 from sft_jax.training.sharding import data_shards, shardings_of
-from sft_jax.training.state import TrainState, split
+from sft_jax.training.state import TrainState, canonical_path, split
 from sft_jax.training.step import StepSettings
 from sft_jax.training.vocabulary import add_new_tokens
 
@@ -260,20 +261,48 @@ def init_state(
     dtype = config.precision.frozen if adapted else config.precision.params
     tree = {"params": base.params(layout, dtype, mesh, config.precision.quantized)}
     if adapted:
-
-        def make(params: Tree) -> Tree:
-            kernels = to_layout(dequantized_tree(params), "scan")
-            return init_beside(kernels, config, hyper, layout, base.new_rows)
-
-        shapes = {adapters.COLLECTION: jax.eval_shape(make, tree["params"])}
-        out = shardings_of(shapes, mesh)[adapters.COLLECTION]
-        tree[adapters.COLLECTION] = jax.jit(make, out_shardings=out)(tree["params"])
+        tree[adapters.COLLECTION] = _fresh_adapters(config, base, tree["params"], mesh, hyper, layout)
     if initial is not None:
         tree[adapters.COLLECTION] |= initial.placed(tree["params"], layout, mesh)
     trained, frozen = split(tree, trained_predicate(config, base.decoder.num_layers))
     if not adapted and not trains_all_weights(config):
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.precision.frozen), frozen)
     return fresh_state(trained, frozen, hyper, optimizer_settings(config), mesh, ema=config.ema.decay > 0)
+
+
+def _fresh_adapters(
+    config: ml_collections.ConfigDict,
+    base: Base,
+    params: Tree,
+    mesh: Mesh,
+    hyper: dict[str, jax.Array],
+    layout: LayerLayout,
+) -> Tree:
+    """What is trained beside the weights at step 0, one weight (of all layers) after the other.
+
+    So no more than one kernel is dequantized, or taken apart by PiSSA, at a time. All in one program would also set
+    several decompositions and collectives side by side, in which emulated CPU devices were seen to wait for each other
+    for ever.
+    """
+
+    def make(params: Tree) -> dict[str, jax.Array]:
+        kernels = to_layout(dequantized_tree(params), "scan")
+        return flatten_dict(init_beside(kernels, config, hyper, layout, base.new_rows), sep="/")
+
+    shapes = {adapters.COLLECTION: unflatten_dict(jax.eval_shape(make, params), sep="/")}
+    shardings = flatten_dict(shardings_of(shapes, mesh)[adapters.COLLECTION], sep="/")
+    by_weight: dict[str, list[str]] = {}
+    for path in shardings:
+        by_weight.setdefault(canonical_path(path).rpartition("/")[0], []).append(path)
+    made: dict[str, jax.Array] = {}
+    for paths in by_weight.values():
+        pick = lambda params, paths=paths: _only(make(params), paths)
+        made |= jax.block_until_ready(jax.jit(pick, out_shardings={path: shardings[path] for path in paths})(params))
+    return unflatten_dict(made, sep="/")
+
+
+def _only(arrays: dict[str, jax.Array], paths: list[str]) -> dict[str, jax.Array]:
+    return {path: arrays[path] for path in paths}
 
 
 def fresh_state(

@@ -129,7 +129,7 @@ def test_fewer_bits_are_said_and_limited(lora, tmp_path):
 
 
 def test_a_quantized_base_is_merged_as_it_was_trained_with(root, tmp_path):
-    changes = FAST | {"precision.quantized": "nf4", "adapter.method": "dora"}
+    changes = FAST | {"precision.quantized": "nf4", "adapter.method": "pissa"}
     run(tiny.config(root, "lora", **changes), tmp_path / "run")
     assert export(tmp_path / "run", tmp_path / "out").drift.relative < 1e-4
 
