@@ -28,7 +28,7 @@ from tests.models import family_table  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--family-table", help="write what tests/models/test_families.py showed into this Markdown file")
+    parser.addoption("--family-table", help="write what the tests of families showed into this Markdown file")
 
 
 def pytest_terminal_summary(terminalreporter, config):

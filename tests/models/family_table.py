@@ -12,8 +12,13 @@ COLUMNS = {
     "generate": "test_greedy_text_equals_uncached",
     "train, use": "test_a_run_trains_and_its_result_is_loaded",
     "export, torch loads": "test_what_is_written_is_what_torch_loads",
+    "to PEFT": "test_ours_in_peft_and_back",
+    "from PEFT": "test_from_peft_to_here_and_out_again",
 }
-_NODE = re.compile(r".*test_families\.py::(?P<test>\w+)\[(?P<case>[^\]]*?)(?:-(?:scan|unrolled))?\]")
+# The kind of an adapter, behind a comma, is not another case.
+_NODE = re.compile(
+    r".*test_(?:families|peft_adapters)\.py::(?P<test>\w+)\[(?P<case>[^\],]*?)(?:, [^\]]*)?(?:-(?:scan|unrolled))?\]"
+)
 
 
 def markdown(passed: Iterable[str], failed: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from etils import epath
 from safetensors.numpy import save_file
 
 from sft_jax.models import AdapterSpec, Decoder, Execution, load_pretrained
+from sft_jax.models.families import FAMILIES
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.peft_adapters import AdapterSettings, peft_adapter, settings_of
 from sft_jax.models.peft_loading import LoadedAdapter, load_peft_adapter
@@ -141,6 +142,7 @@ OUT = {
     ),
     "qwen2": ("qwen2", {}, {}),
     "gemma2": ("gemma2", {}, {"targets": (*LAYERS, "embedding")}),
+    **{family: (family, {}, {}) for family in ("gemma3_text", "mistral", "olmo2", "qwen3", "smollm3")},
     "phi3": ("phi3", {}, {}),
     "phi3, ranks": ("phi3", {}, {"ranks": ("attention/key=2", "ffn/up=5"), "scaling": "sqrt_rank"}),
     "phi3, some": ("phi3", {}, {"targets": ("attention/(query|value)", "ffn/up")}),
@@ -199,6 +201,10 @@ IN = {
     ),
     "qwen2": ("qwen2", {}, {"target_modules": "all-linear"}),
     "gemma2": ("gemma2", {}, {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
+    **{
+        family: (family, {}, {"target_modules": "all-linear"})
+        for family in ("gemma3_text", "mistral", "olmo2", "qwen3", "smollm3")
+    },
     "phi3": ("phi3", {}, {"target_modules": ["qkv_proj", "gate_up_proj"], "use_rslora": True}),
     "phi3, dora": ("phi3", {}, {"target_modules": ["qkv_proj"], "use_dora": True}),
     "gpt2": ("gpt2", {}, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
@@ -212,7 +218,13 @@ IN = {
             "rank_pattern": {"experts.down_proj": 2},
         },
     ),
+    "qwen3_moe": ("qwen3_moe", {}, {"target_modules": ["v_proj"], "target_parameters": ["mlp.experts.down_proj"]}),
 }
+
+
+def test_every_family_goes_both_ways():
+    assert FAMILIES.keys() == {families.CASES[case][0]["model_type"] for case, *_ in OUT.values()}
+    assert FAMILIES.keys() == {families.CASES[case][0]["model_type"] for case, *_ in IN.values()}
 
 
 def made_by_peft(base: Base, fields: dict, directory: Path) -> np.ndarray:
