@@ -60,24 +60,34 @@ def scale_by_adam(
     """Adam's direction, from moments in 8 bits; the parameters may be stacked over layers and experts or not."""
 
     def init(params: Tree) -> EightBitAdamState:
-        def moments(path: tuple, leaf: Any, values: np.ndarray) -> tuple[Array, Array]:
-            return _stored(path, jnp.zeros(leaf.shape, jnp.float32), values)
-
-        mu, mu_scale = _unzip(params, lambda path, leaf: moments(path, leaf, _SIGNED))
-        nu, nu_scale = _unzip(params, lambda path, leaf: moments(path, leaf, _UNSIGNED))
+        mu, mu_scale = _unzip(params, lambda path, leaf: _of_zeros(path, leaf.shape, _SIGNED))
+        nu, nu_scale = _unzip(params, lambda path, leaf: _of_zeros(path, leaf.shape, _UNSIGNED))
         return EightBitAdamState(jnp.zeros((), jnp.int32), mu, mu_scale, nu, nu_scale)
 
     def update(updates: Tree, state: EightBitAdamState, params: Tree = None) -> tuple[Tree, EightBitAdamState]:
         del params
         count = state.count + 1
 
-        def one(path: tuple, gradient: Any, mu: Array, mu_scale: Array, nu: Array, nu_scale: Array) -> tuple:
+        def adam(gradient: Any, first: Array, second: Array) -> tuple[Array, Array, Array]:
             wide = gradient.astype(jnp.float32)
-            first = beta1 * _read(path, mu, mu_scale, _SIGNED) + (1 - beta1) * wide
-            second = beta2 * _read(path, nu, nu_scale, _UNSIGNED) + (1 - beta2) * wide**2
+            first, second = beta1 * first + (1 - beta1) * wide, beta2 * second + (1 - beta2) * wide**2
             corrected = first / (1 - beta1**count), second / (1 - beta2**count)
             direction = corrected[0] / (jnp.sqrt(corrected[1]) + epsilon)
-            return (direction.astype(gradient.dtype), *_stored(path, first, _SIGNED), *_stored(path, second, _UNSIGNED))
+            return direction.astype(gradient.dtype), first, second
+
+        def in_codes(gradient: Any, mu: Array, mu_scale: Array, nu: Array, nu_scale: Array) -> tuple:
+            read = _decoded(mu, mu_scale, _SIGNED), _decoded(nu, nu_scale, _UNSIGNED)
+            direction, first, second = adam(gradient, *read)
+            return (direction, *_coded(first, _SIGNED), *_coded(second, _UNSIGNED))
+
+        def one(path: tuple, gradient: Any, mu: Array, mu_scale: Array, nu: Array, nu_scale: Array) -> tuple:
+            if _is_small(path, gradient.shape):
+                direction, mu, nu = adam(gradient, mu, nu)
+                return direction, mu, mu_scale, nu, nu_scale
+            arrays = (gradient, mu, mu_scale, nu, nu_scale)
+            # One layer of a stack at a time: what is in float32 meanwhile is a layer's, not the model's.
+            stacked = "/layers/" in path_string(path)
+            return jax.lax.map(lambda layer: in_codes(*layer), arrays) if stacked else in_codes(*arrays)
 
         direction, *moments = _unzip(updates, one, state.mu, state.mu_scale, state.nu, state.nu_scale)
         return direction, EightBitAdamState(count, *moments)
@@ -98,11 +108,18 @@ def _is_small(path: tuple, shape: tuple[int, ...]) -> bool:
     return int(np.prod(shape[len(shape) - axes :])) < SMALL
 
 
-def _stored(path: tuple, moment: Float[Array, "*S"], values: np.ndarray) -> tuple[Array, Float[Array, "*T"]]:
-    """(codes, scales) of a moment; itself, and a zero a stack, where it is small."""
-    if _is_small(path, moment.shape):
-        axes = matrix_axes(path_string(path), moment.ndim)
-        return moment, jnp.zeros((*moment.shape[: moment.ndim - axes], *(1,) * axes), jnp.float32)
+def _of_zeros(path: tuple, shape: tuple[int, ...], values: np.ndarray) -> tuple[Array, Float[Array, "*T"]]:
+    """(codes, scales) of a moment of zeros; itself, and a zero a stack, where it is small."""
+    if _is_small(path, shape):
+        axes = matrix_axes(path_string(path), len(shape))
+        return jnp.zeros(shape, jnp.float32), jnp.zeros((*shape[: len(shape) - axes], *(1,) * axes), jnp.float32)
+    codes, scale = jax.eval_shape(lambda: _coded(jnp.zeros(shape, jnp.float32), values))
+    zero = int(np.searchsorted(values, 0.0))
+    return jnp.full(codes.shape, zero, codes.dtype), jnp.zeros(scale.shape, scale.dtype)
+
+
+def _coded(moment: Float[Array, "*S"], values: np.ndarray) -> tuple[UInt8[Array, "*S"], Float[Array, "*T"]]:
+    """(codes, scales) of a moment."""
     blocks = _in_blocks(moment)
     scale = jnp.max(jnp.abs(blocks), axis=-1)
     relative = blocks / jnp.where(scale > 0, scale, 1.0)[..., None]
@@ -112,10 +129,7 @@ def _stored(path: tuple, moment: Float[Array, "*S"], values: np.ndarray) -> tupl
     return _out_of_blocks(codes, moment.shape), _turned(scale, moment.shape)
 
 
-def _read(path: tuple, codes: UInt8[Array, "*S"] | Float[Array, "*S"], scale: Array, values: np.ndarray) -> Array:
-    """The moment, float32."""
-    if _is_small(path, codes.shape):
-        return codes
+def _decoded(codes: UInt8[Array, "*S"], scale: Array, values: np.ndarray) -> Float[Array, "*S"]:
     blocks = jnp.take(jnp.asarray(values), _in_blocks(codes).astype(jnp.int32))
     return _out_of_blocks(blocks * _turned(scale, codes.shape)[..., None], codes.shape)
 
