@@ -28,7 +28,7 @@ from sft_jax.training.base import open_run
 from sft_jax.training.state import scaled_adapters
 
 Tree = Any
-_OF_ADAPTERS = ("a", "b", "magnitude", "constant_a", "constant_b")
+_OF_THE_RUN = ("scale", "dropout")
 
 
 def export_adapter(
@@ -93,7 +93,7 @@ def _base(subject: Subject) -> tuple[str, str | None]:
 def _arrays(variables: Tree) -> Tree:
     """The adapters without their scale and dropout."""
     flat = flatten_dict(variables[adapters.COLLECTION])
-    return unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1] in _OF_ADAPTERS})
+    return unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1] not in _OF_THE_RUN})
 
 
 def _write(path: epath.Path, tensors: dict[str, PendingTensor], progress: ProgressFor) -> None:

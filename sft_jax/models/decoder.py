@@ -389,7 +389,7 @@ class Decoder(nn.Module):
             rows = self._new_rows()
             if rows is not None:
                 kernel = rows["embedding"].T if self.config.tie_embeddings else rows["head"]
-                own = self._product("bsd,dn->bsn", hidden, kernel)
+                own = self._product("bsd,dv->bsv", hidden, kernel)
                 logits = new_rows.in_logits(logits, own, self.adapter.first_new_row)
             cap = self.config.final_softcap
             return cap * jnp.tanh(logits / cap) if cap else logits

@@ -1,6 +1,7 @@
 """Adapter methods equal peft's on the same weights: logits, gradients, merged weights, counts, and where they begin."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,11 @@ import torch
 from sft_jax.models import AdapterSpec, Decoder, Execution, load_pretrained
 from sft_jax.models.adapters import METHODS, dora, get_method, is_trained
 from sft_jax.models.layouts import to_layout
+from sft_jax.training import run as train
 from sft_jax.training.adapting import adapter_ranks, init_adapters, weight_names
+from sft_jax.training.metric_log import read_metrics
+from sft_jax.training.restore import load_for_inference
+from sft_jax.training.sharding import inference_mesh
 from sft_jax.training.state import merge_adapters, variables
 from tests import tiny
 from tests.models import reference
@@ -241,21 +246,15 @@ def test_what_a_method_cannot_adapt_is_refused():
     assert get_method("dora").ON_EXPERTS is False
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"lora"}))  # on which everything else is tested
 def test_a_run_resumes_and_is_loaded(method, tmp_path):
     """Interrupted after 2 of 4 steps, it ends with the same numbers; constants come from the checkpoint."""
-    from sft_jax.training import run as train
-    from sft_jax.training.metric_log import read_metrics
-    from sft_jax.training.restore import load_for_inference
-    from sft_jax.training.sharding import inference_mesh
-
     settings = {"adapter.method": method, "evaluation.every": "0 steps", "checkpoint.best_metric": ""}
+    settings |= {"checkpoint.keep_last": 2}
     config = tiny.config(tmp_path, "lora", duration="4 steps", **settings)
     train(config, tmp_path / "whole")
-    with config.unlocked():
-        config.checkpoint.keep_last = 2
-    train(config, tmp_path / "parts")
-    (tmp_path / "parts" / "checkpoints" / "4").rename(tmp_path / "gone")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "4")
     train(config, tmp_path / "parts")
     whole, parts = (
         [line["train/loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "train/loss" in line]

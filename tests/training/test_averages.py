@@ -33,12 +33,11 @@ def stepwise(root, arg, name, **changes):
     return [loaded(f"{root / name}:{step}") for step in range(1, STEPS + 1)]
 
 
-@pytest.mark.parametrize("arg", ["full", "lora"])
-def test_the_average_is_its_definition(tmp_path, arg):
-    """Begins at the weights of step 0; in each step 0.7 of itself and 0.3 of the weights."""
-    after = stepwise(tmp_path, arg, "run", **{"ema.decay": DECAY})
+def test_the_average_is_its_definition(tmp_path):
+    """Begins at the weights of step 0; in each step 0.7 of itself and 0.3 of the weights. Of adapters, that is."""
+    after = stepwise(tmp_path, "lora", "run", **{"ema.decay": DECAY})
     found = loaded(tmp_path / "run", "ema")
-    start = tiny.config(tmp_path, arg, **QUIET | {"optimizer.learning_rate": 0.0})
+    start = tiny.config(tmp_path, "lora", **QUIET | {"optimizer.learning_rate": 0.0})
     run(start, tmp_path / "start")
     average = loaded(tmp_path / "start")
     for weights in after:
@@ -46,7 +45,7 @@ def test_the_average_is_its_definition(tmp_path, arg):
     assert found.keys() == average.keys()
     for path, leaf in average.items():
         np.testing.assert_allclose(found[path], leaf, rtol=1e-5, atol=1e-7, err_msg=path)
-    trained = [path for path in average if arg == "full" or path.startswith("adapters/")]
+    trained = [path for path in average if path.startswith("adapters/")]
     assert any(np.abs(found[path] - after[-1][path]).max() > 1e-4 for path in trained)
 
 
