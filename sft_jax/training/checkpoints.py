@@ -73,12 +73,23 @@ class Checkpoints:
                     get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
                 )
             )
+        policy = policies.AnyPreservationPolicy(keep)
         self._checkpointer = ocp.training.Checkpointer(
             _absolute(workdir) / DIRECTORY,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(keep),
+            preservation_policy=policy,
             cleanup_tmp_directories=not read_only,  # a half-written one may be another process's, in the making
         )
+        if not read_only:
+            self._prune(policy)
+
+    def _prune(self, policy: Any) -> None:
+        """Removes what a process ended between saving a checkpoint and removing the one before it left behind."""
+        context = ocp.training.preservation_policies.PreservationContext()
+        found = self._checkpointer.checkpoints
+        for checkpoint, keep in zip(found, policy.should_preserve(found, context=context), strict=True):
+            if not keep:
+                self._checkpointer.delete(checkpoint.step)
 
     def save(self, state: TrainState, position: RunPosition, metrics: dict[str, float]) -> None:
         """Starts saving; arrays are copied before it returns, files are written in the background.

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -130,6 +131,23 @@ def test_killed_at_any_moment(root, uninterrupted):
     result = run(make_config(root), workdir)
     assert (result.step, result.interrupted) == (STEPS, None)
     assert_equal(history(workdir), uninterrupted)
+
+
+def test_a_checkpoint_left_by_a_killed_process_is_removed(root, uninterrupted, tmp_path):
+    """The process may be ended when a checkpoint is saved and the one before it not yet removed."""
+    shutil.copytree(root / "uninterrupted" / "checkpoints", tmp_path / "checkpoints")
+    best, last = uninterrupted["kept"]
+    left = Checkpoints(epath.Path(tmp_path), keep_last=1)  # the best is one by a metric that is not asked for here
+    assert left.steps() == [last]
+    left.close()
+    shutil.copytree(root / "uninterrupted" / "checkpoints", tmp_path / "again" / "checkpoints")
+    kept = Checkpoints(epath.Path(tmp_path / "again"), keep_last=1, best_metric="held_out/nll")
+    assert kept.steps() in ([last], [best, last])
+    assert kept.best() in kept.steps()
+    kept.close()
+    looked_at = Checkpoints(epath.Path(root / "uninterrupted"), keep_last=1, read_only=True)
+    assert looked_at.steps() == [best, last]
+    looked_at.close()
 
 
 @pytest.mark.slow
