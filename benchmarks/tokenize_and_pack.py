@@ -14,7 +14,7 @@ import time
 
 from absl import app, flags
 
-from sft_jax.data.conversations import Message
+from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.packing import pack_epoch, supervised_capacity
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
@@ -47,7 +47,8 @@ def make_records(count: int, seed: int = 0) -> list[Record]:
         document = " ".join(word() for _ in range(rng.randint(20, 80)))
         answer = ", ".join(f'"{rng.choice(known)}": "{word()}"' for _ in range(4))
         question = Message("user", "Extract the fields as JSON.\n\n" + document)
-        records.append(Record(f"made-up:{number}", (question, Message("assistant", "{" + answer + "}")), {}))
+        turns = (question, Message("assistant", "{" + answer + "}"))
+        records.append(Record(f"made-up:{number}", Chat(turns), {}))
     return records
 
 

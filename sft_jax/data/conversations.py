@@ -1,15 +1,85 @@
-"""Conversations: the one form every example takes before it is rendered, whatever file it came from."""
+"""Examples: the forms every row takes before it is rendered, whatever file and format it came from."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
+class ToolCall(NamedTuple):
+    """A call that an assistant makes: name of the function, its arguments as an object, and its id (empty for none)."""
+
+    name: str
+    arguments: dict
+    id: str = ""
+
+
 class Message(NamedTuple):
-    """One turn: who speaks (`role`, one of ROLES) and what is said."""
+    """One turn.
+
+    Attributes:
+        role: who speaks, one of ROLES.
+        content: what is said.
+        weight: of its tokens as targets, where it is trained; None: 1.
+        reasoning: what the assistant thought before it spoke (`reasoning_content`).
+        tool_calls: calls the assistant makes.
+        name: of the function, in a tool's result.
+        tool_call_id: of the call that a tool's result answers.
+        ranges: (start, end, weight) of characters [start, end) of the content that have weights of their own.
+    """
 
     role: str
     content: str
+    weight: float | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
+    ranges: tuple[tuple[int, int, float], ...] = ()
 
 
 Conversation = tuple[Message, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """A conversation, and the definitions of the tools it may call (JSON objects, as the chat template gets them)."""
+
+    messages: Conversation
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+class Segment(NamedTuple):
+    """A piece of text that no template touches; weight 0 is not trained."""
+
+    text: str
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Text without a template: the segments, one after the other. Special tokens spelt in them are special tokens."""
+
+    parts: tuple[Segment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRow:
+    """A row that is tokenized already: ids, and the weight of each as a target."""
+
+    tokens: Sequence[int]
+    weights: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt, of which the first is preferred."""
+
+    prompt: Conversation
+    chosen: Conversation
+    rejected: Conversation
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+Example = Chat | Segments | TokenRow | Preference

@@ -10,7 +10,7 @@ import os
 
 from etils import epath
 
-from sft_jax.data.conversations import ROLES, Conversation, Message
+from sft_jax.data.conversations import ROLES, Chat, Conversation, Example, Message
 
 _FORMS = '{"messages": [...]} or {"prompt": ..., "completion": ...}'
 _ROLE_HINTS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -26,13 +26,30 @@ class Record:
 
     Attributes:
         id: file name and line, counted from 1: "train.jsonl:12".
-        conversation: its turns.
+        example: what is trained on.
         fields: the line as it was read, with all fields (references for scoring and the like).
+        weight: of the whole row as a target.
+        group: the slice of the data it belongs to; empty for none.
+        source: name of the source it came from, in a mixture.
     """
 
     id: str
-    conversation: Conversation
+    example: Example
     fields: dict
+    weight: float = 1.0
+    group: str = ""
+    source: str = ""
+
+    @property
+    def conversation(self) -> Conversation:
+        """Its turns.
+
+        Raises:
+            RecordError: it is not a conversation.
+        """
+        if not isinstance(self.example, Chat):
+            raise RecordError(f"{self.id}: expected a conversation, this row is {type(self.example).__name__}.")
+        return self.example.messages
 
 
 def read_records(path: str | os.PathLike) -> list[Record]:
@@ -61,7 +78,7 @@ def read_prompts(path: str | os.PathLike) -> list[Record]:
             turns = turns[:-1]
         if not turns:
             raise RecordError(f"{path}: row {record.id} holds nothing but an answer; expected a prompt.")
-        prompts.append(dataclasses.replace(record, conversation=turns))
+        prompts.append(dataclasses.replace(record, example=dataclasses.replace(record.example, messages=turns)))
     return prompts
 
 
@@ -102,7 +119,7 @@ def parse_record(fields: object, where: str, record_id: str | None = None, answe
     else:
         keys = ", ".join(map(repr, fields)) or "none"
         raise RecordError(f"{where}: expected {_FORMS}, the keys are: {keys}.")
-    return Record(record_id or where, conversation, fields)
+    return Record(record_id or where, Chat(conversation), fields)
 
 
 def _read_line(line: bytes, where: str, record_id: str, answers: bool) -> Record:

@@ -12,7 +12,7 @@ import numpy as np
 import transformers
 from jaxtyping import Float32
 
-from sft_jax.data.conversations import Conversation, Message
+from sft_jax.data.conversations import Chat, Conversation, Example, Message
 from sft_jax.data.special_tokens import Encoded, Offsets, TextEncoder, TokenIds
 from sft_jax.data.templates import RowError, Span, TemplateText, chat_template_of
 
@@ -82,25 +82,25 @@ class ConversationRenderer:
             RowError: it cannot be trained on; says why.
             RuntimeError: ids differ from the plain tokenizer's.
         """
-        (row,) = self.render_many([conversation])
-        if isinstance(row, RowError):
-            raise row
-        return row
+        (rows,) = self.render_many([Chat(conversation)])
+        if isinstance(rows, RowError):
+            raise rows
+        return rows[0]
 
-    def render_many(self, conversations: Sequence[Conversation]) -> list[RenderedRow | RowError]:
-        """Like `render` for many at once (faster), with errors returned in place of rows.
+    def render_many(self, examples: Sequence[Example]) -> list[list[RenderedRow] | RowError]:
+        """The rows of each of many examples (faster than one by one), or an error in their place.
 
         Raises:
             RuntimeError: ids differ from the plain tokenizer's.
         """
-        planned = [self._plan(conversation) for conversation in conversations]
+        planned = [self._plan(example) for example in examples]
         usable = [plan for plan in planned if not isinstance(plan, RowError)]
         encoded = iter(
             self._encoder.encode_many(
                 [rendered.text for rendered, _ in usable], [_template_parts(rendered) for rendered, _ in usable]
             )
         )
-        return [plan if isinstance(plan, RowError) else self._row(*plan, next(encoded)) for plan in planned]
+        return [plan if isinstance(plan, RowError) else self._rows(*plan, next(encoded)) for plan in planned]
 
     def render_prompt(self, conversation: Conversation) -> TokenIds:
         """Ids up to and with the generation prompt, for a conversation whose answer is to be generated.
@@ -136,9 +136,12 @@ class ConversationRenderer:
             found.add(int(self.tokenizer.eos_token_id))
         return tuple(sorted(found))
 
-    def _plan(self, conversation: Conversation) -> tuple[TemplateText, list[Span]] | RowError:
+    def _plan(self, example: Example) -> tuple[TemplateText, list[Span]] | RowError:
         """The text and its trained spans."""
         try:
+            if not isinstance(example, Chat) or example.tools:
+                raise RowError("not a plain conversation", type(example).__name__)
+            conversation = example.messages
             if not any(message.role == "assistant" for message in conversation):
                 raise RowError("nothing to train on", "there is no assistant's turn")
             rendered = self._template.render_with_spans(conversation)
@@ -199,14 +202,16 @@ class ConversationRenderer:
                 f"conversation ends there it is followed by {after!r}",
             )
 
-    def _row(self, rendered: TemplateText, spans: list[Span], encoded: Encoded | RowError) -> RenderedRow | RowError:
+    def _rows(
+        self, rendered: TemplateText, spans: list[Span], encoded: Encoded | RowError
+    ) -> list[RenderedRow] | RowError:
         if isinstance(encoded, RowError):
             return encoded
         self._prove(rendered, encoded)
         weights = _weights(encoded.offsets, spans)
         if not weights.any():
             return RowError("nothing to train on", "no token lies in an answer")
-        return RenderedRow(encoded.ids, weights, rendered.text, encoded.offsets, tuple(spans))
+        return [RenderedRow(encoded.ids, weights, rendered.text, encoded.offsets, tuple(spans))]
 
     def _prove(self, rendered: TemplateText, encoded: Encoded) -> None:
         """Compares the first rows with the plain tokenizer; rows that spell special tokens differ on purpose."""

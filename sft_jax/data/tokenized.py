@@ -145,15 +145,17 @@ def tokenize_records(
     kept, ids, dropped = [], [], []
     for start in range(0, len(records), _ROWS_PER_CALL):
         chunk = records[start : start + _ROWS_PER_CALL]
-        for record, row in zip(chunk, renderer.render_many([r.conversation for r in chunk]), strict=True):
-            if isinstance(row, RowError):
-                dropped.append(DroppedRow(record.id, row.reason, row.detail))
-            elif len(row.tokens) > max_tokens_per_row:
-                reason = f"longer than {max_tokens_per_row} tokens"
-                dropped.append(DroppedRow(record.id, reason, f"{len(row.tokens)} tokens"))
-            else:
-                kept.append((row.tokens, row.weights))
-                ids.append(record.id)
+        for record, found in zip(chunk, renderer.render_many([r.example for r in chunk]), strict=True):
+            if isinstance(found, RowError):
+                dropped.append(DroppedRow(record.id, found.reason, found.detail))
+                continue
+            for row in found:
+                if len(row.tokens) > max_tokens_per_row:
+                    reason = f"longer than {max_tokens_per_row} tokens"
+                    dropped.append(DroppedRow(record.id, reason, f"{len(row.tokens)} tokens"))
+                else:
+                    kept.append((row.tokens, row.weights))
+                    ids.append(record.id)
         if progress is not None:
             progress(start + len(chunk), len(records))
     if not kept:

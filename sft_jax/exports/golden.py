@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 from transformers import PreTrainedTokenizerBase
 
-from sft_jax.data.conversations import Conversation, Message
+from sft_jax.data.conversations import Chat, Conversation, Message
 from sft_jax.data.rendering import ConversationRenderer, RowError
 from sft_jax.models.decoder import Decoder
 
@@ -68,11 +68,12 @@ def golden_of(tokenizer: PreTrainedTokenizerBase) -> Golden:
         ids = np.asarray(tokenizer(text)["input_ids"], np.int32)
         return Golden((), text, ids, () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
     renderer = ConversationRenderer(tokenizer)
-    whole, short = renderer.render_many([_TURNS, _TURNS[:2]])  # a template may be for one question and its answer
+    # A template may be for one question and its answer.
+    whole, short = renderer.render_many([Chat(_TURNS), Chat(_TURNS[:2])])
     if isinstance(whole, RowError) and isinstance(short, RowError):
         raise short
-    turns, row = (_TURNS[:2], short) if isinstance(whole, RowError) else (_TURNS, whole)
-    return Golden(turns, row.text, row.tokens, renderer.stop_ids)
+    turns, rows = (_TURNS[:2], short) if isinstance(whole, RowError) else (_TURNS, whole)
+    return Golden(turns, rows[0].text, rows[0].tokens, renderer.stop_ids)
 
 
 def golden_logits(model: Decoder, variables: Tree, golden: Golden) -> Float32[np.ndarray, "tokens V"]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from sft_jax.data.conversations import Message
+from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.rendering import ConversationRenderer, RowError
 from sft_jax.data.report import plain_highlight
 from sft_jax.sources import load_tokenizer
@@ -303,8 +303,8 @@ def test_tokenizer_that_cannot_be_cut_refuses_special_text(chat):
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
     template = "{% for m in messages %}{{ m.role + ' ' + m.content }}<|im_end|>{% endfor %}"
     renderer = ConversationRenderer(tokenizer, template)
-    plain, special = renderer.render_many(
-        [chat("user: Hi", "assistant: A"), chat("user: <|im_start|>", "assistant: A")]
+    (plain,), special = renderer.render_many(
+        [Chat(chat("user: Hi", "assistant: A")), Chat(chat("user: <|im_start|>", "assistant: A"))]
     )
     assert plain.tokens.tolist() == tokenizer(plain.text, add_special_tokens=False)["input_ids"]
     assert isinstance(special, RowError)

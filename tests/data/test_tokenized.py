@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow, NoRowsError, TokenizedRows, group_dropped, tokenize_records
@@ -19,7 +20,7 @@ def records(chat):
         ("user: Hi",),
         ("user: Hi", "assistant: Hey"),
     ]
-    return [Record(f"a.jsonl:{n}", chat(*turn), {}) for n, turn in enumerate(turns, 1)]
+    return [Record(f"a.jsonl:{n}", Chat(chat(*turn)), {}) for n, turn in enumerate(turns, 1)]
 
 
 @pytest.fixture
