@@ -1,0 +1,44 @@
+"""All checks together: severity by share, order, and which run at the start of a run."""
+
+import math
+
+import pytest
+
+from sft_jax.data.checks import CHECKS, Check, Finding, Grave, Observation, gravest, run_checks, verdict
+
+
+@pytest.mark.parametrize(
+    ("grave", "count", "share", "severity"),
+    [
+        (Grave(0.0, 0.1), 0, 0.0, "info"),
+        (Grave(0.0, 0.1), 1, 0.01, "warning"),
+        (Grave(0.0, 0.1), 1, 0.1, "warning"),
+        (Grave(0.0, 0.1), 2, 0.2, "error"),
+        (Grave(0.05, math.inf), 1, 0.05, "info"),
+        (Grave(0.05, math.inf), 100, 1.0, "warning"),
+    ],
+)
+def test_severity_follows_the_share(grave, count, share, severity):
+    assert grave.severity(Observation("", count, share)) == severity
+
+
+def test_gravest_first_and_progress(subject, records, monkeypatch):
+    monkeypatch.setitem(CHECKS, "slow", Check(lambda _: [Observation("all", 1, 1.0)], Grave(0, 0)))
+    seen = []
+    pairs = [("q", "a"), ("q", "b"), ("r", "c")]
+    findings = run_checks(subject(*pairs), lambda *numbers: seen.append(numbers))
+    assert [(found.check, found.severity) for found in findings] == [("slow", "error"), ("contradictions", "warning")]
+    assert seen == [(n, len(CHECKS)) for n in range(1, len(CHECKS) + 1)]
+    assert [found.check for found in run_checks(subject(*pairs), quick=True)] == ["contradictions"]
+    assert gravest(findings) == "error"
+    assert gravest([]) == "info"
+
+
+@pytest.mark.parametrize(
+    ("rows", "severity", "decision"),
+    [(99, "warning", "prompt_or_retrieval_first"), (100, "warning", "tune"), (100, "error", "clean_first")],
+)
+def test_verdict(subject, rows, severity, decision):
+    made = verdict(subject(*[(str(n), "a") for n in range(rows)]), [Finding("x", severity, "wrong", 1)])
+    assert made.decision == decision
+    assert made.reasons[0].favours == decision
