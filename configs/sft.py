@@ -30,6 +30,9 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.data = ConfigDict()
     config.data.train = ""  # JSONL of `messages`, or of `prompt` and `completion`
     config.data.held_out = ""  # the same, for held-out loss and samples; empty: none
+    # Steps through which training rows go before they are rendered, in order: ("strip_whitespace", "fix_encoding",
+    # "drop_exact_duplicates", "drop_answers_shorter_than=3"); all of them: docs/data.md.
+    config.data.cleaning = ()
     config.data.row_tokens = 1024  # tokens in a row of the batch
     config.data.packing = True  # several examples in a row, invisible to one another
     config.data.supervised_quantile = 0.95  # of supervised tokens in a row: sets the static size of the head's input

@@ -116,6 +116,7 @@ def test_every_number_and_name_is_checked(name):
         "model.new_tokens",
         "data.train",
         "data.held_out",
+        "data.cleaning",
         "data.packing",
         "adapter.alpha",
         "adapter.initial",
@@ -156,6 +157,7 @@ BAD = [
     ("mesh.replica", -1, "one of them may be -1"),
     ("model.chat_template", "/nowhere.jinja", "is not a file"),
     ("data.train", "", "is empty; give a JSONL file"),
+    ("data.cleaning", ("strip_whitspace",), "is not a step; did you mean 'strip_whitespace'?"),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from sft_jax.data import cleaning
 from sft_jax.data.batches import NORMALIZE
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
@@ -165,6 +166,10 @@ def _quantized(config: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
+def _cleaning(config: ml_collections.ConfigDict) -> list[str]:
+    return cleaning.problems_of(tuple(config.data.cleaning))
+
+
 def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
     problems = problems_of(tuple(config.model.new_tokens))
     if config.adapter.new_rows and not config.model.new_tokens:
@@ -181,6 +186,7 @@ TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _groups,
     _trained_weights,
     _quantized,
+    _cleaning,
     _new_tokens,
 )
 

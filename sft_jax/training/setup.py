@@ -11,12 +11,13 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from sft_jax.data.cleaning import Cleaner, CleaningLog
 from sft_jax.data.packing import packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.records import Record, read_records
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.report import DataReport, data_report
-from sft_jax.data.tokenized import TokenizedRows, group_dropped, tokenize_records
+from sft_jax.data.tokenized import DroppedRow, TokenizedRows, group_dropped, tokenize_records
 from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
@@ -96,11 +97,12 @@ def load_data(
     if not config.data.train:
         raise ValueError("--config.data.train is empty; give a JSONL file of `messages` or `prompt`/`completion` rows")
     renderer = make_renderer(config)
-    records = read_records(config.data.train)
+    records, removed = _clean(config, read_records(config.data.train))
     size = config.data.row_tokens
     rows, dropped = tokenize_records(
         records, renderer, size, progress("tokenizing", len(records)) if progress else None
     )
+    dropped = [*removed, *dropped]
     targets = _row_targets(rows, config)
     plan = PackPlan(
         rows,
@@ -114,6 +116,13 @@ def load_data(
     first = next(record for record in records if record.id == rows.ids[0])
     report = data_report(rows, dropped, packing, renderer.render(first.conversation))
     return Data(renderer, rows, plan, report, **_held_out(config, renderer))
+
+
+def _clean(config: ml_collections.ConfigDict, records: list[Record]) -> tuple[list[Record], list[DroppedRow]]:
+    """The training records that `config.data.cleaning` keeps, and those that it drops."""
+    cleaned = list(Cleaner(config.data.cleaning)(lambda: records, CleaningLog()))
+    kept = [record for record in cleaned if isinstance(record, Record)]
+    return kept, [row for row in cleaned if isinstance(row, DroppedRow)]
 
 
 def _held_out(config: ml_collections.ConfigDict, renderer: ConversationRenderer) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Set-up: what does not fit together is refused, and how a decoder is executed where the config leaves it open."""
 
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from sft_jax.models.config import DecoderConfig
 from sft_jax.training.base import open_base
 from sft_jax.training.checks import check_config
 from sft_jax.training.optimizer import hyperparameters
-from sft_jax.training.setup import check_sizes, init_state, make_model, resolve_execution, step_settings
+from sft_jax.training.setup import check_sizes, init_state, load_data, make_model, resolve_execution, step_settings
 from sft_jax.training.sharding import make_mesh, put_batch
 from sft_jax.training.step import compile_train_step
 from tests import tiny
@@ -43,6 +44,23 @@ def test_data_that_fits():
 def test_data_that_does_not(given, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check_sizes(DECODER, *given)
+
+
+def test_training_rows_are_cleaned(tmp_path):
+    """In order, before they are tokenized; held-out rows are measured as they are."""
+    config = tiny.config(tmp_path, **{"data.cleaning": ("strip_whitespace", "drop_exact_duplicates")})
+    lines = ['{"prompt": "a", "completion": "b"}', '{"prompt": "a ", "completion": "b\\n"}'] * 2
+    for path in (config.data.train, config.data.held_out):
+        Path(path).write_text("\n".join(lines))
+    data = load_data(config)
+    assert data.rows.ids == ["train.jsonl:1"]
+    assert data.report.numbers["dropped"] == {
+        "drop_exact_duplicates: the same as a row before it": {
+            "rows": 3,
+            "first": [f"train.jsonl:{n} (train.jsonl:1)" for n in (2, 3, 4)],
+        }
+    }
+    assert len(data.held_out_records) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""Steps that drop rows by what their answers look like."""
+
+import json
+
+from sft_jax.data.cleaning.contents import conversations, final_answers, words_of
+from sft_jax.data.cleaning.steps import Drop, Outcome
+from sft_jax.data.conversations import Message
+from sft_jax.data.records import Record
+
+_SHOWN = 60  # characters of an answer in a detail
+
+
+def drop_empty_answers(record: Record) -> Outcome:
+    """Drops a row in which an assistant's turn says nothing and calls nothing."""
+    for messages in conversations(record.example):
+        for number, message in enumerate(messages):
+            if message.role == "assistant" and _says_nothing(message):
+                return Drop("an answer is empty", f"message {number}")
+    return None
+
+
+def _says_nothing(message: Message) -> bool:
+    return not (message.content.strip() or message.reasoning.strip() or message.tool_calls)
+
+
+def drop_answers_shorter_than(record: Record, words: int) -> Outcome:
+    """Drops a row whose final answer has fewer words."""
+    for answer in final_answers(record.example):
+        if len(words_of(answer)) < words:
+            return Drop(f"the answer has fewer than {words} words", repr(answer[:_SHOWN]))
+    return None
+
+
+def drop_answers_longer_than(record: Record, words: int) -> Outcome:
+    """Drops a row whose final answer has more words."""
+    for answer in final_answers(record.example):
+        count = len(words_of(answer))
+        if count > words:
+            return Drop(f"the answer has more than {words} words", f"{count} words")
+    return None
+
+
+def drop_invalid_json_answers(record: Record) -> Outcome:
+    """Drops a row whose final answer is not JSON."""
+    for answer in final_answers(record.example):
+        try:
+            json.loads(answer, parse_constant=_refuse)
+        except json.JSONDecodeError as error:
+            return Drop("the answer is not valid JSON", f"{error.msg} at character {error.pos + 1}")
+        except RecursionError:
+            return Drop("the answer is not valid JSON", "nested too deeply")
+    return None
+
+
+def _refuse(name: str) -> None:
+    raise json.JSONDecodeError(f"{name} is not JSON", name, 0)
