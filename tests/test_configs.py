@@ -117,7 +117,6 @@ def test_every_number_and_name_is_checked(name):
         "data.train",
         "data.held_out",
         "data.cleaning",
-        "data.packing",
         "adapter.alpha",
         "adapter.initial",
         "adapter.new_rows",
@@ -133,6 +132,9 @@ def test_every_number_and_name_is_checked(name):
 
 BAD = [
     ("data.row_tokens", 0, "must be at least 2"),
+    ("data.packing", "bestfit", "must be one of best_fit, first_fit, sequential, none"),
+    ("data.packing", "False", "none gives each example a row of its own"),
+    ("data.max_segments_per_row", -1, "must be at least 0"),
     ("batch.rows", 0, "must be at least 1"),
     ("batch.micro_batches", 3, "batch.rows=8 must be a multiple of --config.batch.micro_batches=3 x 8"),
     ("objective.name", "dpo", "must be one of cross_entropy"),

@@ -12,6 +12,7 @@ import ml_collections
 
 from sft_jax.data import cleaning
 from sft_jax.data.batches import NORMALIZE
+from sft_jax.data.packing import PACKINGS
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
 from sft_jax.models.quantization import KINDS
@@ -49,6 +50,11 @@ _TRAINED = ("float32", "bfloat16")  # float16 would need its loss scaled
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
     "data.row_tokens": _at_least(2),
+    "data.packing": (
+        lambda value: value in PACKINGS,
+        f"must be one of {', '.join(PACKINGS)} (best_fit packs, none gives each example a row of its own)",
+    ),
+    "data.max_segments_per_row": _at_least(0),
     "data.supervised_quantile": _SHARE,
     "batch.rows": _at_least(1),
     "batch.micro_batches": _at_least(1),

@@ -111,8 +111,17 @@ def load_data(
         rows_per_batch=config.batch.rows,
         seed=config.seed,
         packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
     )
-    packing = packing_report(rows, row_tokens=size, row_targets=targets, seed=config.seed, packing=config.data.packing)
+    packing = packing_report(
+        rows,
+        row_tokens=size,
+        row_targets=targets,
+        seed=config.seed,
+        packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
+        bins=plan.first_epoch,
+    )
     first = next(record for record in records if record.id == rows.ids[0])
     report = data_report(rows, dropped, packing, renderer.render(first.conversation))
     return Data(renderer, rows, plan, report, **_held_out(config, renderer))
@@ -153,6 +162,7 @@ def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict) -> int:
         config.data.row_tokens,
         config.data.supervised_quantile,
         packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
     )
 
 
