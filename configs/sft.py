@@ -28,16 +28,14 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.model.new_tokens = ()
 
     config.data = ConfigDict()
-    config.data.train = ""  # JSONL of `messages`, or of `prompt` and `completion`
+    config.data.train = ""  # file, pattern, saved data set or name of the hub, see docs/data.md
     config.data.held_out = ""  # the same, for held-out loss and samples; empty: none
+    config.data.reading = reading()
     # Steps through which training rows go before they are rendered, in order: ("strip_whitespace", "fix_encoding",
     # "drop_exact_duplicates", "drop_answers_shorter_than=3"); all of them: docs/data.md.
     config.data.cleaning = ()
     config.data.row_tokens = 1024  # tokens in a row of the batch
-    # Several examples in a row of the batch, invisible to one another: "best_fit", "first_fit" or "sequential", which
-    # keeps the order of the file; "none": one each.
-    config.data.packing = "best_fit"
-    config.data.max_segments_per_row = 0  # examples in a row of the batch, at most; 0: any number
+    config.data.packing = True  # several examples in a row, invisible to one another
     config.data.supervised_quantile = 0.95  # of supervised tokens in a row: sets the static size of the head's input
 
     config.batch = ConfigDict()
@@ -140,3 +138,25 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.profile.start = 0  # first step to profile; 0: none
     config.profile.steps = 3
     return config.lock()
+
+
+def reading() -> ConfigDict:
+    """How the rows of a data set are read; what is not given is found out, and shown."""
+    config = ConfigDict()
+    config.format = "auto"  # or one of FORMATS in sft_jax/data/formats: "messages", "alpaca", "table", …
+    config.container = "auto"  # or one of CONTAINERS in sft_jax/data/files: "jsonl", "csv", "parquet", …
+    config.subset = ""  # configuration of a data set of the hub
+    config.split = ""  # of a data set that has several: "train", "train[:1000]"
+    config.held_out_split = ""  # the same for the held-out data; empty: as above
+    config.revision = ""  # of a data set of the hub: branch, tag or commit
+    config.streaming = False  # read a data set of the hub over the network, without a copy on disk
+    config.columns = ()  # renames: ("prompt=question", "completion=answer")
+    config.id_column = ""  # that names the rows; empty: file and row
+    config.weight_column = ""  # with the weight of a row; empty: 1
+    config.group_column = ""  # with the slice of the data a row belongs to
+    config.prompt_template = ""  # of a table, with its columns in braces: "Which intent? {text}"
+    config.answer_template = ""  # "{category}"
+    config.system = ""  # system message of conversations that have none
+    config.ignore = ()  # keys of messages that may be left out: ("timestamp",)
+    config.on_bad_row = "error"  # or "drop": rows that cannot be read are listed, and left out
+    return config

@@ -1,23 +1,33 @@
-"""Records: the examples of a JSONL file, checked line by line.
+"""Records: the examples of a data set, row by row, each with its name.
 
-The first stage of the data layer. Nothing is guessed here: a line that is not understood stops with the file, the line
-and what was expected.
+Joins files/ (a path -> rows) and formats/ (a row -> an example). Nothing is guessed here: a row that is not understood
+stops with the file, the row, what was expected and what to do, or is listed among the dropped rows if the config wants
+that.
 """
 
+import collections
 import dataclasses
-import json
 import os
+from collections.abc import Iterator
 
-from etils import epath
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference
+from sft_jax.data.files import CONTAINERS, DATA_SETS, Source, sources_of
+from sft_jax.data.formats import FORMATS, detect_format, table
+from sft_jax.data.formats.values import checked_text, kind, weight_of
+from sft_jax.data.reading import AUTO, DEFAULT, ON_BAD_ROW, Reading, RecordError
 
-from sft_jax.data.conversations import ROLES, Chat, Conversation, Example, Message
+__all__ = [
+    "DroppedRow",
+    "Reading",
+    "Record",
+    "RecordError",
+    "RecordReader",
+    "iter_records",
+    "read_prompts",
+    "read_records",
+]
 
-_FORMS = '{"messages": [...]} or {"prompt": ..., "completion": ...}'
-_ROLE_HINTS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-
-
-class RecordError(ValueError):
-    """A file or a line of it that is not a record. The message says where, what was expected and what to do."""
+_UNREADABLE = "not a valid row"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +35,10 @@ class Record:
     """One example.
 
     Attributes:
-        id: file name and line, counted from 1: "train.jsonl:12".
+        id: file name and row ("train.jsonl:12"; of text files the line on which the row begins), or the value of
+            `Reading.id_column`.
         example: what is trained on.
-        fields: the line as it was read, with all fields (references for scoring and the like).
+        fields: the row as it was read, with all columns (references for scoring and the like), renamed.
         weight: of the whole row as a target.
         group: the slice of the data it belongs to; empty for none.
         source: name of the source it came from, in a mixture.
@@ -52,27 +63,169 @@ class Record:
         return self.example.messages
 
 
-def read_records(path: str | os.PathLike) -> list[Record]:
-    """Reads a JSONL file (UTF-8, one JSON object a line), which may lie in a bucket.
+@dataclasses.dataclass(frozen=True)
+class DroppedRow:
+    """A row that is not trained on. `reason` groups rows, `detail` says what is special to this one."""
 
-    A line is either {"messages": [{"role", "content"}, ...]} or {"prompt", "completion"}, where each of the two is a
-    string (a user's and an assistant's turn) or a list of messages; the two are one conversation, of which every
-    assistant turn is trained. Other fields are kept in `Record.fields`. Empty lines at the end are allowed.
+    id: str
+    reason: str
+    detail: str = ""
+
+
+class RecordReader:
+    """Reads the records of a path one by one, in memory that does not grow with their number.
+
+    Iterating reads from the beginning. Afterwards rows == records + len(dropped).
+
+    Attributes:
+        rows: rows read.
+        records: records among them.
+        dropped: the rows that could not be read, if `reading.on_bad_row` is "drop".
+    """
+
+    def __init__(self, path: str | os.PathLike, reading: Reading = DEFAULT):
+        """Finds the files.
+
+        Raises:
+            RecordError: there are none, or it cannot be told what they are.
+            ValueError: an option of `reading` that has no meaning.
+        """
+        check_reading(reading)
+        self._path, self._reading = path, reading
+        self._renames = [_rename(text) for text in reading.columns]
+        self._own_columns = {reading.id_column, reading.weight_column, reading.group_column}
+        self._sources = sources_of(path, reading)
+        self._start()
+
+    def _start(self) -> None:
+        self.rows, self.records, self.dropped = 0, 0, []
+        self._found: dict[str, list[str]] = collections.defaultdict(list)  # "JSONL, messages" -> names
+        self._ids: set[str] = set()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was read, in a line each: "train.jsonl: JSONL, messages". Complete once all is read."""
+        return [f"{_listed(names)}: {what}" for what, names in self._found.items()]
+
+    def __iter__(self) -> Iterator[Record]:
+        self._start()
+        for source in self._sources:
+            yield from self._read(source)
+        if not self.records:
+            raise RecordError(
+                f"{self._path}: none of {self.rows} rows can be read. The first: {self.dropped[0].detail}"
+            )
+        if self.rows != self.records + len(self.dropped):
+            raise RuntimeError(f"{self.rows} rows became {self.records} records and {len(self.dropped)} dropped rows.")
+
+    def _read(self, source: Source) -> Iterator[Record]:
+        begun, parser = self.rows, _RowParser(self._reading, source, self._renames, self._own_columns)
+        for number, content in source.rows():
+            self.rows += 1
+            try:
+                record = parser.record(content, number)
+                self._check_id(record, f"{source.where}:{number}")
+            except RecordError as error:
+                if self._reading.on_bad_row == "error":
+                    raise
+                self.dropped.append(DroppedRow(f"{source.name}:{number}", _UNREADABLE, str(error)))
+                continue
+            self.records += 1
+            yield record
+        if self.rows == begun:
+            raise RecordError(f"{source.where}: the file is empty. Expected rows of one of: {', '.join(FORMATS)}.")
+        self._found[f"{source.title}, {parser.format or 'no row can be read'}"].append(source.name)
+
+    def _check_id(self, record: Record, where: str) -> None:
+        if not self._reading.id_column:
+            return  # numbers of rows do not repeat
+        if record.id in self._ids:
+            raise RecordError(f"{where}: the id {record.id!r} stands in an earlier row too. Expected ids of their own.")
+        self._ids.add(record.id)
+
+
+class _RowParser:
+    """Rows of one source as records; all rows of a source are of one format."""
+
+    def __init__(self, reading: Reading, source: Source, renames: list[tuple[str, str]], own_columns: set[str]):
+        self.format = ""
+        self._reading, self._source, self._renames, self._own = reading, source, renames, own_columns
+        self._formats: dict[frozenset[str], str] = {}
+        self._first = 0  # number of the row the format was found in
+
+    def record(self, content: object, number: int) -> Record:
+        """The record of a row.
+
+        Raises:
+            RecordError: it is none.
+        """
+        where = f"{self._source.where}:{number}"
+        if isinstance(content, RecordError):
+            raise content
+        if not isinstance(content, dict):
+            raise RecordError(f"{where}: expected an object with the columns of a row, got {kind(content)}.")
+        reading, fields = self._reading, content
+        for new, old in self._renames:
+            fields = _renamed(fields, new, old, where)
+        found = FORMATS[self._format(fields, number, where)]
+        example = found.parse(fields, where, reading)
+        if reading.system:
+            example = _with_system(example, reading.system, where)
+        return Record(
+            id=_text_column(fields, reading.id_column, where) or f"{self._source.name}:{number}",
+            example=example,
+            fields=fields,
+            weight=_weight_column(fields, reading.weight_column, where),
+            group=_text_column(fields, reading.group_column, where),
+        )
+
+    def _format(self, fields: dict, number: int, where: str) -> str:
+        columns = frozenset([name for name, value in fields.items() if value is not None])
+        name = self._formats.get(columns)
+        if name is None:
+            name = self._formats[columns] = detect_format(columns - self._own, where, self._reading)
+        if name != self.format:
+            if self.format:
+                raise RecordError(
+                    f"{where}: this row is {name}, row {self._first} is {self.format}. All rows of a file are of one "
+                    "format: split the file, or force one by --config.data.reading.format."
+                )
+            self.format, self._first = name, number
+        return name
+
+
+def iter_records(path: str | os.PathLike, reading: Reading = DEFAULT) -> Iterator[Record]:
+    """Reads records one by one; see `RecordReader`, which also knows what was dropped.
 
     Raises:
-        RecordError: no such file, an empty one, not UTF-8, or a line that is not a record.
+        RecordError: see `read_records`.
     """
-    return _read_lines(path, answers=True)
+    if reading.on_bad_row != "error":
+        raise ValueError("rows that are dropped would be lost here; iterate over RecordReader, and look at .dropped")
+    return iter(RecordReader(path, reading))
 
 
-def read_prompts(path: str | os.PathLike) -> list[Record]:
-    """Like `read_records`, for rows to be answered: a `completion` may be missing, and a final answer is left out.
+def read_records(path: str | os.PathLike, reading: Reading = DEFAULT) -> list[Record]:
+    """Reads all records of a path into a list.
+
+    Args:
+        path: files, a pattern, a directory saved by `datasets` or a name of the hub; may lie in a bucket.
+        reading: how.
+
+    Raises:
+        RecordError: nothing there, an empty file, or a row that is not a record.
+    """
+    return list(iter_records(path, reading))
+
+
+def read_prompts(path: str | os.PathLike, reading: Reading = DEFAULT) -> list[Record]:
+    """Like `read_records`, for rows to be answered: an answer may be missing, and a final one is left out.
 
     Raises:
         RecordError: as `read_records`, or nothing is left of a conversation.
     """
     prompts = []
-    for record in _read_lines(path, answers=False):
+    for record in iter_records(path, dataclasses.replace(reading, prompts_only=True)):
         turns = record.conversation
         while turns and turns[-1].role == "assistant":
             turns = turns[:-1]
@@ -82,113 +235,87 @@ def read_prompts(path: str | os.PathLike) -> list[Record]:
     return prompts
 
 
-def _read_lines(path: str | os.PathLike, answers: bool) -> list[Record]:
-    file = epath.Path(path)
-    if not file.is_file():
-        raise RecordError(f"{path}: there is no such file. Expected a JSONL file with a {_FORMS} on each line.")
-    # Only \n ends a line: str.splitlines would also cut at U+2028 and others, which JSON strings may hold.
-    lines = file.read_bytes().rstrip(b" \t\r\n").split(b"\n")
-    if lines == [b""]:
-        raise RecordError(f"{path}: the file is empty. Expected a {_FORMS} on each line.")
-    return [_read_line(line, f"{path}:{n}", f"{file.name}:{n}", answers) for n, line in enumerate(lines, 1)]
-
-
-def parse_record(fields: object, where: str, record_id: str | None = None, answers: bool = True) -> Record:
-    """A record from one decoded JSON object; `where` stands in errors. Without `answers` a prompt may stand alone.
+def check_reading(reading: Reading) -> None:
+    """Checks options on their own.
 
     Raises:
-        RecordError: it has neither form, or both, or a message is not one.
+        ValueError: names the flag.
     """
-    if not isinstance(fields, dict):
-        raise RecordError(f"{where}: expected a JSON object, {_FORMS}, got {_kind(fields)}.")
-    ignored = sorted({"tools", "functions"} & set(fields))
-    if ignored:
-        raise RecordError(f'{where}: "{ignored[0]}" would be ignored: tool definitions are not rendered. Remove it.')
-    has_messages, has_pair = "messages" in fields, "prompt" in fields or "completion" in fields
-    if has_messages and has_pair:
-        raise RecordError(f'{where}: has both "messages" and "prompt"/"completion". Keep one of the two forms.')
-    if has_messages:
-        conversation = _messages(fields["messages"], f'{where}: "messages"')
-    elif has_pair:
-        for key in ("prompt", "completion") if answers else ("prompt",):
-            if key not in fields:
-                raise RecordError(f'{where}: "{key}" is missing. Expected {_FORMS}.')
-        conversation = _turns(fields["prompt"], "user", f'{where}: "prompt"')
-        if "completion" in fields:
-            conversation += _turns(fields["completion"], "assistant", f'{where}: "completion"')
-    else:
-        keys = ", ".join(map(repr, fields)) or "none"
-        raise RecordError(f"{where}: expected {_FORMS}, the keys are: {keys}.")
-    return Record(record_id or where, Chat(conversation), fields)
+    known = {
+        "format": (AUTO, *FORMATS),
+        "container": (AUTO, *CONTAINERS, *DATA_SETS),
+        "on_bad_row": ON_BAD_ROW,
+    }
+    for name, values in known.items():
+        if getattr(reading, name) not in values:
+            raise ValueError(
+                f"--config.data.reading.{name}={getattr(reading, name)!r} must be one of {', '.join(values)}"
+            )
+    for text in reading.columns:
+        _rename(text)
+    for name in ("prompt_template", "answer_template"):
+        table.check_template(getattr(reading, name), name)
+        if getattr(reading, name) and reading.format not in (AUTO, *table.TEMPLATED):
+            raise ValueError(
+                f"--config.data.reading.{name} is not read by --config.data.reading.format={reading.format}"
+            )
 
 
-def _read_line(line: bytes, where: str, record_id: str, answers: bool) -> Record:
-    if not line.strip():
-        raise RecordError(f"{where}: the line is empty. Remove it; each line is one example.")
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordError(
-            f"{where}: not UTF-8 (byte {error.start + 1} of the line: {error.reason}). Convert the file to UTF-8."
-        ) from error
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordError(
-            f"{where}: not valid JSON (column {error.colno}: {error.msg}). Expected one JSON object on each line."
-        ) from error
-    return parse_record(fields, where, record_id, answers)
+def _rename(text: str) -> tuple[str, str]:
+    new, _, old = text.partition("=")
+    if not new or not old:
+        raise ValueError(f'--config.data.reading.columns: {text!r} is no rename; expected "new=old"')
+    return new, old
 
 
-def _turns(value: object, role: str, where: str) -> Conversation:
-    """The turns of a prompt or completion: a string is one turn of `role`."""
-    if isinstance(value, str):
-        return (Message(role, _checked_text(value, where)),)
-    if isinstance(value, list):
-        return _messages(value, where)
-    raise RecordError(f"{where}: expected a string or a list of messages, got {_kind(value)}.")
+def _renamed(fields: dict, new: str, old: str, where: str) -> dict:
+    """The fields with `old`, which may lead into objects, called `new`."""
+    if new in fields and fields[new] is not None:
+        raise RecordError(f"{where}: has a column {new!r} already; {old!r} cannot be renamed to it.")
+    if old in fields:
+        return {new if name == old else name: value for name, value in fields.items() if name != new}
+    value: object = fields
+    for part in old.split("."):
+        if not isinstance(value, dict) or part not in value:
+            columns = ", ".join(map(repr, fields)) or "none"
+            raise RecordError(f"{where}: there is no column {old!r} to be renamed {new!r}; the columns are: {columns}.")
+        value = value[part]
+    return fields | {new: value}
 
 
-def _messages(value: object, where: str) -> Conversation:
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else _kind(value)
-        raise RecordError(f"{where}: expected a list of messages, got {got}.")
-    return tuple(_message(item, f"{where}[{i}]") for i, item in enumerate(value))
+def _text_column(fields: dict, column: str, where: str) -> str:
+    if not column:
+        return ""
+    value = fields.get(column)
+    if not isinstance(value, str | int) or value == "":
+        raise RecordError(f"{where}: the column {column!r} must be text or a whole number, got {kind(value)}.")
+    return checked_text(str(value), where)
 
 
-def _message(item: object, where: str) -> Message:
-    if not isinstance(item, dict):
-        raise RecordError(f'{where}: expected {{"role": ..., "content": ...}}, got {_kind(item)}.')
-    for key in ("role", "content"):
-        if key not in item:
-            hint = ' Rename "from" to "role" and "value" to "content".' if {"from", "value"} <= set(item) else ""
-            raise RecordError(f'{where}: "{key}" is missing.{hint}')
-    extra = sorted(set(item) - {"role", "content"})
-    if extra:
-        raise RecordError(
-            f'{where}: {", ".join(map(repr, extra))} would be lost: a message has a "role" and a "content" only. '
-            "Put it into the content or remove it."
-        )
-    role, content = item["role"], item["content"]
-    if not isinstance(role, str) or role not in ROLES:
-        hint = f" Use {_ROLE_HINTS[role]!r}." if isinstance(role, str) and role in _ROLE_HINTS else ""
-        raise RecordError(f"{where}: unknown role {role!r}, expected one of {', '.join(ROLES)}.{hint}")
-    if not isinstance(content, str):
-        raise RecordError(f"{where}: the content must be a string, got {_kind(content)}.")
-    return Message(role, _checked_text(content, where))
+def _weight_column(fields: dict, column: str, where: str) -> float:
+    if not column:
+        return 1.0
+    value = fields.get(column)
+    if isinstance(value, str):  # a cell of a CSV file
+        try:
+            value = float(value)
+        except ValueError:
+            raise RecordError(f"{where}: the weight {value!r} in column {column!r} is not a number.") from None
+    return weight_of(value, f'{where}: "{column}"')
 
 
-def _checked_text(text: str, where: str) -> str:
-    """The text itself; JSON can spell half a character (a lone surrogate), which no tokenizer takes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RecordError(
-            f"{where}: character {error.start + 1} is a lone surrogate, which is not text. Repair the escape."
-        ) from error
-    return text
+def _with_system(example: Example, system: str, where: str) -> Example:
+    """The example with a system message before it, if it has none."""
+    before = (Message("system", system),)
+    if isinstance(example, Chat):
+        has = example.messages[0].role == "system"
+        return example if has else dataclasses.replace(example, messages=before + example.messages)
+    if isinstance(example, Preference):
+        has = example.prompt[0].role == "system"
+        return example if has else dataclasses.replace(example, prompt=before + example.prompt)
+    got = type(example).__name__
+    raise RecordError(f"{where}: --config.data.reading.system is for conversations, this row is {got}. Leave it out.")
 
 
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} files ({names[0]} … {names[-1]})"

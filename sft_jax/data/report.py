@@ -64,6 +64,7 @@ def data_report(
     dropped: Sequence[DroppedRow],
     packing: PackingReport,
     example: RenderedRow | None = None,
+    read: Sequence[str] = (),
 ) -> DataReport:
     """Gathers the report.
 
@@ -72,10 +73,12 @@ def data_report(
         dropped: rows left out, from `tokenize_records`.
         packing: from `packing_report`.
         example: a row to show, from `ConversationRenderer.render`.
+        read: what was read, from `RecordReader.notes`.
     """
     lengths, supervised = rows.lengths, rows.supervised
     tokens, trained = int(lengths.sum()), int(supervised.sum())
     numbers = {
+        "read": list(read),
         "rows": len(rows),
         "tokens": tokens,
         "supervised_tokens": trained,
@@ -121,6 +124,7 @@ def _quantiles(sizes: np.ndarray) -> dict[str, int]:
 def _lines(numbers: dict) -> list[tuple[str, str]]:
     packing = numbers["packing"]
     return [
+        *(("read", note) for note in numbers["read"]),
         ("rows", f"{numbers['rows']:,}"),
         ("tokens", f"{numbers['tokens']:,}"),
         ("supervised tokens", f"{numbers['supervised_tokens']:,} ({numbers['supervised_share']:.1%})"),

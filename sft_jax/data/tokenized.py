@@ -14,7 +14,7 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from sft_jax.data.records import Record
+from sft_jax.data.records import DroppedRow, Record
 from sft_jax.data.rendering import ConversationRenderer, RowError
 
 RowTokens = Int32[np.ndarray, "row"]
@@ -99,15 +99,6 @@ class TokenizedRows:
             encoded = name.encode()
             digest.update(f"{len(encoded)}:".encode() + encoded)
         return digest.hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class DroppedRow:
-    """A row that is not trained on. `reason` groups rows, `detail` says what is special to this one."""
-
-    id: str
-    reason: str
-    detail: str = ""
 
 
 def group_dropped(dropped: Sequence[DroppedRow]) -> dict[str, list[DroppedRow]]:

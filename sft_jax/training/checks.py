@@ -12,7 +12,10 @@ import ml_collections
 
 from sft_jax.data import cleaning
 from sft_jax.data.batches import NORMALIZE
-from sft_jax.data.packing import PACKINGS
+from sft_jax.data.files import CONTAINERS, DATA_SETS
+from sft_jax.data.formats import FORMATS
+from sft_jax.data.reading import AUTO, ON_BAD_ROW, reading_of
+from sft_jax.data.records import check_reading
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
 from sft_jax.models.quantization import KINDS
@@ -50,11 +53,9 @@ _TRAINED = ("float32", "bfloat16")  # float16 would need its loss scaled
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
     "data.row_tokens": _at_least(2),
-    "data.packing": (
-        lambda value: value in PACKINGS,
-        f"must be one of {', '.join(PACKINGS)} (best_fit packs, none gives each example a row of its own)",
-    ),
-    "data.max_segments_per_row": _at_least(0),
+    "data.reading.format": _known(FORMATS, AUTO),
+    "data.reading.container": _known(CONTAINERS, AUTO, *DATA_SETS),
+    "data.reading.on_bad_row": _one_of(*ON_BAD_ROW),
     "data.supervised_quantile": _SHARE,
     "batch.rows": _at_least(1),
     "batch.micro_batches": _at_least(1),
@@ -185,6 +186,14 @@ def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
+def _reading(config: ml_collections.ConfigDict) -> list[str]:
+    try:
+        check_reading(reading_of(config.data.reading))
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
 TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _unread_options,
     _schedule_free,
@@ -194,6 +203,7 @@ TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _quantized,
     _cleaning,
     _new_tokens,
+    _reading,
 )
 
 

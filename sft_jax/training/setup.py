@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from sft_jax.data.cleaning import Cleaner, CleaningLog
 from sft_jax.data.packing import packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan
-from sft_jax.data.records import Record, read_records
+from sft_jax.data.reading import reading_of
+from sft_jax.data.records import Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.report import DataReport, data_report
 from sft_jax.data.tokenized import DroppedRow, TokenizedRows, group_dropped, tokenize_records
@@ -95,14 +96,15 @@ def load_data(
         progress: given a title and how many there are, returns a callback (done, in all).
     """
     if not config.data.train:
-        raise ValueError("--config.data.train is empty; give a JSONL file of `messages` or `prompt`/`completion` rows")
+        raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
     renderer = make_renderer(config)
-    records, removed = _clean(config, read_records(config.data.train))
+    reader = RecordReader(config.data.train, reading_of(config.data.reading))
+    records, removed = _clean(config, list(reader))
     size = config.data.row_tokens
     rows, dropped = tokenize_records(
         records, renderer, size, progress("tokenizing", len(records)) if progress else None
     )
-    dropped = [*removed, *dropped]
+    dropped = [*reader.dropped, *removed, *dropped]
     targets = _row_targets(rows, config)
     plan = PackPlan(
         rows,
@@ -111,19 +113,10 @@ def load_data(
         rows_per_batch=config.batch.rows,
         seed=config.seed,
         packing=config.data.packing,
-        max_segments=config.data.max_segments_per_row,
     )
-    packing = packing_report(
-        rows,
-        row_tokens=size,
-        row_targets=targets,
-        seed=config.seed,
-        packing=config.data.packing,
-        max_segments=config.data.max_segments_per_row,
-        bins=plan.first_epoch,
-    )
+    packing = packing_report(rows, row_tokens=size, row_targets=targets, seed=config.seed, packing=config.data.packing)
     first = next(record for record in records if record.id == rows.ids[0])
-    report = data_report(rows, dropped, packing, renderer.render(first.conversation))
+    report = data_report(rows, dropped, packing, renderer.render(first.conversation), reader.notes)
     return Data(renderer, rows, plan, report, **_held_out(config, renderer))
 
 
@@ -138,10 +131,14 @@ def _held_out(config: ml_collections.ConfigDict, renderer: ConversationRenderer)
     """The fields of `Data` that are about held-out rows."""
     if not config.data.held_out:
         return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
-    records = read_records(config.data.held_out)
+    reader = RecordReader(
+        config.data.held_out, reading_of(config.data.reading, split=config.data.reading.held_out_split)
+    )
+    records = list(reader)
     rows, dropped = tokenize_records(records, renderer, config.data.row_tokens)
+    dropped = [*reader.dropped, *dropped]
     kept = set(rows.ids)
-    note = f"Held out: {len(rows)} rows, {int(rows.supervised.sum()):,} supervised tokens."
+    note = f"Held out: {len(rows)} rows, {int(rows.supervised.sum()):,} supervised tokens ({'; '.join(reader.notes)})."
     for reason, group in group_dropped(dropped).items():
         note += f"\n  {len(group)} more dropped, {reason}: {', '.join(row.id for row in group[:5])}"
         note += ", …" if len(group) > 5 else ""
@@ -162,7 +159,6 @@ def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict) -> int:
         config.data.row_tokens,
         config.data.supervised_quantile,
         packing=config.data.packing,
-        max_segments=config.data.max_segments_per_row,
     )
 
 

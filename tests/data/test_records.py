@@ -1,80 +1,148 @@
-"""Reading JSONL: what is accepted, and that everything else stops with file, line and what was expected."""
+"""Records: their names, columns with a use of their own, renames, rows that are dropped, prompts."""
 
+import gzip
 import json
 
 import pytest
 
 from sft_jax.data.conversations import Message
-from sft_jax.data.records import RecordError, read_records
+from sft_jax.data.reading import Reading
+from sft_jax.data.records import DroppedRow, RecordError, RecordReader, iter_records, read_prompts, read_records
 
-ACCEPTED = [  # (line, conversation)
-    (
-        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}], "label": 3},
-        (("user", "Hi"), ("assistant", "Ho")),
-    ),
-    ({"prompt": "Hi", "completion": "Ho"}, (("user", "Hi"), ("assistant", "Ho"))),
-    (
-        {"prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}], "completion": "Ho"},
-        (("system", "S"), ("user", "Hi"), ("assistant", "Ho")),
-    ),
-    (
-        {"prompt": "Hi", "completion": [{"role": "assistant", "content": "Ho"}]},
-        (("user", "Hi"), ("assistant", "Ho")),
-    ),
-    ({"prompt": "", "completion": "\u2028 \x85"}, (("user", ""), ("assistant", "\u2028 \x85"))),
-]
+PAIR = {"prompt": "Hi", "completion": "Ho"}
+TURNS = (Message("user", "Hi"), Message("assistant", "Ho"))
 
 
-@pytest.mark.parametrize(("fields", "turns"), ACCEPTED)
-@pytest.mark.parametrize("ascii_only", [True, False])
-def test_accepted(tmp_path, fields, turns, ascii_only):
-    file = tmp_path / "train.jsonl"
-    line = json.dumps(fields, ensure_ascii=ascii_only)
-    file.write_text(f"{line}\n{line}\r\n\n", encoding="utf-8", newline="")
-    first, second = read_records(file)
-    assert first.conversation == second.conversation == tuple(Message(*turn) for turn in turns)
+@pytest.fixture
+def write(tmp_path):
+    """Writes rows as JSONL, returns the path."""
+
+    def make(*rows, name="train.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return make
+
+
+def test_a_record_is_named_by_file_and_row(write):
+    path = write(PAIR, PAIR | {"label": 3})
+    first, second = read_records(path)
     assert (first.id, second.id) == ("train.jsonl:1", "train.jsonl:2")
-    assert second.fields == fields
+    assert first.conversation == second.conversation == TURNS
+    assert second.fields == PAIR | {"label": 3}
+    assert (first.weight, first.group, first.source) == (1.0, "", "")
 
 
-GOOD = b'{"prompt": "a", "completion": "b"}\n'
-REFUSED = [  # (bytes of the file, words of the error)
-    (b"", "bad.jsonl: the file is empty"),
-    (b" \n\n", "bad.jsonl: the file is empty"),
-    (GOOD + b"\n" + GOOD, r"bad.jsonl:2: the line is empty"),
-    (GOOD + b'{"prompt": "a"', r"bad.jsonl:2: not valid JSON \(column 15"),
-    (GOOD + b'{"prompt": "\xff"}', r"bad.jsonl:2: not UTF-8 \(byte 13"),
-    (b"[1]", r"bad.jsonl:1: expected a JSON object.*got a list"),
-    (b'{"text": "a"}', r"bad.jsonl:1: expected .*the keys are: 'text'"),
-    (b'{"prompt": "a"}', r'bad.jsonl:1: "completion" is missing'),
-    (b'{"completion": "a"}', r'bad.jsonl:1: "prompt" is missing'),
-    (b'{"prompt": null, "completion": "b"}', r'"prompt": expected a string or a list of messages, got null'),
-    (b'{"prompt": "a", "completion": "b", "messages": []}', r"has both"),
-    (b'{"messages": "hello"}', r'"messages": expected a list of messages, got a string'),
-    (b'{"messages": []}', r"got an empty list"),
-    (b'{"messages": ["hello"]}', r'"messages"\[0\]: expected .*got a string'),
-    (b'{"messages": [{"role": "user"}]}', r'"messages"\[0\]: "content" is missing'),
-    (b'{"messages": [{"from": "human", "value": "a"}]}', r'"role" is missing. Rename "from" to "role"'),
-    (b'{"messages": [{"role": "human", "content": "a"}]}', r"unknown role 'human'.*Use 'user'"),
-    (b'{"messages": [{"role": "gpt", "content": "a"}]}', r"unknown role 'gpt'.*Use 'assistant'"),
-    (b'{"messages": [{"role": 3, "content": "a"}]}', r"unknown role 3"),
-    (b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', r"must be a string, got a list"),
-    (b'{"messages": [{"role": "user", "content": null}]}', r"must be a string, got null"),
-    (b'{"messages": [{"role": "user", "content": "a", "tool_calls": []}]}', r"'tool_calls' would be lost"),
-    (b'{"messages": [{"role": "user", "content": "a"}], "tools": []}', r'"tools" would be ignored'),
-    (b'{"prompt": "a\\ud800", "completion": "b"}', r"character 2 is a lone surrogate"),
-    (b"\xef\xbb\xbf" + GOOD, r"bad.jsonl:1: not valid JSON .*BOM"),
+def test_columns_with_a_use_of_their_own(write):
+    path = write(PAIR | {"key": 7, "w": 0.5, "topic": "a"}, PAIR | {"key": "x", "w": 2, "topic": 3})
+    reading = Reading(id_column="key", weight_column="w", group_column="topic")
+    assert [(r.id, r.weight, r.group) for r in read_records(path, reading)] == [("7", 0.5, "a"), ("x", 2.0, "3")]
+
+
+def test_they_do_not_count_for_the_format(write):
+    (record,) = read_records(write({"text": "Once", "topic": "a"}), Reading(group_column="topic"))
+    assert record.group == "a"
+
+
+def test_renames(write):
+    path = write({"question": "Hi", "data": {"answer": "Ho", "more": 1}, "prompt": None})
+    reading = Reading(columns=("prompt=question", "completion=data.answer"))
+    (record,) = read_records(path, reading)
+    assert record.conversation == TURNS
+    assert record.fields == {"prompt": "Hi", "completion": "Ho", "data": {"answer": "Ho", "more": 1}}
+
+
+def test_a_system_message_for_those_that_have_none(write):
+    path = write(
+        {"messages": [{"role": "system", "content": "A"}, {"role": "user", "content": "Hi"}]},
+        {"messages": [{"role": "user", "content": "Hi"}]},
+    )
+    starts = [record.conversation[0] for record in read_records(path, Reading(system="B"))]
+    assert starts == [Message("system", "A"), Message("system", "B")]
+
+
+def test_rows_that_cannot_be_read_are_dropped_by_name(write):
+    path = write(PAIR, "{", "", {"prompt": "Hi"}, PAIR)
+    reader = RecordReader(path, Reading(on_bad_row="drop"))
+    assert [record.id for record in reader] == ["train.jsonl:1", "train.jsonl:5"]
+    assert (reader.rows, reader.records) == (5, 2)
+    assert [(row.id, row.reason) for row in reader.dropped] == [
+        (f"train.jsonl:{n}", "not a valid row") for n in (2, 3, 4)
+    ]
+    assert "train.jsonl:2: not valid JSON (column 2" in reader.dropped[0].detail
+    assert isinstance(reader.dropped[0], DroppedRow)
+    assert [record.id for record in reader] == ["train.jsonl:1", "train.jsonl:5"]  # reading begins anew
+    assert (reader.rows, len(reader.dropped)) == (5, 3)
+
+
+def test_a_list_alone_would_lose_dropped_rows(write):
+    with pytest.raises(ValueError, match="iterate over RecordReader, and look"):
+        iter_records(write(PAIR), Reading(on_bad_row="drop"))
+
+
+def test_nothing_left(write):
+    with pytest.raises(RecordError, match=r"none of 2 rows can be read. The first: .*train.jsonl:1: no format"):
+        list(RecordReader(write({"a": 1}, "x"), Reading(on_bad_row="drop")))
+
+
+def test_what_was_read_is_said(write, tmp_path):
+    write(PAIR, name="a.jsonl"), write(PAIR, name="b.jsonl")
+    (tmp_path / "c.csv").write_text("text\nOnce\n")
+    (tmp_path / "d.json").write_text(json.dumps([{"instruction": "Hi", "output": "Ho"}]))
+    reader = RecordReader(tmp_path / "*.*")
+    assert [record.id for record in reader] == ["a.jsonl:1", "b.jsonl:1", "c.csv:2", "d.json:1"]
+    assert reader.notes == [
+        "2 files (a.jsonl … b.jsonl): JSONL, prompt_completion",
+        "c.csv: CSV, text",
+        "d.json: JSON, alpaca",
+    ]
+
+
+def test_reading_is_streamed(write):
+    """A million rows would never be held: the second row is not looked at before it is asked for."""
+    records = iter_records(write(PAIR, "broken"))
+    assert next(records).id == "train.jsonl:1"
+    with pytest.raises(RecordError, match=r"train.jsonl:2: not valid JSON"):
+        next(records)
+
+
+def test_prompts(write):
+    path = write(
+        {"prompt": "Hi"},
+        {"prompt": "Hi", "completion": "Ho"},
+        {"prompt": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+    )
+    assert [record.conversation for record in read_prompts(path)] == [TURNS[:1]] * 3
+    path = write({"instruction": "Hi", "input": ""})
+    assert [record.conversation for record in read_prompts(path)] == [TURNS[:1]]
+    path = write({"text": "Hi"})
+    assert [record.conversation for record in read_prompts(path, Reading(prompt_template="{text}"))] == [TURNS[:1]]
+
+
+def test_a_prompt_must_be_left(write):
+    path = write({"messages": [{"role": "assistant", "content": "Ho"}]})
+    with pytest.raises(RecordError, match=r"row train.jsonl:1 holds nothing but an answer"):
+        read_prompts(path)
+
+
+OPTIONS = [
+    ({"format": "alpacka"}, "format='alpacka' must be one of auto, messages"),
+    ({"container": "xls"}, "container='xls' must be one of auto, jsonl"),
+    ({"on_bad_row": "skip"}, "on_bad_row='skip' must be one of error, drop"),
+    ({"columns": ("a",)}, r"columns: 'a' is no rename; expected .new=old."),
+    ({"prompt_template": "{a"}, r"prompt_template='{a': a single '{' at character 1"),
+    ({"format": "alpaca", "prompt_template": "{a}"}, "prompt_template is not read by .*format=alpaca"),
 ]
 
 
-@pytest.mark.parametrize(("content", "words"), REFUSED)
-def test_refused(tmp_path, content, words):
-    file = tmp_path / "bad.jsonl"
-    file.write_bytes(content)
-    with pytest.raises(RecordError, match=words):
-        read_records(file)
+@pytest.mark.parametrize(("options", "words"), OPTIONS)
+def test_options_without_meaning(write, options, words):
+    with pytest.raises(ValueError, match=words):
+        RecordReader(write(PAIR), Reading(**options))
 
 
-def test_no_such_file(tmp_path):
-    with pytest.raises(RecordError, match="no such file"):
-        read_records(tmp_path / "none.jsonl")
+def test_compressed(tmp_path):
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(json.dumps(PAIR).encode()))
+    assert [record.id for record in read_records(tmp_path / "train.jsonl.gz")] == ["train.jsonl.gz:1"]

@@ -1,0 +1,91 @@
+"""Data sets of the `datasets` library: directories it saved, and names of the hub."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from sft_jax.data.files.arrow import ROWS_AT_ONCE, numbered
+from sft_jax.data.files.rows import Row, Source
+from sft_jax.data.reading import Reading, RecordError
+
+_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a directory
+
+
+def is_saved(path: epath.Path) -> bool:
+    """Whether `save_to_disk` made this directory."""
+    return any((path / name).exists() for name in _SAVED)
+
+
+def saved(path: epath.Path, reading: Reading) -> Source:
+    """A directory made by `save_to_disk`.
+
+    Raises:
+        RecordError: it is none, or it has several splits and none is chosen, or not that one.
+    """
+    import datasets  # slow to import, and rarely needed
+
+    if not is_saved(path):
+        raise RecordError(f"{path}: not a directory made by save_to_disk.")
+    try:
+        found = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: the saved data set cannot be read ({error}).") from error
+    name = path.name
+    if isinstance(found, datasets.DatasetDict):
+        split = chosen_split(reading.split, list(found), str(path))
+        found, name = found[split], f"{name}/{split}"
+    elif reading.split:
+        raise RecordError(f"{path}: has no splits; leave --config.data.reading.split empty.")
+    return Source(name, str(path), "saved data set", functools.partial(_rows, found))
+
+
+def hub(name: str, reading: Reading) -> Source:
+    """A data set of the hub, from its cache if it is there.
+
+    Raises:
+        RecordError: there is none of this name, it cannot be reached, or a split or configuration has to be chosen.
+    """
+    import datasets
+
+    try:
+        split = reading.split
+        if not split:
+            options = {"config_name": reading.subset or None, "revision": reading.revision or None}
+            split = chosen_split("", datasets.get_dataset_split_names(name, **options), name)
+        found = datasets.load_dataset(
+            name,
+            reading.subset or None,
+            split=split,
+            revision=reading.revision or None,
+            streaming=reading.streaming,
+        )
+    except RecordError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise RecordError(
+            f"{name}: there is no such file or directory, and no data set of this name could be loaded from the hub: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    return Source(f"{name}/{split}", f"{name}/{split}", "data set of the hub", functools.partial(_rows, found))
+
+
+def chosen_split(split: str, splits: list[str], where: str) -> str:
+    """The split that was asked for, or the only one.
+
+    Raises:
+        RecordError: there is no such split, or several to choose from.
+    """
+    if not split and len(splits) == 1:
+        return splits[0]
+    if split in splits:
+        return split
+    what = f"there is no split {split!r}" if split else "there are several splits"
+    raise RecordError(f"{where}: {what}; choose one by --config.data.reading.split: {', '.join(splits)}.")
+
+
+def _rows(data_set: Any) -> Iterator[Row]:
+    features = data_set.features or {}
+    labels = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
+    return numbered(data_set.with_format("arrow").iter(ROWS_AT_ONCE), labels)

@@ -1,0 +1,114 @@
+"""From what a user wrote as the path of data to its sources: files, globs, lists, saved data sets, names of the hub."""
+
+import collections
+import difflib
+import glob
+import os
+import re
+from collections.abc import Iterator
+
+from etils import epath
+
+from sft_jax.data.files import data_sets
+from sft_jax.data.files.containers import CONTAINERS, DATA_SETS, container_of
+from sft_jax.data.files.rows import Row, Source
+from sft_jax.data.files.streams import opened
+from sft_jax.data.reading import AUTO, Reading, RecordError
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def sources_of(path: str | os.PathLike, reading: Reading) -> list[Source]:
+    """The sources a path stands for, in the order in which they are read.
+
+    A path is a file, a pattern (`data/*.jsonl`, files in alphabetical order), several of them separated by commas, a
+    directory saved by the `datasets` library, or "owner/name" of a data set of the hub where there is no such path.
+
+    Raises:
+        RecordError: there is nothing, or something that cannot be read as rows.
+    """
+    text = os.fspath(path)
+    if reading.container == "hub" or (reading.container == AUTO and _is_hub_name(text)):
+        return [data_sets.hub(text, reading)]
+    if reading.container == "saved" or (epath.Path(text).is_dir() and data_sets.is_saved(epath.Path(text))):
+        return [data_sets.saved(epath.Path(text), reading)]
+    for option in ("split", "subset", "revision", "streaming"):
+        if getattr(reading, option):
+            raise RecordError(
+                f"{text}: --config.data.reading.{option}={getattr(reading, option)!r} is for data sets of the hub"
+                f"{' and saved ones' if option == 'split' else ''}; leave it out for files."
+            )
+    files = _files(text)
+    names = _names([str(file) for file in files])
+    return [_file_source(file, name, reading) for file, name in zip(files, names, strict=True)]
+
+
+def _is_hub_name(text: str) -> bool:
+    """Whether it can only be a name of the hub: nothing lies there, and it does not look like a file."""
+    if not _HUB_NAME.fullmatch(text) or epath.Path(text).exists():
+        return False
+    return container_of(text, b"") is None and not epath.Path(text).parent.is_dir()
+
+
+def _files(text: str) -> list[epath.Path]:
+    path = epath.Path(text)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        inside = sorted({child.suffix for child in path.iterdir() if child.is_file() and child.suffix})
+        example = f" For example {text.rstrip('/')}/*{inside[0]}." if inside else ""
+        raise RecordError(f"{text}: is a directory, and not one made by save_to_disk. Expected files.{example}")
+    if "," in text:
+        return [file for part in text.split(",") if part.strip() for file in _files(part.strip())]
+    if glob.has_magic(text):
+        return _matching(text)
+    raise RecordError(f"{text}: there is no such file.{_similar(path)}")
+
+
+def _matching(pattern: str) -> list[epath.Path]:
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    base = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
+    found = sorted((file for file in epath.Path(base).glob("/".join(parts[first:])) if file.is_file()), key=str)
+    if not found:
+        raise RecordError(f"{pattern}: no file matches the pattern.")
+    return found
+
+
+def _similar(path: epath.Path) -> str:
+    if not path.parent.is_dir():
+        return f" There is no directory {path.parent} either."
+    close = difflib.get_close_matches(path.name, [child.name for child in path.parent.iterdir()], n=3)
+    return f" Similar: {', '.join(close)}." if close else ""
+
+
+def _names(paths: list[str]) -> list[str]:
+    """A name for each file: its base name, or with the folders below the common one where base names are equal."""
+    twice = [path for path, count in collections.Counter(paths).items() if count > 1]
+    if twice:
+        raise RecordError(f"{twice[0]}: is named twice, so its rows would be read twice. Name it once.")
+    short = [path.rsplit("/", 1)[-1] for path in paths]
+    if len(set(short)) == len(short):
+        return short
+    parts = [path.split("/") for path in paths]
+    shared = next(depth for depth, folders in enumerate(zip(*parts, strict=False)) if len(set(folders)) > 1)
+    return ["/".join(path[shared:]) for path in parts]
+
+
+def _file_source(path: epath.Path, name: str, reading: Reading) -> Source:
+    container = reading.container
+    if container == AUTO:
+        with opened(path) as stream:
+            container = container_of(path.name, stream.read(2**16))
+    if container is None:
+        raise RecordError(
+            f"{path}: neither suffix nor content says what it is. Say so: --config.data.reading.container=, one of "
+            f"{', '.join([*CONTAINERS, *DATA_SETS])}."
+        )
+    kind = CONTAINERS[container]
+
+    def rows() -> Iterator[Row]:
+        with opened(path) as stream:
+            yield from kind.rows(stream, str(path))
+
+    return Source(name, str(path), kind.title, rows)

@@ -1,0 +1,86 @@
+"""Preference pairs: {"prompt", "chosen", "rejected"}, as strings, as messages, or in ShareGPT's form.
+
+As messages the prompt may be left out where both answers are whole conversations: it is what they begin with alike. In
+ShareGPT's form "conversations" is the prompt, and each answer is one turn.
+"""
+
+from collections.abc import Set
+
+from sft_jax.data.conversations import Conversation, Preference
+from sft_jax.data.formats import sharegpt
+from sft_jax.data.formats.messages import chat_of
+from sft_jax.data.formats.prompt_completion import turns_of
+from sft_jax.data.formats.values import required
+from sft_jax.data.reading import Reading, RecordError
+
+FORM = '{"prompt": ..., "chosen": ..., "rejected": ...}'
+
+
+def detect(columns: Set[str]) -> bool:
+    """Whether rows with these columns are of this format."""
+    return {"chosen", "rejected"} <= columns
+
+
+def parse(fields: dict, where: str, reading: Reading) -> Preference:
+    """The prompt of a row and its two answers.
+
+    Raises:
+        RecordError: no prompt, an answer that is missing, or two that are equal.
+    """
+    if fields.get("conversations") is not None:
+        prompt, chosen, rejected = _sharegpt(fields, where, reading)
+    else:
+        prompt, chosen, rejected = _messages(fields, where, reading)
+    if not prompt:
+        raise RecordError(
+            f"{where}: there is no prompt. Expected {FORM}, or answers that begin with the same messages."
+        )
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not answer or answer[0].role != "assistant":
+            got = f"a message of role {answer[0].role}" if answer else "nothing"
+            raise RecordError(f'{where}: "{name}": expected an assistant\'s answer after the prompt, got {got}.')
+    if chosen == rejected:
+        raise RecordError(f'{where}: "chosen" and "rejected" are equal, so nothing is preferred. Remove the row.')
+    tools = chat_of(prompt + chosen, fields, where).tools
+    chat_of(prompt + rejected, fields, where)
+    return Preference(prompt, chosen, rejected, tools)
+
+
+def _sharegpt(fields: dict, where: str, reading: Reading) -> tuple[Conversation, ...]:
+    prompt = sharegpt.turns_of(fields["conversations"], f'{where}: "conversations"', reading)
+    prompt = sharegpt.with_system_column(prompt, fields, where)
+    answers = (
+        (sharegpt.turn_of(required(fields, name, where, FORM), f'{where}: "{name}"', reading),)
+        for name in ("chosen", "rejected")
+    )
+    return prompt, *answers
+
+
+def _messages(fields: dict, where: str, reading: Reading) -> tuple[Conversation, ...]:
+    chosen, rejected = (
+        turns_of(required(fields, name, where, FORM), "assistant", f'{where}: "{name}"', reading)
+        for name in ("chosen", "rejected")
+    )
+    shared = _shared(chosen, rejected)
+    if fields.get("prompt") is None:
+        return chosen[:shared], chosen[shared:], rejected[shared:]
+    prompt = turns_of(fields["prompt"], "user", f'{where}: "prompt"', reading)
+    if shared:  # whole conversations beside their prompt
+        if prompt not in (chosen[:shared], chosen[: len(prompt)]):
+            raise RecordError(
+                f'{where}: "chosen" and "rejected" begin alike, but not with "prompt". Remove one of them.'
+            )
+        return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+    return prompt, chosen, rejected
+
+
+def _shared(chosen: Conversation, rejected: Conversation) -> int:
+    """Messages that both begin with, up to the last that an answer may follow."""
+    count = 0
+    for one, two in zip(chosen, rejected, strict=False):
+        if one != two:
+            break
+        count += 1
+    while count and chosen[count - 1].role == "assistant":
+        count -= 1
+    return count

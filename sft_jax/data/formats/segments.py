@@ -1,0 +1,45 @@
+"""Segments: {"segments": [{"text", "train"}, ...]}, text that no template touches, trained piece by piece.
+
+Instead of "train" a segment may have "label" (the same) or a "weight".
+"""
+
+from collections.abc import Set
+
+from sft_jax.data.conversations import Segment, Segments
+from sft_jax.data.formats.values import checked_text, flag_of, kind, refuse_lost, weight_of
+from sft_jax.data.reading import Reading, RecordError
+
+FORM = '{"segments": [{"text": ..., "train": true or false}, ...]}'
+
+_READERS = {"train": flag_of, "label": flag_of, "weight": weight_of}
+
+
+def detect(columns: Set[str]) -> bool:
+    """Whether rows with these columns are of this format."""
+    return "segments" in columns
+
+
+def parse(fields: dict, where: str, reading: Reading) -> Segments:
+    """The segments of a row.
+
+    Raises:
+        RecordError: says which segment, and what was expected.
+    """
+    where = f'{where}: "segments"'
+    value = fields.get("segments")
+    if not isinstance(value, list) or not value:
+        got = "an empty list" if value == [] else kind(value)
+        raise RecordError(f"{where}: expected a list, {FORM}, got {got}.")
+    return Segments(tuple(_segment(item, f"{where}[{number}]", reading) for number, item in enumerate(value)))
+
+
+def _segment(item: object, where: str, reading: Reading) -> Segment:
+    if not isinstance(item, dict):
+        raise RecordError(f'{where}: expected {{"text": ..., "train": ...}}, got {kind(item)}.')
+    refuse_lost(item, {"text", *_READERS}, "segment", where, reading)
+    given = [key for key in _READERS if item.get(key) is not None]
+    if len(given) != 1:
+        got = " and ".join(map(repr, given)) or "none"
+        raise RecordError(f'{where}: expected one of "train", "label" and "weight", got {got}.')
+    text = checked_text(item.get("text"), f'{where}: "text"')
+    return Segment(text, _READERS[given[0]](item[given[0]], f'{where}: "{given[0]}"'))

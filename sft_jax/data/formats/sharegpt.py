@@ -1,0 +1,110 @@
+"""ShareGPT: {"conversations": [{"from", "value"}, ...]}, with optional columns "system" and "tools".
+
+A turn from `function_call` is an assistant's call, its value {"name", "arguments"} as JSON, or a list of them.
+"""
+
+from collections.abc import Set
+
+from sft_jax.data.conversations import Chat, Conversation, Message
+from sft_jax.data.formats.messages import chat_of
+from sft_jax.data.formats.tools import call_of
+from sft_jax.data.formats.values import checked_text, decode_json, kind, own_weight, refuse_lost
+from sft_jax.data.reading import Reading, RecordError
+
+FORM = '{"conversations": [{"from": ..., "value": ...}, ...]}'
+
+_TURN = '{"from": ..., "value": ...}'
+_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+}
+_KEYS = {"from", "value", "weight", "train"}
+
+
+def detect(columns: Set[str]) -> bool:
+    """Whether rows with these columns are of this format."""
+    return "conversations" in columns and not {"chosen", "rejected"} & columns
+
+
+def parse(fields: dict, where: str, reading: Reading) -> Chat:
+    """The conversation of a row.
+
+    Raises:
+        RecordError: says which turn, and what was expected.
+    """
+    turns = turns_of(fields.get("conversations"), f'{where}: "conversations"', reading)
+    return chat_of(with_system_column(turns, fields, where), fields, where)
+
+
+def with_system_column(turns: Conversation, fields: dict, where: str) -> Conversation:
+    """The turns after the system message of a column of that name.
+
+    Raises:
+        RecordError: the conversation begins with another one.
+    """
+    if not fields.get("system"):
+        return turns
+    if turns and turns[0].role == "system":
+        raise RecordError(f'{where}: has a column "system" and a system message. Keep one of the two.')
+    return (Message("system", checked_text(fields["system"], f'{where}: "system"')), *turns)
+
+
+def turns_of(value: object, where: str, reading: Reading) -> Conversation:
+    """A list of turns, or that list as a JSON string.
+
+    Raises:
+        RecordError: not a list of turns.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = decode_json(value, where, f"a list of turns, {_TURN}")
+    if not isinstance(value, list) or not value:
+        got = "an empty list" if value == [] else kind(value)
+        raise RecordError(f"{where}: expected a list of turns, {_TURN}, got {got}.")
+    return tuple([turn_of(item, f"{where}[{number}]", reading) for number, item in enumerate(value)])
+
+
+def turn_of(item: object, where: str, reading: Reading) -> Message:
+    """One turn.
+
+    Raises:
+        RecordError: says what was expected.
+    """
+    if not isinstance(item, dict):
+        raise RecordError(f"{where}: expected {_TURN}, got {kind(item)}.")
+    for key in ("from", "value"):
+        if key not in item:
+            raise RecordError(f'{where}: "{key}" is missing. Expected {_TURN}.{_hint(item)}')
+    name = item["from"]
+    if not isinstance(name, str) or name not in _ROLES:
+        raise RecordError(f"{where}: unknown role {name!r}, expected one of {', '.join(_ROLES)}.")
+    text = checked_text(item["value"], f'{where}: "value"')
+    message = Message(_ROLES[name], text)
+    if name == "function_call":
+        message = message._replace(content="", tool_calls=_calls(text, where))
+    if len(item) == 2:
+        return message
+    refuse_lost(item, _KEYS, "turn", where, reading)
+    return message._replace(weight=own_weight(item, where))
+
+
+def _hint(item: dict) -> str:
+    if not {"role", "content"} <= item.keys():
+        return ""
+    return (
+        ' "role" and "content" are OpenAI\'s: call the column "messages", '
+        "--config.data.reading.columns='(\"messages=conversations\",)'."
+    )
+
+
+def _calls(text: str, where: str) -> tuple:
+    calls = decode_json(text, f'{where}: "value"', '{"name": ..., "arguments": {...}} of a function_call')
+    calls = calls if isinstance(calls, list) else [calls]
+    return tuple(call_of(call, f'{where}: "value"') for call in calls)

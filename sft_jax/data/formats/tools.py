@@ -1,0 +1,133 @@
+"""Tools in conversations: their definitions, the calls an assistant makes, and the results that answer them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft_jax.data.conversations import Message, ToolCall
+from sft_jax.data.formats.values import checked_text, decode_json, kind
+from sft_jax.data.reading import RecordError
+
+_CALL = '{"function": {"name": ..., "arguments": {...}}} or {"name": ..., "arguments": {...}}'
+_TOOLS = "a list of tool definitions (JSON objects), or that list as a JSON string"
+
+
+def definitions_of(value: object, where: str) -> tuple[Mapping[str, Any], ...]:
+    """Definitions of tools from a list, a single definition, either of them as a JSON string, or null for none.
+
+    Raises:
+        RecordError: anything else; names alone do not say how a tool is called.
+    """
+    if isinstance(value, str):
+        value = decode_json(value, where, _TOOLS) if value.strip() else None
+    if value is None:
+        return ()
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise RecordError(f"{where}: expected {_TOOLS}, got {kind(value)}.")
+    for number, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise RecordError(f"{where}[{number}]: expected the definition of a tool, an object, got {kind(item)}.")
+        _checked_object(item, f"{where}[{number}]")
+    return tuple(value)
+
+
+def calls_of(value: object, where: str) -> tuple[ToolCall, ...]:
+    """The calls of one assistant's turn.
+
+    Raises:
+        RecordError: a call without a name, or whose arguments are not an object.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise RecordError(f"{where}: expected a list of calls, {_CALL}, got {kind(value)}.")
+    return tuple(call_of(item, f"{where}[{number}]") for number, item in enumerate(value))
+
+
+def call_of(item: object, where: str) -> ToolCall:
+    """One call, with its arguments as an object or as a JSON string of one.
+
+    Raises:
+        RecordError: no name, or arguments that are not an object.
+    """
+    if not isinstance(item, dict):
+        raise RecordError(f"{where}: expected {_CALL}, got {kind(item)}.")
+    inner = item.get("function", item)
+    if not isinstance(inner, dict):
+        raise RecordError(f'{where}: "function": expected an object, got {kind(inner)}.')
+    name = inner.get("name")
+    if not isinstance(name, str) or not name:
+        raise RecordError(f"{where}: the call has no name. Expected {_CALL}.")
+    identity = item.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise RecordError(f'{where}: "id": expected a string, got {kind(identity)}.')
+    return ToolCall(checked_text(name, where), _arguments(inner.get("arguments"), where), identity or "")
+
+
+def _arguments(value: object, where: str) -> dict:
+    where = f'{where}: "arguments"'
+    if value is None:
+        raise RecordError(f"{where} is missing. Write {{}} for a call without arguments.")
+    if isinstance(value, str):
+        value = decode_json(value, where, "a JSON object")
+    if not isinstance(value, dict):
+        raise RecordError(f"{where}: expected an object, got {kind(value)}.")
+    return _checked_object(value, where)
+
+
+def _checked_object(value: dict, where: str) -> dict:
+    try:
+        checked_text(json.dumps(value, ensure_ascii=False), where)
+    except TypeError as error:  # a date or bytes of a Parquet file
+        raise RecordError(f"{where}: not a JSON object ({error}). Store it as a JSON string.") from error
+    return value
+
+
+def check_results(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Checks that results follow calls, and that calls are of tools that are defined.
+
+    A result must come after an assistant's turn or another result. Where the conversation has calls as such (and not
+    only spelt in the text of a turn), that turn must have one, and an id must be that of a call before it.
+
+    Raises:
+        RecordError: says which message.
+    """
+    structured = any(message.tool_calls for message in messages)
+    calls: tuple[ToolCall, ...] | None = None  # of the assistant's turn that results may follow
+    for number, message in enumerate(messages):
+        if message.role == "assistant":
+            calls = message.tool_calls
+        elif message.role != "tool":
+            calls = None
+        elif calls is None or (structured and not calls):
+            raise RecordError(
+                f"{where}[{number}]: a tool's result without a call before it. Expected an assistant's turn with "
+                '"tool_calls" before it.'
+            )
+        elif message.tool_call_id and calls and message.tool_call_id not in {call.id for call in calls}:
+            ids = ", ".join(repr(call.id) for call in calls)
+            raise RecordError(
+                f'{where}[{number}]: "tool_call_id" {message.tool_call_id!r} is not the id of a call before it; '
+                f"there are: {ids}."
+            )
+    _check_names(messages, tools, where)
+
+
+def _check_names(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], where: str) -> None:
+    names = [_name(tool) for tool in tools]
+    if not names or None in names:  # none given, or of a kind that has no name
+        return
+    for number, message in enumerate(messages):
+        for call in message.tool_calls:
+            if call.name not in names:
+                known = ", ".join(map(repr, names))
+                raise RecordError(
+                    f"{where}[{number}]: calls {call.name!r}, which is not among the tools of the row: {known}."
+                )
+
+
+def _name(tool: Mapping[str, Any]) -> str | None:
+    inner = tool.get("function", tool)
+    return inner.get("name") if isinstance(inner, Mapping) else None

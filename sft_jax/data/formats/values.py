@@ -1,0 +1,145 @@
+"""What all formats ask of a value: text that can be encoded, numbers that can be weights, JSON that is JSON."""
+
+import json
+import math
+from collections.abc import Set
+from typing import Any, NoReturn
+
+from sft_jax.data.reading import Reading, RecordError
+
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    tuple: "a list",
+    str: "a string",
+    bool: "a boolean",
+    type(None): "null",
+    int: "a number",
+    float: "a number",
+    bytes: "bytes",
+}
+
+
+def kind(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    return _KINDS.get(type(value)) or f"a {type(value).__name__}"
+
+
+def checked_text(text: object, where: str) -> str:
+    """The text itself; JSON can spell half a character (a lone surrogate), which no tokenizer takes.
+
+    Raises:
+        RecordError: not a string, or one with a lone surrogate.
+    """
+    if not isinstance(text, str):
+        raise RecordError(f"{where}: expected a string, got {kind(text)}.")
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            f"{where}: character {error.start + 1} is a lone surrogate, which is not text. Repair the escape."
+        ) from error
+    return text
+
+
+def weight_of(value: object, where: str) -> float:
+    """A weight.
+
+    Raises:
+        RecordError: not a finite number of at least 0.
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    if not good:
+        got = repr(value) if isinstance(value, int | float) else kind(value)
+        raise RecordError(f"{where}: expected a weight, a number of at least 0, got {got}.")
+    return float(value)
+
+
+def flag_of(value: object, where: str) -> float:
+    """1 for true, 0 for false.
+
+    Raises:
+        RecordError: neither.
+    """
+    if not isinstance(value, bool):
+        raise RecordError(f"{where}: expected true or false, got {kind(value)}.")
+    return float(value)
+
+
+def own_weight(item: dict, where: str) -> float | None:
+    """The weight that a turn, or a part of one, asks for by "weight" or by "train"; None if by neither.
+
+    Raises:
+        RecordError: by both, or it is no weight.
+    """
+    weight, train = item.get("weight"), item.get("train")
+    if weight is not None and train is not None:
+        raise RecordError(f'{where}: has both "weight" and "train". Keep one of the two.')
+    if train is not None:
+        return flag_of(train, f'{where}: "train"')
+    return None if weight is None else weight_of(weight, f'{where}: "weight"')
+
+
+def refuse_lost(item: dict, known: Set[str], what: str, where: str, reading: Reading) -> None:
+    """Refuses keys that nobody reads, unless `reading.ignore` names them; null and empty values are nothing.
+
+    Raises:
+        RecordError: names them.
+    """
+    lost = [key for key in item if key not in known and key not in reading.ignore]
+    lost = sorted(key for key in lost if item[key] not in (None, [], {}, ""))
+    if lost:
+        names = ", ".join(map(repr, lost))
+        raise RecordError(
+            f"{where}: {names} would be lost: a {what} has {', '.join(sorted(known))}. Put it into the text, remove "
+            f'it, or leave it out by --config.data.reading.ignore="({names},)".'
+        )
+
+
+def number_of(value: object, where: str) -> int:
+    """A whole number of at least 0.
+
+    Raises:
+        RecordError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        got = repr(value) if isinstance(value, int | float) else kind(value)
+        raise RecordError(f"{where}: expected a whole number of at least 0, got {got}.")
+    return value
+
+
+def decode_json(text: str, where: str, expected: str) -> Any:
+    """The value that a JSON text spells; NaN and infinity, which JSON does not have, are refused.
+
+    Raises:
+        RecordError: not valid JSON.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise RecordError(
+            f"{where}: not valid JSON ({line}column {error.colno}: {error.msg}). Expected {expected}."
+        ) from error
+    except ValueError as error:  # NaN, or a number of thousands of digits
+        raise RecordError(f"{where}: not valid JSON ({error}). Expected {expected}.") from error
+    except RecursionError as error:
+        raise RecordError(f"{where}: the JSON is nested too deeply. Expected {expected}.") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON; write null or a number")
+
+
+def required(fields: dict, key: str, where: str, form: str) -> Any:
+    """The value of a key that must be there and not null.
+
+    Raises:
+        RecordError: it is missing.
+    """
+    value = fields.get(key)
+    if value is None:
+        raise RecordError(f'{where}: "{key}" is missing. Expected {form}.')
+    return value

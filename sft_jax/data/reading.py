@@ -1,0 +1,73 @@
+"""How rows are read: the options of a data set, and the error of everything that cannot be read.
+
+Below files/ (which turns paths into rows) and formats/ (which turns rows into examples); records.py joins the two.
+"""
+
+import dataclasses
+
+import ml_collections
+
+AUTO = "auto"
+ON_BAD_ROW = ("error", "drop")
+
+
+class RecordError(ValueError):
+    """A file or a row of it that cannot be read. The message says where, what was expected and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How the rows of a data set are read; `config.data.reading`.
+
+    Attributes:
+        format: a name of FORMATS (formats/), or "auto": found from the names of the columns.
+        container: a name of CONTAINERS (files/), or "auto": found from the file's suffix, then from its content.
+        subset: configuration of a data set of the hub.
+        split: of a data set that has several ("train", "train[:1000]").
+        revision: of a data set of the hub: branch, tag or commit.
+        streaming: read a data set of the hub row by row over the network, without a copy on this machine.
+        columns: renames, "new=old"; old may lead into objects, "text=data.text".
+        id_column: column that names the row instead of file and line.
+        weight_column: column with the weight of a row.
+        group_column: column with the slice of the data a row belongs to.
+        prompt_template: text of the user's turn of a table, with "{column}" in it.
+        answer_template: text of the assistant's turn of a table.
+        system: system message of conversations that have none.
+        ignore: keys of messages that may be left out.
+        on_bad_row: "error" stops at the first row that cannot be read, "drop" lists it among the dropped rows.
+        prompts_only: rows are to be answered, so an answer may be missing. Not an option of a config.
+    """
+
+    format: str = AUTO
+    container: str = AUTO
+    subset: str = ""
+    split: str = ""
+    revision: str = ""
+    streaming: bool = False
+    columns: tuple[str, ...] = ()
+    id_column: str = ""
+    weight_column: str = ""
+    group_column: str = ""
+    prompt_template: str = ""
+    answer_template: str = ""
+    system: str = ""
+    ignore: tuple[str, ...] = ()
+    on_bad_row: str = "error"
+    prompts_only: bool = False
+
+
+DEFAULT = Reading()
+OPTIONS = tuple(field.name for field in dataclasses.fields(Reading) if field.name != "prompts_only")
+
+
+def reading_of(config: ml_collections.ConfigDict, split: str = "") -> Reading:
+    """The options of `config.data.reading`.
+
+    Args:
+        config: the section of the config.
+        split: takes the place of `config.split`, unless empty.
+    """
+    options = {name: config[name] for name in OPTIONS}
+    for name in ("columns", "ignore"):
+        options[name] = tuple(options[name])
+    return Reading(**options | ({"split": split} if split else {}))

@@ -1,0 +1,223 @@
+"""Every record format: what its rows become."""
+
+import json
+
+import pytest
+
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow, ToolCall
+from sft_jax.data.formats import FORMATS, detect_format
+from sft_jax.data.reading import Reading, RecordError
+
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
+HI, HO = Message("user", "Hi"), Message("assistant", "Ho")
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CALLED = Message("assistant", "", tool_calls=(ToolCall("weather", {"city": "Oslo"}, "1"),))
+
+
+def says(content, **more):
+    return {"messages": [USER, {"role": "assistant", "content": content, **more}]}
+
+
+def said(content, **more):
+    return Chat((HI, Message("assistant", content, **more)))
+
+
+MESSAGES = [
+    ({"messages": [USER, ANSWER], "label": 3}, Chat((HI, HO))),
+    ({"messages": json.dumps([USER, ANSWER])}, Chat((HI, HO))),
+    (
+        {"messages": [{"role": role, "content": role} for role in ("user", "system", "user", "user", "developer")]},
+        Chat(tuple(Message(role, role) for role in ("user", "system", "user", "user", "developer"))),
+    ),
+    (says("Ho", weight=0), said("Ho", weight=0.0)),
+    (says("Ho", weight=0.25), said("Ho", weight=0.25)),
+    (says("Ho", train=True), said("Ho", weight=1.0)),
+    (says("Ho", train=False), said("Ho", weight=0.0)),
+    (says("Ho", weight=None, refusal=None, annotations=[], tool_calls=[]), said("Ho")),
+    (says("Ho", reasoning_content="Hm"), said("Ho", reasoning="Hm")),
+    (says("Ho", thinking="Hm"), said("Ho", reasoning="Hm")),
+    (says("Ho", reasoning="Hm", reasoning_content="Hm"), said("Ho", reasoning="Hm")),
+    (says([{"type": "text", "text": "Ho"}, {"type": "text", "text": "!"}]), said("Ho!")),
+    (
+        says([{"type": "text", "text": "Well, ", "train": False}, {"text": "Ho"}, {"text": "!", "weight": 0.5}]),
+        said("Well, Ho!", ranges=((0, 6, 0.0), (8, 9, 0.5))),
+    ),
+    (
+        says(
+            "I'm doing very well, thank you!",
+            train_detail=[
+                {"begin_offset": 9, "end_offset": 18, "train": True},
+                {"begin_offset": 0, "end_offset": 8, "train": False},
+                {"begin_offset": 19, "end_offset": 30, "train": False},
+            ],
+        ),
+        said("I'm doing very well, thank you!", ranges=((0, 9, 0.0), (9, 19, 1.0), (19, 31, 0.0))),
+    ),
+    (says("Ho", function_call={"name": "f", "arguments": "{}"}), said("Ho", tool_calls=(ToolCall("f", {}),))),
+]
+TOOLS = [
+    (tools, calls, content)
+    for tools in ([WEATHER], WEATHER, json.dumps([WEATHER]), json.dumps(WEATHER))
+    for calls in (
+        CALL,
+        CALL | {"function": CALL["function"] | {"arguments": '{"city": "Oslo"}'}},
+        {"id": "1", "name": "weather", "arguments": {"city": "Oslo"}},
+    )
+    for content in ("", None)
+]
+MESSAGES += [
+    (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": content, "tool_calls": [call]},
+                {"role": "tool", "content": "rain", "name": "weather", "tool_call_id": "1"},
+                ANSWER,
+            ],
+            "tools": tools,
+        },
+        Chat((HI, CALLED, Message("tool", "rain", name="weather", tool_call_id="1"), HO), (WEATHER,)),
+    )
+    for tools, call, content in TOOLS
+]
+MESSAGES += [({"messages": [USER, ANSWER], "tools": none}, Chat((HI, HO))) for none in (None, "", "null", "[]", [])]
+MESSAGES += [  # a call that is spelt in the text may be answered too
+    ({"messages": [USER, ANSWER, {"role": "tool", "content": "rain"}]}, Chat((HI, HO, Message("tool", "rain"))))
+]
+PAIRS = [
+    ({"prompt": "Hi", "completion": "Ho"}, Chat((HI, HO))),
+    (
+        {"prompt": [{"role": "system", "content": "S"}, USER], "completion": "Ho"},
+        Chat((Message("system", "S"), HI, HO)),
+    ),
+    ({"prompt": "Hi", "completion": [ANSWER]}, Chat((HI, HO))),
+    ({"prompt": "", "completion": "\u2028 \x85"}, Chat((Message("user", ""), Message("assistant", "\u2028 \x85")))),
+]
+ALPACA = [
+    ({"instruction": "Hi", "input": "", "output": "Ho"}, Chat((HI, HO))),
+    ({"instruction": "Hi", "output": "Ho", "text": "### Instruction: Hi"}, Chat((HI, HO))),
+    (
+        {"instruction": "Add", "input": "1 2", "output": "3"},
+        Chat((Message("user", "Add\n1 2"), Message("assistant", "3"))),
+    ),
+    (
+        {"instruction": "C", "input": None, "output": "D", "system": "S", "history": [["A", "B"]]},
+        Chat(
+            tuple(
+                Message(*turn)
+                for turn in [("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "D")]
+            )
+        ),
+    ),
+]
+SHAREGPT = [
+    (
+        {
+            "conversations": [
+                {"from": "system", "value": "S"},
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Ho"},
+            ]
+        },
+        Chat((Message("system", "S"), HI, HO)),
+    ),
+    (
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Oslo"}}'},
+                {"from": "observation", "value": "rain"},
+                {"from": "gpt", "value": "Ho", "weight": 0},
+            ],
+            "system": "S",
+            "tools": json.dumps([WEATHER]),
+        },
+        Chat(
+            (
+                Message("system", "S"),
+                HI,
+                Message("assistant", "", tool_calls=(ToolCall("weather", {"city": "Oslo"}),)),
+                Message("tool", "rain"),
+                HO._replace(weight=0.0),
+            ),
+            (WEATHER,),
+        ),
+    ),
+]
+OTHERS = [
+    ({"text": "Once"}, Segments((Segment("Once", 1.0),))),
+    ({"text": "Once", "url": "x", "id": 3}, Segments((Segment("Once", 1.0),))),
+    (
+        {"segments": [{"text": "<s>Hi", "train": False}, {"text": "Ho", "label": True}, {"text": "!", "weight": 0.5}]},
+        Segments((Segment("<s>Hi", 0.0), Segment("Ho", 1.0), Segment("!", 0.5))),
+    ),
+    ({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, TokenRow([5, 6, 7], [0.0, 1.0, 1.0])),
+    ({"tokens": [5, 6, 7], "weights": [0, 0.5, 2]}, TokenRow([5, 6, 7], [0.0, 0.5, 2.0])),
+    ({"input_ids": [5, 6], "loss_mask": [False, True], "attention_mask": [1, 1]}, TokenRow([5, 6], [0.0, 1.0])),
+    ({"input_ids": [5, 6], "labels": [-100, 6], "completion_mask": [0, 1]}, TokenRow([5, 6], [0.0, 1.0])),
+]
+NO = {"role": "assistant", "content": "No"}
+PREFERRED = Preference((HI,), (HO,), (Message("assistant", "No"),))
+PREFERENCES = [
+    {"prompt": "Hi", "chosen": "Ho", "rejected": "No"},
+    {"prompt": [USER], "chosen": [ANSWER], "rejected": [NO]},
+    {"chosen": [USER, ANSWER], "rejected": [USER, NO]},
+    {"prompt": "Hi", "chosen": [USER, ANSWER], "rejected": [USER, NO]},
+    {
+        "conversations": [{"from": "human", "value": "Hi"}],
+        "chosen": {"from": "gpt", "value": "Ho"},
+        "rejected": {"from": "gpt", "value": "No"},
+    },
+]
+ROWS = [("messages", *case) for case in MESSAGES]
+ROWS += [("prompt_completion", *case) for case in PAIRS]
+ROWS += [("alpaca", *case) for case in ALPACA]
+ROWS += [("sharegpt", *case) for case in SHAREGPT]
+ROWS += [(name, *case) for name, case in zip(["text"] * 2 + ["segments"] + ["tokens"] * 4, OTHERS, strict=True)]
+ROWS += [("preference", fields, PREFERRED) for fields in PREFERENCES]
+
+
+@pytest.mark.parametrize(("name", "fields", "expected"), ROWS)
+def test_rows(name, fields, expected):
+    """The format is found, and the row becomes this."""
+    columns = {key for key, value in fields.items() if value is not None}
+    assert detect_format(columns, "here", Reading()) == name
+    assert FORMATS[name].parse(fields, "here", Reading()) == expected
+
+
+TABLES = [  # (prompt template, answer template, columns, question, answer)
+    ("Which? {text}", "{label}", {"text": "Hi", "label": "greet"}, "Which? Hi", "greet"),
+    ("{{{text}}}", '{{"a": {n}}}', {"text": "Hi", "n": 2}, "{Hi}", '{"a": 2}'),
+    ("{a b}", "{slots}", {"a b": "é", "slots": {"city": "Malmö"}}, "é", '{"city": "Malmö"}'),
+    ("{text}", "{slots|none}", {"text": "Hi", "slots": None}, "Hi", "none"),
+    ("{text}{more|}", "{ok}", {"text": "Hi", "ok": True}, "Hi", "true"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "answer", "fields", "question", "reply"), TABLES)
+def test_tables(prompt, answer, fields, question, reply):
+    reading = Reading(prompt_template=prompt, answer_template=answer)
+    assert detect_format(fields.keys(), "here", reading) == "table"
+    expected = Chat((Message("user", question), Message("assistant", reply)))
+    assert FORMATS["table"].parse(fields, "here", reading) == expected
+
+
+UNDETECTED = [  # (columns, words of the error)
+    ({"messages", "prompt", "completion"}, "fit messages and prompt_completion.*format=messages"),
+    ({"messages", "prompt", "chosen", "rejected"}, "fit messages and preference"),
+    ({"instruction", "output", "messages"}, "fit messages and alpaca"),
+    ({"text", "category"}, "format=text trains every token .*prompt_template='{text}'"),
+    ({"question", "answer"}, r"""columns='\("prompt=question","completion=answer",\)'"""),
+    ({"conversation"}, r"""columns='\("messages=conversation",\)'"""),
+    ({"prompt"}, "no format fits the columns: 'prompt'"),
+    (set(), "no format fits the columns: none"),
+]
+
+
+@pytest.mark.parametrize(("columns", "words"), UNDETECTED)
+def test_what_fits_no_format_or_several_is_refused(columns, words):
+    with pytest.raises(RecordError, match=words):
+        detect_format(columns, "train.jsonl:1", Reading())
+    for name in FORMATS:
+        assert detect_format(columns, "train.jsonl:1", Reading(format=name)) == name
