@@ -8,11 +8,22 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sft_jax.data.checks.answers import boilerplate, empty_answers, one_word_answers, repeated_answers
+from sft_jax.data.checks.balance import group_balance, label_balance
 from sft_jax.data.checks.duplicates import contradictions, exact_duplicates
+from sft_jax.data.checks.encoding import control_characters, lost_characters, mojibake, white_space
+from sft_jax.data.checks.endings import end_of_turn
 from sft_jax.data.checks.findings import ANY, NEVER, SEVERITIES, Finding, Grave, Observation, Place, Severity, gravest
-from sft_jax.data.checks.overlap import exact_overlap
+from sft_jax.data.checks.json_answers import json_answers
+from sft_jax.data.checks.near_duplicates import near_duplicates
+from sft_jax.data.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
+from sft_jax.data.checks.placeholders import placeholders
+from sft_jax.data.checks.private_data import contact_details, keys
+from sft_jax.data.checks.scripts import mixed_words, scripts
+from sft_jax.data.checks.sizes import dropped_rows, sizes
 from sft_jax.data.checks.subject import Subject, View, view_of
 from sft_jax.data.checks.verdict import Reason, Verdict, verdict
+from sft_jax.data.checks.vocabulary import vocabulary
 
 __all__ = [
     "CHECKS",
@@ -42,12 +53,44 @@ class Check(NamedTuple):
     quick: bool = False
 
 
-# Grave(warning, error): more than this share of the rows concerned.
+# What is grave: Grave(warning, error), each a share of the rows that is exceeded. This table alone decides.
+#   error    what is trained or measured is wrong whatever else is done
+#   warning  somebody should look and decide
+#   info     good to know
 CHECKS: dict[str, Check] = {
-    # What a run measures would be wrong by more than a score's usual interval from a hundredth of the rows on.
+    "sizes": Check(sizes, Grave(NEVER, NEVER)),
+    # Some are always too long; half of them says that a format or a length is not what was thought.
+    "dropped_rows": Check(dropped_rows, Grave(0.01, 0.5)),
+    # One is a mask that is wrong, not a row that is.
+    "end_of_turn": Check(end_of_turn, Grave(ANY, ANY), quick=True),
+    # A hundredth moves a score by as much as what runs are compared for.
     "exact_overlap": Check(exact_overlap, Grave(ANY, 0.01), quick=True),
+    "loose_overlap": Check(loose_overlap, Grave(ANY, 0.05)),
+    "ngram_overlap": Check(ngram_overlap, Grave(0.01, NEVER)),
     "exact_duplicates": Check(exact_duplicates, Grave(0.01, NEVER), quick=True),
+    "near_duplicates": Check(near_duplicates, Grave(0.05, NEVER)),
+    # Right where a question has many answers; the check cannot know.
     "contradictions": Check(contradictions, Grave(ANY, NEVER), quick=True),
+    # Shares of labels, for those with few rows.
+    "label_balance": Check(label_balance, Grave(ANY, NEVER)),
+    "group_balance": Check(group_balance, Grave(ANY, NEVER)),
+    "empty_answers": Check(empty_answers, Grave(ANY, 0.05), quick=True),
+    "one_word_answers": Check(one_word_answers, Grave(0.05, NEVER)),
+    "repeated_answers": Check(repeated_answers, Grave(0.01, NEVER)),
+    "boilerplate": Check(boilerplate, Grave(0.2, NEVER)),
+    # A few are text about templates; in a tenth of the rows they are the template.
+    "placeholders": Check(placeholders, Grave(ANY, 0.1)),
+    "json_answers": Check(json_answers, Grave(ANY, 0.05)),
+    "mojibake": Check(mojibake, Grave(ANY, 0.05)),
+    "lost_characters": Check(lost_characters, Grave(ANY, 0.05)),
+    "control_characters": Check(control_characters, Grave(ANY, NEVER)),
+    "white_space": Check(white_space, Grave(0.05, NEVER)),
+    "scripts": Check(scripts, Grave(ANY, NEVER)),
+    "mixed_words": Check(mixed_words, Grave(ANY, NEVER)),
+    "contact_details": Check(contact_details, Grave(ANY, NEVER)),
+    # The forms of keys are unmistakable, and what a model has learnt cannot be taken back.
+    "keys": Check(keys, Grave(ANY, ANY)),
+    "vocabulary": Check(vocabulary, Grave(ANY, NEVER)),
 }
 
 

@@ -3,8 +3,8 @@
 import collections
 from collections.abc import Hashable, Iterable
 
-from sft_jax.data.checks.findings import Observation, places
-from sft_jax.data.checks.subject import Subject
+from sft_jax.data.checks.findings import Observation, counted, places
+from sft_jax.data.checks.subject import Subject, shared_beginning
 
 
 def exact_duplicates(subject: Subject) -> list[Observation]:
@@ -15,12 +15,12 @@ def exact_duplicates(subject: Subject) -> list[Observation]:
     if not copies:
         return []
     examples = (
-        (views[group[0]].id, f"also {', '.join(views[i].id for i in group[1:4])}: {views[group[0]].text}")
+        (views[group[0]].id, f"also {', '.join(views[i].id for i in group[1:4])}: {subject.line(views[group[0]])}")
         for group in groups
     )
     return [
         Observation(
-            f"{copies:,} rows are exact copies of another row",
+            f"{counted(copies, 'row is an exact copy', 'rows are exact copies')} of another row",
             copies,
             copies / len(views),
             places(examples),
@@ -43,12 +43,13 @@ def contradictions(subject: Subject) -> list[Observation]:
     count = sum(len(rows) for found in groups for rows in found.values())
     examples = []
     for found in groups:
-        firsts = [rows[0] for rows in found.values()]
-        answered = " | ".join(f"{views[i].id}: {views[i].answer.strip()[:40]!r}" for i in firsts[:3])
-        examples.append((views[firsts[0]].id, f"{answered}, asked: {views[firsts[0]].question.strip()}"))
+        one, other = (views[rows[0]] for rows in list(found.values())[:2])
+        at = max(0, len(shared_beginning([one.answer.strip(), other.answer.strip()])) - 20)
+        says = " | ".join(f"{view.id}: {view.answer.strip()[at : at + 60]!r}" for view in (one, other))
+        examples.append((one.id, f"{says}, asked: {subject.template.own(one.question)}"))
     return [
         Observation(
-            f"{len(groups):,} prompts have different answers ({count:,} rows)",
+            f"{counted(len(groups), 'prompt has', 'prompts have')} different answers ({count:,} rows)",
             count,
             count / len(views),
             places(examples),

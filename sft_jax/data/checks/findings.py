@@ -6,9 +6,12 @@ such a share of the rows. Nothing else decides what is grave.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
+from sft_jax.data.texts import private_spans, redacted
+
+Row = TypeVar("Row")
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # from light to grave
 
@@ -73,22 +76,56 @@ class Grave(NamedTuple):
         return "error" if observation.share > self.error else "warning" if observation.share > self.warning else "info"
 
 
-def excerpt(text: str, around: int = 0) -> str:
-    """At most 200 characters of a text, on one line, with what stands at character `around`."""
-    start = max(0, min(around - _EXCERPT // 2, len(text) - _EXCERPT))
-    piece = text[start : start + _EXCERPT]
-    line = piece.replace("\r", "\\r").replace("\n", "\\n")
-    return ("…" if start else "") + line + ("…" if start + _EXCERPT < len(text) else "")
+def excerpt(text: str) -> str:
+    """At most 200 characters of a text, on one line."""
+    line = text[:_EXCERPT].replace("\r", "\\r").replace("\n", "\\n")
+    return line + ("…" if len(text) > _EXCERPT else "")
+
+
+def excerpt_around(text: str, at: int) -> str:
+    """The text around character `at`; what looks private is redacted before anything is cut."""
+    at = min([at, *(start for start, end in private_spans(text) if start < at < end)])
+    before = redacted(text[:at])
+    start = max(0, len(before) - _EXCERPT // 2)
+    return ("…" if start else "") + before[start:] + redacted(text[at:])
 
 
 def places(pairs: Iterable[tuple[str, str]]) -> tuple[Place, ...]:
-    """The first of (row id, text) pairs."""
+    """The first of (row id, text) pairs, with what looks private redacted."""
     shown = []
     for row_id, text in pairs:
         if len(shown) == EXAMPLES_SHOWN:
             break
-        shown.append(Place(row_id, excerpt(text)))
+        shown.append(Place(row_id, excerpt(redacted(text))))
     return tuple(shown)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """counted(1, "row has", "rows have") -> "1 row has"."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def observed(
+    title: str,
+    rows: Sequence[Row],
+    of: int,
+    show: Callable[[Row], tuple[str, str]],
+    advice: str,
+    numbers: dict | None = None,
+) -> list[Observation]:
+    """An observation of rows, or nothing where there are none.
+
+    Args:
+        title: see `Observation`.
+        rows: whatever the check found.
+        of: how many there could have been.
+        show: from one of them to (row id, text).
+        advice: see `Observation`.
+        numbers: see `Observation`.
+    """
+    if not rows:
+        return []
+    return [Observation(title, len(rows), len(rows) / of, places(map(show, rows)), advice, numbers or {})]
 
 
 def gravest(findings: Sequence[Finding]) -> Severity:

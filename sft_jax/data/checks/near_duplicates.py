@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sft_jax.data.checks.findings import Observation, places
+from sft_jax.data.checks.balance import labels_of
+from sft_jax.data.checks.findings import Observation, counted, observed, places
 from sft_jax.data.checks.minhash import candidates, signatures
 from sft_jax.data.checks.shingles import Shingles, character_shingles, jaccard
 from sft_jax.data.checks.subject import Subject
@@ -20,27 +21,50 @@ _TEMPLATE_ROWS = 100  # fewer rows have no template to speak of
 def near_duplicates(subject: Subject) -> list[Observation]:
     """Rows (prompt and last answer) that are nearly another row, without the exact copies."""
     views = subject.views
-    distinct = list({view.text.strip(): number for number, view in reversed(list(enumerate(views)))}.values())[::-1]
-    groups = similar_groups([views[i].text for i in distinct])
+    distinct = list(
+        {
+            (view.prompt.strip(), view.answer.strip()): number for number, view in reversed(list(enumerate(views)))
+        }.values()
+    )[::-1]
+    groups = similar_groups([subject.text(views[i]) for i in distinct])
     groups = [[distinct[i] for i in group] for group in groups]
     copies = sum(len(group) - 1 for group in groups)
     if not copies:
         return []
     examples = (
-        (views[a].id, f"{views[a].text.strip()[:90]} | {views[b].id}: {views[b].text.strip()[:90]}")
+        (views[a].id, f"{subject.line(views[a])[:90]} | {views[b].id}: {subject.line(views[b])[:90]}")
         for a, b, *_ in groups
     )
     return [
+        *_labels_differ(subject, groups),
         Observation(
-            f"{copies:,} rows are nearly the same as another row",
+            f"{counted(copies, 'row is', 'rows are')} nearly the same as another row",
             copies,
             copies / len(views),
             places(examples),
             "Keep one of each group if they add nothing; a group split over training and held-out rows flatters the "
             "score.",
             {"copies": copies, "groups": len(groups), "largest_group": max(map(len, groups))},
-        )
+        ),
     ]
+
+
+def _labels_differ(subject: Subject, groups: list[list[int]]) -> list[Observation]:
+    """Where answers are labels: groups with more than one, as a sign of labels that are wrong."""
+    labels = labels_of(subject.views)
+    if labels is None:
+        return []
+    views = subject.views
+    differ = [
+        (a, b) for a, *others in groups if (b := next((i for i in others if labels[i] != labels[a]), None)) is not None
+    ]
+    return observed(
+        f"{counted(len(differ), 'group', 'groups')} of nearly the same rows with different labels",
+        differ,
+        len(views),
+        lambda pair: (views[pair[0]].id, " | ".join(f"{views[i].id}: {subject.line(views[i])[:90]}" for i in pair)),
+        "Look at them: one of the labels is wrong, or the labels are hard to tell apart.",
+    )
 
 
 def similar_groups(texts: Sequence[str], similarity: float = SIMILARITY) -> list[list[int]]:
@@ -48,7 +72,7 @@ def similar_groups(texts: Sequence[str], similarity: float = SIMILARITY) -> list
 
     Alike are texts whose sets of 5-character pieces have that Jaccard similarity at least; pieces that more than half
     of the texts have (a prompt template) are left out. What is found is proven; of pairs of exactly that similarity
-    some 2 in 1,000 are not found. Time and memory are linear in the number of characters.
+    a few in a hundred are not found. Time and memory are linear in the number of characters.
 
     Args:
         texts: distinct or not.
@@ -103,7 +127,9 @@ def _template_pieces(texts: Sequence[str]) -> np.ndarray:
     if len(texts) < _TEMPLATE_ROWS:
         return np.zeros(0, np.uint64)
     sample = texts[:: -(-len(texts) // _SAMPLE)]
-    pieces = np.concatenate([np.unique(shingles.of(i)) for shingles in _in_chunks(sample) for i in range(len(shingles))])
+    pieces = np.concatenate(
+        [np.unique(shingles.of(i)) for shingles in _in_chunks(sample) for i in range(len(shingles))]
+    )
     hashes, counts = np.unique(pieces, return_counts=True)
     return hashes[counts > _TEMPLATE_SHARE * len(sample)]
 

@@ -5,18 +5,18 @@ order; case, punctuation and white space do not count.
 """
 
 import dataclasses
-import re
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from sft_jax.data.texts import words_of
+
 Hashes = UInt64[np.ndarray, "_"]
 Numbers = UInt64[np.ndarray, "total"]
 Offsets = Int64[np.ndarray, "rows_and_one"]
 
-_WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 
 
@@ -47,7 +47,7 @@ class Shingles:
 
 def words(text: str) -> list[str]:
     """The words of a text in one form: "  I’ve  GOT it!" -> ["i", "ve", "got", "it"]."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return words_of(unicodedata.normalize("NFKC", text).casefold())
 
 
 def character_shingles(texts: Sequence[str], size: int = 5) -> Shingles:

@@ -5,6 +5,7 @@ Checks read texts, whatever form a record has: `View` is a record as the prompt 
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,12 @@ from sft_jax.data.conversations import Chat, Conversation, Example, Message, Pre
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow, TokenizedRows
 
+_TEMPLATE_ROWS = 10  # fewer rows have no template to speak of
+_SHOWN_QUESTION = 100  # characters of a question in a line
+
+
+Texts = tuple[str, str, str, tuple[str, ...]]  # prompt, asked, question, answers
+
 
 class View(NamedTuple):
     """A record as texts.
@@ -21,6 +28,7 @@ class View(NamedTuple):
     Attributes:
         id: file and line.
         prompt: everything before the last answer, system turns too; empty where every text is an answer.
+        asked: the prompt without system turns.
         question: of the prompt, what the user said last.
         answers: what is to be learnt: all turns of the assistant, all trained segments.
         group: the slice of the data.
@@ -28,6 +36,7 @@ class View(NamedTuple):
 
     id: str
     prompt: str
+    asked: str
     question: str
     answers: tuple[str, ...]
     group: str
@@ -84,14 +93,63 @@ class Subject:
             name: [view_of(record, self.tokenizer) for record in records] for name, records in self.benchmarks.items()
         }
 
+    @functools.cached_property
+    def template(self) -> "PromptTemplate":
+        """What all training questions begin and end with."""
+        questions = [view.question for view in self.views if view.question]
+        return PromptTemplate.of(questions) if len(questions) >= _TEMPLATE_ROWS else PromptTemplate()
+
+    def main(self, view: View) -> str:
+        """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
+        return self.template.own(view.asked) or view.answer.strip()
+
+    def text(self, view: View) -> str:
+        """What is asked and the last answer, without the prompt template."""
+        return f"{self.template.own(view.asked)}\n{view.answer}" if view.asked else view.answer
+
+    def line(self, view: View) -> str:
+        """A row for a person: what the user said last and the answer, without the prompt template."""
+        asked = self.template.own(view.question)
+        if len(asked) > _SHOWN_QUESTION:
+            asked = asked[:_SHOWN_QUESTION] + "…"
+        return f"{asked} -> {view.answer.strip()}" if asked else view.answer.strip()
+
+
+class PromptTemplate(NamedTuple):
+    """The text that every question of a data set begins with, and ends with; both empty where there is none."""
+
+    begin: str = ""
+    end: str = ""
+
+    @classmethod
+    def of(cls, questions: Sequence[str]) -> "PromptTemplate":
+        """The template of these questions, cut at white space so that no word is split."""
+        begin = re.sub(r"\s*\S*\Z", "", shared_beginning(questions))
+        end = re.sub(r"\A\S*\s*", "", shared_beginning([question[len(begin) :][::-1] for question in questions])[::-1])
+        return cls(begin, end)
+
+    def own(self, text: str) -> str:
+        """What stands between the two, without white space around it; the whole text where that is not there."""
+        inside = text.removeprefix(self.begin)
+        if len(inside) + len(self.begin) == len(text) and inside.endswith(self.end):
+            inside = inside[: len(inside) - len(self.end)]
+            return inside.strip() or text.strip()
+        return text.strip()
+
+
+def shared_beginning(texts: Sequence[str]) -> str:
+    """The longest text that all of them begin with."""
+    first, last = min(texts), max(texts)
+    return first[: next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))]
+
 
 def view_of(record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> View:
     """A record as texts; the tokenizer is needed for rows that are tokens already."""
-    prompt, question, answers = _texts(record.example, tokenizer)
-    return View(record.id, prompt, question, answers, record.group)
+    prompt, asked, question, answers = _texts(record.example, tokenizer)
+    return View(record.id, prompt, asked, question, answers, record.group)
 
 
-def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, str, tuple[str, ...]]:
+def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> Texts:
     match example:
         case Chat(messages):
             return _chat_texts(messages)
@@ -100,18 +158,19 @@ def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> tuple
         case Segments(parts):
             last = max((i for i, part in enumerate(parts) if part.weight), default=0)
             before = "".join(part.text for part in parts[:last])
-            return before, before, tuple(part.text for part in parts if part.weight)
+            return before, before, before, tuple(part.text for part in parts if part.weight)
         case TokenRow(tokens, weights):
             return _token_texts(tokens, weights, tokenizer)
     raise TypeError(f"{type(example).__name__} is not a form of example that checks can read.")
 
 
-def _chat_texts(messages: Conversation) -> tuple[str, str, tuple[str, ...]]:
+def _chat_texts(messages: Conversation) -> Texts:
     last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
     before = messages[:last]
     question = next((message.content for message in reversed(before) if message.role == "user"), "")
     answers = tuple(_said(message) for message in messages if message.role == "assistant")
-    return "\n".join(_said(message) for message in before), question, answers
+    asked = "\n".join(_said(message) for message in before if message.role not in ("system", "developer"))
+    return "\n".join(_said(message) for message in before), asked, question, answers
 
 
 def _said(message: Message) -> str:
@@ -120,13 +179,11 @@ def _said(message: Message) -> str:
     return "\n".join(part for part in (message.reasoning, message.content, *calls) if part)
 
 
-def _token_texts(
-    tokens: Sequence[int], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[str, str, tuple[str, ...]]:
+def _token_texts(tokens: Sequence[int], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase | None) -> Texts:
     if tokenizer is None:
         raise ValueError("A row of tokens can be read with the tokenizer only: give one to `Subject`.")
     trained = [i for i, weight in enumerate(weights) if weight]
     first = trained[0] if trained else len(tokens)
     before = tokenizer.decode([int(token) for token in tokens[:first]])
     answer = tokenizer.decode([int(tokens[i]) for i in trained])
-    return before, before, (answer,) if trained else ()
+    return before, before, before, (answer,) if trained else ()

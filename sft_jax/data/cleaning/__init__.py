@@ -4,6 +4,7 @@ A step keeps a record, changes it or drops it, and every change and drop is note
 `STEPS` is the registry; a new step is a function from a record to what becomes of it, and a line here.
 """
 
+from sft_jax.data import texts
 from sft_jax.data.cleaning import answers, balance, duplicates, private, text
 from sft_jax.data.cleaning.pipeline import Changed, Cleaner, CleaningLog, problems_of
 from sft_jax.data.cleaning.registry import STEPS
@@ -37,9 +38,9 @@ STEPS |= {
     "drop_answers_shorter_than": each(answers.drop_answers_shorter_than, _COUNT),
     "drop_answers_longer_than": each(answers.drop_answers_longer_than, _COUNT),
     "drop_invalid_json_answers": each(answers.drop_invalid_json_answers),
-    "redact_emails": each(private.redacting(private.EMAIL, "e-mail addresses"), Argument(str, "[EMAIL]")),
-    "redact_phones": each(private.redacting(private.PHONE, "phone numbers"), Argument(str, "[PHONE]")),
-    "redact_keys": each(private.redacting(private.KEY, "keys"), Argument(str, "[KEY]")),
+    "redact_emails": each(private.redacting(texts.EMAIL, "e-mail addresses"), Argument(str, "[EMAIL]")),
+    "redact_phones": each(private.redacting(texts.PHONE, "phone numbers"), Argument(str, "[PHONE]")),
+    "redact_keys": each(private.redacting(texts.KEY, "keys"), Argument(str, "[KEY]")),
     "drop_exact_duplicates": StepKind(duplicates.drop_exact_duplicates),
     "drop_contradictions": StepKind(
         duplicates.drop_contradictions, Argument(str, "none", choices=("none", "majority"))

@@ -2,10 +2,11 @@
 
 import json
 
-from sft_jax.data.cleaning.contents import conversations, final_answers, words_of
+from sft_jax.data.cleaning.contents import conversations, final_answers
 from sft_jax.data.cleaning.steps import Drop, Outcome
 from sft_jax.data.conversations import Message
 from sft_jax.data.records import Record
+from sft_jax.data.texts import words_of
 
 _SHOWN = 60  # characters of an answer in a detail
 

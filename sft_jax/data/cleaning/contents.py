@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,8 +10,6 @@ from sft_jax.data.conversations import Chat, Conversation, Example, Message, Pre
 from sft_jax.data.records import Record
 
 Edit = Callable[[str], str]
-# Languages written without spaces: each of their characters counts as a word.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 
 def edit_texts(record: Record, edit: Edit, reason: str, in_arguments: bool = False) -> Outcome:
@@ -112,8 +109,3 @@ def prompt_of(example: Example) -> Conversation:
     while messages and messages[-1].role == "assistant":
         messages = messages[:-1]
     return messages
-
-
-def words_of(text: str) -> list[str]:
-    """Its words: runs of letters and digits; in Chinese, Japanese and Korean each character."""
-    return _WORD.findall(text)

@@ -25,11 +25,18 @@ def test_severity_follows_the_share(grave, count, share, severity):
 def test_gravest_first_and_progress(subject, records, monkeypatch):
     monkeypatch.setitem(CHECKS, "slow", Check(lambda _: [Observation("all", 1, 1.0)], Grave(0, 0)))
     seen = []
-    pairs = [("q", "a"), ("q", "b"), ("r", "c")]
-    findings = run_checks(subject(*pairs), lambda *numbers: seen.append(numbers))
-    assert [(found.check, found.severity) for found in findings] == [("slow", "error"), ("contradictions", "warning")]
+    pairs = [("q", "a word"), ("q", "b word"), ("r", "c word")]
+    findings = run_checks(subject(*pairs, stop_ids=(3,)), lambda *numbers: seen.append(numbers))
+    assert [(found.check, found.severity) for found in findings] == [
+        ("slow", "error"),
+        ("contradictions", "warning"),
+        ("sizes", "info"),
+        ("end_of_turn", "info"),
+        ("scripts", "info"),
+    ]
     assert seen == [(n, len(CHECKS)) for n in range(1, len(CHECKS) + 1)]
-    assert [found.check for found in run_checks(subject(*pairs), quick=True)] == ["contradictions"]
+    quick = run_checks(subject(*pairs, stop_ids=(3,)), quick=True)
+    assert [found.check for found in quick] == ["contradictions", "end_of_turn"]
     assert gravest(findings) == "error"
     assert gravest([]) == "info"
 

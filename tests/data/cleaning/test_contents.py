@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from sft_jax.data.cleaning.contents import edit_texts, edited, final_answers, moved_ranges, prompt_of, words_of
+from sft_jax.data.cleaning.contents import edit_texts, edited, final_answers, moved_ranges, prompt_of
 from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow, ToolCall
 from sft_jax.data.records import Record
+from sft_jax.data.texts import words_of
 
 USER, ANSWER = Message("user", "ask"), Message("assistant", "say")
 CALL = Message("assistant", "", tool_calls=(ToolCall("f", {"key": ["v", {"k": "w"}, 3]}),))

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sft_jax.data.cleaning.text import repair_mojibake
 from sft_jax.data.conversations import Segment, Segments
 from sft_jax.data.records import Record
+from sft_jax.data.texts import repair_mojibake
 
 CASES = [  # (step, before, after)
     ("strip_whitespace", " \n yes \u3000\n", "yes"),

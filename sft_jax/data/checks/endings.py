@@ -1,0 +1,71 @@
+"""The end of a turn: where it is not trained, the model never stops."""
+
+import numpy as np
+
+from sft_jax.data.checks.findings import Observation, places
+from sft_jax.data.checks.subject import Subject
+from sft_jax.data.conversations import Chat
+
+
+def end_of_turn(subject: Subject) -> list[Observation]:
+    """Kept rows of conversations in which a trained answer is not followed by a trained end of turn.
+
+    Read off tokens and weights, whatever wrote them: a stop token right after a trained token must be trained, and the
+    last trained stretch of a row must hold one.
+    """
+    chats = {record.id for record in subject.records if isinstance(record.example, Chat)}
+    checked = np.array([row_id in chats for row_id in subject.rows.ids], bool)
+    if not checked.any():
+        return []
+    if not subject.stop_ids:
+        advice = "Give the tokens that end an answer to the subject of the checks."
+        return [Observation("The end of turns was not checked: no stop token is known", 0, 0.0, advice=advice)]
+    rows = subject.rows
+    stops = np.isin(rows.tokens, subject.stop_ids)
+    trained = rows.weights > 0
+    untrained, absent = _untrained_ends(subject, stops, trained), _without_end(subject, stops, trained)
+    bad = np.flatnonzero(checked & (untrained | absent))
+    good = int(checked.sum()) - len(bad)
+    title = f"The end of turn is trained in {good / checked.sum():.0%} of {int(checked.sum()):,} kept conversations"
+    return [
+        Observation(
+            title if not len(bad) else f"{title}: not in {len(bad):,}",
+            len(bad),
+            len(bad) / int(checked.sum()),
+            places((rows.ids[row], _ending(subject, int(row))) for row in bad),
+            "The model will not learn to stop: train the end of turns (config.data.masking), and drop cut answers."
+            if len(bad)
+            else "",
+            {"rows": int(checked.sum()), "trained": good},
+        )
+    ]
+
+
+def _untrained_ends(subject: Subject, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Rows in which a stop token behind a trained token is not trained."""
+    at = np.flatnonzero(stops[1:] & ~trained[1:] & trained[:-1]) + 1
+    at = at[~np.isin(at, subject.rows.offsets)]  # the first token of a row stands behind another row's last
+    found = np.zeros(len(subject.rows), bool)
+    found[subject.rows.offsets.searchsorted(at, side="right") - 1] = True
+    return found
+
+
+def _without_end(subject: Subject, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Rows that have no trained stop token from the last stretch of trained tokens on."""
+    offsets = subject.rows.offsets
+    numbers = np.arange(len(trained))
+    first_of_row = np.zeros(len(trained), bool)
+    first_of_row[offsets[:-1]] = True
+    begins = trained & (first_of_row | ~np.concatenate([[False], trained[:-1]]))
+    stretch = np.maximum.reduceat(np.where(begins, numbers, -1), offsets[:-1])
+    last_stop = np.maximum.reduceat(np.where(stops & trained, numbers, -1), offsets[:-1])
+    return (stretch >= 0) & (last_stop < stretch)
+
+
+def _ending(subject: Subject, row: int) -> str:
+    tokens, weights = subject.rows.row(row)
+    last = int(np.flatnonzero(weights)[-1]) if weights.any() else 0
+    after = tokens[max(0, last - 8) : last + 4].tolist()
+    if subject.tokenizer is None:
+        return f"tokens around the end: {after}"
+    return f"ends with: {subject.tokenizer.decode(after)!r}"

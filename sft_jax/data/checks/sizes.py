@@ -1,0 +1,95 @@
+"""How much there is: rows, tokens, their lengths, how well they pack, the longest; and what is left out."""
+
+import numpy as np
+
+from sft_jax.data.checks.findings import Observation, counted, observed, places
+from sft_jax.data.checks.subject import Subject
+from sft_jax.data.packing import first_fit_decreasing
+from sft_jax.data.tokenized import Sizes, group_dropped
+
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+_BARS = 20
+_PACKED_ROWS = 4096  # rows that are packed to measure: enough for a percent
+
+
+def sizes(subject: Subject) -> list[Observation]:
+    """Rows, tokens, the supervised share, quantiles and histogram of lengths, packing efficiency by row length."""
+    lengths, supervised = subject.rows.lengths, subject.rows.supervised
+    if not len(lengths):
+        return []
+    tokens, trained = int(lengths.sum()), int(supervised.sum())
+    longest = np.argsort(-lengths, kind="stable")[:5]
+    return [
+        Observation(
+            f"{len(lengths):,} rows, {tokens:,} tokens, {trained / tokens:.1%} of them trained; "
+            f"{int(np.median(lengths)):,} tokens in the middle row, {int(lengths.max()):,} in the longest",
+            0,
+            0.0,
+            places((subject.rows.ids[row], f"{lengths[row]:,} tokens, {supervised[row]:,} trained") for row in longest),
+            numbers={
+                "rows": len(lengths),
+                "tokens": tokens,
+                "supervised_tokens": trained,
+                "supervised_share": trained / tokens,
+                "length_quantiles": quantiles(lengths),
+                "supervised_quantiles": quantiles(supervised),
+                "length_histogram": histogram(lengths),
+                "packing": {size: packing_efficiency(lengths, size) for size in _row_lengths(subject)},
+            },
+        )
+    ]
+
+
+def dropped_rows(subject: Subject) -> list[Observation]:
+    """Rows that tokenization left out, by reason."""
+    groups = group_dropped(subject.dropped).items()
+    return [
+        observation
+        for reason, group in groups
+        for observation in observed(
+            f"{counted(len(group), 'row is', 'rows are')} dropped: {reason}",
+            group,
+            max(len(subject.records), 1),
+            lambda row: (row.id, row.detail),
+            "They are not trained on: repair them if they matter.",
+        )
+    ]
+
+
+def quantiles(sizes: Sizes) -> dict[str, int]:
+    """Sizes at shares of the rows: {"0%": smallest, ..., "50%": median, ..., "100%": largest}."""
+    values = np.quantile(sizes, _QUANTILES, method="higher")
+    return {f"{share:.0%}": int(value) for share, value in zip(_QUANTILES, values, strict=True)}
+
+
+def histogram(sizes: Sizes) -> dict[str, list[int]]:
+    """{"edges": e, "rows": n}: n[i] rows have a size in [e[i], e[i + 1]); widths grow by a factor where sizes do."""
+    low, high = int(sizes.min()), int(sizes.max()) + 1
+    spaced = np.geomspace if high > 10 * max(low, 1) else np.linspace
+    edges = np.unique(np.round(spaced(max(low, 1), high, _BARS + 1)).astype(np.int64))
+    edges[0] = low
+    counts, _ = np.histogram(sizes, edges)
+    return {"edges": edges.tolist(), "rows": counts.tolist()}
+
+
+def packing_efficiency(lengths: Sizes, row_tokens: int) -> dict[str, float]:
+    """Packed into rows of the batch of that length: share of positions that are used, and rows that are too long.
+
+    Measured on at most 4,096 rows at even distances.
+    """
+    fitting = lengths[lengths <= row_tokens]
+    sample = fitting[:: max(1, -(-len(fitting) // _PACKED_ROWS))]
+    bins = len(first_fit_decreasing(sample, np.zeros_like(sample), row_tokens, row_tokens))
+    return {
+        "efficiency": float(sample.sum() / (bins * row_tokens)) if bins else 0.0,
+        "unpacked": float(sample.mean() / row_tokens) if len(sample) else 0.0,
+        "too_long": len(lengths) - len(fitting),
+    }
+
+
+def _row_lengths(subject: Subject) -> list[int]:
+    """Powers of two from the middle row's length to the first that holds the longest row, and the run's own."""
+    lengths = subject.rows.lengths
+    powers = [1 << exponent for exponent in range(7, 18)]
+    wanted = [size for size in powers if np.median(lengths) <= size < 2 * lengths.max()]
+    return sorted({*wanted, subject.row_tokens})

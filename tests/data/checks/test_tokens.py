@@ -1,0 +1,136 @@
+"""What is read off tokens: sizes, ends of turns, what the vocabulary makes of the text."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sft_jax.data.checks import Subject
+from sft_jax.data.checks.endings import end_of_turn
+from sft_jax.data.checks.sizes import dropped_rows, histogram, packing_efficiency, sizes
+from sft_jax.data.checks.vocabulary import token_bytes, vocabulary
+from sft_jax.data.conversations import Chat, Message, Segment, Segments
+from sft_jax.data.records import Record
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenized import DroppedRow, TokenizedRows, tokenize_records
+
+END = 9
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weights", "is_good"),
+    [
+        ([1, 5, 6, END], [0, 0, 1, 1], True),
+        ([1, 5, 6, END], [0, 0, 1, 0], False),  # behind the answer, and not trained
+        ([1, 5, 6, END, 7], [0, 0, 1, 1, 1], True),  # a newline behind it is trained too
+        ([1, 5, 6, 7], [0, 0, 1, 1], False),  # none at all
+        ([1, END, 5, 6, END], [0, 0, 0, 1, 1], True),  # the user's own is not trained
+        ([1, 6, END, 2, 6, END], [0, 1, 0, 0, 1, 1], False),  # the first answer's is not
+        ([1, 6, END, 2, 6, 7], [0, 1, 1, 0, 1, 1], False),  # the last answer is cut
+        ([1, 6, 7, 6, END], [0, 1, 0, 1, 1], True),  # a part of the answer is left out
+        ([1, 5, 6, END], [0, 0, 0.5, 0.5], True),
+    ],
+)
+def test_end_of_turn(tokens, weights, is_good):
+    good = ([END, 1, 6, END], [0, 0, 1, 1])  # begins with one: not the end of the row before
+    rows = TokenizedRows.from_rows([good, (tokens, weights), good], ["a:1", "a:2", "a:3"])
+    records = [Record(row_id, Chat((Message("user", "q"), Message("assistant", "a"))), {}) for row_id in rows.ids]
+    (seen,) = end_of_turn(Subject(records, rows, stop_ids=(END,)))
+    assert seen.count == (0 if is_good else 1)
+    assert [place.row_id for place in seen.examples] == ([] if is_good else ["a:2"])
+    assert seen.numbers == {"rows": 3, "trained": 3 if is_good else 2}
+
+
+def test_only_conversations_must_end_and_not_knowing_is_said():
+    rows = TokenizedRows.from_rows([([1, 2], [0, 1])], ["a:1"])
+    text = [Record("a:1", Segments((Segment("t", 1.0),)), {})]
+    assert end_of_turn(Subject(text, rows, stop_ids=(END,))) == []
+    chat = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
+    assert "not checked" in end_of_turn(Subject(chat, rows))[0].title
+
+
+def test_what_the_renderer_makes_is_good(chatml_tokenizer, records):
+    renderer = ConversationRenderer(chatml_tokenizer)
+    made = records(("Hi", "Ho"), ("the", "thing"))
+    rows, _ = tokenize_records(made, renderer, 100)
+    subject = Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer)
+    assert end_of_turn(subject)[0].count == 0
+    weights = np.where(np.isin(rows.tokens, renderer.stop_ids), 0, rows.weights)
+    (seen,) = end_of_turn(dataclasses.replace(subject, rows=dataclasses.replace(rows, weights=weights)))
+    assert seen.count == 2
+    assert seen.examples[0].text.startswith("ends with: ")
+    assert "Ho<|im_end|>" in seen.examples[0].text
+
+
+def test_sizes():
+    rows = TokenizedRows.from_rows([(range(n), [0] * (n - 1) + [1]) for n in (2, 4, 6, 8)], list("abcd"))
+    (seen,) = sizes(Subject([], rows, row_tokens=10))
+    assert seen.title.startswith(
+        "4 rows, 20 tokens, 20.0% of them trained; 5 tokens in the middle row, 8 in the longest"
+    )
+    assert seen.examples[:2] == (("d", "8 tokens, 1 trained"), ("c", "6 tokens, 1 trained"))
+    assert seen.numbers["length_quantiles"] == {
+        "0%": 2, "5%": 4, "25%": 4, "50%": 6, "75%": 8, "95%": 8, "99%": 8, "100%": 8
+    }  # fmt: skip
+    assert seen.numbers["packing"] == {10: {"efficiency": 1.0, "unpacked": 0.5, "too_long": 0}}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size", "expected"),
+    [
+        ([2, 4, 6, 8], 10, {"efficiency": 1.0, "unpacked": 0.5, "too_long": 0}),
+        ([2, 4, 6, 8], 6, {"efficiency": 1.0, "unpacked": 4 / 6, "too_long": 1}),
+        ([8], 4, {"efficiency": 0.0, "unpacked": 0.0, "too_long": 1}),
+        ([3] * 10_000, 6, {"efficiency": 1.0, "unpacked": 0.5, "too_long": 0}),
+    ],
+)
+def test_packing_efficiency(lengths, size, expected):
+    assert packing_efficiency(np.array(lengths), size) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values", [[3], [1, 1, 1], [5, 6, 9], [1, 2, 3000], list(range(1, 500))])
+def test_histogram_counts_every_row(values):
+    found = histogram(np.array(values))
+    assert sum(found["rows"]) == len(values)
+    assert found["edges"][0] == min(values)
+    assert found["edges"][-1] > max(values)
+    assert len(found["edges"]) == len(found["rows"]) + 1
+
+
+def test_dropped_rows_by_reason(subject):
+    dropped = [DroppedRow("a:7", "too long", "9 tokens"), DroppedRow("a:8", "too long"), DroppedRow("a:9", "odd")]
+    many, one = dropped_rows(subject(("q", "a"), ("r", "a"), dropped=dropped))
+    assert (many.title, many.examples[0], many.share) == ("2 rows are dropped: too long", ("a:7", "9 tokens"), 1.0)
+    assert one.title == "1 row is dropped: odd"
+
+
+def test_token_bytes(chatml_tokenizer):
+    sizes = token_bytes(chatml_tokenizer)
+    ids = chatml_tokenizer("the é<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert sizes[ids].tolist() == [3, 1, 1, 1, 0]  # "the", " ", the two bytes of é, a special token
+
+
+def test_rows_the_vocabulary_handles_badly(chatml_tokenizer, records):
+    """ "the" is one token of three bytes, everything else a token a byte."""
+    made = records(*[("the" * 40, "the" * 10)] * 5, ("ж" * 40, "x"), ("y", "z"))
+    rows, _ = tokenize_records(made, ConversationRenderer(chatml_tokenizer), 500)
+    middle, bad = vocabulary(Subject(made, rows, tokenizer=chatml_tokenizer))
+    assert middle.numbers["median"] < 0.5
+    assert [place.row_id for place in bad.examples] == ["a:6"]
+    *_, all_bad = vocabulary(Subject(made[5:], rows_of(rows, ["a:6"]), tokenizer=chatml_tokenizer))
+    assert "does not suit" in all_bad.title
+
+
+def rows_of(rows, ids):
+    chosen = [rows.ids.index(row_id) for row_id in ids]
+    return TokenizedRows.from_rows([rows.row(index) for index in chosen], ids)
+
+
+def test_unknown_tokens(byte_tokenizer, records):
+    tokenizer = byte_tokenizer("<unk>", "<eos>", eos="<eos>")
+    tokenizer.unk_token = "<unk>"
+    unknown = tokenizer.unk_token_id
+    rows = TokenizedRows.from_rows([([1, 2], [0, 1]), ([1, unknown, unknown], [0, 1, 1])], ["a:1", "a:2"])
+    (seen,) = vocabulary(Subject([], rows, tokenizer=tokenizer))
+    assert seen.examples[0].row_id == "a:2"
+    assert seen.examples[0].text.startswith("2 unknown: ")
