@@ -34,6 +34,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Steps through which training rows go before they are rendered, in order: ("strip_whitespace", "fix_encoding",
     # "drop_exact_duplicates", "drop_answers_shorter_than=3"); all of them: docs/data.md.
     config.data.cleaning = ()
+    config.data.benchmarks = ()  # files of prompts that must not be trained on
+    config.data.fail_on = "error"  # findings of the data's checks that stop a run: "error", "warning" (both), "never"
     config.data.row_tokens = 1024  # tokens in a row of the batch
     config.data.packing = True  # several examples in a row, invisible to one another
     config.data.supervised_quantile = 0.95  # of supervised tokens in a row: sets the static size of the head's input

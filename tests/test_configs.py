@@ -117,6 +117,7 @@ def test_every_number_and_name_is_checked(name):
         "data.train",
         "data.held_out",
         "data.cleaning",
+        "data.benchmarks",
         "data.packing",
         "data.reading.subset",
         "data.reading.split",

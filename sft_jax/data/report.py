@@ -1,7 +1,8 @@
 """The data report: what will be trained on, shown before training starts.
 
-Rows, tokens, the supervised share, lengths, how well they pack, what was dropped and why, and one example with its
-trained part marked; for the terminal (rich), for TensorBoard (Markdown) and as numbers.
+Rows, tokens, the supervised share, lengths, how well they pack, what cleaning changed, what was dropped and why, one
+example with its trained part marked, what checks found, and the verdict, which stands last; for the terminal (rich),
+for TensorBoard (Markdown) and as numbers.
 """
 
 import dataclasses
@@ -14,6 +15,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from sft_jax.data.checks import Finding, Verdict
+from sft_jax.data.cleaning import CleaningLog
+from sft_jax.data.findings_report import (
+    cell,
+    finding_values,
+    findings_markdown,
+    findings_rich,
+    verdict_markdown,
+    verdict_rich,
+    verdict_values,
+)
 from sft_jax.data.packing import PackingReport
 from sft_jax.data.rendering import RenderedRow
 from sft_jax.data.tokenized import DroppedRow, TokenizedRows, group_dropped
@@ -28,34 +40,53 @@ class DataReport:
     """One report in three forms.
 
     Attributes:
-        numbers: plain values, ready for JSON.
+        numbers: plain values, ready for JSON; findings and verdict among them.
         example: one rendered row, or None.
+        findings: of the checks, the gravest first.
+        verdict: None where it was not asked for.
+        in_short: show only findings that are not just for information, and no verdict.
     """
 
     numbers: dict
     example: RenderedRow | None
+    findings: tuple[Finding, ...] = ()
+    verdict: Verdict | None = None
+    in_short: bool = True
 
     def __rich__(self) -> RenderableType:
         """For the terminal: `rich.print(report)`."""
-        parts: list[RenderableType] = [_table("Training data", _lines(self.numbers))]
+        parts: list[RenderableType] = [_table("Training data", report_lines(self.numbers))]
+        if self.numbers["cleaning"]["changed"]:
+            changed = [(f"{e['rows']:,} x {e['reason']}", e["step"]) for e in self.numbers["cleaning"]["changed"]]
+            parts.append(_table("Changed rows", changed))
         if self.numbers["dropped"]:
             dropped = [(f"{entry['rows']} x {reason}", _names(entry)) for reason, entry in _reasons(self.numbers)]
             parts.append(_table("Dropped rows", dropped))
         if self.example is not None:
             parts.append(Panel(highlight(self.example), title="One example; the green part is trained", expand=False))
+        parts.append(findings_rich(self.findings, self.in_short))
+        if self.verdict is not None:
+            parts.append(verdict_rich(self.verdict))
         return Group(*parts)
 
     def markdown(self) -> str:
         """For TensorBoard's text tab."""
-        lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _lines(self.numbers))]
+        lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in report_lines(self.numbers))]
+        changed = self.numbers["cleaning"]["changed"]
+        if changed:
+            lines += ["", "| changed | step |", "|---|---|"]
+            lines += [f"| {e['rows']:,} x {cell(e['reason'])} | {e['step']} |" for e in changed]
         if self.numbers["dropped"]:
             lines += ["", "| dropped | rows |", "|---|---|"]
             lines += [
-                f"| {entry['rows']} x {_cell(reason)} | {_cell(_names(entry))} |"
+                f"| {entry['rows']} x {cell(reason)} | {cell(_names(entry))} |"
                 for reason, entry in _reasons(self.numbers)
             ]
         if self.example is not None:
             lines += ["", "One example; the trained parts stand in ⟦ ⟧:", "", *_indented(self.example)]
+        lines += findings_markdown(self.findings)
+        if self.verdict is not None:
+            lines += verdict_markdown(self.verdict)
         return "\n".join(lines)
 
 
@@ -65,6 +96,10 @@ def data_report(
     packing: PackingReport,
     example: RenderedRow | None = None,
     read: Sequence[str] = (),
+    cleaning: CleaningLog | None = None,
+    findings: Sequence[Finding] = (),
+    verdict: Verdict | None = None,
+    in_short: bool = True,
 ) -> DataReport:
     """Gathers the report.
 
@@ -74,6 +109,10 @@ def data_report(
         packing: from `packing_report`.
         example: a row to show, from `ConversationRenderer.render`.
         read: what was read, from `RecordReader.notes`.
+        cleaning: what the cleaning steps did.
+        findings: from `run_checks`.
+        verdict: on the data; None for none.
+        in_short: see `DataReport`.
     """
     lengths, supervised = rows.lengths, rows.supervised
     tokens, trained = int(lengths.sum()), int(supervised.sum())
@@ -91,8 +130,19 @@ def data_report(
             reason: {"rows": len(group), "first": [_dropped_name(row) for row in group[:_NAMES_SHOWN]]}
             for reason, group in group_dropped(dropped).items()
         },
+        "cleaning": _cleaning(cleaning or CleaningLog()),
+        "findings": [finding_values(finding) for finding in findings],
+        "verdict": None if verdict is None else verdict_values(verdict),
     }
-    return DataReport(numbers, example)
+    return DataReport(numbers, example, tuple(findings), verdict, in_short)
+
+
+def _cleaning(log: CleaningLog) -> dict:
+    changed = [
+        {"step": step, "reason": reason, "rows": rows, "first": _first(log, step, reason)}
+        for (step, reason), rows in log.changes.items()
+    ]
+    return {"rows": log.rows, "kept": log.kept, "dropped_rows": len(log.dropped), "changed": changed}
 
 
 def pieces(row: RenderedRow) -> list[tuple[str, bool]]:
@@ -114,6 +164,10 @@ def plain_highlight(row: RenderedRow) -> str:
     return "".join(f"⟦{text}⟧" if trained else text for text, trained in pieces(row))
 
 
+def _first(log: CleaningLog, step: str, reason: str) -> list[str]:
+    return [change.id for change in log.first_changed if (change.step, change.reason) == (step, reason)]
+
+
 def _quantiles(sizes: np.ndarray) -> dict[str, int]:
     if not len(sizes):
         return {}
@@ -121,7 +175,8 @@ def _quantiles(sizes: np.ndarray) -> dict[str, int]:
     return {f"{q:.0%}": int(value) for q, value in zip(_QUANTILES, values, strict=True)}
 
 
-def _lines(numbers: dict) -> list[tuple[str, str]]:
+def report_lines(numbers: dict) -> list[tuple[str, str]]:
+    """(name, value) of the numbers that are about rows and tokens, in words."""
     packing = numbers["packing"]
     return [
         *(("read", note) for note in numbers["read"]),
@@ -165,10 +220,6 @@ def _names(entry: dict) -> str:
 
 def _dropped_name(row: DroppedRow) -> str:
     return f"{row.id} ({row.detail})" if row.detail else row.id
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _indented(row: RenderedRow) -> list[str]:

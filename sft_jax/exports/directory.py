@@ -13,7 +13,7 @@ from etils import epath
 
 from sft_jax.training.workdir import is_remote
 
-GOLDEN = "golden.json"  # every export has one; what has none is not replaced
+GOLDEN = "golden.json"  # every export of a model has one; what has none is not replaced
 _LAST = ("config.json", "adapter_config.json")
 
 
@@ -21,8 +21,14 @@ class ExportError(ValueError):
     """An export that cannot be made, or was made and is not what it should be."""
 
 
-def check_free(out: epath.Path, force: bool) -> None:
+def check_free(out: epath.Path, force: bool, mark: str = GOLDEN, flag: str = "--out") -> None:
     """Checks that `out` may be written.
+
+    Args:
+        out: the directory.
+        force: an earlier export there may be replaced.
+        mark: file that every such export has.
+        flag: that names the directory.
 
     Raises:
         ExportError: something is there; with `force`, something that is no earlier export.
@@ -30,17 +36,17 @@ def check_free(out: epath.Path, force: bool) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise ExportError(f"--out={out} is a file; give a directory that does not exist yet")
+        raise ExportError(f"{flag}={out} is a file; give a directory that does not exist yet")
     if not any(out.iterdir()):
         return
     if not force:
-        raise ExportError(f"--out={out} exists; give another directory, or --force to replace an earlier export")
-    if not (out / GOLDEN).exists():
-        raise ExportError(f"--out={out} has no {GOLDEN}, so it is no earlier export: --force does not replace it")
+        raise ExportError(f"{flag}={out} exists; give another directory, or --force to replace an earlier export")
+    if not (out / mark).exists():
+        raise ExportError(f"{flag}={out} has no {mark}, so it is no earlier export: --force does not replace it")
 
 
 @contextlib.contextmanager
-def filled(out: epath.Path, force: bool) -> Iterator[epath.Path]:
+def filled(out: epath.Path, force: bool, mark: str = GOLDEN, flag: str = "--out") -> Iterator[epath.Path]:
     """A directory to fill, which becomes `out` at the end of the block, unless that raises.
 
     What an export that was killed left behind is removed.
@@ -48,7 +54,7 @@ def filled(out: epath.Path, force: bool) -> Iterator[epath.Path]:
     Raises:
         ExportError: see `check_free`.
     """
-    check_free(out, force)
+    check_free(out, force, mark, flag)
     staging = out.parent / f".{out.name}.partial"
     if staging.exists():
         staging.rmtree()

@@ -22,6 +22,7 @@ from sft_jax.models.quantization import KINDS
 from sft_jax.objectives import OBJECTIVES
 from sft_jax.training.adapting import has_adapters
 from sft_jax.training.groups import parse_groups
+from sft_jax.training.judging import FAIL_ON
 from sft_jax.training.optimizer import SCHEDULES
 from sft_jax.training.update_rules import OWN_OPTIONS, RULES
 from sft_jax.training.vocabulary import problems_of
@@ -52,6 +53,7 @@ _TRAINED = ("float32", "bfloat16")  # float16 would need its loss scaled
 
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
+    "data.fail_on": _one_of(*FAIL_ON),
     "data.row_tokens": _at_least(2),
     "data.reading.format": _known(FORMATS, AUTO),
     "data.reading.container": _known(CONTAINERS, AUTO, *DATA_SETS),

@@ -28,6 +28,7 @@ from sft_jax.training.freezing import check_trained
 from sft_jax.training.held_out import Samples, held_out_metrics
 from sft_jax.training.initial_adapter import open_initial_adapter
 from sft_jax.training.interrupt import StopRequest
+from sft_jax.training.judging import check_findings
 from sft_jax.training.metric_log import FILE, MetricLog, read_metrics
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.progress import ProgressBar, ProgressBars
@@ -90,6 +91,7 @@ def run(
     Raises:
         WorkdirError: the directory holds another run.
         ValueError: bad config or bad data; names the flag, or the file and row.
+        DataFindingsError: data with findings that `config.data.fail_on` does not let through.
         DivergedError: too many steps in a row without a finite loss and gradient.
     """
     console = console or Console(quiet=jax.process_index() > 0)
@@ -106,6 +108,7 @@ def run(
     with ProgressBars(console) as progress:
         data = load_data(config, progress)
     console.print(data.report, data.held_out_note)
+    check_findings(data.report.findings, config.data.fail_on)
     total_steps = in_steps(config.duration, "duration", data.plan)
     warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
     hyper = hyperparameters(config, warmup, total_steps)
@@ -118,6 +121,7 @@ def run(
     check_trained(config, base.decoder)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
     workdirs.keep_template(workdir, config)
+    workdirs.keep_data_report(workdir, data.report.numbers)
     with workdirs.only_trainer(workdir), jax.set_mesh(mesh):
         checkpoints = Checkpoints(
             workdir, config.checkpoint.keep_last, config.checkpoint.best_metric, config.checkpoint.best_is

@@ -11,14 +11,15 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from sft_jax.data.cleaning import Cleaner, CleaningLog
+from sft_jax.data.checks import CHECKS, Subject, run_checks, verdict
+from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink
 from sft_jax.data.packing import packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.reading import reading_of
 from sft_jax.data.records import Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.report import DataReport, data_report
-from sft_jax.data.tokenized import DroppedRow, TokenizedRows, group_dropped, tokenize_records
+from sft_jax.data.tokenized import TokenizedRows, group_dropped, tokenize_records
 from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
@@ -29,6 +30,7 @@ from sft_jax.training.adapting import adapter_spec, has_adapters, init_beside
 from sft_jax.training.base import Base, load_base_tokenizer
 from sft_jax.training.freezing import trained_predicate, trains_all_weights
 from sft_jax.training.initial_adapter import InitialAdapter
+from sft_jax.training.judging import read_benchmarks, subject_of
 from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
 from sft_jax.training.sharding import data_shards, shardings_of
 from sft_jax.training.state import TrainState, canonical_path, split
@@ -48,6 +50,7 @@ class Data:
         rows: tokenized training rows.
         plan: their order over the whole run.
         report: what is shown before training.
+        subject: what the checks looked at.
         held_out_records: conversations kept for measuring; empty where the config names none.
         held_out: their tokens; None where there are none.
         held_out_targets: target slots of a held-out row.
@@ -58,6 +61,7 @@ class Data:
     rows: TokenizedRows
     plan: PackPlan
     report: DataReport
+    subject: Subject
     held_out_records: list[Record]
     held_out: TokenizedRows | None
     held_out_targets: int
@@ -87,54 +91,83 @@ def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
 
 
 def load_data(
-    config: ml_collections.ConfigDict, progress: Callable[[str, int], Callable[[int, int], None]] | None = None
+    config: ml_collections.ConfigDict,
+    progress: Callable[[str, int], Callable[[int, int], None]] | None = None,
+    *,
+    thorough: bool = False,
+    on_change: Sink | None = None,
 ) -> Data:
-    """Reads, renders, tokenizes and plans.
+    """Reads, cleans, renders, tokenizes, checks and plans.
 
     Args:
         config: the experiment config.
         progress: given a title and how many there are, returns a callback (done, in all).
+        thorough: all checks and a verdict, not only the quick checks.
+        on_change: given every record that cleaning drops or changes, as it was.
     """
     if not config.data.train:
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
+    show = progress or (lambda title, count: lambda done, in_all: None)
     renderer = make_renderer(config)
-    reader = RecordReader(config.data.train, reading_of(config.data.reading))
-    records, removed = _clean(config, list(reader))
-    size = config.data.row_tokens
-    rows, dropped = tokenize_records(
-        records, renderer, size, progress("tokenizing", len(records)) if progress else None
-    )
-    dropped = [*reader.dropped, *removed, *dropped]
+    held_out_reader, benchmarks = _held_out_reader(config), read_benchmarks(config)
+    held_out_read = [] if held_out_reader is None else list(held_out_reader)
+    context = Context(held_out_read, [record for records in benchmarks.values() for record in records])
+    reader, log = RecordReader(config.data.train, reading_of(config.data.reading)), CleaningLog(on_change)
+    cleaned = list(Cleaner(config.data.cleaning, context)(lambda: reader, log))
+    records = [record for record in cleaned if isinstance(record, Record)]
+    rows, dropped = tokenize_records(records, renderer, config.data.row_tokens, show("tokenizing", len(records)))
+    dropped = [*reader.dropped, *log.dropped, *dropped]
     targets = _row_targets(rows, config)
     plan = PackPlan(
         rows,
-        row_tokens=size,
+        row_tokens=config.data.row_tokens,
         row_targets=targets,
         rows_per_batch=config.batch.rows,
         seed=config.seed,
         packing=config.data.packing,
     )
-    packing = packing_report(rows, row_tokens=size, row_targets=targets, seed=config.seed, packing=config.data.packing)
-    first = next(record for record in records if record.id == rows.ids[0])
-    report = data_report(rows, dropped, packing, renderer.render(first.conversation), reader.notes)
-    return Data(renderer, rows, plan, report, **_held_out(config, renderer))
-
-
-def _clean(config: ml_collections.ConfigDict, records: list[Record]) -> tuple[list[Record], list[DroppedRow]]:
-    """The training records that `config.data.cleaning` keeps, and those that it drops."""
-    cleaned = list(Cleaner(config.data.cleaning)(lambda: records, CleaningLog()))
-    kept = [record for record in cleaned if isinstance(record, Record)]
-    return kept, [row for row in cleaned if isinstance(row, DroppedRow)]
-
-
-def _held_out(config: ml_collections.ConfigDict, renderer: ConversationRenderer) -> dict[str, Any]:
-    """The fields of `Data` that are about held-out rows."""
-    if not config.data.held_out:
-        return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
-    reader = RecordReader(
-        config.data.held_out, reading_of(config.data.reading, split=config.data.reading.held_out_split)
+    held_out = _held_out(config, renderer, held_out_reader, held_out_read)
+    subject = subject_of(config, renderer, records, rows, dropped, held_out["held_out_records"], benchmarks)
+    checks = sum(check.quick or thorough for check in CHECKS.values())
+    findings = run_checks(subject, show("checking", checks), quick=not thorough)
+    packing = packing_report(
+        rows,
+        row_tokens=config.data.row_tokens,
+        row_targets=targets,
+        seed=config.seed,
+        packing=config.data.packing,
     )
-    records = list(reader)
+    first = next(record for record in records if record.id == rows.ids[0])
+    report = data_report(
+        rows,
+        dropped,
+        packing,
+        renderer.render_many([first.example])[0][0],
+        read=reader.notes,
+        cleaning=log,
+        findings=findings,
+        verdict=verdict(subject, findings) if thorough else None,
+        in_short=not thorough,
+    )
+    return Data(renderer, rows, plan, report, subject, **held_out)
+
+
+def _held_out_reader(config: ml_collections.ConfigDict) -> RecordReader | None:
+    if not config.data.held_out:
+        return None
+    reading = reading_of(config.data.reading, split=config.data.reading.held_out_split)
+    return RecordReader(config.data.held_out, reading)
+
+
+def _held_out(
+    config: ml_collections.ConfigDict,
+    renderer: ConversationRenderer,
+    reader: RecordReader | None,
+    records: list[Record],
+) -> dict[str, Any]:
+    """The fields of `Data` that are about held-out rows."""
+    if reader is None:
+        return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
     rows, dropped = tokenize_records(records, renderer, config.data.row_tokens)
     dropped = [*reader.dropped, *dropped]
     kept = set(rows.ids)

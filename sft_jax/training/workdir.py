@@ -23,10 +23,20 @@ from jax.experimental import multihost_utils
 
 _PARTIAL = ".partial"
 CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
+DATA_REPORT = "data_report.json"
 _LOCK = ".lock"
 
 # What may change when a run is continued: the numbers do not depend on it (or it is only about watching).
-MAY_CHANGE = ("mesh", "execution", "batch.micro_batches", "profile", "log", "loader", "checkpoint.keep_last")
+MAY_CHANGE = (
+    "mesh",
+    "execution",
+    "batch.micro_batches",
+    "data.fail_on",
+    "profile",
+    "log",
+    "loader",
+    "checkpoint.keep_last",
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
 
 
@@ -81,6 +91,12 @@ def keep_template(workdir: epath.Path, config: ml_collections.ConfigDict) -> Non
     """Copies a chat template of the user's own into the directory: the trained model needs it wherever it goes."""
     if config.model.chat_template and jax.process_index() == 0:
         write_whole(workdir / TEMPLATE, epath.Path(config.model.chat_template).read_text())
+
+
+def keep_data_report(workdir: epath.Path, numbers: dict) -> None:
+    """Writes what is known of the data: rows, tokens, what was dropped and changed, findings."""
+    if jax.process_index() == 0:
+        write_whole(workdir / DATA_REPORT, json.dumps(numbers, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -5,15 +5,33 @@ import json
 
 import rich.console
 
+from sft_jax.data.checks import Finding, Place, Reason, Verdict
+from sft_jax.data.cleaning import CleaningLog
+from sft_jax.data.conversations import Chat
 from sft_jax.data.packing import packing_report
+from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.report import data_report, highlight, plain_highlight
 from sft_jax.data.tokenized import DroppedRow, TokenizedRows
 
+FINDINGS = (
+    Finding(
+        "exact_overlap", "error", "3 held-out | rows", 3, (Place("h:1", "[b]also[/b] t:2\nx"), Place("h:2", "y")), "Go."
+    ),
+    Finding("lengths", "info", "all short", 0, numbers={"n": 1}),
+)
+VERDICT = Verdict("clean_first", (Reason("3 held-out | rows", "clean_first"), Reason("9 rows", "tune")))
 
-def make_report(example=None, dropped=()):
+
+def make_report(example=None, dropped=(), **more):
     rows = TokenizedRows.from_rows([(range(4), [0, 0, 1, 1]), (range(6), [0, 0, 0, 0, 1, 1])], ["a", "b"])
-    return data_report(rows, list(dropped), packing_report(rows, row_tokens=10, row_targets=8), example)
+    return data_report(rows, list(dropped), packing_report(rows, row_tokens=10, row_targets=8), example, **more)
+
+
+def shown(report):
+    console = rich.console.Console(file=io.StringIO(), width=120, force_terminal=False)
+    console.print(report)
+    return console.file.getvalue()
 
 
 def test_numbers():
@@ -37,15 +55,54 @@ def test_numbers():
 def test_terminal_and_markdown(chatml_tokenizer, chat):
     row = ConversationRenderer(chatml_tokenizer).render(chat("user: [red]a|b[/red]", "assistant: Hello!"))
     report = make_report(row, [DroppedRow("d:1", "nothing | to train on")])
-    console = rich.console.Console(file=io.StringIO(), width=120, force_terminal=False)
-    console.print(report)
-    shown = console.file.getvalue()
-    assert "4 (40.0%)" in shown
-    assert "1 x nothing | to train on" in shown
-    assert "[red]a|b[/red]" in shown  # what is in the data is no markup
+    text = shown(report)
+    assert "4 (40.0%)" in text
+    assert "1 x nothing | to train on" in text
+    assert "[red]a|b[/red]" in text  # what is in the data is no markup
     markdown = report.markdown()
     assert "| supervised tokens | 4 (40.0%) |" in markdown
     assert r"| 1 x nothing \| to train on | d:1 |" in markdown
     assert "    ⟦Hello!<|im_end|>⟧" in markdown
     assert highlight(row).plain == row.text
     assert plain_highlight(row).replace("⟦", "").replace("⟧", "") == row.text
+
+
+def test_findings_in_short():
+    """What is wrong, with one row and what to do; what is only for information is counted."""
+    text = shown(make_report(findings=FINDINGS))
+    assert " ERROR    3 held-out | rows" in text
+    assert "h:1  [b]also[/b] t:2" in text
+    assert "h:2" not in text
+    assert "→ Go." in text
+    assert "all short" not in text
+    assert "and 1 for information" in text
+    assert "nothing that is wrong" in shown(make_report())
+
+
+def test_findings_at_length_and_the_verdict_last():
+    text = shown(make_report(findings=FINDINGS, verdict=VERDICT, in_short=False))
+    assert "h:2  y" in text
+    assert "INFO     all short" in text
+    assert text.index("all short") < text.index("Verdict") < text.index("Clean it first.") < text.index("9 rows")
+
+
+def test_findings_as_markdown_and_numbers():
+    report = make_report(findings=FINDINGS, verdict=VERDICT)
+    markdown = report.markdown()
+    assert r"| error | 3 held-out \| rows | 3 | h:1, h:2 | Go. |" in markdown
+    assert markdown.endswith("**Verdict: Clean it first.**\n\n- 3 held-out \\| rows\n- 9 rows")
+    assert report.numbers["findings"][0]["examples"][1] == {"row": "h:2", "text": "y"}
+    assert report.numbers["verdict"]["reasons"][1] == {"text": "9 rows", "favours": "tune"}
+    assert json.loads(json.dumps(report.numbers)) == report.numbers
+
+
+def test_what_cleaning_changed(chat):
+    log = CleaningLog()
+    for n in range(7):
+        record = Record(f"t:{n}", Chat(chat("user: a", "assistant: b")), {})
+        log.note_change(record, "strip", "shorter")
+    report = make_report(cleaning=log)
+    (entry,) = report.numbers["cleaning"]["changed"]
+    assert entry == {"step": "strip", "reason": "shorter", "rows": 7, "first": [f"t:{n}" for n in range(5)]}
+    assert "7 x shorter" in shown(report)
+    assert "| 7 x shorter | strip |" in report.markdown()

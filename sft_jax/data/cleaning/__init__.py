@@ -6,7 +6,7 @@ A step keeps a record, changes it or drops it, and every change and drop is note
 
 from sft_jax.data import texts
 from sft_jax.data.cleaning import answers, balance, duplicates, private, text
-from sft_jax.data.cleaning.pipeline import Changed, Cleaner, CleaningLog, problems_of
+from sft_jax.data.cleaning.pipeline import Changed, Cleaner, CleaningLog, Sink, problems_of
 from sft_jax.data.cleaning.registry import STEPS
 from sft_jax.data.cleaning.steps import Argument, Change, Context, Drop, Outcome, Step, StepKind, each
 
@@ -20,6 +20,7 @@ __all__ = [
     "Context",
     "Drop",
     "Outcome",
+    "Sink",
     "Step",
     "StepKind",
     "each",

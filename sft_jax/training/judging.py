@@ -1,0 +1,80 @@
+"""What is wrong with a run's data: the checks on what was read and tokenized, and whether the run is to go on.
+
+Between the data layer, which checks, and the run, which stops. `config.data.fail_on` is the severity that stops it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+
+import ml_collections
+
+from sft_jax.data.checks import SEVERITIES, Finding, Severity, Subject
+from sft_jax.data.records import Record, read_prompts
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenized import DroppedRow, TokenizedRows
+
+FAIL_ON = ("error", "warning", "never")
+
+
+class DataFindingsError(ValueError):
+    """Findings so grave that nothing is to be trained on such data. The message says which."""
+
+
+def read_benchmarks(config: ml_collections.ConfigDict) -> dict[str, list[Record]]:
+    """The prompts of `config.data.benchmarks`, by the name of their file.
+
+    Raises:
+        RecordError: a file that cannot be read.
+    """
+    return {PurePath(path).name: read_prompts(path) for path in config.data.benchmarks}
+
+
+def subject_of(
+    config: ml_collections.ConfigDict,
+    renderer: ConversationRenderer,
+    records: Sequence[Record],
+    rows: TokenizedRows,
+    dropped: Sequence[DroppedRow],
+    held_out: Sequence[Record],
+    benchmarks: dict[str, list[Record]],
+) -> Subject:
+    """What the checks look at."""
+    return Subject(
+        records,
+        rows,
+        dropped,
+        renderer.tokenizer,
+        config.data.row_tokens,
+        renderer.stop_ids,
+        held_out,
+        benchmarks,
+    )
+
+
+def as_grave(findings: Sequence[Finding], fail_on: str) -> list[Finding]:
+    """The findings at least as grave as `fail_on`; none for "never"."""
+    if fail_on == "never":
+        return []
+    least: Callable[[Severity], int] = SEVERITIES.index
+    return [finding for finding in findings if least(finding.severity) >= SEVERITIES.index(fail_on)]
+
+
+def check_findings(findings: Sequence[Finding], fail_on: str) -> None:
+    """Stops a run on data with such findings.
+
+    Raises:
+        DataFindingsError: there are some; says how to go on.
+    """
+    grave = as_grave(findings, fail_on)
+    if grave:
+        lines = [f"  {finding.severity}: {finding.title}. {finding.advice}" for finding in grave]
+        raise DataFindingsError(
+            "\n".join(
+                [
+                    "nothing is trained on data with these findings:",
+                    *lines,
+                    "python -m sft_jax.preview with the same config shows the rows. To train on it all the same: "
+                    "--config.data.fail_on=never",
+                ]
+            )
+        )

@@ -1,0 +1,49 @@
+"""Findings that stop a run, and those that do not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sft_jax.data.checks import Finding
+from sft_jax.training import run
+from sft_jax.training.judging import DataFindingsError, as_grave, check_findings
+from tests import tiny
+
+ERROR, WARNING, INFO = (Finding("c", severity, f"an {severity}", 1) for severity in ("error", "warning", "info"))
+
+
+@pytest.mark.parametrize(("fail_on", "grave"), [("never", []), ("error", [ERROR]), ("warning", [ERROR, WARNING])])
+def test_as_grave(fail_on, grave):
+    assert as_grave([ERROR, WARNING, INFO], fail_on) == grave
+
+
+def test_a_finding_that_stops():
+    with pytest.raises(DataFindingsError, match=r"error: an error\. [\s\S]*--config\.data\.fail_on=never") as error:
+        check_findings([ERROR, WARNING], "error")
+    assert "an warning" not in str(error.value)
+    check_findings([WARNING, INFO], "error")
+
+
+def test_training_on_rows_that_are_measured_stops(tmp_path):
+    """By default, before anything is written; with fail_on=never the run goes on, and its directory says so."""
+    config = tiny.config(tmp_path, duration="1 steps")
+    with config.unlocked():
+        config.data.held_out = config.data.train
+    with pytest.raises(DataFindingsError, match="held-out rows are also in the training data"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.data.fail_on = "never"
+    run(config, tmp_path / "run")
+    findings = json.loads((tmp_path / "run" / "data_report.json").read_text())["findings"]
+    assert findings[0]["severity"] == "error"
+    assert findings[0]["check"] == "exact_overlap"
+
+
+def test_benchmarks_are_checked_against_training_rows(tmp_path):
+    prompts = tmp_path / "benchmark.jsonl"
+    asked = json.loads(Path(tiny.config(tmp_path).data.train).read_text().splitlines()[0])["prompt"]
+    prompts.write_text(json.dumps({"prompt": asked}) + "\n")
+    config = tiny.config(tmp_path, **{"data.benchmarks": (str(prompts),)})
+    with pytest.raises(DataFindingsError, match=r"1 prompts of benchmark\.jsonl are also in the training data"):
+        run(config, tmp_path / "run")
