@@ -40,6 +40,14 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.data.packing = True  # several examples in a row, invisible to one another
     config.data.supervised_quantile = 0.95  # of supervised tokens in a row: sets the static size of the head's input
 
+    config.data.masking = ConfigDict()  # what is trained
+    config.data.masking.train_on = "assistant"  # or "last": its last turn, "all": every token, "user,assistant": roles
+    config.data.masking.end_of_turn = "turn"  # of every trained turn; or "all": of every turn, "last", "none"
+    # Where the chat template shows earlier turns otherwise (without reasoning): "refuse" the row, or "expand" it into
+    # several, so that each turn is trained after what the model sees when it writes it.
+    config.data.masking.history = "refuse"
+    config.data.masking.too_long = "drop"  # rows of more than row_tokens; or "error", "truncate_left", "truncate_right"
+
     config.batch = ConfigDict()
     config.batch.rows = 8  # rows of the global batch: one optimizer step
     config.batch.micro_batches = 1  # parts into which it is split to save memory; the numbers stay the same

@@ -146,6 +146,10 @@ def test_every_number_and_name_is_checked(name):
 
 
 BAD = [
+    ("data.masking.train_on", "assistant,nobody", "must be last, all, or roles with commas"),
+    ("data.masking.end_of_turn", "some", "must be one of turn, all, last, none"),
+    ("data.masking.history", "keep", "must be one of refuse, expand"),
+    ("data.masking.too_long", "cut", "must be one of error, drop, truncate_left, truncate_right"),
     ("data.row_tokens", 0, "must be at least 2"),
     ("batch.rows", 0, "must be at least 1"),
     ("batch.micro_batches", 3, "batch.rows=8 must be a multiple of --config.batch.micro_batches=3 x 8"),

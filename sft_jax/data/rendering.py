@@ -1,73 +1,64 @@
-"""Rendering: a conversation as token ids, and for each token whether it is trained.
+"""Rendering: an example as token ids, and for each token whether it is trained.
 
-The step from records to tokenized rows, and the only place where it is decided what is trained: the answers of the
-assistant with their end-of-turn, nothing else. The decision is read off the chat template, see `ConversationRenderer`.
+The step from records to tokenized rows, and the only place where it is decided what is trained. The decision is read
+off the chat template, see turns.py, and from the choices of the config, see masking.py.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 import transformers
-from jaxtyping import Float32
 
-from sft_jax.data.conversations import Chat, Conversation, Example, Message
-from sft_jax.data.special_tokens import Encoded, Offsets, TextEncoder, TokenIds
-from sft_jax.data.templates import RowError, Span, TemplateText, chat_template_of
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, TokenRow, ToolCall
+from sft_jax.data.masking import Masking, token_weights
+from sft_jax.data.rendered import RenderedRow, RowError, TokenIds
+from sft_jax.data.row_plans import RowPlan, RowPlanner
+from sft_jax.data.special_tokens import Encoded, TextEncoder
+from sft_jax.data.templates import Tools, chat_template_of
 
-__all__ = ["ConversationRenderer", "RenderedRow", "RowError"]
+__all__ = ["ConversationRenderer", "Masking", "RenderedRow", "RowError"]
 
-TokenWeights = Float32[np.ndarray, "tokens"]
-
-_NO_END_OF_TURN = "the chat template has no end-of-turn token after an answer"
 _PROVEN_ROWS = 64  # rows whose ids are compared with the plain tokenizer's at run time
 
-
-@dataclasses.dataclass(frozen=True)
-class RenderedRow:
-    """A conversation ready for training.
-
-    Attributes:
-        tokens: ids, as the plain tokenizer gives them for `text`.
-        weights: weight of each token as a target: 1 trained, 0 not. Never all 0.
-        text: what the chat template made of the conversation.
-        offsets: characters [start, end) of `text` of each token.
-        trained_spans: the characters that are trained.
-    """
-
-    tokens: TokenIds
-    weights: TokenWeights
-    text: str
-    offsets: Offsets
-    trained_spans: tuple[Span, ...]
+Rows = list[RenderedRow] | RowError
 
 
 class ConversationRenderer:
-    """Turns conversations into tokens and weights with the chat template of the model.
+    """Turns examples into tokens and weights with the chat template of the model.
 
-    Where the template has {% generation %} blocks they are the trained text. Where it has none, an answer is trained
-    from where the generation prompt ends (that is where the model takes over at inference; the rendering up to there
-    must be a prefix of the whole) up to and with its end-of-turn, the first special token the template puts after it.
-    For ChatML that is "answer<|im_end|>" and not the newline behind it.
+    Where the template has {% generation %} blocks they are the trained text of the assistant. Where it has none, an
+    answer is trained from where the generation prompt ends (that is where the model takes over at inference; the
+    rendering up to there must be a prefix of the whole) up to and with its end-of-turn, the first special token the
+    template puts after it. For ChatML that is "answer<|im_end|>" and not the newline behind it.
 
     A token is trained if all its characters are. Special tokens count where the template wrote them; in a message
-    they are text.
+    they are text. What the tokenizer itself begins sequences with stands at the beginning exactly once.
     """
 
-    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, chat_template: str | None = None):
-        """Binds tokenizer and template.
+    def __init__(
+        self,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        masking: Masking | None = None,
+    ):
+        """Binds tokenizer, template and what is trained.
 
         Args:
             tokenizer: a fast tokenizer.
             chat_template: Jinja source; None takes the tokenizer's own.
+            masking: what is trained; None: every turn of the assistant.
 
         Raises:
             ValueError: no chat template, one that is not valid Jinja, or a tokenizer without character offsets.
         """
-        self.tokenizer = tokenizer
-        self._template = chat_template_of(tokenizer, chat_template)
+        self.tokenizer, self.masking = tokenizer, masking or Masking()
         self._encoder = TextEncoder(tokenizer)
+        self._template = chat_template_of(tokenizer, chat_template, self._encoder.pattern, self._encoder.beginning)
+        self._planner = RowPlanner(self._template, self._encoder, self.masking)
         self._to_prove = _PROVEN_ROWS
 
     @property
@@ -75,34 +66,38 @@ class ConversationRenderer:
         """The Jinja source in use."""
         return self._template.source
 
-    def render(self, conversation: Conversation) -> RenderedRow:
-        """Tokens and weights of one conversation.
+    def render(self, conversation: Conversation, tools: Tools = ()) -> RenderedRow:
+        """Tokens and weights of one conversation that makes one row.
 
         Raises:
-            RowError: it cannot be trained on; says why.
+            RowError: it cannot be trained on, or makes several rows; says why.
             RuntimeError: ids differ from the plain tokenizer's.
         """
-        (rows,) = self.render_many([Chat(conversation)])
+        (rows,) = self.render_many([Chat(tuple(conversation), tuple(tools))])
         if isinstance(rows, RowError):
             raise rows
+        if len(rows) > 1:
+            raise RowError("the conversation makes several rows", f"{len(rows)}; render_many gives all of them")
         return rows[0]
 
-    def render_many(self, examples: Sequence[Example]) -> list[list[RenderedRow] | RowError]:
+    def render_many(self, examples: Sequence[Example], max_tokens: int = 0) -> list[Rows]:
         """The rows of each of many examples (faster than one by one), or an error in their place.
+
+        Args:
+            examples: what is trained on.
+            max_tokens: the longest a row may be; `Masking.too_long` says what becomes of longer ones. 0: any length.
 
         Raises:
             RuntimeError: ids differ from the plain tokenizer's.
         """
-        planned = [self._plan(example) for example in examples]
-        usable = [plan for plan in planned if not isinstance(plan, RowError)]
-        encoded = iter(
-            self._encoder.encode_many(
-                [rendered.text for rendered, _ in usable], [_template_parts(rendered) for rendered, _ in usable]
-            )
-        )
-        return [plan if isinstance(plan, RowError) else self._rows(*plan, next(encoded)) for plan in planned]
+        planned = [self._plans(example) for example in examples]
+        encoded = self._encode([plan for plans in planned if isinstance(plans, list) for plan in plans])
+        return [
+            self._example_rows(example, plans, encoded, max_tokens)
+            for example, plans in zip(examples, planned, strict=True)
+        ]
 
-    def render_prompt(self, conversation: Conversation) -> TokenIds:
+    def render_prompt(self, conversation: Conversation, tools: Tools = ()) -> TokenIds:
         """Ids up to and with the generation prompt, for a conversation whose answer is to be generated.
 
         Raises:
@@ -110,158 +105,146 @@ class ConversationRenderer:
         """
         if conversation and conversation[-1].role == "assistant":
             raise RowError("a prompt must not end with an assistant's turn", "leave the answer out")
-        rendered = self._template.render_with_spans(conversation, generation_prompt=True)
-        (encoded,) = self._encoder.encode_many([rendered.text], [_template_parts(rendered)])
+        rendered = self._template.render_with_parts(conversation, tools, generation_prompt=True)
+        nothing, nobody = np.zeros(len(rendered.text), np.float32), np.full(len(rendered.text), -1, np.int32)
+        (encoded,) = self._encode([RowPlan(rendered.text, rendered.template_spans(), nothing, nobody, ())])
         if isinstance(encoded, RowError):
             raise encoded
-        self._prove(rendered, encoded)
         return encoded.ids
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a generated answer: the template's end-of-turn and the tokenizer's eos token.
+        """Ids that end a generated answer: the template's end-of-turn, also of calls, and the tokenizer's eos token.
 
         Raises:
             ValueError: there is neither.
         """
         found = set()
+        question, call = Message("user", "a"), ToolCall("f", {"a": "b"}, "abcdefghi")
         try:
-            rendered = self._template.render_with_spans((Message("user", "a"), Message("assistant", "b")))
-            start, end = _end_of_turn(rendered, 1, self._encoder)
-            found.add(self._encoder.token_id(rendered.text[start:end]))
+            found.add(self._planner.end_of_answer((question, Message("assistant", "b"))))
         except RowError as error:
             if self.tokenizer.eos_token_id is None:
                 raise ValueError(f"Nothing ends an answer: {error}, and the tokenizer has no eos token.") from error
+        with contextlib.suppress(RowError):  # the template has no calls
+            found.add(self._planner.end_of_answer((question, Message("assistant", "", tool_calls=(call,)))))
+        ids = {self._encoder.token_id(text) for text in found}
         if self.tokenizer.eos_token_id is not None:
-            found.add(int(self.tokenizer.eos_token_id))
-        return tuple(sorted(found))
+            ids.add(int(self.tokenizer.eos_token_id))
+        return tuple(sorted(ids))
 
-    def _plan(self, example: Example) -> tuple[TemplateText, list[Span]] | RowError:
-        """The text and its trained spans."""
+    def _plans(self, example: Example) -> list[RowPlan] | RenderedRow | RowError:
         try:
-            if not isinstance(example, Chat) or example.tools:
-                raise RowError("not a plain conversation", type(example).__name__)
-            conversation = example.messages
-            if not any(message.role == "assistant" for message in conversation):
-                raise RowError("nothing to train on", "there is no assistant's turn")
-            rendered = self._template.render_with_spans(conversation)
-            if self._template.marks_generation:
-                return rendered, self._marked_spans(rendered, conversation)
-            return rendered, self._answer_spans(rendered, conversation)
+            return self._token_row(example) if isinstance(example, TokenRow) else self._planner.plans(example)
         except RowError as error:
             return error
 
-    def _marked_spans(self, rendered: TemplateText, conversation: Conversation) -> list[Span]:
-        """The {% generation %} blocks, checked: no words of others in them, end-of-turn not left out."""
-        for number, (start, end) in rendered.contents:
-            spans = [span for span in rendered.generation if span[0] < end and start < span[1]]
-            if not spans:
-                continue
-            if conversation[number].role != "assistant":
-                raise RowError(
-                    "a {% generation %} block of the chat template covers a message that is not the assistant's",
-                    f"message {number} ({conversation[number].role})",
-                )
-            stop = _end_of_turn(rendered, number, self._encoder)
-            if not any(first <= stop[0] and stop[1] <= last for first, last in rendered.generation):
-                raise RowError(
-                    "the {% generation %} block of the chat template leaves out the end-of-turn",
-                    f"{rendered.text[slice(*stop)]!r} would not be trained and the model would never stop; "
-                    "move {% endgeneration %} behind it",
-                )
-        return list(rendered.generation)
+    def _encode(self, plans: Sequence[RowPlan]) -> Iterable[Encoded | RowError]:
+        """Encodes texts and compares the first of them with the plain tokenizer."""
+        encoded = self._encoder.encode_many([plan.text for plan in plans], [plan.template_spans for plan in plans])
+        for plan, row in zip(plans, encoded, strict=True):
+            if self._to_prove and not isinstance(row, RowError):
+                self._prove(plan, row)
+        return iter(encoded)
 
-    def _answer_spans(self, rendered: TemplateText, conversation: Conversation) -> list[Span]:
-        """For each answer: from the end of the generation prompt to the end of the end-of-turn."""
-        spans = []
-        for number, message in enumerate(conversation):
-            if message.role != "assistant":
-                continue
-            if number == 0:
-                raise RowError("the conversation starts with the assistant", "there is no prompt to answer")
-            prompt = self._template.render(conversation[:number], True)
-            if not rendered.text.startswith(prompt):
-                raise RowError(
-                    "the chat template shows the model another history at inference than in training",
-                    f"the prompt for message {number} is not the beginning of the whole conversation; use a "
-                    "template that does not rewrite earlier turns, or mark the answers with {% generation %}",
-                )
-            end_of_turn = _end_of_turn(rendered, number, self._encoder)
-            self._check_end_of_turn(rendered.text[slice(*end_of_turn)], conversation[: number + 1])
-            spans.append((len(prompt), end_of_turn[1]))
-        return spans
+    def _example_rows(
+        self,
+        example: Example,
+        plans: list[RowPlan] | RenderedRow | RowError,
+        encoded: Iterable[Encoded | RowError],
+        max_tokens: int,
+    ) -> Rows:
+        """The rows of an example, none of them too long; an error of one of them is that of the example."""
+        if isinstance(plans, RowError):
+            return plans
+        rows: list[RenderedRow] = []
+        try:
+            if isinstance(plans, RenderedRow):
+                return self._fitting(example, None, plans, max_tokens)
+            for plan, row in zip(plans, list(islice(encoded, len(plans))), strict=True):
+                rows += self._fitting(example, plan, _row(plan, row), max_tokens)
+        except RowError as error:
+            return error
+        return rows
 
-    def _check_end_of_turn(self, end_of_turn: str, answered: Conversation) -> None:
-        """The token must follow the answer where the conversation ends there too: else it begins the next turn."""
-        after = self._template.text_after_last(tuple(message.role for message in answered))
-        special = self._encoder.find_special(after)
-        if not special or after[slice(*special[0])] != end_of_turn:
-            raise RowError(
-                _NO_END_OF_TURN,
-                f"{end_of_turn!r} follows message {len(answered) - 1} because of what comes next; where the "
-                f"conversation ends there it is followed by {after!r}",
-            )
+    def _fitting(self, example: Example, plan: RowPlan | None, row: RenderedRow, max_tokens: int) -> list[RenderedRow]:
+        """The row if it is short enough; else what the config makes of it."""
+        if not max_tokens or len(row.tokens) <= max_tokens:
+            return [row]
+        reason, detail = f"longer than {max_tokens} tokens", f"{len(row.tokens)} tokens"
+        if self.masking.too_long == "truncate_right":
+            return [_cut(row, max_tokens, reason)]
+        if self.masking.too_long == "truncate_left":
+            if plan is None or not plan.numbers:
+                raise RowError(reason, f"{detail}, and no turns that could be left out")
+            return self._without_history(example, plan, row, max_tokens)
+        raise RowError(reason, detail, stops=self.masking.too_long == "error")
 
-    def _rows(
-        self, rendered: TemplateText, spans: list[Span], encoded: Encoded | RowError
-    ) -> list[RenderedRow] | RowError:
-        if isinstance(encoded, RowError):
-            return encoded
-        self._prove(rendered, encoded)
-        weights = _weights(encoded.offsets, spans)
+    def _without_history(self, chat: Chat, plan: RowPlan, row: RenderedRow, max_tokens: int) -> list[RenderedRow]:
+        """The row without as many of its oldest turns as it takes, rendered and proven anew."""
+        reason, size = f"longer than {max_tokens} tokens", len(row.tokens)
+        for units in range(1, len(plan.numbers) + 1):
+            try:
+                plans = self._planner.without_oldest(chat, plan, units)
+            except RowError as error:
+                raise RowError(reason, f"{size} tokens; without its oldest turns: {error}") from error
+            rows = [_row(one, found) for one, found in zip(plans, self._encode(plans), strict=True)]
+            if max(len(one.tokens) for one in rows) <= max_tokens:
+                return [dataclasses.replace(one, changed=f"{reason}: {one.changed}") for one in rows]
+        raise RowError(reason, f"{size} tokens, and no turns that could be left out")
+
+    def _token_row(self, example: TokenRow) -> RenderedRow:
+        """A row that came as ids, checked."""
+        tokens, weights = np.asarray(example.tokens, np.int64), np.asarray(example.weights, np.float32).copy()
+        if tokens.ndim != 1 or tokens.shape != weights.shape or not len(tokens):
+            raise RowError("ids and weights are not of one length", f"{len(tokens)} ids, {len(weights)} weights")
+        if tokens.min() < 0 or tokens.max() >= len(self.tokenizer):
+            found = f"{tokens.min()} to {tokens.max()}, the tokenizer has {len(self.tokenizer)}"
+            raise RowError("an id is not one of the tokenizer's", found)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise RowError("a weight is negative or not finite", "among the weights of ids")
+        weights[0] = 0
         if not weights.any():
-            return RowError("nothing to train on", "no token lies in an answer")
-        return [RenderedRow(encoded.ids, weights, rendered.text, encoded.offsets, tuple(spans))]
+            raise RowError("nothing to train on", "every token has the weight 0")
+        nobody = np.full(len(tokens), -1, np.int32)
+        offsets = np.zeros((len(tokens), 2), np.int32)
+        return RenderedRow(tokens.astype(np.int32), weights, "", offsets, nobody, ())
 
-    def _prove(self, rendered: TemplateText, encoded: Encoded) -> None:
+    def _prove(self, plan: RowPlan, encoded: Encoded) -> None:
         """Compares the first rows with the plain tokenizer; rows that spell special tokens differ on purpose."""
-        if not self._to_prove:
-            return
-        texts = (rendered.text[slice(*span)] for _, span in rendered.contents)
-        if any(self._encoder.find_special(text) for text in texts):
+        if any(self._encoder.find_special(text) for text in plan.contents()):
             return
         self._to_prove -= 1
-        plain = self.tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
+        plain = self.tokenizer(plan.text, add_special_tokens=False)["input_ids"]
         if encoded.ids.tolist() != plain:
             raise RuntimeError(
                 f"The ids of a row differ from those of {type(self.tokenizer).__name__}: got {encoded.ids.tolist()}, "
-                f"the tokenizer gives {plain} for {rendered.text!r}. This tokenizer is not supported."
+                f"the tokenizer gives {plain} for {plan.text!r}. This tokenizer is not supported."
             )
 
 
-def _template_parts(rendered: TemplateText) -> list[Span]:
-    """The spans between the contents."""
-    ends = [0, *(span[1] for _, span in rendered.contents)]
-    starts = [*(span[0] for _, span in rendered.contents), len(rendered.text)]
-    return [part for part in zip(ends, starts, strict=True) if part[0] < part[1]]
+def _row(plan: RowPlan, encoded: Encoded | RowError) -> RenderedRow:
+    """The row of a plan."""
+    if isinstance(encoded, RowError):
+        raise encoded
+    weights = token_weights(encoded.offsets, plan.chars)
+    if not weights.any():
+        raise RowError("nothing to train on", "no token lies in what is trained")
+    owners = plan.owners[np.minimum(encoded.offsets[:, 0], len(plan.owners) - 1)]
+    return RenderedRow(encoded.ids, weights, plan.text, encoded.offsets, owners, plan.roles, plan.changed)
 
 
-def _end_of_turn(rendered: TemplateText, number: int, encoder: TextEncoder) -> Span:
-    """The first special token between message `number` and the next content."""
-    index = max(i for i, (found, _) in enumerate(rendered.contents) if found == number)
-    start = rendered.contents[index][1][1]
-    following = rendered.contents[index + 1 :]
-    end = following[0][1][0] if following else len(rendered.text)
-    special = encoder.find_special(rendered.text, start, end)
-    if not special:
-        raise RowError(
-            _NO_END_OF_TURN,
-            f"{rendered.text[start:end]!r} follows message {number}; without one the model would never stop",
-        )
-    return special[0]
-
-
-def _weights(offsets: Offsets, spans: list[Span]) -> TokenWeights:
-    """1 where all characters of a token lie in one trained span; the first token is never a target."""
-    joined: list[list[int]] = []
-    for start, end in sorted(spans):
-        if joined and start <= joined[-1][1]:
-            joined[-1][1] = max(end, joined[-1][1])
-        else:
-            joined.append([start, end])
-    weights = np.zeros(len(offsets), np.float32)
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    for first, last in joined:
-        weights[(starts >= first) & (ends <= last)] = 1
-    weights[:1] = 0
-    return weights
+def _cut(row: RenderedRow, max_tokens: int, reason: str) -> RenderedRow:
+    """The beginning of a row. What is cut off is gone: nothing is put in the place of its end-of-turn."""
+    weights = row.weights[:max_tokens]
+    if not weights.any():
+        raise RowError(reason, f"{len(row.tokens)} tokens, and the first {max_tokens} hold nothing that is trained")
+    return dataclasses.replace(
+        row,
+        tokens=row.tokens[:max_tokens],
+        weights=weights,
+        text=row.text[: int(row.offsets[max_tokens - 1, 1])],
+        offsets=row.offsets[:max_tokens],
+        messages=row.messages[:max_tokens],
+        changed=f"{reason}: the last {len(row.tokens) - max_tokens} of {len(row.tokens)} tokens are cut off",
+    )

@@ -12,12 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 import transformers
-from jaxtyping import Int32
 
-from sft_jax.data.templates import RowError, Span
-
-TokenIds = Int32[np.ndarray, "tokens"]
-Offsets = Int32[np.ndarray, "tokens 2"]  # characters [start, end) of each token
+from sft_jax.data.rendered import Offsets, RowError, Span, TokenIds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +25,12 @@ class Encoded:
 
 
 class TextEncoder:
-    """A fast tokenizer, and the same one made blind to special tokens in the text."""
+    """A fast tokenizer, and the same one made blind to special tokens in the text.
+
+    Attributes:
+        pattern: finds special tokens in a text.
+        beginning: the text of what the tokenizer itself begins every sequence with; empty for nothing.
+    """
 
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase):
         """Copies the backend; the tokenizer itself is left as it is.
@@ -45,12 +46,21 @@ class TextEncoder:
         added = {token.content: (number, token) for number, token in self._plain.get_added_tokens_decoder().items()}
         self._special = {text: found for text, found in added.items() if found[1].special and text}
         longest_first = sorted(self._special, key=len, reverse=True)  # as the tokenizer: leftmost, then longest
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.beginning = self._find_beginning(tokenizer.backend_tokenizer)
         self._swallows = any(token.lstrip or token.rstrip for _, token in self._special.values())
 
     def find_special(self, text: str, start: int = 0, end: int | None = None) -> list[Span]:
         """Where special tokens are spelt in text[start:end]."""
-        return [m.span() for m in self._pattern.finditer(text, start, len(text) if end is None else end)]
+        return [m.span() for m in self.pattern.finditer(text, start, len(text) if end is None else end)]
+
+    def _find_beginning(self, backend: tokenizers.Tokenizer) -> str:
+        """The special tokens that the tokenizer's post-processor puts before every text; mostly none or one."""
+        alone = backend.encode("a", add_special_tokens=False).ids
+        added = backend.encode("a", add_special_tokens=True).ids
+        names = {number: text for text, (number, _) in self._special.items()}
+        before = added[: next((i for i in range(len(added)) if added[i : i + len(alone)] == alone), 0)]
+        return "".join(names.get(number, "") for number in before)
 
     def token_id(self, special_text: str) -> int:
         """The id of a special token."""

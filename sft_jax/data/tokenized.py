@@ -119,12 +119,12 @@ def tokenize_records(
     max_tokens_per_row: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[TokenizedRows, list[DroppedRow]]:
-    """Tokens and weights of all records; what cannot be used is dropped and named, never cut.
+    """Tokens and weights of all records; what cannot be used is dropped and named.
 
     Args:
         records: from `read_records`.
         renderer: the chat template and tokenizer of the model.
-        max_tokens_per_row: longer rows are dropped (a cut row would lose its end-of-turn or its question).
+        max_tokens_per_row: the longest a row may be; the renderer's masking says what becomes of longer ones.
         progress: called with (records done, records in all) now and then.
 
     Returns:
@@ -132,21 +132,22 @@ def tokenize_records(
 
     Raises:
         NoRowsError: all rows were dropped.
+        ValueError: a row is too long, and the masking makes that an error.
     """
     kept, ids, dropped = [], [], []
     for start in range(0, len(records), _ROWS_PER_CALL):
         chunk = records[start : start + _ROWS_PER_CALL]
-        for record, found in zip(chunk, renderer.render_many([r.example for r in chunk]), strict=True):
+        for record, found in zip(
+            chunk, renderer.render_many([r.example for r in chunk], max_tokens_per_row), strict=True
+        ):
             if isinstance(found, RowError):
+                if found.stops:
+                    raise ValueError(f"{record.id}: {found}; see --config.data.masking.too_long")
                 dropped.append(DroppedRow(record.id, found.reason, found.detail))
                 continue
             for row in found:
-                if len(row.tokens) > max_tokens_per_row:
-                    reason = f"longer than {max_tokens_per_row} tokens"
-                    dropped.append(DroppedRow(record.id, reason, f"{len(row.tokens)} tokens"))
-                else:
-                    kept.append((row.tokens, row.weights))
-                    ids.append(record.id)
+                kept.append((row.tokens, row.weights))
+                ids.append(record.id)
         if progress is not None:
             progress(start + len(chunk), len(records))
     if not kept:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from sft_jax.data import cleaning
+from sft_jax.data import cleaning, masking
 from sft_jax.data.batches import NORMALIZE
 from sft_jax.data.files import CONTAINERS, DATA_SETS
 from sft_jax.data.formats import FORMATS
@@ -59,6 +59,8 @@ CHECKS: dict[str, Check] = {
     "data.reading.container": _known(CONTAINERS, AUTO, *DATA_SETS),
     "data.reading.on_bad_row": _one_of(*ON_BAD_ROW),
     "data.supervised_quantile": _SHARE,
+    "data.masking.train_on": (masking.names_roles, masking.TRAIN_ON),
+    **{f"data.masking.{name}": _one_of(*known) for name, known in masking.CHOICES.items()},
     "batch.rows": _at_least(1),
     "batch.micro_batches": _at_least(1),
     "objective.name": _known(OBJECTIVES),

@@ -17,7 +17,7 @@ from sft_jax.data.packing import packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.reading import reading_of
 from sft_jax.data.records import Record, RecordReader
-from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.report import DataReport, data_report
 from sft_jax.data.tokenized import TokenizedRows, group_dropped, tokenize_records
 from sft_jax.models import adapters
@@ -74,7 +74,7 @@ class Data:
 
 
 def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
-    """Tokenizer and chat template of `config.model`, with its new tokens.
+    """Tokenizer and chat template of `config.model`, with its new tokens, and what `config.data.masking` trains.
 
     Raises:
         ValueError: no template, neither in the checkpoint nor in the config; or a new token that is none.
@@ -87,7 +87,7 @@ def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
         if not path.exists():
             raise ValueError(f"--config.model.chat_template={path} is not a file; expected a Jinja template")
         template = path.read_text()
-    return ConversationRenderer(tokenizer, template)
+    return ConversationRenderer(tokenizer, template, Masking(**config.data.masking))
 
 
 def load_data(
@@ -142,7 +142,7 @@ def load_data(
         rows,
         dropped,
         packing,
-        renderer.render_many([first.example])[0][0],
+        renderer.render_many([first.example], config.data.row_tokens)[0][0],
         read=reader.notes,
         cleaning=log,
         findings=findings,

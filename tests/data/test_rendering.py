@@ -164,7 +164,7 @@ REFUSED = [  # (what is wrong, template, turns, words of the reason)
         "earlier thoughts are cut out",
         HEADER + "{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|im_end|>\n" + END,
         ("user: Hi", "assistant: hm</think>A", "user: Bye", "assistant: B"),
-        "changes what a message says",
+        "another history at inference",
     ),
     (
         "only the last question is shown",
