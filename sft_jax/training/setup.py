@@ -116,7 +116,7 @@ def load_data(
     cleaned = list(Cleaner(config.data.cleaning, context)(lambda: reader, log))
     records = [record for record in cleaned if isinstance(record, Record)]
     rows, dropped = tokenize_records(records, renderer, config.data.row_tokens, show("tokenizing", len(records)))
-    dropped = [*reader.dropped, *log.dropped, *dropped]
+    dropped = [*reader.dropped, *dropped]
     targets = _row_targets(rows, config)
     plan = PackPlan(
         rows,
@@ -140,7 +140,7 @@ def load_data(
     first = next(record for record in records if record.id == rows.ids[0])
     report = data_report(
         rows,
-        dropped,
+        [*log.dropped, *dropped],
         packing,
         renderer.render_many([first.example], config.data.row_tokens)[0][0],
         read=reader.notes,

@@ -45,5 +45,5 @@ def test_benchmarks_are_checked_against_training_rows(tmp_path):
     asked = json.loads(Path(tiny.config(tmp_path).data.train).read_text().splitlines()[0])["prompt"]
     prompts.write_text(json.dumps({"prompt": asked}) + "\n")
     config = tiny.config(tmp_path, **{"data.benchmarks": (str(prompts),)})
-    with pytest.raises(DataFindingsError, match=r"1 prompts of benchmark\.jsonl are also in the training data"):
+    with pytest.raises(DataFindingsError, match=r"1 prompt of benchmark\.jsonl is also in the training data"):
         run(config, tmp_path / "run")
