@@ -37,7 +37,10 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.data.benchmarks = ()  # files of prompts that must not be trained on
     config.data.fail_on = "error"  # findings of the data's checks that stop a run: "error", "warning" (both), "never"
     config.data.row_tokens = 1024  # tokens in a row of the batch
-    config.data.packing = True  # several examples in a row, invisible to one another
+    # Several examples in a row of the batch, invisible to one another: "best_fit", "first_fit" or "sequential", which
+    # keeps the order of the file; "none": one each.
+    config.data.packing = "best_fit"
+    config.data.max_segments_per_row = 0  # examples in a row of the batch, at most; 0: any number
     config.data.supervised_quantile = 0.95  # of supervised tokens in a row: sets the static size of the head's input
 
     config.data.masking = ConfigDict()  # what is trained

@@ -1,5 +1,6 @@
 """The way of the data: records -> conversations -> tokens with weights -> pack plan -> batches.
 
 Files in that order: records.py, conversations.py, templates.py and special_tokens.py under rendering.py, tokenized.py,
-packing.py, plan.py, batches.py; report.py shows it all to a person before training.
+bins.py, best_fit.py and first_fit.py under packing.py, plan.py, batches.py; report.py shows it all to a person before
+training.
 """

@@ -10,7 +10,8 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from sft_jax.data.packing import Bin, first_fit_decreasing
+from sft_jax.data.bins import Bin, Bins, Bounds
+from sft_jax.data.packing import get_packing
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
 
@@ -162,15 +163,15 @@ def train_batches(
     return iter(steps.map(load).to_iter_dataset(options))
 
 
-def held_out_bins(rows: TokenizedRows, row_tokens: int, row_targets: int, packing: bool = True) -> list[Bin]:
+def held_out_bins(
+    rows: TokenizedRows, row_tokens: int, row_targets: int, packing: str = "best_fit", max_segments: int = 0
+) -> Bins:
     """Bins of the held-out rows: each row once, no shuffling, the same whatever the batch size.
 
     Raises:
         ValueError: a row alone exceeds a bound.
     """
-    if packing:
-        return first_fit_decreasing(rows.lengths, rows.supervised, row_tokens, row_targets)
-    return [np.array([row], np.int64) for row in range(len(rows))]
+    return get_packing(packing)(rows.lengths, rows.supervised, Bounds(row_tokens, row_targets, max_segments))
 
 
 def held_out_batches(
@@ -179,7 +180,8 @@ def held_out_batches(
     row_targets: int,
     batch_rows: int,
     *,
-    packing: bool = True,
+    packing: str = "best_fit",
+    max_segments: int = 0,
     normalize: str = "tokens",
     process_index: int = 0,
     process_count: int = 1,
@@ -193,9 +195,9 @@ def held_out_batches(
         ValueError: a row alone exceeds a bound; see also `rows_per_process` and `assemble`.
     """
     rows_here = rows_per_process(batch_rows, process_index, process_count)
-    bins = held_out_bins(rows, row_tokens, row_targets, packing)
+    bins = held_out_bins(rows, row_tokens, row_targets, packing, max_segments)
     for start in range(0, len(bins), batch_rows):
-        own = bins[start : start + batch_rows][process_index * rows_here : (process_index + 1) * rows_here]
+        own = [*bins[start : start + batch_rows][process_index * rows_here : (process_index + 1) * rows_here]]
         own += [np.zeros(0, np.int64)] * (rows_here - len(own))
         yield assemble(rows, own, row_tokens=row_tokens, row_targets=row_targets, normalize=normalize)
 

@@ -5,60 +5,74 @@ one endless stream.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int64
 
-from sft_jax.data.tokenized import Sizes, TokenizedRows
+from sft_jax.data.best_fit import best_fit_decreasing
+from sft_jax.data.bins import Bins, Bounds, Sizes
+from sft_jax.data.first_fit import first_fit_decreasing, in_windows
+from sft_jax.data.tokenized import TokenizedRows
 
-Bin = Int64[np.ndarray, "_"]  # indices of the rows in one row of the batch
 Order = Int64[np.ndarray, "count"]
+Pack = Callable[[Sizes, Sizes, Bounds], Bins]
 
-WINDOW_ROWS = 8192  # rows packed together: keeps the cost linear in the number of rows; costs < 1 bin a window
 _TARGETS_MULTIPLE = 8  # the number of target slots is a multiple of this (vector width of the accelerator)
 _NEARLY_ALL = 0.9  # from this share of supervised positions on, gathering them does not pay
+_SAMPLE_ROWS = 65_536  # rows that say how many target slots a bin needs
 
 
-def first_fit_decreasing(lengths: Sizes, supervised: Sizes, row_tokens: int, row_targets: int) -> list[Bin]:
-    """Packs rows into bins closed at either bound: tokens or supervised tokens.
+def next_fit(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
+    """Fills one bin after the other with the rows as they come, and never looks back.
 
-    Rows are taken by decreasing size, max(tokens / row_tokens, supervised / row_targets), ties in the given order, and
-    go into the first bin with room for both (vector first-fit-decreasing: Kou and Markowsky 1977). No row is ever cut.
-
-    With row_tokens 4 and lengths [3, 4, 1]: [[1], [0, 2]].
-
-    Args:
-        lengths: tokens of each row.
-        supervised: supervised tokens of each row.
-        row_tokens: most tokens in a bin.
-        row_targets: most supervised tokens in a bin.
-
-    Returns:
-        Bins of row indices; each row in exactly one.
+    With 4 tokens and lengths [3, 1, 2, 3]: [[0, 1], [2], [3]].
 
     Raises:
         ValueError: a row alone exceeds a bound.
     """
-    _check_rows_fit(lengths, supervised, row_tokens, row_targets)
-    order = np.argsort(-np.maximum(lengths * row_targets, supervised * row_tokens), kind="stable")
-    free_tokens = np.empty(len(order), np.int32)
-    free_targets = np.empty(len(order), np.int32)
-    bins: list[list[int]] = []
-    smallest_length, fewest_supervised = int(lengths.min(initial=0)), int(supervised.min(initial=0))
-    first, last = 0, 0  # bins before `first` have no room for any row; bins from `last` on are not opened
-    for row, tokens, targets in zip(order.tolist(), lengths[order].tolist(), supervised[order].tolist(), strict=True):
-        while first < last and (free_tokens[first] < smallest_length or free_targets[first] < fewest_supervised):
-            first += 1
-        room = (free_tokens[first:last] >= tokens) & (free_targets[first:last] >= targets)
-        place = first + int(room.argmax()) if last > first else last
-        if place == last or not room[place - first]:
-            place, last = last, last + 1
-            free_tokens[place], free_targets[place] = row_tokens, row_targets
-            bins.append([])
-        bins[place].append(row)
-        free_tokens[place] -= tokens
-        free_targets[place] -= targets
-    return [np.array(rows, np.int64) for rows in bins]
+    bounds.check_rows(lengths, supervised)
+    count = len(lengths)
+    after = np.arange(count) + (bounds.segments or count)  # where a bin that begins at each row ends
+    for sizes, bound in ((lengths, bounds.tokens), (supervised, bounds.targets)):
+        running = np.zeros(count + 1, np.int64)
+        np.cumsum(sizes, out=running[1:])
+        after = np.minimum(after, np.searchsorted(running, running[:-1] + bound, side="right") - 1)
+    ends, starts = after.tolist(), [0]
+    while starts[-1] < count:
+        starts.append(ends[starts[-1]])
+    return Bins(np.arange(count), np.array(starts, np.int64))
+
+
+def one_row_each(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
+    """A bin for each row.
+
+    Raises:
+        ValueError: a row alone exceeds a bound.
+    """
+    bounds.check_rows(lengths, supervised)
+    return Bins(np.arange(len(lengths)), np.arange(len(lengths) + 1))
+
+
+PACKINGS: dict[str, Pack] = {
+    "best_fit": best_fit_decreasing,
+    "first_fit": functools.partial(in_windows, first_fit_decreasing),
+    "sequential": next_fit,
+    "none": one_row_each,
+}
+KEEP_ORDER = ("sequential",)  # packings under which nothing is shuffled
+
+
+def get_packing(name: str) -> Pack:
+    """The packing of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PACKINGS:
+        raise ValueError(f"packing must be one of {', '.join(PACKINGS)}; got {name!r}")
+    return PACKINGS[name]
 
 
 def pack_epoch(
@@ -69,49 +83,62 @@ def pack_epoch(
     row_targets: int,
     seed: int,
     epoch: int,
-    packing: bool = True,
-) -> list[Bin]:
+    packing: str = "best_fit",
+    max_segments: int = 0,
+) -> Bins:
     """The bins of one epoch in the order they are trained on: a pure function of its arguments.
 
-    Rows are shuffled by (seed, epoch), packed in windows of `WINDOW_ROWS`, and the bins shuffled.
+    Rows are shuffled by (seed, epoch), which decides among rows of equal length, packed, and the bins shuffled.
+    "sequential" shuffles neither: rows keep their order, and all epochs are the same.
+
+    Args:
+        lengths: tokens of each row.
+        supervised: supervised tokens of each row.
+        row_tokens: tokens S in a row of the batch.
+        row_targets: target slots P in a row of the batch.
+        seed: of the order.
+        epoch: counted from 0.
+        packing: a name in PACKINGS.
+        max_segments: most rows in a bin; 0 for any number.
 
     Raises:
-        ValueError: a row alone exceeds a bound.
+        ValueError: another name, or a row alone exceeds a bound.
     """
+    pack, bounds = get_packing(packing), Bounds(row_tokens, row_targets, max_segments)
+    if packing in KEEP_ORDER:
+        return pack(lengths, supervised, bounds)
     order = permutation(len(lengths), seed, epoch, 0)
-    if packing:
-        bins = []
-        for start in range(0, len(order), WINDOW_ROWS):
-            window = order[start : start + WINDOW_ROWS]
-            found = first_fit_decreasing(lengths[window], supervised[window], row_tokens, row_targets)
-            bins.extend(window[members] for members in found)
-    else:
-        _check_rows_fit(lengths, supervised, row_tokens, row_targets)
-        bins = [order[i : i + 1] for i in range(len(order))]
-    return [bins[i] for i in permutation(len(bins), seed, epoch, 1)]
+    bins = pack(lengths[order], supervised[order], bounds).renamed(order)
+    return bins.take(permutation(len(bins), seed, epoch, 1))
 
 
-def permutation(count: int, seed: int, epoch: int, stream: int) -> Order:
+def permutation(count: int, *key: int) -> Order:
     """A shuffled range(count), the same in every NumPy version (raw bit streams are guaranteed, `shuffle` is not)."""
-    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch, stream])).random_raw(count)
+    keys = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
     return np.argsort(np.asarray(keys, np.uint64), kind="stable").astype(np.int64)
 
 
 def supervised_capacity(
-    lengths: Sizes, supervised: Sizes, row_tokens: int, quantile: int | float, packing: bool = True
+    lengths: Sizes,
+    supervised: Sizes,
+    row_tokens: int,
+    quantile: int | float,
+    packing: str = "best_fit",
+    max_segments: int = 0,
 ) -> int:
     """The static number P of target slots in a row of the batch.
 
-    Rows are packed by tokens alone; P is that quantile of the supervised tokens of a bin, at least those of any
-    single row (so that none is lost), rounded up to a multiple of 8. Where nearly all positions are supervised P is
-    row_tokens, which means "every position has its slot" and needs no gathering.
+    Rows (a sample, where there are very many) are packed by tokens alone; P is that quantile of the supervised tokens
+    of a bin, at least those of any single row (so that none is lost), rounded up to a multiple of 8. Where nearly all
+    positions are supervised P is row_tokens, which means "every position has its slot" and needs no gathering.
 
     Args:
         lengths: tokens of each row.
         supervised: supervised tokens of each row.
         row_tokens: tokens S in a row of the batch.
         quantile: between 0 (tightest bound, bins close early) and 1 (no bin ever closes early).
-        packing: False if each row has a bin of its own.
+        packing: a name in PACKINGS.
+        max_segments: cap on rows in a bin; 0: none.
 
     Raises:
         ValueError: quantile outside [0, 1], no rows, or a row longer than `row_tokens`.
@@ -120,19 +147,29 @@ def supervised_capacity(
         raise ValueError(f"The quantile of supervised tokens must lie between 0 and 1, got {quantile}.")
     if not len(lengths):
         raise ValueError("There are no rows to take the number of supervised tokens from.")
+    sample = _sample(len(lengths), packing)
+    Bounds(row_tokens, row_tokens).check_rows(lengths, supervised)
+    found = supervised[sample]
     bins = pack_epoch(
-        lengths,
-        supervised,
+        lengths[sample],
+        found,
         row_tokens=row_tokens,
         row_targets=row_tokens,
         seed=0,
         epoch=0,
         packing=packing,
+        max_segments=max_segments,
     )
-    in_bin = [supervised[rows].sum() for rows in bins]
-    wanted = max(int(np.ceil(np.quantile(in_bin, quantile))), int(supervised.max()), 1)
+    wanted = max(int(np.ceil(np.quantile(bins.sums(found), quantile))), int(supervised.max()), 1)
     rounded = -(-wanted // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
     return row_tokens if rounded >= _NEARLY_ALL * row_tokens else rounded
+
+
+def _sample(count: int, packing: str) -> Order:
+    """Rows that stand for all, in their order: a random choice, or the first where order matters."""
+    if packing in KEEP_ORDER:
+        return np.arange(min(count, _SAMPLE_ROWS))
+    return np.sort(permutation(count, 0)[:_SAMPLE_ROWS])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +183,8 @@ class PackingReport:
         row_targets: target slots P in a bin.
         efficiency: tokens / (bins * row_tokens).
         target_efficiency: supervised tokens / (bins * row_targets).
-        efficiency_without_bound: `efficiency` if bins were closed by tokens alone.
+        efficiency_without_bound: `efficiency` if bins were closed by tokens alone; of a sample, where there are very
+            many rows.
     """
 
     rows: int
@@ -159,40 +197,31 @@ class PackingReport:
 
 
 def packing_report(
-    rows: TokenizedRows, *, row_tokens: int, row_targets: int, seed: int = 0, packing: bool = True
+    rows: TokenizedRows,
+    *,
+    row_tokens: int,
+    row_targets: int,
+    seed: int = 0,
+    packing: str = "best_fit",
+    max_segments: int = 0,
+    bins: Bins | None = None,
 ) -> PackingReport:
-    """Packs epoch 0 with and without the bound on supervised tokens and compares."""
+    """Compares epoch 0, packed with the bound on supervised tokens and without.
+
+    `bins` are those of epoch 0, where they are known already; the other arguments are as in `pack_epoch`.
+    """
     lengths, supervised = rows.lengths, rows.supervised
-    bins, unbounded = (
-        len(
-            pack_epoch(
-                lengths,
-                supervised,
-                row_tokens=row_tokens,
-                row_targets=targets,
-                seed=seed,
-                epoch=0,
-                packing=packing,
-            )
-        )
-        for targets in (row_targets, row_tokens)
-    )
+    how = {"row_tokens": row_tokens, "seed": seed, "epoch": 0, "packing": packing, "max_segments": max_segments}
+    if bins is None:
+        bins = pack_epoch(lengths, supervised, row_targets=row_targets, **how)
+    sample = _sample(len(rows), packing)
+    unbounded = pack_epoch(lengths[sample], supervised[sample], row_targets=row_tokens, **how)
     return PackingReport(
         rows=len(rows),
-        bins=bins,
+        bins=len(bins),
         row_tokens=row_tokens,
         row_targets=row_targets,
-        efficiency=int(lengths.sum()) / max(bins * row_tokens, 1),
-        target_efficiency=int(supervised.sum()) / max(bins * row_targets, 1),
-        efficiency_without_bound=int(lengths.sum()) / max(unbounded * row_tokens, 1),
+        efficiency=int(lengths.sum()) / max(len(bins) * row_tokens, 1),
+        target_efficiency=int(supervised.sum()) / max(len(bins) * row_targets, 1),
+        efficiency_without_bound=int(lengths[sample].sum()) / max(len(unbounded) * row_tokens, 1),
     )
-
-
-def _check_rows_fit(lengths: Sizes, supervised: Sizes, row_tokens: int, row_targets: int) -> None:
-    for sizes, bound, what in ((lengths, row_tokens, "tokens"), (supervised, row_targets, "supervised tokens")):
-        if len(sizes) and sizes.max() > bound:
-            row = int(sizes.argmax())
-            raise ValueError(
-                f"Row {row} has {sizes[row]} {what}, a row of the batch holds {bound}. Rows are never cut: "
-                "drop it before packing or raise the bound."
-            )

@@ -12,7 +12,8 @@ import threading
 
 import numpy as np
 
-from sft_jax.data.packing import Bin, pack_epoch
+from sft_jax.data.bins import Bin, Bins
+from sft_jax.data.packing import pack_epoch
 from sft_jax.data.tokenized import TokenizedRows
 
 COUNTED = ("examples", "tokens", "supervised_tokens")
@@ -22,16 +23,12 @@ _EPOCHS_KEPT = 3  # epochs whose bins stay in memory: the current one, its neigh
 class _Epoch:
     """Bins of one epoch and their running counts: [bins + 1, 3] in the order of COUNTED."""
 
-    def __init__(self, bins: list[Bin], lengths: np.ndarray, supervised: np.ndarray):
+    def __init__(self, bins: Bins, lengths: np.ndarray, supervised: np.ndarray):
         self.bins = bins
-        sizes = np.array([len(rows) for rows in bins], np.int64)
-        starts = np.zeros(len(bins), np.int64)
-        np.cumsum(sizes[:-1], out=starts[1:])
-        flat = np.concatenate(bins)
-        each = np.stack(
-            [sizes, np.add.reduceat(lengths[flat], starts), np.add.reduceat(supervised[flat], starts)], axis=1
+        self.running = np.zeros((len(bins) + 1, len(COUNTED)), np.int64)
+        np.cumsum(
+            np.stack([bins.sizes, bins.sums(lengths), bins.sums(supervised)], axis=1), axis=0, out=self.running[1:]
         )
-        self.running = np.concatenate([np.zeros((1, 3), np.int64), np.cumsum(each, axis=0)])
 
 
 class PackPlan:
@@ -48,7 +45,8 @@ class PackPlan:
         row_targets: int,
         rows_per_batch: int,
         seed: int,
-        packing: bool = True,
+        packing: str = "best_fit",
+        max_segments: int = 0,
     ):
         """Plans the run; epochs are packed when they are first needed.
 
@@ -58,10 +56,11 @@ class PackPlan:
             row_targets: target slots P in a row of the batch, from `supervised_capacity`.
             rows_per_batch: rows R of the global batch.
             seed: of the order; the same seed gives the same order everywhere.
-            packing: False gives each row a row of the batch to itself.
+            packing: a name in PACKINGS (packing.py).
+            max_segments: most rows of data in a row of the batch; 0 for any number.
 
         Raises:
-            ValueError: no rows, a size below 1, or a row that exceeds a bound.
+            ValueError: no rows, a size below 1, an unknown packing, or a row that exceeds a bound.
         """
         sizes = {"row_tokens": row_tokens, "row_targets": row_targets, "rows_per_batch": rows_per_batch}
         for name, value in sizes.items():
@@ -70,7 +69,7 @@ class PackPlan:
         if not len(rows):
             raise ValueError("There are no rows to plan.")
         self.row_tokens, self.row_targets, self.rows_per_batch = row_tokens, row_targets, rows_per_batch
-        self.seed, self.packing, self.ids = seed, packing, rows.ids
+        self.seed, self.packing, self.max_segments, self.ids = seed, packing, max_segments, rows.ids
         self._lengths, self._supervised = rows.lengths, rows.supervised
         self._totals = np.array([len(rows), self._lengths.sum(), self._supervised.sum()], np.int64)
         self._epochs: collections.OrderedDict[int, _Epoch] = collections.OrderedDict()
@@ -81,7 +80,7 @@ class PackPlan:
 
     def bins(self, start: int, count: int) -> list[Bin]:
         """Bins [start, start + count) of the stream, each an array of row indices."""
-        found = []
+        found: list[Bin] = []
         while len(found) < count:
             epoch, inside = self._locate(start + len(found))
             found.extend(self._epoch(epoch).bins[inside : inside + count - len(found)])
@@ -113,6 +112,11 @@ class PackPlan:
         """Epochs done before `step`, with the fraction of the current one's bins."""
         epoch, inside = self._locate(step * self.rows_per_batch)
         return epoch + inside / len(self._epoch(epoch).bins)
+
+    @property
+    def first_epoch(self) -> Bins:
+        """The bins of epoch 0."""
+        return self._epoch(0).bins
 
     @property
     def steps_per_epoch(self) -> float:
@@ -175,6 +179,7 @@ class PackPlan:
             seed=self.seed,
             epoch=epoch,
             packing=self.packing,
+            max_segments=self.max_segments,
         )
         packed = _Epoch(bins, self._lengths, self._supervised)
         with self._lock:

@@ -46,7 +46,7 @@ def row_losses(
     targets = min(-(-int(rows.supervised.max()) // 8) * 8, length)
     step = jax.jit(functools.partial(_row_sums, model))
     sums: list[np.ndarray] = []
-    for batch in held_out_batches(rows, length, targets, batch_rows, packing=False):
+    for batch in held_out_batches(rows, length, targets, batch_rows, packing="none"):
         sums.append(np.stack(jax.device_get(step(variables, put_batch(batch, mesh))), axis=1))
         if progress:
             progress(min(len(sums) * batch_rows, len(rows)), len(rows))

@@ -14,6 +14,7 @@ from sft_jax.data import cleaning, masking
 from sft_jax.data.batches import NORMALIZE
 from sft_jax.data.files import CONTAINERS, DATA_SETS
 from sft_jax.data.formats import FORMATS
+from sft_jax.data.packing import PACKINGS
 from sft_jax.data.reading import AUTO, ON_BAD_ROW, reading_of
 from sft_jax.data.records import check_reading
 from sft_jax.models.adapters import METHODS
@@ -58,6 +59,11 @@ CHECKS: dict[str, Check] = {
     "data.reading.format": _known(FORMATS, AUTO),
     "data.reading.container": _known(CONTAINERS, AUTO, *DATA_SETS),
     "data.reading.on_bad_row": _one_of(*ON_BAD_ROW),
+    "data.packing": (
+        lambda value: value in PACKINGS,
+        f"must be one of {', '.join(PACKINGS)} (best_fit packs, none gives each example a row of its own)",
+    ),
+    "data.max_segments_per_row": _at_least(0),
     "data.supervised_quantile": _SHARE,
     "data.masking.train_on": (masking.names_roles, masking.TRAIN_ON),
     **{f"data.masking.{name}": _one_of(*known) for name, known in masking.CHOICES.items()},

@@ -43,18 +43,18 @@ def held_out_metrics(
     """
     shards = data_shards(mesh)
     batch_rows = -(-config.evaluation.batch_rows // shards) * shards
+    sizes = (data.held_out, config.data.row_tokens, data.held_out_targets)
+    how = {"packing": config.data.packing, "max_segments": config.data.max_segments_per_row}
     batches = held_out_batches(
-        data.held_out,
-        config.data.row_tokens,
-        data.held_out_targets,
+        *sizes,
         batch_rows,
-        packing=config.data.packing,
+        **how,
         normalize=config.objective.normalize,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     if progress:
-        bins = held_out_bins(data.held_out, config.data.row_tokens, data.held_out_targets, config.data.packing)
+        bins = held_out_bins(*sizes, **how)
         batches = _counted(batches, -(-len(bins) // batch_rows), progress)
     return {f"held_out/{name}": value for name, value in mean_metrics(step, state, batches, mesh).items()}
 

@@ -125,6 +125,7 @@ def load_data(
         rows_per_batch=config.batch.rows,
         seed=config.seed,
         packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
     )
     held_out = _held_out(config, renderer, held_out_reader, held_out_read)
     subject = subject_of(config, renderer, records, rows, dropped, held_out["held_out_records"], benchmarks)
@@ -136,6 +137,8 @@ def load_data(
         row_targets=targets,
         seed=config.seed,
         packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
+        bins=plan.first_epoch,
     )
     first = next(record for record in records if record.id == rows.ids[0])
     report = data_report(
@@ -192,6 +195,7 @@ def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict) -> int:
         config.data.row_tokens,
         config.data.supervised_quantile,
         packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
     )
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.data.batches import assemble, held_out_batches, held_out_bins, train_batches, trained_tokens
+from sft_jax.data.packing import PACKINGS
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
 
@@ -186,7 +187,7 @@ def test_uneven_processes(planned, index, count, words):
         train_batches(*planned, process_index=index, process_count=count)
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing", sorted(PACKINGS))
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_held_out_once_whatever_the_batch_size(planned, packing, process_count):
     rows, _ = planned

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.data import plan as plan_module
+from sft_jax.data.packing import PACKINGS
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
 
@@ -27,7 +28,7 @@ LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(lengths=LENGTHS, rows_per_batch=st.integers(1, 7), packing=st.booleans())
+@given(lengths=LENGTHS, rows_per_batch=st.integers(1, 7), packing=st.sampled_from(sorted(PACKINGS)))
 def test_every_row_exactly_once_an_epoch_and_batches_roll_over(lengths, rows_per_batch, packing):
     plan = make_plan(lengths, rows_per_batch, packing=packing)
     steps = plan.steps_for("epochs", 3) + 1

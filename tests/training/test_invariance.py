@@ -52,7 +52,7 @@ CASES = {
     "2 micro-batches": {"batch.micro_batches": 2},
     "4 micro-batches": {"batch.micro_batches": 4},
     "2 micro-batches on 8 devices": mesh(1, 4, 2) | {"batch.micro_batches": 2},
-    "unpacked": {"data.packing": False},
+    "unpacked": {"data.packing": "none"},
     "unrolled": {"execution.layer_layout": "unrolled"},
     "blocked attention": {"execution.attention": "blocked"},
     "remat full": {"execution.remat": "full"},
@@ -68,7 +68,7 @@ MIXTURE_CASES = {
     "replica 2, expert 2, tensor 2": mesh(2, 1, 2, expert=2),
     "fsdp 8": mesh(1, 8, 1),
     "4 micro-batches": {"batch.micro_batches": 4},
-    "unpacked": {"data.packing": False},
+    "unpacked": {"data.packing": "none"},
     "all at once": ALL_AT_ONCE | mesh(1, 2, 2, expert=2),
 }
 
@@ -125,9 +125,9 @@ def batch_of(built: Built, normalize: str = "tokens") -> dict:
     """The same 16 conversations in every case: several in a row of the batch, or one."""
     rows = built.data.rows
     bins = (
-        [np.array([2 * i, 2 * i + 1]) for i in range(8)]
-        if built.config.data.packing
-        else [np.array([i]) for i in range(16)]
+        [np.array([i]) for i in range(16)]
+        if built.config.data.packing == "none"
+        else [np.array([2 * i, 2 * i + 1]) for i in range(8)]
     )
     return assemble(
         rows,

@@ -1,0 +1,93 @@
+"""Packing and planning: how full the rows of the batch get, and how long that takes.
+
+    taskset -c 0 python -m benchmarks.packing
+
+Made-up data: lognormal lengths (mean 300 tokens) and answers (mean 75) that do not depend on them, in rows of 2,048
+tokens.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from absl import app, flags
+
+from sft_jax.data.bins import Bins, Sizes
+from sft_jax.data.packing import PACKINGS, pack_epoch, packing_report, supervised_capacity
+from sft_jax.data.plan import PackPlan
+
+_ROWS = flags.DEFINE_multi_integer("rows", [10_000, 1_000_000], "Numbers of rows.")
+_ROW_TOKENS = flags.DEFINE_integer("row_tokens", 2048, "Tokens in a row of the batch.")
+
+Result = TypeVar("Result")
+
+
+def timed(function: Callable[[], Result]) -> tuple[Result, float]:
+    """What it gives, and its seconds of processor time (one thread)."""
+    start = time.process_time()
+    found = function()
+    return found, time.process_time() - start
+
+
+def made_up(count: int, row_tokens: int) -> tuple[Sizes, Sizes]:
+    """Lengths and supervised tokens of some rows."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(5.2, 1, count), 2, row_tokens).astype(np.int64)
+    answers = np.clip(rng.lognormal(4, 0.8, count), 1, 300).astype(np.int64)
+    return lengths, np.minimum(answers, lengths - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """What a plan asks of `TokenizedRows`, without the tokens, which would take gigabytes."""
+
+    lengths: Sizes
+    supervised: Sizes
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def main(argv: list[str]) -> None:
+    """Prints a table of packings, and the seconds of a whole plan."""
+    del argv
+    size = _ROW_TOKENS.value
+    print(f"{'rows':>10} {'packing':>12} {'seconds':>8} {'efficiency':>10} {'by tokens alone':>16} {'targets':>8}")
+    for count in _ROWS.value:
+        for name in PACKINGS:
+            _print_packing(name, *made_up(count, size), size)
+    print()
+    for count in _ROWS.value:
+        rows = Sized(*made_up(count, size), [""] * count)
+        print(f"{count:>10,} rows: targets, plan, steps, first batch and report in {_plan_seconds(rows, size):.2f} s")
+
+
+def _print_packing(name: str, lengths: Sizes, supervised: Sizes, size: int) -> None:
+    targets = supervised_capacity(lengths, supervised, size, 0.95, name)
+
+    def packed(bound: int) -> Bins:
+        return pack_epoch(lengths, supervised, row_tokens=size, row_targets=bound, seed=0, epoch=0, packing=name)
+
+    bins, seconds = timed(lambda: packed(targets))
+    full, full_alone = (f"{lengths.sum() / len(some) / size:.4f}" for some in (bins, packed(size)))
+    print(f"{len(lengths):>10,} {name:>12} {seconds:>8.3f} {full:>10} {full_alone:>16} {targets:>8,}")
+
+
+def _plan_seconds(rows: Sized, size: int) -> float:
+    """Everything between tokenized rows and the first batch."""
+
+    def planned() -> None:
+        targets = supervised_capacity(rows.lengths, rows.supervised, size, 0.95)
+        plan = PackPlan(rows, row_tokens=size, row_targets=targets, rows_per_batch=64, seed=0)
+        plan.steps_for("epochs", 1)
+        plan.batch_bins(0)
+        packing_report(rows, row_tokens=size, row_targets=targets, bins=plan.first_epoch)
+
+    return timed(planned)[1]
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,127 @@
+"""Bins: which rows share a row of the batch, as two flat arrays however many there are; and what bounds a bin."""
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+from jaxtyping import Int, Int64
+
+Bin = Int64[np.ndarray, "_"]  # indices of the rows in one row of the batch
+Sizes = Int[np.ndarray, "rows"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What closes a bin, whichever comes first.
+
+    Attributes:
+        tokens: most tokens S in a bin.
+        targets: most supervised tokens P in a bin.
+        segments: most rows in a bin; 0 for any number.
+    """
+
+    tokens: int
+    targets: int
+    segments: int = 0
+
+    def __post_init__(self):
+        if self.tokens < 1 or self.targets < 1 or self.segments < 0:
+            raise ValueError(f"A bin has at least one token and one target, and no negative cap on rows; got {self}.")
+
+    def check_rows(self, lengths: Sizes, supervised: Sizes) -> None:
+        """Checks that each row fits into a bin of its own.
+
+        Raises:
+            ValueError: one does not.
+        """
+        for sizes, bound, what in ((lengths, self.tokens, "tokens"), (supervised, self.targets, "supervised tokens")):
+            if len(sizes) and sizes.max() > bound:
+                row = int(sizes.argmax())
+                raise ValueError(
+                    f"Row {row} has {sizes[row]} {what}, a row of the batch holds {bound}. Rows are never cut: "
+                    "drop it before packing or raise the bound."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bins(Sequence[Bin]):
+    """A list of bins; an index gives the rows of one, a slice gives fewer bins.
+
+    Attributes:
+        rows: indices of the rows of all bins, one bin after the other.
+        offsets: bin i is `rows[offsets[i]:offsets[i + 1]]`.
+    """
+
+    rows: Int64[np.ndarray, "total"]
+    offsets: Int64[np.ndarray, "bins_and_one"]
+
+    @classmethod
+    def of_sizes(cls, rows: np.ndarray, sizes: np.ndarray) -> "Bins":
+        """Bins of the given numbers of rows, taken from `rows` one after the other."""
+        offsets = np.zeros(len(sizes) + 1, np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        return cls(np.asarray(rows, np.int64), offsets)
+
+    @classmethod
+    def by_number(cls, rows: np.ndarray, numbers: np.ndarray, count: int) -> "Bins":
+        """Bins from the number of each row's bin; within a bin rows keep the order in which they are given."""
+        by_bin = np.argsort(numbers, kind="stable")
+        return cls.of_sizes(rows[by_bin], np.bincount(numbers, minlength=count))
+
+    @classmethod
+    def concatenated(cls, parts: Sequence["Bins"]) -> "Bins":
+        """All bins of the parts, in order."""
+        empty = [np.zeros(0, np.int64)]
+        rows = np.concatenate([part.rows for part in parts] or empty)
+        return cls.of_sizes(rows, np.concatenate([part.sizes for part in parts] or empty))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Bin: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Bins": ...
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                raise ValueError(f"Bins are sliced with step 1, got {step}; `take` gives any of them.")
+            offsets = self.offsets[start : max(stop, start) + 1]
+            return Bins(self.rows[offsets[0] : offsets[-1]], offsets - offsets[0])
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"bin {number} of {len(self)}")
+        number %= len(self)
+        return self.rows[self.offsets[number] : self.offsets[number + 1]]
+
+    def __iter__(self) -> Iterator[Bin]:
+        for start, end in itertools.pairwise(self.offsets.tolist()):
+            yield self.rows[start:end]
+
+    @property
+    def sizes(self) -> Int64[np.ndarray, "bins"]:
+        """Rows in each bin."""
+        return np.diff(self.offsets)
+
+    def take(self, numbers: np.ndarray) -> "Bins":
+        """The bins of these numbers, in that order."""
+        sizes = self.sizes[numbers]
+        taken = Bins.of_sizes(np.empty(0, np.int64), sizes)
+        inside = np.arange(taken.offsets[-1]) - np.repeat(taken.offsets[:-1], sizes)
+        return Bins(self.rows[np.repeat(self.offsets[numbers], sizes) + inside], taken.offsets)
+
+    def renamed(self, names: np.ndarray) -> "Bins":
+        """The same bins, with row i called `names[i]`."""
+        return Bins(names[self.rows], self.offsets)
+
+    def sums(self, sizes: np.ndarray) -> np.ndarray:
+        """What the rows of each bin add up to, in what row i has `sizes[i]` of; [rows, n] gives [bins, n]."""
+        running = np.zeros((len(self.rows) + 1, *sizes.shape[1:]), np.int64)
+        np.cumsum(sizes[self.rows], axis=0, out=running[1:])
+        return np.diff(running[self.offsets], axis=0)
