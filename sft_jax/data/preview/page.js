@@ -1,0 +1,218 @@
+"use strict";
+// Draws, searches, filters and pages the rows that stand in the element #data as JSON (see rows.py for a row's fields).
+// Texts of rows become text nodes only, never markup.
+
+const rows = JSON.parse(document.getElementById("data").textContent).rows;
+const at = (name) => document.getElementById(name);
+const view = { query: "", kind: "", sort: "file", page: 0, size: 10, ids: null, boundaries: false };
+const texts = new Map(); // of rows: {text, low, found}, made when they are first needed
+let shown = rows;
+
+function textOf(row) {
+  if (!texts.has(row)) {
+    const text = row.pieces.join("");
+    const low = text.toLowerCase();
+    texts.set(row, { text, low, found: `${row.id}\n${row.group}\n${row.source}\n${row.note}\n`.toLowerCase() + low });
+  }
+  return texts.get(row);
+}
+
+const ORDERS = {
+  longest: (a, b) => b.tokens - a.tokens,
+  shortest: (a, b) => a.tokens - b.tokens,
+  most: (a, b) => b.trained - a.trained,
+  least: (a, b) => a.trained - b.trained,
+};
+
+function select() {
+  const query = view.query.toLowerCase();
+  shown = rows.filter(
+    (row) =>
+      (!view.kind || row.kind === view.kind) &&
+      (!view.ids || view.ids.has(row.id)) &&
+      (!query || textOf(row).found.includes(query)),
+  );
+  if (view.sort in ORDERS) shown = shown.slice().sort(ORDERS[view.sort]);
+  view.page = 0;
+  draw();
+}
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+function* unrolled(runs) {
+  for (const [count, value] of runs) for (let i = 0; i < count; i++) yield value;
+}
+
+// [start, end) of every place where the query stands; none if lower case has another length (as of İ).
+function hits(row) {
+  const { text, low } = textOf(row);
+  const query = view.query.toLowerCase();
+  const found = [];
+  if (!query || low.length !== text.length) return found;
+  for (let i = low.indexOf(query); i >= 0; i = low.indexOf(query, i + query.length)) found.push([i, i + query.length]);
+  return found;
+}
+
+function tokenElement(row, piece, number, weight, message, hit) {
+  const token = element("span", { className: "token" });
+  if (weight > 0) {
+    token.classList.add("on");
+    token.style.setProperty("--w", Math.min(weight, 1));
+  }
+  if (hit) token.classList.add("hit");
+  piece.split(/(\n)/).forEach((part) => {
+    if (part === "\n" && weight > 0) token.append(element("span", { className: "mark", textContent: "⏎" }));
+    token.append(part);
+  });
+  const role = message >= 0 ? row.roles[message] : "chat template";
+  const id = row.ids.length ? ` · id ${[].concat(row.ids[number]).join(", ")}` : "";
+  const where = message >= 0 ? `${role} · message ${message + 1} of ${row.roles.length}` : role;
+  token.tip = row.ids.length ? `${where}\nweight ${weight}${id}` : where;
+  return token;
+}
+
+function tokenList(row) {
+  const box = element("div", { className: "tokens", tabIndex: 0 });
+  const weights = unrolled(row.weights), messages = unrolled(row.messages), found = hits(row);
+  let before = null, message = null, start = 0, next = 0;
+  row.pieces.forEach((piece, number) => {
+    const of = messages.next().value, end = start + piece.length;
+    if (of !== before) {
+      message = element("span", { className: of < 0 ? "message none" : "message" });
+      if (of >= 0) message.dataset.label = row.roles[of];
+      box.append(message);
+      before = of;
+    }
+    while (next < found.length && found[next][1] <= start) next++;
+    const hit = next < found.length && found[next][0] < end && piece.length > 0;
+    message.append(tokenElement(row, piece, number, weights.next().value, of, hit));
+    start = end;
+  });
+  return box;
+}
+
+function rowCard(row) {
+  const facts = [];
+  if (row.tokens) facts.push(`${row.tokens.toLocaleString("en")} tokens`, `${row.trained.toLocaleString("en")} trained`);
+  if (row.weight !== 1) facts.push(`weight ${row.weight}`);
+  if (row.group) facts.push(`group ${row.group}`);
+  if (row.source) facts.push(`source ${row.source}`);
+  const header = element("header", {}, element("a", { href: `#row=${encodeURIComponent(row.id)}`, textContent: row.id }));
+  if (row.kind !== "trained") {
+    const style = row.kind === "dropped" ? "chip warning" : "chip info";
+    header.append(element("span", { className: style, textContent: row.kind }));
+  }
+  facts.forEach((fact) => header.append(element("span", { textContent: fact })));
+  const card = element("article", { className: "row" }, header);
+  if (row.note) card.append(element("p", { className: "note", textContent: row.note }));
+  const tokens = tokenList(row);
+  card.append(tokens);
+  requestAnimationFrame(() => {
+    if (tokens.scrollHeight <= tokens.clientHeight + 1) return;
+    const more = element("button", { className: "plain", textContent: "Show all of it" });
+    more.onclick = () => {
+      more.textContent = card.classList.toggle("whole") ? "Show less" : "Show all of it";
+    };
+    card.append(element("footer", {}, more));
+  });
+  return card;
+}
+
+function draw() {
+  const pages = Math.max(1, Math.ceil(shown.length / view.size));
+  view.page = Math.min(Math.max(view.page, 0), pages - 1);
+  const first = view.page * view.size;
+  const part = shown.slice(first, first + view.size);
+  at("list").replaceChildren(...part.map(rowCard));
+  if (!part.length) at("list").append(element("p", { className: "empty card", textContent: "No row on this page is like that." }));
+  at("list").classList.toggle("boundaries", view.boundaries);
+  const count = shown.length.toLocaleString("en");
+  const range = part.length ? `${(first + 1).toLocaleString("en")}–${(first + part.length).toLocaleString("en")} of ${count} rows` : "no rows";
+  document.querySelectorAll(".range").forEach((place) => (place.textContent = range));
+  document.querySelectorAll(".pages").forEach((place) => (place.textContent = `of ${pages.toLocaleString("en")}`));
+  document.querySelectorAll(".page-number").forEach((input) => Object.assign(input, { value: view.page + 1, max: pages }));
+  document.querySelectorAll(".previous").forEach((button) => (button.disabled = view.page === 0));
+  document.querySelectorAll(".next").forEach((button) => (button.disabled = view.page === pages - 1));
+  at("only").hidden = !view.ids;
+  if (view.ids) at("only-text").textContent = `Only ${[...view.ids].join(", ")}`;
+}
+
+function turn(pages) {
+  view.page += pages;
+  draw();
+}
+
+function showOnly(ids) {
+  Object.assign(view, { ids: ids && new Set(ids), query: "", kind: "" });
+  at("search").value = "";
+  at("kind").value = "";
+  select();
+}
+
+function followHash() {
+  const found = /^#row=(.+)$/.exec(location.hash);
+  if (!found) return;
+  showOnly(decodeURIComponent(found[1]).split("\n"));
+  at("rows").scrollIntoView();
+}
+
+let waiting;
+at("search").oninput = (event) => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => {
+    view.query = event.target.value;
+    select();
+  }, 120);
+};
+at("kind").onchange = (event) => { view.kind = event.target.value; select(); };
+at("sort").onchange = (event) => { view.sort = event.target.value; select(); };
+at("size").onchange = (event) => { view.size = Number(event.target.value); view.page = 0; draw(); };
+at("boundaries").onchange = (event) => { view.boundaries = event.target.checked; draw(); };
+at("clear").onclick = () => { history.replaceState(null, "", "#rows"); showOnly(null); };
+document.querySelectorAll(".previous").forEach((button) => (button.onclick = () => turn(-1)));
+document.querySelectorAll(".next").forEach((button) => (button.onclick = () => turn(1)));
+document.querySelectorAll(".page-number").forEach((input) => {
+  input.onchange = () => { view.page = (Number(input.value) || 1) - 1; draw(); };
+});
+at("theme").onclick = () => {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+};
+
+const tip = element("div", { className: "tip", hidden: true });
+document.body.append(tip);
+let lit = null;
+function point(event) {
+  const token = event.target.closest ? event.target.closest(".token") : null;
+  const message = token && token.parentNode;
+  if (lit !== message) {
+    if (lit) lit.classList.remove("lit");
+    if (message) message.classList.add("lit");
+    lit = message;
+  }
+  tip.hidden = !token;
+  if (!token) return;
+  tip.textContent = token.tip;
+  const box = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - box.width - 6))}px`;
+  tip.style.top = `${event.clientY + 18 + box.height > innerHeight ? event.clientY - box.height - 10 : event.clientY + 18}px`;
+}
+at("list").addEventListener("pointerover", point);
+at("list").addEventListener("pointermove", point);
+at("list").addEventListener("pointerleave", () => { tip.hidden = true; if (lit) lit.classList.remove("lit"); lit = null; });
+
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (/^(input|select|textarea)$/i.test(event.target.tagName)) return;
+  if (event.key === "/") { event.preventDefault(); at("search").focus(); }
+  if (event.key === "ArrowRight" && !at("list").contains(event.target)) turn(1);
+  if (event.key === "ArrowLeft" && !at("list").contains(event.target)) turn(-1);
+});
+addEventListener("hashchange", followHash);
+select();
+followHash();

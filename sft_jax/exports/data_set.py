@@ -1,0 +1,150 @@
+"""The cleaned data set on disk: what is trained on, and beside it every row left out or changed with its reason.
+
+    data.jsonl      the rows, in the form below
+    dropped.jsonl   {"id", "reason", "detail", "row"}: `row` is as it was read
+    changed.jsonl   {"id", "step", "reason", "row"}: `row` is what it was before the step
+    report.json     the numbers, findings and verdict of the data report
+
+A row of data.jsonl is {"messages"} (and "tools"), {"segments"}, {"input_ids", "weights"} or {"prompt", "chosen",
+"rejected"}, with the "id" it was read under, its "weight" and "group" where it has some, and the columns that no form
+of record reads, as they were.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from etils import epath
+
+from sft_jax.data.cleaning import Changed
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments
+from sft_jax.data.records import Record
+from sft_jax.data.tokenized import DroppedRow
+from sft_jax.exports import directory
+
+DATA, DROPPED, CHANGED, REPORT = "data.jsonl", "dropped.jsonl", "changed.jsonl", "report.json"
+_FLAG = "--write"
+# Columns that some form of record reads: what they say is in the form written here.
+_READ = {"messages", "tools", "prompt", "completion", "conversations", "instruction", "input", "output", "system"}
+_READ |= {"history", "text", "segments", "chosen", "rejected", "input_ids", "tokens", "labels", "weights"}
+_READ |= {"loss_mask", "completion_mask", "assistant_masks", "attention_mask", "id", "weight", "group", "functions"}
+
+
+def check_free(out: epath.Path, force: bool) -> None:
+    """Checks that `out` may be written, before anything is read.
+
+    Raises:
+        ExportError: something is there; with `force`, something that is no earlier data set.
+    """
+    directory.check_free(out, force, REPORT, _FLAG)
+
+
+def write_data_set(
+    out: epath.Path,
+    records: Sequence[Record],
+    dropped: Iterable[tuple[Record, DroppedRow]],
+    changed: Iterable[tuple[Record, Changed]],
+    numbers: dict,
+    force: bool = False,
+) -> None:
+    """Writes the directory, whole or not at all.
+
+    Args:
+        out: must not exist yet.
+        records: those that are trained on.
+        dropped: the others, as they came to what dropped them.
+        changed: as they were before each change.
+        numbers: of the data report.
+        force: replace what an earlier call wrote.
+
+    Raises:
+        ExportError: something is there.
+    """
+    with directory.filled(out, force, REPORT, _FLAG) as staging:
+        _write_lines(staging / DATA, (row_fields(record) for record in records))
+        _write_lines(staging / DROPPED, (_dropped(*pair) for pair in dropped))
+        _write_lines(staging / CHANGED, (_changed(*pair) for pair in changed))
+        (staging / REPORT).write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+
+
+def row_fields(record: Record) -> dict[str, Any]:
+    """A record as a row of data.jsonl."""
+    kept = {name: value for name, value in record.fields.items() if name not in _READ}
+    about = {"id": record.id}
+    if record.weight != 1:
+        about["weight"] = record.weight
+    if record.group:
+        about["group"] = record.group
+    return _example_fields(record.example) | about | kept
+
+
+def reading_flags(records: Sequence[Record]) -> str:
+    """The flags with which data.jsonl reads as the same rows."""
+    flags = ["--config.data.reading.id_column=id"]
+    if any(record.weight != 1 for record in records):
+        flags.append("--config.data.reading.weight_column=weight")
+    if any(record.group for record in records):
+        flags.append("--config.data.reading.group_column=group")
+    return " ".join(flags)
+
+
+def _example_fields(example: Example) -> dict[str, Any]:
+    if isinstance(example, Chat):
+        fields: dict[str, Any] = {"messages": _messages(example.messages)}
+        return fields | ({"tools": list(example.tools)} if example.tools else {})
+    if isinstance(example, Segments):
+        return {"segments": [{"text": part.text, "weight": part.weight} for part in example.parts]}
+    if isinstance(example, Preference):
+        fields = {name: _messages(getattr(example, name)) for name in ("prompt", "chosen", "rejected")}
+        return fields | ({"tools": list(example.tools)} if example.tools else {})
+    tokens, weights = (list(values) for values in (example.tokens, example.weights))
+    return {"input_ids": [int(token) for token in tokens], "weights": [float(weight) for weight in weights]}
+
+
+def _messages(messages: Conversation) -> list[dict[str, Any]]:
+    return [_message(message) for message in messages]
+
+
+def _message(message: Message) -> dict[str, Any]:
+    fields: dict[str, Any] = {"role": message.role, "content": _content(message)}
+    if message.weight is not None:
+        fields["weight"] = message.weight
+    if message.reasoning:
+        fields["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            | ({"id": call.id} if call.id else {})
+            for call in message.tool_calls
+        ]
+    named = {"name": message.name, "tool_call_id": message.tool_call_id}
+    return fields | {name: value for name, value in named.items() if value}
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    """The content; in parts where ranges of it have weights of their own."""
+    if not message.ranges:
+        return message.content
+    parts, at = [], 0
+    for start, end, weight in sorted(message.ranges):
+        if start > at:
+            parts.append({"type": "text", "text": message.content[at:start]})
+        parts.append({"type": "text", "text": message.content[start:end], "weight": weight})
+        at = end
+    if at < len(message.content):
+        parts.append({"type": "text", "text": message.content[at:]})
+    return parts
+
+
+def _dropped(record: Record, row: DroppedRow) -> dict[str, Any]:
+    return {"id": row.id, "reason": row.reason, "detail": row.detail, "row": record.fields}
+
+
+def _changed(record: Record, change: Changed) -> dict[str, Any]:
+    return {"id": change.id, "step": change.step, "reason": change.reason, "row": _example_fields(record.example)}
+
+
+def _write_lines(path: epath.Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

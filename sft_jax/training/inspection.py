@@ -1,0 +1,90 @@
+"""A config's data looked at thoroughly: what load_data gives, with every row that cleaning dropped or changed.
+
+What `python -m sft_jax.preview` shows and writes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import ml_collections
+
+from sft_jax.data.cleaning import Changed
+from sft_jax.data.preview.page import page_html
+from sft_jax.data.preview.selection import select_rows
+from sft_jax.data.records import Record
+from sft_jax.data.tokenized import DroppedRow
+from sft_jax.training.setup import Data, load_data
+
+Progress = Callable[[str, int], Callable[[int, int], None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """Data, and what became of the rows that are not in it as they were read.
+
+    Attributes:
+        data: with all checks done.
+        removed: records that cleaning dropped.
+        changed: records as they were before each change.
+    """
+
+    data: Data
+    removed: list[tuple[Record, DroppedRow]]
+    changed: list[tuple[Record, Changed]]
+
+    @property
+    def kept(self) -> list[Record]:
+        """Records that are trained on."""
+        trained = set(self.data.rows.ids)
+        return [record for record in self.data.subject.records if record.id in trained]
+
+    @property
+    def dropped(self) -> list[tuple[Record, DroppedRow]]:
+        """Records that are not, with every reason."""
+        records = {record.id: record for record in self.data.subject.records}
+        later = [(records[row.id], row) for row in self.data.subject.dropped if row.id in records]
+        return [*self.removed, *later]
+
+
+def inspect_data(config: ml_collections.ConfigDict, progress: Progress) -> Inspection:
+    """Reads, cleans, tokenizes and checks.
+
+    Raises:
+        ValueError: bad config or bad data; names the flag, or the file and row.
+    """
+    removed: list[tuple[Record, DroppedRow]] = []
+    changed: list[tuple[Record, Changed]] = []
+
+    def keep(record: Record, noted: DroppedRow | Changed) -> None:
+        (removed if isinstance(noted, DroppedRow) else changed).append((record, noted))
+
+    data = load_data(config, progress, thorough=True, on_change=keep)
+    return Inspection(data, removed, changed)
+
+
+def preview_page(inspection: Inspection, config: ml_collections.ConfigDict, wanted: int, progress: Progress) -> str:
+    """The preview as HTML.
+
+    Args:
+        inspection: what to show.
+        config: of which experiment.
+        wanted: most rows to search and page through.
+        progress: as for `load_data`.
+    """
+    data = inspection.data
+    notes: dict[str, str] = {}
+    for record, change in inspection.changed:
+        before = f"{notes[record.id]}; " if record.id in notes else ""
+        notes[record.id] = f"{before}{change.step}: {change.reason}"
+    page_rows = select_rows(
+        data.subject,
+        data.renderer,
+        inspection.removed,
+        data.report.findings,
+        notes,
+        wanted,
+        progress("rendering the page", min(wanted, len(data.rows))),
+    )
+    held_out = f" · held out: {config.data.held_out}" if config.data.held_out else ""
+    subtitle = f"as tokens of {config.model.source}{held_out}"
+    return page_html(str(config.data.train), subtitle, data.report, data.rows, page_rows)

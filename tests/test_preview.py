@@ -1,0 +1,97 @@
+"""The command that shows data before training: what it prints, writes, and answers with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sft_jax.data.reading import Reading
+from sft_jax.data.records import read_records
+from sft_jax.training.inspection import inspect_data, preview_page
+from sft_jax.training.setup import load_data
+from tests import tiny
+
+
+def preview(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "sft_jax.preview", "--config=configs/sft.py", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Flags of a tiny model, and of data in which a held-out row is trained on, one row twice and one not clean."""
+    tiny.write_checkpoint(tmp_path / "model")
+    train = [{"prompt": f"what is {n}", "completion": f"it is {n}"} for n in range(30)]
+    train += [train[0], {"prompt": "x", "completion": " padded "}, {"prompt": "long", "completion": "y" * 300}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train))
+    (tmp_path / "test.jsonl").write_text(json.dumps(train[1]) + "\n")
+    values = {"model.source": "model", "data.train": "train.jsonl", "data.held_out": "test.jsonl"}
+    return [
+        *(f"--config.{name}={tmp_path / value}" for name, value in values.items()),
+        "--config.data.row_tokens=128",
+        "--config.data.cleaning=('strip_whitespace', 'drop_exact_duplicates')",
+    ]
+
+
+def test_the_command(data, tmp_path):
+    done = preview(*data, f"--out={tmp_path / 'out'}", f"--write={tmp_path / 'clean'}")
+    assert done.returncode == 3, done.stderr
+    assert "ERROR" in done.stdout
+    assert "1 held-out row is also in the training data" in done.stdout
+    assert done.stdout.rstrip().endswith("╯")  # the verdict's frame
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "1 held-out row is also in the training data" in page
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert numbers["rows"] == 31
+    assert numbers["cleaning"]["dropped_rows"] == 1
+    assert numbers["verdict"]["decision"] in ("clean_first", "prompt_or_retrieval_first")
+    dropped = [json.loads(line) for line in (tmp_path / "clean" / "dropped.jsonl").read_text().splitlines()]
+    assert {row["id"]: row["reason"] for row in dropped} == {
+        "train.jsonl:31": "drop_exact_duplicates: the same as a row before it",
+        "train.jsonl:33": "longer than 128 tokens",
+    }
+    changed = [json.loads(line) for line in (tmp_path / "clean" / "changed.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in changed] == ["train.jsonl:32"]
+
+
+def test_mistakes_get_a_message(data, tmp_path):
+    done = preview(*data[1:], f"--config.model.source={tmp_path / 'nowhere'}")
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_written_trains_the_same(tmp_path):
+    """Tokens, weights and ids of the cleaned data set, read back without a step, are those of the cleaned rows."""
+    from etils import epath
+
+    from sft_jax.exports.data_set import write_data_set
+
+    config = tiny.config(tmp_path, **{"data.cleaning": ("drop_exact_duplicates", "drop_answers_shorter_than=4")})
+    inspection = inspect_data(config, lambda title, count: lambda done, in_all: None)
+    out = epath.Path(tmp_path / "clean")
+    write_data_set(out, inspection.kept, inspection.dropped, inspection.changed, {})
+    with config.unlocked():
+        config.data.train, config.data.cleaning = str(out / "data.jsonl"), ()
+        config.data.reading.id_column = "id"
+        config.data.held_out = ""
+    assert load_data(config).rows.fingerprint() == inspection.data.rows.fingerprint()
+    kept, dropped = len(inspection.kept), len(inspection.dropped)
+    assert kept + dropped == 48
+    assert dropped > 0
+    assert len(read_records(out / "data.jsonl", Reading(id_column="id"))) == kept
+
+
+def test_the_page_says_what_was_changed(tmp_path):
+    config = tiny.config(tmp_path, **{"data.cleaning": ("strip_whitespace",)})
+    Path(config.data.train).write_text('{"prompt": "a", "completion": " b"}\n')
+    silent = lambda title, count: lambda done, in_all: None
+    page = preview_page(inspect_data(config, silent), config, 10, silent)
+    assert '"note":"strip_whitespace: whitespace at the ends removed"' in page
