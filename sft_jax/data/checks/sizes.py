@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from sft_jax.data.bins import Bounds
 from sft_jax.data.checks.findings import Observation, counted, observed, places
 from sft_jax.data.checks.subject import Subject
-from sft_jax.data.packing import first_fit_decreasing
+from sft_jax.data.first_fit import first_fit_decreasing
 from sft_jax.data.tokenized import Sizes, group_dropped
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -79,7 +80,7 @@ def packing_efficiency(lengths: Sizes, row_tokens: int) -> dict[str, float]:
     """
     fitting = lengths[lengths <= row_tokens]
     sample = fitting[:: max(1, -(-len(fitting) // _PACKED_ROWS))]
-    bins = len(first_fit_decreasing(sample, np.zeros_like(sample), row_tokens, row_tokens))
+    bins = len(first_fit_decreasing(sample, np.zeros_like(sample), Bounds(row_tokens, row_tokens)))
     return {
         "efficiency": float(sample.sum() / (bins * row_tokens)) if bins else 0.0,
         "unpacked": float(sample.mean() / row_tokens) if len(sample) else 0.0,
