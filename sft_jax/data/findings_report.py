@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from sft_jax.data.checks import Finding, Verdict
@@ -46,7 +47,8 @@ def findings_rich(findings: Sequence[Finding], in_short: bool = False) -> Render
     shown = [finding for finding in findings if not in_short or finding.severity != "info"]
     parts: list[RenderableType] = [Text("Findings", style="italic")]
     for finding in shown:
-        line = Text.assemble((f" {finding.severity.upper():<7} ", STYLES[finding.severity]), " ", finding.title)
+        line = Table.grid(padding=(0, 1))
+        line.add_row(Text(f" {finding.severity.upper():<7} ", STYLES[finding.severity]), Text(finding.title))
         parts.append(line)
         if finding.severity == "info":
             continue

@@ -101,9 +101,7 @@ def shared_ngrams(train: Sequence[str], measured: Sequence[str]) -> list[Shared 
         for row in np.unique(grams.rows[rare]).tolist():
             mine = slice(grams.offsets[row], grams.offsets[row + 1])
             hits = at[mine][rare[mine]]
-            found[row] = Shared(
-                int(firsts[size][hits].min()), len(hits) / (grams.offsets[row + 1] - grams.offsets[row])
-            )
+            found[row] = Shared(int(firsts[size][hits].min()), len(hits) / len(at[mine]))
     return found
 
 
