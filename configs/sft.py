@@ -171,5 +171,8 @@ def reading() -> ConfigDict:
     config.answer_template = ""  # "{category}"
     config.system = ""  # system message of conversations that have none
     config.ignore = ()  # keys of messages that may be left out: ("timestamp",)
+    config.label = "unanimous"  # that counts where several people annotated a row; or "majority", "adjudicated"
+    config.ties = "error"  # where there is no majority; or "first" of the labels with most votes
+    config.adjudicator = ""  # whose label counts under "adjudicated"; empty: the one marked as ground truth
     config.on_bad_row = "error"  # or "drop": rows that cannot be read are listed, and left out
     return config

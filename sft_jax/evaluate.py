@@ -3,23 +3,25 @@
     python -m sft_jax.evaluate --model=runs/x --data=held_out.jsonl --scorer=json_extraction --out=runs/x/evaluation
     python -m sft_jax.evaluate --model=smollm2-135m-instruct --data=… --out=… --examples=2 --examples_from=train.jsonl
 
-With `--compare` an earlier evaluation of the same rows is compared, row by row.
+Rows are read as in training: `--reading.prompt_template=…` is `config.data.reading.prompt_template`, and so on. With
+`--compare` an earlier evaluation of the same rows is compared, row by row.
 """
 
 from absl import flags
 
-from sft_jax import commands, inference_flags
+from sft_jax import commands, inference_flags, reading_flags
 from sft_jax.evaluation.scoring import SCORERS
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Run directory (with :best, :latest, :<step>) or pretrained source.", required=True
 )
-_DATA = flags.DEFINE_string("data", None, "JSONL of held-out rows; each ends with the reference answer.", required=True)
+_DATA = flags.DEFINE_string("data", None, "Held-out rows; each ends with the reference answer.", required=True)
 _SCORER = flags.DEFINE_enum("scorer", "exact_match", sorted(SCORERS), "How answers are scored.")
 _OUT = flags.DEFINE_string("out", None, "Directory for predictions.jsonl and scores.json.", required=True)
 _COMPARE = flags.DEFINE_string("compare", None, "Directory of an earlier evaluation to compare with.")
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Solved examples put into the prompt.", lower_bound=0)
-_EXAMPLES_FROM = flags.DEFINE_string("examples_from", None, "JSONL of training rows the examples are drawn from.")
+_EXAMPLES_FROM = flags.DEFINE_string("examples_from", None, "Training rows the examples are drawn from.")
+_EXAMPLES_SPLIT = flags.DEFINE_string("examples_split", "", "Their split; by default --reading.split.")
 _ROWS = flags.DEFINE_integer("rows", 0, "Measure only the first rows; 0: all.", lower_bound=0)
 _LOSS = flags.DEFINE_bool("loss", True, "Also measure the loss of the reference answers.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the examples drawn, of sampling and of the bootstrap.")
@@ -40,7 +42,7 @@ def main(_: list[str]) -> None:
 
     commands.start_jax()
     console = Console()
-    records = read_records(_DATA.value)[: _ROWS.value or None]
+    records = read_records(_DATA.value, reading_flags.reading())[: _ROWS.value or None]
     task = held_out.Task(
         records,
         _SCORER.value,
@@ -54,7 +56,8 @@ def main(_: list[str]) -> None:
     if _EXAMPLES.value:
         if not _EXAMPLES_FROM.value:
             raise ValueError("--examples needs --examples_from, the training rows to draw them from")
-        train = [record.conversation for record in read_records(_EXAMPLES_FROM.value)]
+        reading = reading_flags.reading(_EXAMPLES_SPLIT.value)
+        train = [record.conversation for record in read_records(_EXAMPLES_FROM.value, reading)]
         examples = choose_examples(train, _EXAMPLES.value, _SEED.value, [record.conversation for record in records])
     mesh = inference_mesh()
     with jax.set_mesh(mesh), ProgressBars(console) as progress:

@@ -9,14 +9,14 @@ import json
 
 from absl import flags
 
-from sft_jax import commands, inference_flags
+from sft_jax import commands, inference_flags, reading_flags
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Run directory (with :best, :latest, :<step>) or pretrained source.", required=True
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "One prompt, as the user's message.")
 _PROMPTS = flags.DEFINE_string(
-    "prompts", None, "JSONL of rows with `prompt` or `messages`; a final answer is left out."
+    "prompts", None, "Rows to be answered, read as in training (--reading.…); a final answer is left out."
 )
 _OUT = flags.DEFINE_string("out", None, "JSONL file for the answers to --prompts; by default the terminal.")
 _SYSTEM = flags.DEFINE_string("system", None, "System message for --prompt and the chat.")
@@ -32,6 +32,8 @@ def main(_: list[str]) -> None:
 
     if _PROMPT.value is not None and _PROMPTS.value is not None:
         raise ValueError("give --prompt or --prompts, not both")
+    if _SYSTEM.value and _PROMPTS.value is not None:
+        raise ValueError("--system goes with --prompt and the chat; with --prompts give --reading.system")
     if _OUT.value is not None and _PROMPTS.value is None:
         raise ValueError("--out goes with --prompts")
     commands.start_jax()
@@ -106,7 +108,7 @@ def _answer_file(loaded) -> None:
     from sft_jax.training.progress import ProgressBars
 
     console = Console(stderr=True)
-    records = read_prompts(_PROMPTS.value)
+    records = read_prompts(_PROMPTS.value, reading_flags.reading())
     prompts = [loaded.renderer.render_prompt(record.conversation) for record in records]
     with ProgressBars(console) as progress:
         answers = _generator(loaded, min(inference_flags.BATCH_SIZE.value, len(prompts)))(

@@ -131,6 +131,7 @@ def test_every_number_and_name_is_checked(name):
         "data.reading.answer_template",
         "data.reading.system",
         "data.reading.ignore",
+        "data.reading.adjudicator",
         "adapter.alpha",
         "adapter.initial",
         "adapter.new_rows",

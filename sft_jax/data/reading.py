@@ -9,6 +9,8 @@ import ml_collections
 
 AUTO = "auto"
 ON_BAD_ROW = ("error", "drop")
+LABELS = ("unanimous", "majority", "adjudicated")
+TIES = ("error", "first")
 
 
 class RecordError(ValueError):
@@ -34,6 +36,9 @@ class Reading:
         answer_template: text of the assistant's turn of a table.
         system: system message of conversations that have none.
         ignore: keys of messages that may be left out.
+        label: whose label counts where several people annotated a row, one of LABELS.
+        ties: under "majority", what becomes of a row that has none: one of TIES.
+        adjudicator: under "adjudicated", the annotator whose label counts; empty: the one marked as ground truth.
         on_bad_row: "error" stops at the first row that cannot be read, "drop" lists it among the dropped rows.
         prompts_only: rows are to be answered, so an answer may be missing. Not an option of a config.
     """
@@ -52,6 +57,9 @@ class Reading:
     answer_template: str = ""
     system: str = ""
     ignore: tuple[str, ...] = ()
+    label: str = "unanimous"
+    ties: str = "error"
+    adjudicator: str = ""
     on_bad_row: str = "error"
     prompts_only: bool = False
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference
 from sft_jax.data.files import CONTAINERS, DATA_SETS, Source, sources_of
-from sft_jax.data.formats import FORMATS, detect_format, table
+from sft_jax.data.formats import ANNOTATED, FORMATS, TEMPLATED, detect_format, table
 from sft_jax.data.formats.values import checked_text, kind, weight_of
-from sft_jax.data.reading import AUTO, DEFAULT, ON_BAD_ROW, Reading, RecordError
+from sft_jax.data.reading import AUTO, DEFAULT, LABELS, ON_BAD_ROW, TIES, Reading, RecordError
 
 __all__ = [
     "DroppedRow",
@@ -184,6 +184,11 @@ class _RowParser:
         name = self._formats.get(columns)
         if name is None:
             name = self._formats[columns] = detect_format(columns - self._own, where, self._reading)
+            if self._reading.label != DEFAULT.label and name not in ANNOTATED:
+                raise RecordError(
+                    f"{where}: --config.data.reading.label={self._reading.label} is for {' and '.join(ANNOTATED)}, "
+                    f"this row is {name}. Leave it at {DEFAULT.label}."
+                )
         if name != self.format:
             if self.format:
                 raise RecordError(
@@ -244,6 +249,8 @@ def check_reading(reading: Reading) -> None:
     known = {
         "format": (AUTO, *FORMATS),
         "container": (AUTO, *CONTAINERS, *DATA_SETS),
+        "label": LABELS,
+        "ties": TIES,
         "on_bad_row": ON_BAD_ROW,
     }
     for name, values in known.items():
@@ -251,11 +258,16 @@ def check_reading(reading: Reading) -> None:
             raise ValueError(
                 f"--config.data.reading.{name}={getattr(reading, name)!r} must be one of {', '.join(values)}"
             )
+    for name, label in (("ties", "majority"), ("adjudicator", "adjudicated")):
+        if getattr(reading, name) != getattr(DEFAULT, name) and reading.label != label:
+            raise ValueError(
+                f"--config.data.reading.{name} is read by --config.data.reading.label={label}, not by {reading.label}"
+            )
     for text in reading.columns:
         _rename(text)
     for name in ("prompt_template", "answer_template"):
         table.check_template(getattr(reading, name), name)
-        if getattr(reading, name) and reading.format not in (AUTO, *table.TEMPLATED):
+        if getattr(reading, name) and reading.format not in (AUTO, *TEMPLATED):
             raise ValueError(
                 f"--config.data.reading.{name} is not read by --config.data.reading.format={reading.format}"
             )

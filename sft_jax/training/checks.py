@@ -15,7 +15,7 @@ from sft_jax.data.batches import NORMALIZE
 from sft_jax.data.files import CONTAINERS, DATA_SETS
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.packing import PACKINGS
-from sft_jax.data.reading import AUTO, ON_BAD_ROW, reading_of
+from sft_jax.data.reading import AUTO, LABELS, ON_BAD_ROW, TIES, reading_of
 from sft_jax.data.records import check_reading
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
@@ -58,6 +58,8 @@ CHECKS: dict[str, Check] = {
     "data.row_tokens": _at_least(2),
     "data.reading.format": _known(FORMATS, AUTO),
     "data.reading.container": _known(CONTAINERS, AUTO, *DATA_SETS),
+    "data.reading.label": _one_of(*LABELS),
+    "data.reading.ties": _one_of(*TIES),
     "data.reading.on_bad_row": _one_of(*ON_BAD_ROW),
     "data.packing": (
         lambda value: value in PACKINGS,

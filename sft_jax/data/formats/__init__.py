@@ -10,6 +10,8 @@ from typing import Protocol
 from sft_jax.data.conversations import Example
 from sft_jax.data.formats import (
     alpaca,
+    argilla,
+    label_studio,
     messages,
     preference,
     prompt_completion,
@@ -19,6 +21,7 @@ from sft_jax.data.formats import (
     text,
     tokens,
 )
+from sft_jax.data.formats.annotations import label_text
 from sft_jax.data.reading import AUTO, Reading, RecordError
 
 
@@ -44,7 +47,11 @@ FORMATS: dict[str, Format] = {
     "segments": segments,
     "tokens": tokens,
     "table": table,
+    "label_studio": label_studio,
+    "argilla": argilla,
 }
+ANNOTATED = {"label_studio": label_studio, "argilla": argilla}  # of several people; read with the templates of a table
+TEMPLATED = ("table", *ANNOTATED)  # formats that need the templates
 
 _ANSWERS = {"completion", "output"}  # columns that rows to be answered may lack
 _RENAMES = {  # what other data sets call it
@@ -73,7 +80,7 @@ def detect_format(columns: Set[str], where: str, reading: Reading) -> str:
     if reading.format != AUTO:
         return reading.format
     if reading.prompt_template:
-        return "table"
+        return next((name for name, known in ANNOTATED.items() if known.detect(columns)), "table")
     fitting = _fitting(columns)
     if not fitting and reading.prompts_only:
         fitting = _fitting(columns | _ANSWERS)
@@ -86,6 +93,21 @@ def detect_format(columns: Set[str], where: str, reading: Reading) -> str:
             f"--config.data.reading.format={fitting[0]}."
         )
     raise RecordError(f"{where}: no format fits the columns: {keys}.{_rename(columns)} Known are:\n{_known()}")
+
+
+def annotations_of(fields: dict) -> dict[str, dict[str, str]]:
+    """What each annotator says, for measures of agreement: question -> annotator -> answer (JSON, if it is not text).
+
+    Args:
+        fields: `Record.fields`. Of a row that is not from an annotation tool nothing comes.
+    """
+    columns = {name for name, value in fields.items() if value is not None}
+    found: dict[str, dict[str, str]] = {}
+    for known in ANNOTATED.values():
+        for annotation in known.annotations(fields, "the row") if known.detect(columns) else ():
+            for question, answer in annotation.answers.items():
+                found.setdefault(question, {})[annotation.annotator] = label_text(answer)
+    return found
 
 
 def _fitting(columns: Set[str]) -> list[str]:

@@ -16,8 +16,6 @@ from sft_jax.data.reading import Reading, RecordError
 
 FORM = "any columns, with --config.data.reading.prompt_template and answer_template"
 
-TEMPLATED = ("table",)  # formats that read the templates
-
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}|]+)(?:\|([^{}]*))?\}|[{}]")
 
 
