@@ -92,7 +92,7 @@ def detect_format(columns: Set[str], where: str, reading: Reading) -> str:
             f"{where}: the columns fit {' and '.join(fitting)}: {keys}. Force one: "
             f"--config.data.reading.format={fitting[0]}."
         )
-    raise RecordError(f"{where}: no format fits the columns: {keys}.{_rename(columns)} Known are:\n{_known()}")
+    raise RecordError(f"{where}: no format fits the columns: {keys}.{_hint(columns)} Known are:\n{_known()}")
 
 
 def annotations_of(fields: dict) -> dict[str, dict[str, str]]:
@@ -114,12 +114,14 @@ def _fitting(columns: Set[str]) -> list[str]:
     return [name for name, known in FORMATS.items() if known.detect(columns)]
 
 
-def _rename(columns: Set[str]) -> str:
+def _hint(columns: Set[str]) -> str:
     if "text" in columns:
         return (
             ' --config.data.reading.format=text trains every token of "text" and nothing else; with '
             "--config.data.reading.prompt_template='{text}' and answer_template the row is a question and its answer."
         )
+    for name in _fitting(columns | _ANSWERS):
+        return f" They are those of {name} without its answer: {FORMATS[name].FORM}."
     for old, new in _RENAMES.items():
         if columns.issuperset(old):
             renames = ",".join(f'"{b}={a}"' for a, b in zip(old, new, strict=True) if a != b)

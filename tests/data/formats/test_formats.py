@@ -210,7 +210,7 @@ UNDETECTED = [  # (columns, words of the error)
     ({"text", "category"}, "format=text trains every token .*prompt_template='{text}'"),
     ({"question", "answer"}, r"""columns='\("prompt=question","completion=answer",\)'"""),
     ({"conversation"}, r"""columns='\("messages=conversation",\)'"""),
-    ({"prompt"}, "no format fits the columns: 'prompt'"),
+    ({"prompt"}, "no format fits the columns: 'prompt'. They are those of prompt_completion without its answer"),
     (set(), "no format fits the columns: none"),
 ]
 
