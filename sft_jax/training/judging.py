@@ -48,6 +48,8 @@ def subject_of(
         renderer.stop_ids,
         held_out,
         benchmarks,
+        config.data.masking.end_of_turn,
+        config.data.masking.too_long == "truncate_right",
     )
 
 

@@ -15,6 +15,7 @@ from sft_jax.data.checks.encoding import control_characters, lost_characters, mo
 from sft_jax.data.checks.endings import end_of_turn
 from sft_jax.data.checks.findings import ANY, NEVER, SEVERITIES, Finding, Grave, Observation, Place, Severity, gravest
 from sft_jax.data.checks.json_answers import json_answers
+from sft_jax.data.checks.learning_curve import LearningCurve, RunPoint, learning_curve
 from sft_jax.data.checks.near_duplicates import near_duplicates
 from sft_jax.data.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
 from sft_jax.data.checks.placeholders import placeholders
@@ -31,14 +32,17 @@ __all__ = [
     "Check",
     "Finding",
     "Grave",
+    "LearningCurve",
     "Observation",
     "Place",
     "Reason",
+    "RunPoint",
     "Severity",
     "Subject",
     "Verdict",
     "View",
     "gravest",
+    "learning_curve",
     "run_checks",
     "verdict",
     "view_of",

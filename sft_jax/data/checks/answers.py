@@ -37,7 +37,7 @@ def repeated_answers(subject: Subject) -> list[Observation]:
     prompts = collections.defaultdict(dict)
     for view in subject.views:
         if len(words(view.answer)) >= _LONG_WORDS:
-            prompts[view.answer.strip()].setdefault(view.prompt.strip(), view)
+            prompts[view.answer.strip()].setdefault(subject.prompt(view), view)
     groups = [list(found.values()) for found in prompts.values() if len(found) > 1]
     rows = [view for group in groups for view in group[1:]]
     advice = "The model learns it as a phrase: give each prompt an answer of its own, or keep one of the rows."

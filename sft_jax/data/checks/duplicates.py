@@ -10,7 +10,7 @@ from sft_jax.data.checks.subject import Subject, shared_beginning
 def exact_duplicates(subject: Subject) -> list[Observation]:
     """Rows whose prompt and answers another row has had before them."""
     views = subject.views
-    groups = repeated((view.prompt.strip(), *(answer.strip() for answer in view.answers)) for view in views)
+    groups = repeated((subject.prompt(view), *(answer.strip() for answer in view.answers)) for view in views)
     copies = sum(len(group) - 1 for group in groups)
     if not copies:
         return []
@@ -35,8 +35,8 @@ def contradictions(subject: Subject) -> list[Observation]:
     views = subject.views
     answers = collections.defaultdict(lambda: collections.defaultdict(list))
     for number, view in enumerate(views):
-        if view.prompt.strip():
-            answers[view.prompt.strip()][view.answer.strip()].append(number)
+        if view.asked.strip():
+            answers[subject.prompt(view)][view.answer.strip()].append(number)
     groups = [found for found in answers.values() if len(found) > 1]
     if not groups:
         return []

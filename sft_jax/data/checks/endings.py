@@ -11,8 +11,10 @@ def end_of_turn(subject: Subject) -> list[Observation]:
     """Kept rows of conversations in which a trained answer is not followed by a trained end of turn.
 
     Read off tokens and weights, whatever wrote them: a stop token right after a trained token must be trained, and the
-    last trained stretch of a row must hold one.
+    last trained stretch of a row must hold one. What the run's masking leaves out on purpose is not asked for.
     """
+    if subject.end_of_turn == "none":
+        return [Observation("No end of turn is trained, by --config.data.masking.end_of_turn=none", 0, 0.0)]
     chats = {record.id for record in subject.records if isinstance(record.example, Chat)}
     checked = np.array([row_id in chats for row_id in subject.rows.ids], bool)
     if not checked.any():
@@ -23,8 +25,12 @@ def end_of_turn(subject: Subject) -> list[Observation]:
     rows = subject.rows
     stops = np.isin(rows.tokens, subject.stop_ids)
     trained = rows.weights > 0
-    untrained, absent = _untrained_ends(subject, stops, trained), _without_end(subject, stops, trained)
-    bad = np.flatnonzero(checked & (untrained | absent))
+    is_bad = _without_end(subject, stops, trained)
+    if subject.cuts_rows:
+        is_bad &= rows.lengths < subject.row_tokens
+    if subject.end_of_turn != "last":
+        is_bad |= _untrained_ends(subject, stops, trained)
+    bad = np.flatnonzero(checked & is_bad)
     good = int(checked.sum()) - len(bad)
     title = f"The end of turn is trained in {good / checked.sum():.0%} of {int(checked.sum()):,} kept conversations"
     return [
@@ -42,8 +48,8 @@ def end_of_turn(subject: Subject) -> list[Observation]:
 
 
 def _untrained_ends(subject: Subject, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """Rows in which a stop token behind a trained token is not trained."""
-    at = np.flatnonzero(stops[1:] & ~trained[1:] & trained[:-1]) + 1
+    """Rows in which a stop token behind a trained token, which is none itself, is not trained."""
+    at = np.flatnonzero(stops[1:] & ~trained[1:] & trained[:-1] & ~stops[:-1]) + 1
     at = at[~np.isin(at, subject.rows.offsets)]  # the first token of a row stands behind another row's last
     found = np.zeros(len(subject.rows), bool)
     found[subject.rows.offsets.searchsorted(at, side="right") - 1] = True

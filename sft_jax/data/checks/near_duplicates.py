@@ -21,11 +21,8 @@ _TEMPLATE_ROWS = 100  # fewer rows have no template to speak of
 def near_duplicates(subject: Subject) -> list[Observation]:
     """Rows (prompt and last answer) that are nearly another row, without the exact copies."""
     views = subject.views
-    distinct = list(
-        {
-            (view.prompt.strip(), view.answer.strip()): number for number, view in reversed(list(enumerate(views)))
-        }.values()
-    )[::-1]
+    firsts = {(subject.prompt(view), view.answer.strip()): number for number, view in reversed([*enumerate(views)])}
+    distinct = sorted(firsts.values())
     groups = similar_groups([subject.text(views[i]) for i in distinct])
     groups = [[distinct[i] for i in group] for group in groups]
     copies = sum(len(group) - 1 for group in groups)

@@ -19,7 +19,7 @@ _TEMPLATE_ROWS = 10  # fewer rows have no template to speak of
 _SHOWN_QUESTION = 100  # characters of a question in a line
 
 
-Texts = tuple[str, str, str, tuple[str, ...]]  # prompt, asked, question, answers
+Texts = tuple[str, str, str, tuple[str, ...]]  # system, asked, question, answers
 
 
 class View(NamedTuple):
@@ -27,15 +27,15 @@ class View(NamedTuple):
 
     Attributes:
         id: file and line.
-        prompt: everything before the last answer, system turns too; empty where every text is an answer.
-        asked: the prompt without system turns.
-        question: of the prompt, what the user said last.
+        system: what system and developer turns say.
+        asked: everything else before the last answer; empty where every text is an answer.
+        question: of that, what the user said last.
         answers: what is to be learnt: all turns of the assistant, all trained segments.
         group: the slice of the data.
     """
 
     id: str
-    prompt: str
+    system: str
     asked: str
     question: str
     answers: tuple[str, ...]
@@ -48,8 +48,8 @@ class View(NamedTuple):
 
     @property
     def text(self) -> str:
-        """All of it that is unlike other rows' in some way: the prompt and the last answer."""
-        return f"{self.prompt}\n{self.answer}" if self.prompt else self.answer
+        """All of it up to the last answer."""
+        return "\n".join(part for part in (self.system, self.asked, self.answer) if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Subject:
         stop_ids: tokens that end an answer, from `ConversationRenderer.stop_ids`.
         held_out_records: rows kept for measuring.
         benchmarks: prompts of benchmarks that must not be trained on, by name.
+        end_of_turn: whose end of turn is trained, `Masking.end_of_turn`.
+        cuts_rows: whether rows that are too long were cut at their end; then full ones may end in an answer.
     """
 
     records: Sequence[Record]
@@ -75,6 +77,8 @@ class Subject:
     stop_ids: tuple[int, ...] = ()
     held_out_records: Sequence[Record] = ()
     benchmarks: Mapping[str, Sequence[Record]] = dataclasses.field(default_factory=dict)
+    end_of_turn: str = "turn"
+    cuts_rows: bool = False
 
     @functools.cached_property
     def views(self) -> list[View]:
@@ -103,6 +107,10 @@ class Subject:
         """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
         return self.template.own(view.asked) or view.answer.strip()
 
+    def prompt(self, view: View) -> tuple[str, str]:
+        """What makes prompts the same: system turns, and what is asked without the prompt template."""
+        return view.system.strip(), self.template.own(view.asked)
+
     def text(self, view: View) -> str:
         """What is asked and the last answer, without the prompt template."""
         return f"{self.template.own(view.asked)}\n{view.answer}" if view.asked else view.answer
@@ -130,11 +138,12 @@ class PromptTemplate(NamedTuple):
 
     def own(self, text: str) -> str:
         """What stands between the two, without white space around it; the whole text where that is not there."""
-        inside = text.removeprefix(self.begin)
-        if len(inside) + len(self.begin) == len(text) and inside.endswith(self.end):
-            inside = inside[: len(inside) - len(self.end)]
-            return inside.strip() or text.strip()
-        return text.strip()
+        whole = text.strip()
+        if len(whole) <= len(self.begin) + len(self.end) or not (
+            whole.startswith(self.begin) and whole.endswith(self.end)
+        ):
+            return whole
+        return whole[len(self.begin) : len(whole) - len(self.end)].strip() or whole
 
 
 def shared_beginning(texts: Sequence[str]) -> str:
@@ -145,8 +154,8 @@ def shared_beginning(texts: Sequence[str]) -> str:
 
 def view_of(record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> View:
     """A record as texts; the tokenizer is needed for rows that are tokens already."""
-    prompt, asked, question, answers = _texts(record.example, tokenizer)
-    return View(record.id, prompt, asked, question, answers, record.group)
+    system, asked, question, answers = _texts(record.example, tokenizer)
+    return View(record.id, system, asked, question, answers, record.group)
 
 
 def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> Texts:
@@ -158,7 +167,7 @@ def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> Texts
         case Segments(parts):
             last = max((i for i, part in enumerate(parts) if part.weight), default=0)
             before = "".join(part.text for part in parts[:last])
-            return before, before, before, tuple(part.text for part in parts if part.weight)
+            return "", before, before, tuple(part.text for part in parts if part.weight)
         case TokenRow(tokens, weights):
             return _token_texts(tokens, weights, tokenizer)
     raise TypeError(f"{type(example).__name__} is not a form of example that checks can read.")
@@ -169,8 +178,11 @@ def _chat_texts(messages: Conversation) -> Texts:
     before = messages[:last]
     question = next((message.content for message in reversed(before) if message.role == "user"), "")
     answers = tuple(_said(message) for message in messages if message.role == "assistant")
-    asked = "\n".join(_said(message) for message in before if message.role not in ("system", "developer"))
-    return "\n".join(_said(message) for message in before), asked, question, answers
+    system, asked = (
+        "\n".join(_said(message) for message in before if (message.role in ("system", "developer")) == is_system)
+        for is_system in (True, False)
+    )
+    return system, asked, question, answers
 
 
 def _said(message: Message) -> str:
@@ -186,4 +198,4 @@ def _token_texts(tokens: Sequence[int], weights: Sequence[float], tokenizer: Pre
     first = trained[0] if trained else len(tokens)
     before = tokenizer.decode([int(token) for token in tokens[:first]])
     answer = tokenizer.decode([int(tokens[i]) for i in trained])
-    return before, before, before, (answer,) if trained else ()
+    return "", before, before, (answer,) if trained else ()

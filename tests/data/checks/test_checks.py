@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sft_jax.data.checks import CHECKS, Check, Finding, Grave, Observation, gravest, run_checks, verdict
+from sft_jax.data.checks import CHECKS, Check, Grave, Observation, gravest, run_checks
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,3 @@ def test_gravest_first_and_progress(subject, records, monkeypatch):
     assert [found.check for found in quick] == ["contradictions", "end_of_turn"]
     assert gravest(findings) == "error"
     assert gravest([]) == "info"
-
-
-@pytest.mark.parametrize(
-    ("rows", "severity", "decision"),
-    [(99, "warning", "prompt_or_retrieval_first"), (100, "warning", "tune"), (100, "error", "clean_first")],
-)
-def test_verdict(subject, rows, severity, decision):
-    made = verdict(subject(*[(str(n), "a") for n in range(rows)]), [Finding("x", severity, "wrong", 1)])
-    assert made.decision == decision
-    assert made.reasons[0].favours == decision

@@ -41,6 +41,23 @@ def test_end_of_turn(tokens, weights, is_good):
     assert seen.numbers == {"rows": 3, "trained": 3 if is_good else 2}
 
 
+@pytest.mark.parametrize(
+    ("masking", "row", "bad"),
+    [
+        ({"end_of_turn": "last"}, ([1, 6, END, 2, 6, END], [0, 1, 0, 0, 1, 1]), 0),  # the first was not asked for
+        ({"end_of_turn": "last"}, ([1, 6, END, 2, 6, END], [0, 1, 0, 0, 1, 0]), 1),
+        ({"end_of_turn": "none"}, ([1, 6, END], [0, 1, 0]), 0),
+        ({"cuts_rows": True, "row_tokens": 3}, ([1, 6, 7], [0, 1, 1]), 0),  # full, so it may have been cut
+        ({"cuts_rows": True, "row_tokens": 4}, ([1, 6, 7], [0, 1, 1]), 1),
+        ({}, ([1, 6, END, END], [0, 1, 1, 0]), 0),  # the turn has ended, what the template adds does not matter
+    ],
+)
+def test_end_of_turn_follows_the_masking(masking, row, bad):
+    records = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
+    (seen,) = end_of_turn(Subject(records, TokenizedRows.from_rows([row], ["a:1"]), stop_ids=(END,), **masking))
+    assert seen.count == bad
+
+
 def test_only_conversations_must_end_and_not_knowing_is_said():
     rows = TokenizedRows.from_rows([([1, 2], [0, 1])], ["a:1"])
     text = [Record("a:1", Segments((Segment("t", 1.0),)), {})]
