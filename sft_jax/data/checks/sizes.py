@@ -2,15 +2,14 @@
 
 import numpy as np
 
-from sft_jax.data.bins import Bounds
+from sft_jax.data.best_fit import best_fit_decreasing
+from sft_jax.data.bins import Bounds, Sizes
 from sft_jax.data.checks.findings import Observation, counted, observed, places
 from sft_jax.data.checks.subject import Subject
-from sft_jax.data.first_fit import first_fit_decreasing
-from sft_jax.data.tokenized import Sizes, group_dropped
+from sft_jax.data.tokenized import group_dropped
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _BARS = 20
-_PACKED_ROWS = 4096  # rows that are packed to measure: enough for a percent
 
 
 def sizes(subject: Subject) -> list[Observation]:
@@ -74,16 +73,12 @@ def histogram(sizes: Sizes) -> dict[str, list[int]]:
 
 
 def packing_efficiency(lengths: Sizes, row_tokens: int) -> dict[str, float]:
-    """Packed into rows of the batch of that length: share of positions that are used, and rows that are too long.
-
-    Measured on at most 4,096 rows at even distances.
-    """
+    """Packed into rows of the batch of that length: share of positions that are used, and rows that are too long."""
     fitting = lengths[lengths <= row_tokens]
-    sample = fitting[:: max(1, -(-len(fitting) // _PACKED_ROWS))]
-    bins = len(first_fit_decreasing(sample, np.zeros_like(sample), Bounds(row_tokens, row_tokens)))
+    bins = len(best_fit_decreasing(fitting, np.zeros_like(fitting), Bounds(row_tokens, row_tokens)))
     return {
-        "efficiency": float(sample.sum() / (bins * row_tokens)) if bins else 0.0,
-        "unpacked": float(sample.mean() / row_tokens) if len(sample) else 0.0,
+        "efficiency": float(fitting.sum() / (bins * row_tokens)) if bins else 0.0,
+        "unpacked": float(fitting.mean() / row_tokens) if bins else 0.0,
         "too_long": len(lengths) - len(fitting),
     }
 
