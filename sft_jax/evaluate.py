@@ -7,6 +7,8 @@ Rows are read as in training: `--reading.prompt_template=…` is `config.data.re
 `--compare` an earlier evaluation of the same rows is compared, row by row.
 """
 
+import itertools
+
 from absl import flags
 
 from sft_jax import commands, inference_flags, reading_flags
@@ -33,7 +35,7 @@ def main(_: list[str]) -> None:
     from etils import epath
     from rich.console import Console
 
-    from sft_jax.data.records import read_records
+    from sft_jax.data.records import iter_records, read_records
     from sft_jax.evaluation import held_out, tables
     from sft_jax.evaluation.baselines import choose_examples
     from sft_jax.training.progress import ProgressBars
@@ -42,7 +44,7 @@ def main(_: list[str]) -> None:
 
     commands.start_jax()
     console = Console()
-    records = read_records(_DATA.value, reading_flags.reading())[: _ROWS.value or None]
+    records = list(itertools.islice(iter_records(_DATA.value, reading_flags.reading()), _ROWS.value or None))
     task = held_out.Task(
         records,
         _SCORER.value,
