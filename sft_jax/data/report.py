@@ -190,12 +190,20 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
             "packing efficiency",
             f"{packing['efficiency']:.1%} ({packing['efficiency_without_bound']:.1%} if closed by tokens alone)",
         ),
+        *_packing_by_length(numbers["findings"]),
         (
             "target slots a row of the batch",
             f"{packing['row_targets']:,}, {packing['target_efficiency']:.1%} of them used",
         ),
         ("dropped rows", f"{numbers['dropped_rows']:,}"),
     ]
+
+
+def _packing_by_length(findings: Sequence[dict]) -> list[tuple[str, str]]:
+    """From the check of sizes, where that was asked for."""
+    found = [finding["numbers"]["packing"] for finding in findings if "packing" in finding["numbers"]]
+    shares = (f"{length:,}: {packed['efficiency']:.1%}" for packing in found for length, packed in packing.items())
+    return [("if rows of the batch had other lengths", ", ".join(shares))] if found else []
 
 
 def _spread(quantiles: dict[str, int]) -> str:

@@ -206,6 +206,7 @@ at("list").addEventListener("pointerover", point);
 at("list").addEventListener("pointermove", point);
 at("list").addEventListener("pointerleave", () => { tip.hidden = true; if (lit) lit.classList.remove("lit"); lit = null; });
 
+addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (/^(input|select|textarea)$/i.test(event.target.tagName)) return;

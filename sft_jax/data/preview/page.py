@@ -14,6 +14,7 @@ from typing import Any
 from sft_jax.data.checks import Finding, Verdict
 from sft_jax.data.findings_report import DECISIONS
 from sft_jax.data.preview.histogram import histogram_svg
+from sft_jax.data.preview.numbers import numbers_html
 from sft_jax.data.preview.rows import KINDS
 from sft_jax.data.preview.selection import ROW_NAME, PageRows
 from sft_jax.data.report import DataReport, report_lines
@@ -77,8 +78,9 @@ def _tiles(numbers: dict) -> str:
         (f"{lengths['50%']:,}", f"tokens in the median row (longest {lengths['100%']:,})"),
         (f"{packing['efficiency']:.1%}", f"of batch rows of {packing['row_tokens']:,} tokens used"),
         (f"{numbers['dropped_rows']:,}", "rows left out"),
-        (f"{sum(entry['rows'] for entry in numbers['cleaning']['changed']):,}", "changes by cleaning"),
     ]
+    if numbers["cleaning"]["changed"]:
+        tiles.append((f"{sum(entry['rows'] for entry in numbers['cleaning']['changed']):,}", "changes by cleaning"))
     return "".join(f'<div class="tile"><b>{value}</b><span>{html.escape(what)}</span></div>' for value, what in tiles)
 
 
@@ -100,12 +102,11 @@ def _finding(finding: Finding, names: Collection[str]) -> str:
         for place in finding.examples
     )
     advice = f"<p>{html.escape(finding.advice)}</p>" if finding.advice else ""
-    numbers = "".join(f"<p class='numbers'>{html.escape(_plain(finding.numbers))}</p>" if finding.numbers else "")
     opened = " open" if finding.severity == "error" else ""
     return (
         f'<details class="finding"{opened}><summary><span class="chip {finding.severity}">{finding.severity}</span>'
-        f'<span>{html.escape(finding.title)}</span></summary><div class="inside">{advice}<ul>{examples}</ul>{numbers}'
-        "</div></details>"
+        f'<span>{html.escape(finding.title)}</span></summary><div class="inside">{advice}<ul>{examples}</ul>'
+        f"{numbers_html(finding.numbers)}</div></details>"
     )
 
 
@@ -128,24 +129,14 @@ def _in_url(name: str) -> str:
     return urllib.parse.quote(name, safe="")
 
 
-def _plain(value: Any) -> str:
-    """Numbers in a line: `{"a": 1, "b": {"c": 2}}` -> `a 1 · b: c 2`."""
-    if isinstance(value, dict):
-        return " · ".join(f"{key}{':' * isinstance(item, dict)} {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
 def _lengths(numbers: dict, rows: TokenizedRows) -> str:
     charts = [("Tokens a row", rows.lengths, "tokens"), ("Trained tokens a row", rows.supervised, "trained tokens")]
     cards = [f'<div class="card"><h3>{title}</h3>{histogram_svg(sizes, what)}</div>' for title, sizes, what in charts]
     lines = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in report_lines(numbers)
     )
-    return "".join([*cards, f'<div class="card wide"><h3>In numbers</h3><table>{lines}</table></div>'])
+    cards.append(f'<div class="card wide"><h3>In numbers</h3><table>{lines}</table></div>')
+    return "".join(cards)
 
 
 def _changes(numbers: dict) -> str:
