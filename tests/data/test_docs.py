@@ -46,5 +46,5 @@ def test_its_errors_name_the_row(shown, tmp_path):
 
 def test_the_page_names_all_formats_containers_and_options():
     page = (DOCS / "data.md").read_text().partition("## Records and files")[2]
-    named = set(re.findall(r"(?:`|reading\.)(\w+)", page))
+    named = set(re.findall(r"(?:`|\breading\.)(?:reading\.)?(\w+)", page))
     assert {*FORMATS, *CONTAINERS, *DATA_SETS, *OPTIONS} - named == set()

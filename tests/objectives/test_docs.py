@@ -17,7 +17,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 
 @pytest.fixture
 def shown():
-    code = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)[0]
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "OBJECTIVES[" in c)
     with mock.patch.dict(objectives.OBJECTIVES):
         exec(compile(code, str(DOCS), "exec"), {})
         yield objectives.OBJECTIVES["dynamic_fine_tuning"]
