@@ -232,7 +232,7 @@ def marked(outline: Outline) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def message_fields(
-    role: str, content: str, reasoning: str, calls: Sequence[tuple[str, str, Any]], name: str, tool_call_id: str
+    role: str, content: str | None, reasoning: str, calls: Sequence[tuple[str, str, Any]], name: str, tool_call_id: str
 ) -> dict[str, Any]:
     """A message as a chat template gets it; `calls` are (name, id, arguments). What is empty is not there at all."""
     fields: dict[str, Any] = {"role": role, "content": content}

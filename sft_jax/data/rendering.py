@@ -178,7 +178,9 @@ class ConversationRenderer:
             if plan is None or not plan.numbers:
                 raise RowError(reason, f"{detail}, and no turns that could be left out")
             return self._without_history(example, plan, row, max_tokens)
-        raise RowError(reason, detail, stops=self.masking.too_long == "error")
+        if self.masking.too_long == "error":
+            raise RowError(reason, f"{detail}; --config.data.masking.too_long says what becomes of it", stops=True)
+        raise RowError(reason, detail)
 
     def _without_history(self, chat: Chat, plan: RowPlan, row: RenderedRow, max_tokens: int) -> list[RenderedRow]:
         """The row without as many of its oldest turns as it takes, rendered and proven anew."""

@@ -5,6 +5,7 @@ and a loop without end is an error and not a run that hangs.
 """
 
 import datetime
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -20,6 +21,10 @@ _MAX_ITERATIONS = 1_000_000  # of all loops of one rendering together
 _MAX_PRODUCT = 10_000_000  # characters of a text that is repeated
 _TICK = "count_iteration"
 _MARKS = "mark_generation"
+
+
+class LoopError(jinja2.TemplateError):
+    """A template loops for too long."""
 
 
 class _Generation(jinja2.ext.Extension):
@@ -66,17 +71,18 @@ class ChatTemplateEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         extensions = [_Generation, _BoundedLoops, "jinja2.ext.loopcontrols"]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         self.filters["tojson"] = _to_json
-        self.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now, _TICK: self._count}
-        self._iterations = 0
+        self.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now}
 
     def run(self, template: jinja2.Template, context: dict[str, Any]) -> str:
         """Renders.
 
         Raises:
-            jinja2.TemplateError: the template refuses, fails, or loops for too long; and what else a program raises.
+            LoopError: it loops for too long.
+            jinja2.TemplateError: the template refuses or fails; and whatever else a program raises.
         """
-        self._iterations = 0
-        return template.render(context)
+        # An iterator that gives "" so many times counts faster than a function of Python.
+        count = itertools.chain(itertools.repeat("", _MAX_ITERATIONS), _too_many()).__next__
+        return template.render(context, **{_TICK: count})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Products and powers that would fill the memory are errors."""
@@ -92,11 +98,10 @@ class ChatTemplateEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise jinja2.TemplateRuntimeError(f"{operator} makes more than a chat template needs")
         return super().call_binop(context, operator, left, right)
 
-    def _count(self) -> str:
-        self._iterations += 1
-        if self._iterations > _MAX_ITERATIONS:
-            raise jinja2.TemplateRuntimeError(f"its loops take more than {_MAX_ITERATIONS:,} iterations")
-        return ""
+
+def _too_many() -> Iterator[str]:
+    raise LoopError(f"its loops take more than {_MAX_ITERATIONS:,} iterations")
+    yield ""
 
 
 def _raise(message: str) -> None:

@@ -30,7 +30,7 @@ from sft_jax.data.outlines import (
     shared_length,
 )
 from sft_jax.data.rendered import RowError, Span
-from sft_jax.data.template_engine import GENERATION_END, GENERATION_START, ChatTemplateEnvironment
+from sft_jax.data.template_engine import GENERATION_END, GENERATION_START, ChatTemplateEnvironment, LoopError
 
 Tools = Sequence[Mapping[str, Any]]
 CharOwners = Int32[np.ndarray, "characters"]
@@ -145,7 +145,7 @@ class ChatTemplate:
         text, generation = _take_marks(text, messages) if track else (text, ())
         outline, skeleton, parts = self._lay_over(text, messages, tools, generation_prompt)
         shown = {(part.message, part.field) for part in parts}
-        wanted = {(piece.message, piece.field) for piece in outline.pieces}
+        wanted = {(piece.message, piece.field) for piece in outline.pieces if piece.text.strip()}
         self._check_shown(outline, shown, wanted, generation_prompt)
         literal_starts = skeleton.literal_starts(parts)
         starts = self._starts(outline.messages, outline.tools, generation_prompt)
@@ -154,7 +154,8 @@ class ChatTemplate:
         missing = wanted - shown
         if len(parts) < len(outline.pieces):
             numbers = set(skeleton.numbers)
-            missing |= {(p.message, p.field) for n, p in enumerate(outline.pieces) if n not in numbers}
+            left_out = (piece for number, piece in enumerate(outline.pieces) if number not in numbers)
+            missing |= {(piece.message, piece.field) for piece in left_out if piece.text.strip()}
         return TemplateText(text, parts, frozenset(missing), places, generation)
 
     def _fit_calls(self, source: str, special: re.Pattern) -> None:
@@ -288,6 +289,8 @@ class ChatTemplate:
         }
         try:
             text = self._environment.run(self._template, self._variables | given)
+        except LoopError as error:
+            raise RowError("the chat template loops for too long", str(error), stops=True) from error
         except _RAISED as error:
             raise RowError("the chat template refuses the conversation", str(error)) from error
         return text if text.startswith(self._beginning) else self._beginning + text

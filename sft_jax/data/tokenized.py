@@ -142,7 +142,7 @@ def tokenize_records(
         ):
             if isinstance(found, RowError):
                 if found.stops:
-                    raise ValueError(f"{record.id}: {found}; see --config.data.masking.too_long")
+                    raise ValueError(f"{record.id}: {found}")
                 dropped.append(DroppedRow(record.id, found.reason, found.detail))
                 continue
             for row in found:
