@@ -40,6 +40,10 @@ ROWS = {  # name -> (row, words of the error, after "bad.jsonl:2: ")
         "not valid JSON (column 15: Expecting ',' delimiter). Expected one JSON object",
     ),
     "two objects on a line": (PAIR[:-1] + PAIR[:-1], "not valid JSON (column 35: Extra data)"),
+    "a key given twice": (
+        b'{"prompt": "a", "completion": "b", "prompt": "c"}',
+        "not valid JSON (the key 'prompt' stands in an object twice, and one of its values would be lost)",
+    ),
     "NaN": (b'{"prompt": "a", "completion": "b", "score": NaN}', "not valid JSON (NaN is not JSON; write null"),
     "a number of 5,000 digits": (b'{"prompt": ' + b"1" * 5000 + b"}", "not valid JSON (Exceeds the limit"),
     "deeply nested": (b'{"prompt": ' + b"[" * 100_000, "the JSON is nested too deeply"),

@@ -1,7 +1,8 @@
 """Parquet, and Arrow (Feather, IPC files and streams): read in batches of rows."""
 
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, BinaryIO
 
 from sft_jax.data.files.rows import Row
 from sft_jax.data.reading import RecordError
@@ -9,6 +10,7 @@ from sft_jax.data.reading import RecordError
 ROWS_AT_ONCE = 1024
 
 _ARROW_MAGIC = b"ARROW1"
+_FREE_OBJECTS = ("arguments", "properties")  # of calls, and of the definitions of tools
 
 
 def parquet_rows(stream: BinaryIO, where: str) -> Iterator[Row]:
@@ -21,7 +23,7 @@ def parquet_rows(stream: BinaryIO, where: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        yield from numbered(pyarrow.parquet.ParquetFile(stream).iter_batches(ROWS_AT_ONCE))
+        yield from numbered(pyarrow.parquet.ParquetFile(stream).iter_batches(ROWS_AT_ONCE), where)
     except pyarrow.ArrowException as error:
         raise _broken(where, "Parquet", error) from error
 
@@ -42,21 +44,74 @@ def arrow_rows(stream: BinaryIO, where: str) -> Iterator[Row]:
             batches = (file.get_batch(i) for i in range(file.num_record_batches))
         else:
             batches = pyarrow.ipc.open_stream(stream)
-        yield from numbered(piece for batch in batches for piece in _slices(batch))
+        yield from numbered((piece for batch in batches for piece in _slices(batch)), where)
     except pyarrow.ArrowException as error:
         raise _broken(where, "Arrow", error) from error
 
 
-def numbered(batches: Iterator, labels: dict[str, list[str]] | None = None) -> Iterator[Row]:
-    """The rows of Arrow batches, counted from 1; numbers of the columns `labels` become their names."""
-    number = 0
+def numbered(
+    batches: Iterable, where: str, labels: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> Iterator[Row]:
+    """The rows of Arrow batches, counted from 1.
+
+    All objects of an Arrow column have the same keys, and keys that a row did not have are null: a call's arguments
+    would gain the names of other calls' arguments. Such rows are errors.
+
+    Args:
+        batches: record batches or tables of one schema.
+        where: stands in errors.
+        labels: of columns of numbers, the names that take their place.
+    """
+    number, merged = 0, None
     for batch in batches:
+        if merged is None:
+            merged = [field.name for field in batch.schema if _has_free_objects(field.type)]
         for fields in batch.to_pylist():
             number += 1
-            for column, names in (labels or {}).items():
+            for column, names in labels.items():
                 if fields[column] is not None:
                     fields[column] = names[fields[column]]
-            yield Row(number, fields)
+            yield Row(number, next((e for c in merged if (e := _merge_error(fields[c], c, where, number))), fields))
+
+
+def _has_free_objects(kind: Any) -> bool:
+    """Whether objects whose keys differ from row to row, as people write them, are stored as structs in it."""
+    import pyarrow
+
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        return _has_free_objects(kind.value_type)
+    if not pyarrow.types.is_struct(kind):
+        return False
+    return any(
+        (field.name in _FREE_OBJECTS and pyarrow.types.is_struct(field.type)) or _has_free_objects(field.type)
+        for field in kind
+    )
+
+
+def _merge_error(value: Any, column: str, where: str, number: int) -> RecordError | None:
+    for name in _FREE_OBJECTS:
+        if any(map(_has_null, _under(value, name))):
+            return RecordError(
+                f'{where}:{number}: "{column}" has null inside "{name}", where Arrow puts it for every key that other '
+                "rows have; what the row had cannot be told. Store calls and tools as JSON strings."
+            )
+    return None
+
+
+def _under(value: Any, name: str) -> Iterator[Any]:
+    """The objects under a key, at any depth."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        if key == name and isinstance(child, dict):
+            yield child
+        else:
+            yield from _under(child, name)
+
+
+def _has_null(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_null, value.values() if isinstance(value, dict) else value))
+    return value is None
 
 
 def _slices(batch) -> Iterator:

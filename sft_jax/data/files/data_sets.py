@@ -38,7 +38,8 @@ def saved(path: epath.Path, reading: Reading) -> Source:
         found, name = found[split], f"{name}/{split}"
     elif reading.split:
         raise RecordError(f"{path}: has no splits; leave --config.data.reading.split empty.")
-    return Source(name, str(path), "saved data set", functools.partial(_rows, found))
+    where = str(path)
+    return Source(name, where, "saved data set", functools.partial(_rows, found, where))
 
 
 def hub(name: str, reading: Reading) -> Source:
@@ -68,7 +69,8 @@ def hub(name: str, reading: Reading) -> Source:
             f"{name}: there is no such file or directory, and no data set of this name could be loaded from the hub: "
             f"{' '.join(str(error).split())}"
         ) from error
-    return Source(f"{name}/{split}", f"{name}/{split}", "data set of the hub", functools.partial(_rows, found))
+    where = f"{name}/{split}"
+    return Source(where, where, "data set of the hub", functools.partial(_rows, found, where))
 
 
 def chosen_split(split: str, splits: list[str], where: str) -> str:
@@ -85,7 +87,12 @@ def chosen_split(split: str, splits: list[str], where: str) -> str:
     raise RecordError(f"{where}: {what}; choose one by --config.data.reading.split: {', '.join(splits)}.")
 
 
-def _rows(data_set: Any) -> Iterator[Row]:
+def _rows(data_set: Any, where: str) -> Iterator[Row]:
+    import datasets
+
     features = data_set.features or {}
     labels = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
-    return numbered(data_set.with_format("arrow").iter(ROWS_AT_ONCE), labels)
+    try:
+        yield from numbered(data_set.with_format("arrow").iter(ROWS_AT_ONCE), where, labels)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise RecordError(f"{where}: reading stopped ({' '.join(str(error).split())}).") from error

@@ -111,22 +111,31 @@ def number_of(value: object, where: str) -> int:
 
 
 def decode_json(text: str, where: str, expected: str) -> Any:
-    """The value that a JSON text spells; NaN and infinity, which JSON does not have, are refused.
+    """The value that a JSON text spells; NaN and infinity, which JSON does not have, and keys given twice are refused.
 
     Raises:
         RecordError: not valid JSON.
     """
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise RecordError(
             f"{where}: not valid JSON ({line}column {error.colno}: {error.msg}). Expected {expected}."
         ) from error
-    except ValueError as error:  # NaN, or a number of thousands of digits
+    except ValueError as error:  # NaN, a key given twice, a number of thousands of digits
         raise RecordError(f"{where}: not valid JSON ({error}). Expected {expected}.") from error
     except RecursionError as error:
         raise RecordError(f"{where}: the JSON is nested too deeply. Expected {expected}.") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands in an object twice, and one of its values would be lost")
+    return made
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -143,3 +152,7 @@ def required(fields: dict, key: str, where: str, form: str) -> Any:
     if value is None:
         raise RecordError(f'{where}: "{key}" is missing. Expected {form}.')
     return value
+
+
+# Made once: to make one takes as long as to decode a row.
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object)

@@ -137,6 +137,29 @@ def test_a_name_with_the_signs_of_a_pattern(tmp_path):
     assert len(read_records(tmp_path / "a[1],b.jsonl")) == 3
 
 
+CALLS = [  # (arguments of the calls of two rows, words of the error)
+    ([{"city": "Oslo"}, {"city": "Rome"}], ""),
+    ([{"city": "Oslo"}, {"day": 3}], 'a.parquet:1: "messages" has null inside "arguments", where Arrow puts it'),
+    (['{"city": "Oslo"}', '{"day": 3}'], ""),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), CALLS)
+def test_keys_that_arrow_added_are_not_taken_for_arguments(tmp_path, arguments, words):
+    rows = [
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": given}]}]}
+        for given in arguments
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    if words:
+        with pytest.raises(RecordError) as error:
+            read_records(tmp_path / "a.parquet")
+        assert str(error.value).startswith(f"{tmp_path}/{words}")
+    else:
+        found = [record.conversation[0].tool_calls[0].arguments for record in read_records(tmp_path / "a.parquet")]
+        assert found == [given if isinstance(given, dict) else json.loads(given) for given in arguments]
+
+
 @pytest.fixture
 def labelled():
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
@@ -204,6 +227,21 @@ def test_names_of_the_hub(monkeypatch, labelled):
         (("owner/set", None), options),
         (("set", "main"), {"split": "test", "revision": "abc", "streaming": True}),
     ]
+
+
+def test_a_hub_that_is_lost_on_the_way(monkeypatch, labelled):
+    class Lost:
+        features = None
+
+        def with_format(self, name):
+            return self
+
+        def iter(self, batch_size):
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: Lost())
+    with pytest.raises(RecordError, match=r"owner/set/train: reading stopped \(gone\)"):
+        read_records("owner/set", Reading(split="train"))
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):
