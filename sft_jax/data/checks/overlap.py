@@ -1,12 +1,13 @@
 """Training rows that are also measured on: what a score on such rows shows is memory."""
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int64
 
 from sft_jax.data.checks.findings import Observation, counted, observed
-from sft_jax.data.checks.shingles import Numbers, Offsets, Shingles, Vocabulary, windows, words
+from sft_jax.data.checks.shingles import Numbers, Shingles, Vocabulary, windows, words
 from sft_jax.data.checks.subject import Subject, View
 
 # Decontamination by n-grams as for GPT-3 (Brown et al. 2020, appendix C): 13 words, fewer for shorter prompts but at
@@ -22,7 +23,7 @@ def exact_overlap(subject: Subject) -> list[Observation]:
     """Held-out rows and benchmark prompts that are also in the training data, apart from surrounding white space."""
     first_with: dict[str, str] = {}
     for view in subject.views:
-        for text in _asked(subject, view):
+        for text in asked_texts(subject, view):
             first_with.setdefault(text, view.id)
     found = []
     for (one, many), measured in _measured(subject):
@@ -36,7 +37,7 @@ def loose_overlap(subject: Subject) -> list[Observation]:
     """Those that are in the training data but for case, punctuation and white space."""
     exact, first_with = set(), {}
     for view in subject.views:
-        for text in _asked(subject, view):
+        for text in asked_texts(subject, view):
             exact.add(text)
             first_with.setdefault(tuple(words(text)), view.id)
     first_with.pop((), None)  # nothing but punctuation
@@ -52,7 +53,7 @@ def loose_overlap(subject: Subject) -> list[Observation]:
 
 def ngram_overlap(subject: Subject) -> list[Observation]:
     """Those that share a rare n-gram of words with a training row, and are not there as a whole."""
-    whole = {tuple(words(text)) for view in subject.views for text in _asked(subject, view)}
+    whole = {tuple(words(text)) for view in subject.views for text in asked_texts(subject, view)}
     asked = [subject.text(view) for view in subject.views]
     found = []
     for (one, many), measured in _measured(subject):
@@ -81,20 +82,14 @@ def shared_ngrams(train: Sequence[str], measured: Sequence[str]) -> list[Shared 
     Returns:
         `Shared(row, share)`, or None where nothing is shared.
     """
-    vocabulary = Vocabulary()
-    numbers, offsets = vocabulary.numbers(measured)
-    lengths = np.diff(offsets)
+    by_size, vocabulary = _grams_of(measured)
     found: list[Shared | None] = [None] * len(measured)
-    sizes = np.unique(np.clip(lengths[lengths >= FEWEST_WORDS], FEWEST_WORDS, MOST_WORDS)).tolist()
-    by_size = {
-        size: _of_rows(windows(numbers, offsets, size), np.minimum(lengths, MOST_WORDS) == size) for size in sizes
-    }
     wanted = {size: np.unique(grams.hashes) for size, grams in by_size.items()}
     counts = {size: np.zeros(len(hashes), np.int64) for size, hashes in wanted.items()}
     firsts = {size: np.full(len(hashes), len(train), np.int64) for size, hashes in wanted.items()}
-    for start, chunk, bounds in _chunks(train, vocabulary):
-        for size, hashes in wanted.items():
-            _count(windows(chunk, bounds, size), start, hashes, counts[size], firsts[size])
+    for size, (grams_hit, rows_hit) in _hits(train, wanted, vocabulary):
+        np.add.at(counts[size], grams_hit, 1)
+        np.minimum.at(firsts[size], grams_hit, rows_hit)
     for size, grams in by_size.items():
         at = wanted[size].searchsorted(grams.hashes)
         rare = (counts[size][at] > 0) & (counts[size][at] <= COMMON_ROWS)
@@ -105,22 +100,50 @@ def shared_ngrams(train: Sequence[str], measured: Sequence[str]) -> list[Shared 
     return found
 
 
-def _chunks(texts: Sequence[str], vocabulary: Vocabulary) -> Iterator[tuple[int, Numbers, Offsets]]:
-    for start in range(0, len(texts), _CHUNK_ROWS):
-        yield start, *vocabulary.numbers(texts[start : start + _CHUNK_ROWS])
+def rows_with_ngrams_of(train: Sequence[str], measured: Sequence[str]) -> dict[int, int]:
+    """The training texts that share a rare n-gram (see `shared_ngrams`), each with a measured text that has it too."""
+    by_size, vocabulary = _grams_of(measured)
+    wanted, owners = {}, {}
+    for size, grams in by_size.items():
+        wanted[size], firsts = np.unique(grams.hashes, return_index=True)
+        owners[size] = grams.rows[firsts]
+    hits = collections.defaultdict(list)
+    for size, pairs in _hits(train, wanted, vocabulary):
+        hits[size].append(pairs)
+    found: dict[int, int] = {}
+    for size, parts in hits.items():
+        grams_hit, rows_hit = np.concatenate(parts, axis=1)
+        rare = np.bincount(grams_hit)[grams_hit] <= COMMON_ROWS
+        for row, gram in zip(rows_hit[rare].tolist(), grams_hit[rare].tolist(), strict=True):
+            found.setdefault(row, int(owners[size][gram]))
+    return found
+
+
+def _grams_of(measured: Sequence[str]) -> tuple[dict[int, Shingles], Vocabulary]:
+    """The n-grams of the measured texts by their size, of which each text has one."""
+    vocabulary = Vocabulary()
+    numbers, offsets = vocabulary.numbers(measured)
+    lengths = np.diff(offsets)
+    sizes = np.unique(np.clip(lengths[lengths >= FEWEST_WORDS], FEWEST_WORDS, MOST_WORDS)).tolist()
+    own = np.minimum(lengths, MOST_WORDS)
+    return {size: _of_rows(windows(numbers, offsets, size), own == size) for size in sizes}, vocabulary
 
 
 def _of_rows(grams: Shingles, chosen: np.ndarray) -> Shingles:
     return grams.where(chosen[grams.rows])
 
 
-def _count(grams: Shingles, start: int, wanted: Numbers, counts: np.ndarray, firsts: np.ndarray) -> None:
-    """Adds to `counts` in how many rows each wanted n-gram stands, and to `firsts` the first such row."""
-    at = np.minimum(wanted.searchsorted(grams.hashes), len(wanted) - 1)
-    hit = wanted[at] == grams.hashes
-    pairs = np.unique(np.stack([at[hit], grams.rows[hit] + start]), axis=1)  # a row counts once
-    np.add.at(counts, pairs[0], 1)
-    np.minimum.at(firsts, pairs[0], pairs[1])
+def _hits(
+    train: Sequence[str], wanted: Mapping[int, Numbers], vocabulary: Vocabulary
+) -> Iterator[tuple[int, Int64[np.ndarray, "2 hits"]]]:
+    """For each size (index of a wanted n-gram, training row that has it), chunk by chunk; a row has it once."""
+    for start in range(0, len(train), _CHUNK_ROWS):
+        chunk, bounds = vocabulary.numbers(train[start : start + _CHUNK_ROWS])
+        for size, hashes in wanted.items():
+            grams = windows(chunk, bounds, size)
+            at = np.minimum(hashes.searchsorted(grams.hashes), len(hashes) - 1)
+            hit = hashes[at] == grams.hashes
+            yield size, np.unique(np.stack([at[hit], grams.rows[hit] + start]), axis=1)
 
 
 def _measured(subject: Subject) -> Iterator[tuple[tuple[str, str], list[View]]]:
@@ -131,7 +154,7 @@ def _measured(subject: Subject) -> Iterator[tuple[tuple[str, str], list[View]]]:
         yield (f"prompt of {name}", f"prompts of {name}"), views
 
 
-def _asked(subject: Subject, view: View) -> set[str]:
+def asked_texts(subject: Subject, view: View) -> set[str]:
     """The texts by which a training row is found: all that is asked, or what the user said last."""
     return {subject.main(view), subject.template.own(view.question)} - {""}
 

@@ -5,7 +5,8 @@ A step keeps a record, changes it or drops it, and every change and drop is note
 """
 
 from sft_jax.data import texts
-from sft_jax.data.cleaning import answers, balance, duplicates, private, text
+from sft_jax.data.checks.near_duplicates import SIMILARITY
+from sft_jax.data.cleaning import answers, balance, duplicates, private, similar, text
 from sft_jax.data.cleaning.pipeline import Changed, Cleaner, CleaningLog, Sink, problems_of
 from sft_jax.data.cleaning.registry import STEPS
 from sft_jax.data.cleaning.steps import Argument, Change, Context, Drop, Outcome, Step, StepKind, each
@@ -43,9 +44,12 @@ STEPS |= {
     "redact_phones": each(private.redacting(texts.PHONE, "phone numbers"), Argument(str, "[PHONE]")),
     "redact_keys": each(private.redacting(texts.KEY, "keys"), Argument(str, "[KEY]")),
     "drop_exact_duplicates": StepKind(duplicates.drop_exact_duplicates),
+    "drop_near_duplicates": StepKind(similar.drop_near_duplicates, Argument(float, SIMILARITY, least=0.7, most=1)),
     "drop_contradictions": StepKind(
         duplicates.drop_contradictions, Argument(str, "none", choices=("none", "majority"))
     ),
+    "drop_held_out_overlap": StepKind(similar.drop_held_out_overlap, Argument(str, "words", choices=similar.HOW)),
+    "drop_benchmark_overlap": StepKind(similar.drop_benchmark_overlap, Argument(str, "ngrams", choices=similar.HOW)),
     "cap_labels": StepKind(balance.cap_labels, _COUNT),
     "cap_groups": StepKind(balance.cap_groups, _COUNT),
     "balance_labels": StepKind(balance.balance_labels, Argument(float, 1.0, least=1)),

@@ -1,6 +1,7 @@
 """What a cleaning step is: a look at one record that keeps it, changes it or drops it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,12 +64,14 @@ class Argument:
         kind: int, float or str.
         default: taken where nothing is given; None: something has to be.
         least: smallest number allowed.
+        most: largest number allowed.
         choices: the texts allowed; empty: any.
     """
 
     kind: type
     default: Any = None
     least: float = 0
+    most: float = math.inf
     choices: tuple[str, ...] = ()
 
     def parse(self, text: str) -> Any:
@@ -81,18 +84,24 @@ class Argument:
             value = self.kind(text)
         except ValueError:
             value = None
-        if value is None or (self.kind is not str and not value >= self.least) or (self.kind is str and not value):
-            raise ValueError(f"expected {self.expected}, got {text!r}")
-        if self.choices and value not in self.choices:
+        if value is None or not self._allows(value):
             raise ValueError(f"expected {self.expected}, got {text!r}")
         return value
+
+    def _allows(self, value: Any) -> bool:
+        if self.kind is str:
+            return value in self.choices if self.choices else bool(value)
+        return self.least <= value <= self.most
 
     @property
     def expected(self) -> str:
         """In words."""
         if self.kind is str:
             return f"one of {', '.join(self.choices)}" if self.choices else "a text"
-        return f"{'a whole number' if self.kind is int else 'a number'} of at least {self.least:g}"
+        what = "a whole number" if self.kind is int else "a number"
+        if self.most < math.inf:
+            return f"{what} between {self.least:g} and {self.most:g}"
+        return f"{what} of at least {self.least:g}"
 
 
 @dataclasses.dataclass(frozen=True)

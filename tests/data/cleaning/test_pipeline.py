@@ -61,6 +61,7 @@ BAD = [
     ("drop_answers_shorter_than", "drop_answers_shorter_than needs a whole number of at least 1"),
     ("drop_answers_shorter_than=0", "expected a whole number of at least 1, got '0'"),
     ("drop_answers_shorter_than=2.5", "expected a whole number of at least 1, got '2.5'"),
+    ("drop_near_duplicates=0.5", "expected a number between 0.7 and 1, got '0.5'"),
     ("balance_labels=nan", "expected a number of at least 1, got 'nan'"),
     ("drop_contradictions=most", "expected one of none, majority, got 'most'"),
     ("redact_emails=", "expected a text, got ''"),

@@ -1,0 +1,91 @@
+"""Steps that drop what the checks call alike: near duplicates, and rows that overlap with what is measured.
+
+They find what the checks of the same names find (data/checks/), so that a finding is gone after its step. To do so they
+keep the rows while they look. Rows that came as tokens have no text and stay.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from sft_jax.data.checks import Subject
+from sft_jax.data.checks.near_duplicates import similar_groups
+from sft_jax.data.checks.overlap import asked_texts, rows_with_ngrams_of
+from sft_jax.data.checks.shingles import words
+from sft_jax.data.cleaning.steps import Act, Context, Drop, Step
+from sft_jax.data.conversations import TokenRow
+from sft_jax.data.records import Record
+from sft_jax.data.tokenized import TokenizedRows
+
+HOW = ("exact", "words", "ngrams")
+
+_Decide = Callable[[Sequence[Record]], Mapping[str, Drop]]
+
+
+def drop_near_duplicates(_: Context, similarity: float) -> Step:
+    """Drops a row of which an earlier row is nearly the same (Jaccard similarity of 5-character pieces)."""
+
+    def decide(records: Sequence[Record]) -> dict[str, Drop]:
+        subject = _subject(records)
+        groups = similar_groups([subject.text(view) for view in subject.views], similarity)
+        return {
+            records[other].id: Drop("nearly the same as a row before it", records[first].id)
+            for first, *others in groups
+            for other in others
+        }
+
+    return _looking(decide)
+
+
+def drop_held_out_overlap(context: Context, how: str) -> Step:
+    """Drops a row that is also among the held-out rows."""
+    return _overlapping(context.held_out, how, "also held out")
+
+
+def drop_benchmark_overlap(context: Context, how: str) -> Step:
+    """Drops a row that is also a benchmark's prompt."""
+    return _overlapping(context.benchmarks, how, "also in a benchmark")
+
+
+def _overlapping(measured: Sequence[Record], how: str, what: str) -> Step:
+    """Drops what is asked in the measured rows, word for word, in the same words, or with a rare n-gram of them."""
+
+    def decide(records: Sequence[Record]) -> dict[str, Drop]:
+        subject = _subject(records, _with_text(measured))
+        views = subject.held_out_views
+        main = [subject.main(view) for view in views]
+        key = (lambda text: text) if how == "exact" else lambda text: tuple(words(text))
+        asked = {key(text): view.id for text, view in zip(main, views, strict=True) if key(text)}
+        drops = {}
+        for view in subject.views:
+            twin = next((asked[key(text)] for text in asked_texts(subject, view) if key(text) in asked), None)
+            if twin is not None:
+                drops[view.id] = Drop(what, twin)
+        if how == "ngrams":
+            shared = rows_with_ngrams_of([subject.text(view) for view in subject.views], main)
+            for row, at in shared.items():
+                drops.setdefault(records[row].id, Drop(f"shares an n-gram with what is {what}", views[at].id))
+        return drops
+
+    return _looking(decide)
+
+
+def _looking(decide: _Decide) -> Step:
+    """A step that decides about all rows at once."""
+    records: list[Record] = []
+
+    def begin() -> Act:
+        drops = decide(records)
+        return lambda record: drops.get(record.id)
+
+    def look(record: Record) -> None:
+        if not isinstance(record.example, TokenRow):
+            records.append(record)
+
+    return Step(begin, look)
+
+
+def _with_text(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if not isinstance(record.example, TokenRow)]
+
+
+def _subject(records: Sequence[Record], measured: Sequence[Record] = ()) -> Subject:
+    return Subject(records, TokenizedRows.from_rows([], []), held_out_records=measured)

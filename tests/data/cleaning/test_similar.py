@@ -1,0 +1,59 @@
+"""Near duplicates and overlap: what the checks find is gone after the step."""
+
+import pytest
+
+from sft_jax.data.checks import Subject
+from sft_jax.data.checks.near_duplicates import near_duplicates
+from sft_jax.data.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
+from sft_jax.data.cleaning import Context
+from sft_jax.data.conversations import TokenRow
+from sft_jax.data.records import Record
+from sft_jax.data.tokenized import TokenizedRows
+
+LONG = "a customer would like to know whether the parcel that was sent last week can still be picked up at the counter"
+TEXTS = [LONG, f"{LONG}?", "something else entirely, of which there is no other", LONG.upper(), "short", "Short!"]
+
+
+def names(records):
+    return "".join(record.id[2:] for record in records)
+
+
+def subject(records, held_out=()):
+    return Subject(records, TokenizedRows.from_rows([], []), held_out_records=held_out)
+
+
+def test_near_duplicates(record, clean):
+    rows = [record("a", text, f"t:{n}") for n, text in enumerate(TEXTS)]
+    kept, log = clean(rows, "drop_near_duplicates")
+    assert names(kept) == "024"  # in the words that make rows alike, case and punctuation do not count
+    assert [(row.id, row.detail) for row in log.dropped] == [("t:1", "t:0"), ("t:3", "t:0"), ("t:5", "t:4")]
+    assert near_duplicates(subject(rows)) != []
+    assert near_duplicates(subject(kept)) == []
+
+
+ASKED = ["Where is it?", "where is it", LONG, f"He said: {LONG}", "Where is it", "Where?", f"{LONG[:90]} or not", "no"]
+OVERLAP = [("exact", "134567"), ("words", "3567"), ("ngrams", "57")]
+
+
+@pytest.mark.parametrize(("how", "left"), OVERLAP)
+@pytest.mark.parametrize(("step", "field"), [("held_out", "held_out"), ("benchmark", "benchmarks")])
+def test_overlap(record, clean, how, left, step, field):
+    rows = [record("a", text, f"t:{n}") for n, text in enumerate(ASKED)]
+    measured = [record("b", text, f"h:{n}") for n, text in enumerate(["Where is it?", LONG])]
+    kept, log = clean(rows, f"drop_{step}_overlap={how}", context=Context(**{field: measured}))
+    assert names(kept) == left
+    assert {row.detail for row in log.dropped} == {"h:0", "h:1"}
+    checks = {"exact": [exact_overlap], "words": [exact_overlap, loose_overlap]}
+    for check in checks.get(how, [exact_overlap, loose_overlap, ngram_overlap]):
+        assert check(subject(kept, measured)) == []
+
+
+def test_nothing_measured(record, clean):
+    rows = [record("a", text, f"t:{n}") for n, text in enumerate(TEXTS)]
+    assert clean(rows, "drop_held_out_overlap", "drop_benchmark_overlap")[0] == rows
+
+
+def test_tokens_have_no_text(clean):
+    rows = [Record(f"t:{n}", TokenRow([1, 2], [0.0, 1.0]), {}) for n in range(2)]
+    context = Context(held_out=rows)
+    assert clean(rows, "drop_near_duplicates", "drop_held_out_overlap", context=context)[0] == rows
