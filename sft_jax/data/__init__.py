@@ -2,5 +2,6 @@
 
 Files in that order: records.py, conversations.py, templates.py and special_tokens.py under rendering.py, tokenized.py,
 bins.py, best_fit.py and first_fit.py under packing.py, plan.py, batches.py; report.py shows it all to a person before
-training.
+training, preview/ row by row on a page. cleaning/ changes and drops records before they are rendered, checks/ find what
+is wrong with them.
 """

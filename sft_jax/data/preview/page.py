@@ -98,7 +98,8 @@ def _findings(findings: Sequence[Finding], names: Collection[str]) -> str:
 
 def _finding(finding: Finding, names: Collection[str]) -> str:
     examples = "".join(
-        f"<li>{_link(place.row_id, names)}<br><code>{_linked(place.text, names)}</code></li>"
+        f"<li>{_link(place.row_id, names, ROW_NAME.findall(place.text))}<br>"
+        f"<code>{_linked(place.text, names)}</code></li>"
         for place in finding.examples
     )
     advice = f"<p>{html.escape(finding.advice)}</p>" if finding.advice else ""
@@ -110,10 +111,10 @@ def _finding(finding: Finding, names: Collection[str]) -> str:
     )
 
 
-def _link(name: str, names: Collection[str]) -> str:
-    """The name of a row; a link if the row is on the page."""
-    text = html.escape(name)
-    return f'<a href="#row={_in_url(name)}">{text}</a>' if name in names else text
+def _link(name: str, names: Collection[str], beside: Sequence[str] = ()) -> str:
+    """The name of a row; a link if the row is on the page, which shows it and those beside it."""
+    text, target = html.escape(name), dict.fromkeys(row for row in (name, *beside) if row in names)
+    return f'<a href="#row={_in_url(chr(10).join(target))}">{text}</a>' if name in names else text
 
 
 def _linked(text: str, names: Collection[str]) -> str:
