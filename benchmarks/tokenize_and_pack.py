@@ -18,7 +18,7 @@ from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.packing import pack_epoch, supervised_capacity
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import tokenize_records
+from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.sources import load_tokenizer
 
 _ROWS = flags.DEFINE_integer("rows", 10_000, "Number of made-up rows.")

@@ -36,6 +36,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.data.cleaning = ()
     config.data.benchmarks = ()  # files of prompts that must not be trained on
     config.data.fail_on = "error"  # findings of the data's checks that stop a run: "error", "warning" (both), "never"
+    # Directory that keeps tokenized rows for the next run; "auto": ~/.cache/sft_jax/data; empty: none.
+    config.data.cache = "auto"
     config.data.row_tokens = 1024  # tokens in a row of the batch
     # Several examples in a row of the batch, invisible to one another: "best_fit", "first_fit" or "sequential", which
     # keeps the order of the file; "none": one each.
@@ -146,6 +148,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.loader = ConfigDict()
     config.loader.threads = 1
     config.loader.batches_ahead = 4
+    config.loader.tokenize_workers = -1  # processes that tokenize what takes seconds; -1: one a core; 0: none
 
     config.profile = ConfigDict()
     config.profile.start = 0  # first step to profile; 0: none

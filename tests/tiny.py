@@ -112,6 +112,7 @@ def config(root: Path, arg: str = "full", **overrides: object) -> ConfigDict:
     made.model.source = str(root / "model")
     made.data.train, made.data.held_out = str(root / "train.jsonl"), str(root / "held_out.jsonl")
     made.data.row_tokens = 128
+    made.data.cache = ""
     made.batch.rows = 8
     made.duration = "6 steps"
     made.adapter.rank, made.adapter.alpha = 4, 8.0

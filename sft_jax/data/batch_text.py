@@ -1,11 +1,10 @@
 """A batch as text: what the first step is trained on, token by token, with the trained parts marked."""
 
-import itertools
-
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.batches import Batch, trained_tokens
+from sft_jax.data.report import bracketed, indented, token_pieces
 
 _ROWS_SHOWN = 2
 
@@ -30,8 +29,4 @@ def batch_markdown(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _marked(tokens: np.ndarray, trained: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
-    text = ""
-    for is_trained, group in itertools.groupby(zip(trained, tokens, strict=True), key=lambda pair: bool(pair[0])):
-        piece = tokenizer.decode([int(token) for _, token in group], skip_special_tokens=False)
-        text += f"⟦{piece}⟧" if is_trained else piece
-    return "\n".join(f"    {line}" for line in text.split("\n"))
+    return "\n".join(indented(bracketed(token_pieces(tokens, trained, tokenizer))))

@@ -10,6 +10,8 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+from etils import epath
+
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference
 from sft_jax.data.files import CONTAINERS, DATA_SETS, Source, sources_of
 from sft_jax.data.formats import ANNOTATED, FORMATS, TEMPLATED, detect_format, table
@@ -106,6 +108,12 @@ class RecordReader:
     def notes(self) -> list[str]:
         """What was read, in a line each: "train.jsonl: JSONL, messages". Complete once all is read."""
         return [f"{_listed(names)}: {what}" for what, names in self._found.items()]
+
+    @property
+    def files(self) -> list[tuple[str, epath.Path]]:
+        """Whose bytes decide what the records are, with the name their rows bear; empty where that cannot be told."""
+        pairs = [(source.name, file) for source in self._sources for file in source.files]
+        return pairs if all(source.files for source in self._sources) else []
 
     def __iter__(self) -> Iterator[Record]:
         self._start()

@@ -61,6 +61,10 @@ class ConversationRenderer:
         self._planner = RowPlanner(self._template, self._encoder, self.masking)
         self._to_prove = _PROVEN_ROWS
 
+    def __reduce__(self) -> tuple:
+        """How it is sent to another process."""
+        return ConversationRenderer, (self.tokenizer, self._template.source, self.masking)
+
     @property
     def chat_template(self) -> str:
         """The Jinja source in use."""

@@ -7,13 +7,14 @@ for TensorBoard (Markdown) and as numbers.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.checks import Finding, Verdict
 from sft_jax.data.cleaning import CleaningLog
@@ -28,11 +29,13 @@ from sft_jax.data.findings_report import (
 )
 from sft_jax.data.packing import PackingReport
 from sft_jax.data.rendering import RenderedRow
-from sft_jax.data.tokenized import DroppedRow, TokenizedRows, group_dropped
+from sft_jax.data.tokenized import Counts, DroppedRow, TokenizedRows, group_dropped
 
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 _NAMES_SHOWN = 5  # dropped rows named for each reason
 _TRAINED_STYLE = "bold green"
+
+Piece = tuple[str, bool]  # text, and whether it is trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +44,14 @@ class DataReport:
 
     Attributes:
         numbers: plain values, ready for JSON; findings and verdict among them.
-        example: one rendered row, or None.
+        example: one row as (text, trained) runs; empty for none.
         findings: of the checks, the gravest first.
         verdict: None where it was not asked for.
         in_short: show only findings that are not just for information, and no verdict.
     """
 
     numbers: dict
-    example: RenderedRow | None
+    example: Sequence[Piece] = ()
     findings: tuple[Finding, ...] = ()
     verdict: Verdict | None = None
     in_short: bool = True
@@ -62,8 +65,8 @@ class DataReport:
         if self.numbers["dropped"]:
             dropped = [(f"{entry['rows']} x {reason}", _names(entry)) for reason, entry in _reasons(self.numbers)]
             parts.append(_table("Dropped rows", dropped))
-        if self.example is not None:
-            parts.append(Panel(highlight(self.example), title="One example; the green part is trained", expand=False))
+        if self.example:
+            parts.append(Panel(coloured(self.example), title="One example; the green part is trained", expand=False))
         parts.append(findings_rich(self.findings, self.in_short))
         if self.verdict is not None:
             parts.append(verdict_rich(self.verdict))
@@ -82,8 +85,8 @@ class DataReport:
                 f"| {entry['rows']} x {cell(reason)} | {cell(_names(entry))} |"
                 for reason, entry in _reasons(self.numbers)
             ]
-        if self.example is not None:
-            lines += ["", "One example; the trained parts stand in ⟦ ⟧:", "", *_indented(self.example)]
+        if self.example:
+            lines += ["", "One example; the trained parts stand in ⟦ ⟧:", "", *indented(bracketed(self.example))]
         lines += findings_markdown(self.findings)
         if self.verdict is not None:
             lines += verdict_markdown(self.verdict)
@@ -94,9 +97,11 @@ def data_report(
     rows: TokenizedRows,
     dropped: Sequence[DroppedRow],
     packing: PackingReport,
-    example: RenderedRow | None = None,
+    example: Sequence[Piece] = (),
     read: Sequence[str] = (),
-    cleaning: CleaningLog | None = None,
+    cleaning: dict | None = None,
+    counts: Counts | None = None,
+    changed: Mapping[str, int] | None = None,
     findings: Sequence[Finding] = (),
     verdict: Verdict | None = None,
     in_short: bool = True,
@@ -107,17 +112,22 @@ def data_report(
         rows: kept rows.
         dropped: rows left out, from `tokenize_records`.
         packing: from `packing_report`.
-        example: a row to show, from `ConversationRenderer.render`.
-        read: what was read, from `RecordReader.notes`.
-        cleaning: what the cleaning steps did.
+        example: a row to show, from `token_pieces`.
+        read: what was read and where the rows come from, in words.
+        cleaning: what the cleaning steps did, from `cleaning_values`.
+        counts: what became of the records.
+        changed: rows that do not hold all of their record, by reason.
         findings: from `run_checks`.
         verdict: on the data; None for none.
         in_short: see `DataReport`.
     """
     lengths, supervised = rows.lengths, rows.supervised
+    counts = counts or Counts(len(rows) + len(dropped), len(rows), len(dropped), len(rows))
     tokens, trained = int(lengths.sum()), int(supervised.sum())
     numbers = {
         "read": list(read),
+        "records": dataclasses.asdict(counts),
+        "shortened": dict(changed or {}),
         "rows": len(rows),
         "tokens": tokens,
         "supervised_tokens": trained,
@@ -130,14 +140,15 @@ def data_report(
             reason: {"rows": len(group), "first": [_dropped_name(row) for row in group[:_NAMES_SHOWN]]}
             for reason, group in group_dropped(dropped).items()
         },
-        "cleaning": _cleaning(cleaning or CleaningLog()),
+        "cleaning": cleaning or cleaning_values(CleaningLog()),
         "findings": [finding_values(finding) for finding in findings],
         "verdict": None if verdict is None else verdict_values(verdict),
     }
     return DataReport(numbers, example, tuple(findings), verdict, in_short)
 
 
-def _cleaning(log: CleaningLog) -> dict:
+def cleaning_values(log: CleaningLog) -> dict:
+    """What the cleaning steps did, ready for JSON."""
     changed = [
         {"step": step, "reason": reason, "rows": rows, "first": _first(log, step, reason)}
         for (step, reason), rows in log.changes.items()
@@ -145,7 +156,7 @@ def _cleaning(log: CleaningLog) -> dict:
     return {"rows": log.rows, "kept": log.kept, "dropped_rows": len(log.dropped), "changed": changed}
 
 
-def pieces(row: RenderedRow) -> list[tuple[str, bool]]:
+def pieces(row: RenderedRow) -> list[Piece]:
     """The text of a row in runs of (text, trained), token by token: exactly what the weights say."""
     trained = np.zeros(len(row.text), bool)
     for (start, end), weight in zip(row.offsets.tolist(), row.weights.tolist(), strict=True):
@@ -156,12 +167,36 @@ def pieces(row: RenderedRow) -> list[tuple[str, bool]]:
 
 def highlight(row: RenderedRow) -> Text:
     """The text of a row with its trained part coloured."""
-    return Text.assemble(*((text, _TRAINED_STYLE if trained else "dim") for text, trained in pieces(row)))
+    return coloured(pieces(row))
+
+
+def coloured(runs: Sequence[Piece]) -> Text:
+    """Runs of text, the trained ones coloured."""
+    return Text.assemble(*((text, _TRAINED_STYLE if trained else "dim") for text, trained in runs))
 
 
 def plain_highlight(row: RenderedRow) -> str:
     """The text of a row with its trained parts in ⟦ ⟧."""
-    return "".join(f"⟦{text}⟧" if trained else text for text, trained in pieces(row))
+    return bracketed(pieces(row))
+
+
+def bracketed(runs: Sequence[Piece]) -> str:
+    """Runs of text, the trained ones in ⟦ ⟧."""
+    return "".join(f"⟦{text}⟧" if trained else text for text, trained in runs)
+
+
+def indented(text: str) -> list[str]:
+    """The lines of a text as a Markdown block of code."""
+    return [f"    {line}" for line in text.split("\n")]
+
+
+def token_pieces(tokens: np.ndarray, weights: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+    """Tokens as text, in runs of (text, trained)."""
+    runs = itertools.groupby(zip(weights, tokens, strict=True), key=lambda pair: bool(pair[0] > 0))
+    return [
+        (tokenizer.decode([int(token) for _, token in run], skip_special_tokens=False), trained)
+        for trained, run in runs
+    ]
 
 
 def _first(log: CleaningLog, step: str, reason: str) -> list[str]:
@@ -180,7 +215,9 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
     packing = numbers["packing"]
     return [
         *(("read", note) for note in numbers["read"]),
+        ("records", _account(numbers["records"])),
         ("rows", f"{numbers['rows']:,}"),
+        *((f"shortened, {reason}", f"{count:,}") for reason, count in numbers["shortened"].items()),
         ("tokens", f"{numbers['tokens']:,}"),
         ("supervised tokens", f"{numbers['supervised_tokens']:,} ({numbers['supervised_share']:.1%})"),
         ("tokens a row", _spread(numbers["length_quantiles"])),
@@ -206,6 +243,10 @@ def _packing_by_length(findings: Sequence[dict]) -> list[tuple[str, str]]:
     return [("if rows of the batch had other lengths", ", ".join(shares))] if found else []
 
 
+def _account(counts: dict[str, int]) -> str:
+    return f"{counts['records']:,} = {counts['kept']:,} kept + {counts['dropped']:,} dropped"
+
+
 def _spread(quantiles: dict[str, int]) -> str:
     return ", ".join(f"{name}: {value:,}" for name, value in quantiles.items())
 
@@ -228,7 +269,3 @@ def _names(entry: dict) -> str:
 
 def _dropped_name(row: DroppedRow) -> str:
     return f"{row.id} ({row.detail})" if row.detail else row.id
-
-
-def _indented(row: RenderedRow) -> list[str]:
-    return [f"    {line}" for line in plain_highlight(row).split("\n")]

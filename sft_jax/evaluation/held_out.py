@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from sft_jax.data.conversations import Conversation
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import RowError
-from sft_jax.data.tokenized import tokenize_records
+from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.baselines import with_examples
 from sft_jax.evaluation.held_out_loss import row_losses
 from sft_jax.evaluation.scoring import Outcome, aggregate, score_rows

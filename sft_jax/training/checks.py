@@ -113,6 +113,7 @@ CHECKS: dict[str, Check] = {
     "log.every": _at_least(1),
     "loader.threads": _at_least(0),
     "loader.batches_ahead": _at_least(1),
+    "loader.tokenize_workers": _at_least(-1),
     "profile.start": _at_least(0),
     "profile.steps": _at_least(1),
 }

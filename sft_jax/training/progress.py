@@ -18,7 +18,7 @@ class ProgressBar:
 
         Args:
             title: what goes on.
-            total: how many there are.
+            total: how many there are; 0 where nobody knows.
             done: how many were done before (a resumed run).
             console: by default the terminal.
             enabled: False prints nothing (processes but the first).
@@ -38,7 +38,7 @@ class ProgressBar:
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+            self._task = self._bar.add_task(title, total=total or None, completed=done, note="")
         self._started = self._printed = time.monotonic()
 
     def __enter__(self) -> "ProgressBar":
@@ -61,12 +61,12 @@ class ProgressBar:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
-        if now - self._printed >= _PLAIN_SECONDS or (done >= self._total and not within):
+        if now - self._printed >= _PLAIN_SECONDS or (done >= self._total > 0 and not within):
             rate = (done - self._first) / max(now - self._started, 1e-9)
             left = _clock((self._total - done) / rate) if rate > 0 else "?"
-            self._console.print(
-                f"{self._title} {done}/{self._total} {note} ETA {left}".replace("  ", " "), soft_wrap=True
-            )
+            known = f"{done}/{self._total} {note} ETA {left}"
+            line = f"{self._title} {known if self._total else f'{done} {note} {rate:,.0f}/s'}"
+            self._console.print(line.replace("  ", " "), soft_wrap=True)
             self._printed = now
 
     def __call__(self, done: int, total: int) -> None:

@@ -1,6 +1,7 @@
 """From a config to everything a run needs: data and its plan, model, mesh, state. No side effects but reading."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +12,17 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from sft_jax.data.cache import cache_directory
 from sft_jax.data.checks import CHECKS, Subject, run_checks, verdict
-from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink
+from sft_jax.data.cleaning import Context, Sink
 from sft_jax.data.packing import packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.reading import reading_of
 from sft_jax.data.records import Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer, Masking
-from sft_jax.data.report import DataReport, data_report
-from sft_jax.data.tokenized import TokenizedRows, group_dropped, tokenize_records
+from sft_jax.data.report import DataReport, data_report, token_pieces
+from sft_jax.data.tokenized import TokenizedRows, group_dropped
+from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
@@ -35,6 +38,14 @@ from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimi
 from sft_jax.training.sharding import data_shards, shardings_of
 from sft_jax.training.state import TrainState, canonical_path, split
 from sft_jax.training.step import StepSettings
+from sft_jax.training.train_rows import (
+    CHECKED_RECORDS,
+    ProgressFor,
+    TrainingRecords,
+    rows_key_of,
+    training_findings,
+    training_rows,
+)
 from sft_jax.training.vocabulary import add_new_tokens
 
 Tree = Any
@@ -50,7 +61,7 @@ class Data:
         rows: tokenized training rows.
         plan: their order over the whole run.
         report: what is shown before training.
-        subject: what the checks looked at.
+        subject: what the checks looked at; None where not all of them did.
         held_out_records: conversations kept for measuring; empty where the config names none.
         held_out: their tokens; None where there are none.
         held_out_targets: target slots of a held-out row.
@@ -61,7 +72,7 @@ class Data:
     rows: TokenizedRows
     plan: PackPlan
     report: DataReport
-    subject: Subject
+    subject: Subject | None
     held_out_records: list[Record]
     held_out: TokenizedRows | None
     held_out_targets: int
@@ -92,7 +103,7 @@ def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
 
 def load_data(
     config: ml_collections.ConfigDict,
-    progress: Callable[[str, int], Callable[[int, int], None]] | None = None,
+    progress: ProgressFor | None = None,
     *,
     thorough: bool = False,
     on_change: Sink | None = None,
@@ -101,8 +112,9 @@ def load_data(
 
     Args:
         config: the experiment config.
-        progress: given a title and how many there are, returns a callback (done, in all).
-        thorough: all checks and a verdict, not only the quick checks.
+        progress: given a title and how many there are (0: nobody knows), returns a callback (done, in all).
+        thorough: all checks on all records and a verdict; else the quick checks on the first records, whose findings
+            are kept in the cache like the rows.
         on_change: given every record that cleaning drops or changes, as it was.
     """
     if not config.data.train:
@@ -112,11 +124,13 @@ def load_data(
     held_out_reader, benchmarks = _held_out_reader(config), read_benchmarks(config)
     held_out_read = [] if held_out_reader is None else list(held_out_reader)
     context = Context(held_out_read, [record for records in benchmarks.values() for record in records])
-    reader, log = RecordReader(config.data.train, reading_of(config.data.reading)), CleaningLog(on_change)
-    cleaned = list(Cleaner(config.data.cleaning, context)(lambda: reader, log))
-    records = [record for record in cleaned if isinstance(record, Record)]
-    rows, dropped = tokenize_records(records, renderer, config.data.row_tokens, show("tokenizing", len(records)))
-    dropped = [*reader.dropped, *dropped]
+    records = TrainingRecords(config, context, None if thorough else CHECKED_RECORDS, on_change)
+    compared_with = [(path, epath.Path(path)) for path in config.data.benchmarks]
+    compared_with += held_out_reader.files if held_out_reader else []
+    key = rows_key_of(config, records, renderer, compared_with)
+    cache = cache_directory(config.data.cache) if records.reader.files and not thorough else None
+    tokenized, origin = training_rows(config, records, renderer, show, cache, key)
+    rows = tokenized.rows
     targets = _row_targets(rows, config)
     plan = PackPlan(
         rows,
@@ -128,9 +142,10 @@ def load_data(
         max_segments=config.data.max_segments_per_row,
     )
     held_out = _held_out(config, renderer, held_out_reader, held_out_read)
-    subject = subject_of(config, renderer, records, rows, dropped, held_out["held_out_records"], benchmarks)
+    subject = _subject(config, renderer, records, tokenized, held_out["held_out_records"], benchmarks, thorough)
     checks = sum(check.quick or thorough for check in CHECKS.values())
-    findings = run_checks(subject, show("checking", checks), quick=not thorough)
+    look = lambda: run_checks(subject(), show("checking", checks), quick=not thorough)
+    findings = look() if thorough else training_findings(cache, key, compared_with, look)
     packing = packing_report(
         rows,
         row_tokens=config.data.row_tokens,
@@ -140,19 +155,39 @@ def load_data(
         max_segments=config.data.max_segments_per_row,
         bins=plan.first_epoch,
     )
-    first = next(record for record in records if record.id == rows.ids[0])
     report = data_report(
         rows,
-        [*log.dropped, *dropped],
+        tokenized.dropped,
         packing,
-        renderer.render_many([first.example], config.data.row_tokens)[0][0],
-        read=reader.notes,
-        cleaning=log,
+        token_pieces(*rows.row(0), renderer.tokenizer),
+        read=[*tokenized.notes["read"], origin, *_what_is_checked(tokenized.counts.records, thorough)],
+        cleaning=tokenized.notes["cleaning"],
+        counts=tokenized.counts,
+        changed=tokenized.changed,
         findings=findings,
-        verdict=verdict(subject, findings) if thorough else None,
+        verdict=verdict(subject(), findings) if thorough else None,
         in_short=not thorough,
     )
-    return Data(renderer, rows, plan, report, subject, **held_out)
+    return Data(renderer, rows, plan, report, subject() if thorough else None, **held_out)
+
+
+def _subject(config, renderer, records, tokenized, held_out, benchmarks, thorough) -> Callable[[], Subject]:
+    """What checks look at, made when they do: all records, or the first of them with their rows."""
+
+    @functools.cache
+    def make() -> Subject:
+        first = records.read_first()
+        rows, cleaned = tokenized.rows.of_first(first), set(records.log.dropped)
+        dropped = [row for row in tokenized.dropped if row not in cleaned] if thorough else ()
+        return subject_of(config, renderer, first, rows, dropped, held_out, benchmarks)
+
+    return make
+
+
+def _what_is_checked(records: int, thorough: bool) -> list[str]:
+    if thorough or records <= CHECKED_RECORDS:
+        return []
+    return [f"checked: the first {CHECKED_RECORDS:,} records; python -m sft_jax.preview looks at all"]
 
 
 def _held_out_reader(config: ml_collections.ConfigDict) -> RecordReader | None:

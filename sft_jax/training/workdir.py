@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "execution",
     "batch.micro_batches",
     "data.fail_on",
+    "data.cache",
     "profile",
     "log",
     "loader",

@@ -11,7 +11,7 @@ from sft_jax.data.conversations import Chat
 from sft_jax.data.packing import packing_report
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.report import data_report, highlight, plain_highlight
+from sft_jax.data.report import cleaning_values, data_report, highlight, pieces, plain_highlight
 from sft_jax.data.tokenized import DroppedRow, TokenizedRows
 
 FINDINGS = (
@@ -23,7 +23,7 @@ FINDINGS = (
 VERDICT = Verdict("clean_first", (Reason("3 held-out | rows", "clean_first"), Reason("9 rows", "tune")))
 
 
-def make_report(example=None, dropped=(), **more):
+def make_report(example=(), dropped=(), **more):
     rows = TokenizedRows.from_rows([(range(4), [0, 0, 1, 1]), (range(6), [0, 0, 0, 0, 1, 1])], ["a", "b"])
     return data_report(rows, list(dropped), packing_report(rows, row_tokens=10, row_targets=8), example, **more)
 
@@ -54,7 +54,7 @@ def test_numbers():
 
 def test_terminal_and_markdown(chatml_tokenizer, chat):
     row = ConversationRenderer(chatml_tokenizer).render(chat("user: [red]a|b[/red]", "assistant: Hello!"))
-    report = make_report(row, [DroppedRow("d:1", "nothing | to train on")])
+    report = make_report(pieces(row), [DroppedRow("d:1", "nothing | to train on")])
     text = shown(report)
     assert "4 (40.0%)" in text
     assert "1 x nothing | to train on" in text
@@ -101,7 +101,7 @@ def test_what_cleaning_changed(chat):
     for n in range(7):
         record = Record(f"t:{n}", Chat(chat("user: a", "assistant: b")), {})
         log.note_change(record, "strip", "shorter")
-    report = make_report(cleaning=log)
+    report = make_report(cleaning=cleaning_values(log))
     (entry,) = report.numbers["cleaning"]["changed"]
     assert entry == {"step": "strip", "reason": "shorter", "rows": 7, "first": [f"t:{n}" for n in range(5)]}
     assert "7 x shorter" in shown(report)

@@ -8,7 +8,8 @@ import pytest
 from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import DroppedRow, NoRowsError, TokenizedRows, group_dropped, tokenize_records
+from sft_jax.data.tokenized import DroppedRow, TokenizedRows, group_dropped
+from sft_jax.data.tokenizing import NoRowsError, tokenize_records
 
 
 @pytest.fixture

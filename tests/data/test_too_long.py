@@ -7,7 +7,7 @@ from sft_jax.data.masking import Masking
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer, RowError
 from sft_jax.data.report import plain_highlight
-from sft_jax.data.tokenized import tokenize_records
+from sft_jax.data.tokenizing import tokenize_records
 
 SYSTEM, HI, HO = Message("system", "S"), Message("user", "Hi"), Message("assistant", "Ho")
 LONG = Chat((SYSTEM, HI, HO, HI, HO._replace(content="Hey"), HI._replace(content="Bye"), HO._replace(content="Ciao")))

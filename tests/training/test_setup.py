@@ -53,7 +53,7 @@ def test_training_rows_are_cleaned(tmp_path):
     for path in (config.data.train, config.data.held_out):
         Path(path).write_text("\n".join(lines))
     data = load_data(config)
-    assert data.rows.ids == ["train.jsonl:1"]
+    assert list(data.rows.ids) == ["train.jsonl:1"]
     assert data.report.numbers["dropped"] == {
         "drop_exact_duplicates: the same as a row before it": {
             "rows": 3,

@@ -39,7 +39,8 @@ def saved(path: epath.Path, reading: Reading) -> Source:
     elif reading.split:
         raise RecordError(f"{path}: has no splits; leave --config.data.reading.split empty.")
     where = str(path)
-    return Source(name, where, "saved data set", functools.partial(_rows, found, where))
+    files = tuple(sorted((file for file in path.glob("**/*") if file.is_file()), key=str))
+    return Source(name, where, "saved data set", functools.partial(_rows, found, where), files)
 
 
 def hub(name: str, reading: Reading) -> Source:
@@ -70,7 +71,8 @@ def hub(name: str, reading: Reading) -> Source:
             f"{' '.join(str(error).split())}"
         ) from error
     where = f"{name}/{split}"
-    return Source(where, where, "data set of the hub", functools.partial(_rows, found, where))
+    files = () if reading.streaming else tuple(epath.Path(entry["filename"]) for entry in found.cache_files)
+    return Source(where, where, "data set of the hub", functools.partial(_rows, found, where), files)
 
 
 def chosen_split(split: str, splits: list[str], where: str) -> str:

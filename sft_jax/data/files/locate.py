@@ -111,4 +111,4 @@ def _file_source(path: epath.Path, name: str, reading: Reading) -> Source:
         with opened(path) as stream:
             yield from kind.rows(stream, str(path))
 
-    return Source(name, str(path), kind.title, rows)
+    return Source(name, str(path), kind.title, rows, (path,))

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from etils import epath
+
 from sft_jax.data.reading import RecordError
 
 
@@ -29,12 +31,14 @@ class Source:
         title: what it was taken for ("JSONL"), shown to people.
         rows: reads them from the beginning, in memory that does not grow with their number where the container allows
             it; raises RecordError for what is wrong with the whole file.
+        files: whose bytes decide what the rows are; empty where none on this machine or in a bucket do.
     """
 
     name: str
     where: str
     title: str
     rows: Callable[[], Iterator[Row]]
+    files: tuple[epath.Path, ...] = ()
 
 
 def without_blank_end(rows: Iterator[Row | int], where: str) -> Iterator[Row]:

@@ -12,7 +12,8 @@ from sft_jax.data.checks.vocabulary import token_bytes, vocabulary
 from sft_jax.data.conversations import Chat, Message, Segment, Segments
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import DroppedRow, TokenizedRows, tokenize_records
+from sft_jax.data.tokenized import DroppedRow, TokenizedRows
+from sft_jax.data.tokenizing import tokenize_records
 
 END = 9
 

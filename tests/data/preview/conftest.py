@@ -6,7 +6,7 @@ from sft_jax.data.checks import Subject
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import tokenize_records
+from sft_jax.data.tokenizing import tokenize_records
 
 
 @pytest.fixture(scope="session")

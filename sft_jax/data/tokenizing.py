@@ -1,0 +1,159 @@
+"""Tokenizing: records as rows of tokens, a chunk at a time; nothing disappears unnamed.
+
+The step between rendering and tokenized rows. Every record ends as rows or as dropped, and the sums are checked.
+"""
+
+import collections
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sft_jax.data.records import Record, RecordError
+from sft_jax.data.rendering import ConversationRenderer, RenderedRow, RowError
+from sft_jax.data.tokenized import Counts, DroppedRow, Tokenized, TokenizedRows, group_dropped
+
+ROWS_PER_CALL = 256  # records handed to the tokenizer at once: enough to amortise the call, small for progress
+
+
+class NoRowsError(ValueError):
+    """Every row was dropped, so there is nothing to train on. The message lists the reasons."""
+
+
+def tokenize_chunk(
+    records: Sequence[Record | DroppedRow], renderer: ConversationRenderer, max_tokens_per_row: int
+) -> Tokenized:
+    """Tokens and weights of a few records; what is dropped already stays dropped.
+
+    The weight of a record is multiplied into those of its tokens.
+
+    Raises:
+        RecordError: the weight of a record is negative or not finite.
+        ValueError: a row is too long, and the masking makes that an error.
+        RuntimeError: a record that the renderer fails on.
+    """
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    names: list[tuple[str, str, str]] = []
+    dropped: list[DroppedRow] = []
+    changed: collections.Counter[str] = collections.Counter()
+    kept_records = dropped_records = 0
+    for record, found in zip(records, _outcomes(records, renderer, max_tokens_per_row), strict=True):
+        if isinstance(found, DroppedRow):
+            dropped.append(found)
+            dropped_records += 1
+            continue
+        for row in found:
+            pairs.append((row.tokens, row.weights * np.float32(record.weight)))
+            names.append((record.id, record.group, record.source))
+            changed[row.changed.partition(":")[0]] += bool(row.changed)
+        kept_records += bool(found)
+    ids, groups, sources = zip(*names, strict=True) if names else ((), (), ())
+    rows = TokenizedRows.from_rows(pairs, ids, groups, sources)
+    counts = Counts(len(records), kept_records, dropped_records, len(rows))
+    return Tokenized(rows, dropped, counts, dict(+changed))
+
+
+def _outcomes(
+    records: Sequence[Record | DroppedRow], renderer: ConversationRenderer, max_tokens_per_row: int
+) -> list[list[RenderedRow] | DroppedRow]:
+    """The rows of each record, or why there are none."""
+    outcomes = [record if isinstance(record, DroppedRow) else _weightless(record) for record in records]
+    waiting = [record for record, outcome in zip(records, outcomes, strict=True) if outcome is None]
+    rendered = iter(zip(waiting, _render(waiting, renderer, max_tokens_per_row), strict=True))
+    for number, outcome in enumerate(outcomes):
+        if outcome is None:
+            record, found = next(rendered)
+            outcomes[number] = _dropped(record, found) if isinstance(found, RowError) else found
+    return outcomes
+
+
+def _dropped(record: Record, error: RowError) -> DroppedRow:
+    """Raises ValueError where the run is to stop."""
+    if error.stops:
+        raise ValueError(f"{record.id}: {error}")
+    return DroppedRow(record.id, error.reason, error.detail)
+
+
+def _weightless(record: Record) -> DroppedRow | None:
+    """A record of weight 0 is dropped; None for others.
+
+    Raises:
+        RecordError: the weight makes no sense.
+    """
+    if not (math.isfinite(record.weight) and record.weight >= 0):
+        raise RecordError(f"{record.id}: the weight of a row must be finite and not negative, got {record.weight}.")
+    return DroppedRow(record.id, "weight 0") if record.weight == 0 else None
+
+
+def _render(
+    records: Sequence[Record], renderer: ConversationRenderer, max_tokens_per_row: int
+) -> list[list[RenderedRow] | RowError]:
+    """All at once; where that fails, one by one, to name the record it fails on."""
+    try:
+        return renderer.render_many([record.example for record in records], max_tokens_per_row)
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        for record in records:
+            _render_named(record, renderer, max_tokens_per_row)
+        raise error
+
+
+def _render_named(record: Record, renderer: ConversationRenderer, max_tokens_per_row: int) -> None:
+    try:
+        renderer.render_many([record.example], max_tokens_per_row)
+    except ValueError as error:
+        raise ValueError(f"{record.id}: {error}") from error
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        raise RuntimeError(f"{record.id}: rendering fails ({type(error).__name__}: {error})") from error
+
+
+def tokenize_records(
+    records: Sequence[Record],
+    renderer: ConversationRenderer,
+    max_tokens_per_row: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[TokenizedRows, list[DroppedRow]]:
+    """Tokens and weights of records that lie in memory; what cannot be used is dropped and named.
+
+    Args:
+        records: from `read_records`.
+        renderer: the chat template and tokenizer of the model.
+        max_tokens_per_row: the longest a row may be; the renderer's masking says what becomes of longer ones.
+        progress: called with (records done, records in all) now and then.
+
+    Returns:
+        The kept rows in the order of the records, and the dropped rows; together exactly as many as `records`.
+
+    Raises:
+        NoRowsError: all rows were dropped.
+        ValueError: a row is too long, and the masking makes that an error.
+    """
+    parts = []
+    for start in range(0, len(records), ROWS_PER_CALL):
+        chunk = records[start : start + ROWS_PER_CALL]
+        parts.append(tokenize_chunk(chunk, renderer, max_tokens_per_row))
+        if progress is not None:
+            progress(start + len(chunk), len(records))
+    rows = _joined([part.rows for part in parts])
+    sum((part.counts for part in parts), Counts()).check(len(records), len(rows))
+    dropped = [row for part in parts for row in part.dropped]
+    if not len(rows):
+        raise NoRowsError(nothing_left(len(records), dropped))
+    return rows, dropped
+
+
+def _joined(parts: Sequence[TokenizedRows]) -> TokenizedRows:
+    pairs = [part.row(index) for part in parts for index in range(len(part))]
+    columns = [[(part.ids, part.groups, part.sources)[number] for part in parts] for number in range(3)]
+    return TokenizedRows.from_rows(pairs, *(list(itertools.chain(*column)) for column in columns))
+
+
+def nothing_left(count: int, dropped: Sequence[DroppedRow]) -> str:
+    """Why no row is left, in words."""
+    if not count:
+        return "There are no records to train on."
+    lines = [f"All {count} rows were dropped, nothing is left to train on:"]
+    for reason, rows in group_dropped(dropped).items():
+        first = f"{rows[0].id}, {rows[0].detail}" if rows[0].detail else rows[0].id
+        lines.append(f"  {len(rows)} x {reason} (first: {first})")
+    return "\n".join(lines)

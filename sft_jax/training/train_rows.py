@@ -1,0 +1,146 @@
+"""The training rows of a config: from the cache, or streamed from the files through cleaning and tokenization.
+
+Serves `load_data` (setup.py). However many records there are, few are in memory: the first ones, which the checks at
+the start of a run look at.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from sft_jax.data.cache import cached_json, cached_rows
+from sft_jax.data.cache_key import NOT_IN_ROWS, code_digest, file_digest, rows_key
+from sft_jax.data.checks import Finding, Place
+from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink
+from sft_jax.data.reading import reading_of
+from sft_jax.data.records import DroppedRow, Record, RecordReader
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.report import cleaning_values
+from sft_jax.data.row_store import RowStoreWriter
+from sft_jax.data.streaming import write_rows
+from sft_jax.data.tokenized import Tokenized
+from sft_jax.data.workers import worker_count
+
+ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all; 0: unknown) -> callback (done, in all)
+
+CHECKED_RECORDS = 20_000  # that checks at the start of a run look at: so many take some 60 MB
+
+
+class TrainingRecords:
+    """The training records of a config, one after the other, as cleaning leaves them.
+
+    Iterating reads from the beginning; rows that are dropped on the way come too, as such.
+
+    Attributes:
+        reader: of the files.
+        log: what cleaning did in the latest pass.
+        first: the first records of the latest pass.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        context: Context,
+        keep: int | None = CHECKED_RECORDS,
+        on_change: Sink | None = None,
+    ):
+        """Finds the files.
+
+        Args:
+            config: the experiment config.
+            context: what cleaning steps compare with.
+            keep: how many records stay in memory; None: all.
+            on_change: given every record that cleaning drops or changes, as it was.
+
+        Raises:
+            RecordError: there is nothing to read.
+        """
+        self.reader = RecordReader(config.data.train, reading_of(config.data.reading))
+        self._cleaner = Cleaner(config.data.cleaning, context)
+        self._keep, self._on_change = keep, on_change
+        self.log, self.first = CleaningLog(), []
+
+    def __iter__(self) -> Iterator[Record | DroppedRow]:
+        self.log, self.first = CleaningLog(self._on_change), []
+        for record in self._cleaner(lambda: self.reader, self.log):
+            if isinstance(record, Record) and (self._keep is None or len(self.first) < self._keep):
+                self.first.append(record)
+            yield record
+        yield from self.reader.dropped
+
+    def read_first(self) -> Sequence[Record]:
+        """The first records, read again if there was no pass."""
+        if not self.first:
+            for record in self:
+                if len(self.first) == self._keep:
+                    break
+                del record
+        return self.first
+
+
+def training_rows(
+    config: ml_collections.ConfigDict,
+    records: TrainingRecords,
+    renderer: ConversationRenderer,
+    show: ProgressFor,
+    cache: Path | None,
+    key: dict[str, Any],
+) -> tuple[Tokenized, str]:
+    """The rows of the records, and in words where they come from.
+
+    Args:
+        config: the experiment config.
+        records: the training records; not read if their rows are in the cache.
+        renderer: the chat template and tokenizer.
+        show: makes a progress callback.
+        cache: directory of the cache; None for none.
+        key: from `rows_key_of`.
+    """
+
+    def write(writer: RowStoreWriter) -> Mapping[str, Any]:
+        workers = worker_count(config.loader.tokenize_workers)
+        write_rows(writer, records, renderer, config.data.row_tokens, workers, show("tokenizing", 0))
+        writer.check(records.reader.rows)
+        return {"read": records.reader.notes, "cleaning": cleaning_values(records.log)}
+
+    waiting = lambda: show("waiting for a process that tokenizes the same data", 0)
+    return cached_rows(cache, key, write, waiting)
+
+
+def rows_key_of(
+    config: ml_collections.ConfigDict,
+    records: TrainingRecords,
+    renderer: ConversationRenderer,
+    compared_with: Sequence[tuple[str, epath.Path]],
+) -> dict[str, Any]:
+    """What the training rows depend on.
+
+    Args:
+        config: the experiment config.
+        records: the training records.
+        renderer: the chat template and tokenizer.
+        compared_with: files of other rows that cleaning steps may look at.
+    """
+    options = {name: value for name, value in config.data.to_dict().items() if name not in NOT_IN_ROWS}
+    key = rows_key(records.reader.files, renderer, options)
+    return key | {"compared_with": _digests(compared_with) if config.data.cleaning else []}
+
+
+def training_findings(
+    cache: Path | None,
+    rows_key: dict[str, Any],
+    compared_with: Sequence[tuple[str, epath.Path]],
+    check: Callable[[], list[Finding]],
+) -> list[Finding]:
+    """What the quick checks find, looked for once for the same rows, held-out rows and benchmarks."""
+    key = {"rows": rows_key, "compared_with": _digests(compared_with), "code": code_digest(without=())}
+    found = cached_json(cache, key, lambda: [dataclasses.asdict(finding) for finding in check()])
+    return [Finding(**values | {"examples": tuple(Place(*place) for place in values["examples"])}) for values in found]
+
+
+def _digests(files: Sequence[tuple[str, epath.Path]]) -> list[list[str]]:
+    return [[name, file_digest(file)] for name, file in files]
