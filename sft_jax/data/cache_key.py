@@ -27,6 +27,7 @@ LATER = (
     "best_fit.py",
     "bins.py",
     "checks",
+    "findings_report.py",
     "first_fit.py",
     "packing.py",
     "plan.py",

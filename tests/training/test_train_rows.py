@@ -1,0 +1,131 @@
+"""Training rows of a config: made once, read again from the cache, few records in memory."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sft_jax.data.records import RecordReader
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenized import DroppedRow
+from sft_jax.training import setup, train_rows
+from sft_jax.training.setup import load_data
+from tests import tiny
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """How often records are read and rendered."""
+    calls = {"passes": 0, "rendered": 0}
+    iterate, render = RecordReader.__iter__, ConversationRenderer.render_many
+
+    def counted_iterate(self):
+        calls["passes"] += 1
+        return iterate(self)
+
+    def counted_render(self, *arguments):
+        calls["rendered"] += 1
+        return render(self, *arguments)
+
+    monkeypatch.setattr(RecordReader, "__iter__", counted_iterate)
+    monkeypatch.setattr(ConversationRenderer, "render_many", counted_render)
+    return calls
+
+
+def config(root, **overrides):
+    return tiny.config(root, **{"data.cache": str(root / "cache"), "data.held_out": "", **overrides})
+
+
+def test_the_second_run_reads_and_renders_nothing(tmp_path, count):
+    first = load_data(config(tmp_path))
+    assert count == {"passes": 1, "rendered": 1}
+    second = load_data(config(tmp_path))
+    assert count == {"passes": 1, "rendered": 1}
+    assert first.fingerprints() == second.fingerprints()
+    np.testing.assert_array_equal(first.rows.tokens, second.rows.tokens)
+    numbers = [data.report.numbers | {"read": data.report.numbers["read"][:1]} for data in (first, second)]
+    assert numbers[0] == numbers[1]
+    assert "from the cache" in second.report.numbers["read"][1]
+    assert second.report.example == first.report.example
+
+
+def test_the_cache_changes_no_number(tmp_path):
+    cached, plain = load_data(config(tmp_path)), load_data(config(tmp_path, **{"data.cache": ""}))
+    assert cached.fingerprints() == plain.fingerprints()
+    assert cached.report.findings == plain.report.findings
+
+
+CHANGES = {
+    "data.row_tokens": 64,
+    "data.cleaning": ("strip_whitespace",),
+    "data.masking.train_on": "last",
+    "data.reading.system": "Be brief.",
+}
+
+
+def test_options_that_rows_depend_on_make_other_entries(tmp_path, count):
+    for number, (name, value) in enumerate([("data.packing", "none"), *CHANGES.items()], 1):
+        load_data(config(tmp_path, **{name: value}))
+        assert count["rendered"] == number, name
+    load_data(config(tmp_path, **{"data.packing": "first_fit", "loader.tokenize_workers": 0}))
+    assert count["rendered"] == 1 + len(CHANGES)  # rows do not depend on those
+
+
+def test_changed_bytes_of_the_same_size_and_time_are_seen(tmp_path):
+    made = config(tmp_path)
+    before, file = load_data(made), Path(made.data.train)
+    times = file.stat()
+    file.write_text(file.read_text().replace("red", "der"))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load_data(made).fingerprints() != before.fingerprints()
+
+
+def test_findings_are_looked_for_again_where_held_out_rows_change(tmp_path, count):
+    made = config(tmp_path, **{"data.held_out": str(tmp_path / "held_out.jsonl")})
+    load_data(made)
+    passes = count["passes"]
+    load_data(made)
+    assert count["passes"] == passes + 1  # of the held-out rows
+    held_out = Path(made.data.held_out)
+    held_out.write_text(held_out.read_text() + Path(made.data.train).read_text().split("\n")[0] + "\n")
+    with_overlap = load_data(made)
+    assert "exact_overlap" in [finding.check for finding in with_overlap.report.findings]
+
+
+def test_few_records_are_kept_for_the_checks(tmp_path, monkeypatch):
+    for module in (setup, train_rows):
+        monkeypatch.setattr(module, "CHECKED_RECORDS", 5)
+    made = config(tmp_path)
+    Path(made.data.train).write_text('{"prompt": "a", "completion": "b"}\n' * 40)
+    data = load_data(made)
+    duplicates = next(finding for finding in data.report.findings if finding.check == "exact_duplicates")
+    assert duplicates.count == 4  # of the five
+    assert "checked: the first 5 records; python -m sft_jax.preview looks at all" in data.report.numbers["read"]
+    assert data.subject is None
+    assert len(load_data(made, thorough=True).subject.records) == 40
+
+
+def test_what_cannot_be_read_is_among_the_dropped_rows(tmp_path):
+    made = config(tmp_path, **{"data.reading.on_bad_row": "drop"})
+    file = Path(made.data.train)
+    file.write_text(file.read_text() + '{"prompt": 3, "completion": "b"}\n')
+    for _ in range(2):
+        data = load_data(made)
+        assert data.report.numbers["records"] == {"records": 49, "kept": 48, "dropped": 1, "rows": 48}
+        assert data.report.numbers["dropped_rows"] == 1
+        assert list(data.report.numbers["dropped"]) == ["not a valid row"]
+    assert isinstance(load_data(made, thorough=True).subject.dropped[0], DroppedRow)
+
+
+def test_weights_of_rows(tmp_path):
+    """Multiplied into those of tokens; 0 drops the row."""
+    made = config(tmp_path, **{"data.reading.weight_column": "w"})
+    lines = [f'{{"prompt": "a", "completion": "{n}", "w": {weight}}}' for n, weight in enumerate((1, 0.5, 0))]
+    Path(made.data.train).write_text("\n".join(lines))
+    data = load_data(made)
+    assert [weights.max() for _, weights in map(data.rows.row, range(2))] == [1, 0.5]
+    assert list(data.report.numbers["dropped"]) == ["weight 0"]
+    Path(made.data.train).write_text(lines[0].replace("1}", "-1}"))
+    with pytest.raises(ValueError, match=r"train\.jsonl:1.*-1"):
+        load_data(made)
