@@ -30,7 +30,7 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
     config = config.copy_and_resolve_references().unlock()
     config.model.source = tiny_config.model.source
     config.data.train, config.data.held_out = tiny_config.data.train, tiny_config.data.held_out
-    config.data.row_tokens = 128
+    config.data.row_tokens, config.data.cache = 128, ""
     config.batch.rows = 8
     config.duration = "1 steps"
     config.evaluation.sample_tokens = min(config.evaluation.sample_tokens, 4)

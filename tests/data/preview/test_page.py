@@ -11,7 +11,7 @@ from sft_jax.data.packing import packing_report
 from sft_jax.data.preview.page import embedded_json, page_html
 from sft_jax.data.preview.selection import select_rows
 from sft_jax.data.records import DroppedRow
-from sft_jax.data.report import data_report
+from sft_jax.data.report import cleaning_values, data_report
 
 EVIL = "</script><script>alert('x')</script><!-- <img src=x onerror=alert(1)> & \u2028 \"'`${x}"
 
@@ -57,7 +57,7 @@ def page(renderer, record, subject):
         made.rows,
         [dropped],
         packing_report(made.rows, row_tokens=1000, row_targets=1000),
-        cleaning=log,
+        cleaning=cleaning_values(log),
         findings=[finding],
         verdict=Verdict("clean_first", (Reason(EVIL, "clean_first"),)),
     )
