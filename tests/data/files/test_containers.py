@@ -81,7 +81,10 @@ FILES = [  # (name, content, what it is taken for, numbers of its rows)
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "title", "numbers"), FILES)
+# Names of their own: compressed bytes hold the time, and workers must agree on the names of tests.
+@pytest.mark.parametrize(
+    ("name", "content", "title", "numbers"), FILES, ids=[f"{name} {number}" for number, (name, *_) in enumerate(FILES)]
+)
 @pytest.mark.parametrize("place", ["disk", "bucket"])
 def test_the_same_rows(tmp_path, name, content, title, numbers, place):
     folder = tmp_path if place == "disk" else buckets.empty("rows")
