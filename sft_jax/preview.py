@@ -19,6 +19,9 @@ _OUT = flags.DEFINE_string("out", None, "Directory for index.html and report.jso
 _WRITE = flags.DEFINE_string("write", None, "Directory to make, of the cleaned rows and of those dropped and changed.")
 _FORCE = flags.DEFINE_bool("force", False, "Replace what an earlier --write made.")
 _FAIL_ON = flags.DEFINE_enum("fail_on", "error", ["error", "warning", "never"], "Findings that give exit status 3.")
+_EARLIER_RUNS = flags.DEFINE_multi_string(
+    "earlier_run", [], "Directory of a run on part of the data, for the verdict: repeat the flag for each."
+)
 _ROWS = flags.DEFINE_integer("rows", 2000, "Most rows on the page.", lower_bound=1)
 
 _STATUS_OF_FINDINGS = 3
@@ -43,7 +46,7 @@ def main(_: list[str]) -> None:
     if _WRITE.value:
         check_free(epath.Path(_WRITE.value), _FORCE.value)
     with ProgressBars(console) as progress:
-        inspection = inspect_data(config, progress)
+        inspection = inspect_data(config, progress, _EARLIER_RUNS.value)
         page = preview_page(inspection, config, _ROWS.value, progress) if _OUT.value else ""
     report = inspection.data.report
     if _WRITE.value:

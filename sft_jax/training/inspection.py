@@ -4,7 +4,7 @@ What `python -m sft_jax.preview` shows and writes.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_collections
 
@@ -13,6 +13,7 @@ from sft_jax.data.preview.page import page_html
 from sft_jax.data.preview.selection import select_rows
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
+from sft_jax.training.earlier_runs import curve_of_runs
 from sft_jax.training.setup import Data, load_data
 
 Progress = Callable[[str, int], Callable[[int, int], None]]
@@ -46,19 +47,25 @@ class Inspection:
         return [*self.removed, *later]
 
 
-def inspect_data(config: ml_collections.ConfigDict, progress: Progress) -> Inspection:
+def inspect_data(config: ml_collections.ConfigDict, progress: Progress, earlier_runs: Sequence[str] = ()) -> Inspection:
     """Reads, cleans, tokenizes and checks.
 
+    Args:
+        config: of which experiment.
+        progress: as for `load_data`.
+        earlier_runs: directories of runs on parts of the data; see `curve_of_runs`.
+
     Raises:
-        ValueError: bad config or bad data; names the flag, or the file and row.
+        ValueError: bad config, bad data or no such runs; names the flag, or the file and row.
     """
+    curve = curve_of_runs(earlier_runs)
     removed: list[tuple[Record, DroppedRow]] = []
     changed: list[tuple[Record, Changed]] = []
 
     def keep(record: Record, noted: DroppedRow | Changed) -> None:
         (removed if isinstance(noted, DroppedRow) else changed).append((record, noted))
 
-    data = load_data(config, progress, thorough=True, on_change=keep)
+    data = load_data(config, progress, thorough=True, on_change=keep, curve=curve)
     return Inspection(data, removed, changed)
 
 

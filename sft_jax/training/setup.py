@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from sft_jax.data.cache import cache_directory
-from sft_jax.data.checks import CHECKS, Subject, run_checks, verdict
+from sft_jax.data.checks import CHECKS, LearningCurve, Subject, run_checks, verdict
 from sft_jax.data.cleaning import Context, Sink
 from sft_jax.data.packing import packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan
@@ -107,6 +107,7 @@ def load_data(
     *,
     thorough: bool = False,
     on_change: Sink | None = None,
+    curve: LearningCurve | None = None,
 ) -> Data:
     """Reads, cleans, renders, tokenizes, checks and plans.
 
@@ -116,6 +117,7 @@ def load_data(
         thorough: all checks on all records and a verdict; else the quick checks on the first records, whose findings
             are kept in the cache like the rows.
         on_change: given every record that cleaning drops or changes, as it was.
+        curve: what earlier runs say of more data, for the verdict.
     """
     if not config.data.train:
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
@@ -165,7 +167,7 @@ def load_data(
         counts=tokenized.counts,
         changed=tokenized.changed,
         findings=findings,
-        verdict=verdict(subject(), findings) if thorough else None,
+        verdict=verdict(subject(), findings, curve) if thorough else None,
         in_short=not thorough,
     )
     return Data(renderer, rows, plan, report, subject() if thorough else None, **held_out)

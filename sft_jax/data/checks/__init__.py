@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sft_jax.data.checks.agreement import agreement
 from sft_jax.data.checks.answers import boilerplate, empty_answers, one_word_answers, repeated_answers
 from sft_jax.data.checks.balance import group_balance, label_balance
 from sft_jax.data.checks.duplicates import contradictions, exact_duplicates
@@ -75,6 +76,7 @@ CHECKS: dict[str, Check] = {
     "near_duplicates": Check(near_duplicates, Grave(0.05, NEVER)),
     # Right where a question has many answers; the check cannot know.
     "contradictions": Check(contradictions, Grave(ANY, NEVER), quick=True),
+    "agreement": Check(agreement, Grave(0.2, NEVER)),
     # Shares of labels, for those with few rows.
     "label_balance": Check(label_balance, Grave(ANY, NEVER)),
     "group_balance": Check(group_balance, Grave(ANY, NEVER)),

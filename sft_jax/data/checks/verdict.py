@@ -173,14 +173,12 @@ def _conflicts(subject: Subject, findings: Sequence[Finding]) -> Iterator[Reason
 
 
 def _agreement(findings: Sequence[Finding]) -> Iterator[Reason]:
-    kappa = _numbers(findings, "agreement").get("kappa")
-    if kappa is None:
-        return
-    if kappa < THRESHOLDS.agreement:
-        text = f"annotators agree with kappa {kappa:.2f}, below {THRESHOLDS.agreement}: the task is not clear to people"
-        yield Reason(text, "clean_first")
-    else:
-        yield Reason(f"annotators agree with kappa {kappa:.2f}", "tune")
+    for numbers in (finding.numbers for finding in findings if finding.check == "agreement"):
+        agreed = f"annotators of {numbers['question']!r} agree with kappa {numbers['kappa']:.2f}"
+        if numbers["kappa"] < THRESHOLDS.agreement:
+            yield Reason(f"{agreed}, below {THRESHOLDS.agreement}: the task is not clear to people", "clean_first")
+        else:
+            yield Reason(agreed, "tune")
 
 
 def _measurable(subject: Subject, findings: Sequence[Finding]) -> Iterator[Reason]:
