@@ -95,3 +95,23 @@ def test_the_page_says_what_was_changed(tmp_path):
     silent = lambda title, count: lambda done, in_all: None
     page = preview_page(inspect_data(config, silent), config, 10, silent)
     assert '"note":"strip_whitespace: whitespace at the ends removed"' in page
+
+
+def test_earlier_runs_are_weighed(tmp_path):
+    runs = []
+    for rows, loss in ((10, 3.0), (20, 2.0)):
+        runs.append(tmp_path / f"run{rows}")
+        runs[-1].mkdir()
+        line = {"step": 1, "progress/examples": rows, "progress/epochs": 1.0, "held_out/nll": loss}
+        (runs[-1] / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        (runs[-1] / "environment.json").write_text('{"fingerprints": {}}')
+    silent = lambda title, count: lambda done, in_all: None
+    inspection = inspect_data(tiny.config(tmp_path), silent, runs)
+    reasons = [reason.text for reason in inspection.data.report.verdict.reasons]
+    assert any("3.000 at 10 rows, 2.000 at 20 rows" in reason for reason in reasons)
+
+
+def test_a_directory_that_is_no_run(data, tmp_path):
+    done = preview(*data, f"--earlier_run={tmp_path}")
+    assert done.returncode == 1
+    assert f"{tmp_path}: there is no metrics.jsonl" in done.stderr

@@ -35,7 +35,7 @@ def two_people():
     [
         (two_people(), "Cohen", 0.4, 15, {"no / yes": 15}),
         ([task(1, ann="a", bob="a"), task(2, ann="b", bob="b")], "Cohen", 1.0, 0, {}),
-        # Two labels on one row, three on the other: (1 + 1/3) / 2 of pairs agree, 3/5 a and 2/5 b by chance: (2/3 - 13/25) / (12/25).
+        # Two labels on one row, three on the other: (1 + 1/3) / 2 of pairs agree, 3/5 a and 2/5 b by chance.
         ([task(1, ann="a", bob="a"), task(2, ann="a", bob="b", cy="b")], "Fleiss", 11 / 36, 1, {"a / b": 2}),
     ],
 )  # fmt: skip
