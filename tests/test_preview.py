@@ -106,7 +106,7 @@ def test_earlier_runs_are_weighed(tmp_path):
         (runs[-1] / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         (runs[-1] / "environment.json").write_text('{"fingerprints": {}}')
     silent = lambda title, count: lambda done, in_all: None
-    inspection = inspect_data(tiny.config(tmp_path), silent, runs)
+    inspection = inspect_data(tiny.config(tmp_path), silent, [str(run) for run in runs])
     reasons = [reason.text for reason in inspection.data.report.verdict.reasons]
     assert any("3.000 at 10 rows, 2.000 at 20 rows" in reason for reason in reasons)
 

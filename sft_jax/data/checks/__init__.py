@@ -17,7 +17,7 @@ from sft_jax.data.checks.endings import end_of_turn
 from sft_jax.data.checks.findings import ANY, NEVER, SEVERITIES, Finding, Grave, Observation, Place, Severity, gravest
 from sft_jax.data.checks.json_answers import json_answers
 from sft_jax.data.checks.learning_curve import LearningCurve, RunPoint, learning_curve
-from sft_jax.data.checks.near_duplicates import near_duplicates
+from sft_jax.data.checks.near_duplicates import near_contradictions, near_duplicates
 from sft_jax.data.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
 from sft_jax.data.checks.placeholders import placeholders
 from sft_jax.data.checks.private_data import contact_details, keys
@@ -76,6 +76,7 @@ CHECKS: dict[str, Check] = {
     "near_duplicates": Check(near_duplicates, Grave(0.05, NEVER)),
     # Right where a question has many answers; the check cannot know.
     "contradictions": Check(contradictions, Grave(ANY, NEVER), quick=True),
+    "near_contradictions": Check(near_contradictions, Grave(ANY, NEVER)),
     "agreement": Check(agreement, Grave(0.2, NEVER)),
     # Shares of labels, for those with few rows.
     "label_balance": Check(label_balance, Grave(ANY, NEVER)),

@@ -19,26 +19,17 @@ _TEMPLATE_ROWS = 100  # fewer rows have no template to speak of
 
 
 def near_duplicates(subject: Subject) -> list[Observation]:
-    """Rows (prompt and last answer) that are nearly another row, without the exact copies."""
-    views = subject.views
-    firsts = {(subject.prompt(view), view.answer.strip()): number for number, view in reversed([*enumerate(views)])}
-    distinct = sorted(firsts.values())
-    groups = similar_groups([subject.text(views[i]) for i in distinct])
-    groups = [[distinct[i] for i in group] for group in groups]
+    """Rows (prompt and last answer; prompt alone, where answers are labels) that are nearly another, without copies."""
+    views, groups = subject.views, _groups(subject)
     copies = sum(len(group) - 1 for group in groups)
     if not copies:
         return []
-    examples = (
-        (views[a].id, f"{subject.line(views[a])[:90]} | {views[b].id}: {subject.line(views[b])[:90]}")
-        for a, b, *_ in groups
-    )
     return [
-        *_labels_differ(subject, groups),
         Observation(
             f"{counted(copies, 'row is', 'rows are')} nearly the same as another row",
             copies,
             copies / len(views),
-            places(examples),
+            places((views[first].id, _side_by_side(subject, (first, second))) for first, second, *_ in groups),
             "Keep one of each group if they add nothing; a group split over training and held-out rows flatters the "
             "score.",
             {"copies": copies, "groups": len(groups), "largest_group": max(map(len, groups))},
@@ -46,22 +37,34 @@ def near_duplicates(subject: Subject) -> list[Observation]:
     ]
 
 
-def _labels_differ(subject: Subject, groups: list[list[int]]) -> list[Observation]:
-    """Where answers are labels: groups with more than one, as a sign of labels that are wrong."""
+def near_contradictions(subject: Subject) -> list[Observation]:
+    """Where answers are labels: groups of nearly the same prompts with more than one label."""
     labels = labels_of(subject.views)
     if labels is None:
         return []
-    views = subject.views
-    differ = [
-        (a, b) for a, *others in groups if (b := next((i for i in others if labels[i] != labels[a]), None)) is not None
-    ]
+    groups = [[first, *(i for i in others if labels[i] != labels[first])] for first, *others in _groups(subject)]
+    differ = [group for group in groups if len(group) > 1]
     return observed(
-        f"{counted(len(differ), 'group', 'groups')} of nearly the same rows with different labels",
+        f"{counted(len(differ), 'group', 'groups')} of nearly the same prompts with different labels",
         differ,
-        len(views),
-        lambda pair: (views[pair[0]].id, " | ".join(f"{views[i].id}: {subject.line(views[i])[:90]}" for i in pair)),
-        "Look at them: one of the labels is wrong, or the labels are hard to tell apart.",
+        len(labels),
+        lambda group: (subject.views[group[0]].id, _side_by_side(subject, group[:2])),
+        "Look at them: a label is wrong, or the labels are hard to tell apart.",
     )
+
+
+def _groups(subject: Subject) -> list[list[int]]:
+    views = subject.views
+    firsts = {(subject.prompt(view), view.answer.strip()): number for number, view in reversed([*enumerate(views)])}
+    distinct = sorted(firsts.values())
+    compared = subject.text if labels_of(views) is None else subject.main  # a label is not part of what is alike
+    groups = similar_groups([compared(views[i]) for i in distinct])
+    return [[distinct[i] for i in group] for group in groups]
+
+
+def _side_by_side(subject: Subject, pair: Sequence[int]) -> str:
+    one, other = (subject.views[number] for number in pair)
+    return f"{subject.line(one)[:90]} | {other.id}: {subject.line(other)[:90]}"
 
 
 def similar_groups(texts: Sequence[str], similarity: float = SIMILARITY) -> list[list[int]]:

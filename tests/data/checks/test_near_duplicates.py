@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.checks.minhash import BINS, candidates, signatures
-from sft_jax.data.checks.near_duplicates import near_duplicates, similar_groups
+from sft_jax.data.checks.near_duplicates import near_contradictions, near_duplicates, similar_groups
 from sft_jax.data.checks.shingles import Vocabulary, character_shingles, jaccard, windows, words
 
 SENTENCE = "card bank money pay lost stolen why when did my the a transfer fee late new old pin code app"
@@ -129,9 +129,13 @@ def test_exact_copies_are_not_counted_and_labels_compared(subject):
     rng = np.random.default_rng(3)
     pairs = [(sentence(rng, 15), f"label {n % 2}") for n in range(20)]
     pairs += [pairs[0], (pairs[1][0] + " now", "label 0"), (pairs[2][0] + " !", "label 0")]
-    labels, near = near_duplicates(subject(*pairs))
+    (near,), (differ,) = near_duplicates(subject(*pairs)), near_contradictions(subject(*pairs))
     assert (near.count, near.numbers["groups"]) == (2, 2)
     assert near.examples[0].row_id == "a:2"
-    assert labels.count == 1
-    assert labels.examples[0].text.endswith(f"a:22: {pairs[21][0]} -> label 0")
-    assert near_duplicates(subject(*pairs[:20])) == []
+    assert differ.count == 1
+    assert differ.examples[0].text.endswith(f"a:22: {pairs[21][0]} -> label 0")
+    assert near_duplicates(subject(*pairs[:20])) == near_contradictions(subject(*pairs[:20])) == []
+    assert (
+        near_contradictions(subject(*((question, f"{answer} of {n}") for n, (question, answer) in enumerate(pairs))))
+        == []
+    )
