@@ -32,14 +32,14 @@ def saved(path: epath.Path, reading: Reading) -> Source:
         found = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: the saved data set cannot be read ({error}).") from error
-    name = path.name
+    name, folder = path.name, path
     if isinstance(found, datasets.DatasetDict):
         split = chosen_split(reading.split, list(found), str(path))
-        found, name = found[split], f"{name}/{split}"
+        found, name, folder = found[split], f"{name}/{split}", path / split
     elif reading.split:
         raise RecordError(f"{path}: has no splits; leave --config.data.reading.split empty.")
     where = str(path)
-    files = tuple(sorted((file for file in path.glob("**/*") if file.is_file()), key=str))
+    files = tuple(sorted((file for file in folder.iterdir() if file.is_file()), key=str))
     return Source(name, where, "saved data set", functools.partial(_rows, found, where), files)
 
 

@@ -234,7 +234,7 @@ def test_names_of_the_hub(monkeypatch, labelled):
 
 def test_a_hub_that_is_lost_on_the_way(monkeypatch, labelled):
     class Lost:
-        features = None
+        features, cache_files = None, ()
 
         def with_format(self, name):
             return self
