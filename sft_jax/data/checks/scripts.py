@@ -47,7 +47,7 @@ def scripts(subject: Subject) -> list[Observation]:
     if not letters:
         return []
     shares = {script: count / letters.total() for script, count in letters.most_common(10)}
-    title = "Letters of the answers: " + ", ".join(f"{script.title()} {share:.1%}" for script, share in shares.items())
+    title = "Letters of the answers: " + ", ".join(f"{_name(script)} {share:.1%}" for script, share in shares.items())
     found = [Observation(title, 0, 0.0, numbers={"shares": shares})]
     mains = [max(counts, key=counts.get) if sum(counts.values()) >= _FEWEST_LETTERS else "" for counts in by_row]
     usual, rows = collections.Counter(filter(None, mains)).most_common(1)[0] if any(mains) else ("", 0)
@@ -55,10 +55,14 @@ def scripts(subject: Subject) -> list[Observation]:
     if rows < _MAIN_SHARE * sum(map(bool, mains)):
         return found
     title = (
-        f"{counted(len(others), 'answer is', 'answers are')} not mostly in {usual.title()} letters, as the others are"
+        f"{counted(len(others), 'answer is', 'answers are')} not mostly in {_name(usual)} letters, as the others are"
     )
     show = lambda view: (view.id, subject.line(view))
     return found + observed(title, others, len(views), show, "Another language? Keep it on purpose, or drop it.")
+
+
+def _name(script: str) -> str:
+    return script if script == "CJK" else script.title()
 
 
 def mixed_words(subject: Subject) -> list[Observation]:

@@ -74,6 +74,11 @@ def test_an_answer_in_another_script(subject, shown):
     assert len(scripts(subject(*latin[:3], ("q", "это ответ")))) == 1  # both scripts are at home
 
 
+def test_scripts_are_named_as_people_write_them(subject):
+    (seen,) = scripts(subject(("q", "日本の no")))
+    assert seen.title == "Letters of the answers: CJK 60.0%, Latin 40.0%"
+
+
 def test_words_of_two_scripts(subject):
     (seen,) = mixed_words(subject(("q", "my bаnk"), ("q", "my банк, my bank"), ("q", "α-helix")))
     assert seen.examples == (("a:1", "'bаnk' in: q -> my bаnk"),)
