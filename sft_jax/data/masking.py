@@ -111,11 +111,10 @@ def token_weights(offsets: Offsets, chars: CharWeights) -> TokenWeights:
     """
     if not len(offsets) or not len(chars):
         return np.zeros(len(offsets), np.float32)
-    changes = np.zeros(len(chars), np.int32)
-    np.cumsum(chars[1:] != chars[:-1], out=changes[1:])
+    changes = np.flatnonzero(chars[1:] != chars[:-1])  # the last character before each change
     first = np.minimum(offsets[:, 0], len(chars) - 1)
     last = np.maximum(offsets[:, 1] - 1, first)
-    weights = np.where(changes[first] == changes[last], chars[first], np.float32(0))
+    weights = np.where(changes.searchsorted(first) == changes.searchsorted(last), chars[first], np.float32(0))
     weights[:1] = 0
     return weights
 

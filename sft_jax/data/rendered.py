@@ -42,7 +42,7 @@ class RenderedRow:
         messages: for each token the message (or segment) it belongs to; -1 for text of the template that belongs to
             none, such as the beginning of the sequence.
         roles: of each message of the example.
-        changed: what was left out of the example and why; empty where it is whole.
+        changed: what was left out of the example, "reason: detail"; empty where it is whole.
     """
 
     tokens: TokenIds

@@ -196,7 +196,10 @@ class ConversationRenderer:
                 raise RowError(reason, f"{size} tokens; without its oldest turns: {error}") from error
             rows = [_row(one, found) for one, found in zip(plans, self._encode(plans), strict=True)]
             if max(len(one.tokens) for one in rows) <= max_tokens:
-                return [dataclasses.replace(one, changed=f"{reason}: {one.changed}") for one in rows]
+                return [
+                    dataclasses.replace(one, changed=f"{reason}, the oldest turns are left out: {one.changed}")
+                    for one in rows
+                ]
         raise RowError(reason, f"{size} tokens, and no turns that could be left out")
 
     def _token_row(self, example: TokenRow) -> RenderedRow:
@@ -252,5 +255,5 @@ def _cut(row: RenderedRow, max_tokens: int, reason: str) -> RenderedRow:
         text=row.text[: int(row.offsets[max_tokens - 1, 1])],
         offsets=row.offsets[:max_tokens],
         messages=row.messages[:max_tokens],
-        changed=f"{reason}: the last {len(row.tokens) - max_tokens} of {len(row.tokens)} tokens are cut off",
+        changed=f"{reason}, the end is cut off: {len(row.tokens) - max_tokens} of {len(row.tokens)} tokens",
     )

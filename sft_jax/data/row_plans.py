@@ -56,7 +56,9 @@ class RowPlanner:
 
     def __init__(self, template: ChatTemplate, encoder: TextEncoder, masking: Masking):
         self._template, self._encoder, self._masking = template, encoder, masking
-        self._turns = TurnFinder(template, encoder, needs_end=masking.end_of_turn != "none")
+        self._turns = TurnFinder(
+            template, encoder, needs_end=masking.end_of_turn != "none", all_ends=masking.end_of_turn == "all"
+        )
 
     def end_of_answer(self, messages: Sequence[Message]) -> str:
         """The token that ends the last turn, as text; raises RowError where there is none."""
@@ -94,9 +96,9 @@ class RowPlanner:
         trained = [number for number in plan.trained if number in kept]
         if not trained:
             raise RowError("nothing to train on", "the trained turns are among the oldest, which are left out")
-        changed = f"the oldest {len(plan.numbers) - len(kept)} of {len(plan.numbers)} messages are left out"
+        changed = f"{len(plan.numbers) - len(kept)} of {len(plan.numbers)} messages"
         lost = len(plan.trained) - len(trained)
-        return self._chat(chat, kept, trained, changed + (f", {lost} trained turns among them" if lost else ""))
+        return self._chat(chat, kept, trained, changed + (f", {lost} trained turns" if lost else ""))
 
     def _chat(self, chat: Chat, numbers: Sequence[int], trained: Sequence[int], changed: str = "") -> list[RowPlan]:
         messages = [chat.messages[number] for number in numbers]
@@ -106,13 +108,14 @@ class RowPlanner:
         else:
             contexts = self._turns.contexts(messages, chat.tools, here, self._masking.history == "expand")
         roles = tuple(message.role for message in chat.messages)
-        names = np.array([*numbers, -1], np.int32)  # of places; the place -1 is none
+        # Places in the row become numbers of messages in the example; the place -1 is none.
+        names = np.array([*numbers, -1], np.int32) if len(numbers) < len(chat.messages) else None
         return [
             RowPlan(
                 context.rendered.text,
                 context.rendered.template_spans(),
                 self._masking.char_weights(context),
-                names[context.rendered.owners()],
+                context.rendered.owners() if names is None else names[context.rendered.owners()],
                 roles,
                 tuple(numbers[: len(context.messages)]),
                 tuple(numbers[place] for place in context.trained),

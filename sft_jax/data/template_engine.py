@@ -73,6 +73,12 @@ class ChatTemplateEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _to_json
         self.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now}
 
+    def from_string(self, source: str, *arguments: Any, **options: Any) -> jinja2.Template:
+        """Compiles a template. Its globals are one dict: Jinja's chain of them is copied for each rendering, slowly."""
+        template = super().from_string(source, *arguments, **options)
+        template.globals = dict(template.globals)
+        return template
+
     def run(self, template: jinja2.Template, context: dict[str, Any]) -> str:
         """Renders.
 

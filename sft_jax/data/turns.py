@@ -59,15 +59,17 @@ class _RewrittenError(RowError):
 class TurnFinder:
     """Finds and proves turns for one template and tokenizer."""
 
-    def __init__(self, template: ChatTemplate, encoder: TextEncoder, needs_end: bool = True):
+    def __init__(self, template: ChatTemplate, encoder: TextEncoder, *, needs_end: bool = True, all_ends: bool = False):
         """Binds template and tokenizer.
 
         Args:
             template: of the model.
             encoder: of the tokenizer.
             needs_end: an answer without an end-of-turn, or with one that the template does not mark, is an error.
+            all_ends: ends of turns that are not trained are wanted too.
         """
-        self._template, self._encoder, self._needs_end = template, encoder, needs_end
+        self._template, self._encoder = template, encoder
+        self._needs_end, self._all_ends = needs_end, all_ends
 
     def contexts(
         self, messages: Sequence[Message], tools: Tools, trained: Sequence[int], expand: bool
@@ -95,12 +97,10 @@ class TurnFinder:
                 except _RewrittenError:
                     if not expand or number == len(messages) - 1:
                         raise
-            others = {
-                number: Turn((), self._end_of_turn(rendered, messages, number))
+            turns = tuple(
+                proven[number] if number in proven else Turn((), self._untrained_end(rendered, messages, number))
                 for number in range(len(messages))
-                if number not in proven
-            }
-            turns = tuple((proven | others)[number] for number in range(len(messages)))
+            )
             if proven:
                 found.append(Context(messages, rendered, turns, tuple(proven)))
             left -= set(proven)
@@ -241,6 +241,9 @@ class TurnFinder:
                 raise RowError(
                     "a {% generation %} block of the chat template covers a message that is not the assistant's", whose
                 )
+
+    def _untrained_end(self, rendered: TemplateText, messages: Sequence[Message], number: int) -> Span | None:
+        return self._end_of_turn(rendered, messages, number) if self._all_ends else None
 
     def _required_end(
         self, rendered: TemplateText, messages: Sequence[Message], number: int, begin: int | None = None

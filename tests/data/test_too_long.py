@@ -43,10 +43,10 @@ def test_dropped_or_an_error(shortened, chatml_tokenizer):
 
 
 LEFT = [  # (limit, messages kept, what is said about it)
-    (89, (0, 3, 4, 5, 6), "the oldest 2 of 7 messages are left out, 1 trained turns among them"),
-    (65, (0, 3, 4, 5, 6), "the oldest 2 of 7 messages are left out, 1 trained turns among them"),
-    (64, (0, 5, 6), "the oldest 4 of 7 messages are left out, 2 trained turns among them"),
-    (39, (0, 5, 6), "the oldest 4 of 7 messages are left out, 2 trained turns among them"),
+    (89, (0, 3, 4, 5, 6), "2 of 7 messages, 1 trained turns"),
+    (65, (0, 3, 4, 5, 6), "2 of 7 messages, 1 trained turns"),
+    (64, (0, 5, 6), "4 of 7 messages, 2 trained turns"),
+    (39, (0, 5, 6), "4 of 7 messages, 2 trained turns"),
 ]
 
 
@@ -57,7 +57,7 @@ def test_the_oldest_turns_are_left_out(shortened, limit, kept, changed):
     (expected,) = shortened(Chat(tuple(LONG.messages[number] for number in kept)), 0)
     assert row.tokens.tolist() == expected.tokens.tolist()
     assert row.weights.tolist() == expected.weights.tolist()
-    assert row.changed == f"longer than {limit} tokens: {changed}"
+    assert row.changed == f"longer than {limit} tokens, the oldest turns are left out: {changed}"
     assert len(row.tokens) <= limit
     # messages keep the numbers they have in the example
     assert sorted(set(row.messages.tolist())) == list(kept)
@@ -80,7 +80,7 @@ def test_what_is_cut_off_gains_no_end_of_turn(shortened, chatml_tokenizer):
     (row,) = shortened(Chat((HI, HO._replace(content="a long answer"))), 28, too_long="truncate_right")
     assert plain_highlight(row) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦a long ⟧"
     assert len(row.tokens) == len(row.weights) == len(row.offsets) == len(row.messages) == 28
-    assert row.changed == "longer than 28 tokens: the last 8 of 36 tokens are cut off"
+    assert row.changed == "longer than 28 tokens, the end is cut off: 8 of 36 tokens"
     found = shortened(Chat((HI, HO)), 21, too_long="truncate_right")
     assert found.detail == "25 tokens, and the first 21 hold nothing that is trained"
 
