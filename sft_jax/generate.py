@@ -109,7 +109,7 @@ def _answer_file(loaded) -> None:
 
     console = Console(stderr=True)
     records = read_prompts(_PROMPTS.value, reading_flags.reading())
-    prompts = [loaded.renderer.render_prompt(record.conversation) for record in records]
+    prompts = [loaded.renderer.render_prompt(record.conversation, record.example.tools) for record in records]
     with ProgressBars(console) as progress:
         answers = _generator(loaded, min(inference_flags.BATCH_SIZE.value, len(prompts)))(
             loaded.variables, prompts, progress=progress("generating", len(prompts))

@@ -72,7 +72,8 @@ def generate_answers(
     prompts = []
     for record in task.records:
         try:
-            prompts.append(loaded.renderer.render_prompt(with_examples(question_of(record), examples)))
+            turns = with_examples(question_of(record), examples)
+            prompts.append(loaded.renderer.render_prompt(turns, record.example.tools))
         except RowError as error:
             raise ValueError(f"{record.id}: {error}") from error
     batches = -(-len(prompts) // task.batch_size)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sft_jax.data.batches import held_out_batches, held_out_bins
+from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.generation import Generator
@@ -70,7 +71,7 @@ class Samples:
 
     def __init__(self, model: Decoder, data: Data, config: ml_collections.ConfigDict):
         """Chooses the prompts and prepares the generator."""
-        records = data.held_out_records[: config.evaluation.samples]
+        records = [record for record in data.held_out_records if last_answer(record)][: config.evaluation.samples]
         self._pairs = [split_prompt(record, data.renderer) for record in records]
         self._generator = Generator(
             model,
@@ -100,9 +101,16 @@ class Samples:
 
 def split_prompt(record: Record, renderer: ConversationRenderer) -> tuple[np.ndarray, str, str]:
     """Ids up to the last answer, the last question as text, and the answer that should follow."""
-    last = max(index for index, message in enumerate(record.conversation) if message.role == "assistant")
+    last = last_answer(record)
     before = record.conversation[:last]
-    return renderer.render_prompt(before), before[-1].content if before else "", record.conversation[last].content
+    ids = renderer.render_prompt(before, record.example.tools)
+    return ids, before[-1].content if before else "", record.conversation[last].content
+
+
+def last_answer(record: Record) -> int:
+    """The number of the last answer; 0 where there is none to a question, as in rows that are no conversations."""
+    messages = record.example.messages if isinstance(record.example, Chat) else ()
+    return max((number for number, message in enumerate(messages) if message.role == "assistant"), default=0)
 
 
 def _quoted(text: str) -> str:
