@@ -1,16 +1,21 @@
-"""Speed of the data layer: tokens/s of rendering, tokenizing and packing on one core.
+"""Speed of the data layer, from records to packed rows, beside the `tokenizers` library alone on the same texts.
 
-    TOKENIZERS_PARALLELISM=false taskset -c 0 python -m benchmarks.tokenize_and_pack --rows=10000
+    python -m benchmarks.tokenize_and_pack --workers=2
 
-The target is 200,000 tokens/s on rows of some 200 tokens.
+Both use the same number of cores: the library its own threads, the data layer worker processes (with --workers=0 one
+core each). The library turns texts into encodings and does nothing else; the data layer renders the conversations,
+tells what is trained, tokenizes, writes rows to disk, reads them back and packs them.
 """
 
+import contextlib
 import os
-
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core; read when tokenizers first encodes
-
 import random
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from absl import app, flags
 
@@ -18,12 +23,17 @@ from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.packing import pack_epoch, supervised_capacity
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenizing import tokenize_records
+from sft_jax.data.row_store import RowStoreWriter, open_rows
+from sft_jax.data.streaming import chunked
+from sft_jax.data.workers import Workers, tokenized_chunks
 from sft_jax.sources import load_tokenizer
 
-_ROWS = flags.DEFINE_integer("rows", 10_000, "Number of made-up rows.")
+_ROWS = flags.DEFINE_integer("rows", 20_000, "Number of made-up rows, of some 200 tokens each.")
+_WORKERS = flags.DEFINE_integer("workers", 2, "Processes that tokenize; 0: this one alone.")
+_REPEAT = flags.DEFINE_integer("repeat", 3, "How often each is measured; the best counts.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "smollm2-135m-instruct", "Where the tokenizer comes from.")
 _ROW_TOKENS = flags.DEFINE_integer("row_tokens", 2048, "Tokens in a row of the batch.")
+_LIBRARY = flags.DEFINE_bool("library", False, "Measure the library alone, in this process.")
 
 _WORDS = (
     "The vehicle owner title number state registered lien holder address date issued model year make body "
@@ -31,7 +41,7 @@ _WORDS = (
 )
 
 
-def make_records(count: int, seed: int = 0) -> list[Record]:
+def make_records(count: int, seed: int = 0) -> Iterator[Record]:
     """Documents of known words, numbers and names no tokenizer has seen, with a JSON answer; ~200 tokens a row."""
     rng = random.Random(seed)
     known = _WORDS.split()
@@ -42,34 +52,87 @@ def make_records(count: int, seed: int = 0) -> list[Record]:
             return rng.choice(known)
         return str(rng.randrange(10**6)) if kind < 0.85 else "".join(rng.choices("aeioulnrst", k=7)).title()
 
-    records = []
     for number in range(count):
         document = " ".join(word() for _ in range(rng.randint(20, 80)))
         answer = ", ".join(f'"{rng.choice(known)}": "{word()}"' for _ in range(4))
         question = Message("user", "Extract the fields as JSON.\n\n" + document)
         turns = (question, Message("assistant", "{" + answer + "}"))
-        records.append(Record(f"made-up:{number}", Chat(turns), {}))
-    return records
+        yield Record(f"made-up:{number}", Chat(turns), {})
+
+
+def library_speed() -> float:
+    """Tokens/s of `encode_batch` on the rendered texts, all at once, nothing made of the encodings."""
+    renderer = ConversationRenderer(load_tokenizer(_TOKENIZER.value))
+    backend = renderer.tokenizer.backend_tokenizer
+    examples = [record.example for record in make_records(_ROWS.value)]
+    texts = [rows[0].text for rows in renderer.render_many(examples)]
+    best = 0.0
+    for _ in range(_REPEAT.value):
+        start = time.perf_counter()
+        encodings = backend.encode_batch(texts, add_special_tokens=False)
+        seconds = time.perf_counter() - start
+        best = max(best, sum(len(encoding.ids) for encoding in encodings) / seconds)
+    return best
+
+
+def _library_in_its_own_process() -> float:
+    """Threads of the library are chosen once a process, so it gets one of its own."""
+    arguments = [f"--rows={_ROWS.value}", f"--repeat={_REPEAT.value}", f"--tokenizer={_TOKENIZER.value}", "--library"]
+    cores = max(_WORKERS.value, 1)
+    environment = {"TOKENIZERS_PARALLELISM": str(cores > 1).lower(), "RAYON_NUM_THREADS": str(cores)}
+    command = [sys.executable, "-m", "benchmarks.tokenize_and_pack", *arguments]
+    return float(subprocess.check_output(command, env=os.environ | environment))
+
+
+def data_layer_speed(records: list[Record], renderer: ConversationRenderer) -> tuple[float, float, float]:
+    """Tokens/s of all of it, the share of packing in that time, and how long workers take to start (not counted)."""
+    best, share, starting = 0.0, 0.0, 0.0
+    start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        convert = lambda chunks: tokenized_chunks(chunks, renderer, _ROW_TOKENS.value)
+        if _WORKERS.value:
+            convert = stack.enter_context(Workers(_WORKERS.value, renderer, _ROW_TOKENS.value)).map
+        list(convert([records[:100]] * 2 * _WORKERS.value))
+        starting = time.perf_counter() - start
+        for _ in range(_REPEAT.value):
+            tokens, seconds, packing = _once(records, convert)
+            if tokens / seconds > best:
+                best, share = tokens / seconds, packing / seconds
+    return best, share, starting
+
+
+def _once(records: list[Record], convert: Callable) -> tuple[int, float, float]:
+    """Tokens, seconds of all, seconds of packing."""
+    with tempfile.TemporaryDirectory() as directory:
+        start = time.perf_counter()
+        with RowStoreWriter(Path(directory)) as writer:
+            for part in convert(chunked(records)):
+                writer.append(part)
+            writer.check(len(records))
+            writer.finish({}, {})
+        rows = open_rows(Path(directory)).rows
+        tokenized = time.perf_counter()
+        sizes = rows.lengths, rows.supervised
+        targets = supervised_capacity(*sizes, _ROW_TOKENS.value, 0.95)
+        pack_epoch(*sizes, row_tokens=_ROW_TOKENS.value, row_targets=targets, seed=0, epoch=0)
+        end = time.perf_counter()
+    return len(rows.tokens), end - start, end - tokenized
 
 
 def main(argv: list[str]) -> None:
     """Prints the rates."""
     del argv
-    records = make_records(_ROWS.value)
-    renderer = ConversationRenderer(load_tokenizer(_TOKENIZER.value))
-    renderer.render(records[0].conversation)  # compiles the template
-    start = time.perf_counter()
-    rows, dropped = tokenize_records(records, renderer, _ROW_TOKENS.value)
-    tokenized = time.perf_counter()
-    targets = supervised_capacity(rows.lengths, rows.supervised, _ROW_TOKENS.value, 0.95)
-    bins = pack_epoch(rows.lengths, rows.supervised, row_tokens=_ROW_TOKENS.value, row_targets=targets, seed=0, epoch=0)
-    packed = time.perf_counter()
-    tokens = len(rows.tokens)
-    print(f"rows {len(rows)} (dropped {len(dropped)}), tokens {tokens}, tokens a row {tokens / len(rows):.0f}")
-    print(f"bins {len(bins)}, efficiency {tokens / len(bins) / _ROW_TOKENS.value:.4f}, target slots {targets}")
+    if _LIBRARY.value:
+        print(library_speed())
+        return
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # read when tokenizers first encodes
+    records = list(make_records(_ROWS.value))
+    alone = _library_in_its_own_process()
+    speed, packing, starting = data_layer_speed(records, ConversationRenderer(load_tokenizer(_TOKENIZER.value)))
+    print(f"{_ROWS.value:,} rows, {_WORKERS.value} workers, started in {starting:.1f} s")
+    print(f"tokenizers alone, {max(_WORKERS.value, 1)} threads: {alone:,.0f} tokens/s")
     print(
-        f"tokenize and pack: {tokens / (packed - start):,.0f} tokens/s; "
-        f"packing is {(packed - tokenized) / (packed - start):.1%} of the time"
+        f"tokenize and pack: {speed:,.0f} tokens/s, {speed / alone:.0%} of that; packing is {packing:.1%} of the time"
     )
 
 
