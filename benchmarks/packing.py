@@ -15,6 +15,7 @@ import numpy as np
 from absl import app, flags
 
 from sft_jax.data.bins import Bins, Sizes
+from sft_jax.data.columns import Labels
 from sft_jax.data.packing import PACKINGS, pack_epoch, packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan
 
@@ -46,6 +47,7 @@ class Sized:
     lengths: Sizes
     supervised: Sizes
     ids: list[str]
+    sources: Labels
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> None:
             _print_packing(name, *made_up(count, size), size)
     print()
     for count in _ROWS.value:
-        rows = Sized(*made_up(count, size), [""] * count)
+        rows = Sized(*made_up(count, size), [""] * count, Labels(np.zeros(count, np.int32), ("",)))
         print(f"{count:>10,} rows: targets, plan, steps, first batch and report in {_plan_seconds(rows, size):.2f} s")
 
 
@@ -84,7 +86,7 @@ def _plan_seconds(rows: Sized, size: int) -> float:
         plan = PackPlan(rows, row_tokens=size, row_targets=targets, rows_per_batch=64, seed=0)
         plan.steps_for("epochs", 1)
         plan.batch_bins(0)
-        packing_report(rows, row_tokens=size, row_targets=targets, bins=plan.first_epoch)
+        packing_report(rows, row_tokens=size, row_targets=targets, bins=plan.first_block)
 
     return timed(planned)[1]
 

@@ -29,6 +29,9 @@ def get_config(arg: str = "full") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.train = ""  # file, pattern, saved data set or name of the hub, see docs/data.md
+    # In place of `train`, several sources: config.data.mixture.math = source("math.jsonl", weight="1"), and so on.
+    config.data.mixture = ConfigDict()
+    config.data.mixture_packing = "after"  # mixing: all sources share rows of the batch; or "before": a row has one
     config.data.held_out = ""  # the same, for held-out loss and samples; empty: none
     config.data.reading = reading()
     # Steps through which training rows go before they are rendered, in order: ("strip_whitespace", "fix_encoding",
@@ -154,6 +157,28 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.profile.start = 0  # first step to profile; 0: none
     config.profile.steps = 3
     return config.lock()
+
+
+def source(
+    path: str, *, weight: str | float = "", epochs: float = 0.0, replacement: bool = False, **options: object
+) -> ConfigDict:
+    """A source of `config.data.mixture`. All sources have a weight, or all have epochs.
+
+    Args:
+        path: as `config.data.train`.
+        weight: share of what is drawn, relative to the others; or by step: "0: 1, 500: 0.25".
+        epochs: how often each of its rows appears in an epoch of the mixture.
+        replacement: with a weight: rows are drawn independently, and not each once before any comes again.
+        options: of `config.data.reading`, for this source: `format="alpaca"`, for example.
+    """
+    config = ConfigDict()
+    config.path = path
+    config.weight = str(weight)
+    config.epochs = float(epochs)
+    config.replacement = replacement
+    config.reading = reading()
+    config.reading.update(options)
+    return config
 
 
 def reading() -> ConfigDict:

@@ -116,6 +116,7 @@ def test_every_number_and_name_is_checked(name):
         "model.new_tokens",
         "data.train",
         "data.held_out",
+        "data.mixture_packing",
         "data.cache",
         "data.cleaning",
         "data.benchmarks",

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from sft_jax.data.bins import Bin, Bins, Bounds
+from sft_jax.data.columns import Labels
 from sft_jax.data.packing import get_packing
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
@@ -28,6 +29,7 @@ def assemble(
     row_tokens: int,
     row_targets: int,
     normalize: str = "tokens",
+    slices: Labels | None = None,
 ) -> Batch:
     """The arrays of one batch.
 
@@ -47,9 +49,11 @@ def assemble(
         row_targets: P.
         normalize: "tokens" keeps weights; "examples" divides each example's weights by their sum, so that the
             weights of a batch sum up to the number of its examples.
+        slices: which slice of the data each row belongs to, where that is to be measured.
 
     Returns:
-        tokens, positions, segment_ids: int32 [R, S]; target_slots, targets: int32 [R, P]; weights: float32 [R, P].
+        tokens, positions, segment_ids: int32 [R, S]; target_slots, targets: int32 [R, P]; weights: float32 [R, P]; with
+        `slices` the number of each target's slice: int32 [R, P].
 
     Raises:
         ValueError: unknown `normalize`, or a bin that exceeds a bound.
@@ -57,8 +61,11 @@ def assemble(
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
     batch = _empty_batch(len(bins), row_tokens, row_targets)
+    codes = None if slices is None else slices.codes
+    if codes is not None:
+        batch["slices"] = np.zeros((len(bins), row_targets), np.int32)
     for line, members in enumerate(bins):
-        _fill_row({name: array[line] for name, array in batch.items()}, rows, members, normalize)
+        _fill_row({name: array[line] for name, array in batch.items()}, rows, members, normalize, codes)
     return batch
 
 
@@ -74,7 +81,9 @@ def _empty_batch(count: int, row_tokens: int, row_targets: int) -> Batch:
     }
 
 
-def _fill_row(line: dict[str, np.ndarray], rows: TokenizedRows, members: Bin, normalize: str) -> None:
+def _fill_row(
+    line: dict[str, np.ndarray], rows: TokenizedRows, members: Bin, normalize: str, codes: np.ndarray | None
+) -> None:
     """Writes the rows of one bin into one row of the batch (views)."""
     row_tokens, row_targets = len(line["tokens"]), len(line["targets"])
     every_position = row_targets == row_tokens
@@ -93,6 +102,8 @@ def _fill_row(line: dict[str, np.ndarray], rows: TokenizedRows, members: Bin, no
         slots = begin + at if every_position else slice(used, used + len(at))
         line["target_slots"][slots] = begin + at
         line["targets"][slots] = tokens[at + 1]
+        if codes is not None:
+            line["slices"][slots] = codes[member]
         chosen = weights[at + 1]
         line["weights"][slots] = chosen if normalize == "tokens" else chosen / chosen.sum()
         begin, used = end, used + len(at)
@@ -156,7 +167,14 @@ def train_batches(
 
     def load(step: int) -> Batch:
         bins = local_bins(plan, int(step), process_index, process_count)
-        return assemble(rows, bins, row_tokens=plan.row_tokens, row_targets=plan.row_targets, normalize=normalize)
+        return assemble(
+            rows,
+            bins,
+            row_tokens=plan.row_tokens,
+            row_targets=plan.row_targets,
+            normalize=normalize,
+            slices=several(rows.sources),
+        )
 
     steps = grain.MapDataset.range(start_step, 2**62 if end_step is None else max(end_step, start_step))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batches_ahead if threads else 0)
@@ -199,7 +217,19 @@ def held_out_batches(
     for start in range(0, len(bins), batch_rows):
         own = [*bins[start : start + batch_rows][process_index * rows_here : (process_index + 1) * rows_here]]
         own += [np.zeros(0, np.int64)] * (rows_here - len(own))
-        yield assemble(rows, own, row_tokens=row_tokens, row_targets=row_targets, normalize=normalize)
+        yield assemble(
+            rows,
+            own,
+            row_tokens=row_tokens,
+            row_targets=row_targets,
+            normalize=normalize,
+            slices=several(rows.groups),
+        )
+
+
+def several(labels: Labels) -> Labels | None:
+    """The labels, if they tell rows apart."""
+    return labels if len(labels.names) > 1 else None
 
 
 def trained_tokens(batch: Batch) -> TokenWeights:

@@ -29,14 +29,28 @@ LATER = (
     "checks",
     "findings_report.py",
     "first_fit.py",
+    "mixture.py",
+    "order.py",
     "packing.py",
     "plan.py",
     "report.py",
+    "stream.py",
 )
 
 # Fields of `config.data` that rows do not depend on; files are in the key by their names and bytes.
 NOT_IN_ROWS = frozenset(
-    {"train", "held_out", "benchmarks", "fail_on", "cache", "packing", "max_segments_per_row", "supervised_quantile"}
+    {
+        "train",
+        "held_out",
+        "mixture",
+        "mixture_packing",
+        "benchmarks",
+        "fail_on",
+        "cache",
+        "packing",
+        "max_segments_per_row",
+        "supervised_quantile",
+    }
 )
 
 

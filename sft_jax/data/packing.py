@@ -143,8 +143,6 @@ def supervised_capacity(
     Raises:
         ValueError: quantile outside [0, 1], no rows, or a row longer than `row_tokens`.
     """
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"The quantile of supervised tokens must lie between 0 and 1, got {quantile}.")
     if not len(lengths):
         raise ValueError("There are no rows to take the number of supervised tokens from.")
     sample = _sample(len(lengths), packing)
@@ -160,7 +158,24 @@ def supervised_capacity(
         packing=packing,
         max_segments=max_segments,
     )
-    wanted = max(int(np.ceil(np.quantile(bins.sums(found), quantile))), int(supervised.max()), 1)
+    return target_slots(bins.sums(found), int(supervised.max()), row_tokens, quantile)
+
+
+def target_slots(in_bins: Sizes, largest: int, row_tokens: int, quantile: int | float) -> int:
+    """P from the supervised tokens of bins that were closed by tokens alone; see `supervised_capacity`.
+
+    Args:
+        in_bins: supervised tokens of each bin.
+        largest: supervised tokens of the row that has most.
+        row_tokens: tokens S in a row of the batch.
+        quantile: of `in_bins`.
+
+    Raises:
+        ValueError: quantile outside [0, 1].
+    """
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"The quantile of supervised tokens must lie between 0 and 1, got {quantile}.")
+    wanted = max(int(np.ceil(np.quantile(in_bins, quantile))), largest, 1)
     rounded = -(-wanted // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
     return row_tokens if rounded >= _NEARLY_ALL * row_tokens else rounded
 
@@ -185,6 +200,8 @@ class PackingReport:
         target_efficiency: supervised tokens / (bins * row_targets).
         efficiency_without_bound: `efficiency` if bins were closed by tokens alone; of a sample, where there are very
             many rows.
+        is_epoch: True if `bins` are those of an epoch; a mixture whose sources have weights has none.
+        sources: of each source, where there are several, its rows and tokens, and its share in the tokens of the bins.
     """
 
     rows: int
@@ -194,6 +211,8 @@ class PackingReport:
     efficiency: float
     target_efficiency: float
     efficiency_without_bound: float
+    is_epoch: bool = True
+    sources: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def packing_report(
@@ -205,10 +224,12 @@ def packing_report(
     packing: str = "best_fit",
     max_segments: int = 0,
     bins: Bins | None = None,
+    is_epoch: bool = True,
 ) -> PackingReport:
     """Compares epoch 0, packed with the bound on supervised tokens and without.
 
-    `bins` are those of epoch 0, where they are known already; the other arguments are as in `pack_epoch`.
+    `bins` are those of epoch 0 (of the first block of a mixture), where they are known already; the other arguments are
+    as in `pack_epoch`.
     """
     lengths, supervised = rows.lengths, rows.supervised
     how = {"row_tokens": row_tokens, "seed": seed, "epoch": 0, "packing": packing, "max_segments": max_segments}
@@ -221,7 +242,20 @@ def packing_report(
         bins=len(bins),
         row_tokens=row_tokens,
         row_targets=row_targets,
-        efficiency=int(lengths.sum()) / max(len(bins) * row_tokens, 1),
-        target_efficiency=int(supervised.sum()) / max(len(bins) * row_targets, 1),
+        efficiency=int(bins.sums(lengths).sum()) / max(len(bins) * row_tokens, 1),
+        target_efficiency=int(bins.sums(supervised).sum()) / max(len(bins) * row_targets, 1),
         efficiency_without_bound=int(lengths[sample].sum()) / max(len(unbounded) * row_tokens, 1),
+        is_epoch=is_epoch,
+        sources=_by_source(rows, lengths, bins),
     )
+
+
+def _by_source(rows: TokenizedRows, lengths: Sizes, bins: Bins) -> dict[str, dict[str, float]]:
+    names, codes = rows.sources.names, rows.sources.codes
+    if len(names) < 2:
+        return {}
+    count = np.bincount(codes, minlength=len(names)).tolist()
+    tokens = np.bincount(codes, weights=lengths, minlength=len(names)).astype(np.int64).tolist()
+    drawn = np.bincount(codes[bins.rows], weights=lengths[bins.rows], minlength=len(names))
+    shares = (drawn / drawn.sum()).tolist()
+    return {name: {"rows": count[i], "tokens": tokens[i], "share_of_tokens": shares[i]} for i, name in enumerate(names)}

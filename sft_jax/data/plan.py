@@ -2,33 +2,22 @@
 
 The bins of epoch 0 are followed by those of epoch 1, and so on; global batch `step` is bins
 [step * R, (step + 1) * R) of the stream, so the last batch of an epoch rolls over into the next. It is computed alike
-on every process, which then takes its slice; the position of a run is one integer, whatever the number of processes.
+on every process, which then takes its slice; the position of a run is one integer, whatever the number of processes
+and sources.
 """
 
-import bisect
-import collections
 import math
-import threading
 
 import numpy as np
 
-from sft_jax.data.bins import Bin, Bins
-from sft_jax.data.packing import pack_epoch
+from sft_jax.data.bins import Bin, Bins, Bounds
+from sft_jax.data.mixture import Mixture
+from sft_jax.data.order import Packed, make_blocks
+from sft_jax.data.packing import target_slots
+from sft_jax.data.stream import BinStream
 from sft_jax.data.tokenized import TokenizedRows
 
 COUNTED = ("examples", "tokens", "supervised_tokens")
-_EPOCHS_KEPT = 3  # epochs whose bins stay in memory: the current one, its neighbours
-
-
-class _Epoch:
-    """Bins of one epoch and their running counts: [bins + 1, 3] in the order of COUNTED."""
-
-    def __init__(self, bins: Bins, lengths: np.ndarray, supervised: np.ndarray):
-        self.bins = bins
-        self.running = np.zeros((len(bins) + 1, len(COUNTED)), np.int64)
-        np.cumsum(
-            np.stack([bins.sizes, bins.sums(lengths), bins.sums(supervised)], axis=1), axis=0, out=self.running[1:]
-        )
 
 
 class PackPlan:
@@ -47,20 +36,22 @@ class PackPlan:
         seed: int,
         packing: str = "best_fit",
         max_segments: int = 0,
+        mixture: Mixture | None = None,
     ):
         """Plans the run; epochs are packed when they are first needed.
 
         Args:
             rows: the training rows.
             row_tokens: tokens S in a row of the batch.
-            row_targets: target slots P in a row of the batch, from `supervised_capacity`.
+            row_targets: target slots P in a row of the batch, from `supervised_capacity` or `mixture_capacity`.
             rows_per_batch: rows R of the global batch.
             seed: of the order; the same seed gives the same order everywhere.
             packing: a name in PACKINGS (packing.py).
             max_segments: most rows of data in a row of the batch; 0 for any number.
+            mixture: how much of each source is trained on; None for every row once an epoch.
 
         Raises:
-            ValueError: no rows, a size below 1, an unknown packing, or a row that exceeds a bound.
+            ValueError: no rows (of a source), a size below 1, an unknown packing, or a row that exceeds a bound.
         """
         sizes = {"row_tokens": row_tokens, "row_targets": row_targets, "rows_per_batch": rows_per_batch}
         for name, value in sizes.items():
@@ -69,22 +60,32 @@ class PackPlan:
         if not len(rows):
             raise ValueError("There are no rows to plan.")
         self.row_tokens, self.row_targets, self.rows_per_batch = row_tokens, row_targets, rows_per_batch
-        self.seed, self.packing, self.max_segments, self.ids = seed, packing, max_segments, rows.ids
-        self._lengths, self._supervised = rows.lengths, rows.supervised
-        self._totals = np.array([len(rows), self._lengths.sum(), self._supervised.sum()], np.int64)
-        self._epochs: collections.OrderedDict[int, _Epoch] = collections.OrderedDict()
-        self._starts = [0]  # position of the first bin of each epoch seen so far; only grows
-        self._lock = threading.Lock()
-        self._packing_lock = threading.Lock()  # not the one above: packing an epoch ahead must not stop the counters
-        self._epoch(0)
+        self.ids, self.has_epochs = rows.ids, mixture is None or not mixture.weighted
+        self.sources = rows.sources.names if len(rows.sources.names) > 1 else ()
+        self._rows_of_source = np.bincount(rows.sources.codes, minlength=len(rows.sources.names))
+        self._codes = rows.sources.codes
+        self._packed = Packed(
+            rows.lengths, rows.supervised, Bounds(row_tokens, row_targets, max_segments), seed, packing
+        )
+        self._stream = BinStream(make_blocks(self._packed, rows.sources, mixture, rows_per_batch), self._measure)
+        self._stream.block(0)
+
+    def _measure(self, bins: Bins) -> np.ndarray:
+        """Of each bin COUNTED, and of each source its tokens and its examples: [bins, 3 + 2 * sources]."""
+        lengths = self._packed.lengths
+        measured = [bins.sizes, bins.sums(lengths), bins.sums(self._packed.supervised)]
+        if self.sources:
+            number = np.repeat(np.arange(len(bins)), bins.sizes)
+            place = number * len(self.sources) + self._codes[bins.rows]
+            shape = (len(bins), len(self.sources))
+            for sizes in (lengths[bins.rows], None):
+                each = np.bincount(place, weights=sizes, minlength=shape[0] * shape[1])
+                measured.extend(each.astype(np.int64).reshape(shape).T)
+        return np.stack(measured, axis=1)
 
     def bins(self, start: int, count: int) -> list[Bin]:
         """Bins [start, start + count) of the stream, each an array of row indices."""
-        found: list[Bin] = []
-        while len(found) < count:
-            epoch, inside = self._locate(start + len(found))
-            found.extend(self._epoch(epoch).bins[inside : inside + count - len(found)])
-        return found
+        return self._stream.bins(start, count)
 
     def batch_bins(self, step: int) -> list[Bin]:
         """The bins of global batch `step`."""
@@ -104,88 +105,85 @@ class PackPlan:
 
         Counters that survive a resume: they follow from the plan, nothing is counted.
         """
-        epoch, inside = self._locate(step * self.rows_per_batch)
-        counts = epoch * self._totals + self._epoch(epoch).running[inside]
-        return dict(zip(COUNTED, counts.tolist(), strict=True))
+        return dict(zip(COUNTED, self._before(step)[: len(COUNTED)].tolist(), strict=True))
+
+    def tokens_by_source(self, step: int) -> dict[str, int]:
+        """Tokens of each source in all global batches before `step`; empty where there are not several sources."""
+        return dict(zip(self.sources, self._by_source(step)[0].tolist(), strict=True))
+
+    def epochs_by_source(self, step: int) -> dict[str, float]:
+        """How often the rows of each source were seen before `step`, on average; empty as in `tokens_by_source`."""
+        return dict(zip(self.sources, (self._by_source(step)[1] / self._rows_of_source).tolist(), strict=True))
+
+    def _by_source(self, step: int) -> np.ndarray:
+        if not self.sources:
+            return np.zeros((2, 0), np.int64)
+        return self._before(step)[len(COUNTED) :].reshape(2, len(self.sources))
+
+    def _before(self, step: int) -> np.ndarray:
+        return self._stream.counts_before(step * self.rows_per_batch)
 
     def epochs_at(self, step: int) -> float:
-        """Epochs done before `step`, with the fraction of the current one's bins."""
-        epoch, inside = self._locate(step * self.rows_per_batch)
-        return epoch + inside / len(self._epoch(epoch).bins)
+        """Epochs done before `step`, with the fraction of the current one's bins.
+
+        Raises:
+            ValueError: the plan has no epochs.
+        """
+        self._check_epochs()
+        epoch, inside = self._stream.locate(step * self.rows_per_batch)
+        return epoch + inside / len(self._stream.block(epoch))
 
     @property
-    def first_epoch(self) -> Bins:
-        """The bins of epoch 0."""
-        return self._epoch(0).bins
+    def first_block(self) -> Bins:
+        """The bins of epoch 0; the first bins, where there are no epochs."""
+        return self._stream.block(0)
 
     @property
     def steps_per_epoch(self) -> float:
         """Global batches of the first epoch (others may differ by a bin or so)."""
-        return len(self._epoch(0).bins) / self.rows_per_batch
+        self._check_epochs()
+        return len(self._stream.block(0)) / self.rows_per_batch
+
+    def _check_epochs(self) -> None:
+        if not self.has_epochs:
+            raise ValueError(
+                "A mixture whose sources have weights has no epochs; give steps, examples or tokens, or give every "
+                "source `epochs` in place of `weight`."
+            )
 
     def steps_for(self, unit: str, amount: int | float) -> int:
         """The smallest number of steps that reaches `amount` of `unit`: steps, examples, tokens or epochs.
 
         Raises:
-            ValueError: another unit, or a negative amount.
+            ValueError: another unit, a negative amount, or epochs where the plan has none.
         """
         if not (math.isfinite(amount) and amount >= 0):
             raise ValueError(f"A duration must be a finite number that is not negative, got {amount} {unit}.")
         if unit == "steps":
             return math.ceil(amount)
         if unit == "epochs":
+            self._check_epochs()
             epoch = math.floor(amount)
-            bins = self._start(epoch) + math.ceil((amount - epoch) * len(self._epoch(epoch).bins))
-            return -(-bins // self.rows_per_batch)
+            inside = math.ceil((amount - epoch) * len(self._stream.block(epoch))) if amount > epoch else 0
+            return -(-(self._stream.start(epoch) + inside) // self.rows_per_batch)
         if unit not in ("examples", "tokens"):
             raise ValueError(f"Unknown unit of duration {unit!r}: expected steps, examples, tokens or epochs.")
-        epochs = math.ceil(amount / int(self._totals[COUNTED.index(unit)]))
-        enough = range(-(-self._start(epochs) // self.rows_per_batch) + 1)
-        return bisect.bisect_left(enough, amount, key=lambda step: self.cumulative_counts(step)[unit])
+        return -(-self._stream.position_of(COUNTED.index(unit), amount) // self.rows_per_batch)
 
-    def _start(self, epoch: int) -> int:
-        while len(self._starts) <= epoch:
-            self._epoch(len(self._starts) - 1)
-        return self._starts[epoch]
 
-    def _locate(self, position: int) -> tuple[int, int]:
-        """The epoch of a bin of the stream and its place in it."""
-        if position < 0:
-            raise ValueError(f"A position in the plan cannot be negative, got {position}.")
-        while self._starts[-1] <= position:
-            self._epoch(len(self._starts) - 1)
-        epoch = bisect.bisect_right(self._starts, position) - 1
-        return epoch, position - self._starts[epoch]
+def mixture_capacity(
+    rows: TokenizedRows,
+    mixture: Mixture,
+    row_tokens: int,
+    quantile: int | float,
+    packing: str = "best_fit",
+    max_segments: int = 0,
+) -> int:
+    """The number P of target slots in a row of the batch, for a mixture; see `supervised_capacity`.
 
-    def _epoch(self, epoch: int) -> _Epoch:
-        found = self._kept(epoch)
-        if found is not None:
-            return found
-        with self._packing_lock:
-            return self._kept(epoch) or self._pack(epoch)
-
-    def _kept(self, epoch: int) -> _Epoch | None:
-        with self._lock:
-            if epoch in self._epochs:
-                self._epochs.move_to_end(epoch)
-            return self._epochs.get(epoch)
-
-    def _pack(self, epoch: int) -> _Epoch:
-        bins = pack_epoch(
-            self._lengths,
-            self._supervised,
-            row_tokens=self.row_tokens,
-            row_targets=self.row_targets,
-            seed=self.seed,
-            epoch=epoch,
-            packing=self.packing,
-            max_segments=self.max_segments,
-        )
-        packed = _Epoch(bins, self._lengths, self._supervised)
-        with self._lock:
-            self._epochs[epoch] = packed
-            if len(self._starts) == epoch + 1:
-                self._starts.append(self._starts[epoch] + len(bins))
-            while len(self._epochs) > _EPOCHS_KEPT:
-                self._epochs.popitem(last=False)
-        return packed
+    Raises:
+        ValueError: as in `supervised_capacity`, or a source without rows.
+    """
+    by_tokens = Packed(rows.lengths, rows.supervised, Bounds(row_tokens, row_tokens, max_segments), 0, packing)
+    bins = make_blocks(by_tokens, rows.sources, mixture, rows_per_batch=1)(0)
+    return target_slots(bins.sums(rows.supervised), int(rows.supervised.max()), row_tokens, quantile)

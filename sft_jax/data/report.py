@@ -222,7 +222,11 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
         ("supervised tokens", f"{numbers['supervised_tokens']:,} ({numbers['supervised_share']:.1%})"),
         ("tokens a row", _spread(numbers["length_quantiles"])),
         ("supervised tokens a row", _spread(numbers["supervised_quantiles"])),
-        ("rows of the batch an epoch", f"{packing['bins']:,} of {packing['row_tokens']:,} tokens"),
+        *_sources(packing),
+        (
+            "rows of the batch an epoch" if packing["is_epoch"] else "rows of the batch, the first",
+            f"{packing['bins']:,} of {packing['row_tokens']:,} tokens",
+        ),
         (
             "packing efficiency",
             f"{packing['efficiency']:.1%} ({packing['efficiency_without_bound']:.1%} if closed by tokens alone)",
@@ -233,6 +237,16 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
             f"{packing['row_targets']:,}, {packing['target_efficiency']:.1%} of them used",
         ),
         ("dropped rows", f"{numbers['dropped_rows']:,}"),
+    ]
+
+
+def _sources(packing: dict) -> list[tuple[str, str]]:
+    return [
+        (
+            f"source {name}",
+            f"{source['rows']:,} rows, {source['tokens']:,} tokens; {source['share_of_tokens']:.1%} of all trained on",
+        )
+        for name, source in packing["sources"].items()
     ]
 
 

@@ -130,6 +130,8 @@ def _config(subject: Subject) -> str:
         for name in _PATHS:
             section, field = name.split(".")
             config[section][field] = _short(config[section][field])
+        for source in config.data.get("mixture", {}).values():
+            source.path = _short(source.path)
     return "## Config\n\n```json\n" + json.dumps(config.to_dict(), indent=2, default=list) + "\n```"
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Tree = Any
-# (trained head weights, frozen head weights, hidden [B, C, D], targets [B, C], weights [B, C]) -> name -> (sum, count)
-HeadObjective = Callable[[Tree, Tree, Array, Array, Array], dict[str, tuple[Array, Array]]]
+# (trained head weights, frozen head weights, hidden [B, C, D], targets [B, C], weights [B, C], more of [B, C])
+# -> name -> (sum, count)
+HeadObjective = Callable[..., dict[str, tuple[Array, Array]]]
 
 
 def gather_targets(hidden: Float[Array, "B S D"], target_slots: Int[Array, "B P"]) -> Float[Array, "B P D"]:
@@ -33,6 +34,7 @@ def over_chunks(
     targets: Int[Array, "B P"],
     weights: Float[Array, "B P"],
     chunk: int,
+    more: tuple[Int[Array, "B P"], ...] = (),
 ) -> dict[str, tuple[Array, Array]]:
     """Sums and counts of `objective` over all slots, `chunk` slots of every row at a time.
 
@@ -44,10 +46,12 @@ def over_chunks(
         targets: token ids.
         weights: weight of each target.
         chunk: slots of a row in a chunk; 0 or at least P takes all slots at once.
+        more: what else the objective needs to know of each slot; it gets them after the weights.
     """
     if chunk <= 0 or chunk >= hidden.shape[1]:
-        return objective(trained, frozen, hidden, targets, weights)
-    return _chunked(objective, trained, frozen, *(_split(x, chunk) for x in (hidden, targets, weights)))
+        return objective(trained, frozen, hidden, targets, weights, *more)
+    slots = tuple(_split(x, chunk) for x in (targets, weights, *more))
+    return _chunked(objective, trained, frozen, _split(hidden, chunk), slots)
 
 
 def _split(x: Array, chunk: int) -> Array:
@@ -60,20 +64,20 @@ def _split(x: Array, chunk: int) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(objective, trained, frozen, hidden, targets, weights):
+def _chunked(objective, trained, frozen, hidden, slots):
     def body(_, chunk):
         return None, objective(trained, frozen, *chunk)
 
-    return _total(jax.lax.scan(body, None, (hidden, targets, weights))[1])
+    return _total(jax.lax.scan(body, None, (hidden, *slots))[1])
 
 
 def _total(stacked: Tree) -> Tree:
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), stacked)
 
 
-def _chunked_forward(objective, trained, frozen, hidden, targets, weights):
-    def loss(trained, hidden, targets, weights):
-        metrics = objective(trained, frozen, hidden, targets, weights)
+def _chunked_forward(objective, trained, frozen, hidden, slots):
+    def loss(trained, hidden, *slots):
+        metrics = objective(trained, frozen, hidden, *slots)
         return metrics["loss"][0], metrics
 
     def body(trained_gradient, chunk):
@@ -82,7 +86,7 @@ def _chunked_forward(objective, trained, frozen, hidden, targets, weights):
 
     # Summed in float32: many small terms into a bf16 sum would be lost.
     zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), trained)
-    trained_gradient, (metrics, hidden_gradient) = jax.lax.scan(body, zeros, (hidden, targets, weights))
+    trained_gradient, (metrics, hidden_gradient) = jax.lax.scan(body, zeros, (hidden, *slots))
     trained_gradient = jax.tree.map(lambda gradient, weight: gradient.astype(weight.dtype), trained_gradient, trained)
     return _total(metrics), (trained_gradient, hidden_gradient)
 
@@ -91,7 +95,7 @@ def _chunked_backward(objective, residuals, cotangent):
     del objective
     scale = cotangent["loss"][0]  # counts and the other metrics are only measured
     trained, hidden = jax.tree.map(lambda gradient: (gradient * scale).astype(gradient.dtype), residuals)
-    return trained, None, hidden, None, None
+    return trained, None, hidden, None
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -24,6 +24,7 @@ from sft_jax.objectives import OBJECTIVES
 from sft_jax.training.adapting import has_adapters
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.judging import FAIL_ON
+from sft_jax.training.mixing import problems_in_mixture
 from sft_jax.training.optimizer import SCHEDULES
 from sft_jax.training.update_rules import OWN_OPTIONS, RULES
 from sft_jax.training.vocabulary import problems_of
@@ -217,6 +218,7 @@ TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _cleaning,
     _new_tokens,
     _reading,
+    problems_in_mixture,
 )
 
 

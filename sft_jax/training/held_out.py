@@ -1,6 +1,6 @@
 """Measuring during a run: loss on held-out rows, and answers to held-out prompts."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.generation import Generator
 from sft_jax.models.decoder import Decoder
+from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.training.setup import Data
 from sft_jax.training.sharding import data_shards, put_batch
 from sft_jax.training.state import TrainState, variables
@@ -21,13 +22,21 @@ from sft_jax.training.state import TrainState, variables
 Tree = Any
 
 
-def mean_metrics(step: Callable, state: TrainState, batches: Iterable[dict], mesh: Mesh) -> dict[str, float]:
-    """Each metric as its sum over its count, over all batches; sums are added up in float64 on the host."""
+def mean_metrics(
+    step: Callable, state: TrainState, batches: Iterable[dict], mesh: Mesh, groups: Sequence[str] = ()
+) -> dict[str, float]:
+    """Each metric as its sum over its count, over all batches; sums are added up in float64 on the host.
+
+    Where the step measures slices apart, `groups` are their names.
+    """
     totals: dict[str, np.ndarray] = {}
     for batch in batches:
         for name, pair in jax.device_get(step(state, put_batch(batch, mesh))).items():
-            totals[name] = totals.get(name, np.zeros(2)) + np.array([float(pair[0]), float(pair[1])])
-    return {name: float(total / max(count, 1e-12)) for name, (total, count) in totals.items()}
+            totals[name] = totals.get(name, 0.0) + np.array(pair, np.float64)
+    sums_and_counts = totals.pop(LOSS_BY_SLICE, None)
+    by_group = None if sums_and_counts is None else tuple(sums_and_counts)
+    means = {name: float(total / max(count, 1e-12)) for name, (total, count) in totals.items()}
+    return means | means_by_slice("loss", groups, by_group)
 
 
 def held_out_metrics(
@@ -39,6 +48,8 @@ def held_out_metrics(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Loss, nll and accuracy over the held-out rows, each row once, whatever the batch size; names `held_out/…`.
+
+    Where rows have groups, the loss of each is `held_out/loss/<group>`.
 
     `progress` is called with (batches done, batches in all).
     """
@@ -57,7 +68,8 @@ def held_out_metrics(
     if progress:
         bins = held_out_bins(*sizes, **how)
         batches = _counted(batches, -(-len(bins) // batch_rows), progress)
-    return {f"held_out/{name}": value for name, value in mean_metrics(step, state, batches, mesh).items()}
+    means = mean_metrics(step, state, batches, mesh, data.held_out.groups.names)
+    return {f"held_out/{name}": value for name, value in means.items()}
 
 
 def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int], None]) -> Iterator[dict]:

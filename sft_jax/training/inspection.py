@@ -14,6 +14,7 @@ from sft_jax.data.preview.selection import select_rows
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.training.earlier_runs import curve_of_runs
+from sft_jax.training.mixing import name_of
 from sft_jax.training.setup import Data, load_data
 
 Progress = Callable[[str, int], Callable[[int, int], None]]
@@ -94,4 +95,4 @@ def preview_page(inspection: Inspection, config: ml_collections.ConfigDict, want
     )
     held_out = f" · held out: {config.data.held_out}" if config.data.held_out else ""
     subtitle = f"as tokens of {config.model.source}{held_out}"
-    return page_html(str(config.data.train), subtitle, data.report, data.rows, page_rows)
+    return page_html(name_of(config), subtitle, data.report, data.rows, page_rows)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from sft_jax.data.batch_text import batch_markdown
-from sft_jax.data.batches import Batch, train_batches
+from sft_jax.data.batches import Batch, several, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.training import workdir as workdirs
 from sft_jax.training.averages import for_evaluation
@@ -139,7 +139,9 @@ def run(
             mesh=mesh,
             data=data,
             model=model,
-            train_step=compile_train_step(model, settings, state, mesh),
+            train_step=compile_train_step(
+                model, dataclasses.replace(settings, slices=len(data.plan.sources)), state, mesh
+            ),
             evaluate=_evaluation(config, data, model, settings, state, mesh, evaluators or {}),
             total_steps=total_steps,
             measures=data.held_out is not None or bool(evaluators),
@@ -159,6 +161,8 @@ def _last_evaluation(workdir: epath.Path) -> dict[str, float]:
 def _evaluation(config, data, model, settings, state, mesh, evaluators):
     """The function (state, progress) -> (scalars, texts) of one evaluation; experts are measured without a bound."""
     model = model.clone(config=dataclasses.replace(model.config, expert_capacity=0.0))
+    groups = several(data.held_out.groups) if data.held_out is not None else None
+    settings = dataclasses.replace(settings, slices=len(groups.names) if groups else 0)
     eval_step = compile_eval_step(model, settings, state, mesh)
     samples = Samples(model, data, config) if data.held_out_records and config.evaluation.samples else None
 

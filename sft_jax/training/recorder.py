@@ -10,6 +10,7 @@ import ml_collections
 from etils import epath
 
 from sft_jax.models.decoder import Decoder
+from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.training.adapting import has_adapters
 from sft_jax.training.flops import peak_flops, train_flops
 from sft_jax.training.freezing import trains_all_weights
@@ -79,6 +80,7 @@ class Recorder:
             DivergedError: the steps skipped in a row reached `optimizer.max_skipped_in_a_row`.
         """
         pairs = jax.device_get(metrics)
+        by_source = pairs.pop(LOSS_BY_SLICE, None)
         values = {name: float(total) / max(float(count), 1e-12) for name, (total, count) in pairs.items()}
         now = time.perf_counter()
         seconds, self._clock = (now if self._stopped is None else self._stopped) - self._clock, now
@@ -88,6 +90,7 @@ class Recorder:
             self._note_skipped(step)
         speeds = self._speeds(step, seconds)
         if self._log is not None and (evaluation or step % self._config.log.every == 0):
+            values |= means_by_slice("loss", self._plan.sources, by_source)
             train = {f"train/{name}": value for name, value in values.items()}
             self._log.scalars(step, train | (evaluation or {}) | self._progress(step) | speeds)
         if in_a_row >= self._config.optimizer.max_skipped_in_a_row:
@@ -106,10 +109,15 @@ class Recorder:
         )
 
     def _progress(self, step: int) -> dict[str, float]:
-        counts = self._plan.cumulative_counts(step)
-        return {f"progress/{name}": value for name, value in counts.items()} | {
-            "progress/epochs": self._plan.epochs_at(step)
-        }
+        values: dict[str, float] = dict(self._plan.cumulative_counts(step))
+        if self._plan.has_epochs:
+            values["epochs"] = self._plan.epochs_at(step)
+        for name, by_source in (
+            ("tokens", self._plan.tokens_by_source(step)),
+            ("epochs", self._plan.epochs_by_source(step)),
+        ):
+            values |= {f"{name}/{source}": value for source, value in by_source.items()}
+        return {f"progress/{name}": value for name, value in values.items()}
 
     def _speeds(self, step: int, seconds: float) -> dict[str, float]:
         counts = self._plan.counts(step - 1)

@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from sft_jax.data.cache import cache_directory
 from sft_jax.data.checks import CHECKS, LearningCurve, Subject, run_checks, verdict
 from sft_jax.data.cleaning import Context, Sink
+from sft_jax.data.mixture import Mixture
 from sft_jax.data.packing import packing_report, supervised_capacity
-from sft_jax.data.plan import PackPlan
+from sft_jax.data.plan import PackPlan, mixture_capacity
 from sft_jax.data.reading import reading_of
 from sft_jax.data.records import Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer, Masking
@@ -34,6 +35,7 @@ from sft_jax.training.base import Base, load_base_tokenizer
 from sft_jax.training.freezing import trained_predicate, trains_all_weights
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.judging import read_benchmarks, subject_of
+from sft_jax.training.mixing import mixture_of
 from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
 from sft_jax.training.sharding import data_shards, shardings_of
 from sft_jax.training.state import TrainState, canonical_path, split
@@ -119,7 +121,7 @@ def load_data(
         on_change: given every record that cleaning drops or changes, as it was.
         curve: what earlier runs say of more data, for the verdict.
     """
-    if not config.data.train:
+    if not (config.data.train or config.data.mixture):
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
     show = progress or (lambda title, count: lambda done, in_all: None)
     renderer = make_renderer(config)
@@ -133,7 +135,8 @@ def load_data(
     cache = cache_directory(config.data.cache) if records.reader.files and not thorough else None
     tokenized, origin = training_rows(config, records, renderer, show, cache, key)
     rows = tokenized.rows
-    targets = _row_targets(rows, config)
+    mixture = mixture_of(config)
+    targets = _row_targets(rows, config, mixture)
     plan = PackPlan(
         rows,
         row_tokens=config.data.row_tokens,
@@ -142,6 +145,7 @@ def load_data(
         seed=config.seed,
         packing=config.data.packing,
         max_segments=config.data.max_segments_per_row,
+        mixture=mixture,
     )
     held_out = _held_out(config, renderer, held_out_reader, held_out_read)
     subject = _subject(config, renderer, records, tokenized, held_out["held_out_records"], benchmarks, thorough)
@@ -155,7 +159,8 @@ def load_data(
         seed=config.seed,
         packing=config.data.packing,
         max_segments=config.data.max_segments_per_row,
-        bins=plan.first_epoch,
+        bins=plan.first_block,
+        is_epoch=plan.has_epochs,
     )
     report = data_report(
         rows,
@@ -223,17 +228,14 @@ def _held_out(
     }
 
 
-def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict) -> int:
+def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict, mixture: Mixture | None = None) -> int:
     if config.objective.positions == "all":
         return config.data.row_tokens
-    return supervised_capacity(
-        rows.lengths,
-        rows.supervised,
-        config.data.row_tokens,
-        config.data.supervised_quantile,
-        packing=config.data.packing,
-        max_segments=config.data.max_segments_per_row,
-    )
+    sizes = (config.data.row_tokens, config.data.supervised_quantile)
+    how = {"packing": config.data.packing, "max_segments": config.data.max_segments_per_row}
+    if mixture is None:
+        return supervised_capacity(rows.lengths, rows.supervised, *sizes, **how)
+    return mixture_capacity(rows, mixture, *sizes, **how)
 
 
 def check_sizes(decoder: DecoderConfig, *data: TokenizedRows | None) -> None:

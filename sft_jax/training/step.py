@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from sft_jax.models.experts import ROUTING, Routing, total_routing
 from sft_jax.objectives import Objective, Settings
 from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.head import gather_targets, over_chunks
+from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice
 from sft_jax.training.noise import embedding_noise
 from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from sft_jax.training.sharding import batch_sharding, shardings_of
@@ -43,6 +45,7 @@ class StepSettings:
         head_chunk: target slots of a row that go through the head at a time; 0 takes all.
         noise: embeddings get noise.
         balance: the loss that spreads tokens over experts, where there are some, is part of the gradient.
+        slices: slices of the data whose loss is measured apart; 0 for none. Batches then say of each target which.
         seed: of dropout.
     """
 
@@ -54,6 +57,7 @@ class StepSettings:
     head_chunk: int = 0
     noise: bool = False
     balance: bool = False
+    slices: int = 0
     seed: int = 0
 
 
@@ -98,9 +102,14 @@ def loss_sums(
     hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden = gather_targets(hidden, batch["target_slots"])
 
-    def head_objective(trained_head, frozen_head, hidden, targets, weights):
+    objective = functools.partial(settings.objective, settings=settings.objective_settings)
+
+    def head_objective(trained_head, frozen_head, hidden, targets, weights, *slices):
         logits = model.apply(merge(trained_head, frozen_head), hidden, method="head")
-        return settings.objective(logits, targets, weights, settings.objective_settings)
+        metrics = objective(logits, targets, weights)
+        if slices:
+            metrics[LOSS_BY_SLICE] = loss_by_slice(objective, logits, targets, weights, *slices, settings.slices)
+        return metrics
 
     with jax.named_scope("head_and_loss"):
         metrics = over_chunks(
@@ -111,6 +120,7 @@ def loss_sums(
             batch["targets"],
             batch["weights"],
             settings.head_chunk,
+            (batch["slices"],) if settings.slices else (),
         )
     return metrics, routing
 

@@ -16,14 +16,14 @@ from sft_jax.data.cache import cached_json, cached_rows
 from sft_jax.data.cache_key import NOT_IN_ROWS, code_digest, file_digest, rows_key
 from sft_jax.data.checks import Finding, Place
 from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink
-from sft_jax.data.reading import reading_of
-from sft_jax.data.records import DroppedRow, Record, RecordReader
+from sft_jax.data.records import DroppedRow, Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.report import cleaning_values
 from sft_jax.data.row_store import RowStoreWriter
 from sft_jax.data.streaming import write_rows
 from sft_jax.data.tokenized import Tokenized
 from sft_jax.data.workers import worker_count
+from sft_jax.training.mixing import reader_of, readings_of_sources
 
 ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all; 0: unknown) -> callback (done, in all)
 
@@ -59,7 +59,7 @@ class TrainingRecords:
         Raises:
             RecordError: there is nothing to read.
         """
-        self.reader = RecordReader(config.data.train, reading_of(config.data.reading))
+        self.reader = reader_of(config)
         self._cleaner = Cleaner(config.data.cleaning, context)
         self._keep, self._on_change = keep, on_change
         self.log, self.first = CleaningLog(), []
@@ -126,6 +126,7 @@ def rows_key_of(
         compared_with: files of other rows that cleaning steps may look at.
     """
     options = {name: value for name, value in config.data.to_dict().items() if name not in NOT_IN_ROWS}
+    options["sources"] = readings_of_sources(config)
     key = rows_key(records.reader.files, renderer, options)
     return key | {"compared_with": _digests(compared_with) if config.data.cleaning else []}
 

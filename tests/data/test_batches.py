@@ -128,6 +128,54 @@ def test_packed_positions_step_by_one_or_restart():
     np.testing.assert_array_equal(restarts, (np.diff(segments) == 1) & (segments[:, 1:] > 0))
 
 
+@pytest.mark.parametrize("packing", sorted(PACKINGS))
+def test_no_target_crosses_a_document(packing):
+    """torchtitan's, over 100 packed batches: the end of a document predicts nothing, its beginning is no target."""
+    begin, end = 1, 2
+    rng = np.random.default_rng(0)
+    pairs = [([begin, *range(3, 3 + n), end], [0.0] + [1.0] * (n + 1)) for n in rng.integers(1, 13, 3000)]
+    rows = TokenizedRows.from_rows(pairs, [str(i) for i in range(3000)])
+    plan = PackPlan(rows, row_tokens=32, row_targets=32, rows_per_batch=4, seed=0, packing=packing)
+    interior = 0
+    for batch in train_batches(rows, plan, 0, 100):
+        tokens, predicted = batch["tokens"], batch["weights"] > 0
+        assert not predicted[tokens == end].any()
+        assert not (batch["targets"][predicted] == begin).any()
+        lines, starts = np.nonzero(tokens == begin)
+        inside = starts > 0
+        assert (batch["targets"][lines[inside], starts[inside] - 2] == end).all()
+        assert not predicted[lines[inside], starts[inside] - 1].any()
+        assert np.count_nonzero(predicted) == np.count_nonzero(batch["segment_ids"]) - len(starts)
+        interior += np.count_nonzero(inside)
+    assert interior == 0 if packing == "none" else interior > 100
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("rows_per_batch", [1, 2])
+@pytest.mark.parametrize("row_tokens", [512, 4096])
+@pytest.mark.parametrize("packing", ["best_fit", "sequential"])
+def test_an_epoch_has_every_row_once_in_rows_of_the_batch_that_hold_them(threads, rows_per_batch, row_tokens, packing):
+    """axolotl's sampler: batch sizes, workers, lengths, sequential or not."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(4.5, 1, 200), 1, 512).astype(int)
+    rows = TokenizedRows.from_rows(
+        [(np.full(n, i), np.ones(n)) for i, n in enumerate(lengths)], [str(i) for i in range(200)]
+    )
+    plan = PackPlan(
+        rows, row_tokens=row_tokens, row_targets=row_tokens, rows_per_batch=rows_per_batch, seed=0, packing=packing
+    )
+    bins = len(plan.first_block)
+    batches = train_batches(rows, plan, 0, -(-bins // rows_per_batch), threads=threads)
+    epoch = {name: array[:bins] for name, array in stack(batches).items()}
+    seen = []
+    for tokens, segments in zip(epoch["tokens"], epoch["segment_ids"], strict=True):
+        for segment in range(1, segments.max() + 1):
+            (row,) = set(tokens[segments == segment].tolist())
+            assert np.count_nonzero(segments == segment) == lengths[row]
+            seen.append(row)
+    assert sorted(seen) == list(range(200))
+
+
 @pytest.fixture(scope="module")
 def planned():
     rng = np.random.default_rng(1)
@@ -143,6 +191,20 @@ def test_resume_from_any_step_is_the_uninterrupted_stream(planned):
     for start in range(count):
         for batch, expected in zip(train_batches(rows, plan, start, count), whole[start:], strict=True):
             assert_same(batch, expected)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_each_of_two_processes_resumes_over_the_end_of_an_epoch(process):
+    """torchtitan's: 12 batches of 10 rows, then 4 more, which a new loader gives too."""
+    rows = make_rows([[0.0] + [1.0] * n for n in range(3, 13)])
+    how = {"row_tokens": 16, "row_targets": 16, "rows_per_batch": 2, "seed": 0}
+    whole = list(train_batches(rows, PackPlan(rows, **how), 0, 16, process_index=process, process_count=2))
+    fresh = PackPlan(rows, **how)
+    assert 1 < fresh.epochs_at(12) < fresh.epochs_at(16)
+    for batch, expected in zip(
+        train_batches(rows, fresh, 12, 16, process_index=process, process_count=2), whole[12:], strict=True
+    ):
+        assert_same(batch, expected)
 
 
 @pytest.mark.parametrize("process_count", [2, 4])

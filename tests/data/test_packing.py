@@ -303,6 +303,20 @@ def test_packing_report(name):
     assert report.efficiency_without_bound == 10 / 10
 
 
+def test_report_of_several_sources():
+    rows = TokenizedRows.from_rows(
+        [(range(n), [0.0] * (n - 1) + [1.0]) for n in (4, 4, 2)], list("abc"), sources=["math", "math", "code"]
+    )
+    report = packing_report(
+        rows, row_tokens=8, row_targets=8, bins=Bins(np.array([0, 2, 2]), np.array([0, 1, 3])), is_epoch=False
+    )
+    assert report.sources == {
+        "math": {"rows": 2, "tokens": 8, "share_of_tokens": 0.5},
+        "code": {"rows": 1, "tokens": 2, "share_of_tokens": 0.5},
+    }
+    assert (report.bins, report.efficiency, report.is_epoch) == (2, 8 / 16, False)
+
+
 def lognormal_rows(count):
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(5.2, 1, count), 2, 2048).astype(np.int64)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.data import plan as plan_module
+from sft_jax.data import order
 from sft_jax.data.packing import PACKINGS
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
@@ -27,7 +27,7 @@ def make_plan(lengths, rows_per_batch=4, seed=0, **options):
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths=LENGTHS, rows_per_batch=st.integers(1, 7), packing=st.sampled_from(sorted(PACKINGS)))
 def test_every_row_exactly_once_an_epoch_and_batches_roll_over(lengths, rows_per_batch, packing):
     plan = make_plan(lengths, rows_per_batch, packing=packing)
@@ -40,7 +40,7 @@ def test_every_row_exactly_once_an_epoch_and_batches_roll_over(lengths, rows_per
         assert sorted(flat[begin : begin + len(lengths)]) == list(range(len(lengths)))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths=LENGTHS, rows_per_batch=st.integers(1, 5), steps=st.lists(st.integers(0, 30), min_size=1, max_size=6))
 def test_any_position_in_any_order(lengths, rows_per_batch, steps):
     """A plan that jumps (a resumed run) says what a plan that walked said; counters follow from the position."""
@@ -59,7 +59,7 @@ def test_any_position_in_any_order(lengths, rows_per_batch, steps):
         assert jumping.cumulative_counts(step) == before
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     lengths=LENGTHS,
     rows_per_batch=st.integers(1, 5),
@@ -102,14 +102,14 @@ def test_epochs_differ_and_seeds_differ():
 def test_counters_do_not_wait_for_an_epoch_that_is_packed_ahead(monkeypatch):
     """Packing a million rows takes a while; the loader does it ahead, and the loop goes on."""
     plan = make_plan([5] * 40)
-    packing, go_on, pack = threading.Event(), threading.Event(), plan_module.pack_epoch
+    packing, go_on, pack = threading.Event(), threading.Event(), order.pack_epoch
 
     def slowly(*arguments, **options):
         packing.set()
         assert go_on.wait(60)
         return pack(*arguments, **options)
 
-    monkeypatch.setattr(plan_module, "pack_epoch", slowly)
+    monkeypatch.setattr(order, "pack_epoch", slowly)
     ahead = threading.Thread(target=plan.bins, args=(10, 30), daemon=True)
     ahead.start()
     assert packing.wait(60)

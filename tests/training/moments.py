@@ -46,14 +46,14 @@ def at(moment: str, step: int, action: Callable[[], None], setattr_: Callable[[A
     elif moment == "in evaluation":
         mean_metrics = held_out.mean_metrics
 
-        def wrapped_mean(eval_step, state, batches, mesh):
+        def wrapped_mean(eval_step, state, batches, *rest):
             def watched():
                 for number, batch in enumerate(batches):
                     yield batch
                     if number == 0 and int(state.step) == step:
                         action()
 
-            return mean_metrics(eval_step, state, watched(), mesh)
+            return mean_metrics(eval_step, state, watched(), *rest)
 
         setattr_(held_out, "mean_metrics", wrapped_mean)
     elif moment == "before log":

@@ -109,6 +109,7 @@ def test_the_uninterrupted_run(uninterrupted):
     assert skipped == [line["step"] for line in uninterrupted["lines"] if line.get("train/skipped")]
     assert uninterrupted["arrays"]["skipped"] == len(skipped)
     assert uninterrupted["step"] == STEPS
+    assert uninterrupted["lines"][-1]["progress/epochs"] > 1, "runs that go on must cross the end of an epoch"
 
 
 @pytest.mark.slow

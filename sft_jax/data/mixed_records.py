@@ -1,0 +1,74 @@
+"""The records of several sources as one stream, each under the name of its source: what a mixture is read from."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from etils import epath
+
+from sft_jax.data.reading import Reading
+from sft_jax.data.records import DroppedRow, Record, RecordError, RecordReader
+
+
+class MixedReader:
+    """Reads one source after the other, each as `RecordReader` does; ids begin with the name of the source."""
+
+    def __init__(self, sources: Mapping[str, tuple[str, Reading]]):
+        """Finds the files.
+
+        Args:
+            sources: path and options of each source, by name.
+
+        Raises:
+            RecordError: a source has no files, or it cannot be told what they are; names the source.
+            ValueError: an option of a reading that has no meaning; names the source.
+        """
+        self._readers: dict[str, RecordReader] = {}
+        for name, (path, reading) in sources.items():
+            try:
+                self._readers[name] = RecordReader(path, reading)
+            except ValueError as error:
+                raise type(error)(_of_source(name, error)) from error
+
+    def __iter__(self) -> Iterator[Record]:
+        for name, reader in self._readers.items():
+            try:
+                for record in reader:
+                    yield dataclasses.replace(record, id=f"{name}/{record.id}", source=name)
+            except RecordError as error:
+                raise RecordError(_of_source(name, error)) from error
+
+    @property
+    def files(self) -> list[tuple[str, epath.Path]]:
+        """Name and path of every file that is read; empty where some rows are not from files."""
+        files = {name: reader.files for name, reader in self._readers.items()}
+        if not all(files.values()):
+            return []
+        return [(f"{name}/{file}", path) for name, found in files.items() for file, path in found]
+
+    @property
+    def rows(self) -> int:
+        """Rows read."""
+        return sum(reader.rows for reader in self._readers.values())
+
+    @property
+    def records(self) -> int:
+        """Records among them."""
+        return sum(reader.records for reader in self._readers.values())
+
+    @property
+    def dropped(self) -> list[DroppedRow]:
+        """The rows that could not be read, of sources that drop such rows."""
+        return [
+            dataclasses.replace(row, id=f"{name}/{row.id}")
+            for name, reader in self._readers.items()
+            for row in reader.dropped
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was read, in a line each: "math: train.jsonl: JSONL, messages". Complete once all is read."""
+        return [f"{name}: {note}" for name, reader in self._readers.items() for note in reader.notes]
+
+
+def _of_source(name: str, error: Exception) -> str:
+    return f"the source {name!r} of the mixture: {error}"

@@ -1,0 +1,83 @@
+"""From `config.data` to what is read and how it is mixed: one data set, or the sources of `config.data.mixture`."""
+
+import ml_collections
+
+from sft_jax.data.mixed_records import MixedReader
+from sft_jax.data.mixture import PACKING, Mixture, Schedule, Source, problems_of
+from sft_jax.data.reading import reading_of
+from sft_jax.data.records import RecordReader, check_reading
+
+FIELDS = ("path", "weight", "epochs", "replacement", "reading")
+_FLAG = "--config.data.mixture"
+
+
+def reader_of(config: ml_collections.ConfigDict) -> RecordReader | MixedReader:
+    """What reads the training rows.
+
+    Raises:
+        RecordError: there are no such files; in a mixture, names the source.
+    """
+    if not config.data.mixture:
+        return RecordReader(config.data.train, reading_of(config.data.reading))
+    sources = config.data.mixture
+    return MixedReader({name: (sources[name].path, reading_of(sources[name].reading)) for name in sources})
+
+
+def name_of(config: ml_collections.ConfigDict) -> str:
+    """What the training rows are called, for people: the data set's path, or the names of the sources."""
+    return str(config.data.train) or ", ".join(config.data.mixture)
+
+
+def readings_of_sources(config: ml_collections.ConfigDict) -> dict[str, dict]:
+    """What the rows of each source depend on beside the bytes of its files; shares are not among it."""
+    return {name: config.data.mixture[name].reading.to_dict() for name in config.data.mixture}
+
+
+def mixture_of(config: ml_collections.ConfigDict) -> Mixture | None:
+    """How sources are mixed; None where there is one data set.
+
+    Raises:
+        ValueError: see `problems_in_mixture`.
+    """
+    packing = config.data.mixture_packing
+    sources = tuple(_source(name, config.data.mixture[name]) for name in config.data.mixture)
+    return Mixture(sources, packing) if sources else None
+
+
+def _source(name: str, section: ml_collections.ConfigDict) -> Source:
+    weight = Schedule.parse(section.weight) if section.weight else None
+    return Source(name, weight, section.epochs, section.replacement)
+
+
+def problems_in_mixture(config: ml_collections.ConfigDict) -> list[str]:
+    """What is wrong with `config.data.mixture` and with what does not go with it; each problem names its flag."""
+    names, problems = list(config.data.mixture), []
+    if config.data.mixture_packing not in PACKING:
+        problems.append(
+            f"--config.data.mixture_packing={config.data.mixture_packing!r} must be one of {', '.join(PACKING)}"
+        )
+    if names and config.data.train:
+        problems.append(f"--config.data.train={config.data.train}: {_FLAG} has {', '.join(names)}; give one of the two")
+    for name in names:
+        problems += _problems_in_source(name, config.data.mixture[name])
+    if names and not problems:
+        mixed = problems_of(tuple(_source(name, config.data.mixture[name]) for name in names))
+        of_a_source = tuple(f"{name}{mark}" for name in names for mark in ":.")
+        problems += [f"{_FLAG}{'.' if text.startswith(of_a_source) else ': '}{text}" for text in mixed]
+    return problems
+
+
+def _problems_in_source(name: str, section: ml_collections.ConfigDict) -> list[str]:
+    flag = f"{_FLAG}.{name}"
+    if not isinstance(section, ml_collections.ConfigDict) or set(section) != set(FIELDS):
+        return [f"{flag} must be what source(path, weight=…) or source(path, epochs=…) of configs/sft.py makes"]
+    problems = [] if section.path else [f"{flag}.path is empty; give a file, a pattern or a data set"]
+    try:
+        check_reading(reading_of(section.reading))
+    except ValueError as error:
+        problems.append(f"{flag}: {error}")
+    try:
+        _source(name, section)
+    except ValueError as error:
+        problems.append(f"{flag}.weight: {error}")
+    return problems
