@@ -57,9 +57,15 @@ def _groups(subject: Subject) -> list[list[int]]:
     views = subject.views
     firsts = {(subject.prompt(view), view.answer.strip()): number for number, view in reversed([*enumerate(views)])}
     distinct = sorted(firsts.values())
-    compared = subject.text if labels_of(views) is None else subject.main  # a label is not part of what is alike
-    groups = similar_groups([compared(views[i]) for i in distinct])
+    texts = texts_compared(subject)
+    groups = similar_groups([texts[i] for i in distinct])
     return [[distinct[i] for i in group] for group in groups]
+
+
+def texts_compared(subject: Subject) -> list[str]:
+    """Of each row what has to be alike: prompt and answer, or the prompt alone where answers are labels."""
+    compared = subject.text if labels_of(subject.views) is None else subject.main
+    return [compared(view) for view in subject.views]
 
 
 def _side_by_side(subject: Subject, pair: Sequence[int]) -> str:

@@ -7,7 +7,8 @@ keep the rows while they look. Rows that came as tokens have no text and stay.
 from collections.abc import Callable, Mapping, Sequence
 
 from sft_jax.data.checks import Subject
-from sft_jax.data.checks.near_duplicates import similar_groups
+from sft_jax.data.checks.balance import labels_of
+from sft_jax.data.checks.near_duplicates import similar_groups, texts_compared
 from sft_jax.data.checks.overlap import asked_texts, rows_with_ngrams_of
 from sft_jax.data.checks.shingles import words
 from sft_jax.data.cleaning.steps import Act, Context, Drop, Step
@@ -21,16 +22,22 @@ _Decide = Callable[[Sequence[Record]], Mapping[str, Drop]]
 
 
 def drop_near_duplicates(_: Context, similarity: float) -> Step:
-    """Drops a row of which an earlier row is nearly the same (Jaccard similarity of 5-character pieces)."""
+    """Drops a row of which an earlier row is nearly the same (Jaccard similarity of 5-character pieces).
+
+    Where answers are labels, prompts are compared, and only rows of the same label are dropped: which of two labels is
+    right is not for a step to say.
+    """
 
     def decide(records: Sequence[Record]) -> dict[str, Drop]:
-        subject = _subject(records)
-        groups = similar_groups([subject.text(view) for view in subject.views], similarity)
-        return {
-            records[other].id: Drop("nearly the same as a row before it", records[first].id)
-            for first, *others in groups
-            for other in others
-        }
+        subject, drops = _subject(records), {}
+        labels = labels_of(subject.views) or [""] * len(records)
+        for group in similar_groups(texts_compared(subject), similarity):
+            firsts: dict[str, int] = {}
+            for row in group:
+                first = firsts.setdefault(labels[row], row)
+                if first != row:
+                    drops[records[row].id] = Drop("nearly the same as a row before it", records[first].id)
+        return drops
 
     return _looking(decide)
 

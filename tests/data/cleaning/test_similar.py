@@ -32,6 +32,18 @@ def test_near_duplicates(record, clean):
 
 
 ASKED = ["Where is it?", "where is it", LONG, f"He said: {LONG}", "Where is it", "Where?", f"{LONG[:90]} or not", "no"]
+
+
+def test_near_duplicates_of_other_labels_stay(record, clean):
+    """Enough short answers that repeat are labels; then prompts are compared, and rows of one label dropped."""
+    other = [f"{letter * 9} is number {n} of the questions" for n, letter in enumerate("bcdefghijklmnopqrstuv")]
+    rows = [record("ab"[n % 2], text, f"t:{n}") for n, text in enumerate(other)]
+    rows += [record("a", LONG, "x:0"), record("b", f"{LONG}?", "x:1"), record("a", LONG.upper(), "x:2")]
+    kept, log = clean(rows, "drop_near_duplicates")
+    assert [(row.id, row.detail) for row in log.dropped] == [("x:2", "x:0")]
+    assert len(kept) == len(rows) - 1
+
+
 OVERLAP = [("exact", "134567"), ("words", "3567"), ("ngrams", "57")]
 
 
