@@ -24,15 +24,12 @@ _PACKAGES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 LATER = (
     "batch_text.py",
     "batches.py",
-    "best_fit.py",
-    "bins.py",
-    "checks",
     "findings_report.py",
-    "first_fit.py",
     "mixture.py",
     "order.py",
     "packing.py",
     "plan.py",
+    "preview",
     "report.py",
     "stream.py",
 )

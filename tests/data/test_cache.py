@@ -1,6 +1,5 @@
 """The cache: found again only if nothing changed, never half written, damaged or shared by mistake."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -103,37 +102,40 @@ def test_a_killed_writer_leaves_nothing_that_is_used(tmp_path):
     assert list(tmp_path.glob("*.partial-*")) == []
 
 
-def _make_slowly(directory: str, log: str) -> None:
-    def write(writer):
-        with open(log, "a") as file:
-            file.write("made\n")
-        time.sleep(0.3)
-        return writing([])(writer)
+_SLOW_WRITER = """
+import sys, time
+from pathlib import Path
+from sft_jax.data.cache import cached_rows
+from tests.data.test_cache import KEY, writing
 
-    found, _ = cached_rows(Path(directory), KEY, write)
-    assert found.rows.tokens.tolist() == [1, 2]
+def write(writer):
+    with open(sys.argv[2], "a") as file:
+        file.write("made\\n")
+    time.sleep(1)
+    return writing([])(writer)
+
+assert cached_rows(Path(sys.argv[1]), KEY, write)[0].rows.tokens.tolist() == [1, 2]
+"""
+
+
+def slow_writer(directory, log):
+    command = [sys.executable, "-c", _SLOW_WRITER, str(directory), str(log)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2])
 
 
 def test_processes_that_want_the_same_entry_make_it_once(tmp_path):
-    context = multiprocessing.get_context("fork")
-    arguments = (str(tmp_path / "cache"), str(tmp_path / "log"))
-    processes = [context.Process(target=_make_slowly, args=arguments) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [0] * 4
+    processes = [slow_writer(tmp_path / "cache", tmp_path / "log") for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0] * 3
     assert (tmp_path / "log").read_text() == "made\n"
 
 
 def test_waiting_is_said(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=_make_slowly, args=(str(tmp_path), "/dev/null"))
-    process.start()
+    process = slow_writer(tmp_path, "/dev/null")
     while not list(tmp_path.glob("*.partial-*")):
         time.sleep(0.01)
     said = []
     cached_rows(tmp_path, KEY, writing([]), lambda: said.append("waiting"))
-    process.join(30)
+    assert process.wait(60) == 0
     assert said == ["waiting"]
 
 
