@@ -186,7 +186,7 @@ class Outliner:
             self._check(call.name, call.id)
             arguments: Any = arguments_of(call, self.arguments_as_text)
             made.append((call.name, call.id, self._map_strings(arguments, hole)))
-        return json.dumps(made, ensure_ascii=False)
+        return as_json(made)
 
     def _tools(self, tools: Sequence[Mapping[str, Any]], pieces: list[Piece]) -> str:
         """Definitions stay as they are, but for strings that spell a special token."""
@@ -197,7 +197,7 @@ class Outliner:
             pieces.append(Piece(-1, "tools", 0, text))
             return _HOLE
 
-        return json.dumps([self._map_strings(tool, hole) for tool in tools], ensure_ascii=False)
+        return as_json([self._map_strings(tool, hole) for tool in tools])
 
     def _map_strings(self, value: Any, change: Any) -> Any:
         if isinstance(value, str):
@@ -209,8 +209,10 @@ class Outliner:
             return [self._map_strings(item, change) for item in value]
         return value
 
-    def _check(self, *names: str) -> None:
+    def _check(self, *names: Any) -> None:
         for name in names:
+            if not isinstance(name, str):
+                raise RowError("the arguments of a call or the definitions of tools are not JSON", f"the key {name!r}")
             if OPEN in name or CLOSE in name or self._special.search(name):
                 raise RowError(
                     "a name, an id or a key spells a special token",
@@ -256,7 +258,19 @@ def message_fields(
 
 def arguments_of(call: ToolCall, as_text: bool) -> Any:
     """The arguments of a call as the template takes them."""
-    return json.dumps(call.arguments, ensure_ascii=False) if as_text else call.arguments
+    return as_json(call.arguments) if as_text else call.arguments
+
+
+def as_json(value: Any) -> str:
+    """The value as JSON text.
+
+    Raises:
+        RowError: it holds what JSON has no form for, such as a date.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise RowError("the arguments of a call or the definitions of tools are not JSON", str(error)) from error
 
 
 def shared_length(one: str, other: str) -> int:

@@ -1,8 +1,12 @@
 """What is trained in the chat formats in use: every answer with its end-of-turn and nothing else, or a reason."""
 
+import datetime
+import functools
 import itertools
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sft_jax.data.conversations import Chat, Message, ToolCall
 from sft_jax.data.masking import Masking
@@ -257,6 +261,15 @@ def test_names_that_spell_special_tokens_are_refused():
             renderer.render((ASK, CALL._replace(tool_calls=(call,)), RESULT, TWO))
 
 
+@pytest.mark.parametrize("arguments", [{"a": {1, 2}}, {"a": datetime.date(2024, 1, 1)}])
+@pytest.mark.parametrize("name", ["Qwen 3", "DeepSeek"])
+def test_arguments_that_are_not_json_are_refused(name, arguments):
+    renderer = ConversationRenderer(FORMATS[name].tokenizer())
+    call = CALL._replace(tool_calls=(ToolCall("f", arguments),), reasoning="REASON" if name == "Qwen 3" else "")
+    with pytest.raises(RowError, match="not JSON"):
+        renderer.render((ASK, call, RESULT, TWO))
+
+
 @pytest.mark.parametrize("arguments", [{}, {"n": 1.5, "deep": [{"a": None}, True]}, {"q": 'a "b"\n\\é漢'}])
 @pytest.mark.parametrize("content", ["", "Let me see."])
 def test_arguments_of_all_kinds(arguments, content):
@@ -286,3 +299,35 @@ def test_messages_of_tokens():
     assert texts[1].startswith(header.format("assistant"))
     assert texts[2] == header.format("ipython") + '"RESULT"<|eot_id|>'
     assert texts[3] == header.format("assistant") + "ASSISTTWO<|eot_id|>"
+
+
+PIECES = ["a", " ", "\n", '"', "\\", "é", "<think>", "</think>", *(chat_format.end for chat_format in FORMATS.values())]
+TEXT = st.lists(st.sampled_from(sorted(set(PIECES))), max_size=6).map("".join)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(question=TEXT, answer=TEXT, argument=TEXT, result=TEXT)
+@pytest.mark.parametrize("name", [name for name, chat_format in FORMATS.items() if chat_format.call])
+def test_any_text_comes_through_or_is_refused(name, question, answer, argument, result):
+    """No text moves a boundary or makes a special token: as many of them as with harmless texts of the same kind."""
+    tokenizer, renderer = renderer_of(name)
+    call = call_of(FORMATS[name])._replace(tool_calls=(ToolCall("f", {"q": argument}, "call00001"),))
+    turns = (Message("user", question), call, RESULT._replace(content=result), Message("assistant", answer))
+    harmless, found = renderer.render_many([Chat((ASK, call_of(FORMATS[name]), RESULT, TWO)), Chat(turns)])
+    if isinstance(found, RowError):
+        assert "leaves out part of an answer" in str(found) or "another history" in str(found)
+        return
+    special = tokenizer.convert_tokens_to_ids([*FORMATS[name].special, IM_END])
+    counts = [[row.tokens.tolist().count(token) for token in special] for row in (harmless[0], found[0])]
+    assert counts[0] == counts[1]
+    text = trained_text(found[0])
+    assert answer.strip() in text or "<think>" in answer or "</think>" in answer
+    assert (
+        not found[0].weights[[found[0].role(token) in ("user", "tool") for token in range(len(found[0].tokens))]].any()
+    )
+
+
+@functools.cache
+def renderer_of(name):
+    tokenizer = FORMATS[name].tokenizer()
+    return tokenizer, ConversationRenderer(tokenizer)
