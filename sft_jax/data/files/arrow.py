@@ -24,7 +24,7 @@ def parquet_rows(stream: BinaryIO, where: str) -> Iterator[Row]:
 
     try:
         yield from numbered(pyarrow.parquet.ParquetFile(stream).iter_batches(ROWS_AT_ONCE), where)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _broken(where, "Parquet", error) from error
 
 
@@ -45,7 +45,7 @@ def arrow_rows(stream: BinaryIO, where: str) -> Iterator[Row]:
         else:
             batches = pyarrow.ipc.open_stream(stream)
         yield from numbered((piece for batch in batches for piece in _slices(batch)), where)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _broken(where, "Arrow", error) from error
 
 
@@ -64,6 +64,7 @@ def numbered(
     """
     number, merged = 0, None
     for batch in batches:
+        batch.validate(full=True)  # Arrow trusts its files: one that is damaged would crash the process
         if merged is None:
             merged = [field.name for field in batch.schema if _has_free_objects(field.type)]
         for fields in batch.to_pylist():

@@ -91,10 +91,11 @@ def chosen_split(split: str, splits: list[str], where: str) -> str:
 
 def _rows(data_set: Any, where: str) -> Iterator[Row]:
     import datasets
+    import pyarrow
 
     features = data_set.features or {}
     labels = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
     try:
         yield from numbered(data_set.with_format("arrow").iter(ROWS_AT_ONCE), where, labels)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise RecordError(f"{where}: reading stopped ({' '.join(str(error).split())}).") from error

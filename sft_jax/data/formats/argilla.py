@@ -80,10 +80,15 @@ def _flat_responses(fields: dict, where: str) -> Iterator[tuple[str, str, str | 
     for column, users in fields.items():
         if not column.endswith(_USERS) or users is None:
             continue
+        users = listed(users, f'{where}: "{column}"', "a list of annotators")
         question = column.removesuffix(_USERS)
         values = fields.get(question + _FLAT)
         statuses = fields.get(question + _STATUS) or [None] * len(users)
-        if not isinstance(values, list) or not len(users) == len(values) == len(statuses):
+        if (
+            not isinstance(values, list)
+            or not isinstance(statuses, list)
+            or len({*map(len, (users, values, statuses))}) > 1
+        ):
             raise RecordError(f"{where}: the columns {question}{_FLAT} and {column} are not of one length.")
         for annotator, status, value in zip(users, statuses, values, strict=True):
             yield question, str(annotator), status, value
