@@ -46,6 +46,23 @@ def test_data_that_does_not(given, message):
         check_sizes(DECODER, *given)
 
 
+def test_rows_are_read_as_the_config_says(tmp_path):
+    """What was read is said, a row that cannot be read is dropped by name, and held-out rows are read alike."""
+    options = {"prompt_template": "Mood? {text}", "answer_template": "{mood}", "on_bad_row": "drop"}
+    config = tiny.config(tmp_path, **{f"data.reading.{name}": value for name, value in options.items()})
+    with config.unlocked():
+        config.data.train, config.data.held_out = str(tmp_path / "train.csv"), str(tmp_path / "test.csv")
+    Path(config.data.train).write_text("text,mood\nHi,good\nHo\nOh,bad\n")
+    Path(config.data.held_out).write_text("text,mood\nHm,so so\n")
+    data = load_data(config)
+    assert list(data.rows.ids) == ["train.csv:2", "train.csv:4"]
+    assert data.report.numbers["read"][0] == "train.csv: CSV, table"
+    assert data.report.numbers["dropped"]["not a valid row"]["rows"] == 1
+    assert "train.csv:3" in data.report.numbers["dropped"]["not a valid row"]["first"][0]
+    assert [record.conversation[0].content for record in data.held_out_records] == ["Mood? Hm"]
+    assert "test.csv: CSV, table" in data.held_out_note
+
+
 def test_training_rows_are_cleaned(tmp_path):
     """In order, before they are tokenized; held-out rows are measured as they are."""
     config = tiny.config(tmp_path, **{"data.cleaning": ("strip_whitespace", "drop_exact_duplicates")})
