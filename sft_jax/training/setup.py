@@ -22,7 +22,7 @@ from sft_jax.data.reading import reading_of
 from sft_jax.data.records import Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.report import DataReport, data_report, token_pieces
-from sft_jax.data.tokenized import TokenizedRows, group_dropped
+from sft_jax.data.tokenized import Tokenized, TokenizedRows, group_dropped
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
@@ -178,7 +178,15 @@ def load_data(
     return Data(renderer, rows, plan, report, subject() if thorough else None, **held_out)
 
 
-def _subject(config, renderer, records, tokenized, held_out, benchmarks, thorough) -> Callable[[], Subject]:
+def _subject(
+    config: ml_collections.ConfigDict,
+    renderer: ConversationRenderer,
+    records: TrainingRecords,
+    tokenized: Tokenized,
+    held_out: list[Record],
+    benchmarks: dict[str, list[Record]],
+    thorough: bool,
+) -> Callable[[], Subject]:
     """What checks look at, made when they do: all records, or the first of them with their rows."""
 
     @functools.cache
