@@ -112,9 +112,9 @@ def test_a_run_on_a_quantized_base(directory, tmp_path):
     ids = reference.tokens(1, 8)
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
-        adapted = loaded.model.apply(loaded.variables, ids)
+        adapted = reference.apply(loaded.model, loaded.variables, ids)
         merged = {"params": open_base(str(tmp_path / "run")).params("unrolled", "float32", mesh)}
-        together = loaded.model.clone(adapter=None).apply(merged, ids)
+        together = reference.apply(loaded.model.clone(adapter=None), merged, ids)
     np.testing.assert_allclose(together, adapted, atol=1e-3)
 
 
