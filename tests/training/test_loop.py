@@ -331,7 +331,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed(tmp_path):
     assert losses("b", **{"adapter.dropout": 0.5}) == first
     none = losses("c")
     np.testing.assert_allclose(none, none[0], rtol=1e-3)
-    assert abs(first[0] - none[0]) > 1e-3 * none[0]
+    assert max(abs(value - none[0]) for value in first) > 1e-2 * none[0], (first, none)
 
 
 def test_a_relative_workdir_is_relative_to_the_current_directory(tmp_path, monkeypatch):
