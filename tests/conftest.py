@@ -1,6 +1,7 @@
 """Shared set-up: eight emulated CPU devices, shape checks at run time, strict rank promotion, no network."""
 
 import os
+import types
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Emulated devices wait for one another; on a loaded machine longer than the default.
@@ -11,6 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
     )
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -20,11 +22,27 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from jaxtyping import install_import_hook  # noqa: E402 (devices come first)
+import typeguard  # noqa: E402 (devices come first)
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("sft_jax", "typeguard.typechecked")
+_check_type = typeguard.check_type.__wrapped__
 
+
+def check_type(argname, value, expected_type, memo=None, **scope):
+    """jaxtyping's own patch, which has typeguard know `A | B`, without binding a signature each time."""
+    if type(expected_type) is types.UnionType:
+        typeguard.check_union(argname, value, expected_type, memo)
+    else:
+        _check_type(argname, value, expected_type, memo, **scope)
+
+
+typeguard.check_type = check_type
+
+from tests import compilations  # noqa: E402
 from tests.models import family_table  # noqa: E402
+
+compilations.share()
 
 
 def pytest_addoption(parser):

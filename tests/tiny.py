@@ -106,7 +106,7 @@ def config(root: Path, arg: str = "full", **overrides: object) -> ConfigDict:
     """`configs/sft.py` shrunk to the tiny checkpoint, which is written below `root` with its data."""
     made = sft.get_config(arg).copy_and_resolve_references()
     if not (root / "model").exists():
-        write_checkpoint(root / "model")
+        write_checkpoint(root / "model", num_hidden_layers=2)
         write_rows(root / "train.jsonl", 48)
         write_rows(root / "held_out.jsonl", 12, seed=1)
     made.model.source = str(root / "model")

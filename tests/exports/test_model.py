@@ -104,7 +104,7 @@ def test_the_average_of_a_run(full, tmp_path):
 
 
 def test_shards_with_an_index(full, tmp_path):
-    export(full, tmp_path / "out", max_shard_bytes=60_000)
+    export(full, tmp_path / "out", max_shard_bytes=40_000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2

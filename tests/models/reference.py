@@ -124,10 +124,11 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 
 @functools.partial(jit, static_argnums=0)
-def _apply(model: Decoder, params: dict, *args: Array) -> Array:
-    return model.apply({"params": params}, *args)
+def apply(model: Decoder, variables: dict, *args: Array) -> Array:
+    """`model.apply`, compiled: one operation after the other, each is compiled alone, which takes longer."""
+    return model.apply(variables, *args)
 
 
 def logits_of(model: Decoder, params: dict, *args: np.ndarray) -> np.ndarray:
     """Logits of all positions; compiled once for each model."""
-    return np.asarray(_apply(model, params, *args))
+    return np.asarray(apply(model, {"params": params}, *args))

@@ -265,4 +265,4 @@ def test_a_run_resumes_and_is_loaded(method, tmp_path):
     mesh = inference_mesh()
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "parts"), mesh, "float32")
-        assert np.isfinite(loaded.model.apply(loaded.variables, reference.tokens(1, 8))).all()
+        assert np.isfinite(reference.apply(loaded.model, loaded.variables, reference.tokens(1, 8))).all()

@@ -42,10 +42,10 @@ def test_the_adapter_method_shown_trains_and_merges(ia3, tmp_path):
     mesh, ids = inference_mesh(), reference.tokens(1, 8)
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
-        adapted = np.asarray(loaded.model.apply(loaded.variables, ids))
+        adapted = np.asarray(reference.apply(loaded.model, loaded.variables, ids))
         merged = {"params": open_base(str(tmp_path / "run")).params("unrolled", "float32", mesh)}
-        together = np.asarray(loaded.model.clone(adapter=None).apply(merged, ids))
+        together = np.asarray(reference.apply(loaded.model.clone(adapter=None), merged, ids))
         plain = {"params": open_base(config.model.source).params("unrolled", "float32", mesh)}
-        before = np.asarray(loaded.model.clone(adapter=None).apply(plain, ids))
+        before = np.asarray(reference.apply(loaded.model.clone(adapter=None), plain, ids))
     np.testing.assert_allclose(together, adapted, atol=1e-4)
     assert np.abs(adapted - before).max() > 1e-3

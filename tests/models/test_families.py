@@ -172,7 +172,7 @@ def test_a_run_trains_and_its_result_is_loaded(trainable):
     mesh = inference_mesh()
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(root / "run"), mesh, "float32")
-        assert np.isfinite(loaded.model.apply(loaded.variables, reference.tokens(1, 8))).all()
+        assert np.isfinite(reference.apply(loaded.model, loaded.variables, reference.tokens(1, 8))).all()
     adapters = reference.flat(loaded.variables["adapters"])
     still = [path for path, leaf in adapters.items() if path.endswith("/b") and not np.any(leaf)]
     assert not still

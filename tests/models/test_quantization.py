@@ -17,6 +17,7 @@ from sft_jax.training.sharding import inference_mesh
 from tests import tiny
 from tests.models import families, reference
 
+quantized, rounded_tree = reference.jit(quantized_tree, static_argnums=1), reference.jit(dequantized_tree)
 KERNEL = np.random.default_rng(0).standard_normal((2, 150, 300)).astype(np.float32)  # neither 64 nor 256 divides it
 
 
@@ -76,8 +77,8 @@ def directory(request, tmp_path_factory):
 def test_the_model_computes_with_what_it_stores(directory, kind, layout):
     """Logits, and gradients of adapters, are those of the dequantized model, which is not the base model."""
     model, params = load_pretrained(directory, execution=Execution(layer_layout=layout))
-    stored, ids = quantized_tree(params, kind), reference.tokens(2, 12)
-    rounded = dequantized_tree(stored)
+    stored, ids = quantized(params, kind), reference.tokens(2, 12)
+    rounded = rounded_tree(stored)
     expected = reference.logits_of(model, rounded, ids)
     np.testing.assert_allclose(reference.logits_of(model, stored, ids), expected, atol=1e-4)
     assert np.abs(reference.logits_of(model, params, ids) - expected).max() > 1e-3
@@ -86,11 +87,9 @@ def test_the_model_computes_with_what_it_stores(directory, kind, layout):
     layers = {"attention": {"query": {name: jnp.full((2, *s), v) for name, (v, s) in ones.items()}}}
     adapters = to_layout({"layers": layers}, layout)
 
-    def gradient(params):
-        loss = lambda tree: jnp.sum(model.apply({"params": params, "adapters": tree}, ids) ** 2)
-        return reference.flat(reference.jit(jax.grad(loss))(adapters))
-
-    ours, theirs = gradient(stored), gradient(rounded)
+    loss = lambda tree, params: jnp.sum(model.apply({"params": params, "adapters": tree}, ids) ** 2)
+    gradient = reference.jit(jax.grad(loss))
+    ours, theirs = (reference.flat(gradient(adapters, params)) for params in (stored, rounded))
     assert all(reference.relative(ours[path], theirs[path]) < 1e-4 for path in theirs)
 
 
@@ -104,7 +103,7 @@ def test_a_run_on_a_quantized_base(directory, tmp_path):
     assert np.isfinite(losses).all()
     mesh = inference_mesh()
     read = reference.flat(open_base(str(directory)).params("scan", "float32", mesh, kind))
-    whole = reference.flat(quantized_tree(load_pretrained(directory)[1], kind))
+    whole = reference.flat(quantized(load_pretrained(directory)[1], kind))
     assert read.keys() == whole.keys()
     for path, leaf in whole.items():
         np.testing.assert_allclose(np.asarray(read[path], np.float32), np.asarray(leaf, np.float32), atol=1.0)
@@ -112,9 +111,9 @@ def test_a_run_on_a_quantized_base(directory, tmp_path):
     ids = reference.tokens(1, 8)
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
-        adapted = loaded.model.apply(loaded.variables, ids)
+        adapted = reference.apply(loaded.model, loaded.variables, ids)
         merged = {"params": open_base(str(tmp_path / "run")).params("unrolled", "float32", mesh)}
-        together = loaded.model.clone(adapter=None).apply(merged, ids)
+        together = reference.apply(loaded.model.clone(adapter=None), merged, ids)
     np.testing.assert_allclose(together, adapted, atol=1e-3)
 
 

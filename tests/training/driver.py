@@ -1,6 +1,7 @@
-"""One training process for the tests that need one of their own: `driver.py '{"root": …, "workdir": …, …}'`.
+"""Training processes for the tests that need some of their own: `driver.py '[{"root": …, "workdir": …, …}, …]'`.
 
-It trains the tiny model, and ends itself with SIGKILL at a chosen moment of a chosen step.
+Each trains the tiny model, and ends itself with SIGKILL at a chosen moment of a chosen step. They come one after the
+other, as children of a process that has imported everything and started nothing: imports take longer than training.
 """
 
 import json
@@ -14,16 +15,16 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import tests.training.poison  # noqa: F401  registers its objective
+from sft_jax.training import run
+from tests import tiny
 from tests.training import moments
 
 
-def main(spec: dict) -> None:
+def train(spec: dict) -> None:
     jax.config.update("jax_num_cpu_devices", spec.get("devices", 8))
     if "coordinator" in spec:
         jax.distributed.initialize(spec["coordinator"], 2, spec["process"])
-    import tests.training.poison  # noqa: F401  registers its objective
-    from sft_jax.training import run
-    from tests import tiny
 
     def end() -> None:
         if "torn" in spec:
@@ -36,7 +37,18 @@ def main(spec: dict) -> None:
         moments.at(spec["moment"], spec["step"], end)
     config = tiny.config(Path(spec["root"]), spec.get("arg", "full"), **spec.get("overrides", {}))
     result = run(config, spec["workdir"])
-    print(json.dumps({"step": result.step, "interrupted": result.interrupted}))
+    print(json.dumps({"step": result.step, "interrupted": result.interrupted}), flush=True)
+
+
+def main(specs: list[dict]) -> None:
+    """Prints how each ended, as `subprocess` would say it."""
+    codes = []
+    for spec in specs:
+        if not (child := os.fork()):
+            train(spec)
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(json.dumps(codes))
 
 
 if __name__ == "__main__":

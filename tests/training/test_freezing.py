@@ -47,13 +47,18 @@ def loaded(source):
         return reference.flat(load_for_inference(str(source), mesh, "float32").variables["params"])
 
 
+@pytest.fixture(scope="module")
+def before(root):
+    return loaded(root / "model")
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_trained_moves_and_the_rest_stays(root, case, tmp_path):
+def test_what_is_trained_moves_and_the_rest_stays(root, before, case, tmp_path):
     changes, is_trained = CASES[case]
     kept = {}
     config = tiny.config(root, **QUIET, **changes)
     run(config, tmp_path / "run", evaluators={"keep": lambda model, state: kept.update(state=state) or {}})
-    before, after = loaded(root / "model"), loaded(tmp_path / "run")
+    after = loaded(tmp_path / "run")
     moved = {path for path in before if np.abs(after[path] - before[path]).max() > 0}
     assert moved == {path for path in before if is_trained(path)}
     trained, moments = kept["state"].trained, kept["state"].opt_state[0]

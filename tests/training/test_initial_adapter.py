@@ -59,7 +59,7 @@ def test_a_run_begins_where_the_adapter_is(tmp_path):
     mesh, ids = inference_mesh(), reference.tokens(1, 9)
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "adapter"), mesh, "float32")
-        ours = np.asarray(loaded.model.apply(loaded.variables, ids))
+        ours = np.asarray(reference.apply(loaded.model, loaded.variables, ids))
     with torch.no_grad():
         theirs = wrapped(input_ids=torch.from_numpy(ids).long()).logits.numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-4)

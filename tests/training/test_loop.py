@@ -146,8 +146,8 @@ def test_memory_of_the_optimizer_follows_the_trained_part(watched):
     trained = size(watched.state.trained)
     assert trained * 2 <= size(watched.state.opt_state) <= trained * 2 + 64
     if watched.config.adapter.method == "lora":
-        # 3 layers, rank 4: q, out 32+32; k, v 32+16; gate, up 32+48; down 48+32.
-        assert trained == 4 * 3 * 4 * (2 * 64 + 2 * 48 + 3 * 80)
+        # 2 layers, rank 4: q, out 32+32; k, v 32+16; gate, up 32+48; down 48+32.
+        assert trained == 4 * 2 * 4 * (2 * 64 + 2 * 48 + 3 * 80)
         assert not watched.state.trained.get("params")
     else:
         assert not jax.tree.leaves(watched.state.frozen)
@@ -331,7 +331,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed(tmp_path):
     assert losses("b", **{"adapter.dropout": 0.5}) == first
     none = losses("c")
     np.testing.assert_allclose(none, none[0], rtol=1e-3)
-    assert abs(first[0] - none[0]) > 1e-3 * none[0]
+    assert max(abs(value - none[0]) for value in first) > 1e-2 * none[0], (first, none)
 
 
 def test_a_relative_workdir_is_relative_to_the_current_directory(tmp_path, monkeypatch):

@@ -95,10 +95,17 @@ def spec(root: Path, workdir: Path, **more) -> dict:
     } | more
 
 
-def drive(spec: dict) -> subprocess.Popen:
+def drive(*specs: dict) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(DRIVER), json.dumps(spec)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, str(DRIVER), json.dumps(specs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def last_lines(process: subprocess.Popen, count: int, timeout: float) -> tuple[list, str]:
+    """What the last lines of its output hold, and all of it."""
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output[-3000:]
+    return [json.loads(line) for line in output.strip().splitlines()[-count:]], output
 
 
 def test_the_uninterrupted_run(uninterrupted):
@@ -125,10 +132,8 @@ def test_killed_at_any_moment(root, uninterrupted):
         {"moment": "saved", "step": 4, "torn": '{"step": 5, "train/lo'},
         {"moment": "in save", "step": 7, "delay": rng.uniform(0, 0.1)},
     ]
-    for kill in kills:
-        process = drive(spec(root, workdir, **kill))
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, f"{kill}: {output[-3000:]}"
+    (codes,), output = last_lines(drive(*(spec(root, workdir, **kill) for kill in kills)), 1, timeout=600)
+    assert codes == [-signal.SIGKILL] * len(kills), output[-3000:]
     result = run(make_config(root), workdir)
     assert (result.step, result.interrupted) == (STEPS, None)
     assert_equal(history(workdir), uninterrupted)
@@ -190,7 +195,7 @@ def test_the_command_leaves_with_a_message(root):
 
     def terminate_after_the_first_step():
         while process.poll() is None and not asked.wait(0.1):
-            if (workdir / "tensorboard").exists():
+            if (workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").read_text():
                 process.send_signal(signal.SIGTERM)
                 return
 
@@ -244,9 +249,9 @@ def test_two_processes_train_the_same_and_one_goes_on(root, uninterrupted):
     common = {"coordinator": coordinator, "devices": 4}
     ends = [{}, {"moment": "dispatch", "step": 3, "signal": "SIGTERM"}]
     processes = [drive(spec(root, workdir, process=i, **common, **ends[i])) for i in range(2)]
-    outputs = [process.communicate(timeout=180)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    results = [json.loads(output.strip().splitlines()[-1]) for output in outputs]
+    found = [last_lines(process, 2, timeout=180) for process in processes]
+    assert [codes for (_, codes), _ in found] == [[0], [0]], found
+    results = [result for (result, _), _ in found]
     assert results[0]["step"] == results[1]["step"]
     assert 3 <= results[0]["step"] < STEPS, "both must have left early"
     assert all(result["interrupted"] for result in results)

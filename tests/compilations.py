@@ -1,0 +1,34 @@
+"""Within one process, programs that are the same are compiled once: half the time of many tests is compiling.
+
+`jit` finds what it compiled by the Python function, so a second run of the same model compiles again. JAX's own answer,
+the persistent cache, stores programs on disk, and programs with collectives that were loaded from there hang on
+emulated devices. This keeps the compiled programs themselves.
+"""
+
+import functools
+from collections import OrderedDict
+
+import numpy as np
+from jax._src import cache_key, compiler
+
+KEPT = 400  # programs; the least recently used go first
+
+
+def share() -> None:
+    """Has JAX take a program with the same code, options and devices from the ones compiled before in this process."""
+    compile_and_load = compiler.backend_compile_and_load
+    programs: OrderedDict[str, object] = OrderedDict()
+
+    @functools.wraps(compile_and_load)
+    def shared(backend, module, executable_devices, options, host_callbacks):
+        if host_callbacks:  # they belong to one program
+            return compile_and_load(backend, module, executable_devices, options, host_callbacks)
+        key = cache_key.get(module, np.array(list(executable_devices)), options, backend)
+        if key not in programs:
+            programs[key] = compile_and_load(backend, module, executable_devices, options, host_callbacks)
+            if len(programs) > KEPT:
+                programs.popitem(last=False)
+        programs.move_to_end(key)
+        return programs[key]
+
+    compiler.backend_compile_and_load = shared
