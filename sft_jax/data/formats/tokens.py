@@ -1,7 +1,7 @@
 """Rows that are tokenized already: {"input_ids" or "tokens", and what is trained of them}.
 
 That is one or more of "labels" (the ids themselves, -100 where not trained, not shifted), "weights", and masks of 0 and
-1. Where there are several, they must agree.
+1. Of several masks a token needs a 1 in each (as in TRL); labels, weights and masks must agree.
 """
 
 import math
@@ -45,12 +45,21 @@ def parse(fields: dict, where: str, reading: Reading) -> TokenRow:
             f'{where}: nothing says which tokens are trained. Give one of {names}; for all, "labels" '
             f'that are the same as "{name}".'
         )
-    (first, weights), *others = given.items()
+    (first, weights), *others = _masks_combined(given).items()
     for other, found in others:
         for number, (one, two) in enumerate(zip(weights, found, strict=True)):
             if one != two:
                 raise RecordError(f'{where}: "{first}" and "{other}" disagree at token {number}. Keep one of the two.')
     return TokenRow(ids, weights)
+
+
+def _masks_combined(given: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The columns with one mask in place of several: the tokens at which all of them are 1."""
+    masks = [name for name in _MASKS if name in given]
+    if len(masks) < 2:
+        return given
+    rest = {name: weights for name, weights in given.items() if name not in masks}
+    return rest | {'" and "'.join(masks): [min(column) for column in zip(*(given[m] for m in masks), strict=True)]}
 
 
 def _only_one(fields: dict, names: tuple[str, ...], where: str) -> str:

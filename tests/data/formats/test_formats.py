@@ -156,6 +156,14 @@ OTHERS = [
     ({"tokens": [5, 6, 7], "weights": [0, 0.5, 2]}, TokenRow([5, 6, 7], [0.0, 0.5, 2.0])),
     ({"input_ids": [5, 6], "loss_mask": [False, True], "attention_mask": [1, 1]}, TokenRow([5, 6], [0.0, 1.0])),
     ({"input_ids": [5, 6], "labels": [-100, 6], "completion_mask": [0, 1]}, TokenRow([5, 6], [0.0, 1.0])),
+    (  # TRL: a token is trained where both masks say so
+        {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1], "assistant_masks": [1, 1, 0, 1]},
+        TokenRow([5, 6, 7, 8], [0.0, 1.0, 0.0, 1.0]),
+    ),
+    (
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, -100], "loss_mask": [1, 1, 0], "completion_mask": [0, 1, 1]},
+        TokenRow([5, 6, 7], [0.0, 1.0, 0.0]),
+    ),
 ]
 NO = {"role": "assistant", "content": "No"}
 PREFERRED = Preference((HI,), (HO,), (Message("assistant", "No"),))
@@ -174,7 +182,7 @@ ROWS = [("messages", *case) for case in MESSAGES]
 ROWS += [("prompt_completion", *case) for case in PAIRS]
 ROWS += [("alpaca", *case) for case in ALPACA]
 ROWS += [("sharegpt", *case) for case in SHAREGPT]
-ROWS += [(name, *case) for name, case in zip(["text"] * 2 + ["segments"] + ["tokens"] * 4, OTHERS, strict=True)]
+ROWS += [(name, *case) for name, case in zip(["text"] * 2 + ["segments"] + ["tokens"] * 6, OTHERS, strict=True)]
 ROWS += [("preference", fields, PREFERRED) for fields in PREFERENCES]
 
 
