@@ -55,7 +55,7 @@ def write_rows(path: Path, count: int) -> None:
 def load_one(path: str, cache: str, workers: int) -> dict[str, float]:
     """Loads the data of a config; seconds and bytes."""
     from configs import sft
-    from sft_jax.training import setup
+    from sft_jax.training import run_data
 
     config = sft.get_config().copy_and_resolve_references()
     config.data.train, config.data.cache, config.loader.tokenize_workers = path, cache, workers
@@ -63,10 +63,10 @@ def load_one(path: str, cache: str, workers: int) -> dict[str, float]:
     before = memory.look()
     memory.start()
     start = time.perf_counter()
-    setup.make_renderer(config)
+    run_data.make_renderer(config)
     tokenizer = time.perf_counter() - start
     start = time.perf_counter()
-    data = setup.load_data(config)
+    data = run_data.load_data(config)
     seconds = time.perf_counter() - start
     return {
         "seconds": seconds,

@@ -74,7 +74,8 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
     from sft_jax.training.base import base_of
     from sft_jax.training.held_out import held_out_metrics
     from sft_jax.training.optimizer import hyperparameters
-    from sft_jax.training.setup import init_state, load_data, make_model, step_settings
+    from sft_jax.training.run_data import load_data
+    from sft_jax.training.setup import init_state, make_model, step_settings
     from sft_jax.training.sharding import make_mesh, put_batch
     from sft_jax.training.step import compile_eval_step, compile_train_step
 

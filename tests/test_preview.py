@@ -10,7 +10,7 @@ import pytest
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import read_records
 from sft_jax.training.inspection import inspect_data, preview_page
-from sft_jax.training.setup import load_data
+from sft_jax.training.run_data import load_data
 from tests import tiny
 
 

@@ -15,7 +15,7 @@ from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.generation import Generator
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
-from sft_jax.training.setup import Data
+from sft_jax.training.run_data import Data
 from sft_jax.training.sharding import data_shards, put_batch
 from sft_jax.training.state import TrainState, variables
 

@@ -15,7 +15,7 @@ from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.training.earlier_runs import curve_of_runs
 from sft_jax.training.mixing import name_of
-from sft_jax.training.setup import Data, load_data
+from sft_jax.training.run_data import Data, load_data
 
 Progress = Callable[[str, int], Callable[[int, int], None]]
 

@@ -33,7 +33,8 @@ from sft_jax.training.metric_log import FILE, MetricLog, read_metrics
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.progress import ProgressBar, ProgressBars
 from sft_jax.training.recorder import STEP_METRICS, Recorder
-from sft_jax.training.setup import Data, check_sizes, init_state, load_data, make_model, step_settings
+from sft_jax.training.run_data import Data, load_data
+from sft_jax.training.setup import check_sizes, init_state, make_model, step_settings
 from sft_jax.training.sharding import make_mesh, put_batch
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import Step, compile_eval_step, compile_train_step

@@ -16,7 +16,7 @@ from sft_jax.training.flops import peak_flops, train_flops
 from sft_jax.training.freezing import trains_all_weights
 from sft_jax.training.metric_log import MetricLog
 from sft_jax.training.progress import figures
-from sft_jax.training.setup import Data
+from sft_jax.training.run_data import Data
 from sft_jax.training.workdir import write_whole
 
 SKIPPED = "skipped_steps.jsonl"

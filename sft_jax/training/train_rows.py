@@ -1,6 +1,6 @@
 """The training rows of a config: from the cache, or streamed from the files through cleaning and tokenization.
 
-Serves `load_data` (setup.py). However many records there are, few are in memory: the first ones, which the checks at
+Serves `load_data` (run_data.py). However many records there are, few are in memory: the first ones, which the checks at
 the start of a run look at.
 """
 

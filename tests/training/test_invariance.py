@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sft_jax.data.batches import assemble, held_out_bins
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import load_pretrained
-from sft_jax.training import held_out, setup
+from sft_jax.training import held_out, run_data, setup
 from sft_jax.training.base import open_base
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import batch_sharding, make_mesh, put_batch, shardings_of
@@ -90,7 +90,7 @@ def root(tmp_path_factory):
 @dataclasses.dataclass
 class Built:
     config: object
-    data: setup.Data
+    data: run_data.Data
     mesh: jax.sharding.Mesh
     model: object
     settings: object
@@ -107,7 +107,7 @@ def build(root, arg, model: str = "", **overrides) -> Built:
         if arg == "lora":
             trained = fill_adapters(state.trained, model.execution.layer_layout)
             state = state.replace(trained=jax.device_put(trained, shardings_of(trained, devices)))
-    return Built(config, setup.load_data(config), devices, model, setup.step_settings(config, devices), state)
+    return Built(config, run_data.load_data(config), devices, model, setup.step_settings(config, devices), state)
 
 
 def fill_adapters(trained, layout):

@@ -173,7 +173,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from jax.sharding import PartitionSpec as P
 from pathlib import Path
-from sft_jax.training import setup, sharding, step, optimizer
+from sft_jax.training import run_data, setup, sharding, step, optimizer
 from sft_jax.data.batches import assemble
 from sft_jax.training.base import open_base
 from tests import tiny
@@ -181,7 +181,7 @@ from tests import tiny
 def compile(arg):
     mesh = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     config = tiny.config(Path(sys.argv[1]), arg, **mesh, **{"execution.layer_layout": "scan"})
-    data, mesh = setup.load_data(config), sharding.make_mesh(config.mesh)
+    data, mesh = run_data.load_data(config), sharding.make_mesh(config.mesh)
     base = open_base(config.model.source)
     model = setup.make_model(config, base.decoder)
     with jax.set_mesh(mesh):

@@ -18,7 +18,7 @@ from sft_jax.training import loop, run
 from sft_jax.training.checks import check_config
 from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.mixing import mixture_of, reader_of
-from sft_jax.training.setup import load_data
+from sft_jax.training.run_data import load_data
 from tests import tiny
 from tests.training import moments
 

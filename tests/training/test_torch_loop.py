@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.batches import train_batches
-from sft_jax.training import run, setup
+from sft_jax.training import run, run_data
 from tests import tiny
 
 STEPS, WARMUP, PEAK, FINAL = 50, 5, 5e-3, 0.1
@@ -39,7 +39,7 @@ def torch_losses(config) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of AdamW in torch on transformers' Llama."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    data = setup.load_data(config)
+    data = run_data.load_data(config)
     model = transformers.LlamaForCausalLM.from_pretrained(
         config.model.source, dtype=torch.float32, attn_implementation="eager"
     )

@@ -9,8 +9,8 @@ import pytest
 from sft_jax.data.records import RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
-from sft_jax.training import setup, train_rows
-from sft_jax.training.setup import load_data
+from sft_jax.training import run_data, train_rows
+from sft_jax.training.run_data import load_data
 from tests import tiny
 
 
@@ -94,7 +94,7 @@ def test_findings_are_looked_for_again_where_held_out_rows_change(tmp_path, coun
 
 
 def test_few_records_are_kept_for_the_checks(tmp_path, monkeypatch):
-    for module in (setup, train_rows):
+    for module in (run_data, train_rows):
         monkeypatch.setattr(module, "CHECKED_RECORDS", 5)
     made = config(tmp_path)
     Path(made.data.train).write_text('{"prompt": "a", "completion": "b"}\n' * 40)

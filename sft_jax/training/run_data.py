@@ -1,0 +1,229 @@
+"""From a config to the data of a run: read, cleaned, rendered, tokenized, checked, planned."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from sft_jax.data.cache import cache_directory
+from sft_jax.data.checks import CHECKS, LearningCurve, Subject, run_checks, verdict
+from sft_jax.data.cleaning import Context, Sink
+from sft_jax.data.mixture import Mixture
+from sft_jax.data.packing import PackingReport, packing_report, supervised_capacity
+from sft_jax.data.plan import PackPlan, mixture_capacity
+from sft_jax.data.reading import reading_of
+from sft_jax.data.records import Record, RecordReader
+from sft_jax.data.rendering import ConversationRenderer, Masking
+from sft_jax.data.report import DataReport, data_report, token_pieces
+from sft_jax.data.tokenized import Tokenized, TokenizedRows, group_dropped
+from sft_jax.data.tokenizing import tokenize_records
+from sft_jax.training.base import load_base_tokenizer
+from sft_jax.training.judging import read_benchmarks, subject_of
+from sft_jax.training.mixing import mixture_of
+from sft_jax.training.train_rows import (
+    CHECKED_RECORDS,
+    ProgressFor,
+    TrainingRecords,
+    rows_key_of,
+    training_findings,
+    training_rows,
+)
+from sft_jax.training.vocabulary import add_new_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data of a run.
+
+    Attributes:
+        renderer: chat template and tokenizer.
+        rows: tokenized training rows.
+        plan: their order over the whole run.
+        report: what is shown before training.
+        subject: what the checks looked at; None where not all of them did.
+        held_out_records: conversations kept for measuring; empty where the config names none.
+        held_out: their tokens; None where there are none.
+        held_out_targets: target slots of a held-out row.
+        held_out_note: how many rows there are, and which are left out; empty where there are none.
+    """
+
+    renderer: ConversationRenderer
+    rows: TokenizedRows
+    plan: PackPlan
+    report: DataReport
+    subject: Subject | None
+    held_out_records: list[Record]
+    held_out: TokenizedRows | None
+    held_out_targets: int
+    held_out_note: str
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the numbers depend on, of the data."""
+        prints = {"train": self.rows.fingerprint()}
+        return prints if self.held_out is None else prints | {"held_out": self.held_out.fingerprint()}
+
+
+def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
+    """Tokenizer and chat template of `config.model`, with its new tokens, and what `config.data.masking` trains.
+
+    Raises:
+        ValueError: no template, neither in the checkpoint nor in the config; or a new token that is none.
+    """
+    tokenizer = load_base_tokenizer(config.model.source, config.model.revision or None)
+    add_new_tokens(tokenizer, config.model.new_tokens)
+    template = None
+    if config.model.chat_template:
+        path = epath.Path(config.model.chat_template)
+        if not path.exists():
+            raise ValueError(f"--config.model.chat_template={path} is not a file; expected a Jinja template")
+        template = path.read_text()
+    return ConversationRenderer(tokenizer, template, Masking(**config.data.masking))
+
+
+def load_data(
+    config: ml_collections.ConfigDict,
+    progress: ProgressFor | None = None,
+    *,
+    thorough: bool = False,
+    on_change: Sink | None = None,
+    curve: LearningCurve | None = None,
+) -> Data:
+    """Reads, cleans, renders, tokenizes, checks and plans.
+
+    Args:
+        config: the experiment config.
+        progress: given a title and how many there are (0: nobody knows), returns a callback (done, in all).
+        thorough: all checks on all records and a verdict; else the quick checks on the first records, whose findings
+            are kept in the cache like the rows.
+        on_change: given every record that cleaning drops or changes, as it was.
+        curve: what earlier runs say of more data, for the verdict.
+    """
+    if not (config.data.train or config.data.mixture):
+        raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
+    show = progress or (lambda title, count: lambda done, in_all: None)
+    renderer = make_renderer(config)
+    held_out_reader, benchmarks = _held_out_reader(config), read_benchmarks(config)
+    held_out_read = [] if held_out_reader is None else list(held_out_reader)
+    context = Context(held_out_read, [record for records in benchmarks.values() for record in records])
+    records = TrainingRecords(config, context, None if thorough else CHECKED_RECORDS, on_change)
+    compared_with = [(path, epath.Path(path)) for path in config.data.benchmarks]
+    compared_with += held_out_reader.files if held_out_reader else []
+    key = rows_key_of(config, records, renderer, compared_with)
+    cache = cache_directory(config.data.cache) if records.reader.files and not thorough else None
+    tokenized, origin = training_rows(config, records, renderer, show, cache, key)
+    rows = tokenized.rows
+    mixture = mixture_of(config)
+    targets = _row_targets(rows, config, mixture)
+    plan = PackPlan(
+        rows,
+        row_tokens=config.data.row_tokens,
+        row_targets=targets,
+        rows_per_batch=config.batch.rows,
+        seed=config.seed,
+        packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
+        mixture=mixture,
+    )
+    held_out = _held_out(config, renderer, held_out_reader, held_out_read)
+    subject = _subject(config, renderer, records, tokenized, held_out["held_out_records"], benchmarks, thorough)
+    checks = sum(check.quick or thorough for check in CHECKS.values())
+    look = lambda: run_checks(subject(), show("checking", checks), quick=not thorough)
+    findings = look() if thorough else training_findings(cache, key, compared_with, look)
+    report = data_report(
+        rows,
+        tokenized.dropped,
+        _packing_report(config, plan, rows),
+        token_pieces(*rows.row(0), renderer.tokenizer),
+        read=[*tokenized.notes["read"], origin, *_what_is_checked(tokenized.counts.records, thorough)],
+        cleaning=tokenized.notes["cleaning"],
+        counts=tokenized.counts,
+        changed=tokenized.changed,
+        findings=findings,
+        verdict=verdict(subject(), findings, curve) if thorough else None,
+        in_short=not thorough,
+    )
+    return Data(renderer, rows, plan, report, subject() if thorough else None, **held_out)
+
+
+def _packing_report(config: ml_collections.ConfigDict, plan: PackPlan, rows: TokenizedRows) -> PackingReport:
+    return packing_report(
+        rows,
+        row_tokens=plan.row_tokens,
+        row_targets=plan.row_targets,
+        seed=config.seed,
+        packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
+        bins=plan.first_block,
+        is_epoch=plan.has_epochs,
+    )
+
+
+def _subject(
+    config: ml_collections.ConfigDict,
+    renderer: ConversationRenderer,
+    records: TrainingRecords,
+    tokenized: Tokenized,
+    held_out: list[Record],
+    benchmarks: dict[str, list[Record]],
+    thorough: bool,
+) -> Callable[[], Subject]:
+    """What checks look at, made when they do: all records, or the first of them with their rows."""
+
+    @functools.cache
+    def make() -> Subject:
+        first = records.read_first()
+        rows, cleaned = tokenized.rows.of_first(first), set(records.log.dropped)
+        dropped = [row for row in tokenized.dropped if row not in cleaned] if thorough else ()
+        return subject_of(config, renderer, first, rows, dropped, held_out, benchmarks)
+
+    return make
+
+
+def _what_is_checked(records: int, thorough: bool) -> list[str]:
+    if thorough or records <= CHECKED_RECORDS:
+        return []
+    return [f"checked: the first {CHECKED_RECORDS:,} records; python -m sft_jax.preview looks at all"]
+
+
+def _held_out_reader(config: ml_collections.ConfigDict) -> RecordReader | None:
+    if not config.data.held_out:
+        return None
+    reading = reading_of(config.data.reading, split=config.data.reading.held_out_split)
+    return RecordReader(config.data.held_out, reading)
+
+
+def _held_out(
+    config: ml_collections.ConfigDict,
+    renderer: ConversationRenderer,
+    reader: RecordReader | None,
+    records: list[Record],
+) -> dict[str, Any]:
+    """The fields of `Data` that are about held-out rows."""
+    if reader is None:
+        return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
+    rows, dropped = tokenize_records(records, renderer, config.data.row_tokens)
+    dropped = [*reader.dropped, *dropped]
+    kept = set(rows.ids)
+    note = f"Held out: {len(rows)} rows, {int(rows.supervised.sum()):,} supervised tokens ({'; '.join(reader.notes)})."
+    for reason, group in group_dropped(dropped).items():
+        note += f"\n  {len(group)} more dropped, {reason}: {', '.join(row.id for row in group[:5])}"
+        note += ", …" if len(group) > 5 else ""
+    return {
+        "held_out_records": [record for record in records if record.id in kept],
+        "held_out": rows,
+        "held_out_targets": _row_targets(rows, config),
+        "held_out_note": note,
+    }
+
+
+def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict, mixture: Mixture | None = None) -> int:
+    if config.objective.positions == "all":
+        return config.data.row_tokens
+    sizes = (config.data.row_tokens, config.data.supervised_quantile)
+    how = {"packing": config.data.packing, "max_segments": config.data.max_segments_per_row}
+    if mixture is None:
+        return supervised_capacity(rows.lengths, rows.supervised, *sizes, **how)
+    return mixture_capacity(rows, mixture, *sizes, **how)
