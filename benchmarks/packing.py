@@ -14,10 +14,10 @@ from typing import TypeVar
 import numpy as np
 from absl import app, flags
 
-from sft_jax.data.bins import Bins, Sizes
-from sft_jax.data.columns import Labels
 from sft_jax.data.packing import PACKINGS, pack_epoch, packing_report, supervised_capacity
+from sft_jax.data.packing.bins import Bins, Sizes
 from sft_jax.data.plan import PackPlan
+from sft_jax.data.tokenized.columns import Labels
 
 _ROWS = flags.DEFINE_multi_integer("rows", [10_000, 1_000_000], "Numbers of rows.")
 _ROW_TOKENS = flags.DEFINE_integer("row_tokens", 2048, "Tokens in a row of the batch.")

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from sft_jax.data.columns import Labels
 from sft_jax.data.packing import supervised_capacity
 from sft_jax.data.plan import PackPlan
-from sft_jax.data.row_store import RowStoreWriter, open_rows
 from sft_jax.data.tokenized import Counts, Tokenized, TokenizedRows
+from sft_jax.data.tokenized.columns import Labels
+from sft_jax.data.tokenized.row_store import RowStoreWriter, open_rows
 
 _ROWS = flags.DEFINE_integer("rows", 1_000_000, "Number of rows.")
 _REPEAT = flags.DEFINE_integer("repeat", 3, "How often it is measured.")

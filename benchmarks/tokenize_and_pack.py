@@ -23,9 +23,9 @@ from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.packing import pack_epoch, supervised_capacity
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.row_store import RowStoreWriter, open_rows
-from sft_jax.data.streaming import chunked
-from sft_jax.data.workers import Workers, tokenized_chunks
+from sft_jax.data.tokenized.row_store import RowStoreWriter, open_rows
+from sft_jax.data.tokenizing.streaming import chunked
+from sft_jax.data.tokenizing.workers import Workers, tokenized_chunks
 from sft_jax.sources import load_tokenizer
 
 _ROWS = flags.DEFINE_integer("rows", 20_000, "Number of made-up rows, of some 200 tokens each.")

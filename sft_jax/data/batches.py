@@ -10,11 +10,11 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from sft_jax.data.bins import Bin, Bins, Bounds
-from sft_jax.data.columns import Labels
 from sft_jax.data.packing import get_packing
+from sft_jax.data.packing.bins import Bin, Bins, Bounds
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized.columns import Labels
 
 Batch = dict[str, Shaped[np.ndarray, "rows _"]]
 TokenWeights = Float32[np.ndarray, "rows tokens"]

@@ -10,13 +10,14 @@ from typing import Any
 
 import ml_collections
 
-from sft_jax.data import cleaning, masking
+from sft_jax.data import cleaning
 from sft_jax.data.batches import NORMALIZE
 from sft_jax.data.files import CONTAINERS, DATA_SETS
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.packing import PACKINGS
 from sft_jax.data.reading import AUTO, LABELS, ON_BAD_ROW, TIES, reading_of
 from sft_jax.data.records import check_reading
+from sft_jax.data.rendering import masking
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
 from sft_jax.models.quantization import KINDS

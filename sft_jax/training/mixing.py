@@ -3,7 +3,7 @@
 import ml_collections
 
 from sft_jax.data.mixed_records import MixedReader
-from sft_jax.data.mixture import PACKING, Mixture, Schedule, Source, problems_of
+from sft_jax.data.plan.mixture import PACKING, Mixture, Schedule, Source, problems_of
 from sft_jax.data.reading import reading_of
 from sft_jax.data.records import RecordReader, check_reading
 

@@ -8,17 +8,17 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from sft_jax.data.cache import cache_directory
 from sft_jax.data.checks import CHECKS, LearningCurve, Subject, run_checks, verdict
 from sft_jax.data.cleaning import Context, Sink
-from sft_jax.data.mixture import Mixture
 from sft_jax.data.packing import PackingReport, packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan, mixture_capacity
+from sft_jax.data.plan.mixture import Mixture
 from sft_jax.data.reading import reading_of
 from sft_jax.data.records import Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.report import DataReport, data_report, token_pieces
 from sft_jax.data.tokenized import Tokenized, TokenizedRows, group_dropped
+from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.training.base import load_base_tokenizer
 from sft_jax.training.judging import read_benchmarks, subject_of

@@ -12,17 +12,17 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from sft_jax.data.cache import cached_json, cached_rows
-from sft_jax.data.cache_key import NOT_IN_ROWS, code_digest, file_digest, rows_key
 from sft_jax.data.checks import Finding, Place
 from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink
 from sft_jax.data.records import DroppedRow, Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.report import cleaning_values
-from sft_jax.data.row_store import RowStoreWriter
-from sft_jax.data.streaming import write_rows
 from sft_jax.data.tokenized import Tokenized
-from sft_jax.data.workers import worker_count
+from sft_jax.data.tokenized.cache import cached_json, cached_rows
+from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, code_digest, file_digest, rows_key
+from sft_jax.data.tokenized.row_store import RowStoreWriter
+from sft_jax.data.tokenizing.streaming import write_rows
+from sft_jax.data.tokenizing.workers import worker_count
 from sft_jax.training.mixing import reader_of, readings_of_sources
 
 ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all; 0: unknown) -> callback (done, in all)

@@ -6,7 +6,7 @@ from sft_jax.data.conversations import Chat, Message, Segment, Segments
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.training.held_out import last_answer, split_prompt
-from tests.data.chat_formats import FORMATS
+from tests.data.rendering.chat_formats import FORMATS
 
 ASK, ANSWER = Message("user", "Q"), Message("assistant", "A")
 

@@ -11,8 +11,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.sft import source
-from sft_jax.data import order
 from sft_jax.data.batches import assemble, train_batches
+from sft_jax.data.plan import order
 from sft_jax.data.records import RecordError
 from sft_jax.training import loop, run
 from sft_jax.training.checks import check_config

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from sft_jax.data.best_fit import best_fit_decreasing
-from sft_jax.data.bins import Bounds, Sizes
 from sft_jax.data.checks.findings import Observation, counted, observed, places
 from sft_jax.data.checks.subject import Subject
+from sft_jax.data.packing.best_fit import best_fit_decreasing
+from sft_jax.data.packing.bins import Bounds, Sizes
 from sft_jax.data.tokenized import group_dropped
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)

@@ -12,12 +12,12 @@ from importlib import resources
 from typing import Any
 
 from sft_jax.data.checks import Finding, Verdict
-from sft_jax.data.findings_report import DECISIONS
 from sft_jax.data.preview.histogram import histogram_svg
 from sft_jax.data.preview.numbers import numbers_html
 from sft_jax.data.preview.rows import KINDS
 from sft_jax.data.preview.selection import ROW_NAME, PageRows
 from sft_jax.data.report import DataReport, report_lines
+from sft_jax.data.report.findings import DECISIONS
 from sft_jax.data.tokenized import TokenizedRows
 
 _PAGER = """<div class="controls"><button class="previous">← Previous</button><span>Page

@@ -1,0 +1,261 @@
+"""Packing: which rows share a row of the batch (a bin), so that little of it is padding.
+
+Pure functions from sizes to bins; nothing here sees a token. `PackPlan` (sft_jax.data.plan) strings the bins of all
+epochs into one endless stream.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int64
+
+from sft_jax.data.packing.best_fit import best_fit_decreasing
+from sft_jax.data.packing.bins import Bins, Bounds, Sizes
+from sft_jax.data.packing.first_fit import first_fit_decreasing, in_windows
+from sft_jax.data.tokenized import TokenizedRows
+
+Order = Int64[np.ndarray, "count"]
+Pack = Callable[[Sizes, Sizes, Bounds], Bins]
+
+_TARGETS_MULTIPLE = 8  # the number of target slots is a multiple of this (vector width of the accelerator)
+_NEARLY_ALL = 0.9  # from this share of supervised positions on, gathering them does not pay
+_SAMPLE_ROWS = 65_536  # rows that say how many target slots a bin needs
+
+
+def next_fit(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
+    """Fills one bin after the other with the rows as they come, and never looks back.
+
+    With 4 tokens and lengths [3, 1, 2, 3]: [[0, 1], [2], [3]].
+
+    Raises:
+        ValueError: a row alone exceeds a bound.
+    """
+    bounds.check_rows(lengths, supervised)
+    count = len(lengths)
+    after = np.arange(count) + (bounds.segments or count)  # where a bin that begins at each row ends
+    for sizes, bound in ((lengths, bounds.tokens), (supervised, bounds.targets)):
+        running = np.zeros(count + 1, np.int64)
+        np.cumsum(sizes, out=running[1:])
+        after = np.minimum(after, np.searchsorted(running, running[:-1] + bound, side="right") - 1)
+    ends, starts = after.tolist(), [0]
+    while starts[-1] < count:
+        starts.append(ends[starts[-1]])
+    return Bins(np.arange(count), np.array(starts, np.int64))
+
+
+def one_row_each(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
+    """A bin for each row.
+
+    Raises:
+        ValueError: a row alone exceeds a bound.
+    """
+    bounds.check_rows(lengths, supervised)
+    return Bins(np.arange(len(lengths)), np.arange(len(lengths) + 1))
+
+
+PACKINGS: dict[str, Pack] = {
+    "best_fit": best_fit_decreasing,
+    "first_fit": functools.partial(in_windows, first_fit_decreasing),
+    "sequential": next_fit,
+    "none": one_row_each,
+}
+KEEP_ORDER = ("sequential",)  # packings under which nothing is shuffled
+
+
+def get_packing(name: str) -> Pack:
+    """The packing of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PACKINGS:
+        raise ValueError(f"packing must be one of {', '.join(PACKINGS)}; got {name!r}")
+    return PACKINGS[name]
+
+
+def pack_epoch(
+    lengths: Sizes,
+    supervised: Sizes,
+    *,
+    row_tokens: int,
+    row_targets: int,
+    seed: int,
+    epoch: int,
+    packing: str = "best_fit",
+    max_segments: int = 0,
+) -> Bins:
+    """The bins of one epoch in the order they are trained on: a pure function of its arguments.
+
+    Rows are shuffled by (seed, epoch), which decides among rows of equal length, packed, and the bins shuffled.
+    "sequential" shuffles neither: rows keep their order, and all epochs are the same.
+
+    Args:
+        lengths: tokens of each row.
+        supervised: supervised tokens of each row.
+        row_tokens: tokens S in a row of the batch.
+        row_targets: target slots P in a row of the batch.
+        seed: of the order.
+        epoch: counted from 0.
+        packing: a name in PACKINGS.
+        max_segments: most rows in a bin; 0 for any number.
+
+    Raises:
+        ValueError: another name, or a row alone exceeds a bound.
+    """
+    pack, bounds = get_packing(packing), Bounds(row_tokens, row_targets, max_segments)
+    if packing in KEEP_ORDER:
+        return pack(lengths, supervised, bounds)
+    order = permutation(len(lengths), seed, epoch, 0)
+    bins = pack(lengths[order], supervised[order], bounds).renamed(order)
+    return bins.take(permutation(len(bins), seed, epoch, 1))
+
+
+def permutation(count: int, *key: int) -> Order:
+    """A shuffled range(count), the same in every NumPy version (raw bit streams are guaranteed, `shuffle` is not)."""
+    keys = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
+    return np.argsort(np.asarray(keys, np.uint64), kind="stable").astype(np.int64)
+
+
+def supervised_capacity(
+    lengths: Sizes,
+    supervised: Sizes,
+    row_tokens: int,
+    quantile: int | float,
+    packing: str = "best_fit",
+    max_segments: int = 0,
+) -> int:
+    """The static number P of target slots in a row of the batch.
+
+    Rows (a sample, where there are very many) are packed by tokens alone; P is that quantile of the supervised tokens
+    of a bin, at least those of any single row (so that none is lost), rounded up to a multiple of 8. Where nearly all
+    positions are supervised P is row_tokens, which means "every position has its slot" and needs no gathering.
+
+    Args:
+        lengths: tokens of each row.
+        supervised: supervised tokens of each row.
+        row_tokens: tokens S in a row of the batch.
+        quantile: between 0 (tightest bound, bins close early) and 1 (no bin ever closes early).
+        packing: a name in PACKINGS.
+        max_segments: cap on rows in a bin; 0: none.
+
+    Raises:
+        ValueError: quantile outside [0, 1], no rows, or a row longer than `row_tokens`.
+    """
+    if not len(lengths):
+        raise ValueError("There are no rows to take the number of supervised tokens from.")
+    sample = _sample(len(lengths), packing)
+    Bounds(row_tokens, row_tokens).check_rows(lengths, supervised)
+    found = supervised[sample]
+    bins = pack_epoch(
+        lengths[sample],
+        found,
+        row_tokens=row_tokens,
+        row_targets=row_tokens,
+        seed=0,
+        epoch=0,
+        packing=packing,
+        max_segments=max_segments,
+    )
+    return target_slots(bins.sums(found), int(supervised.max()), row_tokens, quantile)
+
+
+def target_slots(in_bins: Sizes, largest: int, row_tokens: int, quantile: int | float) -> int:
+    """P from the supervised tokens of bins that were closed by tokens alone; see `supervised_capacity`.
+
+    Args:
+        in_bins: supervised tokens of each bin.
+        largest: supervised tokens of the row that has most.
+        row_tokens: tokens S in a row of the batch.
+        quantile: of `in_bins`.
+
+    Raises:
+        ValueError: quantile outside [0, 1].
+    """
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"The quantile of supervised tokens must lie between 0 and 1, got {quantile}.")
+    wanted = max(int(np.ceil(np.quantile(in_bins, quantile))), largest, 1)
+    rounded = -(-wanted // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
+    return row_tokens if rounded >= _NEARLY_ALL * row_tokens else rounded
+
+
+def _sample(count: int, packing: str) -> Order:
+    """Rows that stand for all, in their order: a random choice, or the first where order matters."""
+    if packing in KEEP_ORDER:
+        return np.arange(min(count, _SAMPLE_ROWS))
+    return np.sort(permutation(count, 0)[:_SAMPLE_ROWS])
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingReport:
+    """How well the rows fill the batch, in one epoch.
+
+    Attributes:
+        rows: rows (examples) of the data set.
+        bins: rows of the batch that hold them.
+        row_tokens: tokens S in a bin.
+        row_targets: target slots P in a bin.
+        efficiency: tokens / (bins * row_tokens).
+        target_efficiency: supervised tokens / (bins * row_targets).
+        efficiency_without_bound: `efficiency` if bins were closed by tokens alone; of a sample, where there are very
+            many rows.
+        is_epoch: True if `bins` are those of an epoch; a mixture whose sources have weights has none.
+        sources: of each source, where there are several, its rows and tokens, and its share in the tokens of the bins.
+    """
+
+    rows: int
+    bins: int
+    row_tokens: int
+    row_targets: int
+    efficiency: float
+    target_efficiency: float
+    efficiency_without_bound: float
+    is_epoch: bool = True
+    sources: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+
+def packing_report(
+    rows: TokenizedRows,
+    *,
+    row_tokens: int,
+    row_targets: int,
+    seed: int = 0,
+    packing: str = "best_fit",
+    max_segments: int = 0,
+    bins: Bins | None = None,
+    is_epoch: bool = True,
+) -> PackingReport:
+    """Compares epoch 0, packed with the bound on supervised tokens and without.
+
+    `bins` are those of epoch 0 (of the first block of a mixture), where they are known already; the other arguments are
+    as in `pack_epoch`.
+    """
+    lengths, supervised = rows.lengths, rows.supervised
+    how = {"row_tokens": row_tokens, "seed": seed, "epoch": 0, "packing": packing, "max_segments": max_segments}
+    if bins is None:
+        bins = pack_epoch(lengths, supervised, row_targets=row_targets, **how)
+    sample = _sample(len(rows), packing)
+    unbounded = pack_epoch(lengths[sample], supervised[sample], row_targets=row_tokens, **how)
+    return PackingReport(
+        rows=len(rows),
+        bins=len(bins),
+        row_tokens=row_tokens,
+        row_targets=row_targets,
+        efficiency=int(bins.sums(lengths).sum()) / max(len(bins) * row_tokens, 1),
+        target_efficiency=int(bins.sums(supervised).sum()) / max(len(bins) * row_targets, 1),
+        efficiency_without_bound=int(lengths[sample].sum()) / max(len(unbounded) * row_tokens, 1),
+        is_epoch=is_epoch,
+        sources=_by_source(rows, lengths, bins),
+    )
+
+
+def _by_source(rows: TokenizedRows, lengths: Sizes, bins: Bins) -> dict[str, dict[str, float]]:
+    names, codes = rows.sources.names, rows.sources.codes
+    if len(names) < 2:
+        return {}
+    count = np.bincount(codes, minlength=len(names)).tolist()
+    tokens = np.bincount(codes, weights=lengths, minlength=len(names)).astype(np.int64).tolist()
+    drawn = np.bincount(codes[bins.rows], weights=lengths[bins.rows], minlength=len(names))
+    shares = (drawn / drawn.sum()).tolist()
+    return {name: {"rows": count[i], "tokens": tokens[i], "share_of_tokens": shares[i]} for i, name in enumerate(names)}

@@ -1,0 +1,146 @@
+"""Best-fit-decreasing packing by a histogram of lengths: work grows with the number of lengths, not with pairs of rows.
+
+Rows of one length are placed together, as Krell et al. (2021, "Efficient Sequence Packing without
+Cross-contamination") do; what comes out is what best fit does row by row.
+"""
+
+import bisect
+
+import numpy as np
+
+from sft_jax.data.packing.bins import Bins, Bounds, Sizes
+from sft_jax.data.packing.first_fit import first_fit_decreasing, in_windows
+
+
+def best_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
+    """Packs rows, longest first, each into the fullest bin that has room for it; ties in the given order.
+
+    Bins are first closed by tokens (and the cap on rows) alone. Those with too many supervised tokens, which are few
+    by the choice of `bounds.targets`, are then dealt out anew, each together with a bin that has few; what finds no
+    place goes into bins of its own, by first fit. No row is ever cut.
+
+    With 4 tokens and lengths [3, 4, 1]: [[1], [0, 2]].
+
+    Args:
+        lengths: tokens of each row.
+        supervised: supervised tokens of each row.
+        bounds: what closes a bin.
+
+    Returns:
+        Bins of row indices; each row in exactly one.
+
+    Raises:
+        ValueError: a row alone exceeds a bound.
+    """
+    bounds.check_rows(lengths, supervised)
+    bins = _by_tokens(lengths, bounds)
+    targets = bins.sums(supervised)
+    if not len(bins) or targets.max() <= bounds.targets:
+        return bins
+    over = np.flatnonzero(targets > bounds.targets)
+    # Beside a row of more than half a bin there is little room for others; the first row of a bin is its longest.
+    mixable = np.flatnonzero(
+        (targets <= bounds.targets) & (lengths[bins.rows[bins.offsets[:-1]]] <= bounds.tokens // 2)
+    )
+    company = mixable[np.argsort(targets[mixable], kind="stable")[: len(over)]]
+    dealt, rest = _deal(bins, over, company, lengths, supervised, bounds)
+    last = in_windows(first_fit_decreasing, lengths[rest], supervised[rest], bounds).renamed(rest)
+    untouched = np.setdiff1d(np.arange(len(bins)), np.concatenate([over, company]))
+    return Bins.concatenated([bins.take(untouched), dealt, last])
+
+
+def _deal(
+    bins: Bins, over: np.ndarray, company: np.ndarray, lengths: Sizes, supervised: Sizes, bounds: Bounds
+) -> tuple[Bins, np.ndarray]:
+    """Deals the rows of pairs of bins out anew: longest first, each into the bin of its pair that has more room.
+
+    Returns:
+        The bins of all pairs, and the rows that found no room in their pair.
+    """
+    members = [bins.take(over), bins.take(company)]
+    rows = np.concatenate([some.rows for some in members])
+    pair = np.concatenate([np.repeat(np.arange(len(some)), some.sizes) for some in members])
+    order = np.lexsort((-lengths[rows], pair))
+    rows, pair = rows[order], pair[order]
+    begin = np.flatnonzero(np.diff(pair, prepend=-1))
+    count = np.diff(np.append(begin, len(rows)))
+    free = np.tile([bounds.tokens, bounds.targets, bounds.segments or len(rows)], (len(begin), 2, 1))
+    side = np.full(len(rows), 2)
+    for turn in range(int(count.max(initial=0))):
+        here = np.flatnonzero(count > turn)
+        at = begin[here] + turn
+        size = np.stack([lengths[rows[at]], supervised[rows[at]], np.ones(len(at), np.int64)], axis=1)
+        left = free[here] - size[:, None]
+        room = np.where((left >= 0).all(axis=2), (left[..., :2] / (bounds.tokens, bounds.targets)).min(axis=2), -1.0)
+        chosen = room.argmax(axis=1)
+        fits = room[np.arange(len(here)), chosen] >= 0
+        free[here[fits], chosen[fits]] = left[fits, chosen[fits]]
+        side[at[fits]] = chosen[fits]
+    placed = side < 2
+    dealt = Bins.by_number(rows[placed], (2 * pair + side)[placed], 2 * len(begin))
+    return dealt.take(np.flatnonzero(dealt.sizes)), np.sort(rows[~placed])
+
+
+def _by_tokens(lengths: Sizes, bounds: Bounds) -> Bins:
+    """Best fit by length alone."""
+    # Of a small dtype the stable sort is a radix sort.
+    order = np.argsort(bounds.tokens - lengths.astype(np.min_scalar_type(bounds.tokens)), kind="stable")
+    different, starts = np.unique(-lengths[order], return_index=True)
+    ends = np.append(starts[1:], len(order))
+    numbers = np.empty(len(order), np.int32)
+    open_bins = _OpenBins(bounds)
+    for length, start, end in zip((-different).tolist(), starts.tolist(), ends[: len(starts)].tolist(), strict=True):
+        open_bins.place(length, numbers[start:end])
+    return Bins.by_number(order, numbers, open_bins.count)
+
+
+class _OpenBins:
+    """Bins that still have room, in groups that are alike: so many free tokens, so many rows that may still come."""
+
+    def __init__(self, bounds: Bounds):
+        self._bounds = bounds
+        self._groups: dict[tuple[int, int], list[np.ndarray]] = {}
+        self._keys: list[tuple[int, int]] = []  # of the groups, sorted: the fullest bins first
+        self.count = 0
+
+    def place(self, size: int, numbers: np.ndarray) -> None:
+        """Places as many rows of one size as `numbers` is long, and writes there which bin each is in.
+
+        The fullest bin with room for a row takes all that it has room for: after each it is all the more the fullest.
+        """
+        placed, changed = 0, []
+        first = used = bisect.bisect_left(self._keys, (size, 0))
+        while placed < len(numbers):
+            if used < len(self._keys):
+                free, segments = self._keys[used]
+                bins = np.concatenate(self._groups.pop((free, segments)))
+                used += 1
+            else:
+                free, segments = self._bounds.tokens, self._bounds.segments
+                bins = self._opened(-(-(len(numbers) - placed) // _at_once(size, free, segments)))
+            each = _at_once(size, free, segments)
+            full, rest = divmod(min(len(numbers) - placed, each * len(bins)), each)
+            begun = full + (rest > 0)
+            for taken, some in ((each, bins[:full]), (rest, bins[full:begun]), (0, bins[begun:])):
+                numbers[placed : placed + taken * len(some)] = np.repeat(some, taken)
+                placed += taken * len(some)
+                changed.append((free - taken * size, segments - taken if segments else 0, some))
+        del self._keys[first:used]
+        for free, segments, bins in changed:
+            if len(bins) and free and (segments or not self._bounds.segments):
+                self._add((free, segments), bins)
+
+    def _opened(self, wanted: int) -> np.ndarray:
+        self.count += wanted
+        return np.arange(self.count - wanted, self.count, dtype=np.int32)
+
+    def _add(self, key: tuple[int, int], bins: np.ndarray) -> None:
+        if key not in self._groups:
+            self._groups[key] = []
+            bisect.insort(self._keys, key)
+        self._groups[key].append(bins)
+
+
+def _at_once(size: int, free: int, segments: int) -> int:
+    """How many rows of a size a bin takes, given its free tokens and the rows that may come (0: any number)."""
+    return min(free // size, segments or free)

@@ -1,0 +1,69 @@
+"""First-fit-decreasing packing under two bounds at once, in windows that keep its cost linear in the number of rows."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from sft_jax.data.packing.bins import Bins, Bounds, Sizes
+
+WINDOW_ROWS = 8192  # rows packed together where all at once would cost too much; a window costs < 1 bin
+
+
+def first_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
+    """Packs rows into bins closed at either bound: tokens or supervised tokens.
+
+    Rows are taken by decreasing size, max(tokens / bounds.tokens, supervised / bounds.targets), ties in the given
+    order, and go into the first bin with room for both (vector first-fit-decreasing: Kou and Markowsky 1977). No row
+    is ever cut. The cost grows with rows times bins.
+
+    With 4 tokens and lengths [3, 4, 1]: [[1], [0, 2]].
+
+    Args:
+        lengths: tokens of each row.
+        supervised: supervised tokens of each row.
+        bounds: what closes a bin.
+
+    Returns:
+        Bins of row indices; each row in exactly one.
+
+    Raises:
+        ValueError: a row alone exceeds a bound.
+    """
+    bounds.check_rows(lengths, supervised)
+    order = np.argsort(-np.maximum(lengths * bounds.targets, supervised * bounds.tokens), kind="stable")
+    numbers = np.empty(len(order), np.int64)
+    free_tokens, free_targets, free_rows = (np.empty(len(order), np.int32) for _ in range(3))
+    shortest, fewest = int(lengths.min(initial=0)), int(supervised.min(initial=0))
+    first, last = 0, 0  # bins before `first` have no room for any row; bins from `last` on are not opened
+    sizes = zip(lengths[order].tolist(), supervised[order].tolist(), strict=True)
+    for turn, (tokens, targets) in enumerate(sizes):
+        while first < last and (free_tokens[first] < shortest or free_targets[first] < fewest or not free_rows[first]):
+            first += 1
+        room = (free_tokens[first:last] >= tokens) & (free_targets[first:last] >= targets)
+        if bounds.segments:
+            room &= free_rows[first:last] > 0
+        place = first + int(room.argmax()) if last > first else last
+        if place == last or not room[place - first]:
+            place, last = last, last + 1
+            free_tokens[place], free_targets[place] = bounds.tokens, bounds.targets
+            free_rows[place] = bounds.segments or len(order)
+        numbers[turn] = place
+        free_tokens[place] -= tokens
+        free_targets[place] -= targets
+        free_rows[place] -= 1
+    return Bins.by_number(order, numbers, last)
+
+
+def in_windows(
+    pack: Callable[[Sizes, Sizes, Bounds], Bins],
+    lengths: Sizes,
+    supervised: Sizes,
+    bounds: Bounds,
+    window_rows: int = WINDOW_ROWS,
+) -> Bins:
+    """Packs `window_rows` rows at a time, as they come."""
+    parts = []
+    for start in range(0, len(lengths), window_rows):
+        window = np.arange(start, min(start + window_rows, len(lengths)))
+        parts.append(pack(lengths[window], supervised[window], bounds).renamed(window))
+    return Bins.concatenated(parts)

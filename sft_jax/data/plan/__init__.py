@@ -1,0 +1,189 @@
+"""The pack plan: the order of the whole run as one endless stream of bins, known without reading a token.
+
+The bins of epoch 0 are followed by those of epoch 1, and so on; global batch `step` is bins
+[step * R, (step + 1) * R) of the stream, so the last batch of an epoch rolls over into the next. It is computed alike
+on every process, which then takes its slice; the position of a run is one integer, whatever the number of processes
+and sources.
+"""
+
+import math
+
+import numpy as np
+
+from sft_jax.data.packing import target_slots
+from sft_jax.data.packing.bins import Bin, Bins, Bounds
+from sft_jax.data.plan.mixture import Mixture
+from sft_jax.data.plan.order import Packed, make_blocks
+from sft_jax.data.plan.stream import BinStream
+from sft_jax.data.tokenized import TokenizedRows
+
+COUNTED = ("examples", "tokens", "supervised_tokens")
+
+
+class PackPlan:
+    """Which rows are trained on at which step, for all steps.
+
+    Safe to use from several threads (the loader's workers read ahead).
+    """
+
+    def __init__(
+        self,
+        rows: TokenizedRows,
+        *,
+        row_tokens: int,
+        row_targets: int,
+        rows_per_batch: int,
+        seed: int,
+        packing: str = "best_fit",
+        max_segments: int = 0,
+        mixture: Mixture | None = None,
+    ):
+        """Plans the run; epochs are packed when they are first needed.
+
+        Args:
+            rows: the training rows.
+            row_tokens: tokens S in a row of the batch.
+            row_targets: target slots P in a row of the batch, from `supervised_capacity` or `mixture_capacity`.
+            rows_per_batch: rows R of the global batch.
+            seed: of the order; the same seed gives the same order everywhere.
+            packing: a name in PACKINGS (sft_jax.data.packing).
+            max_segments: most rows of data in a row of the batch; 0 for any number.
+            mixture: how much of each source is trained on; None for every row once an epoch.
+
+        Raises:
+            ValueError: no rows (of a source), a size below 1, an unknown packing, or a row that exceeds a bound.
+        """
+        sizes = {"row_tokens": row_tokens, "row_targets": row_targets, "rows_per_batch": rows_per_batch}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not len(rows):
+            raise ValueError("There are no rows to plan.")
+        self.row_tokens, self.row_targets, self.rows_per_batch = row_tokens, row_targets, rows_per_batch
+        self.ids, self.has_epochs = rows.ids, mixture is None or not mixture.weighted
+        self.sources = rows.sources.names if len(rows.sources.names) > 1 else ()
+        self._rows_of_source = np.bincount(rows.sources.codes, minlength=len(rows.sources.names))
+        self._codes = rows.sources.codes
+        self._packed = Packed(
+            rows.lengths, rows.supervised, Bounds(row_tokens, row_targets, max_segments), seed, packing
+        )
+        self._stream = BinStream(make_blocks(self._packed, rows.sources, mixture, rows_per_batch), self._measure)
+        self._stream.block(0)
+
+    def _measure(self, bins: Bins) -> np.ndarray:
+        """Of each bin COUNTED, and of each source its tokens and its examples: [bins, 3 + 2 * sources]."""
+        lengths = self._packed.lengths
+        measured = [bins.sizes, bins.sums(lengths), bins.sums(self._packed.supervised)]
+        if self.sources:
+            number = np.repeat(np.arange(len(bins)), bins.sizes)
+            place = number * len(self.sources) + self._codes[bins.rows]
+            shape = (len(bins), len(self.sources))
+            for sizes in (lengths[bins.rows], None):
+                each = np.bincount(place, weights=sizes, minlength=shape[0] * shape[1])
+                measured.extend(each.astype(np.int64).reshape(shape).T)
+        return np.stack(measured, axis=1)
+
+    def bins(self, start: int, count: int) -> list[Bin]:
+        """Bins [start, start + count) of the stream, each an array of row indices."""
+        return self._stream.bins(start, count)
+
+    def batch_bins(self, step: int) -> list[Bin]:
+        """The bins of global batch `step`."""
+        return self.bins(step * self.rows_per_batch, self.rows_per_batch)
+
+    def row_ids(self, step: int) -> list[str]:
+        """Names of all rows in global batch `step`."""
+        return [self.ids[row] for rows in self.batch_bins(step) for row in rows]
+
+    def counts(self, step: int) -> dict[str, int]:
+        """Examples, tokens and supervised tokens of global batch `step`."""
+        before, after = self.cumulative_counts(step), self.cumulative_counts(step + 1)
+        return {name: after[name] - before[name] for name in COUNTED}
+
+    def cumulative_counts(self, step: int) -> dict[str, int]:
+        """Examples, tokens and supervised tokens of all global batches before `step`.
+
+        Counters that survive a resume: they follow from the plan, nothing is counted.
+        """
+        return dict(zip(COUNTED, self._before(step)[: len(COUNTED)].tolist(), strict=True))
+
+    def tokens_by_source(self, step: int) -> dict[str, int]:
+        """Tokens of each source in all global batches before `step`; empty where there are not several sources."""
+        return dict(zip(self.sources, self._by_source(step)[0].tolist(), strict=True))
+
+    def epochs_by_source(self, step: int) -> dict[str, float]:
+        """How often the rows of each source were seen before `step`, on average; empty as in `tokens_by_source`."""
+        return dict(zip(self.sources, (self._by_source(step)[1] / self._rows_of_source).tolist(), strict=True))
+
+    def _by_source(self, step: int) -> np.ndarray:
+        if not self.sources:
+            return np.zeros((2, 0), np.int64)
+        return self._before(step)[len(COUNTED) :].reshape(2, len(self.sources))
+
+    def _before(self, step: int) -> np.ndarray:
+        return self._stream.counts_before(step * self.rows_per_batch)
+
+    def epochs_at(self, step: int) -> float:
+        """Epochs done before `step`, with the fraction of the current one's bins.
+
+        Raises:
+            ValueError: the plan has no epochs.
+        """
+        self._check_epochs()
+        epoch, inside = self._stream.locate(step * self.rows_per_batch)
+        return epoch + inside / len(self._stream.block(epoch))
+
+    @property
+    def first_block(self) -> Bins:
+        """The bins of epoch 0; the first bins, where there are no epochs."""
+        return self._stream.block(0)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Global batches of the first epoch (others may differ by a bin or so)."""
+        self._check_epochs()
+        return len(self._stream.block(0)) / self.rows_per_batch
+
+    def _check_epochs(self) -> None:
+        if not self.has_epochs:
+            raise ValueError(
+                "A mixture whose sources have weights has no epochs; give steps, examples or tokens, or give every "
+                "source `epochs` in place of `weight`."
+            )
+
+    def steps_for(self, unit: str, amount: int | float) -> int:
+        """The smallest number of steps that reaches `amount` of `unit`: steps, examples, tokens or epochs.
+
+        Raises:
+            ValueError: another unit, a negative amount, or epochs where the plan has none.
+        """
+        if not (math.isfinite(amount) and amount >= 0):
+            raise ValueError(f"A duration must be a finite number that is not negative, got {amount} {unit}.")
+        if unit == "steps":
+            return math.ceil(amount)
+        if unit == "epochs":
+            self._check_epochs()
+            epoch = math.floor(amount)
+            inside = math.ceil((amount - epoch) * len(self._stream.block(epoch))) if amount > epoch else 0
+            return -(-(self._stream.start(epoch) + inside) // self.rows_per_batch)
+        if unit not in ("examples", "tokens"):
+            raise ValueError(f"Unknown unit of duration {unit!r}: expected steps, examples, tokens or epochs.")
+        return -(-self._stream.position_of(COUNTED.index(unit), amount) // self.rows_per_batch)
+
+
+def mixture_capacity(
+    rows: TokenizedRows,
+    mixture: Mixture,
+    row_tokens: int,
+    quantile: int | float,
+    packing: str = "best_fit",
+    max_segments: int = 0,
+) -> int:
+    """The number P of target slots in a row of the batch, for a mixture; see `supervised_capacity`.
+
+    Raises:
+        ValueError: as in `supervised_capacity`, or a source without rows.
+    """
+    by_tokens = Packed(rows.lengths, rows.supervised, Bounds(row_tokens, row_tokens, max_segments), 0, packing)
+    bins = make_blocks(by_tokens, rows.sources, mixture, rows_per_batch=1)(0)
+    return target_slots(bins.sums(rows.supervised), int(rows.supervised.max()), row_tokens, quantile)

@@ -1,0 +1,240 @@
+"""The order of the bins: blocks of them, each a pure function of sizes, seed and number of the block.
+
+One data set: a block is an epoch. A mixture: a block is an epoch of the mixture where sources have epochs, and a
+stretch of draws where they have weights. `BinStream` (stream.py) strings blocks together; `PackPlan` counts.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int64
+
+from sft_jax.data.packing import KEEP_ORDER, get_packing, pack_epoch, permutation
+from sft_jax.data.packing.bins import Bins, Bounds, Sizes
+from sft_jax.data.plan.mixture import Mixture, Source, interleave
+from sft_jax.data.plan.stream import BinStream
+from sft_jax.data.tokenized.columns import Labels
+
+Rows = Int64[np.ndarray, "_"]
+MakeBlock = Callable[[int], Bins]
+
+_BLOCK_BINS = 256  # bins drawn at a time, where sources have weights
+_CHANGING_BLOCK_BINS = 64  # where weights change by step and rows are packed after mixing: they change within a block
+_SHUFFLED_BINS, _PASS, _DRAWS = 1, 2, 3  # streams of random numbers; 0 is that of `pack_epoch`
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """How rows become bins.
+
+    Attributes:
+        lengths: tokens of each row.
+        supervised: supervised tokens of each row.
+        bounds: what closes a bin.
+        seed: of the order.
+        packing: a name in PACKINGS (sft_jax.data.packing).
+    """
+
+    lengths: Sizes
+    supervised: Sizes
+    bounds: Bounds
+    seed: int
+    packing: str
+
+    @property
+    def keeps_order(self) -> bool:
+        """True where rows stay in the order of their files."""
+        return self.packing in KEEP_ORDER
+
+    def rows_a_bin(self, mean_tokens: float) -> float:
+        """How many rows of a mean length about fill a bin."""
+        if self.packing == "none":
+            return 1.0
+        return min(max(self.bounds.tokens / mean_tokens, 1.0), self.bounds.segments or math.inf)
+
+    def pack(self, rows: Rows) -> Bins:
+        """Bins of these rows, which may repeat."""
+        pack = get_packing(self.packing)
+        return pack(self.lengths[rows], self.supervised[rows], self.bounds).renamed(rows)
+
+    def shuffled(self, bins: Bins, *key: int) -> Bins:
+        """The bins of the block with this key in the order they are trained on."""
+        return bins if self.keeps_order else bins.take(permutation(len(bins), self.seed, *key, _SHUFFLED_BINS))
+
+
+def make_blocks(packed: Packed, sources: Labels, mixture: Mixture | None, rows_per_batch: int) -> MakeBlock:
+    """The blocks of a data set or a mixture.
+
+    Args:
+        packed: the rows and how they become bins.
+        sources: the source of each row.
+        mixture: how much of each source is trained on; None for every row once an epoch.
+        rows_per_batch: bins of a step.
+
+    Raises:
+        ValueError: a source of the mixture has no rows.
+    """
+    if mixture is None:
+        return epochs_of(packed)
+    found = []
+    for number, source in enumerate(mixture.sources):
+        rows = np.flatnonzero(sources.codes == sources.names.index(source.name)) if source.name in sources.names else ()
+        if not len(rows):
+            raise ValueError(f"The source {source.name!r} has no rows left to train on; remove it or look at its rows.")
+        found.append(SourceRows(source, rows, number, packed))
+    if mixture.weighted:
+        return WeightedDraws(mixture, found, packed, rows_per_batch)
+    return mixed_epochs(mixture, found, packed)
+
+
+def epochs_of(packed: Packed) -> MakeBlock:
+    """Blocks of one data set: its epochs."""
+    return lambda epoch: pack_epoch(
+        packed.lengths,
+        packed.supervised,
+        row_tokens=packed.bounds.tokens,
+        row_targets=packed.bounds.targets,
+        seed=packed.seed,
+        epoch=epoch,
+        packing=packed.packing,
+        max_segments=packed.bounds.segments,
+    )
+
+
+class SourceRows:
+    """The rows of one source in the order they are drawn, without end."""
+
+    def __init__(self, source: Source, rows: Rows, number: int, packed: Packed):
+        """Number `number` of the mixture; its rows in the order of their file."""
+        self.number = number
+        self._source, self._rows, self._key, self._keeps_order = source, rows, (packed.seed, number), packed.keeps_order
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def drawn(self, start: int, count: int) -> Rows:
+        """Draws [start, start + count): pass after pass, each with every row once; or independent draws."""
+        if self._source.replacement:
+            generator = np.random.PCG64(np.random.SeedSequence((*self._key, _DRAWS))).advance(start)
+            numbers = np.asarray(generator.random_raw(count), np.uint64) % np.uint64(len(self._rows))
+            return self._rows[numbers.astype(np.int64)]
+        size = len(self._rows)
+        passes = [self._pass(number) for number in range(start // size, -(-(start + count) // size))]
+        return np.concatenate([np.zeros(0, np.int64), *passes])[start % size :][:count]
+
+    def _pass(self, number: int) -> Rows:
+        if self._keeps_order:
+            return self._rows
+        return self._rows[permutation(len(self._rows), *self._key, number, _PASS)]
+
+
+def mixed_epochs(mixture: Mixture, sources: list[SourceRows], packed: Packed) -> MakeBlock:
+    """Blocks of a mixture whose sources have epochs: epochs of the mixture."""
+
+    def make(epoch: int) -> Bins:
+        drawn = []
+        for source, rows in zip(mixture.sources, sources, strict=True):
+            start, end = (source.rows_before(number, len(rows)) for number in (epoch, epoch + 1))
+            drawn.append(rows.drawn(start, end - start))
+        if mixture.packing == "before":
+            parts = [packed.pack(rows) for rows in drawn]
+            bins = Bins.concatenated(parts)
+            in_turn = _evenly([len(part) for part in parts])
+            return bins.take(in_turn) if packed.keeps_order else packed.shuffled(bins, epoch)
+        rows = np.concatenate(drawn)
+        order = (
+            _evenly([len(some) for some in drawn])
+            if packed.keeps_order
+            else permutation(len(rows), packed.seed, epoch, 0)
+        )
+        return packed.shuffled(packed.pack(rows[order]), epoch)
+
+    return make
+
+
+def _evenly(counts: list[int]) -> Rows:
+    """Indices of things of several kinds, so many of each, spread evenly; each kind keeps its order."""
+    ideal = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
+    return np.argsort(ideal, kind="stable")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """Where a block of a weighted mixture starts.
+
+    Attributes:
+        bins: all bins before it.
+        taken: bins (packing before mixing) or rows (after) taken from each source.
+        owed: see `interleave`.
+    """
+
+    bins: int
+    taken: np.ndarray
+    owed: np.ndarray
+
+
+class WeightedDraws:
+    """Blocks of a mixture whose sources have weights."""
+
+    def __init__(self, mixture: Mixture, sources: list[SourceRows], packed: Packed, rows_per_batch: int):
+        """Weights that change do so by step, of `rows_per_batch` bins."""
+        self._mixture, self._sources, self._packed, self._rows_per_batch = mixture, sources, packed, rows_per_batch
+        count = len(sources)
+        self._starts = [
+            _Drawn(0, np.zeros(count, np.int64), np.zeros(count))
+        ]  # of each block made so far, and the next
+        self._streams = [
+            BinStream(lambda number, rows=rows: self._pack_pass(rows, number), _uncounted) for rows in sources
+        ]
+        self._mean_tokens = np.array([packed.lengths[rows.drawn(0, len(rows))].mean() for rows in sources])
+
+    def __call__(self, block: int) -> Bins:
+        """The bins of a block; of a new one only when all before it were made."""
+        start = self._starts[block]
+        make = self._of_bins if self._mixture.packing == "before" else self._of_rows
+        bins, taken, owed = make(start, block)
+        if block + 1 == len(self._starts):
+            self._starts.append(_Drawn(start.bins + len(bins), start.taken + taken, owed))
+        return bins
+
+    def _of_bins(self, start: _Drawn, block: int) -> tuple[Bins, np.ndarray, np.ndarray]:
+        """Bins of one source each: what is drawn are bins."""
+        del block
+        steps = (start.bins + np.arange(_BLOCK_BINS)) // self._rows_per_batch
+        turns, owed = interleave(self._mixture.shares(steps), start.owed)
+        taken = np.bincount(turns, minlength=len(self._sources))
+        members = [
+            member
+            for stream, first, count in zip(self._streams, start.taken, taken, strict=True)
+            for member in stream.bins(int(first), int(count))
+        ]
+        bins = Bins.of_sizes(np.concatenate(members), np.array([len(member) for member in members]))
+        place = np.empty(len(turns), np.int64)
+        place[np.argsort(turns, kind="stable")] = np.arange(len(turns))
+        return bins.take(place), taken, owed
+
+    def _of_rows(self, start: _Drawn, block: int) -> tuple[Bins, np.ndarray, np.ndarray]:
+        """Bins of rows of all sources: what is drawn are rows."""
+        here = start.bins // self._rows_per_batch
+        mean_tokens = float(self._mixture.shares(np.array([here]))[0] @ self._mean_tokens)
+        wanted = _CHANGING_BLOCK_BINS if self._mixture.changes else _BLOCK_BINS
+        rows_a_bin = self._packed.rows_a_bin(mean_tokens)
+        count = max(1, round(wanted * rows_a_bin))
+        # Which step a row falls into is known when it is packed; before, from how many of them fill a bin.
+        steps = here + np.arange(count) / rows_a_bin / self._rows_per_batch
+        turns, owed = interleave(self._mixture.shares(steps), start.owed)
+        taken = np.bincount(turns, minlength=len(self._sources))
+        rows = np.empty(count, np.int64)
+        for number, (source, first) in enumerate(zip(self._sources, start.taken, strict=True)):
+            rows[turns == number] = source.drawn(int(first), int(taken[number]))
+        return self._packed.shuffled(self._packed.pack(rows), block), taken, owed
+
+    def _pack_pass(self, rows: SourceRows, number: int) -> Bins:
+        bins = self._packed.pack(rows.drawn(number * len(rows), len(rows)))
+        return self._packed.shuffled(bins, rows.number, number)
+
+
+def _uncounted(bins: Bins) -> np.ndarray:
+    return np.zeros((len(bins), 0), np.int64)

@@ -1,0 +1,259 @@
+"""Rendering: an example as token ids, and for each token whether it is trained.
+
+The step from records to tokenized rows, and the only place where it is decided what is trained. The decision is read
+off the chat template, see turns.py, and from the choices of the config, see masking.py.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import numpy as np
+import transformers
+
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, TokenRow, ToolCall
+from sft_jax.data.rendering.masking import Masking, token_weights
+from sft_jax.data.rendering.rendered import RenderedRow, RowError, TokenIds
+from sft_jax.data.rendering.row_plans import RowPlan, RowPlanner
+from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder
+from sft_jax.data.rendering.templates import Tools, chat_template_of
+
+__all__ = ["ConversationRenderer", "Masking", "RenderedRow", "RowError"]
+
+_PROVEN_ROWS = 64  # rows whose ids are compared with the plain tokenizer's at run time
+
+Rows = list[RenderedRow] | RowError
+
+
+class ConversationRenderer:
+    """Turns examples into tokens and weights with the chat template of the model.
+
+    Where the template has {% generation %} blocks they are the trained text of the assistant. Where it has none, an
+    answer is trained from where the generation prompt ends (that is where the model takes over at inference; the
+    rendering up to there must be a prefix of the whole) up to and with its end-of-turn, the first special token the
+    template puts after it. For ChatML that is "answer<|im_end|>" and not the newline behind it.
+
+    A token is trained if all its characters are. Special tokens count where the template wrote them; in a message
+    they are text. What the tokenizer itself begins sequences with stands at the beginning exactly once.
+    """
+
+    def __init__(
+        self,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        masking: Masking | None = None,
+    ):
+        """Binds tokenizer, template and what is trained.
+
+        Args:
+            tokenizer: a fast tokenizer.
+            chat_template: Jinja source; None takes the tokenizer's own.
+            masking: what is trained; None: every turn of the assistant.
+
+        Raises:
+            ValueError: no chat template, one that is not valid Jinja, or a tokenizer without character offsets.
+        """
+        self.tokenizer, self.masking = tokenizer, masking or Masking()
+        self._encoder = TextEncoder(tokenizer)
+        self._template = chat_template_of(tokenizer, chat_template, self._encoder.pattern, self._encoder.beginning)
+        self._planner = RowPlanner(self._template, self._encoder, self.masking)
+        self._to_prove = _PROVEN_ROWS
+
+    def __reduce__(self) -> tuple:
+        """How it is sent to another process."""
+        return ConversationRenderer, (self.tokenizer, self._template.source, self.masking)
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja source in use."""
+        return self._template.source
+
+    def render(self, conversation: Conversation, tools: Tools = ()) -> RenderedRow:
+        """Tokens and weights of one conversation that makes one row.
+
+        Raises:
+            RowError: it cannot be trained on, or makes several rows; says why.
+            RuntimeError: ids differ from the plain tokenizer's.
+        """
+        (rows,) = self.render_many([Chat(tuple(conversation), tuple(tools))])
+        if isinstance(rows, RowError):
+            raise rows
+        if len(rows) > 1:
+            raise RowError("the conversation makes several rows", f"{len(rows)}; render_many gives all of them")
+        return rows[0]
+
+    def render_many(self, examples: Sequence[Example], max_tokens: int = 0) -> list[Rows]:
+        """The rows of each of many examples (faster than one by one), or an error in their place.
+
+        Args:
+            examples: what is trained on.
+            max_tokens: the longest a row may be; `Masking.too_long` says what becomes of longer ones. 0: any length.
+
+        Raises:
+            RuntimeError: ids differ from the plain tokenizer's.
+        """
+        planned = [self._plans(example) for example in examples]
+        encoded = self._encode([plan for plans in planned if isinstance(plans, list) for plan in plans])
+        return [
+            self._example_rows(example, plans, encoded, max_tokens)
+            for example, plans in zip(examples, planned, strict=True)
+        ]
+
+    def render_prompt(self, conversation: Conversation, tools: Tools = ()) -> TokenIds:
+        """Ids up to and with the generation prompt, for a conversation whose answer is to be generated.
+
+        Raises:
+            RowError: the conversation ends with an answer, or the template refuses it.
+        """
+        if conversation and conversation[-1].role == "assistant":
+            raise RowError("a prompt must not end with an assistant's turn", "leave the answer out")
+        rendered = self._template.render_with_parts(conversation, tools, generation_prompt=True)
+        nothing, nobody = np.zeros(len(rendered.text), np.float32), np.full(len(rendered.text), -1, np.int32)
+        (encoded,) = self._encode([RowPlan(rendered.text, rendered.template_spans(), nothing, nobody, ())])
+        if isinstance(encoded, RowError):
+            raise encoded
+        return encoded.ids
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a generated answer: the template's end-of-turn, also of calls, and the tokenizer's eos token.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        found = set()
+        question, call = Message("user", "a"), ToolCall("f", {"a": "b"}, "abcdefghi")
+        try:
+            found.add(self._planner.end_of_answer((question, Message("assistant", "b"))))
+        except RowError as error:
+            if self.tokenizer.eos_token_id is None:
+                raise ValueError(f"Nothing ends an answer: {error}, and the tokenizer has no eos token.") from error
+        with contextlib.suppress(RowError):  # the template has no calls
+            found.add(self._planner.end_of_answer((question, Message("assistant", "", tool_calls=(call,)))))
+        ids = {self._encoder.token_id(text) for text in found}
+        if self.tokenizer.eos_token_id is not None:
+            ids.add(int(self.tokenizer.eos_token_id))
+        return tuple(sorted(ids))
+
+    def _plans(self, example: Example) -> list[RowPlan] | RenderedRow | RowError:
+        try:
+            return self._token_row(example) if isinstance(example, TokenRow) else self._planner.plans(example)
+        except RowError as error:
+            return error
+
+    def _encode(self, plans: Sequence[RowPlan]) -> Iterable[Encoded | RowError]:
+        """Encodes texts and compares the first of them with the plain tokenizer."""
+        encoded = self._encoder.encode_many([plan.text for plan in plans], [plan.template_spans for plan in plans])
+        for plan, row in zip(plans, encoded, strict=True):
+            if self._to_prove and not isinstance(row, RowError):
+                self._prove(plan, row)
+        return iter(encoded)
+
+    def _example_rows(
+        self,
+        example: Example,
+        plans: list[RowPlan] | RenderedRow | RowError,
+        encoded: Iterable[Encoded | RowError],
+        max_tokens: int,
+    ) -> Rows:
+        """The rows of an example, none of them too long; an error of one of them is that of the example."""
+        if isinstance(plans, RowError):
+            return plans
+        rows: list[RenderedRow] = []
+        try:
+            if isinstance(plans, RenderedRow):
+                return self._fitting(example, None, plans, max_tokens)
+            for plan, row in zip(plans, list(islice(encoded, len(plans))), strict=True):
+                rows += self._fitting(example, plan, _row(plan, row), max_tokens)
+        except RowError as error:
+            return error
+        return rows
+
+    def _fitting(self, example: Example, plan: RowPlan | None, row: RenderedRow, max_tokens: int) -> list[RenderedRow]:
+        """The row if it is short enough; else what the config makes of it."""
+        if not max_tokens or len(row.tokens) <= max_tokens:
+            return [row]
+        reason, detail = f"longer than {max_tokens} tokens", f"{len(row.tokens)} tokens"
+        if self.masking.too_long == "truncate_right":
+            return [_cut(row, max_tokens, reason)]
+        if self.masking.too_long == "truncate_left":
+            if plan is None or not plan.numbers:
+                raise RowError(reason, f"{detail}, and no turns that could be left out")
+            return self._without_history(example, plan, row, max_tokens)
+        if self.masking.too_long == "error":
+            raise RowError(reason, f"{detail}; --config.data.masking.too_long says what becomes of it", stops=True)
+        raise RowError(reason, detail)
+
+    def _without_history(self, chat: Chat, plan: RowPlan, row: RenderedRow, max_tokens: int) -> list[RenderedRow]:
+        """The row without as many of its oldest turns as it takes, rendered and proven anew."""
+        reason, size = f"longer than {max_tokens} tokens", len(row.tokens)
+        for units in range(1, len(plan.numbers) + 1):
+            try:
+                plans = self._planner.without_oldest(chat, plan, units)
+            except RowError as error:
+                raise RowError(reason, f"{size} tokens; without its oldest turns: {error}") from error
+            rows = [_row(one, found) for one, found in zip(plans, self._encode(plans), strict=True)]
+            if max(len(one.tokens) for one in rows) <= max_tokens:
+                return [
+                    dataclasses.replace(one, changed=f"{reason}, the oldest turns are left out: {one.changed}")
+                    for one in rows
+                ]
+        raise RowError(reason, f"{size} tokens, and no turns that could be left out")
+
+    def _token_row(self, example: TokenRow) -> RenderedRow:
+        """A row that came as ids, checked."""
+        tokens, weights = np.asarray(example.tokens, np.int64), np.asarray(example.weights, np.float32).copy()
+        if tokens.ndim != 1 or tokens.shape != weights.shape or not len(tokens):
+            raise RowError("ids and weights are not of one length", f"{len(tokens)} ids, {len(weights)} weights")
+        if tokens.min() < 0 or tokens.max() >= len(self.tokenizer):
+            found = f"{tokens.min()} to {tokens.max()}, the tokenizer has {len(self.tokenizer)}"
+            raise RowError("an id is not one of the tokenizer's", found)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise RowError("a weight is negative or not finite", "among the weights of ids")
+        weights[0] = 0
+        if not weights.any():
+            raise RowError("nothing to train on", "every token has the weight 0")
+        nobody = np.full(len(tokens), -1, np.int32)
+        offsets = np.zeros((len(tokens), 2), np.int32)
+        return RenderedRow(tokens.astype(np.int32), weights, "", offsets, nobody, ())
+
+    def _prove(self, plan: RowPlan, encoded: Encoded) -> None:
+        """Compares the first rows with the plain tokenizer; rows that spell special tokens differ on purpose."""
+        if any(self._encoder.find_special(text) for text in plan.contents()):
+            return
+        self._to_prove -= 1
+        plain = self.tokenizer(plan.text, add_special_tokens=False)["input_ids"]
+        if encoded.ids.tolist() != plain:
+            raise RuntimeError(
+                f"The ids of a row differ from those of {type(self.tokenizer).__name__}: got {encoded.ids.tolist()}, "
+                f"the tokenizer gives {plain} for {plan.text!r}. This tokenizer is not supported."
+            )
+
+
+def _row(plan: RowPlan, encoded: Encoded | RowError) -> RenderedRow:
+    """The row of a plan."""
+    if isinstance(encoded, RowError):
+        raise encoded
+    weights = token_weights(encoded.offsets, plan.chars)
+    if not weights.any():
+        raise RowError("nothing to train on", "no token lies in what is trained")
+    owners = plan.owners[np.minimum(encoded.offsets[:, 0], len(plan.owners) - 1)]
+    return RenderedRow(encoded.ids, weights, plan.text, encoded.offsets, owners, plan.roles, plan.changed)
+
+
+def _cut(row: RenderedRow, max_tokens: int, reason: str) -> RenderedRow:
+    """The beginning of a row. What is cut off is gone: nothing is put in the place of its end-of-turn."""
+    weights = row.weights[:max_tokens]
+    if not weights.any():
+        raise RowError(reason, f"{len(row.tokens)} tokens, and the first {max_tokens} hold nothing that is trained")
+    return dataclasses.replace(
+        row,
+        tokens=row.tokens[:max_tokens],
+        weights=weights,
+        text=row.text[: int(row.offsets[max_tokens - 1, 1])],
+        offsets=row.offsets[:max_tokens],
+        messages=row.messages[:max_tokens],
+        changed=f"{reason}, the end is cut off: {len(row.tokens) - max_tokens} of {len(row.tokens)} tokens",
+    )

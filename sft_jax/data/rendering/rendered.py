@@ -1,0 +1,59 @@
+"""What rendering gives: rows of tokens that know where each token comes from, or the reason why there is none.
+
+The end of the way from an example to tokens (the renderer); everything after it (tokenized rows, reports, previews)
+reads these types only.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+Span = tuple[int, int]  # characters [start, end) of a rendered text
+TokenIds = Int32[np.ndarray, "tokens"]
+TokenWeights = Float32[np.ndarray, "tokens"]
+TokenMessages = Int32[np.ndarray, "tokens"]
+Offsets = Int32[np.ndarray, "tokens 2"]  # characters [start, end) of each token
+
+
+class RowError(ValueError):
+    """An example that cannot be trained on.
+
+    Attributes:
+        reason: the same for all rows with this fault.
+        detail: what is special to this row.
+        stops: the run is to stop, not to leave the row out.
+    """
+
+    def __init__(self, reason: str, detail: str = "", *, stops: bool = False):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail, self.stops = reason, detail, stops
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderedRow:
+    """A row ready for training.
+
+    Attributes:
+        tokens: ids, as the plain tokenizer gives them for `text`.
+        weights: weight of each token as a target; 0 is not trained. Never all 0.
+        text: what the chat template made of the conversation; empty for a row that came as ids.
+        offsets: characters [start, end) of `text` of each token.
+        messages: for each token the message (or segment) it belongs to; -1 for text of the template that belongs to
+            none, such as the beginning of the sequence.
+        roles: of each message of the example.
+        changed: what was left out of the example, "reason: detail"; empty where it is whole.
+    """
+
+    tokens: TokenIds
+    weights: TokenWeights
+    text: str
+    offsets: Offsets
+    messages: TokenMessages
+    roles: tuple[str, ...]
+    changed: str = ""
+
+    def role(self, token: int) -> str:
+        """Who speaks a token; empty for text of the template that belongs to no message."""
+        message = int(self.messages[token])
+        return self.roles[message] if message >= 0 else ""

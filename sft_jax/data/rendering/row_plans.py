@@ -1,0 +1,158 @@
+"""Row plans: an example as text with the weight and the owner of every character, before it is encoded.
+
+Between the forms of examples (conversations.py) and the renderer, which encodes. A conversation may make several rows,
+see turns.py; if it is too long, it is planned again without its oldest turns.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from sft_jax.data.conversations import Chat, Example, Message, Segments
+from sft_jax.data.rendering.masking import Masking
+from sft_jax.data.rendering.rendered import RowError, Span
+from sft_jax.data.rendering.special_tokens import TextEncoder
+from sft_jax.data.rendering.templates import ChatTemplate
+from sft_jax.data.rendering.turns import TurnFinder
+
+
+@dataclasses.dataclass(frozen=True)
+class RowPlan:
+    """A row before it is encoded.
+
+    Attributes:
+        text: of the row.
+        template_spans: where special tokens count.
+        chars: weight of each character.
+        owners: the message of each character; -1 for none.
+        roles: of all messages of the example.
+        numbers: the messages of the example that are in the row; empty if it is no conversation.
+        trained: those of them that are trained in it.
+        changed: what was left out of the example.
+    """
+
+    text: str
+    template_spans: list[Span]
+    chars: Float32[np.ndarray, "characters"]
+    owners: Int32[np.ndarray, "characters"]
+    roles: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+    trained: tuple[int, ...] = ()
+    changed: str = ""
+
+    def contents(self) -> Iterator[str]:
+        """The texts in which special tokens do not count."""
+        at = 0
+        for start, end in [*self.template_spans, (len(self.text), len(self.text))]:
+            if at < start:
+                yield self.text[at:start]
+            at = end
+
+
+class RowPlanner:
+    """Makes plans with one template, tokenizer and masking."""
+
+    def __init__(self, template: ChatTemplate, encoder: TextEncoder, masking: Masking):
+        self._template, self._encoder, self._masking = template, encoder, masking
+        self._turns = TurnFinder(
+            template, encoder, needs_end=masking.end_of_turn != "none", all_ends=masking.end_of_turn == "all"
+        )
+
+    def end_of_answer(self, messages: Sequence[Message]) -> str:
+        """The token that ends the last turn, as text; raises RowError where there is none."""
+        return self._turns.end_of_answer(messages)
+
+    def plans(self, example: Example) -> list[RowPlan]:
+        """The rows of an example.
+
+        Raises:
+            RowError: it cannot be trained on.
+        """
+        if isinstance(example, Segments):
+            return [self._segments(example)]
+        if not isinstance(example, Chat):
+            raise RowError(
+                "a pair of answers is not an example to imitate", "give the chosen answer alone, as a conversation"
+            )
+        trained = self._masking.selects(example.messages)
+        if not trained:
+            raise RowError("nothing to train on", _nothing(example.messages, self._masking))
+        return self._chat(example, range(len(example.messages)), trained)
+
+    def without_oldest(self, chat: Chat, plan: RowPlan, units: int) -> list[RowPlan]:
+        """The row without its oldest turns; the first system messages and the last question are kept.
+
+        Args:
+            chat: the example.
+            plan: one of its rows.
+            units: how many questions to leave out, each with all that follows it.
+
+        Raises:
+            RowError: there are not so many, or what is left cannot be trained on.
+        """
+        kept = _kept(chat, plan.numbers, units)
+        trained = [number for number in plan.trained if number in kept]
+        if not trained:
+            raise RowError("nothing to train on", "the trained turns are among the oldest, which are left out")
+        changed = f"{len(plan.numbers) - len(kept)} of {len(plan.numbers)} messages"
+        lost = len(plan.trained) - len(trained)
+        return self._chat(chat, kept, trained, changed + (f", {lost} trained turns" if lost else ""))
+
+    def _chat(self, chat: Chat, numbers: Sequence[int], trained: Sequence[int], changed: str = "") -> list[RowPlan]:
+        messages = [chat.messages[number] for number in numbers]
+        here = [place for place, number in enumerate(numbers) if number in trained]
+        if self._masking.train_on == "all":
+            contexts = [self._turns.unproven(messages, chat.tools, here)]
+        else:
+            contexts = self._turns.contexts(messages, chat.tools, here, self._masking.history == "expand")
+        roles = tuple(message.role for message in chat.messages)
+        # Places in the row become numbers of messages in the example; the place -1 is none.
+        names = np.array([*numbers, -1], np.int32) if len(numbers) < len(chat.messages) else None
+        return [
+            RowPlan(
+                context.rendered.text,
+                context.rendered.template_spans(),
+                self._masking.char_weights(context),
+                context.rendered.owners() if names is None else names[context.rendered.owners()],
+                roles,
+                tuple(numbers[: len(context.messages)]),
+                tuple(numbers[place] for place in context.trained),
+                changed,
+            )
+            for context in contexts
+        ]
+
+    def _segments(self, example: Segments) -> RowPlan:
+        """The segments one after the other, in which special tokens count."""
+        text = "".join(segment.text for segment in example.parts)
+        beginning = "" if text.startswith(self._encoder.beginning) else self._encoder.beginning
+        sizes = [len(beginning), *(len(segment.text) for segment in example.parts)]
+        weights = np.array([0, *(segment.weight for segment in example.parts)], np.float32)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise RowError("a weight is negative or not finite", f"of the segments: {weights[1:].tolist()}")
+        owners = np.arange(-1, len(example.parts), dtype=np.int32)
+        text = beginning + text
+        roles = ("",) * len(example.parts)
+        return RowPlan(text, [(0, len(text))], np.repeat(weights, sizes), np.repeat(owners, sizes), roles)
+
+
+def _kept(chat: Chat, numbers: Sequence[int], units: int) -> list[int]:
+    """The messages that are left without the oldest units: a unit is a question with all that follows it."""
+    head = 0
+    while head < len(numbers) and chat.messages[numbers[head]].role in ("system", "developer"):
+        head += 1
+    starts = [place for place in range(head, len(numbers)) if chat.messages[numbers[place]].role == "user"]
+    starts = [place for place in starts if place > head]  # what comes before the first of them is the oldest unit
+    if units > len(starts):
+        raise RowError("nothing to leave out", "only the last question and its answer are left")
+    return [*numbers[:head], *numbers[starts[units - 1] :]]
+
+
+def _nothing(messages: Sequence[Message], masking: Masking) -> str:
+    """Why there is nothing to train on."""
+    roles = masking.roles()
+    if not any(message.role in roles for message in messages):
+        return f"there is no {' or '.join(roles)}'s turn"
+    return "every such turn has the weight 0"

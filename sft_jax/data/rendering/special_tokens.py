@@ -1,0 +1,145 @@
+"""Encoding text whose special tokens count only where the chat template put them.
+
+Serves the renderer. The text of a document may spell a special token ("<|im_end|>"); there it is text, and is encoded
+as such.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+import transformers
+
+from sft_jax.data.rendering.rendered import Offsets, RowError, Span, TokenIds
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Token ids and, for each, the characters [start, end) of the text it stands for."""
+
+    ids: TokenIds
+    offsets: Offsets
+
+
+class TextEncoder:
+    """A fast tokenizer, and the same one made blind to special tokens in the text.
+
+    Attributes:
+        pattern: finds special tokens in a text.
+        beginning: the text of what the tokenizer itself begins every sequence with; empty for nothing.
+    """
+
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase):
+        """Copies the backend; the tokenizer itself is left as it is.
+
+        Raises:
+            ValueError: the tokenizer has no `tokenizers` backend.
+        """
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} gives no character offsets: a fast tokenizer is needed.")
+        self._plain = _without_post_processing(tokenizer.backend_tokenizer)
+        self._blind = _without_post_processing(tokenizer.backend_tokenizer)
+        self._blind.encode_special_tokens = True
+        added = {token.content: (number, token) for number, token in self._plain.get_added_tokens_decoder().items()}
+        self._special = {text: found for text, found in added.items() if found[1].special and text}
+        longest_first = sorted(self._special, key=len, reverse=True)  # as the tokenizer: leftmost, then longest
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.beginning = self._find_beginning(tokenizer.backend_tokenizer)
+        self._swallows = any(token.lstrip or token.rstrip for _, token in self._special.values())
+
+    def find_special(self, text: str, start: int = 0, end: int | None = None) -> list[Span]:
+        """Where special tokens are spelt in text[start:end]."""
+        return [m.span() for m in self.pattern.finditer(text, start, len(text) if end is None else end)]
+
+    def _find_beginning(self, backend: tokenizers.Tokenizer) -> str:
+        """The special tokens that the tokenizer's post-processor puts before every text; mostly none or one."""
+        alone = backend.encode("a", add_special_tokens=False).ids
+        added = backend.encode("a", add_special_tokens=True).ids
+        names = {number: text for text, (number, _) in self._special.items()}
+        before = added[: next((i for i in range(len(added)) if added[i : i + len(alone)] == alone), 0)]
+        return "".join(names.get(number, "") for number in before)
+
+    def token_id(self, special_text: str) -> int:
+        """The id of a special token."""
+        return self._special[special_text][0]
+
+    def encode_many(self, texts: Sequence[str], template_parts: Sequence[Sequence[Span]]) -> list[Encoded | RowError]:
+        """Encodes texts; special tokens count only inside the given parts of each, which the template wrote.
+
+        Where they are spelt nowhere else, that is what the plain tokenizer does, and it does it.
+
+        Returns:
+            For each text its tokens, or a RowError where it spells a special token and this tokenizer cannot treat it
+            as text.
+        """
+        intended = [
+            [span for part in parts for span in self.find_special(text, *part)]
+            for text, parts in zip(texts, template_parts, strict=True)
+        ]
+        alone = [self.find_special(text) == spans for text, spans in zip(texts, intended, strict=True)]
+        plain = iter(self._plain.encode_batch(list(itertools.compress(texts, alone)), add_special_tokens=False))
+        return [
+            self._encoded(next(plain), spans) if is_alone else self._encode_cut(text, spans)
+            for text, spans, is_alone in zip(texts, intended, alone, strict=True)
+        ]
+
+    def _encode_cut(self, text: str, spans: list[Span]) -> Encoded | RowError:
+        """Cuts at the intended special tokens only; proven on the same text with the others made harmless."""
+        harmless = self._make_harmless(text, spans)
+        expected = self._plain.encode(harmless, add_special_tokens=False).ids
+        if self._cut(harmless, spans).ids.tolist() != expected:
+            return RowError(
+                "a message spells a special token, and this tokenizer cannot treat it as text",
+                "its pieces encode differently alone than together; remove the special token from the message",
+            )
+        return self._cut(text, spans)
+
+    def _make_harmless(self, text: str, intended: list[Span]) -> str:
+        """The text with a letter in place of each character of special tokens that are not intended."""
+        while unintended := [span for span in self.find_special(text) if span not in intended]:
+            for start, end in unintended:
+                text = text[:start] + "x" * (end - start) + text[end:]
+        return text
+
+    def _cut(self, text: str, spans: list[Span]) -> Encoded:
+        ids, offsets, at = [], [], 0
+        for start, end in [*spans, (len(text), len(text))]:
+            number, token = self._special.get(text[start:end], (None, None))
+            piece_end = start
+            if token is not None and token.lstrip:  # such a token swallows the white space before it
+                piece_end = at + len(text[at:start].rstrip())
+            if at < piece_end:
+                piece = self._blind.encode(text[at:piece_end], add_special_tokens=False)
+                ids.extend(piece.ids)
+                offsets.extend((at + first, at + last) for first, last in piece.offsets)
+            if token is not None:
+                ids.append(number)
+                offsets.append((start, end))
+            at = end
+            if token is not None and token.rstrip:
+                at += len(text[end:]) - len(text[end:].lstrip())
+        return Encoded(np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2))
+
+    def _encoded(self, encoding: tokenizers.Encoding, spans: list[Span]) -> Encoded:
+        ids = np.array(encoding.ids, np.int32)
+        flat = np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int32, 2 * len(ids))
+        offsets = flat.reshape(-1, 2)
+        if self._swallows:  # the white space a special token swallows is not part of it
+            for start, end in spans:
+                offsets[(offsets[:, 0] <= start) & (offsets[:, 1] >= end)] = start, end
+        return Encoded(ids, offsets)
+
+
+def _without_post_processing(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy without truncation, padding and post-processing.
+
+    The last may trim white space from the offsets, which would hide that a token reaches over the start of an answer.
+    """
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.post_processor = tokenizers.processors.Sequence([])
+    return copy

@@ -1,0 +1,361 @@
+"""Chat templates: what a template makes of a conversation, and which characters of the result came from where.
+
+Serves the renderer. A template is a program, so nothing is assumed about it: it is run once with the contents and once
+with marks in their place, and the two results must agree byte for byte.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+import transformers
+from jaxtyping import Int32
+
+from sft_jax.data.conversations import Message, ToolCall
+from sft_jax.data.rendering.outlines import (
+    CLOSE,
+    OPEN,
+    MessageOutline,
+    Outline,
+    Outliner,
+    Part,
+    Skeleton,
+    arguments_of,
+    marked,
+    message_fields,
+    shared_length,
+)
+from sft_jax.data.rendering.rendered import RowError, Span
+from sft_jax.data.rendering.template_engine import GENERATION_END, GENERATION_START, ChatTemplateEnvironment, LoopError
+
+Tools = Sequence[Mapping[str, Any]]
+CharOwners = Int32[np.ndarray, "characters"]
+
+_GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_RAISED = (  # by a program that is given what it does not expect
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TemplateText:
+    """A rendered conversation.
+
+    Attributes:
+        text: what the template made of it.
+        parts: where contents, reasoning and arguments stand, in the order of the text; all other characters are the
+            template's.
+        missing: (message, field) of what the template leaves out.
+        starts: where each message begins in the text, with the header the template gives it.
+        generation: the spans of {% generation %} blocks (empty if the template has none).
+    """
+
+    text: str
+    parts: tuple[Part, ...]
+    missing: frozenset[tuple[int, str]]
+    starts: tuple[int, ...]
+    generation: tuple[Span, ...]
+
+    def template_spans(self) -> list[Span]:
+        """What stands between the parts: the text of the template itself."""
+        ends = [0, *(part.end for part in self.parts)]
+        starts = [*(part.start for part in self.parts), len(self.text)]
+        return [span for span in zip(ends, starts, strict=True) if span[0] < span[1]]
+
+    def owners(self) -> CharOwners:
+        """The message of each character; -1 for text of the template that belongs to none."""
+        owners = np.full(len(self.text), -1, np.int32)
+        for number, start in enumerate(self.starts):
+            owners[start:] = number
+        for part in self.parts:
+            if part.message >= 0:
+                owners[part.start : part.end] = part.message
+        return owners
+
+    def parts_of(self, message: int) -> list[Part]:
+        """The parts of one message, in the order of the text."""
+        return [part for part in self.parts if part.message == message]
+
+
+class ChatTemplate:
+    """A Jinja chat template with the special tokens it may name, rendered as transformers does."""
+
+    def __init__(self, source: str, special_tokens: dict, special: re.Pattern, beginning: str = ""):
+        """Compiles the template.
+
+        Args:
+            source: Jinja.
+            special_tokens: variables of the template.
+            special: finds special tokens in a text.
+            beginning: what the tokenizer begins every sequence with; put before a text that does not begin with it.
+
+        Raises:
+            ValueError: it is not valid Jinja.
+        """
+        for mark in (OPEN, CLOSE, GENERATION_START, GENERATION_END):
+            if mark in source:
+                raise ValueError(f"The chat template holds the character U+{ord(mark):04X}, which is needed as a mark.")
+        self.source = source
+        self.marks_generation = bool(_GENERATION_MARK.search(source))
+        self._beginning = beginning
+        self._environment = ChatTemplateEnvironment()
+        try:
+            self._template = self._environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"The chat template is not valid Jinja (line {error.lineno}): {error}") from error
+        self._variables = dict(special_tokens) | {"documents": None}
+        # What a template writes depends on the outline once contents are marks: one skeleton serves many rows.
+        self._skeleton = functools.lru_cache(maxsize=4096)(self._find_skeleton)
+        self._starts = functools.lru_cache(maxsize=4096)(self._find_starts)
+        self._no_content = ""
+        self._outliner = Outliner(source, special)
+        self._fit_calls(source, special)
+
+    def render(self, messages: Sequence[Message], tools: Tools = (), generation_prompt: bool = False) -> str:
+        """The text, as `tokenizer.apply_chat_template(..., tokenize=False)` gives it, and the beginning before it.
+
+        Raises:
+            RowError: the template refuses the conversation, fails, or loops for too long.
+        """
+        return self._run([self._fields(message) for message in messages], tools, generation_prompt)
+
+    def render_with_parts(
+        self, messages: Sequence[Message], tools: Tools = (), generation_prompt: bool = False
+    ) -> TemplateText:
+        """The text and where in it the contents stand.
+
+        Raises:
+            RowError: the template refuses the conversation, changes what a message says (other than to strip or escape
+                it), or leaves out a message or the tools.
+        """
+        fields = [self._fields(message) for message in messages]
+        track = self.marks_generation and not generation_prompt
+        text = self._run(fields, tools, generation_prompt, track)
+        text, generation = _take_marks(text, messages) if track else (text, ())
+        outline, skeleton, parts = self._lay_over(text, messages, tools, generation_prompt)
+        shown = {(part.message, part.field) for part in parts}
+        wanted = {(piece.message, piece.field) for piece in outline.pieces if piece.text.strip()}
+        self._check_shown(outline, shown, wanted, generation_prompt)
+        literal_starts = skeleton.literal_starts(parts)
+        starts = self._starts(outline.messages, outline.tools, generation_prompt)
+        places = tuple(literal_starts[literal] + offset for literal, offset in starts)
+        # A piece of a content may be left out where another piece of it is shown.
+        missing = wanted - shown
+        if len(parts) < len(outline.pieces):
+            numbers = set(skeleton.numbers)
+            left_out = (piece for number, piece in enumerate(outline.pieces) if number not in numbers)
+            missing |= {(piece.message, piece.field) for piece in left_out if piece.text.strip()}
+        return TemplateText(text, parts, frozenset(missing), places, generation)
+
+    def _fit_calls(self, source: str, special: re.Pattern) -> None:
+        """Finds how the template takes a call: no content as "" or as None, arguments as an object or as JSON text."""
+        calling = Message("assistant", "", tool_calls=(ToolCall("f", {"a": "b"}, "abcdefghi"),))
+        for no_content, as_text in (("", False), ("", True), (None, False), (None, True)):
+            self._no_content, self._outliner = no_content, Outliner(source, special, as_text)
+            outline = self._outliner.outline((Message("user", "a"), calling), (), blanks_stay=True)
+            try:
+                skeleton = self._skeleton(outline.messages, "", False)
+            except RowError:
+                continue
+            finally:
+                self._skeleton.cache_clear()
+            if 1 in skeleton.numbers:
+                return
+        self._no_content, self._outliner = "", Outliner(source, special)
+
+    def _fields(self, message: Message) -> dict[str, Any]:
+        as_text = self._outliner.arguments_as_text
+        calls = [(call.name, call.id, arguments_of(call, as_text)) for call in message.tool_calls]
+        content = self._no_content if calls and not message.content else message.content
+        return message_fields(message.role, content, message.reasoning, calls, message.name, message.tool_call_id)
+
+    def _lay_over(
+        self, text: str, messages: Sequence[Message], tools: Tools, generation_prompt: bool
+    ) -> tuple[Outline, Skeleton, tuple[Part, ...]]:
+        """The outline whose skeleton the text is, once with blank contents as holes and once as they are."""
+        for _ in range(2 if "strftime_now" in self.source else 1):
+            for blanks_stay in (False, True):
+                outline = self._outliner.outline(messages, tools, blanks_stay)
+                try:
+                    skeleton = self._skeleton(outline.messages, outline.tools, generation_prompt)
+                except RowError:  # it refuses marks, not the conversation
+                    continue
+                parts = skeleton.fill(text, outline.pieces)
+                if parts is not None:
+                    return outline, skeleton, parts
+            self._skeleton.cache_clear()  # a template may name the date, which may have changed since
+            self._starts.cache_clear()
+        raise RowError(
+            "the chat template changes what a message says",
+            "its text is not the template's own text with the contents put in, so it cannot be told which part is the "
+            "answer; adapt the template or the row",
+        )
+
+    def _check_shown(
+        self, outline: Outline, shown: set[tuple[int, str]], wanted: set[tuple[int, str]], generation_prompt: bool
+    ) -> None:
+        """Reasoning may be left out, where it is of an earlier turn; what is said may not, nor calls, nor tools."""
+        missing = sorted((number, field) for number, field in wanted - shown if number >= 0 and field != "reasoning")
+        if missing:
+            names = (f"message {number} ({outline.messages[number].role}): {field}" for number, field in missing)
+            raise RowError("the chat template leaves out a message", ", ".join(names))
+        if outline.tools:
+            with_tools = self._skeleton(outline.messages, outline.tools, generation_prompt)
+            if (-1, "tools") in wanted - shown or with_tools == self._skeleton_without_tools(
+                outline, generation_prompt
+            ):
+                raise RowError(
+                    "the chat template does not show the definitions of tools",
+                    "the model would not know what it may call; take a template that writes `tools`",
+                )
+
+    def _skeleton_without_tools(self, outline: Outline, generation_prompt: bool) -> Skeleton | None:
+        try:
+            return self._skeleton(outline.messages, "", generation_prompt)
+        except RowError:
+            return None
+
+    def _find_skeleton(self, messages: tuple[MessageOutline, ...], tools: str, generation_prompt: bool) -> Skeleton:
+        fields, definitions = marked(Outline(messages, tools, ()))
+        for message in fields:
+            if not message["content"] and "tool_calls" in message:
+                message["content"] = self._no_content
+        return Skeleton.of(self._run(fields, definitions, generation_prompt))
+
+    def _find_starts(
+        self, messages: tuple[MessageOutline, ...], tools: str, generation_prompt: bool
+    ) -> tuple[tuple[int, int], ...]:
+        """Where each message begins, as (literal of the skeleton, offset in it).
+
+        Behind the last mark of earlier messages, a message begins where the conversation that ends before it parts from
+        the whole one, and not behind its own first mark.
+        """
+        whole = self._skeleton(messages, tools, generation_prompt)
+        spans = _mark_spans(whole)
+        owners = _hole_owners(messages, tools)
+        begins = [self._first_start(whole, messages, spans, owners)]
+        for number in range(1, len(messages)):
+            before = max((spans[n] for n, owner in enumerate(owners) if owner < number and n in spans), default=(0, 0))
+            behind = [spans[n][0] for n, owner in enumerate(owners) if owner >= number and n in spans]
+            try:
+                shorter = self._skeleton(messages[:number], tools, False).text
+            except RowError:
+                shorter = ""
+            mark = whole.text[slice(*before)]
+            shared = before[1] + shared_length(
+                whole.text[before[1] :], shorter.rpartition(mark)[2] if mark else shorter
+            )
+            begins.append(max(min([shared, *behind]), before[1], begins[-1]))
+        return tuple(_in_literal(whole, begin) for begin in begins)
+
+    def _first_start(
+        self, whole: Skeleton, messages: tuple[MessageOutline, ...], spans: dict[int, Span], owners: list[int]
+    ) -> int:
+        """Where the first message's own header begins: as far as it is that of such a message in third place."""
+        own = [spans[n][0] for n, owner in enumerate(owners) if owner == 0 and n in spans]
+        before = whole.text[: min(own, default=0)]
+        first = messages[0]
+        asked = (first, MessageOutline("assistant" if first.role != "assistant" else "user", OPEN + CLOSE), first)
+        try:
+            probe = self._skeleton(asked, "", False)
+            two = self._skeleton(asked[:2], "", False)
+        except RowError:
+            return len(self._beginning) if before.startswith(self._beginning) else 0
+        header = probe.literals[-2] if len(probe.literals) > 1 else ""
+        tail = shared_length(header, two.literals[-1])
+        return len(before) - shared_length(before[::-1], header[tail:][::-1])
+
+    def _run(
+        self, messages: list[dict[str, Any]], tools: Sequence[Any], generation_prompt: bool, track: bool = False
+    ) -> str:
+        if not messages:
+            raise RowError("the conversation is empty")
+        given = {
+            "messages": messages,
+            "tools": list(tools) or None,
+            "add_generation_prompt": generation_prompt,
+            "mark_generation": track,
+        }
+        try:
+            text = self._environment.run(self._template, self._variables | given)
+        except LoopError as error:
+            raise RowError("the chat template loops for too long", str(error), stops=True) from error
+        except _RAISED as error:
+            raise RowError("the chat template refuses the conversation", str(error)) from error
+        return text if text.startswith(self._beginning) else self._beginning + text
+
+
+def chat_template_of(
+    tokenizer: transformers.PreTrainedTokenizerBase, source: str | None, special: re.Pattern, beginning: str
+) -> ChatTemplate:
+    """The template given, else the tokenizer's own; `special` and `beginning` as for `ChatTemplate`.
+
+    Raises:
+        ValueError: there is none, or it is not valid Jinja.
+    """
+    if source is None:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                "The tokenizer has no chat template. Give one: without it nobody knows how to address the model."
+            )
+        source = tokenizer.get_chat_template()
+    return ChatTemplate(source, dict(tokenizer.special_tokens_map), special, beginning)
+
+
+def _take_marks(text: str, messages: Sequence[Message]) -> tuple[str, tuple[Span, ...]]:
+    """The text without the marks of {% generation %} blocks, and where the blocks are."""
+    said = "".join(message.content + message.reasoning for message in messages)
+    if GENERATION_START in said or GENERATION_END in said:
+        raise RowError("a message holds the character U+E0D2 or U+E0D3", "it is needed as a mark; remove it")
+    clean, spans, open_at = [], [], []
+    length = 0
+    for piece in re.split(f"([{GENERATION_START}{GENERATION_END}])", text):
+        if piece == GENERATION_START:
+            open_at.append(length)
+        elif piece == GENERATION_END:
+            spans.append((open_at.pop(), length))
+        else:
+            clean.append(piece)
+            length += len(piece)
+    return "".join(clean), tuple(sorted(spans))
+
+
+def _hole_owners(messages: Sequence[MessageOutline], tools: str) -> list[int]:
+    """The message of each hole, by number; -1 for tools."""
+    owners = [-1] * tools.count(OPEN)
+    for number, message in enumerate(messages):
+        owners += [number] * sum(text.count(OPEN) for text in (message.content, message.reasoning, message.calls))
+    return owners
+
+
+def _mark_spans(skeleton: Skeleton) -> dict[int, Span]:
+    """Where the mark of each number first stands in the text of a skeleton."""
+    spans: dict[int, Span] = {}
+    at = 0
+    for literal, number in zip(skeleton.literals, skeleton.numbers, strict=False):
+        start = at + len(literal)
+        at = start + len(f"{OPEN}{number}{CLOSE}")
+        spans.setdefault(number, (start, at))
+    return spans
+
+
+def _in_literal(skeleton: Skeleton, position: int) -> tuple[int, int]:
+    """A position between marks as (literal, offset in it)."""
+    at = 0
+    for number, literal in enumerate(skeleton.literals):
+        if position <= at + len(literal):
+            return number, max(position - at, 0)
+        mark = skeleton.numbers[number] if number < len(skeleton.numbers) else 0
+        at += len(literal) + len(f"{OPEN}{mark}{CLOSE}")
+    return len(skeleton.literals) - 1, len(skeleton.literals[-1])

@@ -1,0 +1,295 @@
+"""Turns: where in a rendered conversation the model writes, proven against what the template shows it at inference.
+
+Between templates.py (text and parts) and masking.py (weights). The turn of an assistant goes from where the generation
+prompt ends, which is where the model takes over, to the end-of-turn token. Two renderings prove it, byte for byte: the
+prompt of the turn must be the beginning of the text, and so must the text up to the end-of-turn where the conversation
+ends with that turn. Where the template shows a turn otherwise once others follow (it removes the reasoning), the turn
+is trained in a row that ends with it, or the conversation is refused.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from sft_jax.data.conversations import Message
+from sft_jax.data.rendering.outlines import shared_length
+from sft_jax.data.rendering.rendered import RowError, Span
+from sft_jax.data.rendering.special_tokens import TextEncoder
+from sft_jax.data.rendering.templates import ChatTemplate, TemplateText, Tools
+
+NO_END_OF_TURN = "the chat template has no end-of-turn token after an answer"
+_REWRITTEN = "the chat template shows the model another history at inference than in training"
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What a message says in the text of a row.
+
+    Attributes:
+        spans: characters that are trained, end-of-turn included; more than one where the template marks them, none for
+            a message that is not trained.
+        end_of_turn: the token that ends the turn; None where there is none.
+    """
+
+    spans: tuple[Span, ...]
+    end_of_turn: Span | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """A row to be: a conversation, and the messages of it that are trained in this row.
+
+    Attributes:
+        messages: the conversation.
+        rendered: its text.
+        turns: of each message.
+        trained: numbers of the messages trained here.
+    """
+
+    messages: Sequence[Message]
+    rendered: TemplateText
+    turns: tuple[Turn, ...]
+    trained: tuple[int, ...]
+
+
+class _RewrittenError(RowError):
+    """A turn is shown otherwise in this context than at inference; another context may do."""
+
+
+class TurnFinder:
+    """Finds and proves turns for one template and tokenizer."""
+
+    def __init__(self, template: ChatTemplate, encoder: TextEncoder, *, needs_end: bool = True, all_ends: bool = False):
+        """Binds template and tokenizer.
+
+        Args:
+            template: of the model.
+            encoder: of the tokenizer.
+            needs_end: an answer without an end-of-turn, or with one that the template does not mark, is an error.
+            all_ends: ends of turns that are not trained are wanted too.
+        """
+        self._template, self._encoder = template, encoder
+        self._needs_end, self._all_ends = needs_end, all_ends
+
+    def contexts(
+        self, messages: Sequence[Message], tools: Tools, trained: Sequence[int], expand: bool
+    ) -> list[Context]:
+        """The rows that train each message of `trained` once, in the context that inference would show.
+
+        Args:
+            messages: a conversation.
+            tools: what it may call.
+            trained: numbers of messages.
+            expand: make a row of its own for a turn that the whole conversation shows otherwise than when it was the
+                last one.
+
+        Raises:
+            RowError: a turn cannot be found or proven; or it needs a row of its own and `expand` is not given.
+        """
+        left, found = set(trained), []
+        while left:
+            rendered = self._template.render_with_parts(messages, tools)
+            self._check_marks(rendered, messages)
+            proven = {}
+            for number in sorted(left):
+                try:
+                    proven[number] = self._turn(rendered, messages, tools, number)
+                except _RewrittenError:
+                    if not expand or number == len(messages) - 1:
+                        raise
+            turns = tuple(
+                proven[number] if number in proven else Turn((), self._untrained_end(rendered, messages, number))
+                for number in range(len(messages))
+            )
+            if proven:
+                found.append(Context(messages, rendered, turns, tuple(proven)))
+            left -= set(proven)
+            messages = messages[: max(left, default=0) + 1]
+        return found[::-1]
+
+    def unproven(self, messages: Sequence[Message], tools: Tools, trained: Sequence[int]) -> Context:
+        """The conversation as one row in which turns are not told from the text around them: everything is trained.
+
+        Raises:
+            RowError: the template refuses the conversation, or changes what it says.
+        """
+        rendered = self._template.render_with_parts(messages, tools)
+        turns = (Turn((), self._end_of_turn(rendered, messages, number)) for number in range(len(messages)))
+        return Context(messages, rendered, tuple(turns), tuple(trained))
+
+    def end_of_answer(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+        """The token that ends the last turn of a conversation, as text.
+
+        Raises:
+            RowError: there is none, or the template refuses the conversation.
+        """
+        rendered = self._template.render_with_parts(messages, tools)
+        return rendered.text[slice(*self._required_end(rendered, messages, len(messages) - 1))]
+
+    @functools.cached_property
+    def _plain_end(self) -> str:
+        """What ends an answer without calls; empty where that is not known."""
+        try:
+            return self.end_of_answer((Message("user", "a"), Message("assistant", "b")))
+        except RowError:  # a template may want another conversation
+            return ""
+
+    def _turn(self, rendered: TemplateText, messages: Sequence[Message], tools: Tools, number: int) -> Turn:
+        """The turn of a message that is trained, proven if the model is to write it."""
+        if messages[number].role != "assistant":
+            return self._said_by_others(rendered, messages, number)
+        if self._template.marks_generation:
+            turn = self._marked(rendered, messages, number)
+        else:
+            turn = self._between_prompt_and_end(rendered, messages, tools, number)
+        self._prove_end(rendered, messages, tools, number, turn)
+        missing = sorted(field for owner, field in rendered.missing if owner == number)
+        if missing:
+            raise RowError(
+                "the chat template leaves out part of an answer",
+                f"message {number}: {', '.join(missing)} or some of it",
+            )
+        text = "".join(rendered.text[slice(*span)] for span in turn.spans)
+        for call in messages[number].tool_calls:
+            if call.name not in text:
+                raise RowError("the chat template leaves out part of an answer", f"message {number}: call {call.name}")
+        return turn
+
+    def _said_by_others(self, rendered: TemplateText, messages: Sequence[Message], number: int) -> Turn:
+        """From the beginning of the content to the end of the token that ends the turn, where there is one."""
+        parts = rendered.parts_of(number)
+        end_of_turn = self._end_of_turn(rendered, messages, number)
+        if not parts:
+            return Turn((), end_of_turn)
+        end = parts[-1].end if end_of_turn is None else end_of_turn[1]
+        return Turn(((parts[0].start, end),), end_of_turn)
+
+    def _marked(self, rendered: TemplateText, messages: Sequence[Message], number: int) -> Turn:
+        """The {% generation %} blocks of an answer, from which the end-of-turn may not be left out."""
+        first, last = rendered.starts[number], _end_of_message(rendered, number)
+        spans = tuple(span for span in rendered.generation if first <= span[0] < last)
+        if not spans:
+            raise RowError("nothing to train on", f"the chat template marks nothing of message {number}")
+        if not self._needs_end:
+            return Turn(spans, self._end_of_turn(rendered, messages, number))
+        stop = self._required_end(rendered, messages, number)
+        if not any(start <= stop[0] and stop[1] <= end for start, end in spans):
+            raise RowError(
+                "the {% generation %} block of the chat template leaves out the end-of-turn",
+                f"{rendered.text[slice(*stop)]!r} would not be trained and the model would never stop; "
+                "move {% endgeneration %} behind it",
+            )
+        return Turn(spans, stop)
+
+    def _between_prompt_and_end(
+        self, rendered: TemplateText, messages: Sequence[Message], tools: Tools, number: int
+    ) -> Turn:
+        """From the end of the generation prompt to the end of the end-of-turn."""
+        if number == 0:
+            raise RowError("the conversation starts with the assistant", "there is no prompt to answer")
+        prompt = self._template.render(messages[:number], tools, True)
+        if not rendered.text.startswith(prompt):
+            raise _RewrittenError(
+                _REWRITTEN,
+                f"the prompt for message {number} is not the beginning of the whole conversation; give "
+                "--config.data.masking.history=expand, or a template that does not rewrite earlier turns, or mark the "
+                "answers with {% generation %}",
+            )
+        if self._needs_end:
+            end_of_turn = self._required_end(rendered, messages, number, len(prompt))
+        else:
+            end_of_turn = self._end_of_turn(rendered, messages, number, len(prompt))
+        last = max([len(prompt), *(part.end for part in rendered.parts_of(number))])
+        span = (len(prompt), last if end_of_turn is None else end_of_turn[1])
+        for part in rendered.parts:
+            if (part.message == number) != (span[0] <= part.start and part.end <= span[1]) and part.start < part.end:
+                raise RowError(
+                    "the chat template mixes an answer with what others say",
+                    f"{part.field} of message {part.message} and the answer, message {number}",
+                )
+        return Turn((span,), end_of_turn)
+
+    def _prove_end(
+        self, rendered: TemplateText, messages: Sequence[Message], tools: Tools, number: int, turn: Turn
+    ) -> None:
+        """The text up to the end of the turn must be the same where the conversation ends with it."""
+        if number == len(messages) - 1:
+            return
+        alone = self._template.render(messages[: number + 1], tools)
+        end = max(end for _, end in turn.spans)
+        if alone.startswith(rendered.text[:end]):
+            return
+        if turn.end_of_turn is not None and alone.startswith(rendered.text[: turn.end_of_turn[0]]):
+            raise _RewrittenError(
+                NO_END_OF_TURN,
+                f"{rendered.text[slice(*turn.end_of_turn)]!r} follows message {number} because of what comes next; "
+                f"where the conversation ends there it is followed by {alone[turn.end_of_turn[0] :]!r}",
+            )
+        shared = shared_length(alone, rendered.text)
+        raise _RewrittenError(
+            _REWRITTEN,
+            f"message {number} is {_excerpt(rendered.text, shared)} in the whole conversation and "
+            f"{_excerpt(alone, shared)} where it is the last one; --config.data.masking.history=expand makes a row "
+            "that ends with it",
+        )
+
+    def _check_marks(self, rendered: TemplateText, messages: Sequence[Message]) -> None:
+        for part in rendered.parts if rendered.generation else ():
+            inside = any(start < part.end and part.start < end for start, end in rendered.generation)
+            if inside and (part.message < 0 or messages[part.message].role != "assistant"):
+                whose = f"message {part.message} ({messages[part.message].role})" if part.message >= 0 else "tools"
+                raise RowError(
+                    "a {% generation %} block of the chat template covers a message that is not the assistant's", whose
+                )
+
+    def _untrained_end(self, rendered: TemplateText, messages: Sequence[Message], number: int) -> Span | None:
+        return self._end_of_turn(rendered, messages, number) if self._all_ends else None
+
+    def _required_end(
+        self, rendered: TemplateText, messages: Sequence[Message], number: int, begin: int | None = None
+    ) -> Span:
+        found = self._end_of_turn(rendered, messages, number, begin)
+        if found is None:
+            start, end = _tail(rendered, number, begin)
+            raise RowError(
+                NO_END_OF_TURN,
+                f"{rendered.text[start:end]!r} follows message {number}; without one the model would never stop",
+            )
+        return found
+
+    def _end_of_turn(
+        self, rendered: TemplateText, messages: Sequence[Message], number: int, begin: int | None = None
+    ) -> Span | None:
+        """The special token that ends a turn.
+
+        For an answer it is the first one behind it; behind calls, of which the template may mark the ends with special
+        tokens too, the one that ends other answers, or else the last one. For what others say it is the first one that
+        still belongs to it.
+        """
+        start, end = _tail(rendered, number, begin)
+        message = messages[number]
+        if message.role != "assistant":
+            end = min(end, max(_end_of_message(rendered, number), start))
+        special = self._encoder.find_special(rendered.text, start, end)
+        if not special or not message.tool_calls:
+            return special[0] if special else None
+        usual = [span for span in special if rendered.text[slice(*span)] == self._plain_end]
+        own = [span for span in special if span[1] <= _end_of_message(rendered, number)]
+        return usual[0] if usual else own[-1] if own else special[0]
+
+
+def _tail(rendered: TemplateText, number: int, begin: int | None) -> Span:
+    """The text between what a message says (`begin`, where it says nothing) and what the next one says."""
+    own = [part.end for part in rendered.parts if part.message == number]
+    start = max(own) if own else rendered.starts[number] if begin is None else begin
+    following = [part.start for part in rendered.parts if part.start >= start and part.message != number]
+    return start, min(following, default=len(rendered.text))
+
+
+def _end_of_message(rendered: TemplateText, number: int) -> int:
+    return rendered.starts[number + 1] if number + 1 < len(rendered.starts) else len(rendered.text)
+
+
+def _excerpt(text: str, position: int) -> str:
+    """Some characters around a position, quoted."""
+    return repr(text[max(position - 20, 0) : position + 20])

@@ -1,0 +1,165 @@
+"""The cache of tokenized rows: made once, found again under a key of everything they depend on.
+
+Between tokenizing and packing. An entry is a row store (row_store.py) in a directory named after its key. It is written
+under another name and renamed when it is whole, so that no run sees part of one; and it is checked when it is opened.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_jax.data.tokenized import Tokenized
+from sft_jax.data.tokenized.row_store import RowStoreError, RowStoreWriter, open_rows, sync_directory
+
+_PARTIAL = ".partial-"
+_LOCK = ".lock"
+
+Write = Callable[[RowStoreWriter], Mapping[str, Any]]
+
+
+def cache_directory(setting: str) -> Path | None:
+    """The directory that `config.data.cache` names: "auto" is the user's cache directory, empty is none.
+
+    Raises:
+        ValueError: a path in a bucket: rows are mapped into memory from there.
+    """
+    if not setting:
+        return None
+    if "://" in setting:
+        raise ValueError(f"--config.data.cache={setting}: must be a directory on a local disk; rows are read from it")
+    if setting != "auto":
+        return Path(setting).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft_jax" / "data"
+
+
+def cached_rows(
+    directory: Path | None, key: dict[str, Any], write: Write, waiting: Callable[[], object] = lambda: None
+) -> tuple[Tokenized, str]:
+    """The rows of an entry, made first where there is none or it is damaged.
+
+    Processes on one machine that want the same entry at once make it once: the others wait.
+
+    Args:
+        directory: of the cache; None makes the rows in a temporary directory that is gone with this process.
+        key: what the rows depend on, as JSON has it.
+        write: makes the rows, and returns notes on them.
+        waiting: called before waiting for another process.
+
+    Returns:
+        The rows, and in words where they come from.
+
+    Raises:
+        ValueError: the directory cannot be written to.
+    """
+    if directory is None:
+        with tempfile.TemporaryDirectory(prefix="sft_jax_rows_") as temporary:
+            _fill(Path(temporary), key, write)
+            return open_rows(Path(temporary)), "tokenized, not cached"  # the mapped files outlive their names
+    entry = directory / entry_name(key)
+    _check_writable(directory)
+    with _locked(directory, entry.name, waiting):
+        return _open_or_make(entry, key, write)
+
+
+def cached_json(directory: Path | None, key: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """A small value, kept in a file of its own beside the entries.
+
+    Args:
+        directory: of the cache; None makes the value anew.
+        key: what it depends on, as JSON has it.
+        make: makes it, as JSON has it.
+    """
+    if directory is None:
+        return make()
+    path = directory / f"{entry_name(key)}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one: made again
+        found = json.loads(path.read_bytes())
+        if found["sha256"] == _digest(found["value"]):
+            return found["value"]
+    value = make()
+    with tempfile.NamedTemporaryFile("w", dir=directory, prefix=path.name, delete=False) as file:
+        json.dump({"sha256": _digest(value), "value": value}, file)
+    os.replace(file.name, path)
+    return value
+
+
+def _check_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--config.data.cache={directory}: {error}. Give a local directory to keep tokenized rows in, or an empty "
+            "one for none."
+        ) from error
+
+
+def entry_name(key: dict[str, Any]) -> str:
+    """The name of the entry of a key."""
+    return _digest(key)[:32]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _open_or_make(entry: Path, key: dict[str, Any], write: Write) -> tuple[Tokenized, str]:
+    note = f"tokenized, kept in {entry}"
+    if entry.exists():
+        try:
+            found = open_rows(entry)
+        except RowStoreError as error:
+            note = f"tokenized again, the entry of the cache was damaged: {error}"
+            shutil.rmtree(entry)
+        else:
+            return found, f"from the cache, {entry}"
+    _remove_abandoned(entry)
+    partial = Path(tempfile.mkdtemp(prefix=entry.name + _PARTIAL, dir=entry.parent))
+    try:
+        _fill(partial, key, write)
+        partial.rename(entry)
+        sync_directory(entry.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # nothing where it was renamed
+    return open_rows(entry), note
+
+
+def _fill(directory: Path, key: dict[str, Any], write: Write) -> None:
+    with RowStoreWriter(directory) as writer:
+        writer.finish(key, write(writer))
+
+
+def _remove_abandoned(entry: Path) -> None:
+    """Removes what killed writers left: theirs are the names whose lock is free, or is held here."""
+    for partial in entry.parent.glob(f"*{_PARTIAL}*"):
+        name = partial.name.split(_PARTIAL)[0]
+        if name == entry.name:
+            shutil.rmtree(partial, ignore_errors=True)
+            continue
+        with contextlib.suppress(BlockingIOError), _lock_file(partial.parent, name) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, name: str, waiting: Callable[[], object]) -> Iterator[None]:
+    """Alone with one entry, among the processes of this machine; the system lets go when a process dies."""
+    with _lock_file(directory, name) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lock_file(directory: Path, name: str):
+    return (directory / f"{name}{_LOCK}").open("a")

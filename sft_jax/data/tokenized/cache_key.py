@@ -1,0 +1,100 @@
+"""The key of tokenized rows: everything they depend on, so that whatever changes, rows of before are not found.
+
+Serves cache.py. Files count by their bytes, never by their times; code counts by its source.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenized.row_store import FORMAT
+
+_PIECE = 1 << 24  # bytes read at a time
+_PACKAGES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
+
+# Files and folders of the data layer that stand behind the row store: what they do, they do to its rows.
+LATER = (
+    "batch_text.py",
+    "batches.py",
+    "plan",
+    "preview",
+    "report",
+)
+
+# Fields of `config.data` that rows do not depend on; files are in the key by their names and bytes.
+NOT_IN_ROWS = frozenset(
+    {
+        "train",
+        "held_out",
+        "mixture",
+        "mixture_packing",
+        "benchmarks",
+        "fail_on",
+        "cache",
+        "packing",
+        "max_segments_per_row",
+        "supervised_quantile",
+    }
+)
+
+
+def rows_key(
+    files: Iterable[tuple[str, epath.PathLike]], renderer: ConversationRenderer, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The key of the rows that `renderer` makes of files.
+
+    Args:
+        files: all that is read, in this order, each with the name its rows bear.
+        renderer: the chat template and tokenizer.
+        options: whatever else the rows depend on, as JSON has it.
+    """
+    key = {
+        "format": FORMAT,
+        "files": [[name, file_digest(file)] for name, file in files],
+        "tokenizer": _tokenizer_digest(renderer),
+        "template": _sha256(renderer.chat_template),
+        "options": dict(options),
+        "code": code_digest(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": sys.version},
+    }
+    if "strftime_now" in renderer.chat_template:  # the text that the template writes changes every day
+        key["date"] = datetime.date.today().isoformat()
+    return json.loads(json.dumps(key, default=list))
+
+
+def file_digest(path: epath.PathLike) -> str:
+    """sha256 of the bytes of a file, which may lie in a bucket."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def code_digest(without: Sequence[str] = LATER, root: Path = Path(__file__).parents[1]) -> str:
+    """sha256 of the source of the data layer, by default without what stands behind the row store."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if name.parts[0] not in without:
+            source = path.read_bytes()
+            digest.update(f"{name.as_posix()} {len(source)}\n".encode() + source)
+    return digest.hexdigest()
+
+
+def _tokenizer_digest(renderer: ConversationRenderer) -> str:
+    tokenizer = renderer.tokenizer
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return _sha256(f"{type(tokenizer).__name__} {special} {tokenizer.backend_tokenizer.to_str()}")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

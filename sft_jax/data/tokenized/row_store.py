@@ -1,0 +1,279 @@
+"""Tokenized rows on disk: written piece by piece, read as memory-mapped arrays.
+
+Serves cache.py. A store is a directory of flat little-endian arrays, one file a column, and `rows.json`, which says how
+many values each has and their checksums. That file is written last, so a directory without it is no store; and all of
+it is checked when it is opened, so no damage goes unseen.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sft_jax.data.tokenized import Counts, DroppedRows, RowDigest, RowFacts, Tokenized, TokenizedRows
+from sft_jax.data.tokenized.columns import Labels, TextColumn
+
+FORMAT = 1
+ABOUT = "rows.json"
+_BUFFER = 1 << 20
+_PIECE = 1 << 24  # bytes read at a time where a whole file is
+_FACTS = tuple(field.name for field in dataclasses.fields(RowFacts))
+
+
+class RowStoreError(ValueError):
+    """A directory that is not a whole store of rows. The message says what is wrong with it."""
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error of the disk, as one of the store."""
+    try:
+        yield
+    except OSError as error:
+        raise RowStoreError(
+            f"{path} cannot be written ({error.strerror}). Rows need room on a local disk: free some, or give another "
+            "directory, --config.data.cache=DIR."
+        ) from error
+
+
+class _Column:
+    """A file that grows by arrays, with its checksum."""
+
+    def __init__(self, path: Path, dtype: str):
+        self.path, self.dtype, self.count, self.checksum = path, np.dtype(dtype), 0, 0
+        self._file: BinaryIO = path.open("wb", buffering=_BUFFER)
+
+    def append(self, values: np.ndarray) -> None:
+        data = np.ascontiguousarray(values, self.dtype).view(np.uint8).data
+        with _named(self.path):
+            self._file.write(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+        self.count += len(values)
+
+    def close(self) -> dict[str, Any]:
+        """Ends the file; returns what `rows.json` says of it."""
+        with _named(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self.abandon()
+        return {"dtype": self.dtype.str, "count": self.count, "crc32": self.checksum}
+
+    def abandon(self) -> None:
+        """Lets go of the file, whatever became of it."""
+        with contextlib.suppress(OSError):  # a disk that is full was reported when it was written to
+            self._file.close()
+
+
+class _TextColumns:
+    """A text column as two files: the text, and where each string ends in it."""
+
+    def __init__(self, directory: Path, name: str):
+        self.data = _Column(directory / f"{name}.text", "|u1")
+        self.ends = _Column(directory / f"{name}.ends", "<i8")
+
+    def append(self, texts: Sequence[str]) -> None:
+        column = TextColumn.of(texts)
+        self.ends.append(column.ends + self.data.count)
+        self.data.append(column.data)
+
+
+class _LabelColumn:
+    """Codes in a file; the names they stand for are few and end up in `rows.json`."""
+
+    def __init__(self, directory: Path, name: str):
+        self.codes = _Column(directory / name, "<i4")
+        self.numbers: dict[str, int] = {}
+
+    def append(self, labels: Labels) -> None:
+        table = np.array([self.numbers.setdefault(name, len(self.numbers)) for name in labels.names], np.int32)
+        self.codes.append(table[labels.codes])
+
+
+class RowStoreWriter:
+    """Writes a store into an empty directory; a context manager, which closes the files."""
+
+    def __init__(self, directory: Path):
+        """Opens the files."""
+        self._directory = directory
+        columns = {"tokens": "<i4", "weights": "|u1", "offsets": "<i8"}
+        columns |= {name: "<u8" if name.endswith("hashes") else "<i8" for name in _FACTS}
+        self._columns = {name: _Column(directory / name, dtype) for name, dtype in columns.items()}
+        self._columns["offsets"].append(np.zeros(1, np.int64))
+        self._texts = {name: _TextColumns(directory, name) for name in ("ids", "dropped_ids", "dropped_details")}
+        self._labels = {name: _LabelColumn(directory, name) for name in ("groups", "sources", "dropped_reasons")}
+        self._digest = RowDigest()
+        self._changed: collections.Counter[str] = collections.Counter()
+        self.counts = Counts()
+
+    def __enter__(self) -> "RowStoreWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for column in self._all():
+            column.abandon()
+
+    def append(self, part: Tokenized) -> None:
+        """Adds rows, and the rows dropped beside them."""
+        rows, dropped = part.rows, part.dropped
+        self._append_weights(rows.weights)
+        self._columns["offsets"].append(rows.offsets[1:] + self._columns["tokens"].count)
+        self._columns["tokens"].append(rows.tokens)
+        for name in _FACTS:
+            self._columns[name].append(getattr(rows.facts, name))
+        self._texts["ids"].append(rows.ids)
+        self._labels["groups"].append(rows.groups)
+        self._labels["sources"].append(rows.sources)
+        self._texts["dropped_ids"].append([row.id for row in dropped])
+        self._texts["dropped_details"].append([row.detail for row in dropped])
+        self._labels["dropped_reasons"].append(Labels.of([row.reason for row in dropped]))
+        self._digest.add(rows)
+        self.counts += part.counts
+        self._changed.update(part.changed)
+
+    def check(self, records: int) -> None:
+        """Checks that all records that were read are accounted for, see `Counts.check`."""
+        self.counts.check(records, self._columns["offsets"].count - 1)
+
+    def _append_weights(self, weights: np.ndarray) -> None:
+        """A byte a weight as long as all are 0 or 1; from the first other one on, float32."""
+        column = self._columns["weights"]
+        if column.dtype == np.uint8 and not np.isin(weights, (0, 1)).all():
+            self._columns["weights"] = column = _in_float32(column)
+        column.append(weights)
+
+    def finish(self, key: dict[str, Any], notes: Mapping[str, Any]) -> None:
+        """Makes it a store: everything is on disk before `rows.json` is.
+
+        Args:
+            key: what the rows depend on, for people who look into the file.
+            notes: given back by `open_rows`, as JSON has it.
+        """
+        about = {
+            "format": FORMAT,
+            "key": key,
+            "columns": {column.path.name: column.close() for column in self._all()},
+            "names": {name: list(column.numbers) for name, column in self._labels.items()},
+            "counts": dataclasses.asdict(self.counts),
+            "changed": dict(self._changed),
+            "notes": dict(notes),
+            "fingerprint": self._digest.fingerprint(),
+        }
+        path = self._directory / ABOUT
+        with _named(path), path.open("w", encoding="utf-8") as file:
+            json.dump({"sha256": _sha256(about), "content": about}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(self._directory)
+
+    def _all(self) -> list[_Column]:
+        texts = [column for text in self._texts.values() for column in (text.data, text.ends)]
+        return [*self._columns.values(), *texts, *(label.codes for label in self._labels.values())]
+
+
+def _in_float32(column: _Column) -> _Column:
+    """The same weights, written so far as bytes, as float32."""
+    column.close()
+    narrow = column.path.with_name("weights.narrow")
+    column.path.rename(narrow)
+    wide = _Column(column.path, "<f4")
+    with narrow.open("rb") as file:
+        while piece := file.read(_PIECE):
+            wide.append(np.frombuffer(piece, np.uint8))
+    narrow.unlink()
+    return wide
+
+
+def open_rows(directory: Path) -> Tokenized:
+    """Opens a store after checking all of it.
+
+    Raises:
+        RowStoreError: it is not a store, or something in it is missing, cut off or changed.
+    """
+    about = read_about(directory)
+    if about["format"] != FORMAT:
+        raise RowStoreError(f"{directory}: its format is {about['format']!r}, expected {FORMAT}")
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:  # checksums run outside Python's lock
+        opened = pool.map(lambda item: _open_column(directory / item[0], item[1]), about["columns"].items())
+        columns = dict(zip(about["columns"], opened, strict=True))
+    return _assembled(columns, about)
+
+
+def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokenized:
+    texts = {
+        name: TextColumn(columns[f"{name}.text"], columns[f"{name}.ends"])
+        for name in ("ids", "dropped_ids", "dropped_details")
+    }
+    labels = {name: Labels(columns[name], tuple(names)) for name, names in about["names"].items()}
+    rows = TokenizedRows(
+        tokens=columns["tokens"],
+        weights=columns["weights"],
+        offsets=columns["offsets"],
+        ids=texts["ids"],
+        groups=labels["groups"],
+        sources=labels["sources"],
+        stored_facts=RowFacts(**{name: columns[name] for name in _FACTS}),
+        stored_fingerprint=about["fingerprint"],
+    )
+    dropped = DroppedRows(texts["dropped_ids"], labels["dropped_reasons"], texts["dropped_details"])
+    return Tokenized(rows, dropped, Counts(**about["counts"]), about["changed"], about["notes"])
+
+
+def read_about(directory: Path) -> dict[str, Any]:
+    """What `rows.json` says.
+
+    Raises:
+        RowStoreError: there is none, or it was changed.
+    """
+    try:
+        found = json.loads((directory / ABOUT).read_bytes())
+        about, checksum = found["content"], found["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RowStoreError(f"{directory / ABOUT} cannot be read ({type(error).__name__}: {error})") from error
+    if _sha256(about) != checksum:
+        raise RowStoreError(f"{directory / ABOUT} was changed: its checksum differs")
+    return about
+
+
+def _open_column(path: Path, says: dict[str, Any]) -> np.ndarray:
+    """Maps one file, its size and checksum as `rows.json` says."""
+    dtype = np.dtype(says["dtype"])
+    expected = says["count"] * dtype.itemsize
+    try:
+        size = path.stat().st_size
+        if size != expected:
+            raise RowStoreError(f"{path} has {size} bytes, expected {expected}")
+        if not size:
+            return np.zeros(0, dtype)
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise RowStoreError(f"{path} cannot be read: {error}") from error
+    checksum, view = 0, memoryview(data)
+    for start in range(0, size, _PIECE):
+        checksum = zlib.crc32(view[start : start + _PIECE], checksum)
+    if checksum != says["crc32"]:
+        raise RowStoreError(f"{path} was changed: its checksum differs")
+    return np.frombuffer(data, dtype)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes the names in a directory survive a power cut."""
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

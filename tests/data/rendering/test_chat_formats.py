@@ -1,0 +1,334 @@
+"""What is trained in the chat formats in use: every answer with its end-of-turn and nothing else, or a reason."""
+
+import datetime
+import functools
+import itertools
+
+import jinja2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft_jax.data.conversations import Chat, Message, ToolCall
+from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering.masking import Masking
+from tests.data.rendering.chat_formats import FORMATS, IM_END
+
+ONE, TWO = Message("assistant", "ASSISTONE"), Message("assistant", "ASSISTTWO")
+ASK, AGAIN = Message("user", "USERONE"), Message("user", "USERTWO")
+TOOL = {"type": "function", "function": {"name": "f", "description": "TOOLTEXT", "parameters": {"type": "object"}}}
+CALL = Message("assistant", "", tool_calls=(ToolCall("f", {"city": "ARGUMENT", "n": 2}, "call00001"),))
+RESULT = Message("tool", "RESULT", name="f", tool_call_id="call00001")
+CASES = {
+    "alternating": Chat((ASK, ONE, AGAIN, TWO)),
+    "consecutive": Chat((ASK, ONE, TWO, AGAIN)),
+    "system": Chat((Message("system", "SYSTEM"), ASK, ONE, AGAIN, TWO)),
+    "tools": Chat((ASK, CALL, RESULT, TWO), (TOOL,)),
+}
+EXPAND = Masking(history="expand")
+
+
+def trained_text(row):
+    """The text of the trained tokens."""
+    characters = set()
+    for (start, end), weight in zip(row.offsets.tolist(), row.weights.tolist(), strict=True):
+        if weight:
+            characters.update(range(start, end))
+    return "".join(row.text[at] for at in sorted(characters))
+
+
+def call_of(chat_format):
+    """The call, with reasoning where the template shows it: Qwen 3 shows a call without reasoning in two ways."""
+    return CALL._replace(reasoning="REASON") if "{reasoning}" in chat_format.call else CALL
+
+
+def expected_text(chat_format, chat, eos):
+    """What is to be trained, in the order of the conversation."""
+    end = chat_format.ending(eos)
+    pieces = []
+    for message in chat.messages:
+        if message.tool_calls:
+            arguments = '{"city": "ARGUMENT", "n": 2}'
+            pieces.append(chat_format.call.format(arguments=arguments, end=end, reasoning=message.reasoning))
+        elif message.role == "assistant":
+            pieces.append(chat_format.answer.format(message.content, end=end))
+    return "".join(pieces)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("eos", ["", IM_END], ids=["native", "im_end"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_answer_with_its_end_and_nothing_else(name, eos, case):
+    """open-instruct's sweep; and the text is transformers' rendering byte for byte, begun once."""
+    chat_format, chat = FORMATS[name], CASES[case]
+    tokenizer = chat_format.tokenizer(eos)
+    (rows,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([chat])
+    if case in chat_format.refuses:
+        assert isinstance(rows, RowError)
+        assert chat_format.refuses[case] in str(rows)
+        return
+    assert not isinstance(rows, RowError), rows
+    text = "".join(trained_text(row) for row in rows)
+    assert text == expected_text(chat_format, chat, eos or chat_format.native_end)
+    assert rows[-1].text == with_beginning(chat_format, theirs(tokenizer, chat))
+    assert rows[-1].tokens.tolist() == tokenizer(rows[-1].text, add_special_tokens=False)["input_ids"]
+
+
+def theirs(tokenizer, chat, **options):
+    """The rendering of transformers."""
+    return tokenizer.apply_chat_template(
+        fields(tokenizer, chat), tools=[dict(tool) for tool in chat.tools] or None, tokenize=False, **options
+    )
+
+
+def fields(tokenizer, chat):
+    """Messages as a data set has them, the arguments of calls as the template takes them."""
+    messages = []
+    for message in chat.messages:
+        found = {"role": message.role, "content": message.content}
+        if message.reasoning:
+            found["reasoning_content"] = message.reasoning
+        if message.tool_calls:
+            found["tool_calls"] = [
+                {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+                for call in message.tool_calls
+            ]
+        if message.role == "tool":
+            found |= {"name": message.name, "tool_call_id": message.tool_call_id}
+        messages.append(found)
+    return messages
+
+
+def with_beginning(chat_format, text):
+    """The text begins with what the tokenizer begins sequences with."""
+    first = chat_format.special[0]
+    return text if not chat_format.begins or text.startswith(first) else first + text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_are_refused_or_expanded_where_history_is_rewritten(name):
+    """By default such rows are refused; and rows whose history is not rewritten are not expanded."""
+    rewritten, chat = name == "Qwen 3", CASES["alternating"]
+    tokenizer = FORMATS[name].tokenizer()
+    (refused,) = ConversationRenderer(tokenizer).render_many([chat])
+    (expanded,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([chat])
+    assert isinstance(refused, RowError) == rewritten
+    assert len(expanded) == (2 if rewritten else 1)
+    if rewritten:
+        assert "another history at inference" in str(refused)
+        assert "--config.data.masking.history=expand" in str(refused)
+
+
+BYTES = {  # conversation, options
+    "user only": (Chat((ASK,)), {}),
+    "generation prompt": (Chat((ASK,)), {"add_generation_prompt": True}),
+    "final assistant": (Chat((ASK, ONE)), {}),
+    "reasoning": (Chat((ASK, ONE._replace(reasoning="REASON"))), {}),
+    "think tags": (Chat((ASK, ONE._replace(content="<think>\nREASON\n</think>\n\nASSISTONE"))), {}),
+    "tool calls": (Chat((ASK, CALL, RESULT, TWO)), {}),
+    "tools": (Chat((ASK, CALL, RESULT, TWO), (TOOL,)), {}),
+    "tools and system": (Chat((Message("system", "SYSTEM"), ASK, CALL, RESULT, TWO), (TOOL,)), {}),
+}
+
+
+@pytest.mark.parametrize("case", BYTES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_text_is_transformers_byte_for_byte(name, case):
+    """TRL's table of what a training template must render as the original does."""
+    chat_format, (chat, options) = FORMATS[name], BYTES[case]
+    tokenizer = chat_format.tokenizer()
+    template = ConversationRenderer(tokenizer)._template
+    ours = theirs_or_refusal(lambda: template.render(chat.messages, chat.tools, generation_prompt=bool(options)))
+    if name == "DeepSeek" and "tool" in case:  # takes arguments as text, and None for no content
+        assert '{"city": "ARGUMENT", "n": 2}' in ours
+        return
+    reference = theirs_or_refusal(lambda: with_beginning(chat_format, theirs(tokenizer, chat, **options)))
+    assert ours == reference
+
+
+def theirs_or_refusal(render):
+    try:
+        return render()
+    except (jinja2.TemplateError, RowError, TypeError) as error:
+        return str(error).removeprefix("the chat template refuses the conversation: ")
+
+
+REASONED = Message("assistant", "ANSWER", reasoning="REASON")
+
+
+@pytest.mark.parametrize(
+    "message", [REASONED, Message("assistant", "<think>\nREASON\n</think>\n\nANSWER")], ids=["field", "tags"]
+)
+def test_reasoning_is_trained_once_where_the_model_sees_it(message):
+    """Qwen 3: reasoning of earlier turns is removed; each turn is trained with its own, after what inference shows."""
+    tokenizer = FORMATS["Qwen 3"].tokenizer()
+    chat = Chat((ASK, message, AGAIN, message, ASK, message._replace(weight=0.0)))
+    (rows,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([chat])
+    assert [trained_text(row) for row in rows] == ["<think>\nREASON\n</think>\n\nANSWER<|im_end|>"] * 2
+    assert rows[1].text == (
+        "<|im_start|>user\nUSERONE<|im_end|>\n<|im_start|>assistant\nANSWER<|im_end|>\n"
+        "<|im_start|>user\nUSERTWO<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nREASON\n</think>\n\nANSWER<|im_end|>\n"
+    )
+
+
+def test_turns_of_one_question_stay_in_one_row():
+    """Qwen 3 keeps the reasoning of calls until the next question: two rows for three trained turns."""
+    call = CALL._replace(reasoning="REASON")
+    chat = Chat((ASK, call, RESULT, REASONED, AGAIN, REASONED), (TOOL,))
+    (rows,) = ConversationRenderer(FORMATS["Qwen 3"].tokenizer(), masking=EXPAND).render_many([chat])
+    assert [trained_text(row).count("<|im_end|>") for row in rows] == [2, 1]
+    assert [sorted({row.role(token) for token in range(len(row.tokens)) if row.weights[token]}) for row in rows] == [
+        ["assistant"],
+        ["assistant"],
+    ]
+
+
+def test_tools_that_stand_before_the_last_question():
+    """Mistral: the definitions move to each new question; a row for each of them."""
+    (rows,) = ConversationRenderer(FORMATS["Mistral"].tokenizer(), masking=EXPAND).render_many(
+        [Chat((ASK, ONE, AGAIN, CALL, RESULT, TWO), (TOOL,))]
+    )
+    assert [trained_text(row).count("</s>") for row in rows] == [1, 2]
+    assert rows[0].text.startswith("<s>[AVAILABLE_TOOLS] [")
+    assert rows[1].text.startswith("<s>[INST] USERONE[/INST] ASSISTONE</s>[AVAILABLE_TOOLS] [")
+
+
+def test_only_the_last_turn_needs_no_other_row():
+    renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer(), masking=Masking(train_on="last"))
+    assert trained_text(renderer.render((ASK, REASONED, AGAIN, REASONED))).startswith("<think>\nREASON\n")
+
+
+def test_reasoning_that_a_template_does_not_show_is_not_lost():
+    with pytest.raises(RowError, match="leaves out part of an answer: message 1: reasoning"):
+        ConversationRenderer(FORMATS["ChatML"].tokenizer()).render((ASK, REASONED))
+
+
+def test_prompt_that_opens_reasoning_trains_behind_it():
+    """enable_thinking=False, fixed at the beginning of the template: the empty reasoning is the prompt's."""
+    tokenizer = FORMATS["Qwen 3"].tokenizer()
+    renderer = ConversationRenderer(tokenizer, "{%- set enable_thinking = false %}" + FORMATS["Qwen 3"].template)
+    assert trained_text(renderer.render((ASK, ONE))) == "ASSISTONE<|im_end|>"
+    prompt = renderer.render_prompt((ASK,))
+    assert tokenizer.decode(prompt) == theirs(
+        tokenizer, Chat((ASK,)), add_generation_prompt=True, enable_thinking=False
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, chat_format in FORMATS.items() if chat_format.call])
+def test_calls_without_definitions_and_their_prompts(name):
+    """Every step of a conversation with calls is trained after its own prompt."""
+    chat_format = FORMATS[name]
+    tokenizer = chat_format.tokenizer()
+    renderer = ConversationRenderer(tokenizer)
+    chat = Chat((ASK, call_of(chat_format), RESULT, TWO))
+    row = renderer.render(chat.messages)
+    assert trained_text(row) == expected_text(chat_format, chat, chat_format.native_end)
+    assert tokenizer.convert_tokens_to_ids(chat_format.ending(chat_format.native_end)) in renderer.stop_ids
+    for number in (1, 3):
+        prompt = renderer.render_prompt(chat.messages[:number])
+        assert row.tokens[: len(prompt)].tolist() == prompt.tolist()
+        assert row.weights[len(prompt)] == 1
+        assert row.messages[len(prompt)] == number
+
+
+@pytest.mark.parametrize("place", ["user", "tool", "argument", "definition"])
+@pytest.mark.parametrize("name", [name for name, chat_format in FORMATS.items() if chat_format.call])
+def test_special_tokens_are_text_wherever_they_are_spelt(name, place):
+    """In a question, in a result, in an argument, in the description of a tool: the same tokens but for that text."""
+    chat_format = FORMATS[name]
+    tokenizer = chat_format.tokenizer()
+    end = chat_format.ending(chat_format.native_end)
+    rows = []
+    for text in (end, "x" * len(end)):
+        call = call_of(chat_format)._replace(
+            tool_calls=(ToolCall("f", {"city": text if place == "argument" else "c"}, "call00001"),)
+        )
+        user, result = (word if place == at else "w" for at, word in (("user", text), ("tool", text)))
+        tool = {"type": "function", "function": {"name": "f", "description": text if place == "definition" else "d"}}
+        turns = (Message("user", user), call, RESULT._replace(content=result), TWO)
+        tools = () if name == "DeepSeek" else (tool,)
+        rows.append(ConversationRenderer(tokenizer).render(turns, tools))
+    special = tokenizer.convert_tokens_to_ids(list(chat_format.special))
+    counts = [[row.tokens.tolist().count(token) for token in special] for row in rows]
+    assert counts[0] == counts[1]
+    assert rows[0].text.replace(end, "x" * len(end)) == rows[1].text.replace(end, "x" * len(end))
+
+
+def test_names_that_spell_special_tokens_are_refused():
+    renderer = ConversationRenderer(FORMATS["Qwen 2.5"].tokenizer())
+    for call in (ToolCall(IM_END, {}), ToolCall("f", {IM_END: 1}), ToolCall("f", {}, IM_END)):
+        with pytest.raises(RowError, match="a name, an id or a key spells a special token"):
+            renderer.render((ASK, CALL._replace(tool_calls=(call,)), RESULT, TWO))
+
+
+@pytest.mark.parametrize("arguments", [{"a": {1, 2}}, {"a": datetime.date(2024, 1, 1)}])
+@pytest.mark.parametrize("name", ["Qwen 3", "DeepSeek"])
+def test_arguments_that_are_not_json_are_refused(name, arguments):
+    renderer = ConversationRenderer(FORMATS[name].tokenizer())
+    call = CALL._replace(tool_calls=(ToolCall("f", arguments),), reasoning="REASON" if name == "Qwen 3" else "")
+    with pytest.raises(RowError, match="not JSON"):
+        renderer.render((ASK, call, RESULT, TWO))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"n": 1.5, "deep": [{"a": None}, True]}, {"q": 'a "b"\n\\é漢'}])
+@pytest.mark.parametrize("content", ["", "Let me see."])
+def test_arguments_of_all_kinds(arguments, content):
+    call = Message("assistant", content, tool_calls=(ToolCall("f", arguments), ToolCall("f", {"x": "y"})))
+    for name, reasoning in (("Qwen 2.5", ""), ("Qwen 3", "REASON")):
+        turns = (ASK, call._replace(reasoning=reasoning), RESULT, RESULT, TWO)
+        row = ConversationRenderer(FORMATS[name].tokenizer()).render(turns, (TOOL,))
+        first, second = trained_text(row).split(IM_END)[:2]
+        assert first.count("<tool_call>") == 2
+        assert content in first
+        assert "ASSISTTWO" in second
+        assert "RESULT" not in first + second
+
+
+def test_messages_of_tokens():
+    """Every token has its message: text with marks of -1 is the template's own beginning alone."""
+    row = ConversationRenderer(FORMATS["Llama 3"].tokenizer()).render(CASES["tools"].messages)
+    texts = {
+        number: "".join(row.text[slice(*offset)] for offset, _ in group)
+        for number, group in itertools.groupby(
+            zip(row.offsets.tolist(), row.messages.tolist(), strict=True), key=lambda pair: pair[1]
+        )
+    }
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    assert list(texts) == [-1, 0, 1, 2, 3]
+    assert texts[0] == header.format("user") + "USERONE<|eot_id|>"
+    assert texts[1].startswith(header.format("assistant"))
+    assert texts[2] == header.format("ipython") + '"RESULT"<|eot_id|>'
+    assert texts[3] == header.format("assistant") + "ASSISTTWO<|eot_id|>"
+
+
+PIECES = ["a", " ", "\n", '"', "\\", "é", "<think>", "</think>", *(chat_format.end for chat_format in FORMATS.values())]
+TEXT = st.lists(st.sampled_from(sorted(set(PIECES))), max_size=6).map("".join)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(question=TEXT, answer=TEXT, argument=TEXT, result=TEXT)
+@pytest.mark.parametrize("name", [name for name, chat_format in FORMATS.items() if chat_format.call])
+def test_any_text_comes_through_or_is_refused(name, question, answer, argument, result):
+    """No text moves a boundary or makes a special token: as many of them as with harmless texts of the same kind."""
+    tokenizer, renderer = renderer_of(name)
+    call = call_of(FORMATS[name])._replace(tool_calls=(ToolCall("f", {"q": argument}, "call00001"),))
+    turns = (Message("user", question), call, RESULT._replace(content=result), Message("assistant", answer))
+    harmless, found = renderer.render_many([Chat((ASK, call_of(FORMATS[name]), RESULT, TWO)), Chat(turns)])
+    if isinstance(found, RowError):
+        assert "leaves out part of an answer" in str(found) or "another history" in str(found)
+        return
+    special = tokenizer.convert_tokens_to_ids([*FORMATS[name].special, IM_END])
+    counts = [[row.tokens.tolist().count(token) for token in special] for row in (harmless[0], found[0])]
+    assert counts[0] == counts[1]
+    text = trained_text(found[0])
+    assert answer.strip() in text or "<think>" in answer or "</think>" in answer
+    assert (
+        not found[0].weights[[found[0].role(token) in ("user", "tool") for token in range(len(found[0].tokens))]].any()
+    )
+
+
+@functools.cache
+def renderer_of(name):
+    tokenizer = FORMATS[name].tokenizer()
+    return tokenizer, ConversationRenderer(tokenizer)

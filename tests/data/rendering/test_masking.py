@@ -1,0 +1,214 @@
+"""What is trained, by config: roles, ends of turns, weights, ranges of characters, rows that are too long."""
+
+import numpy as np
+import pytest
+
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow
+from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering.masking import Masking
+from sft_jax.data.report import plain_highlight
+
+# The conversation of axolotl's tests of chat templates.
+SYSTEM, HELLO, THERE, HOW, WELL = (
+    Message("system", "You are an AI."),
+    Message("user", "Hello"),
+    Message("assistant", "Hi there!"),
+    Message("user", "How are you?"),
+    Message("assistant", "I'm doing well, thank you!"),
+)
+TURNS = (SYSTEM, HELLO, THERE, HOW, WELL)
+ALL = (
+    "<|im_start|>⟦system\nYou are an AI.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    "Hi there!<|im_end|>\n<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n"
+    "I'm doing well, thank you!<|im_end|>\n⟧"
+)
+
+
+@pytest.fixture
+def rendered(chatml_tokenizer):
+    """A conversation with its trained parts in ⟦ ⟧."""
+
+    def render(*messages, **masking):
+        return plain_highlight(ConversationRenderer(chatml_tokenizer, masking=Masking(**masking)).render(messages))
+
+    return render
+
+
+def chatml(*turns):
+    """ChatML of (role, text) pairs."""
+    return "".join(f"<|im_start|>{role}\n{text}\n" for role, text in turns)
+
+
+END = "<|im_end|>"
+CHOICES = [  # (train_on, end_of_turn, the five turns)
+    ("assistant", "turn", (f"S{END}", f"H{END}", f"⟦T{END}⟧", f"Q{END}", f"⟦W{END}⟧")),
+    ("assistant", "all", (f"S⟦{END}⟧", f"H⟦{END}⟧", f"⟦T{END}⟧", f"Q⟦{END}⟧", f"⟦W{END}⟧")),
+    ("assistant", "last", (f"S{END}", f"H{END}", f"⟦T⟧{END}", f"Q{END}", f"⟦W{END}⟧")),
+    ("assistant", "none", (f"S{END}", f"H{END}", f"⟦T⟧{END}", f"Q{END}", f"⟦W⟧{END}")),
+    ("last", "turn", (f"S{END}", f"H{END}", f"T{END}", f"Q{END}", f"⟦W{END}⟧")),
+    ("user", "turn", (f"S{END}", f"⟦H{END}⟧", f"T{END}", f"⟦Q{END}⟧", f"W{END}")),
+    ("user,assistant", "last", (f"S{END}", f"⟦H⟧{END}", f"⟦T⟧{END}", f"⟦Q⟧{END}", f"⟦W{END}⟧")),
+    ("system", "none", (f"⟦S⟧{END}", f"H{END}", f"T{END}", f"Q{END}", f"W{END}")),
+]
+
+
+@pytest.mark.parametrize(("train_on", "end_of_turn", "expected"), CHOICES)
+def test_train_on_and_end_of_turn(rendered, train_on, end_of_turn, expected):
+    """The table of axolotl's `train_on_eos`: "turn" is of trained turns, "all" of every turn, "last" exactly one."""
+    letters = dict(zip("SHTQW", (message.content for message in TURNS), strict=True))
+    texts = ["".join(letters.get(letter, letter) for letter in text.replace(END, "@")) for text in expected]
+    roles = (message.role for message in TURNS)
+    wanted = chatml(*zip(roles, (text.replace("@", END) for text in texts), strict=True))
+    assert rendered(*TURNS, train_on=train_on, end_of_turn=end_of_turn) == wanted
+
+
+def test_everything_is_trained(rendered):
+    """All but the first token, before which nothing stands."""
+    assert rendered(*TURNS, train_on="all") == ALL
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"train_on": ""}, {"train_on": "gpt"}, {"end_of_turn": "eos"}, {"history": ""}, {"too_long": "cut"}]
+)
+def test_what_no_masking_is(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be "):
+        Masking(**wrong)
+
+
+def test_roles_that_do_not_occur_train_nothing(chatml_tokenizer):
+    renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(train_on="tool"))
+    with pytest.raises(RowError, match="nothing to train on: there is no tool's turn"):
+        renderer.render(TURNS)
+
+
+def weights_of(renderer, row):
+    """(text, weight) runs."""
+    runs = []
+    for (start, end), weight in zip(row.offsets.tolist(), row.weights.tolist(), strict=True):
+        if runs and runs[-1][1] == weight:
+            runs[-1][0] += row.text[start:end]
+        else:
+            runs.append([row.text[start:end], weight])
+    return [(text, weight) for text, weight in runs if weight]
+
+
+def test_weights_of_messages(chatml_tokenizer):
+    renderer = ConversationRenderer(chatml_tokenizer)
+    turns = (HELLO, THERE._replace(weight=0.5), HOW, WELL._replace(weight=2.0), HOW, THERE._replace(weight=0.0))
+    row = renderer.render(turns)
+    assert weights_of(renderer, row) == [
+        ("Hi there!<|im_end|>", 0.5),
+        ("I'm doing well, thank you!<|im_end|>", 2.0),
+    ]
+    for weight in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(RowError, match="a weight is negative or not finite: message 1"):
+            renderer.render((HELLO, THERE._replace(weight=weight)))
+    with pytest.raises(RowError, match="every such turn has the weight 0"):
+        renderer.render((HELLO, THERE._replace(weight=0.0)))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        # axolotl's table: characters 0-8 off, 9-18 on, 19-30 off, ends inclusive there and exclusive here
+        (
+            Message("assistant", "I'm doing very well, thank you!", ranges=((0, 9, 0), (9, 19, 1), (19, 31, 0))),
+            "I'm doing⟦ very well⟧, thank you!⟦<|im_end|>⟧",
+        ),
+        # a message of weight 0 with a range: the range alone, not the end-of-turn
+        (Message("assistant", "ab cd", weight=0, ranges=((3, 5, 1),)), "ab ⟦cd⟧<|im_end|>"),
+        # "the" is one token: a boundary in it leaves it out
+        (Message("assistant", "the the", ranges=((1, 5, 0),)), "the ⟦<|im_end|>⟧".replace(" ", " the")),
+        (Message("assistant", "a the b", ranges=((3, 7, 0),)), "⟦a ⟧the b⟦<|im_end|>⟧"),
+    ],
+)
+def test_ranges_of_characters(rendered, message, expected):
+    assert rendered(HELLO, message) == chatml(("user", "Hello<|im_end|>"), ("assistant", expected))
+
+
+def test_ranges_that_do_not_fit(chatml_tokenizer):
+    renderer = ConversationRenderer(chatml_tokenizer)
+    with pytest.raises(RowError, match=r"does not lie in its message: message 1 has 9 characters, .* \[3, 10\)"):
+        renderer.render((HELLO, THERE._replace(ranges=((3, 10, 1.0),))))
+    with pytest.raises(RowError, match="name the role in --config"):
+        renderer.render((HELLO._replace(ranges=((0, 1, 1.0),)), THERE))
+
+
+def test_ranges_of_a_content_that_is_stripped(byte_tokenizer):
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    renderer = ConversationRenderer(byte_tokenizer("<|im_start|>", "<|im_end|>"), template)
+    row = renderer.render((HELLO, Message("assistant", "  ab cd ", weight=0, ranges=((0, 4, 1),))))
+    assert plain_highlight(row).endswith("\n⟦ab⟧ cd<|im_end|>\n")
+
+
+def test_segments(byte_tokenizer, chatml):
+    """axolotl's raw form: special tokens spelt in segments are special tokens, labels on trained segments alone."""
+    tokenizer = byte_tokenizer("<s>", "<eot>", chat_template="{{ messages[0].content }}")
+    renderer = ConversationRenderer(tokenizer)
+    parts = (("<s>hello ", 0), ("hi there.<eot>", 1), ("goodbye ", 0), ("farewell<eot>", 0.5))
+    ((row,),) = renderer.render_many([Segments(tuple(Segment(text, float(weight)) for text, weight in parts))])
+    assert row.tokens.tolist() == tokenizer("".join(text for text, _ in parts), add_special_tokens=False)["input_ids"]
+    assert weights_of(renderer, row) == [("hi there.<eot>", 1.0), ("farewell<eot>", 0.5)]
+    assert sorted(set(row.messages.tolist())) == [0, 1, 2, 3]
+    end = tokenizer.convert_tokens_to_ids("<eot>")
+    assert [int(token) for token, weight in zip(row.tokens, row.weights, strict=True) if token == end and weight]
+
+
+def test_a_token_across_segments_is_not_trained(byte_tokenizer):
+    renderer = ConversationRenderer(byte_tokenizer(chat_template="{{ messages[0].content }}"))
+    ((row,),) = renderer.render_many([Segments((Segment("xt", 0.0), Segment("hey", 1.0)))])
+    assert plain_highlight(row) == "xthe⟦y⟧"
+
+
+def test_plain_text_is_trained_whole(byte_tokenizer):
+    renderer = ConversationRenderer(byte_tokenizer(chat_template="{{ messages[0].content }}"))
+    ((row,),) = renderer.render_many([Segments((Segment("some text", 1.0),))])
+    assert row.weights.tolist() == [0] + [1] * 8
+
+
+def test_litgpt_ids(byte_tokenizer):
+    """litgpt's first test of its data: a prompt of 12 bytes that is not trained, "Bar" and the end that are."""
+    tokenizer = byte_tokenizer("<eos>", chat_template="{{ messages[0].content }}")
+    renderer = ConversationRenderer(tokenizer)
+    ((row,),) = renderer.render_many([Segments((Segment("In: Foo Out:", 0.0), Segment("Bar<eos>", 1.0)))])
+    names = [tokenizer.decode([token]) for token in row.tokens.tolist()]
+    ids = [1 if name == "<eos>" else ord(name) for name in names]
+    assert ids == [73, 110, 58, 32, 70, 111, 111, 32, 79, 117, 116, 58, 66, 97, 114, 1]
+    assert row.weights.tolist() == [0] * 12 + [1] * 4
+
+
+def test_rows_of_ids(chatml_tokenizer):
+    """As given; TRL's label building: masks [0, 0, 1, 1] on four tokens train the last two."""
+    renderer = ConversationRenderer(chatml_tokenizer)
+    ((row,),) = renderer.render_many([TokenRow([1, 2, 3, 4], [0, 0, 1, 1])])
+    assert (row.tokens.tolist(), row.weights.tolist(), row.text) == ([1, 2, 3, 4], [0, 0, 1, 1], "")
+    wrong = [
+        (TokenRow([1, 2], [1]), "not of one length: 2 ids, 1 weights"),
+        (TokenRow([], []), "not of one length"),
+        (TokenRow([1, 260], [1, 1]), "not one of the tokenizer's: 1 to 260, the tokenizer has 260"),
+        (TokenRow([1, -1], [1, 1]), "not one of the tokenizer's: -1 to 1"),
+        (TokenRow([1, 2], [1, -1]), "negative"),
+        (TokenRow([1, 2], [1, 0]), "nothing to train on"),
+    ]
+    for found, (_, message) in zip(renderer.render_many([row for row, _ in wrong]), wrong, strict=True):
+        assert isinstance(found, RowError)
+        assert message in str(found)
+
+
+def test_pairs_are_for_other_objectives(chatml_tokenizer):
+    (found,) = ConversationRenderer(chatml_tokenizer).render_many([Preference((HELLO,), (THERE,), (WELL,))])
+    assert "a pair of answers is not an example to imitate" in str(found)
+
+
+def test_one_bad_row_leaves_the_others(chatml_tokenizer):
+    rows = ConversationRenderer(chatml_tokenizer).render_many([Chat((HELLO, THERE)), Chat((HELLO,)), Chat(TURNS)])
+    assert [isinstance(row, RowError) for row in rows] == [False, True, False]
+
+
+def test_every_token_has_its_message_and_role(chatml_tokenizer):
+    row = ConversationRenderer(chatml_tokenizer).render(TURNS)
+    for number, message in enumerate(TURNS):
+        text = "".join(row.text[slice(*row.offsets[token])] for token in np.flatnonzero(row.messages == number))
+        assert text == f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n"
+    assert [row.role(token) for token in (0, len(row.tokens) - 1)] == ["system", "assistant"]

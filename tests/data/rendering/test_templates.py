@@ -1,0 +1,163 @@
+"""Chat templates are programs of others: what they may do, and what is said when they do something else."""
+
+import re
+
+import pytest
+import transformers
+from tokenizers import processors
+
+from sft_jax.data.conversations import Chat, Message, Segment, Segments
+from sft_jax.data.rendering import ConversationRenderer, RowError, template_engine
+from tests.data.rendering.chat_formats import FORMATS
+
+TURNS = (Message("user", "Hi"), Message("assistant", "Ho"))
+LINE = "{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+
+RAISING = [  # (what the template does, template, the error)
+    ("raises", "{{ raise_exception('Not so!') }}", "refuses the conversation: Not so!"),
+    ("asks an unknown variable", "{{ nobody.content }}", "refuses the conversation: 'nobody' is undefined"),
+    ("adds a number to text", "{{ 'a' + 1 }}", "refuses the conversation: can only concatenate str"),
+    ("divides by zero", "{{ 1 / 0 }}", "refuses the conversation: division by zero"),
+    ("leaves the sandbox", "{{ ''.__class__.__mro__ }}", "refuses the conversation"),
+    ("changes its input", "{{ messages.append(1) }}", "refuses the conversation"),
+    ("takes a long range", "{% for i in range(1000000) %}{% endfor %}", "Range too big"),
+    (
+        "loops for ever",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = j %}{% endfor %}{% endfor %}",
+        "loops for too long: its loops take more than 1,000 iterations",
+    ),
+    ("calls itself for ever", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ("fills the memory", "{{ 'x' * 100000000000 }}", "makes more than a chat template needs"),
+    ("fills the memory with a list", "{{ (100000000000 * [1]) | length }}", "makes more than a chat template needs"),
+    ("takes a power", "{{ 9 ** 99999 }}", "makes more than a chat template needs"),
+]
+
+
+@pytest.mark.parametrize(("_", "template", "error"), RAISING, ids=[case[0] for case in RAISING])
+def test_templates_that_fail(chatml_tokenizer, monkeypatch, _, template, error):
+    monkeypatch.setattr(template_engine, "_MAX_ITERATIONS", 1000)
+    renderer = ConversationRenderer(chatml_tokenizer, "{% for m in messages %}" + LINE + "{% endfor %}" + template)
+    with pytest.raises(RowError, match=re.escape(error)):
+        renderer.render(TURNS)
+
+
+@pytest.mark.parametrize(
+    ("template", "error"),
+    [
+        ("{% for m in messages %}", "not valid Jinja"),
+        ("{{ messages | no_such_filter }}", "not valid Jinja (line 1): No filter named 'no_such_filter'"),
+        ("{% generation %}", "not valid Jinja"),
+        ("{{ messages", "not valid Jinja"),
+        ("a\u169bb", "the character U+169B, which is needed as a mark"),
+        ("a\ue0d2b", "the character U+E0D2, which is needed as a mark"),
+    ],
+)
+def test_what_no_template_is(chatml_tokenizer, template, error):
+    with pytest.raises(ValueError, match=re.escape(error)):
+        ConversationRenderer(chatml_tokenizer, template)
+
+
+def test_text_that_is_no_template_shows_no_message(chatml_tokenizer):
+    with pytest.raises(RowError, match="leaves out a message"):
+        ConversationRenderer(chatml_tokenizer, "just some text").render(TURNS)
+
+
+@pytest.mark.parametrize("mark", ["\u169b0\u169c", "\u169b\u169c", "\u169b"])
+def test_contents_may_hold_marks(chatml_tokenizer, trained, mark):
+    row = ConversationRenderer(chatml_tokenizer).render((TURNS[0], Message("assistant", f"a{mark}b")))
+    assert trained(row) == [f"a{mark}b<|im_end|>"]
+
+
+def test_contents_with_the_marks_of_generation_blocks_are_refused(chatml_tokenizer):
+    template = "{% for m in messages %}{% generation %}" + LINE + "{% endgeneration %}{% endfor %}"
+    renderer = ConversationRenderer(chatml_tokenizer, template)
+    with pytest.raises(RowError, match=r"U\+E0D2"):
+        renderer.render((TURNS[0], Message("assistant", "a\ue0d2b")))
+
+
+def test_generation_blocks_in_macros(chatml_tokenizer, trained):
+    """Where transformers' own mask is at the wrong place: it counts characters from the beginning of the macro."""
+    template = (
+        "{% macro say(m) %}{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n{% endmacro %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ say(m) }}{% else %}" + LINE + "{% endif %}{% endfor %}"
+    )
+    row = ConversationRenderer(chatml_tokenizer, template).render((*TURNS, *TURNS))
+    assert trained(row) == ["Ho<|im_end|>", "Ho<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        " ",
+        "\n",
+        "a\n",
+        "\n a",
+        " a ",
+        '"quoted"',
+        "back\\slash",
+        "é漢",
+        "</think>",
+        "<think>\n\n</think>\n\n",
+        "{{ x }}",
+    ],
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_contents_of_all_kinds_are_found(name, content):
+    """Stripped, escaped, empty, or spelling what the template looks for: trained or refused, never misplaced."""
+    tokenizer = FORMATS[name].tokenizer()
+    renderer = ConversationRenderer(tokenizer)
+    (found,) = renderer.render_many([Chat((Message("user", "QUESTION"), Message("assistant", content)))])
+    if isinstance(found, RowError):
+        assert name == "Qwen 3" or "leaves out" in str(found), found
+        return
+    row = found[0]
+    prompt = renderer.render_prompt((Message("user", "QUESTION"),))
+    assert row.tokens[: len(prompt)].tolist() == prompt.tolist()
+    assert not row.weights[: len(prompt)].any()
+    said = "".join(row.text[start:end] for (start, end), weight in zip(row.offsets, row.weights, strict=True) if weight)
+    assert "QUESTION" not in said
+    assert content.strip() in said or len(content.encode()) > len(content)
+
+
+BEGINNINGS = [  # (template begins with it, tokenizer puts it before, how often it stands there)
+    (True, False, 1),
+    (False, True, 1),
+    (True, True, 1),
+    (False, False, 0),
+]
+
+
+@pytest.mark.parametrize(("writes", "puts", "expected"), BEGINNINGS)
+def test_the_beginning_of_the_sequence_stands_there_once(byte_tokenizer, writes, puts, expected):
+    tokenizer = _beginning_tokenizer(byte_tokenizer, puts)
+    begin = tokenizer.convert_tokens_to_ids("<s>")
+    template = ("{{ bos_token }}" if writes else "") + "{% for m in messages %}" + LINE + "{% endfor %}"
+    renderer = ConversationRenderer(tokenizer, template)
+    row, prompt = renderer.render(TURNS), renderer.render_prompt(TURNS[:1])
+    for tokens in (row.tokens, prompt):
+        assert tokens.tolist().count(begin) == expected
+        assert (tokens[0] == begin) == bool(expected)
+    assert row.messages[0] == (-1 if expected else 0)
+    if puts:  # and the plain tokenizer, left to itself, gives the same ids
+        assert tokenizer(row.text.removeprefix("<s>"))["input_ids"] == row.tokens.tolist()
+
+
+@pytest.mark.parametrize("spelt", [True, False])
+@pytest.mark.parametrize("puts", [True, False])
+def test_the_beginning_of_segments_stands_there_once(byte_tokenizer, puts, spelt):
+    tokenizer = _beginning_tokenizer(byte_tokenizer, puts)
+    renderer = ConversationRenderer(tokenizer, LINE)
+    ((row,),) = renderer.render_many([Segments((Segment("<s>" * spelt + "ab", 1.0),))])
+    begin = tokenizer.convert_tokens_to_ids("<s>")
+    assert row.tokens.tolist().count(begin) == (puts or spelt)
+    assert row.weights.tolist() == [0, 1, 1] if puts or spelt else [0, 1]
+
+
+def _beginning_tokenizer(byte_tokenizer, puts):
+    made = byte_tokenizer("<s>", "<|im_end|>", eos="<|im_end|>")
+    backend = made.backend_tokenizer
+    if puts:
+        first = ("<s>", backend.token_to_id("<s>"))
+        backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[first])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<|im_end|>")

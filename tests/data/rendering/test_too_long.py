@@ -1,0 +1,108 @@
+"""Rows that are too long: an error, dropped, or shortened by whole turns or from the right; never without a word."""
+
+import pytest
+
+from sft_jax.data.conversations import Chat, Message, Segment, Segments, TokenRow
+from sft_jax.data.records import Record
+from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering.masking import Masking
+from sft_jax.data.report import plain_highlight
+from sft_jax.data.tokenizing import tokenize_records
+
+SYSTEM, HI, HO = Message("system", "S"), Message("user", "Hi"), Message("assistant", "Ho")
+LONG = Chat((SYSTEM, HI, HO, HI, HO._replace(content="Hey"), HI._replace(content="Bye"), HO._replace(content="Ciao")))
+# ChatML: <|im_start|>role\ncontent<|im_end|>\n: S 11, a question 10 or 11, an answer 15, 16 and 17 tokens
+SIZES = (11, 10, 15, 10, 16, 11, 17)
+
+
+@pytest.fixture
+def shortened(chatml_tokenizer):
+    """What becomes of an example under a limit."""
+
+    def render(example, max_tokens, **masking):
+        renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(**masking))
+        (rows,) = renderer.render_many([example], max_tokens)
+        return rows
+
+    return render
+
+
+def chatml(*turns):
+    return "".join(f"<|im_start|>{role}\n{text}\n" for role, text in turns)
+
+
+def test_dropped_or_an_error(shortened, chatml_tokenizer):
+    assert len(shortened(LONG, sum(SIZES))) == 1
+    dropped = shortened(LONG, sum(SIZES) - 1)
+    assert (dropped.reason, dropped.detail, dropped.stops) == ("longer than 89 tokens", "90 tokens", False)
+    stopping = shortened(LONG, 89, too_long="error")
+    assert stopping.stops
+    renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(too_long="error"))
+    with pytest.raises(ValueError, match=r"a:7: longer than 89 tokens: 90 tokens; --config.data.masking.too_long says"):
+        tokenize_records([Record("a:7", LONG, {})], renderer, 89)
+
+
+LEFT = [  # (limit, messages kept, what is said about it)
+    (89, (0, 3, 4, 5, 6), "2 of 7 messages, 1 trained turns"),
+    (65, (0, 3, 4, 5, 6), "2 of 7 messages, 1 trained turns"),
+    (64, (0, 5, 6), "4 of 7 messages, 2 trained turns"),
+    (39, (0, 5, 6), "4 of 7 messages, 2 trained turns"),
+]
+
+
+@pytest.mark.parametrize(("limit", "kept", "changed"), LEFT)
+def test_the_oldest_turns_are_left_out(shortened, limit, kept, changed):
+    """The system message and the last question are kept; the row is that of the shorter conversation."""
+    (row,) = shortened(LONG, limit, too_long="truncate_left")
+    (expected,) = shortened(Chat(tuple(LONG.messages[number] for number in kept)), 0)
+    assert row.tokens.tolist() == expected.tokens.tolist()
+    assert row.weights.tolist() == expected.weights.tolist()
+    assert row.changed == f"longer than {limit} tokens, the oldest turns are left out: {changed}"
+    assert len(row.tokens) <= limit
+    # messages keep the numbers they have in the example
+    assert sorted(set(row.messages.tolist())) == list(kept)
+
+
+def test_the_last_question_and_its_answer_are_not_cut(shortened):
+    found = shortened(LONG, 38, too_long="truncate_left")
+    assert found.reason == "longer than 38 tokens"
+    assert "90 tokens; without its oldest turns: nothing to leave out: only the last question" in found.detail
+
+
+def test_a_row_is_not_left_with_nothing_trained(shortened):
+    turns = (HI, HO, HI, HO._replace(weight=0.0))
+    found = shortened(Chat(turns), 30, too_long="truncate_left")
+    assert "the trained turns are among the oldest" in found.detail
+
+
+def test_what_is_cut_off_gains_no_end_of_turn(shortened, chatml_tokenizer):
+    """The answer stops where the limit is; no end-of-turn is put there."""
+    (row,) = shortened(Chat((HI, HO._replace(content="a long answer"))), 28, too_long="truncate_right")
+    assert plain_highlight(row) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦a long ⟧"
+    assert len(row.tokens) == len(row.weights) == len(row.offsets) == len(row.messages) == 28
+    assert row.changed == "longer than 28 tokens, the end is cut off: 8 of 36 tokens"
+    found = shortened(Chat((HI, HO)), 21, too_long="truncate_right")
+    assert found.detail == "25 tokens, and the first 21 hold nothing that is trained"
+
+
+def test_trls_rows_cut_at_three(shortened):
+    """Tokens beyond the limit are gone; a row that trains nothing before it is dropped, the other kept."""
+    first = shortened(TokenRow([1, 2, 3, 4, 5], [0, 0, 0, 1, 1]), 3, too_long="truncate_right")
+    (second,) = shortened(TokenRow([6, 7, 8], [0, 1, 1]), 3, too_long="truncate_right")
+    assert isinstance(first, RowError)
+    assert second.tokens.tolist() == [6, 7, 8]
+
+
+def test_text_has_no_turns(shortened):
+    text = Segments((Segment("abcdef", 1.0),))
+    found = shortened(text, 4, too_long="truncate_left")
+    assert found.detail == "6 tokens, and no turns that could be left out"
+    (row,) = shortened(text, 4, too_long="truncate_right")
+    assert (row.text, row.weights.tolist()) == ("abcd", [0, 1, 1, 1])
+
+
+def test_changed_rows_are_counted(chatml_tokenizer):
+    renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(too_long="truncate_left"))
+    records = [Record("a:1", LONG, {}), Record("a:2", Chat((HI, HO)), {})]
+    rows, dropped = tokenize_records(records, renderer, 65)
+    assert (rows.ids, dropped) == (["a:1", "a:2"], [])

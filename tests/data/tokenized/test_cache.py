@@ -1,0 +1,158 @@
+"""The cache: found again only if nothing changed, never half written, damaged or shared by mistake."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sft_jax.data.tokenized import Counts, Tokenized, TokenizedRows
+from sft_jax.data.tokenized.cache import cache_directory, cached_rows, entry_name
+from sft_jax.data.tokenized.row_store import ABOUT
+
+KEY = {"files": [["a.jsonl", "0123"]]}
+
+
+def writing(seen, pairs=(([1, 2], [0, 1]),)):
+    """A function that makes rows, and notes that it was called."""
+
+    def write(writer):
+        seen.append(writer)
+        rows = TokenizedRows.from_rows(pairs, [f"a.jsonl:{n}" for n in range(len(pairs))])
+        writer.append(Tokenized(rows, [], Counts(len(pairs), len(pairs), 0, len(pairs))))
+        return {"n": len(pairs)}
+
+    return write
+
+
+def test_made_once_and_found_again(tmp_path):
+    made = []
+    first, said_first = cached_rows(tmp_path / "cache", KEY, writing(made))
+    second, said_second = cached_rows(tmp_path / "cache", KEY, writing(made))
+    assert len(made) == 1
+    assert first.rows.fingerprint() == second.rows.fingerprint()
+    assert ("tokenized" in said_first, "from the cache" in said_second) == (True, True)
+    cached_rows(tmp_path / "cache", KEY | {"template": "x"}, writing(made))
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("name", [ABOUT, "tokens", "ids.ends"])
+def test_a_damaged_entry_is_made_again_and_said(tmp_path, name):
+    made = []
+    cached_rows(tmp_path, KEY, writing(made))
+    file = tmp_path / entry_name(KEY) / name
+    file.write_bytes(file.read_bytes()[:-1])
+    found, said = cached_rows(tmp_path, KEY, writing(made))
+    assert len(made) == 2
+    assert "damaged" in said
+    assert name in said
+    assert found.rows.tokens.tolist() == [1, 2]
+    assert "from the cache" in cached_rows(tmp_path, KEY, writing(made))[1]
+
+
+def test_without_a_cache_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found, said = cached_rows(None, KEY, writing([]))
+    assert found.rows.tokens.tolist() == [1, 2]
+    assert list(found.rows.ids) == ["a.jsonl:0"]
+    assert "not cached" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+    def fail(writer):
+        writing([])(writer)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_rows(tmp_path, KEY, fail)
+    assert [path.name for path in tmp_path.iterdir()] == [entry_name(KEY) + ".lock"]
+
+
+_WRITER = """
+import sys, time
+from pathlib import Path
+from sft_jax.data.tokenized.cache import cached_rows
+from tests.data.tokenized.test_cache import KEY, writing
+
+def write(writer):
+    writing([])(writer)
+    print("writing", flush=True)
+    time.sleep(60)
+    return {}
+
+cached_rows(Path(sys.argv[1]), KEY | {"n": sys.argv[2]}, write)
+"""
+
+
+def test_a_killed_writer_leaves_nothing_that_is_used(tmp_path):
+    for number in "01":
+        command = [sys.executable, "-c", _WRITER, str(tmp_path), number]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+        assert process.stdout.readline() == b"writing\n"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert len(list(tmp_path.glob("*.partial-*"))) == 1  # the second writer cleared away what the first one left
+    made = []
+    cached_rows(tmp_path, KEY | {"n": "0"}, writing(made))
+    assert len(made) == 1
+    assert list(tmp_path.glob("*.partial-*")) == []
+
+
+_SLOW_WRITER = """
+import sys, time
+from pathlib import Path
+from sft_jax.data.tokenized.cache import cached_rows
+from tests.data.tokenized.test_cache import KEY, writing
+
+def write(writer):
+    with open(sys.argv[2], "a") as file:
+        file.write("made\\n")
+    time.sleep(1)
+    return writing([])(writer)
+
+assert cached_rows(Path(sys.argv[1]), KEY, write)[0].rows.tokens.tolist() == [1, 2]
+"""
+
+
+def slow_writer(directory, log):
+    command = [sys.executable, "-c", _SLOW_WRITER, str(directory), str(log)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[3])
+
+
+def test_processes_that_want_the_same_entry_make_it_once(tmp_path):
+    processes = [slow_writer(tmp_path / "cache", tmp_path / "log") for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0] * 3
+    assert (tmp_path / "log").read_text() == "made\n"
+
+
+def test_waiting_is_said(tmp_path):
+    process = slow_writer(tmp_path, "/dev/null")
+    while not list(tmp_path.glob("*.partial-*")):
+        time.sleep(0.01)
+    said = []
+    cached_rows(tmp_path, KEY, writing([]), lambda: said.append("waiting"))
+    assert process.wait(60) == 0
+    assert said == ["waiting"]
+
+
+def test_what_the_setting_means(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_directory("") is None
+    assert cache_directory("auto") == Path("/home/u/.cache/sft_jax/data")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/u")
+    assert cache_directory("auto") == Path("/scratch/u/sft_jax/data")
+    assert cache_directory("~/rows") == Path("/home/u/rows")
+    with pytest.raises(ValueError, match=r"--config\.data\.cache=gs://b/c: must be a directory on a local disk"):
+        cache_directory("gs://b/c")
+
+
+def test_a_directory_that_cannot_be_written_names_the_flag(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=rf"--config\.data\.cache={tmp_path}/file/rows: .*Not a directory.*empty"):
+        cached_rows(tmp_path / "file" / "rows", KEY, writing([]))
+    assert os.listdir(tmp_path) == ["file"]

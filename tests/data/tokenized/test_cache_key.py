@@ -1,0 +1,100 @@
+"""The key of tokenized rows: everything they depend on changes it, nothing else does."""
+
+import datetime
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenized import cache_key
+from sft_jax.data.tokenized.cache_key import LATER, code_digest, rows_key
+
+ROOT = Path(__file__).parents[3]
+OPTIONS = {"row_tokens": 100, "cleaning": ("strip_whitespace",)}
+
+
+@pytest.fixture
+def make(byte_tokenizer, chatml, tmp_path):
+    """A key from parts, of which some are others than usual."""
+
+    def key(content="{}", name="a.jsonl", special=("<|im_start|>", "<|im_end|>"), template=chatml, options=OPTIONS):
+        (tmp_path / "data").write_text(content)
+        renderer = ConversationRenderer(byte_tokenizer(*special, eos="<|im_end|>"), template)
+        return rows_key([(name, tmp_path / "data")], renderer, options)
+
+    return key
+
+
+CHANGES = {
+    "a byte of a file": {"content": "[]"},
+    "the name that rows bear": {"name": "b.jsonl"},
+    "a token of the tokenizer": {"special": ("<|im_start|>", "<|im_end|>", "<x>")},
+    "the template": {"template": "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"},
+    "an option": {"options": OPTIONS | {"row_tokens": 101}},
+    "a cleaning step": {"options": OPTIONS | {"cleaning": ()}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_rows_depend_on_changes_the_key(make, change):
+    assert make() == make()
+    assert make(**CHANGES[change]) != make()
+
+
+def test_versions_and_code_change_the_key(make, monkeypatch):
+    before = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", lambda name: "0" if name == "tokenizers" else "1")
+        assert make() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_key, "code_digest", lambda: "0")
+        assert make() != before
+
+
+def test_times_of_files_do_not_matter(make, tmp_path):
+    before = make()
+    (tmp_path / "data").touch()
+    assert make() == before
+
+
+def test_a_template_that_names_the_date_makes_rows_of_one_day(make, monkeypatch):
+    template = "{% for m in messages %}{{ strftime_now('%d') + m.content }}<|im_end|>{% endfor %}"
+    today = make(template=template)
+    day = types.SimpleNamespace(today=lambda: datetime.date(2026, 1, 2))
+    monkeypatch.setattr(cache_key, "datetime", types.SimpleNamespace(date=day))
+    assert make(template=template)["date"] == "2026-01-02" != today["date"]
+    assert "date" not in make()
+
+
+def test_code_counts_but_for_what_stands_behind_the_store(tmp_path):
+    package = Path(shutil.copytree(ROOT / "sft_jax" / "data", tmp_path / "data"))
+    before = code_digest(root=package)
+    assert before == code_digest()
+    for name in ("batches.py", "plan/order.py", "preview/page.py"):
+        (package / name).write_text((package / name).read_text() + "\n")
+    assert code_digest(root=package) == before
+    assert code_digest(without=(), root=package) != code_digest(without=())
+    for name in ("records.py", "rendering/masking.py", "formats/alpaca.py", "cleaning/text.py"):
+        (package / name).write_text((package / name).read_text() + "\n")
+        after = code_digest(root=package)
+        assert after != before
+        before = after
+
+
+def test_what_makes_rows_imports_nothing_of_what_the_key_leaves_out():
+    """Else a change there could change rows whose key stays."""
+    code = (
+        "import sys, sft_jax.data.tokenizing.worker, sft_jax.data.records, sft_jax.data.cleaning; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    ours = [name.split(".") for name in done.stdout.split() if name.startswith("sft_jax.data.")]
+    loaded = {parts[2] for parts in ours}
+    assert "formats" in loaded
+    left_out = {name.removesuffix(".py") for name in LATER}
+    assert loaded & left_out == set()
+    assert {name for name in LATER if not (ROOT / "sft_jax" / "data" / name).exists()} == set()

@@ -1,0 +1,156 @@
+"""Tokenizing with processes: the same rows as without, and no process that is forgotten."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sft_jax.data.conversations import Chat
+from sft_jax.data.records import Record, RecordError
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenized import DroppedRow
+from sft_jax.data.tokenized.row_store import RowStoreWriter, open_rows
+from sft_jax.data.tokenizing.streaming import chunked, write_rows
+from sft_jax.data.tokenizing.workers import WorkerError, Workers, tokenized_chunks, worker_count
+
+
+@pytest.fixture(scope="module")
+def renderer(chatml_tokenizer):
+    return ConversationRenderer(chatml_tokenizer)
+
+
+@pytest.fixture
+def records(chat):
+    answers = ["a", "b" * 200, "the <|im_end|> c", "é漢", "x" * 7]
+    made = [
+        Record(f"t:{n}", Chat(chat(f"user: {n}", f"assistant: {answers[n % 5]}")), {}, group=str(n % 3))
+        for n in range(60)
+    ]
+    return [*made[:5], DroppedRow("t:gone", "cleaned"), *made[5:]]
+
+
+@pytest.fixture
+def chunks(records):
+    return [records[start : start + 10] for start in range(0, len(records), 10)]
+
+
+def arrays(parts):
+    rows = [part.rows for part in parts]
+    return [np.concatenate([getattr(row, name) for row in rows]).tolist() for name in ("tokens", "weights", "lengths")]
+
+
+def test_the_number_of_workers_changes_nothing(chunks, renderer):
+    alone = list(tokenized_chunks(chunks, renderer, 150))
+    helped = list(tokenized_chunks(chunks, renderer, 150, workers=2, alone_seconds=0))
+    assert arrays(helped) == arrays(alone)
+    for name in ("dropped", "counts"):
+        assert [getattr(part, name) for part in helped] == [getattr(part, name) for part in alone]
+    assert [list(part.rows.ids) for part in helped] == [list(part.rows.ids) for part in alone]
+
+
+def test_what_is_done_soon_starts_no_worker(chunks, renderer, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
+    assert len(list(tokenized_chunks(chunks, renderer, 150, workers=2, alone_seconds=600))) == 7
+
+
+def test_errors_name_their_record(chat, renderer):
+    bad = [Record("t:7", Chat(chat("user: a", "assistant: b")), {}, weight=-1.0)]
+    for workers in (0, 1):
+        with pytest.raises(RecordError, match="t:7: the weight of a row must be finite and not negative, got -1"):
+            list(tokenized_chunks([bad], renderer, 99, workers, alone_seconds=0))
+
+
+def test_a_killed_worker_is_an_error(chunks, renderer):
+    with Workers(2, renderer, 150) as pool:
+        answers = pool.map(chunks * 100)
+        next(answers)
+        os.kill(pool.process_ids[0], signal.SIGKILL)
+        with pytest.raises(WorkerError, match=r"killed by SIGKILL between rows t:\d+ and t:\d+.*tokenize_workers"):
+            list(answers)
+
+
+_INTERRUPTED = """
+import pickle, sys, time
+from sft_jax.data.tokenizing.workers import Workers
+
+renderer, chunk = pickle.loads(bytes.fromhex(sys.stdin.read()))
+with Workers(2, renderer, 150) as pool:
+    answers = pool.map(chunk for _ in range(10**9))
+    next(answers)
+    print(*pool.process_ids, flush=True)
+    for _ in answers:
+        pass
+"""
+
+
+def is_running(process):
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_the_one_that_started_it(how, records, renderer):
+    task = pickle.dumps((renderer, records[:9])).hex()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        start_new_session=True,
+    )
+    process.stdin.write(task)
+    process.stdin.close()
+    workers = process.stdout.readline().split()
+    assert len(workers) == 2, process.stderr.read()
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as the terminal does
+    else:
+        process.send_signal(how)
+    process.wait(30)
+    deadline = time.monotonic() + 30
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
+    assert how != signal.SIGINT or "KeyboardInterrupt" in process.stderr.read()
+
+
+def test_workers_are_free_of_jax():
+    code = "import sys, sft_jax.data.tokenizing.worker; print('jax' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.stdout == "False False\n"
+
+
+def test_worker_count():
+    assert worker_count(0) == 0
+    assert worker_count(5) == 5
+    assert 1 <= worker_count(-1) <= 16
+
+
+def test_chunks_are_small(chat):
+    long, short = (Record("t", Chat(chat(f"user: {'x' * size}")), {}) for size in (400_000, 1))
+    assert [len(chunk) for chunk in chunked([short] * 600)] == [256, 256, 88]
+    assert [len(chunk) for chunk in chunked([long] * 5)] == [2, 2, 1]
+    assert list(chunked([])) == []
+
+
+def test_rows_of_a_stream_are_all_accounted_for(tmp_path, records, renderer):
+    seen = []
+    with RowStoreWriter(tmp_path) as writer:
+        write_rows(writer, iter(records), renderer, 150, progress=lambda done, total: seen.append((done, total)))
+        writer.finish({}, {})
+    found = open_rows(tmp_path)
+    assert (found.counts.records, found.counts.kept, found.counts.dropped) == (61, 48, 13)
+    assert len(found.rows) == 48
+    assert len(found.dropped) == 13
+    assert found.dropped[1] == DroppedRow("t:gone", "cleaned")
+    assert seen == [(61, 0)]
