@@ -114,6 +114,33 @@ SOLE = {  # the same, for rows of other formats; after "bad.jsonl:1: "
         messages({"role": "user", "content": [{"type": "text"}]}),
         '"messages"[0]: "content"[0]: expected one text',
     ),
+    "a key of a part that would be lost": (
+        answer(content=[{"text": "b", "citations": ["c"]}]),
+        '"messages"[1]: "content"[0]: \'citations\' would be lost: a part has content, text',
+    ),
+    "a key of a call that would be lost": (
+        tool_call(type="function", function={"name": "f", "arguments": {}}, result="5"),
+        '"messages"[1]: "tool_calls"[0]: \'result\' would be lost: a call has function, id',
+    ),
+    "a key of a called function that would be lost": (
+        tool_call(function={"name": "f", "arguments": {}, "output": "5"}),
+        '"messages"[1]: "tool_calls"[0]: "function": \'output\' would be lost: a call has arguments, name',
+    ),
+    "ranges given twice": (
+        answer(
+            content=[{"text": "b", "weight": 1}],
+            train_detail=[{"begin_offset": 0, "end_offset": 0, "train": False}],
+        ),
+        '"messages"[1]: has "train_detail" and parts with weights. Keep one of the two',
+    ),
+    "a history beside prompt and completion": (
+        b'{"prompt": "a", "completion": "b", "history": [["c", "d"]]}',
+        'the column "history" would be lost. As alpaca it is read',
+    ),
+    "an input that is 0": (
+        b'{"instruction": "a", "input": 0, "output": "b"}',
+        '"input": expected a string, got a number',
+    ),
     "a key that would be lost": (
         messages(USER | {"mood": "x"}),
         "\"messages\"[0]: 'mood' would be lost: a message has content, function_call, name",

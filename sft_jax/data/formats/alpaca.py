@@ -5,8 +5,8 @@ The user's turn is the instruction, and the input, where there is one, on the ne
 
 from collections.abc import Set
 
-from sft_jax.data.conversations import Chat, Conversation, Message
-from sft_jax.data.formats.messages import chat_of
+from sft_jax.data.conversations import Chat, Message
+from sft_jax.data.formats.messages import chat_of, with_system_column
 from sft_jax.data.formats.values import checked_text, kind, required
 from sft_jax.data.reading import Reading, RecordError
 
@@ -25,17 +25,12 @@ def parse(fields: dict, where: str, reading: Reading) -> Chat:
         RecordError: a column is missing or not text, or the history is not a list of pairs.
     """
     question = checked_text(required(fields, "instruction", where, FORM), f'{where}: "instruction"')
-    if fields.get("input"):
+    if fields.get("input") not in (None, ""):
         question += "\n" + checked_text(fields["input"], f'{where}: "input"')
-    turns = [*_system(fields, where), *_history(fields.get("history"), where), Message("user", question)]
+    turns = [*_history(fields.get("history"), where), Message("user", question)]
     if fields.get("output") is not None or not reading.prompts_only:
         turns.append(Message("assistant", checked_text(required(fields, "output", where, FORM), f'{where}: "output"')))
-    return chat_of(tuple(turns), fields, where)
-
-
-def _system(fields: dict, where: str) -> Conversation:
-    system = fields.get("system")
-    return (Message("system", checked_text(system, f'{where}: "system"')),) if system else ()
+    return chat_of(with_system_column(tuple(turns), fields, where), fields, where)
 
 
 def _history(value: object, where: str) -> list[Message]:

@@ -18,6 +18,7 @@ from sft_jax.data.formats.values import (
     number_of,
     own_weight,
     refuse_lost,
+    without_ignored,
 )
 from sft_jax.data.reading import Reading, RecordError
 
@@ -28,6 +29,7 @@ _ROLE_HINTS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model":
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KEYS = {"role", "content", "weight", "train", "train_detail", "tool_calls", "function_call", "name", "tool_call_id"}
 _KEYS |= set(_REASONING)
+_OF_RESULTS = {"name", "tool_call_id"}
 _PART_TEXTS = ("text", "content", "value")
 
 Ranges = tuple[tuple[int, int, float], ...]
@@ -45,7 +47,24 @@ def parse(fields: dict, where: str, reading: Reading) -> Chat:
         RecordError: says which message, and what was expected.
     """
     where = f'{where}: "messages"'
-    return chat_of(conversation_of(fields.get("messages"), where, reading), fields, where)
+    turns = with_system_column(conversation_of(fields.get("messages"), where, reading), fields, where)
+    return chat_of(turns, fields, where)
+
+
+def with_system_column(turns: Conversation, fields: dict, where: str) -> Conversation:
+    """The turns after the system message of a column of that name.
+
+    Raises:
+        RecordError: the conversation begins with another one.
+    """
+    if fields.get("system") in (None, ""):
+        return turns
+    text = checked_text(fields["system"], f'{where}: "system"')
+    if turns and turns[0].role == "system":
+        if turns[0].content == text:
+            return turns
+        raise RecordError(f'{where}: has a column "system" and another system message. Keep one of the two.')
+    return (Message("system", text), *turns)
 
 
 def chat_of(conversation: Conversation, fields: dict, where: str) -> Chat:
@@ -88,12 +107,15 @@ def message_of(item: object, where: str, reading: Reading) -> Message:
     if not isinstance(item, dict):
         raise RecordError(f"{where}: expected {_MESSAGE}, got {kind(item)}.")
     role = _role(item, where)
+    item = without_ignored(item, reading, _OF_RESULTS if role == "tool" else frozenset())
     content = item.get("content")
     if len(item) == 2 and isinstance(content, str):
         return Message(role, checked_text(content, where))
-    _check_keys(item, role, where, reading)
-    calls = _calls(item, role, where)
-    text, ranges = _content(content, bool(calls), item, where)
+    _check_keys(item, role, where)
+    calls = _calls(item, role, where, reading)
+    text, ranges = _content(content, bool(calls), item, where, reading)
+    if ranges and item.get("train_detail"):
+        raise RecordError(f'{where}: has "train_detail" and parts with weights. Keep one of the two.')
     return Message(
         role,
         text,
@@ -122,24 +144,27 @@ def _role(item: dict, where: str) -> str:
     raise RecordError(f"{where}: unknown role {role!r}, expected one of {', '.join(ROLES)}.{hint}")
 
 
-def _check_keys(item: dict, role: str, where: str, reading: Reading) -> None:
-    refuse_lost(item, _KEYS, "message", where, reading)
+def _check_keys(item: dict, role: str, where: str) -> None:
+    refuse_lost(item, _KEYS, "message", where)
     only = dict.fromkeys((*_REASONING, "tool_calls", "function_call"), "assistant")
-    only |= dict.fromkeys(("name", "tool_call_id"), "tool")
+    only |= dict.fromkeys(_OF_RESULTS, "tool")
     for key, owner in only.items():
-        if item.get(key) and role != owner and key not in reading.ignore:
-            raise RecordError(f'{where}: "{key}" belongs to a message of role {owner}, this one is {role}.')
+        if item.get(key) and role != owner:
+            raise RecordError(
+                f'{where}: "{key}" belongs to a message of role {owner}, this one is {role}. Remove it, or leave it '
+                f"out by --config.data.reading.ignore=\"('{key}',)\"."
+            )
 
 
-def _calls(item: dict, role: str, where: str) -> tuple[ToolCall, ...]:
+def _calls(item: dict, role: str, where: str, reading: Reading) -> tuple[ToolCall, ...]:
     if item.get("function_call"):  # of OpenAI's older form
         if item.get("tool_calls"):
             raise RecordError(f'{where}: has both "tool_calls" and "function_call". Keep one of the two.')
-        return (call_of(item["function_call"], f'{where}: "function_call"'),)
-    return calls_of(item.get("tool_calls"), f'{where}: "tool_calls"') if role == "assistant" else ()
+        return (call_of(item["function_call"], f'{where}: "function_call"', reading),)
+    return calls_of(item.get("tool_calls"), f'{where}: "tool_calls"', reading) if role == "assistant" else ()
 
 
-def _content(content: object, has_calls: bool, item: dict, where: str) -> tuple[str, Ranges]:
+def _content(content: object, has_calls: bool, item: dict, where: str, reading: Reading) -> tuple[str, Ranges]:
     """The text and the ranges of it that have weights of their own."""
     if isinstance(content, str):
         return checked_text(content, where), ()
@@ -152,19 +177,21 @@ def _content(content: object, has_calls: bool, item: dict, where: str) -> tuple[
         raise RecordError(f"{where}: the content must be a string or a list of text parts, got {kind(content)}.")
     text, ranges = "", []
     for number, part in enumerate(content):
-        piece, weight = _part(part, f'{where}: "content"[{number}]')
+        piece, weight = _part(part, f'{where}: "content"[{number}]', reading)
         if weight is not None and piece:
             ranges.append((len(text), len(text) + len(piece), weight))
         text += piece
     return text, tuple(ranges)
 
 
-def _part(part: object, where: str) -> tuple[str, float | None]:
+def _part(part: object, where: str, reading: Reading) -> tuple[str, float | None]:
     if not isinstance(part, dict):
         raise RecordError(f'{where}: expected {{"type": "text", "text": ...}}, got {kind(part)}.')
+    part = without_ignored(part, reading)
     of_type = part.get("type", "text")
     if of_type not in ("text", "input_text", "output_text"):
         raise RecordError(f"{where}: a part of type {of_type!r}; only text can be trained on. Remove it or the row.")
+    refuse_lost(part, {"type", "weight", "train", *_PART_TEXTS}, "part", where)
     texts = [part[key] for key in _PART_TEXTS if part.get(key) is not None]
     if len(texts) != 1:
         raise RecordError(f'{where}: expected one text, {{"type": "text", "text": ...}}.')

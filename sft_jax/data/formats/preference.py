@@ -8,7 +8,7 @@ from collections.abc import Set
 
 from sft_jax.data.conversations import Conversation, Preference
 from sft_jax.data.formats import sharegpt
-from sft_jax.data.formats.messages import chat_of
+from sft_jax.data.formats.messages import chat_of, with_system_column
 from sft_jax.data.formats.prompt_completion import turns_of
 from sft_jax.data.formats.values import required
 from sft_jax.data.reading import Reading, RecordError
@@ -31,6 +31,7 @@ def parse(fields: dict, where: str, reading: Reading) -> Preference:
         prompt, chosen, rejected = _sharegpt(fields, where, reading)
     else:
         prompt, chosen, rejected = _messages(fields, where, reading)
+    prompt = with_system_column(prompt, fields, where) if prompt else prompt
     if not prompt:
         raise RecordError(
             f"{where}: there is no prompt. Expected {FORM}, or answers that begin with the same messages."
@@ -48,7 +49,6 @@ def parse(fields: dict, where: str, reading: Reading) -> Preference:
 
 def _sharegpt(fields: dict, where: str, reading: Reading) -> tuple[Conversation, ...]:
     prompt = sharegpt.turns_of(fields["conversations"], f'{where}: "conversations"', reading)
-    prompt = sharegpt.with_system_column(prompt, fields, where)
     answers = (
         (sharegpt.turn_of(required(fields, name, where, FORM), f'{where}: "{name}"', reading),)
         for name in ("chosen", "rejected")

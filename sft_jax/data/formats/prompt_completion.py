@@ -6,7 +6,7 @@ The two are one conversation; what of it is trained does not depend on where it 
 from collections.abc import Set
 
 from sft_jax.data.conversations import Chat, Conversation, Message
-from sft_jax.data.formats.messages import chat_of, conversation_of
+from sft_jax.data.formats.messages import chat_of, conversation_of, with_system_column
 from sft_jax.data.formats.values import checked_text, kind, required
 from sft_jax.data.reading import Reading, RecordError
 
@@ -22,13 +22,25 @@ def parse(fields: dict, where: str, reading: Reading) -> Chat:
     """The conversation of a row.
 
     Raises:
-        RecordError: one of the two is missing, or is neither a string nor a list of messages.
+        RecordError: one of the two is missing, or is neither a string nor a list of messages; the answer is marked as
+            one that is not wanted; there is a history, which would be lost.
     """
+    if fields.get("label") is False and "label" not in reading.ignore:
+        raise RecordError(
+            f'{where}: "label" is false, which marks an answer that is not wanted; it would be imitated. Leave such '
+            "rows out by --config.data.reading.on_bad_row=drop, or say that it means something else by "
+            "--config.data.reading.ignore=\"('label',)\"."
+        )
+    if fields.get("history"):
+        raise RecordError(
+            f'{where}: the column "history" would be lost. As alpaca it is read: '
+            '--config.data.reading.columns=\'("instruction=prompt","output=completion")\'.'
+        )
     turns = turns_of(required(fields, "prompt", where, FORM), "user", f'{where}: "prompt"', reading)
     if fields.get("completion") is not None or not reading.prompts_only:
         answer = required(fields, "completion", where, FORM)
         turns += turns_of(answer, "assistant", f'{where}: "completion"', reading)
-    return chat_of(turns, fields, where)
+    return chat_of(with_system_column(turns, fields, where), fields, where)
 
 
 def turns_of(value: object, role: str, where: str, reading: Reading) -> Conversation:

@@ -6,7 +6,7 @@ Instead of "train" a segment may have "label" (the same) or a "weight".
 from collections.abc import Set
 
 from sft_jax.data.conversations import Segment, Segments
-from sft_jax.data.formats.values import checked_text, flag_of, kind, refuse_lost, weight_of
+from sft_jax.data.formats.values import checked_text, flag_of, kind, refuse_lost, weight_of, without_ignored
 from sft_jax.data.reading import Reading, RecordError
 
 FORM = '{"segments": [{"text": ..., "train": true or false}, ...]}'
@@ -36,7 +36,8 @@ def parse(fields: dict, where: str, reading: Reading) -> Segments:
 def _segment(item: object, where: str, reading: Reading) -> Segment:
     if not isinstance(item, dict):
         raise RecordError(f'{where}: expected {{"text": ..., "train": ...}}, got {kind(item)}.')
-    refuse_lost(item, {"text", *_READERS}, "segment", where, reading)
+    item = without_ignored(item, reading)
+    refuse_lost(item, {"text", *_READERS}, "segment", where)
     given = [key for key in _READERS if item.get(key) is not None]
     if len(given) != 1:
         got = " and ".join(map(repr, given)) or "none"

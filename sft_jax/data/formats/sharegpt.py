@@ -6,9 +6,9 @@ A turn from `function_call` is an assistant's call, its value {"name", "argument
 from collections.abc import Set
 
 from sft_jax.data.conversations import Chat, Conversation, Message
-from sft_jax.data.formats.messages import chat_of
+from sft_jax.data.formats.messages import chat_of, with_system_column
 from sft_jax.data.formats.tools import call_of
-from sft_jax.data.formats.values import checked_text, decode_json, kind, own_weight, refuse_lost
+from sft_jax.data.formats.values import checked_text, decode_json, kind, own_weight, refuse_lost, without_ignored
 from sft_jax.data.reading import Reading, RecordError
 
 FORM = '{"conversations": [{"from": ..., "value": ...}, ...]}'
@@ -44,19 +44,6 @@ def parse(fields: dict, where: str, reading: Reading) -> Chat:
     return chat_of(with_system_column(turns, fields, where), fields, where)
 
 
-def with_system_column(turns: Conversation, fields: dict, where: str) -> Conversation:
-    """The turns after the system message of a column of that name.
-
-    Raises:
-        RecordError: the conversation begins with another one.
-    """
-    if not fields.get("system"):
-        return turns
-    if turns and turns[0].role == "system":
-        raise RecordError(f'{where}: has a column "system" and a system message. Keep one of the two.')
-    return (Message("system", checked_text(fields["system"], f'{where}: "system"')), *turns)
-
-
 def turns_of(value: object, where: str, reading: Reading) -> Conversation:
     """A list of turns, or that list as a JSON string.
 
@@ -79,6 +66,7 @@ def turn_of(item: object, where: str, reading: Reading) -> Message:
     """
     if not isinstance(item, dict):
         raise RecordError(f"{where}: expected {_TURN}, got {kind(item)}.")
+    item = without_ignored(item, reading)
     for key in ("from", "value"):
         if key not in item:
             raise RecordError(f'{where}: "{key}" is missing. Expected {_TURN}.{_hint(item)}')
@@ -88,10 +76,10 @@ def turn_of(item: object, where: str, reading: Reading) -> Message:
     text = checked_text(item["value"], f'{where}: "value"')
     message = Message(_ROLES[name], text)
     if name == "function_call":
-        message = message._replace(content="", tool_calls=_calls(text, where))
+        message = message._replace(content="", tool_calls=_calls(text, where, reading))
     if len(item) == 2:
         return message
-    refuse_lost(item, _KEYS, "turn", where, reading)
+    refuse_lost(item, _KEYS, "turn", where)
     return message._replace(weight=own_weight(item, where))
 
 
@@ -104,7 +92,7 @@ def _hint(item: dict) -> str:
     )
 
 
-def _calls(text: str, where: str) -> tuple:
+def _calls(text: str, where: str, reading: Reading) -> tuple:
     calls = decode_json(text, f'{where}: "value"', '{"name": ..., "arguments": {...}} of a function_call')
     calls = calls if isinstance(calls, list) else [calls]
-    return tuple(call_of(call, f'{where}: "value"') for call in calls)
+    return tuple(call_of(call, f'{where}: "value"', reading) for call in calls)

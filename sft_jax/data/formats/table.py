@@ -10,7 +10,6 @@ import re
 from collections.abc import Set
 
 from sft_jax.data.conversations import Chat, Message
-from sft_jax.data.formats.messages import chat_of
 from sft_jax.data.formats.values import checked_text
 from sft_jax.data.reading import Reading, RecordError
 
@@ -37,7 +36,7 @@ def parse(fields: dict, where: str, reading: Reading) -> Chat:
         if not reading.answer_template:
             raise RecordError(f"{where}: a table needs --config.data.reading.answer_template, {_example(fields)}.")
         turns.append(Message("assistant", filled(reading.answer_template, "answer_template", fields, where)))
-    return chat_of(tuple(turns), fields, where)
+    return Chat(tuple(turns))
 
 
 def check_template(template: str, option: str) -> None:

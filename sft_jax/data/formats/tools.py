@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.data.conversations import Message, ToolCall
-from sft_jax.data.formats.values import checked_text, decode_json, kind
-from sft_jax.data.reading import RecordError
+from sft_jax.data.formats.values import checked_text, decode_json, kind, refuse_lost, without_ignored
+from sft_jax.data.reading import Reading, RecordError
 
 _CALL = '{"function": {"name": ..., "arguments": {...}}} or {"name": ..., "arguments": {...}}'
+_AROUND, _CALLED = {"id", "type", "index"}, {"name", "arguments"}
+_CALL_KEYS = _CALLED | {"id", "function"}
 _TOOLS = "a list of tool definitions (JSON objects), or that list as a JSON string"
 
 
@@ -33,7 +35,7 @@ def definitions_of(value: object, where: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(value)
 
 
-def calls_of(value: object, where: str) -> tuple[ToolCall, ...]:
+def calls_of(value: object, where: str, reading: Reading) -> tuple[ToolCall, ...]:
     """The calls of one assistant's turn.
 
     Raises:
@@ -43,20 +45,24 @@ def calls_of(value: object, where: str) -> tuple[ToolCall, ...]:
         return ()
     if not isinstance(value, list):
         raise RecordError(f"{where}: expected a list of calls, {_CALL}, got {kind(value)}.")
-    return tuple(call_of(item, f"{where}[{number}]") for number, item in enumerate(value))
+    return tuple(call_of(item, f"{where}[{number}]", reading) for number, item in enumerate(value))
 
 
-def call_of(item: object, where: str) -> ToolCall:
+def call_of(item: object, where: str, reading: Reading) -> ToolCall:
     """One call, with its arguments as an object or as a JSON string of one.
 
     Raises:
-        RecordError: no name, or arguments that are not an object.
+        RecordError: no name, arguments that are not an object, or keys that would be lost.
     """
     if not isinstance(item, dict):
         raise RecordError(f"{where}: expected {_CALL}, got {kind(item)}.")
+    item = without_ignored(item, reading, _CALL_KEYS)
     inner = item.get("function", item)
     if not isinstance(inner, dict):
         raise RecordError(f'{where}: "function": expected an object, got {kind(inner)}.')
+    refuse_lost(item, _AROUND | (_CALLED if inner is item else {"function"}), "call", where)
+    if inner is not item:
+        refuse_lost(without_ignored(inner, reading, _CALL_KEYS), _CALLED, "call", f'{where}: "function"')
     name = inner.get("name")
     if not isinstance(name, str) or not name:
         raise RecordError(f"{where}: the call has no name. Expected {_CALL}.")

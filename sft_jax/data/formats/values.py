@@ -82,13 +82,19 @@ def own_weight(item: dict, where: str) -> float | None:
     return None if weight is None else weight_of(weight, f'{where}: "weight"')
 
 
-def refuse_lost(item: dict, known: Set[str], what: str, where: str, reading: Reading) -> None:
-    """Refuses keys that nobody reads, unless `reading.ignore` names them; null and empty values are nothing.
+def without_ignored(item: dict, reading: Reading, kept: Set[str] = frozenset()) -> dict:
+    """The item without the keys that the config leaves out, but for those of `kept`, which it has to have."""
+    lost = set(reading.ignore) - kept
+    return {key: value for key, value in item.items() if key not in lost} if lost else item
+
+
+def refuse_lost(item: dict, known: Set[str], what: str, where: str) -> None:
+    """Refuses keys that nobody reads (see `without_ignored`); null and empty values are nothing.
 
     Raises:
         RecordError: names them.
     """
-    lost = [key for key in item if key not in known and key not in reading.ignore]
+    lost = [key for key in item if key not in known]
     lost = sorted(key for key in lost if item[key] not in (None, [], {}, ""))
     if lost:
         names = ", ".join(map(repr, lost))

@@ -5,6 +5,7 @@ the turns of a conversation lie is found out in turns.py.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -69,7 +70,7 @@ class Masking:
         """The messages that are trained, by number.
 
         Raises:
-            RowError: a weight is none, or a range of a message that is not trained has a weight.
+            RowError: a weight is none, or a message of a role that is not trained has one.
         """
         roles = self.roles()
         for number, message in enumerate(messages):
@@ -131,26 +132,50 @@ def _check_weights(number: int, message: Message, is_trained: bool) -> None:
         given.append(message.weight)
     if not all(math.isfinite(weight) and weight >= 0 for weight in given):
         raise RowError("a weight is negative or not finite", f"message {number} ({message.role})")
-    for start, end, weight in message.ranges:
+    for start, end, _ in message.ranges:
         if not 0 <= start <= end <= len(message.content):
             raise RowError(
                 "a range of characters does not lie in its message",
                 f"message {number} has {len(message.content)} characters, the range is [{start}, {end})",
             )
-        if weight and not is_trained:
-            raise RowError(
-                "a range of characters of a message that is not trained has a weight",
-                f"message {number} ({message.role}); name the role in --config.data.masking.train_on",
-            )
+    if any(given) and not is_trained:
+        raise RowError(
+            "a message that is not trained has a weight",
+            f"message {number} ({message.role}); name the role in --config.data.masking.train_on, or leave weights out "
+            "by --config.data.reading.ignore=\"('weight', 'train', 'train_detail')\"",
+        )
 
 
 def _set_ranges(weights: CharWeights, rendered: TemplateText, number: int, message: Message) -> None:
     """Puts the weights of ranges of the content where the content stands in the text."""
-    for part in rendered.parts_of(number) if message.ranges else ():
-        if part.field != "content":
-            continue
+    if not message.ranges:
+        return
+    own = np.full(len(message.content), np.nan, np.float32)  # the weight of each character that has one of its own
+    for start, end, weight in message.ranges:
+        own[start:end] = weight
+    parts = [part for part in rendered.said_by(number) if part.field == "content"]
+    for part in parts:
         if not part.verbatim:
             raise RowError("the chat template escapes a message that has ranges of characters", f"message {number}")
-        shift = part.start - part.offset
-        for start, end, weight in message.ranges:
-            weights[max(start + shift, part.start) : max(min(end + shift, part.end), part.start)] = weight
+        _put(weights[part.start : part.end], own[part.offset : part.offset + part.end - part.start])
+    for before, behind in itertools.pairwise(parts):
+        between, lost = slice(before.end, behind.start), slice(before.offset + before.end - before.start, behind.offset)
+        if rendered.text[between].isspace():  # as in the content, or made by the template
+            _put(weights[between], _blank_weights(own, lost, behind.start - before.end))
+
+
+def _put(weights: CharWeights, own: CharWeights) -> None:
+    """Puts in those that are given."""
+    given = ~np.isnan(own)
+    weights[given] = own[given]
+
+
+def _blank_weights(own: CharWeights, lost: slice, count: int) -> Float32[np.ndarray, "blanks"]:
+    """Of white space between two pieces of a content: as in the content, its last character standing for more.
+
+    Where the content has none there, the template made it, and it has the weight of both its neighbours or none.
+    """
+    if lost.start < lost.stop:
+        return np.pad(own[lost][:count], (0, max(count - (lost.stop - lost.start), 0)), mode="edge")
+    left, right = own[lost.start - 1], own[lost.stop]
+    return np.full(count, left if left == right else np.nan, np.float32)

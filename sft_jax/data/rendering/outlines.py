@@ -273,6 +273,44 @@ def as_json(value: Any) -> str:
         raise RowError("the arguments of a call or the definitions of tools are not JSON", str(error)) from error
 
 
+def words_of(
+    text: str, parts: Sequence[Part], pieces: Sequence[Piece], messages: Sequence[Message]
+) -> tuple[Part, ...]:
+    """Where the words of contents stand that are no holes, if the template left them.
+
+    A word stands between the pieces that it parts in the content, or before the first and behind the last of them.
+    """
+    found: list[Part] = []
+    for number, message in enumerate(messages):
+        own = [piece for piece in pieces if piece.message == number and piece.field == "content"]
+        if own and sum(len(piece.text) for piece in own) < len(message.content):
+            found += _words_between(text, parts, own, number, message.content)
+        elif not own and (word := message.content.strip()):
+            before = max((part.end for part in parts if part.message < number), default=0)
+            at = text.find(word, before, min((p.start for p in parts if p.message > number), default=len(text)))
+            if at >= 0:
+                found.append(Part(number, "content", message.content.index(word), at, at + len(word), True))
+    return tuple(found)
+
+
+def _words_between(text: str, parts: Sequence[Part], own: Sequence[Piece], number: int, content: str) -> Iterator[Part]:
+    """Those of one content, read off the gaps that its pieces leave in it, and the same gaps in the text."""
+    shown: list[tuple[int, int, int, int]] = []  # of each piece: its ends in the content, then in the text
+    for piece in own:
+        end = piece.offset + len(piece.text)
+        part = next((p for p in parts if p[:2] == piece[:2] and piece.offset <= p.offset <= end), None)
+        if part is not None:
+            shown.append((piece.offset, end, part.start, part.end))
+    before = max((p.end for p in parts if shown and p.end <= shown[0][2]), default=0)
+    behind = min((p.start for p in parts if shown and p.start >= shown[-1][3]), default=len(text))
+    edges = [(0, 0, before, before), *shown, (len(content), len(content), behind, behind)] if shown else []
+    for (_, begin, _, left), (end, _, right, _) in itertools.pairwise(edges):
+        word, is_first = content[begin:end].strip(), end == edges[1][0]
+        at = text.rfind(word, left, right) if is_first else text.find(word, left, right)
+        if word and at >= 0:
+            yield Part(number, "content", content.index(word, begin), at, at + len(word), True)
+
+
 def shared_length(one: str, other: str) -> int:
     """How many characters two texts begin with alike."""
     low, high = 0, min(len(one), len(other))

@@ -4,6 +4,7 @@ Serves the renderer. A template is a program, so nothing is assumed about it: it
 with marks in their place, and the two results must agree byte for byte.
 """
 
+import collections
 import dataclasses
 import functools
 import re
@@ -28,6 +29,7 @@ from sft_jax.data.rendering.outlines import (
     marked,
     message_fields,
     shared_length,
+    words_of,
 )
 from sft_jax.data.rendering.rendered import RowError, Span
 from sft_jax.data.rendering.template_engine import GENERATION_END, GENERATION_START, ChatTemplateEnvironment, LoopError
@@ -59,6 +61,7 @@ class TemplateText:
         missing: (message, field) of what the template leaves out.
         starts: where each message begins in the text, with the header the template gives it.
         generation: the spans of {% generation %} blocks (empty if the template has none).
+        words: what of contents stands in the template's own text: words that the template looks for in them.
     """
 
     text: str
@@ -66,6 +69,7 @@ class TemplateText:
     missing: frozenset[tuple[int, str]]
     starts: tuple[int, ...]
     generation: tuple[Span, ...]
+    words: tuple[Part, ...] = ()
 
     def template_spans(self) -> list[Span]:
         """What stands between the parts: the text of the template itself."""
@@ -86,6 +90,11 @@ class TemplateText:
     def parts_of(self, message: int) -> list[Part]:
         """The parts of one message, in the order of the text."""
         return [part for part in self.parts if part.message == message]
+
+    def said_by(self, message: int) -> list[Part]:
+        """The parts of one message and its words, in the order of the text."""
+        words = [part for part in self.words if part.message == message]
+        return sorted([*self.parts_of(message), *words], key=lambda part: part.start)
 
 
 class ChatTemplate:
@@ -156,7 +165,12 @@ class ChatTemplate:
             numbers = set(skeleton.numbers)
             left_out = (piece for number, piece in enumerate(outline.pieces) if number not in numbers)
             missing |= {(piece.message, piece.field) for piece in left_out if piece.text.strip()}
-        return TemplateText(text, parts, frozenset(missing), places, generation)
+        words = words_of(text, parts, outline.pieces, messages)
+        rendered = TemplateText(text, parts, frozenset(missing), places, generation, words)
+        for number, message in enumerate(messages):
+            if message.tool_calls:
+                _check_calls(rendered, number, message)
+        return rendered
 
     def _fit_calls(self, source: str, special: re.Pattern) -> None:
         """Finds how the template takes a call: no content as "" or as None, arguments as an object or as JSON text."""
@@ -294,6 +308,18 @@ class ChatTemplate:
         except _RAISED as error:
             raise RowError("the chat template refuses the conversation", str(error)) from error
         return text if text.startswith(self._beginning) else self._beginning + text
+
+
+def _check_calls(rendered: TemplateText, number: int, message: Message) -> None:
+    """Every call must stand with its name in what the template itself writes; its strings are looked after as parts."""
+    start, *later = [*rendered.starts[number:], len(rendered.text)]
+    own = "".join(rendered.text[max(a, start) : min(b, later[0])] for a, b in rendered.template_spans() if b > start)
+    for name, count in collections.Counter(call.name for call in message.tool_calls).items():
+        if own.count(name) < count:
+            raise RowError(
+                "the chat template leaves out a message",
+                f"message {number} ({message.role}): shows {own.count(name)} of {count} calls of {name}",
+            )
 
 
 def chat_template_of(

@@ -105,7 +105,7 @@ class TurnFinder:
                 found.append(Context(messages, rendered, turns, tuple(proven)))
             left -= set(proven)
             messages = messages[: max(left, default=0) + 1]
-        return found[::-1]
+        return _ends_once(found[::-1], set(trained))
 
     def unproven(self, messages: Sequence[Message], tools: Tools, trained: Sequence[int]) -> Context:
         """The conversation as one row in which turns are not told from the text around them: everything is trained.
@@ -149,15 +149,11 @@ class TurnFinder:
                 "the chat template leaves out part of an answer",
                 f"message {number}: {', '.join(missing)} or some of it",
             )
-        text = "".join(rendered.text[slice(*span)] for span in turn.spans)
-        for call in messages[number].tool_calls:
-            if call.name not in text:
-                raise RowError("the chat template leaves out part of an answer", f"message {number}: call {call.name}")
         return turn
 
     def _said_by_others(self, rendered: TemplateText, messages: Sequence[Message], number: int) -> Turn:
         """From the beginning of the content to the end of the token that ends the turn, where there is one."""
-        parts = rendered.parts_of(number)
+        parts = rendered.said_by(number)
         end_of_turn = self._end_of_turn(rendered, messages, number)
         if not parts:
             return Turn((), end_of_turn)
@@ -278,9 +274,23 @@ class TurnFinder:
         return usual[0] if usual else own[-1] if own else special[0]
 
 
+def _ends_once(contexts: list[Context], trained: set[int]) -> list[Context]:
+    """The rows, in which the end of a turn that is not trained stands in the first one only."""
+    done, found = set(trained), []
+    for context in contexts:
+        numbers = range(len(context.turns))
+        turns = tuple(
+            turn if number in context.trained or number not in done else Turn((), None)
+            for number, turn in zip(numbers, context.turns, strict=True)
+        )
+        done |= set(numbers)
+        found.append(dataclasses.replace(context, turns=turns))
+    return found
+
+
 def _tail(rendered: TemplateText, number: int, begin: int | None) -> Span:
     """The text between what a message says (`begin`, where it says nothing) and what the next one says."""
-    own = [part.end for part in rendered.parts if part.message == number]
+    own = [part.end for part in rendered.said_by(number)]
     start = max(own) if own else rendered.starts[number] if begin is None else begin
     following = [part.start for part in rendered.parts if part.start >= start and part.message != number]
     return start, min(following, default=len(rendered.text))

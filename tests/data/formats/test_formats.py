@@ -1,5 +1,6 @@
 """Every record format: what its rows become."""
 
+import dataclasses
 import json
 
 import pytest
@@ -194,12 +195,67 @@ def test_rows(name, fields, expected):
     assert FORMATS[name].parse(fields, "here", Reading()) == expected
 
 
+SYSTEMLESS = [case for case in ROWS if case[0] in ("messages", "prompt_completion", "alpaca", "sharegpt", "preference")]
+SYSTEMLESS = [case for case in SYSTEMLESS if "system" not in json.dumps(case[1]) and isinstance(case[1], dict)]
+
+
+@pytest.mark.parametrize(("name", "fields", "expected"), SYSTEMLESS)
+def test_a_column_of_the_system_message(name, fields, expected):
+    """In every form of conversation it is the first message; it is never lost."""
+    before = (Message("system", "S"),)
+    turns = {"prompt": before + expected.prompt} if name == "preference" else {"messages": before + expected.messages}
+    parse = FORMATS[name].parse
+    assert parse(fields | {"system": "S"}, "here", Reading()) == dataclasses.replace(expected, **turns)
+    assert parse(fields | {"system": ""}, "here", Reading()) == expected
+
+
+def test_a_column_and_a_message_for_the_system():
+    row = {"messages": [{"role": "system", "content": "S"}, USER, ANSWER], "system": "S"}
+    assert FORMATS["messages"].parse(row, "here", Reading()) == Chat((Message("system", "S"), HI, HO))
+    with pytest.raises(RecordError, match='has a column "system" and another system message'):
+        FORMATS["messages"].parse(row | {"system": "T"}, "here", Reading())
+
+
+@pytest.mark.parametrize(
+    ("ignore", "message", "expected"),
+    [
+        ("reasoning_content", ANSWER | {"reasoning_content": "Hm"}, HO),
+        ("weight", ANSWER | {"weight": 0.5}, HO),
+        ("name", USER | {"name": "Ann"}, HI),
+        ("tool_calls", USER | {"tool_calls": [CALL]}, HI),
+        ("mood", ANSWER | {"content": [{"text": "Ho", "mood": "good"}]}, HO),
+        ("name", {"role": "tool", "content": "rain", "name": "weather"}, Message("tool", "rain", name="weather")),
+        (
+            "mood",
+            {"role": "assistant", "content": "", "tool_calls": [CALL | {"mood": "good"}]},
+            CALLED,
+        ),
+        ("name", {"role": "assistant", "content": "", "tool_calls": [CALL]}, CALLED),
+    ],
+)
+def test_keys_that_are_ignored_are_not_there(ignore, message, expected):
+    row = {"messages": [USER, ANSWER, message]}
+    found = FORMATS["messages"].parse(row, "here", Reading(ignore=(ignore,)))
+    assert found.messages[-1] == expected
+
+
+def test_answers_marked_as_not_wanted():
+    """KTO's rows: a label that says whether the answer is wanted."""
+    row = {"prompt": "Hi", "completion": "Ho"}
+    parse = FORMATS["prompt_completion"].parse
+    with pytest.raises(RecordError, match=r'"label" is false, .* would be imitated'):
+        parse(row | {"label": False}, "here", Reading())
+    for fields, reading in ((row | {"label": True}, Reading()), (row | {"label": False}, Reading(ignore=("label",)))):
+        assert parse(fields, "here", reading) == Chat((HI, HO))
+
+
 TABLES = [  # (prompt template, answer template, columns, question, answer)
     ("Which? {text}", "{label}", {"text": "Hi", "label": "greet"}, "Which? Hi", "greet"),
     ("{{{text}}}", '{{"a": {n}}}', {"text": "Hi", "n": 2}, "{Hi}", '{"a": 2}'),
     ("{a b}", "{slots}", {"a b": "é", "slots": {"city": "Malmö"}}, "é", '{"city": "Malmö"}'),
     ("{text}", "{slots|none}", {"text": "Hi", "slots": None}, "Hi", "none"),
     ("{text}{more|}", "{ok}", {"text": "Hi", "ok": True}, "Hi", "true"),
+    ("{tools}", "{functions}", {"tools": "saw", "functions": "cuts", "system": "metric"}, "saw", "cuts"),
 ]
 
 

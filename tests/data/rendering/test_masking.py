@@ -7,6 +7,7 @@ from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segme
 from sft_jax.data.rendering import ConversationRenderer, RowError
 from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.report import plain_highlight
+from tests.data.rendering.chat_formats import FORMATS
 
 # The conversation of axolotl's tests of chat templates.
 SYSTEM, HELLO, THERE, HOW, WELL = (
@@ -131,8 +132,17 @@ def test_ranges_that_do_not_fit(chatml_tokenizer):
     renderer = ConversationRenderer(chatml_tokenizer)
     with pytest.raises(RowError, match=r"does not lie in its message: message 1 has 9 characters, .* \[3, 10\)"):
         renderer.render((HELLO, THERE._replace(ranges=((3, 10, 1.0),))))
-    with pytest.raises(RowError, match="name the role in --config"):
-        renderer.render((HELLO._replace(ranges=((0, 1, 1.0),)), THERE))
+
+
+@pytest.mark.parametrize("asked", [{"weight": 1.0}, {"weight": 0.5}, {"ranges": ((0, 1, 1.0),)}])
+def test_a_message_that_is_not_trained_may_not_ask_for_it(chatml_tokenizer, asked):
+    conversation = (HELLO._replace(**asked), THERE)
+    with pytest.raises(RowError, match=r"not trained has a weight: message 0 \(user\); name the role in --config"):
+        ConversationRenderer(chatml_tokenizer).render(conversation)
+    for train_on in ("user", "user,assistant", "all"):
+        assert ConversationRenderer(chatml_tokenizer, masking=Masking(train_on=train_on)).render(conversation)
+    nothing = (HELLO._replace(weight=0.0, ranges=((0, 1, 0.0),)), THERE)
+    assert ConversationRenderer(chatml_tokenizer).render(nothing)
 
 
 def test_ranges_of_a_content_that_is_stripped(byte_tokenizer):
@@ -140,6 +150,49 @@ def test_ranges_of_a_content_that_is_stripped(byte_tokenizer):
     renderer = ConversationRenderer(byte_tokenizer("<|im_start|>", "<|im_end|>"), template)
     row = renderer.render((HELLO, Message("assistant", "  ab cd ", weight=0, ranges=((0, 4, 1),))))
     assert plain_highlight(row).endswith("\n⟦ab⟧ cd<|im_end|>\n")
+
+
+THOUGHT = (
+    "<think>\nhm\n</think>\n\nYo"  # the template of Qwen 3 looks for </think>, takes the content apart and joins it
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "weight", "ranges", "expected"),
+    [
+        (THOUGHT, None, ((0, 19, 0),), "<think>\nhm\n</think>⟦\n\nYo<|im_end|>⟧"),
+        (THOUGHT, None, ((0, 22, 0),), "<think>\nhm\n</think>\n\nY⟦o<|im_end|>⟧"),
+        (THOUGHT, 0, ((0, 19, 1),), "⟦<think>\nhm\n</think>⟧\n\nYo<|im_end|>"),
+        (THOUGHT, None, ((11, 19, 0),), "⟦<think>\nhm\n⟧</think>⟦\n\nYo<|im_end|>⟧"),
+        # white space that the template makes has the weight of both its neighbours, or the message's
+        ("<think>hm</think>Yo", None, ((0, 17, 0),), "<think>\nhm\n</think>⟦\n\nYo<|im_end|>⟧"),
+        ("<think>hm</think>Yo", None, ((0, 19, 0),), "<think>\nhm\n</think>\n\nYo⟦<|im_end|>⟧"),
+    ],
+)
+def test_ranges_of_a_content_that_the_template_takes_apart(content, weight, ranges, expected):
+    renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer())
+    row = renderer.render((HELLO, Message("assistant", content, weight=weight, ranges=ranges)))
+    assert plain_highlight(row) == chatml(("user", "Hello<|im_end|>"), ("assistant", expected))
+
+
+@pytest.mark.parametrize("content", ["<tool_response>x</tool_response>", "a </think> b", "</think>b", "</think>"])
+def test_what_others_say_is_trained_whole(content):
+    """Also the words in it for which the template looks."""
+    renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer(), masking=Masking(train_on="user"))
+    row = renderer.render((Message("user", content), THERE))
+    assert plain_highlight(row).startswith(f"<|im_start|>user\n⟦{content}<|im_end|>⟧\n")
+
+
+def test_ends_of_turns_are_trained_once_in_rows_of_one_conversation():
+    """Reasoning makes a row for each turn; the ends of the others are not trained again in each of them."""
+    masking = Masking(end_of_turn="all", history="expand")
+    renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer(), masking=masking)
+    answers = [Message("assistant", f"a{number}", reasoning="r") for number in (1, 2, 3)]
+    turns = [turn for number, answer in enumerate(answers, 1) for turn in (Message("user", f"q{number}"), answer)]
+    (rows,) = renderer.render_many([Chat(tuple(turns))])
+    text = "".join(map(plain_highlight, rows))
+    assert [text.count(f"q{number}⟦<|im_end|>⟧") for number in (1, 2, 3)] == [1, 1, 1]
+    assert [text.count(f"a{number}<|im_end|>⟧") for number in (1, 2, 3)] == [1, 1, 1]
 
 
 def test_segments(byte_tokenizer, chatml):

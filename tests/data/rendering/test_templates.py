@@ -6,7 +6,7 @@ import pytest
 import transformers
 from tokenizers import processors
 
-from sft_jax.data.conversations import Chat, Message, Segment, Segments
+from sft_jax.data.conversations import Chat, Message, Segment, Segments, ToolCall
 from sft_jax.data.rendering import ConversationRenderer, RowError, template_engine
 from tests.data.rendering.chat_formats import FORMATS
 
@@ -60,6 +60,27 @@ def test_what_no_template_is(chatml_tokenizer, template, error):
 def test_text_that_is_no_template_shows_no_message(chatml_tokenizer):
     with pytest.raises(RowError, match="leaves out a message"):
         ConversationRenderer(chatml_tokenizer, "just some text").render(TURNS)
+
+
+ALL_CALLS = "{% for c in m.tool_calls %}<{{ c.function.name }} {{ c.function.arguments | tojson }}>{% endfor %}"
+FIRST_CALL = "{% if m.tool_calls %}<{{ m.tool_calls[0].function.name }}>{% endif %}"
+
+
+@pytest.mark.parametrize(("calls", "shown"), [("", 0), (FIRST_CALL, 1), (ALL_CALLS, 2)])
+def test_calls_without_texts_are_not_lost_either(chatml_tokenizer, calls, shown):
+    """Nor where the turn speaks of the tool, or two calls are of one."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}" + calls + "<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    renderer = ConversationRenderer(chatml_tokenizer, template)
+    twice = tuple(ToolCall("now", {"zone": number}) for number in (1, 2))
+    conversation = (TURNS[0], Message("assistant", "now now", tool_calls=twice))
+    if shown == 2:
+        assert renderer.render(conversation).text.count("<now {") == 2
+        return
+    with pytest.raises(RowError, match=rf"leaves out a message: message 1 .*: shows {shown} of 2 calls of now"):
+        renderer.render(conversation)
 
 
 @pytest.mark.parametrize("mark", ["\u169b0\u169c", "\u169b\u169c", "\u169b"])
