@@ -34,7 +34,7 @@ def main(_: list[str]) -> None:
     from etils import epath
     from rich.console import Console
 
-    from sft_jax.exports.data_set import REPORT, check_free, reading_flags, write_data_set
+    from sft_jax.exports.data_set import REPORT, check_free, data_files, reading_flags, write_data_set
     from sft_jax.training.checks import check_config
     from sft_jax.training.inspection import inspect_data, preview_page
     from sft_jax.training.judging import as_grave
@@ -59,7 +59,8 @@ def main(_: list[str]) -> None:
         write_whole(out / "index.html", page)
         write_whole(out / REPORT, json.dumps(report.numbers, indent=2, ensure_ascii=False) + "\n")
     if _WRITE.value:
-        console.print(f"Cleaned data: {_WRITE.value}/data.jsonl, read with {reading_flags(kept)}", soft_wrap=True)
+        for name, rows in data_files(kept).items():
+            console.print(f"Cleaned data: {_WRITE.value}/{name}, read with {reading_flags(rows)}", soft_wrap=True)
     if _OUT.value:
         console.print(f"Page: {_OUT.value}/index.html\nNumbers: {_OUT.value}/{REPORT}", soft_wrap=True)
     console.print(inspection.data.held_out_note, report)

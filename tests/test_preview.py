@@ -75,6 +75,10 @@ def test_what_is_written_trains_the_same(tmp_path):
     from sft_jax.exports.data_set import write_data_set
 
     config = tiny.config(tmp_path, **{"data.cleaning": ("drop_exact_duplicates", "drop_answers_shorter_than=4")})
+    with config.unlocked():
+        config.data.reading.on_bad_row = "drop"
+    with open(config.data.train, "a") as file:
+        file.write('{"prompt": "no answer"}\n')
     inspection = inspect_data(config, lambda title, count: lambda done, in_all: None)
     out = epath.Path(tmp_path / "clean")
     write_data_set(out, inspection.kept, inspection.dropped, inspection.changed, {})
@@ -84,8 +88,9 @@ def test_what_is_written_trains_the_same(tmp_path):
         config.data.held_out = ""
     assert load_data(config).rows.fingerprint() == inspection.data.rows.fingerprint()
     kept, dropped = len(inspection.kept), len(inspection.dropped)
-    assert kept + dropped == 48
-    assert dropped > 0
+    assert kept + dropped == 49
+    assert inspection.dropped[-1][0] is None  # could not be read
+    assert inspection.dropped[-1][1].reason == "not a valid row"
     assert len(read_records(out / "data.jsonl", Reading(id_column="id"))) == kept
 
 

@@ -184,7 +184,7 @@ class _RowParser:
             example=example,
             fields=fields,
             weight=_weight_column(fields, reading.weight_column, where),
-            group=_text_column(fields, reading.group_column, where),
+            group=_group(fields, reading.group_column, where),
         )
 
     def _format(self, fields: dict, number: int, where: str) -> str:
@@ -310,6 +310,11 @@ def _text_column(fields: dict, column: str, where: str) -> str:
     if not isinstance(value, str | int) or value == "":
         raise RecordError(f"{where}: the column {column!r} must be text or a whole number, got {kind(value)}.")
     return checked_text(str(value), where)
+
+
+def _group(fields: dict, column: str, where: str) -> str:
+    """The slice of a row; empty where its column is null."""
+    return "" if column in fields and fields[column] is None else _text_column(fields, column, where)
 
 
 def _weight_column(fields: dict, column: str, where: str) -> float:

@@ -1,13 +1,13 @@
 """The cleaned data set on disk: what is trained on, and beside it every row left out or changed with its reason.
 
-    data.jsonl      the rows, in the form below
-    dropped.jsonl   {"id", "reason", "detail", "row"}: `row` is as it was read
+    data.jsonl      the rows, in the form below; a file for each form, messages.jsonl and so on, where there are several
+    dropped.jsonl   {"id", "reason", "detail", "row"}: `row` is as it was read, null for one that could not be read
     changed.jsonl   {"id", "step", "reason", "row"}: `row` is what it was before the step
     report.json     the numbers, findings and verdict of the data report
 
 A row of data.jsonl is {"messages"} (and "tools"), {"segments"}, {"input_ids", "weights"} or {"prompt", "chosen",
-"rejected"}, with the "id" it was read under, its "weight" and "group" where it has some, and the columns that no form
-of record reads, as they were.
+"rejected"}, with the "id" it was read under, its "weight" and "group" where rows have some, and the columns that no
+form of record reads, as they were.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from sft_jax.data.cleaning import Changed
-from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenRow
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.exports import directory
@@ -27,7 +27,9 @@ _FLAG = "--write"
 # Columns that some form of record reads: what they say is in the form written here.
 _READ = {"messages", "tools", "prompt", "completion", "conversations", "instruction", "input", "output", "system"}
 _READ |= {"history", "text", "segments", "chosen", "rejected", "input_ids", "tokens", "labels", "weights"}
-_READ |= {"loss_mask", "completion_mask", "assistant_masks", "attention_mask", "id", "weight", "group", "functions"}
+_READ |= {"loss_mask", "completion_mask", "assistant_masks", "attention_mask", "id", "functions"}
+_READ |= {"chat_template_kwargs"}
+_FORMS = {Chat: "messages", Segments: "segments", TokenRow: "tokens", Preference: "preference"}
 
 
 def check_free(out: epath.Path, force: bool) -> None:
@@ -42,7 +44,7 @@ def check_free(out: epath.Path, force: bool) -> None:
 def write_data_set(
     out: epath.Path,
     records: Sequence[Record],
-    dropped: Iterable[tuple[Record, DroppedRow]],
+    dropped: Iterable[tuple[Record | None, DroppedRow]],
     changed: Iterable[tuple[Record, Changed]],
     numbers: dict,
     force: bool = False,
@@ -52,7 +54,7 @@ def write_data_set(
     Args:
         out: must not exist yet.
         records: those that are trained on.
-        dropped: the others, as they came to what dropped them.
+        dropped: the others, as they came to what dropped them; None for what could not be read.
         changed: as they were before each change.
         numbers: of the data report.
         force: replace what an earlier call wrote.
@@ -61,31 +63,50 @@ def write_data_set(
         ExportError: something is there.
     """
     with directory.filled(out, force, REPORT, _FLAG) as staging:
-        _write_lines(staging / DATA, (row_fields(record) for record in records))
+        for name, rows in data_files(records).items():
+            has_weight, has_group = _has_weight(rows), _has_group(rows)
+            _write_lines(staging / name, (row_fields(record, has_weight, has_group) for record in rows))
         _write_lines(staging / DROPPED, (_dropped(*pair) for pair in dropped))
         _write_lines(staging / CHANGED, (_changed(*pair) for pair in changed))
         (staging / REPORT).write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
 
 
-def row_fields(record: Record) -> dict[str, Any]:
-    """A record as a row of data.jsonl."""
-    kept = {name: value for name, value in record.fields.items() if name not in _READ}
-    about = {"id": record.id}
-    if record.weight != 1:
+def data_files(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each file of rows, by its name: all rows of a file are of one form."""
+    forms: dict[str, list[Record]] = {}
+    for record in records:
+        forms.setdefault(_FORMS[type(record.example)], []).append(record)
+    return {f"{form}.jsonl": rows for form, rows in forms.items()} if len(forms) > 1 else {DATA: list(records)}
+
+
+def row_fields(record: Record, has_weight: bool, has_group: bool) -> dict[str, Any]:
+    """A record as a row of data.jsonl, with its weight and its group if the rows of the file have them."""
+    about: dict[str, Any] = {"id": record.id}
+    if has_weight:
         about["weight"] = record.weight
-    if record.group:
-        about["group"] = record.group
+    if has_group:
+        about["group"] = record.group or None
+    kept = {name: value for name, value in record.fields.items() if name not in _READ and name not in about}
     return _example_fields(record.example) | about | kept
 
 
 def reading_flags(records: Sequence[Record]) -> str:
-    """The flags with which data.jsonl reads as the same rows."""
-    flags = ["--config.data.reading.id_column=id"]
-    if any(record.weight != 1 for record in records):
+    """The flags with which a file of these rows reads as the same rows."""
+    form = _FORMS[type(records[0].example)]
+    flags = [f"--config.data.reading.format={form}", "--config.data.reading.id_column=id"]
+    if _has_weight(records):
         flags.append("--config.data.reading.weight_column=weight")
-    if any(record.group for record in records):
+    if _has_group(records):
         flags.append("--config.data.reading.group_column=group")
     return " ".join(flags)
+
+
+def _has_weight(records: Sequence[Record]) -> bool:
+    return any(record.weight != 1 for record in records)
+
+
+def _has_group(records: Sequence[Record]) -> bool:
+    return any(record.group for record in records)
 
 
 def _example_fields(example: Example) -> dict[str, Any]:
@@ -136,8 +157,9 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
     return parts
 
 
-def _dropped(record: Record, row: DroppedRow) -> dict[str, Any]:
-    return {"id": row.id, "reason": row.reason, "detail": row.detail, "row": record.fields}
+def _dropped(record: Record | None, row: DroppedRow) -> dict[str, Any]:
+    fields = None if record is None else record.fields
+    return {"id": row.id, "reason": row.reason, "detail": row.detail, "row": fields}
 
 
 def _changed(record: Record, change: Changed) -> dict[str, Any]:

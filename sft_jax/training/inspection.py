@@ -41,10 +41,10 @@ class Inspection:
         return [record for record in self.data.subject.records if record.id in trained]
 
     @property
-    def dropped(self) -> list[tuple[Record, DroppedRow]]:
-        """Records that are not, with every reason."""
+    def dropped(self) -> list[tuple[Record | None, DroppedRow]]:
+        """Rows that are not, with every reason; None for one that could not be read."""
         records = {record.id: record for record in self.data.subject.records}
-        later = [(records[row.id], row) for row in self.data.subject.dropped if row.id in records]
+        later = [(records.get(row.id), row) for row in self.data.subject.dropped]
         return [*self.removed, *later]
 
 

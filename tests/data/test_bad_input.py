@@ -339,6 +339,12 @@ FILES = {  # name -> (file name, content, options, words of the error after the 
         {"id_column": "id"},
         "a.csv:3: the id '1' stands in an earlier row too",
     ),
+    "a group that is no text": (
+        "a.jsonl",
+        b'{"text": "a", "g": [1]}\n',
+        {"group_column": "g"},
+        "a.jsonl:1: the column 'g' must be text or a whole number, got a list",
+    ),
     "a group that is missing": (
         "a.csv",
         b"text\na\n",

@@ -44,6 +44,8 @@ def test_columns_with_a_use_of_their_own(write):
 def test_they_do_not_count_for_the_format(write):
     (record,) = read_records(write({"text": "Once", "topic": "a"}), Reading(group_column="topic"))
     assert record.group == "a"
+    (record,) = read_records(write({"text": "Once", "topic": None}), Reading(group_column="topic"))
+    assert record.group == ""
 
 
 def test_renames(write):

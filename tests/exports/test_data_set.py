@@ -10,7 +10,7 @@ from sft_jax.data.cleaning import Changed
 from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow, ToolCall
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import DroppedRow, Record, read_records
-from sft_jax.exports.data_set import check_free, reading_flags, row_fields, write_data_set
+from sft_jax.exports.data_set import check_free, data_files, reading_flags, write_data_set
 from sft_jax.exports.directory import ExportError
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
@@ -46,12 +46,49 @@ def test_every_form_reads_back(tmp_path, example):
     assert dataclasses.replace(again, fields={}) == dataclasses.replace(record, fields={})
 
 
-def test_flags_to_read_it_with():
-    record = Record("t:1", EXAMPLES[0], {})
-    assert reading_flags([record]) == "--config.data.reading.id_column=id"
-    weighted = dataclasses.replace(record, weight=0.5)
-    assert reading_flags([record, weighted]).endswith("id_column=id --config.data.reading.weight_column=weight")
-    assert row_fields(record).keys() == {"messages", "id"}
+def read_back(out, records):
+    """The records of what is written of these, read with the flags that the command prints."""
+    write_data_set(out, records, [], [], {})
+    again = []
+    for name, rows in data_files(records).items():
+        flags = dict(flag.removeprefix("--config.data.reading.").split("=") for flag in reading_flags(rows).split())
+        again += read_records(out / name, Reading(**flags))
+    return again
+
+
+def plain(records):
+    return sorted((dataclasses.replace(record, fields={}) for record in records), key=lambda record: record.id)
+
+
+def test_weights_and_groups_of_some_rows(tmp_path):
+    """Rows of weight 1 and rows without a group stand beside others."""
+    records = [Record(f"t:{number}", EXAMPLES[0], {}) for number in range(3)]
+    records[1] = dataclasses.replace(records[1], weight=0.5, group="g")
+    assert plain(read_back(epath.Path(tmp_path / "out"), records)) == plain(records)
+
+
+def test_columns_that_say_something_else_stay(tmp_path):
+    """A table's own column "weight" is no weight of rows."""
+    record = Record("t:1", EXAMPLES[0], {"weight": "5 kg", "group": "fruit", "colour": "red"})
+    (again,) = read_back(epath.Path(tmp_path / "out"), [record])
+    assert (again.weight, again.group) == (1.0, "")
+    assert {name: again.fields[name] for name in record.fields} == record.fields
+
+
+def test_rows_of_annotation_tools_keep_their_annotations(tmp_path):
+    fields = {"data": {"text": "a"}, "annotations": [{"completed_by": 1, "result": []}]}
+    (again,) = read_back(epath.Path(tmp_path / "out"), [Record("t:1", EXAMPLES[0], fields)])
+    assert again.example == EXAMPLES[0]
+    assert {name: again.fields[name] for name in fields} == fields
+
+
+def test_rows_of_several_forms_are_files_of_their_own(tmp_path):
+    """As of a mixture: all rows of a file are of one form."""
+    records = [Record(f"t:{number}", example, {}) for number, example in enumerate(EXAMPLES)]
+    out = epath.Path(tmp_path / "out")
+    assert plain(read_back(out, records)) == plain(records)
+    names = {path.name for path in out.iterdir()} - {"dropped.jsonl", "changed.jsonl", "report.json"}
+    assert names == {"messages.jsonl", "segments.jsonl", "tokens.jsonl", "preference.jsonl"}
 
 
 def lines(path):
@@ -62,9 +99,11 @@ def test_what_is_left_out_and_changed_has_its_reason(tmp_path):
     out = epath.Path(tmp_path / "out")
     record = Record("t:1", EXAMPLES[1], {"messages": []})
     dropped, changed = DroppedRow("t:1", "step: why", "more"), Changed("t:1", "step", "how")
-    write_data_set(out, [record], [(record, dropped)], [(record, changed)], {"rows": 1})
+    unread = (None, DroppedRow("t:2", "not a valid row", "no role"))
+    write_data_set(out, [record], [(record, dropped), unread], [(record, changed)], {"rows": 1})
     assert lines(out / "dropped.jsonl") == [
-        {"id": "t:1", "reason": "step: why", "detail": "more", "row": {"messages": []}}
+        {"id": "t:1", "reason": "step: why", "detail": "more", "row": {"messages": []}},
+        {"id": "t:2", "reason": "not a valid row", "detail": "no role", "row": None},
     ]
     (change,) = lines(out / "changed.jsonl")
     assert (change["id"], change["step"], change["reason"]) == ("t:1", "step", "how")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,8 +69,9 @@ def moved_ranges(
 ) -> tuple[tuple[int, int, float], ...]:
     """Character ranges of a text where they stand after it was edited.
 
-    A range that begins or ends inside what was replaced takes all of the replacement; one of which nothing is left is
-    gone. "ab  cd" -> "ab cd": (0, 2) stays, (4, 6) becomes (3, 5).
+    A range that begins or ends inside what was replaced takes all of the replacement; where ranges of different weights
+    do, it is not trained. One of which nothing is left is gone. "ab  cd" -> "ab cd": (0, 2) stays, (4, 6) becomes
+    (3, 5).
     """
     blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
 
@@ -82,8 +84,16 @@ def moved_ranges(
                 return new_end if is_end else new_start
         return 0 if is_end else len(after)  # the start of the text as an end, the end as a start: nothing
 
-    found = [(moved(start, False), moved(end, True), weight) for start, end, weight in ranges]
-    return tuple(entry for entry in found if entry[0] < entry[1])
+    own: list[float | None] = [None] * len(after)
+    for start, end, weight in ranges:
+        for at in range(moved(start, False), moved(end, True)):
+            own[at] = weight if own[at] in (None, weight) else 0.0
+    runs, at = [], 0
+    for weight, group in itertools.groupby(own):
+        start, at = at, at + sum(1 for _ in group)
+        if weight is not None:
+            runs.append((start, at, weight))
+    return tuple(runs)
 
 
 def conversations(example: Example) -> Iterator[Conversation]:

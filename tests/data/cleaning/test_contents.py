@@ -77,6 +77,17 @@ def test_ranges_move_along(before, after, span, expected):
     assert moved_ranges(before, after, ((*span, 0.5),)) == (() if expected is None else ((*expected, 0.5),))
 
 
+@pytest.mark.parametrize("weights", [(0.0, 0.5), (0.5, 0.5), (1.0, 0.0)])
+def test_a_replacement_belongs_to_no_two_ranges(weights):
+    """Each character has one weight; where two ranges met inside what was replaced, it is not trained."""
+    before, after = "a mail@x b", "a [] b"
+    found = moved_ranges(before, after, ((0, 5, weights[0]), (5, 10, weights[1])))
+    characters = [weight for start, end, weight in found for _ in range(start, end)]
+    shared = weights[0] if weights[0] == weights[1] else 0.0
+    assert characters == [weights[0]] * 2 + [shared] * 2 + [weights[1]] * 2
+    assert [start for start, _, _ in found[1:]] == [end for _, end, _ in found[:-1]]
+
+
 def test_ranges_of_a_changed_message():
     message = Message("assistant", "  ab", ranges=((2, 4, 0.0),))
     assert edited(Chat((message,)), str.strip).messages[0] == Message("assistant", "ab", ranges=((0, 2, 0.0),))
