@@ -3,6 +3,7 @@
 import datetime
 import functools
 import itertools
+import json
 
 import jinja2
 import pytest
@@ -74,15 +75,16 @@ def test_every_answer_with_its_end_and_nothing_else(name, eos, case):
     assert rows[-1].tokens.tolist() == tokenizer(rows[-1].text, add_special_tokens=False)["input_ids"]
 
 
-def theirs(tokenizer, chat, **options):
+def theirs(tokenizer, chat, text_arguments=False, **options):
     """The rendering of transformers."""
     return tokenizer.apply_chat_template(
-        fields(tokenizer, chat), tools=[dict(tool) for tool in chat.tools] or None, tokenize=False, **options
+        fields(chat, text_arguments), tools=[dict(tool) for tool in chat.tools] or None, tokenize=False, **options
     )
 
 
-def fields(tokenizer, chat):
+def fields(chat, text_arguments):
     """Messages as a data set has them, the arguments of calls as the template takes them."""
+    arguments = json.dumps if text_arguments else dict
     messages = []
     for message in chat.messages:
         found = {"role": message.role, "content": message.content}
@@ -90,7 +92,11 @@ def fields(tokenizer, chat):
             found["reasoning_content"] = message.reasoning
         if message.tool_calls:
             found["tool_calls"] = [
-                {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+                {
+                    "type": "function",
+                    "id": call.id,
+                    "function": {"name": call.name, "arguments": arguments(call.arguments)},
+                }
                 for call in message.tool_calls
             ]
         if message.role == "tool":
@@ -139,10 +145,9 @@ def test_text_is_transformers_byte_for_byte(name, case):
     tokenizer = chat_format.tokenizer()
     template = ConversationRenderer(tokenizer)._template
     ours = theirs_or_refusal(lambda: template.render(chat.messages, chat.tools, generation_prompt=bool(options)))
-    if name == "DeepSeek" and "tool" in case:  # takes arguments as text, and None for no content
-        assert '{"city": "ARGUMENT", "n": 2}' in ours
-        return
-    reference = theirs_or_refusal(lambda: with_beginning(chat_format, theirs(tokenizer, chat, **options)))
+    reference = theirs_or_refusal(
+        lambda: with_beginning(chat_format, theirs(tokenizer, chat, chat_format.text_arguments, **options))
+    )
     assert ours == reference
 
 
@@ -186,12 +191,12 @@ def test_turns_of_one_question_stay_in_one_row():
 
 def test_tools_that_stand_before_the_last_question():
     """Mistral: the definitions move to each new question; a row for each of them."""
-    (rows,) = ConversationRenderer(FORMATS["Mistral"].tokenizer(), masking=EXPAND).render_many(
+    (rows,) = ConversationRenderer(FORMATS["Mistral Nemo"].tokenizer(), masking=EXPAND).render_many(
         [Chat((ASK, ONE, AGAIN, CALL, RESULT, TWO), (TOOL,))]
     )
     assert [trained_text(row).count("</s>") for row in rows] == [1, 2]
-    assert rows[0].text.startswith("<s>[AVAILABLE_TOOLS] [")
-    assert rows[1].text.startswith("<s>[INST] USERONE[/INST] ASSISTONE</s>[AVAILABLE_TOOLS] [")
+    assert rows[0].text.startswith("<s>[AVAILABLE_TOOLS][")
+    assert rows[1].text.startswith("<s>[INST]USERONE[/INST]ASSISTONE</s>[AVAILABLE_TOOLS][")
 
 
 def test_only_the_last_turn_needs_no_other_row():
@@ -202,6 +207,53 @@ def test_only_the_last_turn_needs_no_other_row():
 def test_reasoning_that_a_template_does_not_show_is_not_lost():
     with pytest.raises(RowError, match="leaves out part of an answer: message 1: reasoning"):
         ConversationRenderer(FORMATS["ChatML"].tokenizer()).render((ASK, REASONED))
+
+
+TAGGED = ["<think>\nREASON\n</think>\n\nANSWER", "<think>\n\n</think>\n\nANSWER", "</think>"]
+
+
+@pytest.mark.parametrize("said", TAGGED)
+def test_reasoning_that_a_template_takes_out_of_an_answer_is_not_lost(said):
+    """DeepSeek R1 shows what stands behind the last </think>: nobody could learn to think, or to leave it empty."""
+    renderer = ConversationRenderer(FORMATS["DeepSeek R1"].tokenizer())
+    with pytest.raises(RowError, match="leaves out part of an answer: message 1: content"):
+        renderer.render((ASK, Message("assistant", said)))
+    row = renderer.render((ASK, Message("assistant", said, weight=0.0), AGAIN, TWO))
+    assert trained_text(row).startswith("ASSISTTWO")
+
+
+PROMPT = "{% if add_generation_prompt %}assistant\n{% endif %}"
+
+
+def test_words_that_a_template_replaces_are_not_lost():
+    turn = "{{ m.role }}\n{{ m.content.replace('<br>', ' ') }}<|im_end|>\n"
+    template = "{% for m in messages %}" + turn + "{% endfor %}" + PROMPT
+    renderer = ConversationRenderer(FORMATS["ChatML"].tokenizer(), template)
+    assert trained_text(renderer.render((ASK, ONE))) == "ASSISTONE<|im_end|>"
+    with pytest.raises(RowError, match="leaves out part of an answer: message 1: content"):
+        renderer.render((ASK, Message("assistant", "one<br>two")))
+
+
+TAKEN = [  # (how the template knows a call, how it shows an argument, what that gives)
+    ("m.content == '' and m.tool_calls", "c.arguments.a", "ARGUMENT"),
+    ("m.content == '' and m.tool_calls", "'' + c.arguments", '{"a": "ARGUMENT"}'),
+    ("m.content is none", "c.arguments.a", "ARGUMENT"),
+    ("m.content is none", "'' + c.arguments", '{"a": "ARGUMENT"}'),
+]
+
+
+@pytest.mark.parametrize(("is_call", "argument", "shown"), TAKEN)
+def test_calls_are_given_as_the_template_takes_them(is_call, argument, shown):
+    """No content as "" or as None (which DeepSeek V3 asks for), arguments as an object or as text."""
+    calls = "{% for t in m.tool_calls %}{% set c = t.function %}{{ c.name }}: {{ ARGUMENT }}{% endfor %}"
+    turn = "{{ m.role }}\n{% if CALL %}" + calls + "{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+    turn = turn.replace("CALL", is_call).replace("ARGUMENT", argument)
+    renderer = ConversationRenderer(
+        FORMATS["ChatML"].tokenizer(), "{% for m in messages %}" + turn + "{% endfor %}" + PROMPT
+    )
+    call = CALL._replace(tool_calls=(ToolCall("f", {"a": "ARGUMENT"}),))
+    row = renderer.render((ASK, call, RESULT, TWO))
+    assert trained_text(row) == f"f: {shown}<|im_end|>ASSISTTWO<|im_end|>"
 
 
 def test_prompt_that_opens_reasoning_trains_behind_it():
@@ -247,7 +299,7 @@ def test_special_tokens_are_text_wherever_they_are_spelt(name, place):
         user, result = (word if place == at else "w" for at, word in (("user", text), ("tool", text)))
         tool = {"type": "function", "function": {"name": "f", "description": text if place == "definition" else "d"}}
         turns = (Message("user", user), call, RESULT._replace(content=result), TWO)
-        tools = () if name == "DeepSeek" else (tool,)
+        tools = () if name == "DeepSeek R1" else (tool,)
         rows.append(ConversationRenderer(tokenizer).render(turns, tools))
     special = tokenizer.convert_tokens_to_ids(list(chat_format.special))
     counts = [[row.tokens.tolist().count(token) for token in special] for row in rows]
@@ -263,7 +315,7 @@ def test_names_that_spell_special_tokens_are_refused():
 
 
 @pytest.mark.parametrize("arguments", [{"a": {1, 2}}, {"a": datetime.date(2024, 1, 1)}])
-@pytest.mark.parametrize("name", ["Qwen 3", "DeepSeek"])
+@pytest.mark.parametrize("name", ["Qwen 3", "DeepSeek R1"])
 def test_arguments_that_are_not_json_are_refused(name, arguments):
     renderer = ConversationRenderer(FORMATS[name].tokenizer())
     call = CALL._replace(tool_calls=(ToolCall("f", arguments),), reasoning="REASON" if name == "Qwen 3" else "")
@@ -287,7 +339,7 @@ def test_arguments_of_all_kinds(arguments, content):
 
 def test_messages_of_tokens():
     """Every token has its message: text with marks of -1 is the template's own beginning alone."""
-    row = ConversationRenderer(FORMATS["Llama 3"].tokenizer()).render(CASES["tools"].messages)
+    row = ConversationRenderer(FORMATS["Llama 3.1"].tokenizer()).render(CASES["tools"].messages)
     texts = {
         number: "".join(row.text[slice(*offset)] for offset, _ in group)
         for number, group in itertools.groupby(
