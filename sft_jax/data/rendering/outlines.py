@@ -162,6 +162,10 @@ class Outliner:
             made.append(MessageOutline(message.role, content, reasoning, calls, message.name, message.tool_call_id))
         return Outline(tuple(made), tools_outline, tuple(pieces))
 
+    def searched_in(self, text: str) -> set[str]:
+        """What the template searches contents for, as far as the text has it."""
+        return set(self._words.findall(text)) if self._words else set()
+
     def _holes(self, text: str, piece: Piece, pieces: list[Piece], blanks_stay: bool) -> str:
         """The text with holes; the pieces that fill them are added to `pieces`."""
         split = self._words.split(text) if self._words else [text]

@@ -165,12 +165,23 @@ class ChatTemplate:
             numbers = set(skeleton.numbers)
             left_out = (piece for number, piece in enumerate(outline.pieces) if number not in numbers)
             missing |= {(piece.message, piece.field) for piece in left_out if piece.text.strip()}
+        missing |= self._without_words(messages, text, places)
         words = words_of(text, parts, outline.pieces, messages)
         rendered = TemplateText(text, parts, frozenset(missing), places, generation, words)
         for number, message in enumerate(messages):
             if message.tool_calls:
                 _check_calls(rendered, number, message)
         return rendered
+
+    def _without_words(self, messages: Sequence[Message], text: str, starts: Sequence[int]) -> set[tuple[int, str]]:
+        """Contents of which words that the template searches for are left out, like the tags of empty reasoning."""
+        ends = [*starts[1:], len(text)]
+        return {
+            (number, "content")
+            for number, (message, start, end) in enumerate(zip(messages, starts, ends, strict=True))
+            for word in self._outliner.searched_in(message.content)
+            if text.count(word, start, end) < message.content.count(word)
+        }
 
     def _fit_calls(self, source: str, special: re.Pattern) -> None:
         """Finds how the template takes a call: no content as "" or as None, arguments as an object or as JSON text."""
