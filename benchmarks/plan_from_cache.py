@@ -1,8 +1,9 @@
-"""From a store of rows on disk to the plan of an epoch: seconds for a million rows of some 25 tokens.
+"""From a store of a million rows (of some 25 tokens) on disk to the plan of an epoch, and equal texts among them.
 
     python -m benchmarks.plan_from_cache
 
-The store is made of random tokens first, which is not counted.
+The store is made of random tokens first, which is not counted. One row in a hundred is a copy of another, and ten
+thousand texts are looked for among all.
 """
 
 import tempfile
@@ -12,10 +13,13 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
+from sft_jax.data.checks.duplicates import EqualKeys
+from sft_jax.data.checks.overlap import first_asking
 from sft_jax.data.packing import supervised_capacity
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import Counts, Tokenized, TokenizedRows
 from sft_jax.data.tokenized.columns import Labels
+from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
 from sft_jax.data.tokenized.row_store import RowStoreWriter, open_rows
 
 _ROWS = flags.DEFINE_integer("rows", 1_000_000, "Number of rows.")
@@ -34,11 +38,19 @@ def _random_rows(rng: np.random.Generator, first: int) -> TokenizedRows:
     return TokenizedRows(tokens, weights, offsets, ids, same, same)
 
 
+def _random_keys(rng: np.random.Generator) -> RecordKeys:
+    """All different, but for one in a hundred."""
+    hashes = rng.integers(1, 2**64, _PART, np.uint64)
+    hashes[: _PART // 100] = hashes[_PART // 100 : 2 * (_PART // 100)]
+    return RecordKeys(*[hashes] * len(KEYS))
+
+
 def _write(directory: Path) -> None:
     rng = np.random.default_rng(0)
     with RowStoreWriter(directory) as writer:
         for first in range(0, _ROWS.value, _PART):
-            writer.append(Tokenized(_random_rows(rng, first), [], Counts(_PART, _PART, 0, _PART)))
+            rows, counts = _random_rows(rng, first), Counts(_PART, _PART, 0, _PART)
+            writer.append(Tokenized(rows, [], counts, keys=_random_keys(rng), first_rows=np.arange(_PART)))
         writer.finish({}, {})
 
 
@@ -48,15 +60,20 @@ def main(_: list[str]) -> None:
         _write(Path(directory))
         for _ in range(_REPEAT.value):
             start = time.perf_counter()
-            rows = open_rows(Path(directory)).rows
+            whole = open_rows(Path(directory))
+            rows = whole.rows
             opened = time.perf_counter()
             targets = supervised_capacity(rows.lengths, rows.supervised, _ROW_TOKENS.value, 0.95)
             bounded = time.perf_counter()
             PackPlan(rows, row_tokens=_ROW_TOKENS.value, row_targets=targets, rows_per_batch=8, seed=0)
             end = time.perf_counter()
+            repeats = EqualKeys.of(whole.keys.contents), EqualKeys.of(whole.keys.prompts)
+            assert all(len(found.members) == 2 * _ROWS.value // 100 for found in repeats)
+            first_asking(whole.keys, np.array(whole.keys.mains[-10_000:]))
+            compared = time.perf_counter()
             print(
                 f"{len(rows):,} rows: {end - start:.2f} s (opened and checked {opened - start:.2f}, target slots "
-                f"{bounded - opened:.2f}, packed {end - bounded:.2f})"
+                f"{bounded - opened:.2f}, packed {end - bounded:.2f}); equal texts {compared - end:.2f} s"
             )
 
 

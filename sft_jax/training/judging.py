@@ -11,7 +11,7 @@ import ml_collections
 from sft_jax.data.checks import SEVERITIES, Finding, Severity, Subject
 from sft_jax.data.records import Record, read_prompts
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import DroppedRow, TokenizedRows
+from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
 
 FAIL_ON = ("error", "warning", "never")
 
@@ -37,8 +37,9 @@ def subject_of(
     dropped: Sequence[DroppedRow],
     held_out: Sequence[Record],
     benchmarks: dict[str, list[Record]],
+    whole: Tokenized | None,
 ) -> Subject:
-    """What the checks look at."""
+    """What the checks look at; see there for `whole`."""
     return Subject(
         records,
         rows,
@@ -50,6 +51,7 @@ def subject_of(
         benchmarks,
         config.data.masking.end_of_turn,
         config.data.masking.too_long == "truncate_right",
+        whole,
     )
 
 

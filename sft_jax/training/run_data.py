@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 from etils import epath
 
-from sft_jax.data.checks import CHECKS, LearningCurve, Subject, run_checks, verdict
+from sft_jax.data.checks import LearningCurve, Subject, chosen_checks, run_checks, verdict
 from sft_jax.data.cleaning import Context, Sink
 from sft_jax.data.packing import PackingReport, packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan, mixture_capacity
@@ -104,48 +103,74 @@ def load_data(
     if not (config.data.train or config.data.mixture):
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
     show = progress or (lambda title, count: lambda done, in_all: None)
-    renderer = make_renderer(config)
-    held_out_reader, benchmarks = _held_out_reader(config), read_benchmarks(config)
-    held_out_read = [] if held_out_reader is None else list(held_out_reader)
-    context = Context(held_out_read, [record for records in benchmarks.values() for record in records])
-    records = TrainingRecords(config, context, None if thorough else CHECKED_RECORDS, on_change)
-    compared_with = [(path, epath.Path(path)) for path in config.data.benchmarks]
-    compared_with += held_out_reader.files if held_out_reader else []
-    key = rows_key_of(config, records, renderer, compared_with)
+    renderer, measured = make_renderer(config), _read_measured(config)
+    records = TrainingRecords(config, measured.context, None if thorough else CHECKED_RECORDS, on_change)
+    key = rows_key_of(config, records, renderer, measured.files)
     cache = cache_directory(config.data.cache) if records.reader.files and not thorough else None
     tokenized, origin = training_rows(config, records, renderer, show, cache, key)
     rows = tokenized.rows
+    plan = _plan(config, rows)
+    held_out = _held_out(config, renderer, measured)
+    subject = functools.cache(lambda: _subject(config, renderer, records, tokenized, held_out, measured, thorough))
+    look = lambda: run_checks(subject(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
+    findings = look() if thorough else training_findings(cache, key, measured.files, look)
+    report = data_report(
+        rows,
+        tokenized.dropped,
+        _packing_report(config, plan, rows),
+        token_pieces(*rows.row(0), renderer.tokenizer),
+        read=[*tokenized.notes["read"], origin],
+        cleaning=tokenized.notes["cleaning"],
+        counts=tokenized.counts,
+        changed=tokenized.changed,
+        checked=_checked(len(tokenized.keys), thorough),
+        findings=findings,
+        verdict=verdict(subject(), findings, curve) if thorough else None,
+        in_short=not thorough,
+    )
+    return Data(renderer, rows, plan, report, subject() if thorough else None, **held_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What is measured, as read: training rows may be cleaned of it, and are checked for it.
+
+    Attributes:
+        reader: of the held-out rows; None where there are none.
+        held_out: their records.
+        benchmarks: prompts of benchmarks, by the name of their file.
+        files: all of their files, with their names.
+    """
+
+    reader: RecordReader | None
+    held_out: list[Record]
+    benchmarks: dict[str, list[Record]]
+    files: list[tuple[str, epath.Path]]
+
+    @property
+    def context(self) -> Context:
+        """As cleaning steps want it."""
+        return Context(self.held_out, [record for records in self.benchmarks.values() for record in records])
+
+
+def _read_measured(config: ml_collections.ConfigDict) -> _Measured:
+    reader, benchmarks = _held_out_reader(config), read_benchmarks(config)
+    files = [(path, epath.Path(path)) for path in config.data.benchmarks]
+    return _Measured(reader, list(reader or ()), benchmarks, files + (reader.files if reader else []))
+
+
+def _plan(config: ml_collections.ConfigDict, rows: TokenizedRows) -> PackPlan:
     mixture = mixture_of(config)
-    targets = _row_targets(rows, config, mixture)
-    plan = PackPlan(
+    return PackPlan(
         rows,
         row_tokens=config.data.row_tokens,
-        row_targets=targets,
+        row_targets=_row_targets(rows, config, mixture),
         rows_per_batch=config.batch.rows,
         seed=config.seed,
         packing=config.data.packing,
         max_segments=config.data.max_segments_per_row,
         mixture=mixture,
     )
-    held_out = _held_out(config, renderer, held_out_reader, held_out_read)
-    subject = _subject(config, renderer, records, tokenized, held_out["held_out_records"], benchmarks, thorough)
-    checks = sum(check.quick or thorough for check in CHECKS.values())
-    look = lambda: run_checks(subject(), show("checking", checks), quick=not thorough)
-    findings = look() if thorough else training_findings(cache, key, compared_with, look)
-    report = data_report(
-        rows,
-        tokenized.dropped,
-        _packing_report(config, plan, rows),
-        token_pieces(*rows.row(0), renderer.tokenizer),
-        read=[*tokenized.notes["read"], origin, *_what_is_checked(tokenized.counts.records, thorough)],
-        cleaning=tokenized.notes["cleaning"],
-        counts=tokenized.counts,
-        changed=tokenized.changed,
-        findings=findings,
-        verdict=verdict(subject(), findings, curve) if thorough else None,
-        in_short=not thorough,
-    )
-    return Data(renderer, rows, plan, report, subject() if thorough else None, **held_out)
 
 
 def _packing_report(config: ml_collections.ConfigDict, plan: PackPlan, rows: TokenizedRows) -> PackingReport:
@@ -166,26 +191,22 @@ def _subject(
     renderer: ConversationRenderer,
     records: TrainingRecords,
     tokenized: Tokenized,
-    held_out: list[Record],
-    benchmarks: dict[str, list[Record]],
+    held_out: dict[str, Any],
+    measured: _Measured,
     thorough: bool,
-) -> Callable[[], Subject]:
-    """What checks look at, made when they do: all records, or the first of them with their rows."""
-
-    @functools.cache
-    def make() -> Subject:
-        first = records.read_first()
-        rows, cleaned = tokenized.rows.of_first(first), set(records.log.dropped)
-        dropped = [row for row in tokenized.dropped if row not in cleaned] if thorough else ()
-        return subject_of(config, renderer, first, rows, dropped, held_out, benchmarks)
-
-    return make
+) -> Subject:
+    """What checks look at: texts of all records or of the first, with their rows; and hashes of all."""
+    first = records.read_first()
+    rows, cleaned = tokenized.rows.of_first(first), set(records.log.dropped)
+    dropped = [row for row in tokenized.dropped if row not in cleaned] if thorough else ()
+    kept = held_out["held_out_records"]
+    return subject_of(config, renderer, first, rows, dropped, kept, measured.benchmarks, tokenized)
 
 
-def _what_is_checked(records: int, thorough: bool) -> list[str]:
-    if thorough or records <= CHECKED_RECORDS:
-        return []
-    return [f"checked: the first {CHECKED_RECORDS:,} records; python -m sft_jax.preview looks at all"]
+def _checked(records: int, thorough: bool) -> dict[str, int]:
+    """How many records each check looks at."""
+    of_texts = records if thorough else min(records, CHECKED_RECORDS)
+    return {name: records if check.by_keys else of_texts for name, check in chosen_checks(quick=not thorough).items()}
 
 
 def _held_out_reader(config: ml_collections.ConfigDict) -> RecordReader | None:
@@ -198,10 +219,10 @@ def _held_out_reader(config: ml_collections.ConfigDict) -> RecordReader | None:
 def _held_out(
     config: ml_collections.ConfigDict,
     renderer: ConversationRenderer,
-    reader: RecordReader | None,
-    records: list[Record],
+    measured: _Measured,
 ) -> dict[str, Any]:
     """The fields of `Data` that are about held-out rows."""
+    reader, records = measured.reader, measured.held_out
     if reader is None:
         return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
     rows, dropped = tokenize_records(records, renderer, config.data.row_tokens)

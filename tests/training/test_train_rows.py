@@ -1,13 +1,17 @@
 """Training rows of a config: made once, read again from the cache, few records in memory."""
 
+import dataclasses
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sft_jax.data.checks import run_checks
 from sft_jax.data.records import RecordReader
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.report import report_lines
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.training import run_data, train_rows
 from sft_jax.training.run_data import load_data
@@ -93,15 +97,90 @@ def test_findings_are_looked_for_again_where_held_out_rows_change(tmp_path, coun
     assert "exact_overlap" in [finding.check for finding in with_overlap.report.findings]
 
 
-def test_few_records_are_kept_for_the_checks(tmp_path, monkeypatch):
+@pytest.fixture
+def few_in_memory(monkeypatch):
+    """Checks have the texts of five records."""
     for module in (run_data, train_rows):
         monkeypatch.setattr(module, "CHECKED_RECORDS", 5)
-    made = config(tmp_path)
-    Path(made.data.train).write_text('{"prompt": "a", "completion": "b"}\n' * 40)
+
+
+BY_KEYS = ("exact_overlap", "exact_duplicates", "contradictions")
+
+
+def chosen(findings, names=BY_KEYS):
+    return {finding.check: finding for finding in findings if finding.check in names}
+
+
+def many_rows(root):
+    """Forty rows; whatever is wrong with them stands behind the fifth."""
+    made = config(
+        root,
+        **{
+            "data.held_out": str(root / "held_out.jsonl"),
+            "data.benchmarks": (str(root / "ours.jsonl"),),
+            "data.fail_on": "never",
+        },
+    )
+    pairs = [(f"Name the {word}?", word) for word in map(str, range(40))]
+    pairs[20], pairs[30], pairs[31] = pairs[10], ("Name the 12?", "twelve"), ("x" * 300, "too long")
+    pairs[33], pairs[34] = pairs[31], ("Name the 7?", "")
+    rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
+    Path(root / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    held_out = [{"prompt": f"Name the {number}?", "completion": "-"} for number in (3, 39, 99)]
+    Path(root / "held_out.jsonl").write_text("\n".join(map(json.dumps, held_out)))
+    Path(root / "ours.jsonl").write_text(json.dumps({"prompt": "Name the 38?"}) + "\n")
+    return made
+
+
+def test_equal_texts_are_found_among_all_records(tmp_path, few_in_memory):
+    """As many as the preview finds, from the cache too, and with their names."""
+    made = many_rows(tmp_path)
+    cold, warm, preview = load_data(made), load_data(made), load_data(made, thorough=True)
+    assert cold.report.findings == warm.report.findings
+    assert cold.report.numbers["checked"] == {
+        "end_of_turn": 5,
+        "exact_overlap": 40,
+        "exact_duplicates": 40,
+        "contradictions": 40,
+        "empty_answers": 5,
+    }
+    assert set(preview.report.numbers["checked"].values()) == {40}
+    by_texts = run_checks(dataclasses.replace(preview.subject, whole=None))
+    found = chosen(cold.report.findings)
+    assert set(found) == set(BY_KEYS)
+    for thorough in (chosen(preview.report.findings), chosen(by_texts)):
+        for name, finding in found.items():
+            other = thorough[name]
+            assert (finding.title, finding.count, finding.severity) == (other.title, other.count, other.severity)
+            assert finding.numbers == other.numbers
+            assert [place.row_id for place in finding.examples] == [place.row_id for place in other.examples]
+    assert (found["exact_duplicates"].count, found["contradictions"].count) == (2, 4)
+
+
+def test_examples_behind_those_in_memory_show_what_is_trained(tmp_path, few_in_memory):
+    found = chosen(load_data(many_rows(tmp_path)).report.findings)
+    copy, dropped = found["exact_duplicates"].examples
+    assert copy.row_id == "train.jsonl:11"
+    assert copy.text.startswith("also train.jsonl:21: ")
+    assert "Name the 10?" in copy.text
+    assert "-> 10" in copy.text
+    assert dropped == ("train.jsonl:32", "also train.jsonl:34: ")  # too long: there are no tokens to show
+    says = "train.jsonl:13: '12' | train.jsonl:31: 'twelve', asked: "
+    assert found["contradictions"].examples[1].text.startswith(says)
+
+
+def test_which_check_looked_at_how_many_records_is_said(tmp_path, few_in_memory):
+    lines = [value for name, value in report_lines(load_data(many_rows(tmp_path)).report.numbers) if name == "checked"]
+    assert lines == [
+        "all 40 records: exact_overlap, exact_duplicates, contradictions",
+        "the first 5 records: end_of_turn, empty_answers; python -m sft_jax.preview makes every check on all",
+    ]
+
+
+def test_few_records_are_kept_for_the_checks(tmp_path, few_in_memory):
+    made = many_rows(tmp_path)
     data = load_data(made)
-    duplicates = next(finding for finding in data.report.findings if finding.check == "exact_duplicates")
-    assert duplicates.count == 4  # of the five
-    assert "checked: the first 5 records; python -m sft_jax.preview looks at all" in data.report.numbers["read"]
+    assert "empty_answers" not in [finding.check for finding in data.report.findings]  # it stands in row 35
     assert data.subject is None
     assert len(load_data(made, thorough=True).subject.records) == 40
 

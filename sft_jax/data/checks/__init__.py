@@ -23,7 +23,7 @@ from sft_jax.data.checks.placeholders import placeholders
 from sft_jax.data.checks.private_data import contact_details, keys
 from sft_jax.data.checks.scripts import mixed_words, scripts
 from sft_jax.data.checks.sizes import dropped_rows, sizes
-from sft_jax.data.checks.subject import Subject, View, view_of
+from sft_jax.data.checks.subject import Subject
 from sft_jax.data.checks.verdict import Reason, Verdict, verdict
 from sft_jax.data.checks.vocabulary import vocabulary
 
@@ -41,21 +41,28 @@ __all__ = [
     "Severity",
     "Subject",
     "Verdict",
-    "View",
+    "chosen_checks",
     "gravest",
     "learning_curve",
     "run_checks",
     "verdict",
-    "view_of",
 ]
 
 
 class Check(NamedTuple):
-    """One check: what looks, how grave what it finds is, and whether it is cheap enough for the start of a run."""
+    """One check.
+
+    Attributes:
+        look: what looks.
+        grave: how grave what it finds is.
+        quick: whether it is cheap enough for the start of a run.
+        by_keys: whether it compares hashes, and so looks at all records where the first alone are in memory.
+    """
 
     look: Callable[[Subject], list[Observation]]
     grave: Grave
     quick: bool = False
+    by_keys: bool = False
 
 
 # What is grave: Grave(warning, error), each a share of the rows that is exceeded. This table alone decides.
@@ -69,13 +76,13 @@ CHECKS: dict[str, Check] = {
     # One is a mask that is wrong, not a row that is.
     "end_of_turn": Check(end_of_turn, Grave(ANY, ANY), quick=True),
     # A hundredth moves a score by as much as what runs are compared for.
-    "exact_overlap": Check(exact_overlap, Grave(ANY, 0.01), quick=True),
+    "exact_overlap": Check(exact_overlap, Grave(ANY, 0.01), quick=True, by_keys=True),
     "loose_overlap": Check(loose_overlap, Grave(ANY, 0.05)),
     "ngram_overlap": Check(ngram_overlap, Grave(0.01, NEVER)),
-    "exact_duplicates": Check(exact_duplicates, Grave(0.01, NEVER), quick=True),
+    "exact_duplicates": Check(exact_duplicates, Grave(0.01, NEVER), quick=True, by_keys=True),
     "near_duplicates": Check(near_duplicates, Grave(0.05, NEVER)),
     # Right where a question has many answers; the check cannot know.
-    "contradictions": Check(contradictions, Grave(ANY, NEVER), quick=True),
+    "contradictions": Check(contradictions, Grave(ANY, NEVER), quick=True, by_keys=True),
     "near_contradictions": Check(near_contradictions, Grave(ANY, NEVER)),
     "agreement": Check(agreement, Grave(0.2, NEVER)),
     # Shares of labels, for those with few rows.
@@ -101,6 +108,11 @@ CHECKS: dict[str, Check] = {
 }
 
 
+def chosen_checks(quick: bool) -> dict[str, Check]:
+    """All checks, or those cheap enough for the start of a run."""
+    return {name: check for name, check in CHECKS.items() if check.quick or not quick}
+
+
 def run_checks(
     subject: Subject, progress: Callable[[int, int], None] | None = None, *, quick: bool = False
 ) -> list[Finding]:
@@ -114,7 +126,7 @@ def run_checks(
     Returns:
         Findings, the gravest first; equally grave ones in the order of `CHECKS`.
     """
-    chosen = {name: check for name, check in CHECKS.items() if check.quick or not quick}
+    chosen = chosen_checks(quick)
     findings = []
     for done, (name, check) in enumerate(chosen.items(), 1):
         for seen in check.look(subject):

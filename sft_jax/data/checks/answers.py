@@ -7,7 +7,8 @@ from sft_jax.data.checks.balance import labels_of
 from sft_jax.data.checks.findings import Observation, counted, excerpt, observed, places
 from sft_jax.data.checks.json_answers import json_expected
 from sft_jax.data.checks.shingles import words
-from sft_jax.data.checks.subject import Subject, View, shared_beginning
+from sft_jax.data.checks.subject import Subject
+from sft_jax.data.views import View, shared_beginning
 
 _HEAD_WORDS = 4  # answers that share so many words at an end are looked at for more
 _LEAST_ROWS = 5

@@ -7,7 +7,8 @@ import numpy as np
 
 from sft_jax.data.checks.findings import Observation, counted, observed, places
 from sft_jax.data.checks.shingles import words
-from sft_jax.data.checks.subject import Subject, View
+from sft_jax.data.checks.subject import Subject
+from sft_jax.data.views import View
 
 FEW_ROWS = 10  # of a label: fewer are learnt by chance; SetFit (Tunstall et al. 2022) compares methods at 8 and 64
 _LEAST_ROWS = 10

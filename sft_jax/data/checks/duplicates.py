@@ -1,67 +1,119 @@
-"""Rows that occur more than once, and prompts with several answers: both exact, apart from surrounding white space."""
+"""Rows that occur more than once, and prompts with several answers: both exact, apart from surrounding white space.
 
-import collections
-from collections.abc import Hashable, Iterable
+Found by sorting hashes, so that all rows can be looked at whenever a run starts.
+"""
 
-from sft_jax.data.checks.findings import Observation, counted, places
-from sft_jax.data.checks.subject import Subject, shared_beginning
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int64
+
+from sft_jax.data.checks.findings import EXAMPLES_SHOWN, Observation, counted, places
+from sft_jax.data.checks.subject import Subject
+from sft_jax.data.tokenized.record_keys import NOTHING, Hashes
+from sft_jax.data.views import shared_beginning
+
+_COPIES_NAMED = 3  # of an example, beside the first
+
+
+@dataclasses.dataclass(frozen=True)
+class EqualKeys:
+    """Records of equal keys, for keys that occur more than once.
+
+    Attributes:
+        members: numbers of records, those of a group one after the other and in their order.
+        starts: where each group begins in `members`, and the end of the last one.
+    """
+
+    members: Int64[np.ndarray, "members"]
+    starts: Int64[np.ndarray, "groups_and_one"]
+
+    @classmethod
+    def of(cls, keys: Hashes) -> "EqualKeys":
+        """Groups the records of these keys."""
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        equal = ordered[1:] == ordered[:-1]  # to the one before
+        again = np.concatenate([[False], equal])
+        members = np.flatnonzero(again | np.concatenate([equal, [False]]))
+        starts = np.flatnonzero(~again[members])
+        return cls(order[members], np.append(starts, len(members)))
+
+    @property
+    def sizes(self) -> Int64[np.ndarray, "groups"]:
+        """Records in each group."""
+        return np.diff(self.starts)
+
+    def where(self, chosen: np.ndarray) -> "EqualKeys":
+        """Some of the groups."""
+        sizes = self.sizes[chosen]
+        return EqualKeys(self.members[np.repeat(chosen, self.sizes)], np.concatenate([[0], np.cumsum(sizes)]))
+
+    def first(self, count: int) -> list[list[int]]:
+        """The records of so many groups: those that begin first."""
+        begins = self.members[self.starts[:-1]]
+        chosen = np.argsort(begins, kind="stable")[:count]
+        return [self.members[self.starts[group] : self.starts[group + 1]].tolist() for group in chosen]
 
 
 def exact_duplicates(subject: Subject) -> list[Observation]:
     """Rows whose prompt and answers another row has had before them."""
-    views = subject.views
-    groups = repeated((subject.prompt(view), *(answer.strip() for answer in view.answers)) for view in views)
-    copies = sum(len(group) - 1 for group in groups)
+    found = EqualKeys.of(subject.keys.contents)
+    groups = len(found.sizes)
+    copies = len(found.members) - groups
     if not copies:
         return []
-    examples = (
-        (views[group[0]].id, f"also {', '.join(views[i].id for i in group[1:4])}: {subject.line(views[group[0]])}")
-        for group in groups
-    )
     return [
         Observation(
             f"{counted(copies, 'row is an exact copy', 'rows are exact copies')} of another row",
             copies,
-            copies / len(views),
-            places(examples),
+            copies / len(subject.keys),
+            places(_copy(subject, group) for group in found.first(EXAMPLES_SHOWN)),
             "Remove them: a row that stands there twice weighs double.",
-            {"copies": copies, "groups": len(groups), "largest_group": max(map(len, groups))},
+            {"copies": copies, "groups": groups, "largest_group": int(found.sizes.max())},
         )
     ]
+
+
+def _copy(subject: Subject, group: list[int]) -> tuple[str, str]:
+    view = subject.view(group[0])
+    others = ", ".join(subject.view(number).id for number in group[1 : 1 + _COPIES_NAMED])
+    return view.id, f"also {others}: {subject.line(view)}"
 
 
 def contradictions(subject: Subject) -> list[Observation]:
     """Rows whose prompt another row answers otherwise."""
-    views = subject.views
-    answers = collections.defaultdict(lambda: collections.defaultdict(list))
-    for number, view in enumerate(views):
-        if view.asked.strip():
-            answers[subject.prompt(view)][view.answer.strip()].append(number)
-    groups = [found for found in answers.values() if len(found) > 1]
-    if not groups:
+    found = _contradicting(subject.keys.prompts, subject.keys.answers)
+    prompts, count = len(found.sizes), len(found.members)
+    if not prompts:
         return []
-    count = sum(len(rows) for found in groups for rows in found.values())
-    examples = []
-    for found in groups:
-        one, other = (views[rows[0]] for rows in list(found.values())[:2])
-        at = max(0, len(shared_beginning([one.answer.strip(), other.answer.strip()])) - 20)
-        says = " | ".join(f"{view.id}: {view.answer.strip()[at : at + 60]!r}" for view in (one, other))
-        examples.append((one.id, f"{says}, asked: {subject.template.own(one.question)}"))
     return [
         Observation(
-            f"{counted(len(groups), 'prompt has', 'prompts have')} different answers ({count:,} rows)",
+            f"{counted(prompts, 'prompt has', 'prompts have')} different answers ({count:,} rows)",
             count,
-            count / len(views),
-            places(examples),
+            count / len(subject.keys),
+            places(_contradiction(subject, group) for group in found.first(EXAMPLES_SHOWN)),
             "Decide for one answer where one is right; where several are, this is what you want.",
-            {"prompts": len(groups), "rows": count},
+            {"prompts": prompts, "rows": count},
         )
     ]
 
 
-def repeated(keys: Iterable[Hashable]) -> list[list[int]]:
-    """Indices of equal keys, for keys that occur more than once, in order of their first."""
-    found = collections.defaultdict(list)
-    for number, key in enumerate(keys):
-        found[key].append(number)
-    return [group for group in found.values() if len(group) > 1]
+def _contradicting(prompts: Hashes, answers: Hashes) -> EqualKeys:
+    """The records of prompts with more than one answer."""
+    found = EqualKeys.of(prompts)
+    if not len(found.members):
+        return found
+    said = answers[found.members]
+    differ = said != np.repeat(said[found.starts[:-1]], found.sizes)  # from the first answer to the same prompt
+    asks = prompts[found.members[found.starts[:-1]]] != NOTHING
+    return found.where(np.logical_or.reduceat(differ, found.starts[:-1]) & asks)
+
+
+def _contradiction(subject: Subject, group: list[int]) -> tuple[str, str]:
+    answers = subject.keys.answers
+    other = next(number for number in group if answers[number] != answers[group[0]])
+    pair = subject.view(group[0]), subject.view(other)
+    at = max(0, len(shared_beginning([view.answer.strip() for view in pair])) - 20)
+    says = " | ".join(f"{view.id}: {view.answer.strip()[at : at + 60]!r}" for view in pair)
+    return pair[0].id, f"{says}, asked: {subject.template.own(pair[0].question)}"

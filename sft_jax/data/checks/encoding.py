@@ -4,8 +4,9 @@ import re
 import unicodedata
 
 from sft_jax.data.checks.findings import Observation, counted, excerpt_around, observed
-from sft_jax.data.checks.subject import Subject, View
+from sft_jax.data.checks.subject import Subject
 from sft_jax.data.texts import NOT_TEXT, repair_mojibake
+from sft_jax.data.views import View
 
 _HIDDEN = re.compile("[\u200b\u2060\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")  # zero width, reordering, tags
 _WITH_NON_ASCII = re.compile(r"[^ \t\r\n]*[^\x00-\x7f][^ \t\r\n]*")

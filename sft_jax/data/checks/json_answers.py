@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.data.checks.findings import Observation, counted, observed
-from sft_jax.data.checks.subject import Subject, View
+from sft_jax.data.checks.subject import Subject
+from sft_jax.data.views import View
 
 _MOSTLY = 0.5  # from this share of answers that begin like JSON on, all are meant to be
 _USUAL_KEY = 0.95  # a key that more objects than this have is expected in all of them

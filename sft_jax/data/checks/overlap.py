@@ -8,7 +8,9 @@ from jaxtyping import Int64
 
 from sft_jax.data.checks.findings import Observation, counted, observed
 from sft_jax.data.checks.shingles import Numbers, Shingles, Vocabulary, windows, words
-from sft_jax.data.checks.subject import Subject, View
+from sft_jax.data.checks.subject import Subject
+from sft_jax.data.tokenized.record_keys import NOTHING, Hashes, RecordKeys, text_key
+from sft_jax.data.views import View
 
 # Decontamination by n-grams as for GPT-3 (Brown et al. 2020, appendix C): 13 words, fewer for shorter prompts but at
 # least 8, and n-grams that more than 10 training rows have are common phrases and prove nothing.
@@ -21,16 +23,24 @@ _ADVICE = "Remove them from the training data, or say how much of the score is t
 
 def exact_overlap(subject: Subject) -> list[Observation]:
     """Held-out rows and benchmark prompts that are also in the training data, apart from surrounding white space."""
-    first_with: dict[str, str] = {}
-    for view in subject.views:
-        for text in asked_texts(subject, view):
-            first_with.setdefault(text, view.id)
     found = []
     for (one, many), measured in _measured(subject):
-        pairs = [(view, first_with[text]) for view in measured if (text := subject.main(view)) in first_with]
+        texts = np.array([text_key(subject.main(view)) for view in measured], np.uint64)
+        rows = first_asking(subject.keys, texts).tolist()
+        pairs = [(view, subject.view(row).id) for view, row in zip(measured, rows, strict=True) if row >= 0]
         title = f"{counted(len(pairs), f'{one} is', f'{many} are')} also in the training data"
         found += _observed(subject, title, pairs, measured)
     return found
+
+
+def first_asking(keys: RecordKeys, texts: Hashes) -> Int64[np.ndarray, "texts"]:
+    """For each text the first training record that asks it (see `asked_texts`); -1 where there is none."""
+    wanted, at = np.unique(texts, return_inverse=True)
+    first = np.full(len(wanted), len(keys), np.int64)
+    for asked in (keys.mains, keys.questions):
+        rows = np.flatnonzero(np.isin(asked, wanted[wanted != NOTHING]))
+        np.minimum.at(first, wanted.searchsorted(asked[rows]), rows)
+    return np.where(first < len(keys), first, -1)[at]
 
 
 def loose_overlap(subject: Subject) -> list[Observation]:

@@ -1,55 +1,23 @@
 """What is checked: the records of a run with their tokens, and what they must not overlap with.
 
-Checks read texts, whatever form a record has: `View` is a record as the prompt of its last answer and its answers.
+Checks read texts, whatever form a record has (data/views.py). Those that look for equal texts compare hashes
+(data/record_keys.py); so they look at all records, also where texts of the first ones alone are in memory.
 """
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenRow
 from sft_jax.data.records import Record
-from sft_jax.data.tokenized import DroppedRow, TokenizedRows
+from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
+from sft_jax.data.tokenized.record_keys import RecordKeys
+from sft_jax.data.views import PromptTemplate, View, view_of
 
-_TEMPLATE_ROWS = 10  # fewer rows have no template to speak of
 _SHOWN_QUESTION = 100  # characters of a question in a line
-
-
-Texts = tuple[str, str, str, tuple[str, ...]]  # system, asked, question, answers
-
-
-class View(NamedTuple):
-    """A record as texts.
-
-    Attributes:
-        id: file and line.
-        system: what system and developer turns say.
-        asked: everything else before the last answer; empty where every text is an answer.
-        question: of that, what the user said last.
-        answers: what is to be learnt: all turns of the assistant, all trained segments.
-        group: the slice of the data.
-    """
-
-    id: str
-    system: str
-    asked: str
-    question: str
-    answers: tuple[str, ...]
-    group: str
-
-    @property
-    def answer(self) -> str:
-        """The last answer; empty where there is none."""
-        return self.answers[-1] if self.answers else ""
-
-    @property
-    def text(self) -> str:
-        """All of it up to the last answer."""
-        return "\n".join(part for part in (self.system, self.asked, self.answer) if part)
+_SHOWN_TOKENS = 30  # of a prompt that is not in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +25,7 @@ class Subject:
     """All that checks may look at.
 
     Attributes:
-        records: the training data as read.
+        records: the training data as read, or the first of it.
         rows: what of it is trained on, as tokens.
         dropped: rows left out by tokenization.
         tokenizer: of the model.
@@ -67,6 +35,7 @@ class Subject:
         benchmarks: prompts of benchmarks that must not be trained on, by name.
         end_of_turn: whose end of turn is trained, `Masking.end_of_turn`.
         cuts_rows: whether rows that are too long were cut at their end; then full ones may end in an answer.
+        whole: all of the training data, of which `records` are the first; None where they are all.
     """
 
     records: Sequence[Record]
@@ -79,6 +48,7 @@ class Subject:
     benchmarks: Mapping[str, Sequence[Record]] = dataclasses.field(default_factory=dict)
     end_of_turn: str = "turn"
     cuts_rows: bool = False
+    whole: Tokenized | None = None
 
     @functools.cached_property
     def views(self) -> list[View]:
@@ -98,18 +68,28 @@ class Subject:
         }
 
     @functools.cached_property
-    def template(self) -> "PromptTemplate":
-        """What all training questions begin and end with."""
-        questions = [view.question for view in self.views if view.question]
-        return PromptTemplate.of(questions) if len(questions) >= _TEMPLATE_ROWS else PromptTemplate()
+    def template(self) -> PromptTemplate:
+        """What training questions begin and end with."""
+        return PromptTemplate.of_views(self.views) if self.whole is None else self.whole.keys.template
+
+    @functools.cached_property
+    def keys(self) -> RecordKeys:
+        """Hashes of all training records."""
+        return RecordKeys.of(self.views, self.template) if self.whole is None else self.whole.keys
+
+    def view(self, number: int) -> View:
+        """A training record as texts; behind those in memory as its tokens show it, whose prompt is in the template."""
+        if number < len(self.views):
+            return self.views[number]
+        return _view_of_tokens(self.whole, number, self.tokenizer)
 
     def main(self, view: View) -> str:
         """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
-        return self.template.own(view.asked) or view.answer.strip()
+        return self.template.main(view)
 
     def prompt(self, view: View) -> tuple[str, str]:
         """What makes prompts the same: system turns, and what is asked without the prompt template."""
-        return view.system.strip(), self.template.own(view.asked)
+        return self.template.prompt(view)
 
     def text(self, view: View) -> str:
         """What is asked and the last answer, without the prompt template."""
@@ -123,79 +103,15 @@ class Subject:
         return f"{asked} -> {view.answer.strip()}" if asked else view.answer.strip()
 
 
-class PromptTemplate(NamedTuple):
-    """The text that every question of a data set begins with, and ends with; both empty where there is none."""
-
-    begin: str = ""
-    end: str = ""
-
-    @classmethod
-    def of(cls, questions: Sequence[str]) -> "PromptTemplate":
-        """The template of these questions, cut at white space so that no word is split."""
-        begin = re.sub(r"\s*\S*\Z", "", shared_beginning(questions))
-        end = re.sub(r"\A\S*\s*", "", shared_beginning([question[len(begin) :][::-1] for question in questions])[::-1])
-        return cls(begin, end)
-
-    def own(self, text: str) -> str:
-        """What stands between the two, without white space around it; the whole text where that is not there."""
-        whole = text.strip()
-        if len(whole) <= len(self.begin) + len(self.end) or not (
-            whole.startswith(self.begin) and whole.endswith(self.end)
-        ):
-            return whole
-        return whole[len(self.begin) : len(whole) - len(self.end)].strip() or whole
-
-
-def shared_beginning(texts: Sequence[str]) -> str:
-    """The longest text that all of them begin with."""
-    first, last = min(texts), max(texts)
-    return first[: next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))]
-
-
-def view_of(record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> View:
-    """A record as texts; the tokenizer is needed for rows that are tokens already."""
-    system, asked, question, answers = _texts(record.example, tokenizer)
-    return View(record.id, system, asked, question, answers, record.group)
-
-
-def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> Texts:
-    match example:
-        case Chat(messages):
-            return _chat_texts(messages)
-        case Preference(prompt, chosen):
-            return _chat_texts(prompt + chosen)
-        case Segments(parts):
-            last = max((i for i, part in enumerate(parts) if part.weight), default=0)
-            before = "".join(part.text for part in parts[:last])
-            return "", before, before, tuple(part.text for part in parts if part.weight)
-        case TokenRow(tokens, weights):
-            return _token_texts(tokens, weights, tokenizer)
-    raise TypeError(f"{type(example).__name__} is not a form of example that checks can read.")
-
-
-def _chat_texts(messages: Conversation) -> Texts:
-    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
-    before = messages[:last]
-    question = next((message.content for message in reversed(before) if message.role == "user"), "")
-    answers = tuple(_said(message) for message in messages if message.role == "assistant")
-    system, asked = (
-        "\n".join(_said(message) for message in before if (message.role in ("system", "developer")) == is_system)
-        for is_system in (True, False)
-    )
-    return system, asked, question, answers
-
-
-def _said(message: Message) -> str:
-    """The content of a turn, its reasoning before it, and the calls it makes behind it."""
-    calls = (f"{call.name}({call.arguments})" for call in message.tool_calls)
-    return "\n".join(part for part in (message.reasoning, message.content, *calls) if part)
-
-
-def _token_texts(tokens: Sequence[int], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase | None) -> Texts:
-    if tokenizer is None:
-        raise ValueError("A row of tokens can be read with the tokenizer only: give one to `Subject`.")
-    trained = [i for i, weight in enumerate(weights) if weight]
-    first = trained[0] if trained else len(tokens)
-    before = tokenizer.decode([int(token) for token in tokens[:first]])
-    answer = tokenizer.decode([int(tokens[i]) for i in trained])
-    return "", before, before, (answer,) if trained else ()
+def _view_of_tokens(whole: Tokenized, number: int, tokenizer: PreTrainedTokenizerBase) -> View:
+    """What can be shown of a record that is not in memory: the end of its first row's prompt, and its answer."""
+    row = int(whole.first_rows[number])
+    if row < 0:
+        dropped = whole.dropped[-1 - row]
+        return View(dropped.id, "", "", "", (), "")
+    tokens, weights = whole.rows.row(row)
+    trained = np.flatnonzero(weights)
+    first = trained[0] if len(trained) else len(tokens)
+    asked = tokenizer.decode(tokens[max(0, first - _SHOWN_TOKENS) : first].tolist(), skip_special_tokens=True)
+    answer = tokenizer.decode(tokens[trained].tolist(), skip_special_tokens=True)
+    return View(whole.rows.ids[row], "", asked, asked, (answer,), whole.rows.groups[row])

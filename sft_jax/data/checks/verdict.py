@@ -14,7 +14,8 @@ from sft_jax.data.checks.balance import labels_of
 from sft_jax.data.checks.findings import Finding
 from sft_jax.data.checks.learning_curve import LearningCurve
 from sft_jax.data.checks.shingles import words
-from sft_jax.data.checks.subject import Subject, View
+from sft_jax.data.checks.subject import Subject
+from sft_jax.data.views import View
 
 Decision = Literal["tune", "clean_first", "prompt_or_retrieval_first"]
 _ORDER: tuple[Decision, ...] = ("prompt_or_retrieval_first", "clean_first", "tune")

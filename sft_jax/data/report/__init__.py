@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from sft_jax.data.checks import Finding, Verdict
+from sft_jax.data.checks import CHECKS, Finding, Verdict
 from sft_jax.data.cleaning import CleaningLog
 from sft_jax.data.packing import PackingReport
 from sft_jax.data.rendering import RenderedRow
@@ -102,6 +102,7 @@ def data_report(
     cleaning: dict | None = None,
     counts: Counts | None = None,
     changed: Mapping[str, int] | None = None,
+    checked: Mapping[str, int] | None = None,
     findings: Sequence[Finding] = (),
     verdict: Verdict | None = None,
     in_short: bool = True,
@@ -117,6 +118,7 @@ def data_report(
         cleaning: what the cleaning steps did, from `cleaning_values`.
         counts: what became of the records.
         changed: rows that do not hold all of their record, by reason.
+        checked: how many records each check looked at.
         findings: from `run_checks`.
         verdict: on the data; None for none.
         in_short: see `DataReport`.
@@ -141,6 +143,7 @@ def data_report(
             for reason, group in group_dropped(dropped).items()
         },
         "cleaning": cleaning or cleaning_values(CleaningLog()),
+        "checked": dict(checked or {}),
         "findings": [finding_values(finding) for finding in findings],
         "verdict": None if verdict is None else verdict_values(verdict),
     }
@@ -237,7 +240,21 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
             f"{packing['row_targets']:,}, {packing['target_efficiency']:.1%} of them used",
         ),
         ("dropped rows", f"{numbers['dropped_rows']:,}"),
+        *_checked(numbers["checked"]),
     ]
+
+
+def _checked(checked: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Which checks looked at how many records."""
+    lines = []
+    for count in sorted(set(checked.values()), reverse=True):
+        names = [name for name, looked_at in checked.items() if looked_at == count]
+        whose = "all" if count == max(checked.values()) else "the first"
+        what = "every check" if len(names) == len(CHECKS) else ", ".join(names)
+        lines.append(f"{whose} {count:,} records: {what}")
+    if lines and len(checked) < len(CHECKS):
+        lines[-1] += "; python -m sft_jax.preview makes every check on all"
+    return [("checked", line) for line in lines]
 
 
 def _sources(packing: dict) -> list[tuple[str, str]]:

@@ -13,55 +13,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt8, UInt64
+from jaxtyping import Float32, Int32, Int64, UInt8
 
 from sft_jax.data.records import DroppedRow, Record
 from sft_jax.data.tokenized.columns import Labels, TextColumn
+from sft_jax.data.tokenized.record_keys import RecordKeys
+from sft_jax.data.views import NO_TEMPLATE
 
 RowTokens = Int32[np.ndarray, "row"]
 RowWeights = Float32[np.ndarray, "row"]
 Sizes = Int64[np.ndarray, "rows"]
 Numbers = Sequence | np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class RowFacts:
-    """What is asked of every row again and again, so that it is known without reading tokens.
-
-    Attributes:
-        supervised: supervised tokens (weight > 0).
-        prompt_tokens: tokens before the first supervised one.
-        row_hashes: of all token ids; rows of the same hash are the same text.
-        prompt_hashes: of the ids before the first supervised one.
-    """
-
-    supervised: Sizes
-    prompt_tokens: Sizes
-    row_hashes: UInt64[np.ndarray, "rows"]
-    prompt_hashes: UInt64[np.ndarray, "rows"]
-
-    @classmethod
-    def of(cls, tokens: Int32[np.ndarray, "total"], weights: np.ndarray, offsets: np.ndarray) -> "RowFacts":
-        """The facts of rows that lie in memory."""
-        trained = np.flatnonzero(weights)
-        before = np.searchsorted(trained, offsets)  # supervised tokens before each row
-        first = np.append(trained, offsets[-1:])[before[:-1]]
-        prompt_ends = np.minimum(first, offsets[1:])
-        data = np.ascontiguousarray(tokens, "<i4").view(np.uint8).data
-        starts, ends = offsets[:-1].tolist(), offsets[1:].tolist()
-        return cls(
-            np.diff(before).astype(np.int64),
-            (prompt_ends - offsets[:-1]).astype(np.int64),
-            _hashes(data, starts, ends),
-            _hashes(data, starts, prompt_ends.tolist()),
-        )
-
-
-def _hashes(data: memoryview, starts: list[int], ends: list[int]) -> UInt64[np.ndarray, "rows"]:
-    """64 bits of BLAKE2b over the ids of each row: two of 10 million different rows agree once in 300,000 data sets."""
-    blake2b = hashlib.blake2b
-    found = [blake2b(data[4 * a : 4 * b], digest_size=8).digest() for a, b in zip(starts, ends, strict=True)]
-    return np.frombuffer(b"".join(found), "<u8").astype(np.uint64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +38,7 @@ class TokenizedRows:
         ids: the name of each row, for people ("train.jsonl:12"). Rows made of one record share its id.
         groups: the slice of the data each row belongs to ("" for none).
         sources: the source each row came from ("" for none).
-        stored_facts: `facts`, where they are known already.
+        stored_supervised: `supervised`, where it is known already.
         stored_fingerprint: `fingerprint()`, where it is known already.
     """
 
@@ -86,7 +48,7 @@ class TokenizedRows:
     ids: Sequence[str]
     groups: Labels
     sources: Labels
-    stored_facts: RowFacts | None = None
+    stored_supervised: Sizes | None = None
     stored_fingerprint: str = ""
 
     @classmethod
@@ -153,15 +115,12 @@ class TokenizedRows:
         """Tokens of each row."""
         return np.diff(self.offsets)
 
-    @property
+    @functools.cached_property
     def supervised(self) -> Sizes:
         """Supervised tokens (weight > 0) of each row."""
-        return self.facts.supervised
-
-    @functools.cached_property
-    def facts(self) -> RowFacts:
-        """Numbers and hashes of each row."""
-        return self.stored_facts or RowFacts.of(self.tokens, self.weights, self.offsets)
+        if self.stored_supervised is not None:
+            return self.stored_supervised
+        return np.diff(np.searchsorted(np.flatnonzero(self.weights), self.offsets)).astype(np.int64)
 
     def fingerprint(self) -> str:
         """sha256 over tokens, weights, offsets and ids: equal if and only if the training data are the same."""
@@ -280,6 +239,8 @@ class Tokenized:
         counts: of the records.
         changed: how many rows do not hold all of their record, by reason.
         notes: whatever else is to be known of them, as JSON has it.
+        keys: hashes of the records, in their order, but of those that were dropped before they came here.
+        first_rows: of each such record the number of its first row; -1 - n where it has none and is `dropped[n]`.
     """
 
     rows: TokenizedRows
@@ -287,3 +248,5 @@ class Tokenized:
     counts: Counts
     changed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    keys: RecordKeys = dataclasses.field(default_factory=lambda: RecordKeys.of((), NO_TEMPLATE))
+    first_rows: Sizes = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))

@@ -20,14 +20,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sft_jax.data.tokenized import Counts, DroppedRows, RowDigest, RowFacts, Tokenized, TokenizedRows
+from sft_jax.data.tokenized import Counts, DroppedRows, RowDigest, Tokenized, TokenizedRows
 from sft_jax.data.tokenized.columns import Labels, TextColumn
+from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
+from sft_jax.data.views import NO_TEMPLATE, PromptTemplate
 
-FORMAT = 1
+FORMAT = 2
 ABOUT = "rows.json"
 _BUFFER = 1 << 20
 _PIECE = 1 << 24  # bytes read at a time where a whole file is
-_FACTS = tuple(field.name for field in dataclasses.fields(RowFacts))
+_KEYS = {name: f"{name}.keys" for name in KEYS}  # files of record keys
 
 
 class RowStoreError(ValueError):
@@ -81,6 +83,9 @@ class _TextColumns:
         self.data = _Column(directory / f"{name}.text", "|u1")
         self.ends = _Column(directory / f"{name}.ends", "<i8")
 
+    def __len__(self) -> int:
+        return self.ends.count
+
     def append(self, texts: Sequence[str]) -> None:
         column = TextColumn.of(texts)
         self.ends.append(column.ends + self.data.count)
@@ -105,14 +110,15 @@ class RowStoreWriter:
     def __init__(self, directory: Path):
         """Opens the files."""
         self._directory = directory
-        columns = {"tokens": "<i4", "weights": "|u1", "offsets": "<i8"}
-        columns |= {name: "<u8" if name.endswith("hashes") else "<i8" for name in _FACTS}
+        columns = {"tokens": "<i4", "weights": "|u1", "offsets": "<i8", "supervised": "<i8", "first_rows": "<i8"}
+        columns |= dict.fromkeys(_KEYS.values(), "<u8")
         self._columns = {name: _Column(directory / name, dtype) for name, dtype in columns.items()}
         self._columns["offsets"].append(np.zeros(1, np.int64))
         self._texts = {name: _TextColumns(directory, name) for name in ("ids", "dropped_ids", "dropped_details")}
         self._labels = {name: _LabelColumn(directory, name) for name in ("groups", "sources", "dropped_reasons")}
         self._digest = RowDigest()
         self._changed: collections.Counter[str] = collections.Counter()
+        self._template = NO_TEMPLATE
         self.counts = Counts()
 
     def __enter__(self) -> "RowStoreWriter":
@@ -125,11 +131,11 @@ class RowStoreWriter:
     def append(self, part: Tokenized) -> None:
         """Adds rows, and the rows dropped beside them."""
         rows, dropped = part.rows, part.dropped
+        self._append_keys(part)
         self._append_weights(rows.weights)
         self._columns["offsets"].append(rows.offsets[1:] + self._columns["tokens"].count)
         self._columns["tokens"].append(rows.tokens)
-        for name in _FACTS:
-            self._columns[name].append(getattr(rows.facts, name))
+        self._columns["supervised"].append(rows.supervised)
         self._texts["ids"].append(rows.ids)
         self._labels["groups"].append(rows.groups)
         self._labels["sources"].append(rows.sources)
@@ -143,6 +149,14 @@ class RowStoreWriter:
     def check(self, records: int) -> None:
         """Checks that all records that were read are accounted for, see `Counts.check`."""
         self.counts.check(records, self._columns["offsets"].count - 1)
+
+    def _append_keys(self, part: Tokenized) -> None:
+        """Adds the keys of records; the numbers of their rows go on from those of the rows before."""
+        before = np.where(part.first_rows >= 0, self.counts.rows, -len(self._texts["dropped_ids"]))
+        self._columns["first_rows"].append(part.first_rows + before)
+        for name, file in _KEYS.items():
+            self._columns[file].append(getattr(part.keys, name))
+        self._template = part.keys.template
 
     def _append_weights(self, weights: np.ndarray) -> None:
         """A byte a weight as long as all are 0 or 1; from the first other one on, float32."""
@@ -165,6 +179,7 @@ class RowStoreWriter:
             "names": {name: list(column.numbers) for name, column in self._labels.items()},
             "counts": dataclasses.asdict(self.counts),
             "changed": dict(self._changed),
+            "template": list(self._template),
             "notes": dict(notes),
             "fingerprint": self._digest.fingerprint(),
         }
@@ -221,11 +236,13 @@ def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokeniz
         ids=texts["ids"],
         groups=labels["groups"],
         sources=labels["sources"],
-        stored_facts=RowFacts(**{name: columns[name] for name in _FACTS}),
+        stored_supervised=columns["supervised"],
         stored_fingerprint=about["fingerprint"],
     )
     dropped = DroppedRows(texts["dropped_ids"], labels["dropped_reasons"], texts["dropped_details"])
-    return Tokenized(rows, dropped, Counts(**about["counts"]), about["changed"], about["notes"])
+    keys = RecordKeys(*(columns[file] for file in _KEYS.values()), PromptTemplate(*about["template"]))
+    counts = Counts(**about["counts"])
+    return Tokenized(rows, dropped, counts, about["changed"], about["notes"], keys, columns["first_rows"])
 
 
 def read_about(directory: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import numpy as np
 from sft_jax.data.records import Record, RecordError
 from sft_jax.data.rendering import ConversationRenderer, RenderedRow, RowError
 from sft_jax.data.tokenized import Counts, DroppedRow, Tokenized, TokenizedRows, group_dropped
+from sft_jax.data.tokenized.record_keys import RecordKeys
+from sft_jax.data.views import NO_TEMPLATE, PromptTemplate, view_of
 
 ROWS_PER_CALL = 256  # records handed to the tokenizer at once: enough to amortise the call, small for progress
 
@@ -22,11 +24,14 @@ class NoRowsError(ValueError):
 
 
 def tokenize_chunk(
-    records: Sequence[Record | DroppedRow], renderer: ConversationRenderer, max_tokens_per_row: int
+    records: Sequence[Record | DroppedRow],
+    renderer: ConversationRenderer,
+    max_tokens_per_row: int,
+    template: PromptTemplate = NO_TEMPLATE,
 ) -> Tokenized:
-    """Tokens and weights of a few records; what is dropped already stays dropped.
+    """Tokens, weights and keys of a few records; what is dropped already stays dropped.
 
-    The weight of a record is multiplied into those of its tokens.
+    The weight of a record is multiplied into those of its tokens. Keys are made without the prompt template.
 
     Raises:
         RecordError: the weight of a record is negative or not finite.
@@ -38,7 +43,10 @@ def tokenize_chunk(
     dropped: list[DroppedRow] = []
     changed: collections.Counter[str] = collections.Counter()
     kept_records = dropped_records = 0
+    first_rows: list[int] = []
     for record, found in zip(records, _outcomes(records, renderer, max_tokens_per_row), strict=True):
+        if isinstance(record, Record):
+            first_rows.append(-1 - len(dropped) if isinstance(found, DroppedRow) else len(pairs))
         if isinstance(found, DroppedRow):
             dropped.append(found)
             dropped_records += 1
@@ -51,7 +59,15 @@ def tokenize_chunk(
     ids, groups, sources = zip(*names, strict=True) if names else ((), (), ())
     rows = TokenizedRows.from_rows(pairs, ids, groups, sources)
     counts = Counts(len(records), kept_records, dropped_records, len(rows))
-    return Tokenized(rows, dropped, counts, dict(+changed))
+    views = [view_of(record, renderer.tokenizer) for record in records if isinstance(record, Record)]
+    return Tokenized(
+        rows,
+        dropped,
+        counts,
+        dict(+changed),
+        keys=RecordKeys.of(views, template),
+        first_rows=np.array(first_rows, np.int64),
+    )
 
 
 def _outcomes(

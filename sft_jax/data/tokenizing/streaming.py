@@ -4,6 +4,7 @@ Joins tokenizing, workers.py and the row store: records are taken as they are ne
 comes of them is written before the next ones are.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 from sft_jax.data.conversations import Chat, Example, Preference, Segments
@@ -13,6 +14,7 @@ from sft_jax.data.tokenized import DroppedRow
 from sft_jax.data.tokenized.row_store import RowStoreWriter
 from sft_jax.data.tokenizing import ROWS_PER_CALL, NoRowsError, nothing_left
 from sft_jax.data.tokenizing.workers import Chunk, tokenized_chunks
+from sft_jax.data.views import TEMPLATE_SAMPLE, PromptTemplate, View, view_of
 
 _CHUNK_CHARACTERS = 500_000  # of long documents few make a chunk
 
@@ -49,7 +51,8 @@ def write_rows(
             yield record
 
     few_dropped: list[DroppedRow] = []  # shown where all are
-    for part in tokenized_chunks(chunked(counted()), renderer, max_tokens_per_row, workers):
+    template, chunks = _with_template(chunked(counted()), renderer)
+    for part in tokenized_chunks(chunks, renderer, max_tokens_per_row, workers, template=template):
         writer.append(part)
         if not writer.counts.rows:
             few_dropped += part.dropped
@@ -58,6 +61,16 @@ def write_rows(
     writer.check(read)
     if not writer.counts.rows:
         raise NoRowsError(nothing_left(read, few_dropped))
+
+
+def _with_template(chunks: Iterator[Chunk], renderer: ConversationRenderer) -> tuple[PromptTemplate, Iterator[Chunk]]:
+    """What prompts begin and end with, and the chunks, the first of which had to be read to know it."""
+    first: list[Chunk] = []
+    views: list[View] = []
+    while len(views) < TEMPLATE_SAMPLE and (chunk := next(chunks, None)) is not None:
+        first.append(chunk)
+        views += [view_of(record, renderer.tokenizer) for record in chunk if isinstance(record, Record)]
+    return PromptTemplate.of_views(views), itertools.chain(first, chunks)
 
 
 def chunked(records: Iterable[Record | DroppedRow]) -> Iterator[Chunk]:

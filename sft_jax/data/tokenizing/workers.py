@@ -15,12 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow, Tokenized
 from sft_jax.data.tokenizing import tokenize_chunk
+from sft_jax.data.views import NO_TEMPLATE, PromptTemplate
 
 Chunk = Sequence[Record | DroppedRow]
 
@@ -47,6 +48,8 @@ def tokenized_chunks(
     max_tokens_per_row: int,
     workers: int = 0,
     alone_seconds: float = ALONE_SECONDS,
+    template: PromptTemplate = NO_TEMPLATE,
+    on_start: Callable[[int], object] = lambda count: None,
 ) -> Iterator[Tokenized]:
     """Tokenizes chunk by chunk, in order; the first seconds in this process, and what is left after them with workers.
 
@@ -56,6 +59,8 @@ def tokenized_chunks(
         max_tokens_per_row: the longest a row may be.
         workers: how many processes; 0: this one alone.
         alone_seconds: so much is done before workers are started.
+        template: of prompts, see `tokenize_chunk`.
+        on_start: called with the number of workers when they are started.
 
     Raises:
         WorkerError: a worker was killed.
@@ -67,19 +72,26 @@ def tokenized_chunks(
         chunk = next(chunks, None)
         if chunk is None:
             return
-        yield tokenize_chunk(chunk, renderer, max_tokens_per_row)
+        yield tokenize_chunk(chunk, renderer, max_tokens_per_row, template)
     first = next(chunks, None)
     if first is not None:
-        with Workers(workers, renderer, max_tokens_per_row) as pool:
+        on_start(workers)
+        with Workers(workers, renderer, max_tokens_per_row, template) as pool:
             yield from pool.map(itertools.chain([first], chunks))
 
 
 class Workers:
     """Processes that tokenize; a context manager, at whose end none of them is left."""
 
-    def __init__(self, count: int, renderer: ConversationRenderer, max_tokens_per_row: int):
+    def __init__(
+        self,
+        count: int,
+        renderer: ConversationRenderer,
+        max_tokens_per_row: int,
+        template: PromptTemplate = NO_TEMPLATE,
+    ):
         """Starts them."""
-        task = pickle.dumps((renderer, max_tokens_per_row), protocol=pickle.HIGHEST_PROTOCOL)
+        task = pickle.dumps((renderer, max_tokens_per_row, template), protocol=pickle.HIGHEST_PROTOCOL)
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers = [_Worker(task) for _ in range(count)]
         for worker in self._workers:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sft_jax.data.checks import view_of
 from sft_jax.data.checks.balance import group_balance, label_balance, labels_of
+from sft_jax.data.views import view_of
 
 
 def labelled(*labels):

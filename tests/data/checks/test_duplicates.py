@@ -1,8 +1,9 @@
 """Exact copies and contradictions."""
 
+import numpy as np
 import pytest
 
-from sft_jax.data.checks.duplicates import contradictions, exact_duplicates, repeated
+from sft_jax.data.checks.duplicates import EqualKeys, contradictions, exact_duplicates
 
 
 @pytest.mark.parametrize(
@@ -42,5 +43,36 @@ def test_a_contradiction_names_both_rows(subject):
     assert seen.numbers == {"prompts": 1, "rows": 2}
 
 
-def test_repeated():
-    assert repeated("abcab") == [[0, 3], [1, 4]]
+def grouped(keys):
+    return EqualKeys.of(np.array(keys, np.uint64))
+
+
+@pytest.mark.parametrize(
+    ("keys", "groups"),
+    [
+        ([], []),
+        ([3], []),
+        ([3, 1, 2], []),
+        ([7, 1, 7, 1, 2, 7], [[0, 2, 5], [1, 3]]),
+        ([2**64 - 1, 0, 0, 2**64 - 1], [[0, 3], [1, 2]]),
+    ],
+)
+def test_records_of_equal_keys(keys, groups):
+    found = grouped(keys)
+    assert found.first(9) == groups
+    assert sorted(found.sizes.tolist()) == sorted(map(len, groups))
+    assert found.first(1) == groups[:1]
+
+
+def test_some_groups():
+    found = grouped([7, 1, 7, 1, 2, 7])
+    assert found.where(found.sizes > 2).first(9) == [[0, 2, 5]]
+    assert found.where(found.sizes > 3).first(9) == []
+
+
+def test_they_are_what_comparing_one_by_one_gives():
+    keys = np.random.default_rng(0).integers(0, 300, 1000)
+    expected = {}
+    for number, key in enumerate(keys.tolist()):
+        expected.setdefault(key, []).append(number)
+    assert grouped(keys).first(1000) == [group for group in expected.values() if len(group) > 1]

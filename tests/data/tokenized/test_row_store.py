@@ -8,27 +8,33 @@ import numpy as np
 import pytest
 
 from sft_jax.data.tokenized import Counts, DroppedRow, Tokenized, TokenizedRows, group_dropped
+from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
 from sft_jax.data.tokenized.row_store import ABOUT, RowStoreError, RowStoreWriter, open_rows
+from sft_jax.data.views import PromptTemplate, View
 
 DROPPED = [DroppedRow("t:3", "too long", "9 tokens"), DroppedRow("t:4", "weight 0"), DroppedRow("t:6", "too long")]
-PARTS = [  # pairs, ids, groups, dropped
-    ([([5, 6, 7], [0, 0, 1]), ([8, 9], [0, 1])], ["t:1", "t:2"], ["x", "y"], DROPPED[:1]),
-    ([], [], [], DROPPED[1:2]),
-    ([([5, 6, 8], [0, 1, 1])], ["t:ä\ud800"], ["x"], DROPPED[2:]),
+VIEWS = [View("", "", f"Say {number}", f"Say {number}", (str(number % 2),), "") for number in range(6)]
+TEMPLATE = PromptTemplate("Say \ud800", "")
+PARTS = [  # pairs, ids, groups, dropped, and of the record of each the number of its row
+    ([([5, 6, 7], [0, 0, 1]), ([8, 9], [0, 1])], ["t:1", "t:2"], ["x", "y"], DROPPED[:1], [0, 1, -1]),
+    ([], [], [], DROPPED[1:2], [-1]),
+    ([([5, 6, 8], [0, 1, 1])], ["t:ä\ud800"], ["x"], DROPPED[2:], [-1, 0]),
 ]
 
 
-def part(pairs, ids, groups, dropped):
+def part(pairs, ids, groups, dropped, first_rows=(), views=()):
     counts = Counts(len(ids) + len(dropped), len(ids), len(dropped), len(ids))
-    return Tokenized(TokenizedRows.from_rows(pairs, ids, groups), dropped, counts)
+    rows, keys = TokenizedRows.from_rows(pairs, ids, groups), RecordKeys.of(views, TEMPLATE)
+    return Tokenized(rows, dropped, counts, keys=keys, first_rows=np.array(first_rows, np.int64))
 
 
 def write(directory, parts=PARTS):
     directory.mkdir(exist_ok=True)
     with RowStoreWriter(directory) as writer:
+        views = iter(VIEWS)
         for each in parts:
-            writer.append(part(*each))
-        writer.check(sum(len(ids) + len(dropped) for _, ids, _, dropped in parts))
+            writer.append(part(*each, [next(views) for _ in each[-1]]))
+        writer.check(sum(len(ids) + len(dropped) for _, ids, _, dropped, *_ in parts))
         writer.finish({"files": ["a"]}, {"read": ["t"]})
     return directory
 
@@ -49,20 +55,16 @@ def test_rows_come_back(tmp_path):
     assert [found.rows.groups[row] for row in range(3)] == ["x", "y", "x"]
     assert [found.rows.sources[row] for row in range(3)] == ["", "", ""]
     assert found.rows.fingerprint() == rows.fingerprint()
-    for name in ("supervised", "prompt_tokens", "row_hashes", "prompt_hashes"):
-        np.testing.assert_array_equal(getattr(found.rows.facts, name), getattr(rows.facts, name))
+    assert found.rows.supervised.tolist() == rows.supervised.tolist() == [1, 1, 2]
 
 
-def test_facts_of_rows():
-    facts = in_memory().facts
-    assert facts.supervised.tolist() == [1, 1, 2]
-    assert facts.prompt_tokens.tolist() == [2, 1, 1]
-    assert len(set(facts.row_hashes.tolist())) == 3
-    same_prompt = TokenizedRows.from_rows(
-        [([5, 6, 7], [0, 0, 1]), ([5, 6, 8], [0, 0, 1]), ([5, 6], [0, 0])], list("abc")
-    )
-    assert len(set(same_prompt.facts.prompt_hashes.tolist())) == 1  # of a row without targets the prompt is all
-    assert same_prompt.facts.prompt_tokens.tolist() == [2, 2, 2]
+def test_keys_of_records_come_back(tmp_path):
+    """With the numbers of rows and dropped rows as they are in the store."""
+    found, expected = open_rows(write(tmp_path / "s")), RecordKeys.of(VIEWS, TEMPLATE)
+    assert found.first_rows.tolist() == [0, 1, -1, -2, -3, 2]
+    assert found.keys.template == TEMPLATE
+    for name in KEYS:
+        assert getattr(found.keys, name).tolist() == getattr(expected, name).tolist(), name
 
 
 def test_dropped_rows_come_back_by_reason(tmp_path):
@@ -74,7 +76,7 @@ def test_dropped_rows_come_back_by_reason(tmp_path):
 
 def test_weights_between_0_and_1_are_kept_exactly(tmp_path):
     """The third part has other weights than 0 and 1: what was written before is widened."""
-    parts = [*PARTS, ([([1, 2, 3], [0, 0.3, 1])], ["t:7"], [""], [])]
+    parts = [*PARTS, ([([1, 2, 3], [0, 0.3, 1])], ["t:7"], [""], [], [])]
     found = open_rows(write(tmp_path / "s", parts)).rows
     assert found.weights.dtype == np.float32
     np.testing.assert_array_equal(found.weights, in_memory(parts).weights)
@@ -82,7 +84,7 @@ def test_weights_between_0_and_1_are_kept_exactly(tmp_path):
 
 
 def test_how_rows_were_cut_into_parts_does_not_matter(tmp_path):
-    one = (*([value for each in PARTS for value in each[column]] for column in range(4)),)
+    one = (*([value for each in PARTS for value in each[column]] for column in range(4)), [0, 1, -1, -2, -3, 2])
     write(tmp_path / "a"), write(tmp_path / "b", [one])
     assert (tmp_path / "a" / ABOUT).read_bytes() == (tmp_path / "b" / ABOUT).read_bytes()
 

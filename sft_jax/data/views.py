@@ -1,0 +1,148 @@
+"""Records as texts, whatever form they have: what is asked, what is answered, and the template that all prompts share.
+
+Beside the way of the data: what compares rows with one another (checks, cleaning, the hashes of record_keys.py) reads
+these texts.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenRow
+from sft_jax.data.records import Record
+
+_TEMPLATE_ROWS = 10  # fewer rows have no template to speak of
+TEMPLATE_SAMPLE = 2_000  # records that a template is read off: few enough to wait for before the first is hashed
+
+Texts = tuple[str, str, str, tuple[str, ...]]  # system, asked, question, answers
+
+
+class View(NamedTuple):
+    """A record as texts.
+
+    Attributes:
+        id: file and line.
+        system: what system and developer turns say.
+        asked: everything else before the last answer; empty where every text is an answer.
+        question: of that, what the user said last.
+        answers: what is to be learnt: all turns of the assistant, all trained segments.
+        group: the slice of the data.
+    """
+
+    id: str
+    system: str
+    asked: str
+    question: str
+    answers: tuple[str, ...]
+    group: str
+
+    @property
+    def answer(self) -> str:
+        """The last answer; empty where there is none."""
+        return self.answers[-1] if self.answers else ""
+
+    @property
+    def text(self) -> str:
+        """All of it up to the last answer."""
+        return "\n".join(part for part in (self.system, self.asked, self.answer) if part)
+
+
+class PromptTemplate(NamedTuple):
+    """The text that questions of a data set begin with, and end with; both empty where there is none."""
+
+    begin: str = ""
+    end: str = ""
+
+    @classmethod
+    def of_views(cls, views: Sequence[View]) -> "PromptTemplate":
+        """What the questions of the first 2,000 records share; nothing where there are hardly any.
+
+        Not those of all records, so that it is known before the last of them is read. Where later questions lack it,
+        they stay as they are (see `own`).
+        """
+        questions = [view.question for view in views[:TEMPLATE_SAMPLE] if view.question]
+        return cls.of(questions) if len(questions) >= _TEMPLATE_ROWS else cls()
+
+    @classmethod
+    def of(cls, questions: Sequence[str]) -> "PromptTemplate":
+        """The template of these questions, cut at white space so that no word is split."""
+        begin = re.sub(r"\s*\S*\Z", "", shared_beginning(questions))
+        end = re.sub(r"\A\S*\s*", "", shared_beginning([question[len(begin) :][::-1] for question in questions])[::-1])
+        return cls(begin, end)
+
+    def own(self, text: str) -> str:
+        """What stands between the two, without white space around it; the whole text where that is not there."""
+        whole = text.strip()
+        if len(whole) <= len(self.begin) + len(self.end) or not (
+            whole.startswith(self.begin) and whole.endswith(self.end)
+        ):
+            return whole
+        return whole[len(self.begin) : len(whole) - len(self.end)].strip() or whole
+
+    def prompt(self, view: View) -> tuple[str, str]:
+        """What makes prompts the same: system turns, and what is asked without the template."""
+        return view.system.strip(), self.own(view.asked)
+
+    def main(self, view: View) -> str:
+        """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
+        return self.own(view.asked) or view.answer.strip()
+
+
+NO_TEMPLATE = PromptTemplate()
+
+
+def shared_beginning(texts: Sequence[str]) -> str:
+    """The longest text that all of them begin with."""
+    first, last = min(texts), max(texts)
+    return first[: next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))]
+
+
+def view_of(record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> View:
+    """A record as texts; the tokenizer is needed for rows that are tokens already."""
+    system, asked, question, answers = _texts(record.example, tokenizer)
+    return View(record.id, system, asked, question, answers, record.group)
+
+
+def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> Texts:
+    match example:
+        case Chat(messages):
+            return _chat_texts(messages)
+        case Preference(prompt, chosen):
+            return _chat_texts(prompt + chosen)
+        case Segments(parts):
+            last = max((i for i, part in enumerate(parts) if part.weight), default=0)
+            before = "".join(part.text for part in parts[:last])
+            return "", before, before, tuple(part.text for part in parts if part.weight)
+        case TokenRow(tokens, weights):
+            return _token_texts(tokens, weights, tokenizer)
+    raise TypeError(f"{type(example).__name__} is not a form of example that checks can read.")
+
+
+def _chat_texts(messages: Conversation) -> Texts:
+    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
+    before = messages[:last]
+    question = next((message.content for message in reversed(before) if message.role == "user"), "")
+    answers = tuple(_said(message) for message in messages if message.role == "assistant")
+    system, asked = (
+        "\n".join(_said(message) for message in before if (message.role in ("system", "developer")) == is_system)
+        for is_system in (True, False)
+    )
+    return system, asked, question, answers
+
+
+def _said(message: Message) -> str:
+    """The content of a turn, its reasoning before it, and the calls it makes behind it."""
+    calls = (f"{call.name}({call.arguments})" for call in message.tool_calls)
+    return "\n".join(part for part in (message.reasoning, message.content, *calls) if part)
+
+
+def _token_texts(tokens: Sequence[int], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase | None) -> Texts:
+    if tokenizer is None:
+        raise ValueError("A row of tokens can be read with the tokenizer only: give one to `view_of`.")
+    trained = [i for i, weight in enumerate(weights) if weight]
+    first = trained[0] if trained else len(tokens)
+    before = tokenizer.decode([int(token) for token in tokens[:first]])
+    answer = tokenizer.decode([int(tokens[i]) for i in trained])
+    return "", before, before, (answer,) if trained else ()
