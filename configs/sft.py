@@ -37,7 +37,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Steps through which training rows go before they are rendered, in order: ("strip_whitespace", "fix_encoding",
     # "drop_exact_duplicates", "drop_answers_shorter_than=3"); all of them: docs/data.md.
     config.data.cleaning = ()
-    config.data.benchmarks = ()  # files of prompts that must not be trained on
+    config.data.benchmarks = ()  # files of prompts that must not be trained on, or "file=column of its prompts"
     config.data.fail_on = "error"  # findings of the data's checks that stop a run: "error", "warning" (both), "never"
     # Directory that keeps tokenized rows for the next run; "auto": ~/.cache/sft_jax/data; empty: none.
     config.data.cache = "auto"

@@ -239,12 +239,13 @@ def read_prompts(path: str | os.PathLike, reading: Reading = DEFAULT) -> list[Re
     """
     prompts = []
     for record in iter_records(path, dataclasses.replace(reading, prompts_only=True)):
-        turns = record.conversation
+        example = record.example
+        turns = example.prompt if isinstance(example, Preference) else record.conversation
         while turns and turns[-1].role == "assistant":
             turns = turns[:-1]
         if not turns:
             raise RecordError(f"{path}: row {record.id} holds nothing but an answer; expected a prompt.")
-        prompts.append(dataclasses.replace(record, example=dataclasses.replace(record.example, messages=turns)))
+        prompts.append(dataclasses.replace(record, example=Chat(turns, record.example.tools)))
     return prompts
 
 

@@ -3,13 +3,16 @@
 Between the data layer, which checks, and the run, which stops. `config.data.fail_on` is the severity that stops it.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 import ml_collections
+from etils import epath
 
 from sft_jax.data.checks import SEVERITIES, Finding, Severity, Subject
-from sft_jax.data.records import Record, read_prompts
+from sft_jax.data.reading import Reading
+from sft_jax.data.records import Record, RecordError, read_prompts
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
 
@@ -21,12 +24,36 @@ class DataFindingsError(ValueError):
 
 
 def read_benchmarks(config: ml_collections.ConfigDict) -> dict[str, list[Record]]:
-    """The prompts of `config.data.benchmarks`, by the name of their file.
+    """The prompts of `config.data.benchmarks`, by the name of their file, or all of the path where names are equal.
 
     Raises:
-        RecordError: a file that cannot be read.
+        RecordError: a file that cannot be read, or whose prompts cannot be told from the rest of its rows.
     """
-    return {PurePath(path).name: read_prompts(path) for path in config.data.benchmarks}
+    files = {text: benchmark_file(text) for text in config.data.benchmarks}
+    names = collections.Counter(PurePath(path).name for path, _ in files.values())
+    found = {}
+    for text, (path, column) in files.items():
+        name = PurePath(path).name
+        found[name if names[name] == 1 else text] = _benchmark(path, column)
+    return found
+
+
+def benchmark_file(text: str) -> tuple[str, str]:
+    """The path of a benchmark, and the column of its prompts behind a "="; empty where its rows are of a known form."""
+    path, _, column = text.rpartition("=")
+    return (text, "") if not path or epath.Path(text).exists() else (path, column)
+
+
+def _benchmark(path: str, column: str) -> list[Record]:
+    if column:
+        return read_prompts(path, Reading(format="table", prompt_template=f"{{{column}}}"))
+    try:
+        return read_prompts(path)
+    except RecordError as error:
+        raise RecordError(
+            f"{str(error).splitlines()[0]}\nFor a benchmark name the column of its prompts: "
+            f"--config.data.benchmarks=\"('{path}=COLUMN',)\"."
+        ) from error
 
 
 def subject_of(

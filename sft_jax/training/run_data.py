@@ -20,7 +20,7 @@ from sft_jax.data.tokenized import Tokenized, TokenizedRows, group_dropped
 from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.training.base import load_base_tokenizer
-from sft_jax.training.judging import read_benchmarks, subject_of
+from sft_jax.training.judging import benchmark_file, read_benchmarks, subject_of
 from sft_jax.training.mixing import mixture_of
 from sft_jax.training.train_rows import (
     CHECKED_RECORDS,
@@ -155,7 +155,7 @@ class _Measured:
 
 def _read_measured(config: ml_collections.ConfigDict) -> _Measured:
     reader, benchmarks = _held_out_reader(config), read_benchmarks(config)
-    files = [(path, epath.Path(path)) for path in config.data.benchmarks]
+    files = [(text, epath.Path(benchmark_file(text)[0])) for text in config.data.benchmarks]
     return _Measured(reader, list(reader or ()), benchmarks, files + (reader.files if reader else []))
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from sft_jax.data.checks import Finding
+from sft_jax.data.records import RecordError
 from sft_jax.training import run
-from sft_jax.training.judging import DataFindingsError, as_grave, check_findings
+from sft_jax.training.judging import DataFindingsError, as_grave, check_findings, read_benchmarks
 from tests import tiny
 
 ERROR, WARNING, INFO = (Finding("c", severity, f"an {severity}", 1) for severity in ("error", "warning", "info"))
@@ -38,6 +39,26 @@ def test_training_on_rows_that_are_measured_stops(tmp_path):
     findings = json.loads((tmp_path / "run" / "data_report.json").read_text())["findings"]
     assert findings[0]["severity"] == "error"
     assert findings[0]["check"] == "exact_overlap"
+
+
+def test_benchmarks_of_any_columns(tmp_path):
+    """Two files of one name stay apart; the prompts stand in a column that is named, or in a form that is known."""
+    rows = {"a": {"question": "x", "answer": "1"}, "b": {"prompt": "y", "chosen": "1", "rejected": "2"}}
+    for name, row in rows.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.jsonl").write_text(json.dumps(row) + "\n")
+    benchmarks = (f"{tmp_path}/a/test.jsonl=question", f"{tmp_path}/b/test.jsonl")
+    found = read_benchmarks(tiny.config(tmp_path, **{"data.benchmarks": benchmarks}))
+    assert {name: [record.conversation[0].content for record in records] for name, records in found.items()} == {
+        benchmarks[0]: ["x"],
+        benchmarks[1]: ["y"],
+    }
+    one = read_benchmarks(tiny.config(tmp_path, **{"data.benchmarks": benchmarks[:1]}))
+    assert list(one) == ["test.jsonl"]
+    with pytest.raises(RecordError, match=r"no format fits.*\nFor a benchmark name .*/a/test\.jsonl=COLUMN"):
+        read_benchmarks(tiny.config(tmp_path, **{"data.benchmarks": (f"{tmp_path}/a/test.jsonl",)}))
+    with pytest.raises(RecordError, match="the row has no 'ask', which"):
+        read_benchmarks(tiny.config(tmp_path, **{"data.benchmarks": (f"{tmp_path}/a/test.jsonl=ask",)}))
 
 
 def test_benchmarks_are_checked_against_training_rows(tmp_path):
