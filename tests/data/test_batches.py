@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.data.batches import assemble, held_out_batches, held_out_bins, train_batches, trained_tokens
-from sft_jax.data.packing import PACKINGS
+from sft_jax.data.packing import PACKINGS, get_packing
+from sft_jax.data.packing.bins import Bounds
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
 
@@ -57,6 +58,41 @@ def test_padding_counts_on():
     assert batch["positions"].tolist() == [[*range(9), 0, 1, 2], list(range(12))]
     assert batch["segment_ids"].tolist() == [[1] * 9 + [2, 0, 0], [0] * 12]
     assert not batch["weights"].any()
+
+
+TRL = [  # (rows, row_tokens, rows of the batch, lengths of the examples in them)
+    ([[1, 2, 3], [4, 5, 6, 7], [8]], 4, [[4, 5, 6, 7], [1, 2, 3, 8]], [[4], [3, 1]]),
+    # bfd cuts [1..5] at 4 and throws 5 away; here too_long=truncate_right did that before
+    ([[1, 2, 3, 4], [6, 7], [8, 9, 10, 11], [12]], 4, [[1, 2, 3, 4], [8, 9, 10, 11], [6, 7, 12]], [[4], [4], [2, 1]]),
+    ([[1, 2, 3, 4, 5], [6], [7, 8, 9, 10], [11, 12, 13]], 5, [[1, 2, 3, 4, 5], [7, 8, 9, 10, 6], [11, 12, 13]],
+     [[5], [4, 1], [3]]),
+    ([[1, 2], [3, 4, 5], [6]], 4, [[3, 4, 5, 6], [1, 2]], [[3, 1], [2]]),  # without its empty rows: here an error
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "first_fit"])
+@pytest.mark.parametrize(("tokens", "row_tokens", "packed", "lengths"), TRL)
+def test_trls_tables(tokens, row_tokens, packed, lengths, packing):
+    """What stands in the rows of a batch, in the order in which TRL's bfd gives them."""
+    rows = TokenizedRows.from_rows([(row, [0] * len(row)) for row in tokens], [str(row) for row in tokens])
+    bins = get_packing(packing)(rows.lengths, rows.supervised, Bounds(row_tokens, row_tokens))
+    batch = assemble(rows, list(bins), row_tokens=row_tokens, row_targets=row_tokens)
+    used = batch["segment_ids"] > 0
+    assert [line[mask].tolist() for line, mask in zip(batch["tokens"], used, strict=True)] == packed
+    assert [np.bincount(line)[1:].tolist() for line in batch["segment_ids"]] == lengths
+
+
+@pytest.mark.parametrize("length", [2, 5])
+def test_rows_of_one_length(length):
+    """torchtune: 1000 of them in rows of 25; positions begin anew with each, and count on in what is left."""
+    rows = TokenizedRows.from_rows([([i] * length, [0] * length) for i in range(1000)], [str(i) for i in range(1000)])
+    (line, *_, last) = held_out_bins(rows, 25, 25, "sequential")
+    batch = assemble(rows, [line, last], row_tokens=25, row_targets=1)
+    whole, left = divmod(25, length)
+    assert batch["tokens"][0].tolist() == [i for i in range(whole) for _ in range(length)] + [0] * left
+    assert batch["positions"][0].tolist() == [*list(range(length)) * whole, *range(length, length + left)]
+    assert batch["segment_ids"][0].tolist() == [i + 1 for i in range(whole) for _ in range(length)] + [0] * left
+    assert last.tolist()[-1] == 999
 
 
 def test_normalize_by_examples():

@@ -60,6 +60,14 @@ def test_overlap(record, clean, how, left, step, field):
         assert check(subject(kept, measured)) == []
 
 
+def test_the_same_rows_twice(record, clean):
+    """axolotl takes rows that are trained on out of the measured ones; here those that are measured are not trained."""
+    rows = [record("a", text, f"t:{n}") for n, text in enumerate(["Who?", "Why?", "Who?"])]
+    kept, log = clean(rows, "drop_held_out_overlap=exact", context=Context(held_out=rows))
+    assert kept == []
+    assert [row.id for row in log.dropped] == ["t:0", "t:1", "t:2"]
+
+
 def test_nothing_measured(record, clean):
     rows = [record("a", text, f"t:{n}") for n, text in enumerate(TEXTS)]
     assert clean(rows, "drop_held_out_overlap", "drop_benchmark_overlap")[0] == rows

@@ -157,6 +157,7 @@ OTHERS = [
     ({"tokens": [5, 6, 7], "weights": [0, 0.5, 2]}, TokenRow([5, 6, 7], [0.0, 0.5, 2.0])),
     ({"input_ids": [5, 6], "loss_mask": [False, True], "attention_mask": [1, 1]}, TokenRow([5, 6], [0.0, 1.0])),
     ({"input_ids": [5, 6], "labels": [-100, 6], "completion_mask": [0, 1]}, TokenRow([5, 6], [0.0, 1.0])),
+    ({"input_ids": [5, 6, 7], "assistant_masks": [0, 1, 0]}, TokenRow([5, 6, 7], [0.0, 1.0, 0.0])),
     (  # TRL: a token is trained where both masks say so
         {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1], "assistant_masks": [1, 1, 0, 1]},
         TokenRow([5, 6, 7, 8], [0.0, 1.0, 0.0, 1.0]),
@@ -183,7 +184,7 @@ ROWS = [("messages", *case) for case in MESSAGES]
 ROWS += [("prompt_completion", *case) for case in PAIRS]
 ROWS += [("alpaca", *case) for case in ALPACA]
 ROWS += [("sharegpt", *case) for case in SHAREGPT]
-ROWS += [(name, *case) for name, case in zip(["text"] * 2 + ["segments"] + ["tokens"] * 6, OTHERS, strict=True)]
+ROWS += [(name, *case) for name, case in zip(["text"] * 2 + ["segments"] + ["tokens"] * 7, OTHERS, strict=True)]
 ROWS += [("preference", fields, PREFERRED) for fields in PREFERENCES]
 
 
@@ -197,6 +198,17 @@ def test_rows(name, fields, expected):
 
 SYSTEMLESS = [case for case in ROWS if case[0] in ("messages", "prompt_completion", "alpaca", "sharegpt", "preference")]
 SYSTEMLESS = [case for case in SYSTEMLESS if "system" not in json.dumps(case[1]) and isinstance(case[1], dict)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "mask", "number"),
+    [([1, -100, 3, -100], [1, 1, 1, 1], 1), ([-100, 2, 3, 4], [0, 0, 1, 1], 1), ([1, 2, 3, 4], [1, 1, 1, 0], 3)],
+)
+def test_labels_and_a_mask_that_disagree(labels, mask, number):
+    """TRL takes the labels and says nothing of the mask; here nobody guesses which of them is meant."""
+    fields = {"input_ids": [1, 2, 3, 4], "labels": labels, "assistant_masks": mask}
+    with pytest.raises(RecordError, match=f'"labels" and "assistant_masks" disagree at token {number}. Keep one'):
+        FORMATS["tokens"].parse(fields, "here", Reading())
 
 
 @pytest.mark.parametrize(("name", "fields", "expected"), SYSTEMLESS)

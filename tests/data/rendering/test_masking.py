@@ -68,7 +68,23 @@ def test_everything_is_trained(rendered):
     assert rendered(*TURNS, train_on="all") == ALL
 
 
-@pytest.mark.parametrize(
+STRATEGIES = [  # (torchtune's name, train_on): which of 4 turns that begin with a question are trained
+    ("train_on_all", "user,assistant", [1, 1, 1, 1]),
+    ("train_on_assistant", "assistant", [0, 1, 0, 1]),
+    ("train_on_last", "last", [0, 0, 0, 1]),
+]
+
+
+@pytest.mark.parametrize(("_", "train_on", "expected"), STRATEGIES, ids=[case[0] for case in STRATEGIES])
+def test_whole_turns_are_trained_or_not(chatml_tokenizer, _, train_on, expected):
+    """torchtune's masking strategies; a system message before them is never trained."""
+    renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(train_on=train_on))
+    for turns, trained in ((TURNS[1:], expected), (TURNS, [0, *expected]), (TURNS[:3], [0, *expected[2:]])):
+        row = renderer.render(turns)
+        assert [int(row.weights[row.messages == number].any()) for number in range(len(turns))] == trained
+
+
+@pytest.mark.parametrize(  # "" among them: axolotl's empty roles_to_train trains nothing and says nothing
     "wrong", [{"train_on": ""}, {"train_on": "gpt"}, {"end_of_turn": "eos"}, {"history": ""}, {"too_long": "cut"}]
 )
 def test_what_no_masking_is(wrong):

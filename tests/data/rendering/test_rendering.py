@@ -58,39 +58,6 @@ def test_chatml(chatml_tokenizer, chat, turns, expected):
     assert plain_highlight(ConversationRenderer(chatml_tokenizer).render(chat(*turns))) == expected
 
 
-def test_ids_and_weights_by_hand():
-    """The world of torchtune's chat tests, where a word is its length, BOS is 0 and EOS is -1; the same table."""
-    words = "You are an AI assistant. What is the meaning of life? The life 42. That's ridiculous. I agree."
-    vocab = {word: number for number, word in enumerate(["<bos>", "<eos>", *words.split()])}
-    backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<eos>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens(["<bos>", "<eos>"])
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    template = (
-        "{% for m in messages %}"
-        "{% if m.role != 'assistant' and (loop.first or loop.previtem.role == 'assistant') %}<bos>{% endif %}"
-        "{{ m.content + ('<eos>' if m.role == 'assistant' else ' ') }}{% endfor %}"
-    )
-    conversation = (
-        Message("system", "You are an AI assistant."),
-        Message("user", "What is the meaning of life?"),
-        Message("assistant", "The meaning of life is 42."),
-        Message("user", "That's ridiculous."),
-        Message("assistant", "I agree."),
-    )
-    row = ConversationRenderer(tokenizer, template).render(conversation)
-    as_length = {0: 0, 1: -1} | {number: len(word) for word, number in vocab.items() if number > 1}
-    assert [as_length[token] for token in row.tokens.tolist()] == [
-        *(0, 3, 3, 2, 2, 10, 4, 2, 3, 7, 2, 5, 3, 7, 2, 4, 2, 3, -1),
-        *(0, 6, 11, 1, 6, -1),
-    ]
-    labels = [
-        as_length[token] if weight else -100
-        for token, weight in zip(row.tokens[1:].tolist(), row.weights[1:].tolist(), strict=True)
-    ]
-    assert labels == [-100] * 11 + [3, 7, 2, 4, 2, 3, -1] + [-100] * 3 + [1, 6, -1]
-
-
 def test_two_turns_have_three_transitions(chatml_tokenizer, chat):
     """TRL: off, on, off, on; their ChatML ends with the end-of-turn, ours with a newline which is not trained."""
     for template, transitions, last in (
