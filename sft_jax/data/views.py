@@ -4,6 +4,7 @@ Beside the way of the data: what compares rows with one another (checks, cleanin
 these texts.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,6 +30,8 @@ class View(NamedTuple):
         question: of that, what the user said last.
         answers: what is to be learnt: all turns of the assistant, all trained segments.
         group: the slice of the data.
+        tools: definitions of the tools that may be called, as JSON; empty for none.
+        rejected: of a pair, the answer that is not preferred.
     """
 
     id: str
@@ -37,6 +40,8 @@ class View(NamedTuple):
     question: str
     answers: tuple[str, ...]
     group: str
+    tools: str = ""
+    rejected: str = ""
 
     @property
     def answer(self) -> str:
@@ -81,9 +86,9 @@ class PromptTemplate(NamedTuple):
             return whole
         return whole[len(self.begin) : len(whole) - len(self.end)].strip() or whole
 
-    def prompt(self, view: View) -> tuple[str, str]:
-        """What makes prompts the same: system turns, and what is asked without the template."""
-        return view.system.strip(), self.own(view.asked)
+    def prompt(self, view: View) -> tuple[str, str, str]:
+        """What makes prompts the same: system turns, tools, and what is asked without the template."""
+        return view.system.strip(), view.tools, self.own(view.asked)
 
     def main(self, view: View) -> str:
         """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
@@ -101,8 +106,12 @@ def shared_beginning(texts: Sequence[str]) -> str:
 
 def view_of(record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> View:
     """A record as texts; the tokenizer is needed for rows that are tokens already."""
-    system, asked, question, answers = _texts(record.example, tokenizer)
-    return View(record.id, system, asked, question, answers, record.group)
+    example = record.example
+    system, asked, question, answers = _texts(example, tokenizer)
+    is_pair = isinstance(example, Preference)
+    tools = json.dumps(example.tools) if isinstance(example, Chat | Preference) and example.tools else ""
+    rejected = "\n".join(map(_said, example.rejected)) if is_pair else ""
+    return View(record.id, system, asked, question, answers, record.group, tools, rejected)
 
 
 def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> Texts:

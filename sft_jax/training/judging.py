@@ -13,7 +13,7 @@ from etils import epath
 from sft_jax.data.checks import SEVERITIES, Finding, Severity, Subject
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import Record, RecordError, read_prompts
-from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
 
 FAIL_ON = ("error", "warning", "never")
@@ -79,6 +79,7 @@ def subject_of(
         config.data.masking.end_of_turn,
         config.data.masking.too_long == "truncate_right",
         whole,
+        "assistant" in Masking(**config.data.masking).roles(),
     )
 
 

@@ -17,14 +17,15 @@ CALL = Message("assistant", "", reasoning="hm", tool_calls=(ToolCall("f", {"a": 
         (Chat((HI, HO, Message("user", "and?"), HO)), ("", "hi\nho\nand?", "and?", ("ho", "ho"))),
         (Chat((HI, CALL, Message("tool", "1"), HO)), ("", "hi\nhm\nf({'a': 1})\n1", "hi", ("hm\nf({'a': 1})", "ho"))),
         (Chat((SYSTEM, HI)), ("s", "hi", "hi", ())),
-        (Preference((HI,), (HO,), (Message("assistant", "no"),)), ("", "hi", "hi", ("ho",))),
+        (Preference((HI,), (HO,), (Message("assistant", "no"),)), ("", "hi", "hi", ("ho",), "", "no")),
+        (Chat((HI, HO), tools=({"name": "f"},)), ("", "hi", "hi", ("ho",), '[{"name": "f"}]', "")),
         (Segments(tuple(Segment(t, t in "bd") for t in "abcd")), ("", "abc", "abc", ("b", "d"))),
         (Segments((Segment("text", 1),)), ("", "", "", ("text",))),
     ],
 )  # fmt: skip
 def test_views(example, expected):
-    system, asked, question, answers = expected
-    assert view_of(Record("a:1", example, {}, group="g")) == View("a:1", system, asked, question, answers, "g")
+    system, asked, question, answers, *more = expected
+    assert view_of(Record("a:1", example, {}, group="g")) == View("a:1", system, asked, question, answers, "g", *more)
 
 
 def test_tokens_are_decoded(chatml_tokenizer):

@@ -4,7 +4,7 @@ import numpy as np
 
 from sft_jax.data.checks.findings import Observation, places
 from sft_jax.data.checks.subject import Subject
-from sft_jax.data.conversations import Chat
+from sft_jax.data.conversations import Chat, Example
 
 
 def end_of_turn(subject: Subject) -> list[Observation]:
@@ -15,7 +15,9 @@ def end_of_turn(subject: Subject) -> list[Observation]:
     """
     if subject.end_of_turn == "none":
         return [Observation("No end of turn is trained, by --config.data.masking.end_of_turn=none", 0, 0.0)]
-    chats = {record.id for record in subject.records if isinstance(record.example, Chat)}
+    if not subject.trains_answers:
+        return [Observation("No answer is trained, by --config.data.masking.train_on", 0, 0.0)]
+    chats = {record.id for record in subject.records if _asks_for_ends(record.example)}
     checked = np.array([row_id in chats for row_id in subject.rows.ids], bool)
     if not checked.any():
         return []
@@ -45,6 +47,11 @@ def end_of_turn(subject: Subject) -> list[Observation]:
             {"rows": int(checked.sum()), "trained": good},
         )
     ]
+
+
+def _asks_for_ends(example: Example) -> bool:
+    """A conversation; not one with a turn of weight 0 of which ranges are trained, and so no end."""
+    return isinstance(example, Chat) and not any(turn.weight == 0 and turn.ranges for turn in example.messages)
 
 
 def _untrained_ends(subject: Subject, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ _TEMPLATE_ROWS = 100  # fewer rows have no template to speak of
 
 def near_duplicates(subject: Subject) -> list[Observation]:
     """Rows (prompt and last answer; prompt alone, where answers are labels) that are nearly another, without copies."""
-    views, groups = subject.views, _groups(subject)
+    views, groups = subject.views, subject.once(_groups)
     copies = sum(len(group) - 1 for group in groups)
     if not copies:
         return []
@@ -42,7 +42,11 @@ def near_contradictions(subject: Subject) -> list[Observation]:
     labels = labels_of(subject.views)
     if labels is None:
         return []
-    groups = [[first, *(i for i in others if labels[i] != labels[first])] for first, *others in _groups(subject)]
+    asked = [subject.prompt(view) for view in subject.views]  # the same prompt is a contradiction, and not near one
+    groups = [
+        [first, *(i for i in others if labels[i] != labels[first] and asked[i] != asked[first])]
+        for first, *others in subject.once(_groups)
+    ]
     differ = [group for group in groups if len(group) > 1]
     return observed(
         f"{counted(len(differ), 'group', 'groups')} of nearly the same prompts with different labels",

@@ -16,7 +16,11 @@ _MAIN_SHARE = 0.9  # of the rows' texts in one script: then others are out of pl
 _FEWEST_LETTERS = 4
 # Written together in one language: Japanese, Korean, Chinese with phonetic signs.
 _EAST_ASIAN = {"CJK": "CJK", "HIRAGANA": "CJK", "KATAKANA": "CJK", "HANGUL": "CJK", "BOPOMOFO": "CJK"}
-_LOOK_ALIKE = {"LATIN", "CYRILLIC", "GREEK"}
+_LOOK_ALIKE = {  # letters that a reader takes for those of another script
+    "LATIN": set("ABCEHIJKMNOPSTXYZaceijopsxyv"),
+    "CYRILLIC": set("АВЕЅІЈКМНОРСТУХаеѕіјорсух"),
+    "GREEK": set("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧονϲ"),
+}
 
 
 @functools.cache
@@ -81,7 +85,18 @@ def _mixed_word(text: str) -> str:
     if text.isascii() or not any(script_of(letter) in ("CYRILLIC", "GREEK") for letter in set(text)):
         return ""
     for word in text.split():
-        found = {script_of(letter) for letter in word.strip("\"'“”«»().,;:!?")} & _LOOK_ALIKE
-        if len(found) > 1 and word.isalpha():
+        word = word.strip("\"'“”«»().,;:!?")
+        if word.isalpha() and not word.isascii() and _is_mixed(word):
             return word
     return ""
+
+
+def _is_mixed(word: str) -> bool:
+    """Whether the letters of the script that it has fewest of look like others: "bаnk", but not "μm" or "SQLзапрос"."""
+    letters = collections.defaultdict(list)
+    for letter in word:
+        letters[script_of(letter)].append(letter)
+    fewest = min(map(len, letters.values()))
+    return len(letters) > 1 and all(
+        _LOOK_ALIKE.get(script, set()).issuperset(found) for script, found in letters.items() if len(found) == fewest
+    )

@@ -43,13 +43,15 @@ def sizes(subject: Subject) -> list[Observation]:
 def dropped_rows(subject: Subject) -> list[Observation]:
     """Rows that tokenization left out, by reason."""
     groups = group_dropped(subject.dropped).items()
+    records = {record.id for record in subject.records}
+    rows = len(records) + sum(row.id not in records for row in subject.dropped)  # some could not be read
     return [
         observation
         for reason, group in groups
         for observation in observed(
             f"{counted(len(group), 'row is', 'rows are')} dropped: {reason}",
             group,
-            max(len(subject.records), 1),
+            rows,
             lambda row: (row.id, row.detail),
             "They are not trained on: repair them if they matter.",
         )

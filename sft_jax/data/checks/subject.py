@@ -6,7 +6,8 @@ Checks read texts, whatever form a record has (data/views.py). Those that look f
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,8 @@ from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
 from sft_jax.data.tokenized.record_keys import RecordKeys
 from sft_jax.data.views import PromptTemplate, View, view_of
+
+Made = TypeVar("Made")
 
 _SHOWN_QUESTION = 100  # characters of a question in a line
 _SHOWN_TOKENS = 30  # of a prompt that is not in memory
@@ -36,6 +39,7 @@ class Subject:
         end_of_turn: whose end of turn is trained, `Masking.end_of_turn`.
         cuts_rows: whether rows that are too long were cut at their end; then full ones may end in an answer.
         whole: all of the training data, of which `records` are the first; None where they are all.
+        trains_answers: whether turns of the assistant are trained, by `Masking.train_on`.
     """
 
     records: Sequence[Record]
@@ -49,6 +53,14 @@ class Subject:
     end_of_turn: str = "turn"
     cuts_rows: bool = False
     whole: Tokenized | None = None
+    trains_answers: bool = True
+    _made: dict[Callable[["Subject"], Any], Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def once(self, make: Callable[["Subject"], Made]) -> Made:
+        """What several checks make of the data, made by the first of them."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
 
     @functools.cached_property
     def views(self) -> list[View]:
@@ -87,8 +99,8 @@ class Subject:
         """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
         return self.template.main(view)
 
-    def prompt(self, view: View) -> tuple[str, str]:
-        """What makes prompts the same: system turns, and what is asked without the prompt template."""
+    def prompt(self, view: View) -> tuple[str, str, str]:
+        """What makes prompts the same: system turns, tools, and what is asked without the prompt template."""
         return self.template.prompt(view)
 
     def text(self, view: View) -> str:

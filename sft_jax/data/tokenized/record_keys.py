@@ -24,7 +24,7 @@ class RecordKeys:
 
     Attributes:
         contents: prompt and all answers.
-        prompts: system turns, and what is asked without the prompt template; 0 where nothing is asked.
+        prompts: system turns, tools, and what is asked without the prompt template; 0 where nothing is asked.
         answers: the last answer.
         mains: what makes it the same as a measured row, `PromptTemplate.main`; 0 where it is empty.
         questions: what the user said last, without the prompt template; 0 where that is nothing.
@@ -56,7 +56,7 @@ def _keys(view: View, template: PromptTemplate) -> tuple[int, ...]:
     question = template.own(view.question)
     main = template.main(view)
     return (
-        _hash(*prompt, *(answer.strip() for answer in view.answers)),
+        _hash(*prompt, view.rejected.strip(), *(answer.strip() for answer in view.answers)),
         _hash(*prompt) if view.asked.strip() else NOTHING,
         _hash(view.answer.strip()),
         text_key(main),

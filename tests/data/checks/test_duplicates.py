@@ -1,9 +1,13 @@
 """Exact copies and contradictions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sft_jax.data.checks.duplicates import EqualKeys, contradictions, exact_duplicates
+from sft_jax.data.conversations import Message, Preference
+from sft_jax.data.records import Record
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,34 @@ def test_a_contradiction_names_both_rows(subject):
     (seen,) = contradictions(subject(("q", "a"), ("q", "b")))
     assert seen.examples[0].text == "a:1: 'a' | a:2: 'b', asked: q"
     assert seen.numbers == {"prompts": 1, "rows": 2}
+
+
+def test_tools_belong_to_a_prompt(subject, records):
+    """Other tools make the same question another one: neither copies nor contradictions."""
+    tools = [({"name": name},) for name in ("f", "g")]
+    for answers in (("a", "a"), ("a", "b")):
+        made = [
+            dataclasses.replace(record, example=dataclasses.replace(record.example, tools=own))
+            for record, own in zip(records(*(("q", answer) for answer in answers)), tools, strict=True)
+        ]
+        different = dataclasses.replace(subject(("q", "a")), records=made)
+        assert sum(seen.count for seen in [*exact_duplicates(different), *contradictions(different)]) == 0
+        same = dataclasses.replace(different, records=[made[0], dataclasses.replace(made[0], id="a:2")])
+        assert [seen.count for seen in exact_duplicates(same)] == [1]
+
+
+@pytest.mark.parametrize(("rejected", "copies"), [("bad", 1), ("worse", 0)])
+def test_pairs_are_copies_with_both_answers(subject, rejected, copies):
+    pairs = [
+        Record(
+            f"a:{n}",
+            Preference((Message("user", "q"),), (Message("assistant", "a"),), (Message("assistant", bad),)),
+            {},
+        )
+        for n, bad in enumerate(("bad", rejected), 1)
+    ]
+    found = exact_duplicates(dataclasses.replace(subject(("q", "a")), records=pairs))
+    assert sum(seen.count for seen in found) == copies
 
 
 def grouped(keys):

@@ -80,7 +80,8 @@ def test_scripts_are_named_as_people_write_them(subject):
 
 
 def test_words_of_two_scripts(subject):
-    (seen,) = mixed_words(subject(("q", "my bаnk"), ("q", "my банк, my bank"), ("q", "α-helix")))
+    sane = ("my банк, my bank", "α-helix", "5 μm", "αMSH", "Δx and Δt", "SQLзапрос", "βcell", "kΩ")
+    (seen,) = mixed_words(subject(("q", "my bаnk"), *(("q", text) for text in sane)))
     assert seen.examples == (("a:1", "'bаnk' in: q -> my bаnk"),)
 
 
@@ -90,10 +91,15 @@ def test_words_of_two_scripts(subject):
         (contact_details, "write to ann@example.com now", "q\\nwrite to [EMAIL] now"),
         (contact_details, "call +44 20 7946 0958", "q\\ncall [PHONE]"),
         (contact_details, "order 20794609581 of 2024-05-06", None),
+        (contact_details, "+10 20 30 40 = 100", None),
         (keys, f"use {TOKEN}.", "q\\nuse [KEY]."),
         (keys, "AKIA" + "A" * 16, "q\\n[KEY]"),
         (keys, "-----BEGIN PRIVATE KEY-----\nMII\n-----END PRIVATE KEY-----", "q\\n[KEY]"),
         (keys, "risk-management-is-a-long-word", None),
+        (keys, "CONSTRAINT pk_customer_account_identifier PRIMARY KEY", None),
+        (keys, ".sk-estimator-doc-link-container-wide", None),
+        (keys, "sk-ant-api03-a1-B2_c3d4e5f6a7b8c9d0e1f2-x", "q\\n[KEY]"),
+        (keys, "sk_live_4eC39HqLyjWDarjtT1zdp7dc", "q\\n[KEY]"),
     ],
 )
 def test_private_data_is_found_and_not_shown(subject, check, text, shown_as):

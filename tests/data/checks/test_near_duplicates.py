@@ -135,7 +135,17 @@ def test_exact_copies_are_not_counted_and_labels_compared(subject):
     assert differ.count == 1
     assert differ.examples[0].text.endswith(f"a:22: {pairs[21][0]} -> label 0")
     assert near_duplicates(subject(*pairs[:20])) == near_contradictions(subject(*pairs[:20])) == []
+    twice = subject(pairs[0], (pairs[0][0], "label 1"), *pairs[:19])  # the same prompt: a contradiction, not near one
+    assert near_contradictions(twice) == []
     assert (
         near_contradictions(subject(*((question, f"{answer} of {n}") for n, (question, answer) in enumerate(pairs))))
         == []
     )
+
+
+def test_groups_are_looked_for_once(subject, monkeypatch):
+    calls = []
+    monkeypatch.setitem(near_duplicates.__globals__, "similar_groups", lambda texts: calls.append(len(texts)) or [])
+    one = subject(*((f"question {number}", f"label {number % 2}") for number in range(20)))
+    assert near_duplicates(one) == near_contradictions(one) == []
+    assert calls == [20]

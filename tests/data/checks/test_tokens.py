@@ -50,6 +50,7 @@ def test_end_of_turn(tokens, weights, is_good):
         ({"end_of_turn": "none"}, ([1, 6, END], [0, 1, 0]), 0),
         ({"cuts_rows": True, "row_tokens": 3}, ([1, 6, 7], [0, 1, 1]), 0),  # full, so it may have been cut
         ({"cuts_rows": True, "row_tokens": 4}, ([1, 6, 7], [0, 1, 1]), 1),
+        ({"trains_answers": False}, ([1, 6, 7], [0, 1, 1]), 0),  # what users say may end without a token
         ({}, ([1, 6, END, END], [0, 1, 1, 0]), 0),  # the turn has ended, what the template adds does not matter
     ],
 )
@@ -57,6 +58,14 @@ def test_end_of_turn_follows_the_masking(masking, row, bad):
     records = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
     (seen,) = end_of_turn(Subject(records, TokenizedRows.from_rows([row], ["a:1"]), stop_ids=(END,), **masking))
     assert seen.count == bad
+
+
+@pytest.mark.parametrize(("weight", "counted"), [(0.0, 0), (None, 1)])
+def test_a_turn_of_which_ranges_alone_are_trained_has_no_end(weight, counted):
+    answer = Message("assistant", "abc", weight=weight, ranges=((0, 1, 1.0),))
+    records = [Record("a:1", Chat((Message("user", "q"), answer)), {})]
+    subject = Subject(records, TokenizedRows.from_rows([([1, 6, END], [0, 1, 0])], ["a:1"]), stop_ids=(END,))
+    assert sum(seen.count for seen in end_of_turn(subject)) == counted
 
 
 def test_only_conversations_must_end_and_not_knowing_is_said():
@@ -118,7 +127,10 @@ def test_histogram_counts_every_row(values):
 def test_dropped_rows_by_reason(subject):
     dropped = [DroppedRow("a:7", "too long", "9 tokens"), DroppedRow("a:8", "too long"), DroppedRow("a:9", "odd")]
     many, one = dropped_rows(subject(("q", "a"), ("r", "a"), dropped=dropped))
-    assert (many.title, many.examples[0], many.share) == ("2 rows are dropped: too long", ("a:7", "9 tokens"), 1.0)
+    assert (many.title, many.examples[0]) == ("2 rows are dropped: too long", ("a:7", "9 tokens"))
+    assert (many.share, one.share) == (2 / 5, 1 / 5)  # of all rows that were read, also those that are no records
+    (read,) = dropped_rows(subject(("q", "a"), ("r", "a"), dropped=[DroppedRow("a:1", "too long")]))
+    assert read.share == 1 / 2
     assert one.title == "1 row is dropped: odd"
 
 
