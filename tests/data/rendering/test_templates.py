@@ -83,6 +83,38 @@ def test_calls_without_texts_are_not_lost_either(chatml_tokenizer, calls, shown)
         renderer.render(conversation)
 
 
+PROMPT = "{% if add_generation_prompt %}assistant\n{% endif %}"
+
+
+def test_words_that_a_template_replaces_are_not_lost(chatml_tokenizer, trained):
+    turn = "{{ m.role }}\n{{ m.content.replace('<br>', ' ') }}<|im_end|>\n"
+    template = "{% for m in messages %}" + turn + "{% endfor %}" + PROMPT
+    renderer = ConversationRenderer(chatml_tokenizer, template)
+    assert trained(renderer.render(TURNS)) == ["Ho<|im_end|>"]
+    with pytest.raises(RowError, match="leaves out part of an answer: message 1: content"):
+        renderer.render((TURNS[0], Message("assistant", "one<br>two")))
+
+
+TAKEN = [  # (how the template knows a call, how it shows an argument, what that gives)
+    ("m.content == '' and m.tool_calls", "c.arguments.a", "ARGUMENT"),
+    ("m.content == '' and m.tool_calls", "'' + c.arguments", '{"a": "ARGUMENT"}'),
+    ("m.content is none", "c.arguments.a", "ARGUMENT"),
+    ("m.content is none", "'' + c.arguments", '{"a": "ARGUMENT"}'),
+]
+
+
+@pytest.mark.parametrize(("is_call", "argument", "shown"), TAKEN)
+def test_calls_are_given_as_the_template_takes_them(chatml_tokenizer, trained, is_call, argument, shown):
+    """No content as "" or as None (which DeepSeek V3 asks for), arguments as an object or as text."""
+    calls = "{% for t in m.tool_calls %}{% set c = t.function %}{{ c.name }}: {{ ARGUMENT }}{% endfor %}"
+    turn = "{{ m.role }}\n{% if CALL %}" + calls + "{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+    turn = turn.replace("CALL", is_call).replace("ARGUMENT", argument)
+    renderer = ConversationRenderer(chatml_tokenizer, "{% for m in messages %}" + turn + "{% endfor %}" + PROMPT)
+    call = Message("assistant", "", tool_calls=(ToolCall("f", {"a": "ARGUMENT"}),))
+    row = renderer.render((TURNS[0], call, Message("tool", "RESULT"), TURNS[1]))
+    assert trained(row) == [f"f: {shown}<|im_end|>", "Ho<|im_end|>"]
+
+
 @pytest.mark.parametrize("mark", ["\u169b0\u169c", "\u169b\u169c", "\u169b"])
 def test_contents_may_hold_marks(chatml_tokenizer, trained, mark):
     row = ConversationRenderer(chatml_tokenizer).render((TURNS[0], Message("assistant", f"a{mark}b")))
