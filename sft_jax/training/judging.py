@@ -12,7 +12,7 @@ from etils import epath
 
 from sft_jax.data.checks import SEVERITIES, Finding, Severity, Subject
 from sft_jax.data.reading import Reading
-from sft_jax.data.records import Record, RecordError, read_prompts
+from sft_jax.data.records import Record, RecordError, RecordReader, read_prompts
 from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
 
@@ -42,6 +42,19 @@ def benchmark_file(text: str) -> tuple[str, str]:
     """The path of a benchmark, and the column of its prompts behind a "="; empty where its rows are of a known form."""
     path, _, column = text.rpartition("=")
     return (text, "") if not path or epath.Path(text).exists() else (path, column)
+
+
+def files_of_benchmarks(config: ml_collections.ConfigDict) -> list[tuple[str, epath.Path]]:
+    """Every file of `config.data.benchmarks`, with what was asked for: its name and the column of its prompts.
+
+    Raises:
+        RecordError: one that does not exist.
+    """
+    return [
+        (f"{text}: {name}", file)
+        for text in config.data.benchmarks
+        for name, file in RecordReader(benchmark_file(text)[0]).files
+    ]
 
 
 def _benchmark(path: str, column: str) -> list[Record]:

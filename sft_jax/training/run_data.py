@@ -18,9 +18,10 @@ from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.report import DataReport, data_report, token_pieces
 from sft_jax.data.tokenized import Tokenized, TokenizedRows, group_dropped
 from sft_jax.data.tokenized.cache import cache_directory
+from sft_jax.data.tokenized.cache_key import file_digests
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.training.base import load_base_tokenizer
-from sft_jax.training.judging import benchmark_file, read_benchmarks, subject_of
+from sft_jax.training.judging import files_of_benchmarks, read_benchmarks, subject_of
 from sft_jax.training.mixing import mixture_of
 from sft_jax.training.train_rows import (
     CHECKED_RECORDS,
@@ -105,15 +106,17 @@ def load_data(
     show = progress or (lambda title, count: lambda done, in_all: None)
     renderer, measured = make_renderer(config), _read_measured(config)
     records = TrainingRecords(config, measured.context, None if thorough else CHECKED_RECORDS, on_change)
-    key = rows_key_of(config, records, renderer, measured.files)
+    key = rows_key_of(config, records, renderer, measured.digests or [])
     cache = cache_directory(config.data.cache) if records.reader.files and not thorough else None
-    tokenized, origin = training_rows(config, records, renderer, show, cache, key)
+    cache_of_findings = None if measured.digests is None else cache
+    cache_of_rows = cache_of_findings if config.data.cleaning else cache
+    tokenized, origin = training_rows(config, records, renderer, show, cache_of_rows, key)
     rows = tokenized.rows
     plan = _plan(config, rows)
     held_out = _held_out(config, renderer, measured)
     subject = functools.cache(lambda: _subject(config, renderer, records, tokenized, held_out, measured, thorough))
     look = lambda: run_checks(subject(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
-    findings = look() if thorough else training_findings(cache, key, measured.files, look)
+    findings = look() if thorough else training_findings(cache_of_findings, key, measured.digests or [], look)
     report = data_report(
         rows,
         tokenized.dropped,
@@ -139,13 +142,13 @@ class _Measured:
         reader: of the held-out rows; None where there are none.
         held_out: their records.
         benchmarks: prompts of benchmarks, by the name of their file.
-        files: all of their files, with their names.
+        digests: of all of their files, taken before they were read; None where rows are streamed and cannot have any.
     """
 
     reader: RecordReader | None
     held_out: list[Record]
     benchmarks: dict[str, list[Record]]
-    files: list[tuple[str, epath.Path]]
+    digests: list[list[str]] | None
 
     @property
     def context(self) -> Context:
@@ -154,9 +157,10 @@ class _Measured:
 
 
 def _read_measured(config: ml_collections.ConfigDict) -> _Measured:
-    reader, benchmarks = _held_out_reader(config), read_benchmarks(config)
-    files = [(text, epath.Path(benchmark_file(text)[0])) for text in config.data.benchmarks]
-    return _Measured(reader, list(reader or ()), benchmarks, files + (reader.files if reader else []))
+    reader, files = _held_out_reader(config), files_of_benchmarks(config)
+    streamed = reader is not None and not reader.files
+    digests = None if streamed else file_digests(files + (reader.files if reader else []))
+    return _Measured(reader, list(reader or ()), read_benchmarks(config), digests)
 
 
 def _plan(config: ml_collections.ConfigDict, rows: TokenizedRows) -> PackPlan:

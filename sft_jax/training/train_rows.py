@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from etils import epath
 
 from sft_jax.data.checks import Finding, Place
-from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink
+from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink, cleaning_values
 from sft_jax.data.records import DroppedRow, Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.report import cleaning_values
 from sft_jax.data.tokenized import Tokenized
 from sft_jax.data.tokenized.cache import cached_json, cached_rows
-from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, code_digest, file_digest, rows_key
+from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, check_unchanged, code_digest, rows_key
 from sft_jax.data.tokenized.row_store import RowStoreWriter
 from sft_jax.data.tokenizing.streaming import write_rows
 from sft_jax.data.tokenizing.workers import worker_count
@@ -99,12 +97,17 @@ def training_rows(
         show: makes a progress callback.
         cache: directory of the cache; None for none.
         key: from `rows_key_of`.
+
+    Raises:
+        ValueError: a file changed while it was read; see also `write_rows`.
     """
 
     def write(writer: RowStoreWriter) -> Mapping[str, Any]:
         workers = worker_count(config.loader.tokenize_workers)
         write_rows(writer, records, renderer, config.data.row_tokens, workers, show("tokenizing", 0))
         writer.check(records.reader.rows)
+        if cache is not None:  # what was read must be what the entry is named after
+            check_unchanged(records.reader.files, key["files"])
         return {"read": records.reader.notes, "cleaning": cleaning_values(records.log)}
 
     waiting = lambda: show("waiting for a process that tokenizes the same data", 0)
@@ -115,7 +118,7 @@ def rows_key_of(
     config: ml_collections.ConfigDict,
     records: TrainingRecords,
     renderer: ConversationRenderer,
-    compared_with: Sequence[tuple[str, epath.Path]],
+    compared_with: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
     """What the training rows depend on.
 
@@ -123,25 +126,21 @@ def rows_key_of(
         config: the experiment config.
         records: the training records.
         renderer: the chat template and tokenizer.
-        compared_with: files of other rows that cleaning steps may look at.
+        compared_with: digests of the files of other rows that cleaning steps may look at.
     """
     options = {name: value for name, value in config.data.to_dict().items() if name not in NOT_IN_ROWS}
     options["sources"] = readings_of_sources(config)
     key = rows_key(records.reader.files, renderer, options)
-    return key | {"compared_with": _digests(compared_with) if config.data.cleaning else []}
+    return key | {"compared_with": list(map(list, compared_with)) if config.data.cleaning else []}
 
 
 def training_findings(
     cache: Path | None,
     rows_key: dict[str, Any],
-    compared_with: Sequence[tuple[str, epath.Path]],
+    compared_with: Sequence[Sequence[str]],
     check: Callable[[], list[Finding]],
 ) -> list[Finding]:
     """What the quick checks find, looked for once for the same rows, held-out rows and benchmarks."""
-    key = {"rows": rows_key, "compared_with": _digests(compared_with), "code": code_digest(without=())}
+    key = {"rows": rows_key, "compared_with": compared_with, "code": code_digest(without=())}
     found = cached_json(cache, key, lambda: [dataclasses.asdict(finding) for finding in check()])
     return [Finding(**values | {"examples": tuple(Place(*place) for place in values["examples"])}) for values in found]
-
-
-def _digests(files: Sequence[tuple[str, epath.Path]]) -> list[list[str]]:
-    return [[name, file_digest(file)] for name, file in files]

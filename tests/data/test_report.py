@@ -6,12 +6,12 @@ import json
 import rich.console
 
 from sft_jax.data.checks import Finding, Place, Reason, Verdict
-from sft_jax.data.cleaning import CleaningLog
+from sft_jax.data.cleaning import CleaningLog, cleaning_values
 from sft_jax.data.conversations import Chat
 from sft_jax.data.packing import packing_report
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.report import cleaning_values, data_report, highlight, pieces, plain_highlight
+from sft_jax.data.report import data_report, highlight, pieces, plain_highlight
 from sft_jax.data.tokenized import DroppedRow, TokenizedRows
 
 FINDINGS = (

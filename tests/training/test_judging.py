@@ -8,7 +8,14 @@ import pytest
 from sft_jax.data.checks import Finding
 from sft_jax.data.records import RecordError
 from sft_jax.training import run
-from sft_jax.training.judging import DataFindingsError, as_grave, check_findings, read_benchmarks
+from sft_jax.training.judging import (
+    DataFindingsError,
+    as_grave,
+    check_findings,
+    files_of_benchmarks,
+    read_benchmarks,
+)
+from sft_jax.training.run_data import load_data
 from tests import tiny
 
 ERROR, WARNING, INFO = (Finding("c", severity, f"an {severity}", 1) for severity in ("error", "warning", "info"))
@@ -68,3 +75,17 @@ def test_benchmarks_are_checked_against_training_rows(tmp_path):
     config = tiny.config(tmp_path, **{"data.benchmarks": (str(prompts),)})
     with pytest.raises(DataFindingsError, match=r"1 prompt of benchmark\.jsonl is also in the training data"):
         run(config, tmp_path / "run")
+
+
+def test_benchmarks_are_paths_like_any_other(tmp_path):
+    """Patterns too; those of equal names stay apart."""
+    for folder in "xy":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.jsonl").write_text(f'{{"prompt": "{folder}"}}\n')
+    apart = tuple(str(tmp_path / folder / "test.jsonl") for folder in "xy")
+    config = tiny.config(tmp_path, **{"data.benchmarks": apart, "data.cache": str(tmp_path / "cache")})
+    assert [len(prompts) for prompts in read_benchmarks(config).values()] == [1, 1]
+    assert [path.parent.name for _, path in files_of_benchmarks(config)] == ["x", "y"]
+    config.data.benchmarks = (str(tmp_path / "*" / "test.jsonl"),)
+    assert [len(prompts) for prompts in read_benchmarks(config).values()] == [2]
+    assert load_data(config).report.numbers["records"]["records"] == 48

@@ -85,6 +85,40 @@ def test_changed_bytes_of_the_same_size_and_time_are_seen(tmp_path):
     assert load_data(made).fingerprints() != before.fingerprints()
 
 
+def test_a_file_that_changes_while_it_is_read_makes_no_entry(tmp_path, monkeypatch):
+    made = config(tmp_path)
+    file = Path(made.data.train)
+    before, write_rows = file.read_text(), train_rows.write_rows
+
+    def write_late(*arguments):
+        file.write_text(before + '{"prompt": "new", "completion": "row"}\n')
+        write_rows(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_rows, "write_rows", write_late)
+        with pytest.raises(ValueError, match=r"train\.jsonl was changed while it was read"):
+            load_data(made)
+    file.write_text(before)
+    assert load_data(made).report.numbers["records"]["records"] == 48
+    with monkeypatch.context() as patch:  # nothing is kept that could be stale
+        patch.setattr(train_rows, "write_rows", write_late)
+        assert load_data(config(tmp_path, **{"data.cache": ""})).report.numbers["records"]["records"] == 49
+
+
+@pytest.mark.parametrize(("cleaning", "origin"), [((), "from the cache"), (("drop_held_out_overlap",), "not cached")])
+def test_what_is_compared_with_rows_without_files_is_not_cached(tmp_path, monkeypatch, cleaning, origin):
+    """Nobody knows whether held-out rows that are streamed are still the same."""
+    made = config(tmp_path, **{"data.held_out": str(tmp_path / "held_out.jsonl"), "data.cleaning": cleaning})
+    files = RecordReader.files.fget
+    monkeypatch.setattr(
+        RecordReader, "files", property(lambda self: [file for file in files(self) if "held_out" not in file[0]])
+    )
+    for _ in range(2):
+        data = load_data(made)
+    assert origin in data.report.numbers["read"][1]
+    assert list((tmp_path / "cache").glob("*.json")) == []  # findings
+
+
 def test_findings_are_looked_for_again_where_held_out_rows_change(tmp_path, count):
     made = config(tmp_path, **{"data.held_out": str(tmp_path / "held_out.jsonl")})
     load_data(made)

@@ -7,7 +7,7 @@ A step keeps a record, changes it or drops it, and every change and drop is note
 from sft_jax.data import texts
 from sft_jax.data.checks.near_duplicates import SIMILARITY
 from sft_jax.data.cleaning import answers, balance, duplicates, private, similar, text
-from sft_jax.data.cleaning.pipeline import Changed, Cleaner, CleaningLog, Sink, problems_of
+from sft_jax.data.cleaning.pipeline import Changed, Cleaner, CleaningLog, Sink, cleaning_values, problems_of
 from sft_jax.data.cleaning.registry import STEPS
 from sft_jax.data.cleaning.steps import Argument, Change, Context, Drop, Outcome, Step, StepKind, each
 
@@ -24,6 +24,7 @@ __all__ = [
     "Sink",
     "Step",
     "StepKind",
+    "cleaning_values",
     "each",
     "problems_of",
 ]

@@ -66,6 +66,19 @@ class CleaningLog:
             self._sink(record, noted)
 
 
+def cleaning_values(log: CleaningLog) -> dict:
+    """What the cleaning steps did, ready for JSON."""
+    changed = [
+        {"step": step, "reason": reason, "rows": rows, "first": _first(log, step, reason)}
+        for (step, reason), rows in log.changes.items()
+    ]
+    return {"rows": log.rows, "kept": log.kept, "dropped_rows": len(log.dropped), "changed": changed}
+
+
+def _first(log: CleaningLog, step: str, reason: str) -> list[str]:
+    return [change.id for change in log.first_changed if (change.step, change.reason) == (step, reason)]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Asked:
     """A step as the config names it ("drop_answers_shorter_than=3")."""

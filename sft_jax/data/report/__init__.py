@@ -17,7 +17,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.checks import CHECKS, Finding, Verdict
-from sft_jax.data.cleaning import CleaningLog
+from sft_jax.data.cleaning import CleaningLog, cleaning_values
 from sft_jax.data.packing import PackingReport
 from sft_jax.data.rendering import RenderedRow
 from sft_jax.data.report.findings import (
@@ -150,15 +150,6 @@ def data_report(
     return DataReport(numbers, example, tuple(findings), verdict, in_short)
 
 
-def cleaning_values(log: CleaningLog) -> dict:
-    """What the cleaning steps did, ready for JSON."""
-    changed = [
-        {"step": step, "reason": reason, "rows": rows, "first": _first(log, step, reason)}
-        for (step, reason), rows in log.changes.items()
-    ]
-    return {"rows": log.rows, "kept": log.kept, "dropped_rows": len(log.dropped), "changed": changed}
-
-
 def pieces(row: RenderedRow) -> list[Piece]:
     """The text of a row in runs of (text, trained), token by token: exactly what the weights say."""
     trained = np.zeros(len(row.text), bool)
@@ -200,10 +191,6 @@ def token_pieces(tokens: np.ndarray, weights: np.ndarray, tokenizer: PreTrainedT
         (tokenizer.decode([int(token) for _, token in run], skip_special_tokens=False), trained)
         for trained, run in runs
     ]
-
-
-def _first(log: CleaningLog, step: str, reason: str) -> list[str]:
-    return [change.id for change in log.first_changed if (change.step, change.reason) == (step, reason)]
 
 
 def _quantiles(sizes: np.ndarray) -> dict[str, int]:

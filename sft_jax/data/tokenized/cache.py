@@ -84,10 +84,21 @@ def cached_json(directory: Path | None, key: dict[str, Any], make: Callable[[], 
         if found["sha256"] == _digest(found["value"]):
             return found["value"]
     value = make()
-    with tempfile.NamedTemporaryFile("w", dir=directory, prefix=path.name, delete=False) as file:
-        json.dump({"sha256": _digest(value), "value": value}, file)
-    os.replace(file.name, path)
+    with contextlib.suppress(OSError):  # it is at hand: a disk that is full must not stop the run
+        _write_json(path, {"sha256": _digest(value), "value": value})
     return value
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file that appears whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        try:
+            json.dump(content, file)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def _check_writable(directory: Path) -> None:

@@ -58,7 +58,7 @@ def rows_key(
     """
     key = {
         "format": FORMAT,
-        "files": [[name, file_digest(file)] for name, file in files],
+        "files": file_digests(files),
         "tokenizer": _tokenizer_digest(renderer),
         "template": _sha256(renderer.chat_template),
         "options": dict(options),
@@ -70,8 +70,25 @@ def rows_key(
     return json.loads(json.dumps(key, default=list))
 
 
-def file_digest(path: epath.PathLike) -> str:
-    """sha256 of the bytes of a file, which may lie in a bucket."""
+def file_digests(files: Iterable[tuple[str, epath.PathLike]]) -> list[list[str]]:
+    """Name and sha256 of each file, which may lie in a bucket."""
+    return [[name, _file_digest(path)] for name, path in files]
+
+
+def check_unchanged(files: Iterable[tuple[str, epath.PathLike]], digests: Sequence[Sequence[str]]) -> None:
+    """Checks that files are still what they were when `file_digests` gave `digests`.
+
+    Raises:
+        ValueError: one is not, so what was read in between may be neither what it was nor what it is.
+    """
+    for (_, path), (_, before) in zip(files, digests, strict=True):
+        if _file_digest(path) != before:
+            raise ValueError(
+                f"{path} was changed while it was read. Start again once nobody writes to it; nothing was kept."
+            )
+
+
+def _file_digest(path: epath.PathLike) -> str:
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
         while piece := file.read(_PIECE):

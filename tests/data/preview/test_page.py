@@ -6,12 +6,12 @@ import json
 import pytest
 
 from sft_jax.data.checks import Finding, Place, Reason, Verdict
-from sft_jax.data.cleaning import CleaningLog
+from sft_jax.data.cleaning import CleaningLog, cleaning_values
 from sft_jax.data.packing import packing_report
 from sft_jax.data.preview.page import embedded_json, page_html
 from sft_jax.data.preview.selection import select_rows
 from sft_jax.data.records import DroppedRow
-from sft_jax.data.report import cleaning_values, data_report
+from sft_jax.data.report import data_report
 
 EVIL = "</script><script>alert('x')</script><!-- <img src=x onerror=alert(1)> & \u2028 \"'`${x}"
 

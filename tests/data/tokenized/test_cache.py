@@ -1,5 +1,6 @@
 """The cache: found again only if nothing changed, never half written, damaged or shared by mistake."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sft_jax.data.tokenized import Counts, Tokenized, TokenizedRows
-from sft_jax.data.tokenized.cache import cache_directory, cached_rows, entry_name
+from sft_jax.data.tokenized.cache import cache_directory, cached_json, cached_rows, entry_name
 from sft_jax.data.tokenized.row_store import ABOUT
 
 KEY = {"files": [["a.jsonl", "0123"]]}
@@ -51,6 +52,22 @@ def test_a_damaged_entry_is_made_again_and_said(tmp_path, name):
     assert name in said
     assert found.rows.tokens.tolist() == [1, 2]
     assert "from the cache" in cached_rows(tmp_path, KEY, writing(made))[1]
+
+
+def test_a_small_value_that_cannot_be_kept_is_made_anew(tmp_path, monkeypatch):
+    made = []
+    make = lambda: made.append(1) or [1]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", _no_room)
+        assert cached_json(tmp_path, KEY, make) == [1]
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        assert cached_json(tmp_path, KEY, make) == [1]
+    assert len(made) == 2
+
+
+def _no_room(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_without_a_cache_nothing_is_left(tmp_path, monkeypatch):
