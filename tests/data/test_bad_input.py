@@ -376,6 +376,18 @@ FILES = {  # name -> (file name, content, options, words of the error after the 
         {},
         "a.jsonl.bz2: the bzip2 file is cut off",
     ),
+    "bzip2 whose second stream is damaged": (
+        "a.jsonl.bz2",
+        bz2.compress(PAIR) + b"BZh9" + bytes(8) + bz2.compress(PAIR)[12:],
+        {},
+        "a.jsonl.bz2: the bzip2 file is cut off or damaged",
+    ),
+    "xz with something behind it": (
+        "a.jsonl.xz",
+        lzma.compress(PAIR) + PAIR,
+        {},
+        "a.jsonl.xz: the xz file is cut off or damaged",
+    ),
     "xz that is damaged": (
         "a.jsonl.xz",
         lzma.compress(PAIR * 99)[:60] + b"x" * 40,

@@ -1,5 +1,6 @@
 """Parquet, and Arrow (Feather, IPC files and streams): read in batches of rows."""
 
+import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -8,8 +9,10 @@ from sft_jax.data.files.rows import Row
 from sft_jax.data.reading import RecordError
 
 ROWS_AT_ONCE = 1024
+_BUFFER = 2**20  # bytes of a column of a Parquet file that are read at once
 
 _ARROW_MAGIC = b"ARROW1"
+_NO_LABEL = -1  # what the `datasets` library has for a class that is not known
 _FREE_OBJECTS = ("arguments", "properties")  # of calls, and of the definitions of tools
 
 
@@ -23,7 +26,9 @@ def parquet_rows(stream: BinaryIO, where: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        yield from numbered(pyarrow.parquet.ParquetFile(stream).iter_batches(ROWS_AT_ONCE), where)
+        # By default a whole group of rows, often the whole file, is read ahead into memory.
+        file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+        yield from numbered(file.iter_batches(ROWS_AT_ONCE), where)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _broken(where, "Parquet", error) from error
 
@@ -61,18 +66,43 @@ def numbered(
         batches: record batches or tables of one schema.
         where: stands in errors.
         labels: of columns of numbers, the names that take their place.
+
+    Raises:
+        RecordError: columns of equal names.
     """
     number, merged = 0, None
     for batch in batches:
         batch.validate(full=True)  # Arrow trusts its files: one that is damaged would crash the process
         if merged is None:
+            _check_names(batch.schema, where)
             merged = [field.name for field in batch.schema if _has_free_objects(field.type)]
         for fields in batch.to_pylist():
             number += 1
+            problem = next((e for c in merged if (e := _merge_error(fields[c], c, where, number))), None)
             for column, names in labels.items():
-                if fields[column] is not None:
-                    fields[column] = names[fields[column]]
-            yield Row(number, next((e for c in merged if (e := _merge_error(fields[c], c, where, number))), fields))
+                problem = problem or _named(fields, column, names, f"{where}:{number}")
+            yield Row(number, problem or fields)
+
+
+def _check_names(fields: Iterable, where: str) -> None:
+    """Checks that no two columns have one name, nor two keys of a column's objects: one of them would be lost."""
+    fields = list(fields)
+    twice = [name for name, count in collections.Counter(field.name for field in fields).items() if count > 1]
+    if twice:
+        raise RecordError(f"{where}: has two columns {twice[0]!r}. Expected a name of its own for each; rename one.")
+    for field in fields:
+        _check_names(map(field.type.field, range(field.type.num_fields)), where)
+
+
+def _named(fields: dict[str, Any], column: str, names: Sequence[str], where: str) -> RecordError | None:
+    """Puts the name of a class in the place of its number; an error for a number that stands for none."""
+    number = fields[column]
+    if number is None:
+        return None
+    if number != _NO_LABEL and not 0 <= number < len(names):
+        return RecordError(f"{where}: {column!r} is {number}, the data set has names for 0 to {len(names) - 1}.")
+    fields[column] = None if number == _NO_LABEL else names[number]
+    return None
 
 
 def _has_free_objects(kind: Any) -> bool:

@@ -13,6 +13,8 @@ from etils import epath
 
 from sft_jax.data.reading import RecordError
 
+_PIECE = 2**17  # bytes read at a time
+
 
 class Compression(NamedTuple):
     """One way to compress: its name, what such files begin with, and how they are opened."""
@@ -28,10 +30,56 @@ def _open_zstd(stream: BinaryIO) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, mode="r"), "zstd"))
 
 
+class _Streams(io.RawIOBase):
+    """Compressed streams one after the other, decompressed; zeros may stand between them, and nothing else.
+
+    Parallel compressors write many streams to a file. The modules `bz2` and `lzma` take damage at the beginning of one
+    for the end of the file.
+    """
+
+    def __init__(self, raw: BinaryIO, decompressor: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]):
+        self._raw, self._decompressor = raw, decompressor
+        self._current: bz2.BZ2Decompressor | lzma.LZMADecompressor | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        found = self._more(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def _more(self, most: int) -> bytes:
+        """Some bytes; none at the end of the file."""
+        while True:
+            if self._current is None or self._current.eof:
+                compressed = self._beginning()
+                if not compressed:
+                    return b""
+                self._current = self._decompressor()
+            else:
+                compressed = self._raw.read(_PIECE) if self._current.needs_input else b""
+                if self._current.needs_input and not compressed:
+                    raise EOFError("it ends within a stream")
+            if found := self._current.decompress(compressed, most):
+                return found
+
+    def _beginning(self) -> bytes:
+        """The beginning of the next stream; nothing at the end of the file."""
+        found = b"" if self._current is None else self._current.unused_data.lstrip(b"\0")
+        while not found and (piece := self._raw.read(_PIECE)):
+            found = piece.lstrip(b"\0")
+        return found
+
+
+def _streams(decompressor: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> Callable[[BinaryIO], BinaryIO]:
+    return lambda raw: io.BufferedReader(_Streams(raw, decompressor), _PIECE)
+
+
 COMPRESSIONS = {
     ".gz": Compression("gzip", b"\x1f\x8b", gzip.open),
-    ".bz2": Compression("bzip2", b"BZh", bz2.open),
-    ".xz": Compression("xz", b"\xfd7zXZ\x00", lzma.open),
+    ".bz2": Compression("bzip2", b"BZh", _streams(bz2.BZ2Decompressor)),
+    ".xz": Compression("xz", b"\xfd7zXZ\x00", _streams(lzma.LZMADecompressor)),
     ".zst": Compression("zstd", b"\x28\xb5\x2f\xfd", _open_zstd),
 }
 

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 
@@ -75,6 +76,8 @@ FILES = [  # (name, content, what it is taken for, numbers of its rows)
     ("a.jsonl", gzip.compress(jsonl()), "JSONL", (1, 2, 3)),
     ("a.jsonl.bz2", bz2.compress(jsonl()), "JSONL", (1, 2, 3)),
     ("a.csv.xz", lzma.compress(table()), "CSV", (2, 4, 6)),
+    ("a.jsonl.bz2", bytes(4).join(map(bz2.compress, jsonl().splitlines(True))) + bytes(8), "JSONL", (1, 2, 3)),
+    ("a.jsonl.xz", b"".join(map(lzma.compress, jsonl().splitlines(True))), "JSONL", (1, 2, 3)),
     ("a.jsonl.zst", zstd(jsonl()), "JSONL", (1, 2, 3)),
     ("a.json.zst", zstd(json.dumps(ROWS).encode()), "JSON", (1, 2, 3)),
     ("a.parquet.gz", gzip.compress(in_arrow(pyarrow.parquet.write_table)), "Parquet", (1, 2, 3)),
@@ -183,6 +186,46 @@ def test_saved_data_sets(tmp_path, labelled):
     assert [(r.id, r.conversation[1].content) for r in records] == [("two/test:1", "no")]
     datasets.DatasetDict({"train": labelled}).save_to_disk(tmp_path / "three")
     assert [r.id for r in read_records(tmp_path / "three", Reading(**TEMPLATES))] == ["three/train:1", "three/train:2"]
+
+
+def test_a_class_that_is_not_known_is_none(tmp_path, labelled):
+    """Its number is -1, which in a list of names would be the last one."""
+    labels = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=labelled.features)
+    labels.save_to_disk(tmp_path / "one")
+    with pytest.raises(RecordError, match=r"one:2: the row has no 'label'"):
+        read_records(tmp_path / "one", Reading(**TEMPLATES))
+    only_text = Reading(prompt_template="{text}", answer_template="{label|none}")
+    assert [r.conversation[1].content for r in read_records(tmp_path / "one", only_text)] == ["yes", "none"]
+
+
+def test_a_group_of_rows_is_not_read_at_once(tmp_path):
+    rows = {"text": [f"{number}" * 1000 for number in range(3000)]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    content, sizes = (tmp_path / "a.parquet").read_bytes(), []
+
+    class Noting(io.BytesIO):
+        def read(self, size=-1):
+            sizes.append(size)
+            return super().read(size)
+
+    found = CONTAINERS["parquet"].rows(Noting(content), "a.parquet")
+    assert [row.content["text"] for row in found] == rows["text"]
+    assert 3 * max(sizes) < len(content)  # a page of a column at most
+
+
+def twice_on_top():
+    return pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, ["text", "text"])
+
+
+def twice_inside():
+    return pyarrow.table({"x": pyarrow.StructArray.from_arrays([pyarrow.array(["a"])] * 2, ["text", "text"])})
+
+
+@pytest.mark.parametrize("content", [twice_on_top, twice_inside])
+def test_columns_of_one_name(tmp_path, content):
+    pyarrow.parquet.write_table(content(), tmp_path / "a.parquet")
+    with pytest.raises(RecordError, match=r"a\.parquet: has two columns 'text'"):
+        read_records(tmp_path / "a.parquet")
 
 
 SPLITS = [
