@@ -102,6 +102,24 @@ def test_the_page_says_what_was_changed(tmp_path):
     assert '"note":"strip_whitespace: whitespace at the ends removed"' in page
 
 
+def test_held_out_rows_of_a_file_of_the_same_name(tmp_path):
+    """A finding's link leads to the row it names, not to the training row of that number."""
+    config = tiny.config(tmp_path)
+    held_out = tmp_path / "held_out" / Path(config.data.train).name
+    held_out.parent.mkdir()
+    held_out.write_text(Path(config.data.train).read_text().splitlines()[1] + "\n")
+    with config.unlocked():
+        config.data.held_out = str(held_out)
+    silent = lambda title, count: lambda done, in_all: None
+    inspection = inspect_data(config, silent)
+    (overlap,) = [finding for finding in inspection.data.report.findings if finding.check == "exact_overlap"]
+    (place,) = overlap.examples
+    assert place.row_id == f"held_out/{held_out.name}:1"
+    assert place.text.startswith(f"also {held_out.name}:2: ")
+    page = preview_page(inspection, config, 50, silent)
+    assert f'href="#row=held_out%2F{held_out.name}%3A1%0A{held_out.name}%3A2"' in page
+
+
 def test_earlier_runs_are_weighed(tmp_path):
     runs = []
     for rows, loss in ((10, 3.0), (20, 2.0)):

@@ -8,12 +8,12 @@ that.
 import collections
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference
-from sft_jax.data.files import CONTAINERS, DATA_SETS, Source, sources_of
+from sft_jax.data.files import CONTAINERS, DATA_SETS, Source, named_apart, sources_of
 from sft_jax.data.formats import ANNOTATED, FORMATS, TEMPLATED, detect_format, table
 from sft_jax.data.formats.values import checked_text, kind, weight_of
 from sft_jax.data.reading import AUTO, DEFAULT, LABELS, ON_BAD_ROW, TIES, Reading, RecordError
@@ -85,8 +85,15 @@ class RecordReader:
         dropped: the rows that could not be read, if `reading.on_bad_row` is "drop".
     """
 
-    def __init__(self, path: str | os.PathLike, reading: Reading = DEFAULT):
+    def __init__(
+        self, path: str | os.PathLike, reading: Reading = DEFAULT, others: Sequence[tuple[str, epath.Path]] = ()
+    ):
         """Finds the files.
+
+        Args:
+            path: files, a pattern, a directory saved by `datasets` or a name of the hub; may lie in a bucket.
+            reading: how.
+            others: `files` of another reader; rows of files that only share a name with them have ids of their own.
 
         Raises:
             RecordError: there are none, or it cannot be told what they are.
@@ -96,7 +103,7 @@ class RecordReader:
         self._path, self._reading = path, reading
         self._renames = [_rename(text) for text in reading.columns]
         self._own_columns = {reading.id_column, reading.weight_column, reading.group_column}
-        self._sources = sources_of(path, reading)
+        self._sources = named_apart(sources_of(path, reading), others)
         self._start()
 
     def _start(self) -> None:

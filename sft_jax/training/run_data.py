@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -22,7 +23,7 @@ from sft_jax.data.tokenized.cache_key import file_digests
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.training.base import load_base_tokenizer
 from sft_jax.training.judging import files_of_benchmarks, read_benchmarks, subject_of
-from sft_jax.training.mixing import mixture_of
+from sft_jax.training.mixing import mixture_of, reader_of
 from sft_jax.training.train_rows import (
     CHECKED_RECORDS,
     ProgressFor,
@@ -104,8 +105,9 @@ def load_data(
     if not (config.data.train or config.data.mixture):
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
     show = progress or (lambda title, count: lambda done, in_all: None)
-    renderer, measured = make_renderer(config), _read_measured(config)
-    records = TrainingRecords(config, measured.context, None if thorough else CHECKED_RECORDS, on_change)
+    renderer, reader = make_renderer(config), reader_of(config)
+    measured = _read_measured(config, reader.files)
+    records = TrainingRecords(config, measured.context, None if thorough else CHECKED_RECORDS, on_change, reader)
     key = rows_key_of(config, records, renderer, measured.digests or [])
     cache = cache_directory(config.data.cache) if records.reader.files and not thorough else None
     cache_of_findings = None if measured.digests is None else cache
@@ -156,8 +158,9 @@ class _Measured:
         return Context(self.held_out, [record for records in self.benchmarks.values() for record in records])
 
 
-def _read_measured(config: ml_collections.ConfigDict) -> _Measured:
-    reader, files = _held_out_reader(config), files_of_benchmarks(config)
+def _read_measured(config: ml_collections.ConfigDict, trained: Sequence[tuple[str, epath.Path]]) -> _Measured:
+    """Of files that share a name with those that are trained on (`trained`), ids tell rows apart."""
+    reader, files = _held_out_reader(config, trained), files_of_benchmarks(config)
     streamed = reader is not None and not reader.files
     digests = None if streamed else file_digests(files + (reader.files if reader else []))
     return _Measured(reader, list(reader or ()), read_benchmarks(config), digests)
@@ -213,11 +216,13 @@ def _checked(records: int, thorough: bool) -> dict[str, int]:
     return {name: records if check.by_keys else of_texts for name, check in chosen_checks(quick=not thorough).items()}
 
 
-def _held_out_reader(config: ml_collections.ConfigDict) -> RecordReader | None:
+def _held_out_reader(
+    config: ml_collections.ConfigDict, trained: Sequence[tuple[str, epath.Path]]
+) -> RecordReader | None:
     if not config.data.held_out:
         return None
     reading = reading_of(config.data.reading, split=config.data.reading.held_out_split)
-    return RecordReader(config.data.held_out, reading)
+    return RecordReader(config.data.held_out, reading, trained)
 
 
 def _held_out(

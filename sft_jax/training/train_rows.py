@@ -13,7 +13,8 @@ import ml_collections
 
 from sft_jax.data.checks import Finding, Place
 from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink, cleaning_values
-from sft_jax.data.records import DroppedRow, Record
+from sft_jax.data.mixed_records import MixedReader
+from sft_jax.data.records import DroppedRow, Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import Tokenized
 from sft_jax.data.tokenized.cache import cached_json, cached_rows
@@ -45,6 +46,7 @@ class TrainingRecords:
         context: Context,
         keep: int | None = CHECKED_RECORDS,
         on_change: Sink | None = None,
+        reader: RecordReader | MixedReader | None = None,
     ):
         """Finds the files.
 
@@ -53,11 +55,12 @@ class TrainingRecords:
             context: what cleaning steps compare with.
             keep: how many records stay in memory; None: all.
             on_change: given every record that cleaning drops or changes, as it was.
+            reader: of the files, where there is one.
 
         Raises:
             RecordError: there is nothing to read.
         """
-        self.reader = reader_of(config)
+        self.reader = reader_of(config) if reader is None else reader
         self._cleaner = Cleaner(config.data.cleaning, context)
         self._keep, self._on_change = keep, on_change
         self.log, self.first = CleaningLog(), []

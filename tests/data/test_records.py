@@ -6,7 +6,7 @@ import json
 import pytest
 
 from sft_jax.data.conversations import Message
-from sft_jax.data.reading import Reading
+from sft_jax.data.reading import DEFAULT, Reading
 from sft_jax.data.records import DroppedRow, RecordError, RecordReader, iter_records, read_prompts, read_records
 
 PAIR = {"prompt": "Hi", "completion": "Ho"}
@@ -24,6 +24,21 @@ def write(tmp_path):
         return path
 
     return make
+
+
+def test_files_that_share_a_name_with_others(tmp_path):
+    """As training and held-out rows in folders of their own: ids tell them apart. The same file keeps its ids."""
+    for folder in ("a/x", "b/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "rows.jsonl").write_text('{"text": "Once"}\n')
+    train = RecordReader(tmp_path / "a/x/rows.jsonl")
+    names = {
+        name: [record.id for record in RecordReader(tmp_path / name / "x/rows.jsonl", DEFAULT, train.files)]
+        for name in "ab"
+    }
+    assert names == {"a": ["rows.jsonl:1"], "b": ["x/rows.jsonl:1"]}
+    both = [*train.files, ("x/rows.jsonl", train.files[0][1])]
+    assert [r.id for r in RecordReader(tmp_path / "b/x/rows.jsonl", DEFAULT, both)] == ["b/x/rows.jsonl:1"]
 
 
 def test_a_record_is_named_by_file_and_row(write):

@@ -5,7 +5,7 @@ to rows, and a line in CONTAINERS.
 """
 
 from sft_jax.data.files.containers import CONTAINERS, DATA_SETS
-from sft_jax.data.files.locate import sources_of
+from sft_jax.data.files.locate import named_apart, sources_of
 from sft_jax.data.files.rows import Row, Source
 
-__all__ = ["CONTAINERS", "DATA_SETS", "Row", "Source", "sources_of"]
+__all__ = ["CONTAINERS", "DATA_SETS", "Row", "Source", "named_apart", "sources_of"]

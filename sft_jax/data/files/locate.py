@@ -1,11 +1,12 @@
 """From what a user wrote as the path of data to its sources: files, globs, lists, saved data sets, names of the hub."""
 
 import collections
+import dataclasses
 import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -93,6 +94,23 @@ def _names(paths: list[str]) -> list[str]:
     parts = [path.split("/") for path in paths]
     shared = next(depth for depth, folders in enumerate(zip(*parts, strict=False)) if len(set(folders)) > 1)
     return ["/".join(path[shared:]) for path in parts]
+
+
+def named_apart(sources: list[Source], others: Sequence[tuple[str, epath.Path]]) -> list[Source]:
+    """The sources, those that have the name of another file with as many of their folders as tell them apart."""
+    taken = dict(others)
+    return [
+        dataclasses.replace(source, name=_own_name(source.files[0], taken))
+        if len(source.files) == 1 and taken.get(source.name, source.files[0]) != source.files[0]
+        else source
+        for source in sources
+    ]
+
+
+def _own_name(path: epath.Path, taken: Mapping[str, epath.Path]) -> str:
+    parts = str(path).split("/")
+    names = ("/".join(parts[-count:]) for count in range(2, len(parts)))
+    return next((name for name in names if name not in taken), str(path))
 
 
 def _file_source(path: epath.Path, name: str, reading: Reading) -> Source:
