@@ -10,6 +10,7 @@ import pytest
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import read_records
 from sft_jax.training.inspection import inspect_data, preview_page
+from sft_jax.training.progress import silent
 from sft_jax.training.run_data import load_data
 from tests import tiny
 
@@ -79,7 +80,7 @@ def test_what_is_written_trains_the_same(tmp_path):
         config.data.reading.on_bad_row = "drop"
     with open(config.data.train, "a") as file:
         file.write('{"prompt": "no answer"}\n')
-    inspection = inspect_data(config, lambda title, count: lambda done, in_all: None)
+    inspection = inspect_data(config, silent)
     out = epath.Path(tmp_path / "clean")
     write_data_set(out, inspection.kept, inspection.dropped, inspection.changed, {})
     with config.unlocked():
@@ -97,7 +98,6 @@ def test_what_is_written_trains_the_same(tmp_path):
 def test_the_page_says_what_was_changed(tmp_path):
     config = tiny.config(tmp_path, **{"data.cleaning": ("strip_whitespace",)})
     Path(config.data.train).write_text('{"prompt": "a", "completion": " b"}\n')
-    silent = lambda title, count: lambda done, in_all: None
     page = preview_page(inspect_data(config, silent), config, 10, silent)
     assert '"note":"strip_whitespace: whitespace at the ends removed"' in page
 
@@ -128,7 +128,6 @@ def test_earlier_runs_are_weighed(tmp_path):
         line = {"step": 1, "progress/examples": rows, "progress/epochs": 1.0, "held_out/nll": loss}
         (runs[-1] / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         (runs[-1] / "environment.json").write_text('{"fingerprints": {}}')
-    silent = lambda title, count: lambda done, in_all: None
     inspection = inspect_data(tiny.config(tmp_path), silent, [str(run) for run in runs])
     reasons = [reason.text for reason in inspection.data.report.verdict.reasons]
     assert any("3.000 at 10 rows, 2.000 at 20 rows" in reason for reason in reasons)

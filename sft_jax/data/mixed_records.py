@@ -23,6 +23,7 @@ class MixedReader:
             ValueError: an option of a reading that has no meaning; names the source.
         """
         self._readers: dict[str, RecordReader] = {}
+        self._begun: list[RecordReader] = []  # in the latest pass
         for name, (path, reading) in sources.items():
             try:
                 self._readers[name] = RecordReader(path, reading)
@@ -30,7 +31,9 @@ class MixedReader:
                 raise type(error)(_of_source(name, error)) from error
 
     def __iter__(self) -> Iterator[Record]:
+        self._begun = []
         for name, reader in self._readers.items():
+            self._begun.append(reader)
             try:
                 for record in reader:
                     yield dataclasses.replace(record, id=f"{name}/{record.id}", source=name)
@@ -44,6 +47,15 @@ class MixedReader:
         if not all(files.values()):
             return []
         return [(f"{name}/{file}", path) for name, found in files.items() for file, path in found]
+
+    @property
+    def share(self) -> float | None:
+        """How much the latest pass has read, from 0 to 1, by the bytes of files; None where nobody knows."""
+        sizes = [reader.size for reader in self._readers.values()]
+        shares = [reader.share for reader in self._begun]
+        if not all(sizes) or None in shares:
+            return None
+        return sum(size * share for size, share in zip(sizes, shares, strict=False)) / sum(sizes)
 
     @property
     def rows(self) -> int:

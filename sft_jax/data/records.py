@@ -108,6 +108,7 @@ class RecordReader:
 
     def _start(self) -> None:
         self.rows, self.records, self.dropped = 0, 0, []
+        self._at: int | None = None  # number of the source that is being read
         self._found: dict[str, list[str]] = collections.defaultdict(list)  # "JSONL, messages" -> names
         self._ids: set[str] = set()
 
@@ -117,6 +118,23 @@ class RecordReader:
         return [f"{_listed(names)}: {what}" for what, names in self._found.items()]
 
     @property
+    def size(self) -> int:
+        """Bytes of all files; 0 where that is not known."""
+        sizes = [source.size for source in self._sources]
+        return sum(sizes) if all(sizes) else 0
+
+    @property
+    def share(self) -> float | None:
+        """How much the latest pass has read, from 0 to 1, by the bytes of files; None where nobody knows."""
+        if self._at is None:
+            return 0.0
+        now = self._sources[self._at].share()
+        if len(self._sources) == 1 or now is None:
+            return now
+        before = sum(source.size for source in self._sources[: self._at])
+        return (before + now * self._sources[self._at].size) / self.size if self.size else None
+
+    @property
     def files(self) -> list[tuple[str, epath.Path]]:
         """Whose bytes decide what the records are, with the name their rows bear; empty where that cannot be told."""
         pairs = [(source.name, file) for source in self._sources for file in source.files]
@@ -124,7 +142,8 @@ class RecordReader:
 
     def __iter__(self) -> Iterator[Record]:
         self._start()
-        for source in self._sources:
+        for number, source in enumerate(self._sources):
+            self._at = number
             yield from self._read(source)
         if not self.records:
             raise RecordError(

@@ -4,7 +4,7 @@ What `python -m sft_jax.preview` shows and writes.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import ml_collections
 
@@ -16,8 +16,7 @@ from sft_jax.data.tokenized import DroppedRow
 from sft_jax.training.earlier_runs import curve_of_runs
 from sft_jax.training.mixing import name_of
 from sft_jax.training.run_data import Data, load_data
-
-Progress = Callable[[str, int], Callable[[int, int], None]]
+from sft_jax.training.train_rows import ProgressFor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,9 @@ class Inspection:
         return [*self.removed, *later]
 
 
-def inspect_data(config: ml_collections.ConfigDict, progress: Progress, earlier_runs: Sequence[str] = ()) -> Inspection:
+def inspect_data(
+    config: ml_collections.ConfigDict, progress: ProgressFor, earlier_runs: Sequence[str] = ()
+) -> Inspection:
     """Reads, cleans, tokenizes and checks.
 
     Args:
@@ -70,7 +71,7 @@ def inspect_data(config: ml_collections.ConfigDict, progress: Progress, earlier_
     return Inspection(data, removed, changed)
 
 
-def preview_page(inspection: Inspection, config: ml_collections.ConfigDict, wanted: int, progress: Progress) -> str:
+def preview_page(inspection: Inspection, config: ml_collections.ConfigDict, wanted: int, progress: ProgressFor) -> str:
     """The preview as HTML.
 
     Args:

@@ -5,40 +5,51 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _PLAIN_SECONDS = 10.0
 
 
 class ProgressBar:
-    """A bar over a known number of things; `update` may be called as often as one likes."""
+    """A bar over a known number of things, or over a share; `update` may be called as often as one likes."""
 
-    def __init__(self, title: str, total: int, done: int = 0, console: Console | None = None, enabled: bool = True):
+    def __init__(
+        self, title: str, total: int | None, done: int = 0, console: Console | None = None, enabled: bool = True
+    ):
         """Prepares the bar; use it as a context manager.
 
         Args:
             title: what goes on.
-            total: how many there are; 0 where nobody knows.
+            total: how many there are; 0 where nobody knows; None where a share is known, from 0 to 1.
             done: how many were done before (a resumed run).
             console: by default the terminal.
             enabled: False prints nothing (processes but the first).
         """
         self._console = console or Console()
-        self._title, self._total, self._first = title, total, done
+        self._title, self._first = title, done
+        self._is_share, self._total = total is None, 1 if total is None else total
         self._bar = None
         self._enabled = enabled
         if enabled and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                TaskProgressColumn() if self._is_share else MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task(title, total=total or None, completed=done, note="")
+            self._task = self._bar.add_task(title, total=self._total or None, completed=done, note="")
         self._started = self._printed = time.monotonic()
 
     def __enter__(self) -> "ProgressBar":
@@ -53,25 +64,52 @@ class ProgressBar:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: int, note: str = "", within: bool = False) -> None:
-        """Shows that `done` things are done; `within` one of them, nothing has ended yet."""
+    def update(self, done: float | None, note: str = "", within: bool = False) -> None:
+        """Shows how far it is.
+
+        Args:
+            done: so many things, or such a share; None where nobody knows.
+            note: what else there is to say.
+            within: nothing has ended yet, also where all is done.
+        """
         if not self._enabled:
             return
         if self._bar:
-            self._bar.update(self._task, completed=done, note=note)
+            total = self._total if done is not None and self._total else None
+            self._bar.update(self._task, completed=done or 0, total=total, note=note)
             return
         now = time.monotonic()
-        if now - self._printed >= _PLAIN_SECONDS or (done >= self._total > 0 and not within):
-            rate = (done - self._first) / max(now - self._started, 1e-9)
-            left = _clock((self._total - done) / rate) if rate > 0 else "?"
-            known = f"{done}/{self._total} {note} ETA {left}"
-            line = f"{self._title} {known if self._total else f'{done} {note} {rate:,.0f}/s'}"
-            self._console.print(line.replace("  ", " "), soft_wrap=True)
+        ended = not within and (done is None or done >= self._total > 0)
+        if now - self._printed >= _PLAIN_SECONDS or ended:
+            words = (self._title, *self._far(done, now), note, *self._left(done, now))
+            self._console.print(" ".join(word for word in words if word).replace("  ", " "), soft_wrap=True)
             self._printed = now
+
+    def _far(self, done: float | None, now: float) -> list[str]:
+        if done is None:
+            return []
+        if self._is_share:
+            return [f"{done:.0%}"]
+        return [f"{done}/{self._total}"] if self._total else [f"{done}", f"{self._rate(done, now):,.0f}/s"]
+
+    def _left(self, done: float | None, now: float) -> list[str]:
+        """When it will be done; nothing where nobody knows."""
+        if done is None or not self._total:
+            return []
+        rate = self._rate(done, now)
+        return ["ETA", _clock((self._total - done) / rate) if rate > 0 else "?"]
+
+    def _rate(self, done: float, now: float) -> float:
+        return (done - self._first) / max(now - self._started, 1e-9)
 
     def __call__(self, done: int, total: int) -> None:
         """The form in which lower layers report: (done, in all)."""
         self.update(done)
+
+
+def silent(title: str, total: int | None) -> ProgressBar:
+    """A bar that shows nothing."""
+    return ProgressBar(title, total, enabled=False)
 
 
 def _clock(seconds: float) -> str:
@@ -99,8 +137,8 @@ class ProgressBars:
         if self._bar is not None:
             self._bar.__exit__(kind, error, trace)
 
-    def __call__(self, title: str, total: int) -> ProgressBar:
-        """Ends the bar before, and starts one that is called with (done, in all)."""
+    def __call__(self, title: str, total: int | None) -> ProgressBar:
+        """Ends the bar before, and starts one; see there for `total`."""
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
         self._bar = ProgressBar(title, total, console=self._console).__enter__()

@@ -24,6 +24,7 @@ from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.training.base import load_base_tokenizer
 from sft_jax.training.judging import files_of_benchmarks, read_benchmarks, subject_of
 from sft_jax.training.mixing import mixture_of, reader_of
+from sft_jax.training.progress import silent
 from sft_jax.training.train_rows import (
     CHECKED_RECORDS,
     ProgressFor,
@@ -96,7 +97,7 @@ def load_data(
 
     Args:
         config: the experiment config.
-        progress: given a title and how many there are (0: nobody knows), returns a callback (done, in all).
+        progress: given a title and how many there are (see `ProgressBar`), shows how far it is; None: nothing is shown.
         thorough: all checks on all records and a verdict; else the quick checks on the first records, whose findings
             are kept in the cache like the rows.
         on_change: given every record that cleaning drops or changes, as it was.
@@ -104,7 +105,7 @@ def load_data(
     """
     if not (config.data.train or config.data.mixture):
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
-    show = progress or (lambda title, count: lambda done, in_all: None)
+    show = progress or silent
     renderer, reader = make_renderer(config), reader_of(config)
     measured = _read_measured(config, reader.files)
     records = TrainingRecords(config, measured.context, None if thorough else CHECKED_RECORDS, on_change, reader)
@@ -128,6 +129,7 @@ def load_data(
         cleaning=tokenized.notes["cleaning"],
         counts=tokenized.counts,
         changed=tokenized.changed,
+        tokenizing=tokenized.notes["made"],
         checked=_checked(len(tokenized.keys), thorough),
         findings=findings,
         verdict=verdict(subject(), findings, curve) if thorough else None,

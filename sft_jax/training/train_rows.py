@@ -5,6 +5,7 @@ the start of a run look at.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from sft_jax.data.tokenized.row_store import RowStoreWriter
 from sft_jax.data.tokenizing.streaming import write_rows
 from sft_jax.data.tokenizing.workers import worker_count
 from sft_jax.training.mixing import reader_of, readings_of_sources
+from sft_jax.training.progress import ProgressBar
 
-ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all; 0: unknown) -> callback (done, in all)
+ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how many there are, see `ProgressBar`
 
 CHECKED_RECORDS = 20_000  # that checks at the start of a run look at: so many take some 60 MB
 
@@ -107,11 +109,16 @@ def training_rows(
 
     def write(writer: RowStoreWriter) -> Mapping[str, Any]:
         workers = worker_count(config.loader.tokenize_workers)
-        write_rows(writer, records, renderer, config.data.row_tokens, workers, show("tokenizing", 0))
+        bar = functools.cache(lambda: show("tokenizing", None))  # shown when cleaning has looked at all rows
+        report = lambda work: bar().update(work.share, work.speed(), within=True)
+        share = lambda: records.reader.share
+        work = write_rows(writer, records, renderer, config.data.row_tokens, workers, report, share)
+        bar().update(work.share, work.speed())
         writer.check(records.reader.rows)
         if cache is not None:  # what was read must be what the entry is named after
             check_unchanged(records.reader.files, key["files"])
-        return {"read": records.reader.notes, "cleaning": cleaning_values(records.log)}
+        made = {"records": work.records, "tokens": work.tokens, "seconds": work.seconds, "workers": work.workers}
+        return {"read": records.reader.notes, "cleaning": cleaning_values(records.log), "made": made}
 
     waiting = lambda: show("waiting for a process that tokenizes the same data", 0)
     return cached_rows(cache, key, write, waiting)

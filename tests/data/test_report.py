@@ -5,13 +5,13 @@ import json
 
 import rich.console
 
-from sft_jax.data.checks import Finding, Place, Reason, Verdict
+from sft_jax.data.checks import CHECKS, Finding, Place, Reason, Verdict
 from sft_jax.data.cleaning import CleaningLog, cleaning_values
 from sft_jax.data.conversations import Chat
 from sft_jax.data.packing import packing_report
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.report import data_report, highlight, pieces, plain_highlight
+from sft_jax.data.report import data_report, highlight, pieces, plain_highlight, report_lines
 from sft_jax.data.tokenized import DroppedRow, TokenizedRows
 
 FINDINGS = (
@@ -65,6 +65,25 @@ def test_terminal_and_markdown(chatml_tokenizer, chat):
     assert "    ⟦Hello!<|im_end|>⟧" in markdown
     assert highlight(row).plain == row.text
     assert plain_highlight(row).replace("⟦", "").replace("⟧", "") == row.text
+
+
+def test_what_tokenizing_took():
+    numbers = make_report(tokenizing={"records": 900, "tokens": 90_000, "seconds": 3.0, "workers": 2}).numbers
+    assert numbers["tokenizing"]["tokens_per_second"] == 30_000
+    assert ("tokenized", "900 records in 3.0 s with 2 workers: 300 records/s, 30,000 tokens/s") in report_lines(numbers)
+    alone = make_report(tokenizing={"records": 9, "tokens": 90, "seconds": 3.0, "workers": 0}).numbers
+    assert ("tokenized", "9 records in 3.0 s with no workers: 3 records/s, 30 tokens/s") in report_lines(alone)
+    assert "tokenized" not in dict(report_lines(make_report().numbers))
+
+
+def test_which_checks_looked_at_how_many_records():
+    few = make_report(checked={"exact_duplicates": 1000, "end_of_turn": 20, "empty_answers": 20}).numbers
+    assert [line for name, line in report_lines(few) if name == "checked"] == [
+        "all 1,000 records: exact_duplicates",
+        "the first 20 records: end_of_turn, empty_answers; python -m sft_jax.preview makes every check on all",
+    ]
+    every = make_report(checked=dict.fromkeys(CHECKS, 1000)).numbers
+    assert ("checked", "all 1,000 records: every check") in report_lines(every)
 
 
 def test_findings_in_short():

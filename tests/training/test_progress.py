@@ -28,6 +28,40 @@ def test_plain_lines(clock):
     assert len(lines) == 8
 
 
+def test_a_share(clock):
+    """With an estimate of the time that is left; none where nobody knows the share."""
+    out = io.StringIO()
+    with progress.ProgressBar("tokenizing", None, console=Console(file=out, width=40)) as bar:
+        for share in (0.0, 0.25, None):
+            clock[0] += 10.0
+            bar.update(share, "9 rows/s", within=True)
+        bar.update(1.0, "9 rows/s")
+        bar.update(None, "7 rows/s")
+    assert out.getvalue().splitlines() == [
+        "tokenizing 0% 9 rows/s ETA ?",
+        "tokenizing 25% 9 rows/s ETA 0:01:00",
+        "tokenizing 9 rows/s",
+        "tokenizing 100% 9 rows/s ETA 0:00:00",
+        "tokenizing 7 rows/s",
+    ]
+
+
+def test_an_unknown_number(clock):
+    out = io.StringIO()
+    with progress.ProgressBar("reading", 0, console=Console(file=out, width=40)) as bar:
+        clock[0] += 10.0
+        bar(50, 0)
+    assert out.getvalue() == "reading 50 5/s\n"
+
+
+def test_a_share_on_a_terminal():
+    out = io.StringIO()
+    with progress.ProgressBar("tokenizing", None, console=Console(file=out, force_terminal=True, width=100)) as bar:
+        bar.update(None, "1 rows/s", within=True)
+        bar.update(0.25, "9 rows/s", within=True)
+    assert "25%" in out.getvalue()
+
+
 def test_other_processes_print_nothing(clock):
     out = io.StringIO()
     with progress.ProgressBar("training", 3, console=Console(file=out), enabled=False) as bar:

@@ -92,7 +92,7 @@ def test_a_file_that_changes_while_it_is_read_makes_no_entry(tmp_path, monkeypat
 
     def write_late(*arguments):
         file.write_text(before + '{"prompt": "new", "completion": "row"}\n')
-        write_rows(*arguments)
+        return write_rows(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_rows, "write_rows", write_late)

@@ -20,7 +20,6 @@ from sft_jax.data.views import PromptTemplate, View, view_of
 Made = TypeVar("Made")
 
 _SHOWN_QUESTION = 100  # characters of a question in a line
-_SHOWN_TOKENS = 30  # of a prompt that is not in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +115,21 @@ class Subject:
 
 
 def _view_of_tokens(whole: Tokenized, number: int, tokenizer: PreTrainedTokenizerBase) -> View:
-    """What can be shown of a record that is not in memory: the end of its first row's prompt, and its answer."""
+    """What can be shown of a record that is not in memory: what its first row's prompt says last, and its answer."""
     row = int(whole.first_rows[number])
     if row < 0:
         dropped = whole.dropped[-1 - row]
         return View(dropped.id, "", "", "", (), "")
     tokens, weights = whole.rows.row(row)
     trained = np.flatnonzero(weights)
-    first = trained[0] if len(trained) else len(tokens)
-    asked = tokenizer.decode(tokens[max(0, first - _SHOWN_TOKENS) : first].tolist(), skip_special_tokens=True)
+    prompt = tokens[: trained[0]] if len(trained) else tokens
+    asked = _last_said(prompt, tokenizer)
     answer = tokenizer.decode(tokens[trained].tolist(), skip_special_tokens=True)
     return View(whole.rows.ids[row], "", asked, asked, (answer,), whole.rows.groups[row])
+
+
+def _last_said(prompt: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The longer of the last two texts between special tokens: a question, and not the header of the answer to it."""
+    cuts = np.flatnonzero(np.isin(prompt, tokenizer.all_special_ids))
+    texts = [tokenizer.decode(piece.tolist(), skip_special_tokens=True).strip() for piece in np.split(prompt, cuts)]
+    return max([text for text in texts if text][-2:], key=len, default="")

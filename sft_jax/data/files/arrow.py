@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from sft_jax.data.files.rows import Row
+from sft_jax.data.files.rows import Row, SizedRows
 from sft_jax.data.reading import RecordError
 
 ROWS_AT_ONCE = 1024
@@ -28,6 +28,15 @@ def parquet_rows(stream: BinaryIO, where: str) -> Iterator[Row]:
     try:
         # By default a whole group of rows, often the whole file, is read ahead into memory.
         file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _broken(where, "Parquet", error) from error
+    return SizedRows(_parquet_batches(file, where), file.metadata.num_rows)
+
+
+def _parquet_batches(file: Any, where: str) -> Iterator[Row]:
+    import pyarrow
+
+    try:
         yield from numbered(file.iter_batches(ROWS_AT_ONCE), where)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _broken(where, "Parquet", error) from error

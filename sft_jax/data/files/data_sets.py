@@ -1,13 +1,12 @@
 """Data sets of the `datasets` library: directories it saved, and names of the hub."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from sft_jax.data.files.arrow import ROWS_AT_ONCE, numbered
-from sft_jax.data.files.rows import Row, Source
+from sft_jax.data.files.rows import Row, Share, SizedRows, Source
 from sft_jax.data.reading import Reading, RecordError
 
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a directory
@@ -40,7 +39,7 @@ def saved(path: epath.Path, reading: Reading) -> Source:
         raise RecordError(f"{path}: has no splits; leave --config.data.reading.split empty.")
     where = str(path)
     files = tuple(sorted((file for file in folder.iterdir() if file.is_file()), key=str))
-    return Source(name, where, "saved data set", functools.partial(_rows, found, where), files)
+    return _source(found, name, where, "saved data set", files)
 
 
 def hub(name: str, reading: Reading) -> Source:
@@ -72,7 +71,17 @@ def hub(name: str, reading: Reading) -> Source:
         ) from error
     where = f"{name}/{split}"
     files = () if reading.streaming else tuple(epath.Path(entry["filename"]) for entry in found.cache_files)
-    return Source(where, where, "data set of the hub", functools.partial(_rows, found, where), files)
+    return _source(found, where, where, "data set of the hub", files)
+
+
+def _source(data_set: Any, name: str, where: str, title: str, files: tuple[epath.Path, ...]) -> Source:
+    share = Share()
+
+    def rows() -> Iterator[Row]:
+        found = _rows(data_set, where)
+        return share.of_rows(SizedRows(found, len(data_set)) if hasattr(data_set, "__len__") else found)
+
+    return Source(name, where, title, rows, files, share)
 
 
 def chosen_split(split: str, splits: list[str], where: str) -> str:

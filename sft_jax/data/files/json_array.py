@@ -24,7 +24,7 @@ def rows(stream: BinaryIO, where: str) -> Iterator[Row]:
     if not content.strip():
         return iter(())
     value = decode_json(decoded_text(content, where), where, _EXPECTED)
-    return (Row(number, element) for number, element in enumerate(_array(value, where), 1))
+    return iter([Row(number, element) for number, element in enumerate(_array(value, where), 1)])
 
 
 def _array(value: object, where: str) -> list:

@@ -12,7 +12,7 @@ from etils import epath
 
 from sft_jax.data.files import data_sets
 from sft_jax.data.files.containers import CONTAINERS, DATA_SETS, container_of
-from sft_jax.data.files.rows import Row, Source
+from sft_jax.data.files.rows import Row, Share, Source
 from sft_jax.data.files.streams import opened
 from sft_jax.data.reading import AUTO, Reading, RecordError
 
@@ -123,10 +123,10 @@ def _file_source(path: epath.Path, name: str, reading: Reading) -> Source:
             f"{path}: neither suffix nor content says what it is. Say so: --config.data.reading.container=, one of "
             f"{', '.join([*CONTAINERS, *DATA_SETS])}."
         )
-    kind = CONTAINERS[container]
+    kind, share = CONTAINERS[container], Share()
 
     def rows() -> Iterator[Row]:
-        with opened(path) as stream:
-            yield from kind.rows(stream, str(path))
+        with opened(path, share) as stream:
+            yield from share.of_rows(kind.rows(stream, str(path)))
 
-    return Source(name, str(path), kind.title, rows, (path,))
+    return Source(name, str(path), kind.title, rows, (path,), share)

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from etils import epath
 
+from sft_jax.data.files.rows import Share
 from sft_jax.data.reading import RecordError
 
 _PIECE = 2**17  # bytes read at a time
@@ -87,8 +88,12 @@ _BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError)
 
 
 @contextlib.contextmanager
-def opened(path: epath.Path) -> Iterator[BinaryIO]:
+def opened(path: epath.Path, share: Share | None = None) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed if its first bytes say that it is compressed.
+
+    Args:
+        path: of the file.
+        share: told how far it is read, in bytes as they lie in the file.
 
     Raises:
         RecordError: the suffix says that it is compressed and it is not, or it ends too early.
@@ -96,6 +101,8 @@ def opened(path: epath.Path) -> Iterator[BinaryIO]:
     with path.open("rb") as raw:
         head = raw.read(8)
         raw.seek(0)
+        if share is not None:
+            share.of_bytes(raw, path.stat().length)
         expected = COMPRESSIONS.get(path.suffix)
         if expected and head and not head.startswith(expected.magic):
             raise RecordError(

@@ -102,6 +102,7 @@ def data_report(
     cleaning: dict | None = None,
     counts: Counts | None = None,
     changed: Mapping[str, int] | None = None,
+    tokenizing: Mapping[str, float] | None = None,
     checked: Mapping[str, int] | None = None,
     findings: Sequence[Finding] = (),
     verdict: Verdict | None = None,
@@ -118,6 +119,7 @@ def data_report(
         cleaning: what the cleaning steps did, from `cleaning_values`.
         counts: what became of the records.
         changed: rows that do not hold all of their record, by reason.
+        tokenizing: what it took, when it was done: `records`, `tokens`, `seconds`, `workers`; None where nobody knows.
         checked: how many records each check looked at.
         findings: from `run_checks`.
         verdict: on the data; None for none.
@@ -130,6 +132,7 @@ def data_report(
         "read": list(read),
         "records": dataclasses.asdict(counts),
         "shortened": dict(changed or {}),
+        "tokenizing": _with_speed(tokenizing) if tokenizing else None,
         "rows": len(rows),
         "tokens": tokens,
         "supervised_tokens": trained,
@@ -148,6 +151,11 @@ def data_report(
         "verdict": None if verdict is None else verdict_values(verdict),
     }
     return DataReport(numbers, example, tuple(findings), verdict, in_short)
+
+
+def _with_speed(work: Mapping[str, float]) -> dict[str, float]:
+    speeds = {f"{what}_per_second": work[what] / max(work["seconds"], 1e-9) for what in ("records", "tokens")}
+    return {**work, **speeds}
 
 
 def pieces(row: RenderedRow) -> list[Piece]:
@@ -205,6 +213,7 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
     packing = numbers["packing"]
     return [
         *(("read", note) for note in numbers["read"]),
+        *_tokenizing(numbers["tokenizing"]),
         ("records", _account(numbers["records"])),
         ("rows", f"{numbers['rows']:,}"),
         *((f"shortened, {reason}", f"{count:,}") for reason, count in numbers["shortened"].items()),
@@ -229,6 +238,15 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
         ("dropped rows", f"{numbers['dropped_rows']:,}"),
         *_checked(numbers["checked"]),
     ]
+
+
+def _tokenizing(work: Mapping[str, float] | None) -> list[tuple[str, str]]:
+    """What it took, which the cache remembers."""
+    if work is None:
+        return []
+    workers = f"{work['workers']} worker{'' if work['workers'] == 1 else 's'}" if work["workers"] else "no workers"
+    speeds = f"{work['records_per_second']:,.0f} records/s, {work['tokens_per_second']:,.0f} tokens/s"
+    return [("tokenized", f"{work['records']:,} records in {work['seconds']:.1f} s with {workers}: {speeds}")]
 
 
 def _checked(checked: Mapping[str, int]) -> list[tuple[str, str]]:

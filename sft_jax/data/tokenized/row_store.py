@@ -146,6 +146,11 @@ class RowStoreWriter:
         self.counts += part.counts
         self._changed.update(part.changed)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens so far."""
+        return self._columns["tokens"].count
+
     def check(self, records: int) -> None:
         """Checks that all records that were read are accounted for, see `Counts.check`."""
         self.counts.check(records, self._columns["offsets"].count - 1)

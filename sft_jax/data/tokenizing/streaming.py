@@ -4,7 +4,10 @@ Joins tokenizing, workers.py and the row store: records are taken as they are ne
 comes of them is written before the next ones are.
 """
 
+import collections
+import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from sft_jax.data.conversations import Chat, Example, Preference, Segments
@@ -19,14 +22,40 @@ from sft_jax.data.views import TEMPLATE_SAMPLE, PromptTemplate, View, view_of
 _CHUNK_CHARACTERS = 500_000  # of long documents few make a chunk
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What tokenizing has done, or has done so far.
+
+    Attributes:
+        records: done.
+        tokens: of the rows they became.
+        seconds: since the first record was read.
+        workers: processes that help, beside this one; 0 before they were started.
+        share: of what there is to read, that became these records; None where nobody knows how much there is.
+    """
+
+    records: int
+    tokens: int
+    seconds: float
+    workers: int
+    share: float | None
+
+    def speed(self) -> str:
+        """In words: "9,800 records/s, 231,000 tokens/s, 2 workers"."""
+        records, tokens = (count / max(self.seconds, 1e-9) for count in (self.records, self.tokens))
+        helped = f", {self.workers} worker{'' if self.workers == 1 else 's'}" if self.workers else ""
+        return f"{records:,.0f} records/s, {tokens:,.0f} tokens/s{helped}"
+
+
 def write_rows(
     writer: RowStoreWriter,
     records: Iterable[Record | DroppedRow],
     renderer: ConversationRenderer,
     max_tokens_per_row: int,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
+    progress: Callable[[Work], None] | None = None,
+    share: Callable[[], float | None] = lambda: None,
+) -> Work:
     """Tokenizes records and writes their rows.
 
     Args:
@@ -35,32 +64,66 @@ def write_rows(
         renderer: the chat template and tokenizer of the model.
         max_tokens_per_row: the longest a row may be; the renderer's masking says what becomes of longer ones.
         workers: processes that help where it takes long.
-        progress: called with (records done, 0) now and then; how many there will be is not known.
+        progress: called now and then, from the time on at which tokenizing begins.
+        share: how much of all there is to read has been read, from 0 to 1.
+
+    Returns:
+        What was done.
 
     Raises:
         NoRowsError: there are no records, or all were dropped.
         ValueError: see `tokenize_chunk`.
         RuntimeError: see `tokenize_chunk`, or rows in are not rows kept and dropped.
     """
-    read = 0
-
-    def counted() -> Iterator[Record | DroppedRow]:
-        nonlocal read
-        for record in records:
-            read += 1
-            yield record
-
+    reading = _Reading(records, share)
     few_dropped: list[DroppedRow] = []  # shown where all are
-    template, chunks = _with_template(chunked(counted()), renderer)
-    for part in tokenized_chunks(chunks, renderer, max_tokens_per_row, workers, template=template):
+    helping: list[int] = []
+    template, chunks = _with_template(reading.chunks(), renderer)
+
+    def work(share: float | None) -> Work:
+        return Work(writer.counts.records, writer.tokens, reading.seconds, sum(helping), share)
+
+    report = progress or (lambda work: None)
+    report(work(0.0 if share() is not None else None))
+    parts = tokenized_chunks(chunks, renderer, max_tokens_per_row, workers, template=template, on_start=helping.append)
+    for part in parts:
         writer.append(part)
         if not writer.counts.rows:
             few_dropped += part.dropped
-        if progress is not None:
-            progress(writer.counts.records, 0)
-    writer.check(read)
+        report(work(reading.next_share()))
+    writer.check(reading.records)
     if not writer.counts.rows:
-        raise NoRowsError(nothing_left(read, few_dropped))
+        raise NoRowsError(nothing_left(reading.records, few_dropped))
+    return work(share())
+
+
+class _Reading:
+    """Records on their way into chunks: how many, since when, and how much was read for each chunk."""
+
+    def __init__(self, records: Iterable[Record | DroppedRow], share: Callable[[], float | None]):
+        self._read, self._share = records, share
+        self._shares: collections.deque[float | None] = collections.deque()  # of chunks that are on their way
+        self.records, self._started = 0, time.monotonic()
+
+    def chunks(self) -> Iterator[Chunk]:
+        for chunk in chunked(self._counted()):
+            self._shares.append(self._share())
+            yield chunk
+
+    def next_share(self) -> float | None:
+        """How much had been read with the next chunk, in their order."""
+        return self._shares.popleft()
+
+    def _counted(self) -> Iterator[Record | DroppedRow]:
+        for record in self._read:
+            if not self.records:
+                self._started = time.monotonic()  # steps of cleaning may have looked at all rows before
+            self.records += 1
+            yield record
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
 
 
 def _with_template(chunks: Iterator[Chunk], renderer: ConversationRenderer) -> tuple[PromptTemplate, Iterator[Chunk]]:

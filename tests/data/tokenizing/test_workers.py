@@ -1,5 +1,6 @@
 """Tokenizing with processes: the same rows as without, and no process that is forgotten."""
 
+import functools
 import os
 import pickle
 import signal
@@ -16,7 +17,8 @@ from sft_jax.data.records import Record, RecordError
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.data.tokenized.row_store import RowStoreWriter, open_rows
-from sft_jax.data.tokenizing.streaming import chunked, write_rows
+from sft_jax.data.tokenizing import streaming
+from sft_jax.data.tokenizing.streaming import Work, chunked, write_rows
 from sft_jax.data.tokenizing.workers import WorkerError, Workers, tokenized_chunks, worker_count
 
 
@@ -144,13 +146,45 @@ def test_chunks_are_small(chat):
 
 
 def test_rows_of_a_stream_are_all_accounted_for(tmp_path, records, renderer):
-    seen = []
     with RowStoreWriter(tmp_path) as writer:
-        write_rows(writer, iter(records), renderer, 150, progress=lambda done, total: seen.append((done, total)))
+        write_rows(writer, iter(records), renderer, 150)
         writer.finish({}, {})
     found = open_rows(tmp_path)
     assert (found.counts.records, found.counts.kept, found.counts.dropped) == (61, 48, 13)
     assert len(found.rows) == 48
     assert len(found.dropped) == 13
     assert found.dropped[1] == DroppedRow("t:gone", "cleaned")
-    assert seen == [(61, 0)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_how_far_it_is_and_how_fast(tmp_path, records, renderer, monkeypatch, workers):
+    """The share is that of the records done, not of those that were read ahead for the workers."""
+    monkeypatch.setattr(streaming, "tokenized_chunks", functools.partial(tokenized_chunks, alone_seconds=0))
+    monkeypatch.setattr(streaming, "ROWS_PER_CALL", 10)
+    read, seen = [], []
+
+    def reading():
+        for record in records:
+            read.append(record)
+            yield record
+
+    share = lambda: len(read) / len(records)
+    with RowStoreWriter(tmp_path) as writer:
+        work = write_rows(writer, reading(), renderer, 150, workers, seen.append, share)
+        assert work.tokens == writer.tokens > 0
+    assert [each.records for each in seen] == [0, 10, 20, 30, 40, 50, 60, 61]
+    assert [each.share for each in seen] == [each.records / 61 for each in seen]
+    assert (work.records, work.share, work.workers) == (61, 1.0, workers)
+    assert [each.workers for each in seen[1:]] == [workers] * 7
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        (0, "5 records/s, 1,000 tokens/s"),
+        (1, "5 records/s, 1,000 tokens/s, 1 worker"),
+        (2, "5 records/s, 1,000 tokens/s, 2 workers"),
+    ],
+)
+def test_speed_in_words(workers, words):
+    assert Work(10, 2000, 2.0, workers, None).speed() == words
