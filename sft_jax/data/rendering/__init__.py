@@ -14,7 +14,7 @@ import numpy as np
 import transformers
 
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, TokenRow, ToolCall
-from sft_jax.data.rendering.masking import Masking, token_weights
+from sft_jax.data.rendering.masking import Masking, lost_at_edges, token_weights
 from sft_jax.data.rendering.rendered import RenderedRow, RowError, TokenIds
 from sft_jax.data.rendering.row_plans import RowPlan, RowPlanner
 from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder
@@ -23,6 +23,8 @@ from sft_jax.data.rendering.templates import Tools, chat_template_of
 __all__ = ["ConversationRenderer", "Masking", "RenderedRow", "RowError"]
 
 _PROVEN_ROWS = 64  # rows whose ids are compared with the plain tokenizer's at run time
+
+_AT_EDGES = "tokens over an edge of what is trained are not trained"
 
 Rows = list[RenderedRow] | RowError
 
@@ -240,7 +242,9 @@ def _row(plan: RowPlan, encoded: Encoded | RowError) -> RenderedRow:
     if not weights.any():
         raise RowError("nothing to train on", "no token lies in what is trained")
     owners = plan.owners[np.minimum(encoded.offsets[:, 0], len(plan.owners) - 1)]
-    return RenderedRow(encoded.ids, weights, plan.text, encoded.offsets, owners, plan.roles, plan.changed)
+    lost = lost_at_edges(plan.text, encoded.offsets, plan.chars, weights)
+    edges = f"{_AT_EDGES}: {len(lost)}, the first {lost[0]!r}" if lost else ""
+    return RenderedRow(encoded.ids, weights, plan.text, encoded.offsets, owners, plan.roles, plan.changed or edges)
 
 
 def _cut(row: RenderedRow, max_tokens: int, reason: str) -> RenderedRow:

@@ -120,6 +120,18 @@ def token_weights(offsets: Offsets, chars: CharWeights) -> TokenWeights:
     return weights
 
 
+def lost_at_edges(text: str, offsets: Offsets, chars: CharWeights, weights: TokenWeights) -> list[str]:
+    """Tokens that are not trained although they hold more than white space of what is: they reach over its edge."""
+    changes = np.flatnonzero(chars[1:] != chars[:-1])
+    holders = np.unique(offsets[:, 1].searchsorted(changes, side="right"))  # the tokens that may lie across them
+    holders = holders[(holders > 0) & (holders < len(offsets))]
+    return [
+        text[start:end]
+        for start, end in offsets[holders[weights[holders] == 0]].tolist()
+        if any(weight > 0 and not text[start + at].isspace() for at, weight in enumerate(chars[start:end]))
+    ]
+
+
 def _has_weight(message: Message) -> bool:
     return message.weight is None or message.weight > 0 or any(weight > 0 for _, _, weight in message.ranges)
 

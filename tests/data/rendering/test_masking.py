@@ -228,6 +228,14 @@ def test_a_token_across_segments_is_not_trained(byte_tokenizer):
     renderer = ConversationRenderer(byte_tokenizer(chat_template="{{ messages[0].content }}"))
     ((row,),) = renderer.render_many([Segments((Segment("xt", 0.0), Segment("hey", 1.0)))])
     assert plain_highlight(row) == "xthe⟦y⟧"
+    assert row.changed == "tokens over an edge of what is trained are not trained: 1, the first 'the'"
+
+
+@pytest.mark.parametrize("parts", [(("xt ", 0), ("hey", 1)), (("x", 0), ("they", 1)), (("xth", 1), ("e", 1))])
+def test_no_token_is_lost_where_none_lies_across(byte_tokenizer, parts):
+    renderer = ConversationRenderer(byte_tokenizer(chat_template="{{ messages[0].content }}"))
+    ((row,),) = renderer.render_many([Segments(tuple(Segment(text, float(weight)) for text, weight in parts))])
+    assert row.changed == ""
 
 
 def test_plain_text_is_trained_whole(byte_tokenizer):
