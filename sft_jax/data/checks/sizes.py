@@ -45,7 +45,9 @@ def dropped_rows(subject: Subject) -> list[Observation]:
     groups = group_dropped(subject.dropped).items()
     records = {record.id for record in subject.records}
     rows = len(records) + sum(row.id not in records for row in subject.dropped)  # some could not be read
-    return [
+    many = len(groups) > 1  # each of several reasons may be few, and all of them half
+    whole = _dropped_for_all(len(subject.dropped), rows, len(groups)) if many else []
+    return whole + [
         observation
         for reason, group in groups
         for observation in observed(
@@ -56,6 +58,11 @@ def dropped_rows(subject: Subject) -> list[Observation]:
             "They are not trained on: repair them if they matter.",
         )
     ]
+
+
+def _dropped_for_all(dropped: int, rows: int, reasons: int) -> list[Observation]:
+    title = f"{dropped:,} of {rows:,} rows are dropped, for {reasons} reasons"
+    return [Observation(title, dropped, dropped / rows, advice="They are not trained on: see each reason.")]
 
 
 def quantiles(sizes: Sizes) -> dict[str, int]:

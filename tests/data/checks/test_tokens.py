@@ -126,8 +126,9 @@ def test_histogram_counts_every_row(values):
 
 def test_dropped_rows_by_reason(subject):
     dropped = [DroppedRow("a:7", "too long", "9 tokens"), DroppedRow("a:8", "too long"), DroppedRow("a:9", "odd")]
-    many, one = dropped_rows(subject(("q", "a"), ("r", "a"), dropped=dropped))
+    whole, many, one = dropped_rows(subject(("q", "a"), ("r", "a"), dropped=dropped))
     assert (many.title, many.examples[0]) == ("2 rows are dropped: too long", ("a:7", "9 tokens"))
+    assert (whole.title, whole.share) == ("3 of 5 rows are dropped, for 2 reasons", 3 / 5)
     assert (many.share, one.share) == (2 / 5, 1 / 5)  # of all rows that were read, also those that are no records
     (read,) = dropped_rows(subject(("q", "a"), ("r", "a"), dropped=[DroppedRow("a:1", "too long")]))
     assert read.share == 1 / 2
