@@ -110,7 +110,6 @@ def test_held_out_rows_of_a_file_of_the_same_name(tmp_path):
     held_out.write_text(Path(config.data.train).read_text().splitlines()[1] + "\n")
     with config.unlocked():
         config.data.held_out = str(held_out)
-    silent = silent
     inspection = inspect_data(config, silent)
     (overlap,) = [finding for finding in inspection.data.report.findings if finding.check == "exact_overlap"]
     (place,) = overlap.examples
