@@ -5,6 +5,7 @@ stretch of draws where they have weights. `BinStream` (stream.py) strings blocks
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -74,7 +75,7 @@ def make_blocks(packed: Packed, sources: Labels, mixture: Mixture | None, rows_p
         rows_per_batch: bins of a step.
 
     Raises:
-        ValueError: a source of the mixture has no rows.
+        ValueError: a source of the mixture has no rows, or an epoch of it has none.
     """
     if mixture is None:
         return epochs_of(packed)
@@ -86,6 +87,12 @@ def make_blocks(packed: Packed, sources: Labels, mixture: Mixture | None, rows_p
         found.append(SourceRows(source, rows, number, packed))
     if mixture.weighted:
         return WeightedDraws(mixture, found, packed, rows_per_batch)
+    counts = {source: len(rows) for source, rows in zip(mixture.sources, found, strict=True)}
+    if not any(source.rows_before(1, count) for source, count in counts.items()):
+        epochs = ", ".join(
+            f"{source.name}.epochs={source.epochs:g} of {count} rows" for source, count in counts.items()
+        )
+        raise ValueError(f"An epoch of the mixture has not one row ({epochs}): give a source more epochs.")
     return mixed_epochs(mixture, found, packed)
 
 
@@ -110,6 +117,8 @@ class SourceRows:
         """Number `number` of the mixture; its rows in the order of their file."""
         self.number = number
         self._source, self._rows, self._key, self._keeps_order = source, rows, (packed.seed, number), packed.keeps_order
+        # Blocks are much smaller than passes: without this each of them would shuffle all rows of the source.
+        self._pass = functools.lru_cache(maxsize=1)(self._shuffled)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -121,10 +130,13 @@ class SourceRows:
             numbers = np.asarray(generator.random_raw(count), np.uint64) % np.uint64(len(self._rows))
             return self._rows[numbers.astype(np.int64)]
         size = len(self._rows)
-        passes = [self._pass(number) for number in range(start // size, -(-(start + count) // size))]
-        return np.concatenate([np.zeros(0, np.int64), *passes])[start % size :][:count]
+        parts = [np.zeros(0, np.int64)]
+        for number in range(start // size, -(-(start + count) // size)):
+            begin = number * size
+            parts.append(self._pass(number)[max(start - begin, 0) : start + count - begin])
+        return np.concatenate(parts)
 
-    def _pass(self, number: int) -> Rows:
+    def _shuffled(self, number: int) -> Rows:
         if self._keeps_order:
             return self._rows
         return self._rows[permutation(len(self._rows), *self._key, number, _PASS)]

@@ -260,6 +260,26 @@ def test_a_weighted_mixture_has_no_epochs():
             ask()
 
 
+def test_an_epoch_without_rows_is_refused():
+    with pytest.raises(ValueError, match=r"An epoch of the mixture has not one row \(math\.epochs=0\.01 of 12 rows\)"):
+        make_plan(make_rows({"math": 12}), with_epochs(math=0.01))
+
+
+@pytest.mark.parametrize("mixing", PACKING)
+def test_a_pass_is_shuffled_once_however_many_blocks_it_takes(monkeypatch, mixing):
+    shuffled, permutation = collections.Counter(), order.permutation
+
+    def counted(count, *key):
+        shuffled[count, key] += 1
+        return permutation(count, *key)
+
+    monkeypatch.setattr(order, "permutation", counted)
+    plan = make_plan(make_rows({"math": 200, "code": 300}), weighted(mixing, math="1", code="1"))
+    plan.batch_bins(40)
+    assert {count for count, _ in shuffled} >= {200, 300}
+    assert max(shuffled.values()) == 1
+
+
 def test_a_source_without_rows_is_named():
     with pytest.raises(ValueError, match="The source 'poems' has no rows left"):
         make_plan(make_rows(), weighted(math="1", poems="1"))
