@@ -120,6 +120,7 @@ def run(
     model = make_model(config, base.decoder, base.new_rows)
     check_sizes(model.config, data.rows, data.held_out)
     check_trained(config, base.decoder)
+    workdirs.check_processes_agree(config, fingerprints)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
     workdirs.keep_template(workdir, config)
     workdirs.keep_data_report(workdir, data.report.numbers)

@@ -6,6 +6,7 @@ Paths may be buckets: files are written whole, and nothing relies on append or r
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -169,6 +171,26 @@ def check_inputs(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
             raise WorkdirError(
                 f"{workdir} holds a run on other inputs: {', '.join(changed)} changed since it started. "
                 "Restore them to go on with that run, or give another directory."
+            )
+
+
+def check_processes_agree(config: ml_collections.ConfigDict, fingerprints: dict[str, str]) -> None:
+    """Checks that all processes of the run have the same config and inputs: each plans the order of rows by itself.
+
+    Raises:
+        WorkdirError: they differ; raised on every process.
+    """
+    if jax.process_count() == 1:
+        return
+    settings = {name: value for name, value in flatten(config.to_dict()).items() if not _may_change(name)}
+    for name, value in {"config": settings, **fingerprints}.items():
+        digest = hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).digest()
+        found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+        others = np.flatnonzero((found != found[0]).any(axis=1)).tolist()
+        if others:
+            raise WorkdirError(
+                f"{name}: processes {others} of {len(found)} have another one than process 0. "
+                "Give the same flags and the same files to all hosts."
             )
 
 

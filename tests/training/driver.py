@@ -35,6 +35,7 @@ def train(spec: dict) -> None:
 
     if "moment" in spec:
         moments.at(spec["moment"], spec["step"], end)
+    os.chdir(spec.get("cwd", "."))
     config = tiny.config(Path(spec["root"]), spec.get("arg", "full"), **spec.get("overrides", {}))
     result = run(config, spec["workdir"])
     print(json.dumps({"step": result.step, "interrupted": result.interrupted}), flush=True)

@@ -240,13 +240,37 @@ def test_other_devices_and_another_layer_layout_go_on(root, uninterrupted):
 
 
 @pytest.mark.slow
+def free_address():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def test_processes_that_read_other_rows_do_not_train(root, tmp_path):
+    """Each plans the order by itself: with other rows they would train on some twice and on others never."""
+    make_config(root)  # writes the files
+    common = {"coordinator": free_address(), "devices": 4}
+    (tmp_path / "other.jsonl").write_text((root / "train.jsonl").read_text().replace("seven", "eight", 1))
+    (tmp_path / "same.jsonl").write_text((root / "train.jsonl").read_text())
+    for folder, name in (("a", "same"), ("b", "other")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").symlink_to(tmp_path / f"{name}.jsonl")
+    processes = []
+    for number, folder in enumerate("ab"):
+        one = spec(root, tmp_path / "run", process=number, **common)
+        one["cwd"] = str(tmp_path / folder)
+        one["overrides"] = {**one.get("overrides", {}), "data.train": "train.jsonl"}
+        processes.append(drive(one))
+    for process in processes:
+        output, _ = process.communicate(timeout=180)
+        assert "train: processes [1] of 2 have another one than process 0" in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_train_the_same_and_one_goes_on(root, uninterrupted):
     """2 processes x 4 devices until one of them gets SIGTERM: both leave after the same step; 1 process x 8 goes on."""
     workdir = root / "processes"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
-    common = {"coordinator": coordinator, "devices": 4}
+    common = {"coordinator": free_address(), "devices": 4}
     ends = [{}, {"moment": "dispatch", "step": 3, "signal": "SIGTERM"}]
     processes = [drive(spec(root, workdir, process=i, **common, **ends[i])) for i in range(2)]
     found = [last_lines(process, 2, timeout=180) for process in processes]
