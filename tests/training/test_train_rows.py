@@ -234,11 +234,11 @@ def test_what_cannot_be_read_is_among_the_dropped_rows(tmp_path):
 def test_weights_of_rows(tmp_path):
     """Multiplied into those of tokens; 0 drops the row."""
     made = config(tmp_path, **{"data.reading.weight_column": "w"})
-    lines = [f'{{"prompt": "a", "completion": "{n}", "w": {weight}}}' for n, weight in enumerate((1, 0.5, 0))]
+    lines = [f'{{"prompt": "a", "completion": "{n}", "w": {weight}}}' for n, weight in enumerate((1, 0.5, 0, 1e-60))]
     Path(made.data.train).write_text("\n".join(lines))
     data = load_data(made)
     assert [weights.max() for _, weights in map(data.rows.row, range(2))] == [1, 0.5]
-    assert list(data.report.numbers["dropped"]) == ["weight 0"]
+    assert data.report.numbers["dropped"]["weight 0"]["rows"] == 2  # 1e-60 is 0 where it is multiplied
     Path(made.data.train).write_text(lines[0].replace("1}", "-1}"))
     with pytest.raises(ValueError, match=r"train\.jsonl:1.*-1"):
         load_data(made)

@@ -99,7 +99,7 @@ def _weightless(record: Record) -> DroppedRow | None:
     """
     if not (math.isfinite(record.weight) and record.weight >= 0):
         raise RecordError(f"{record.id}: the weight of a row must be finite and not negative, got {record.weight}.")
-    return DroppedRow(record.id, "weight 0") if record.weight == 0 else None
+    return DroppedRow(record.id, "weight 0") if np.float32(record.weight) == 0 else None  # 1e-60 too: of no effect
 
 
 def _render(
