@@ -78,9 +78,10 @@ def test_a_killed_worker_is_an_error(chunks, renderer):
 
 
 _INTERRUPTED = """
-import pickle, sys, time
+import pickle, signal, sys
 from sft_jax.data.tokenizing.workers import Workers
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored, as behind "&"
 renderer, chunk = pickle.loads(bytes.fromhex(sys.stdin.read()))
 with Workers(2, renderer, 150) as pool:
     answers = pool.map(chunk for _ in range(10**9))
