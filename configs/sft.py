@@ -97,10 +97,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.optimizer.schedule = "cosine"  # or "linear", "constant"
     config.optimizer.warmup = "3 percent"
     config.optimizer.final_share = 0.1  # of the peak learning rate, at the end
-    config.optimizer.betas = (
-        0.9,
-        0.95,
-    )  # read by all but adafactor; Lion's authors take (0.9, 0.99)
+    config.optimizer.betas = (0.9, 0.95)  # read by all but adafactor; Lion's authors take (0.9, 0.99)
     config.optimizer.epsilon = 1e-8  # of every kind of Adam
     config.optimizer.momentum = 0.95  # of muon
     config.optimizer.decay_power = 0.8  # of adafactor: its second moment forgets at rate step^-power

@@ -1,7 +1,7 @@
 """The run: `run(config, workdir)` does from Python what `python -m sft_jax.train` does.
 
-Reads from top to bottom: set-up, restore, then the loop. Metrics of a step are read after the next one is dispatched,
-so that the devices never wait for the host.
+Reads from top to bottom: what is prepared, restore, then the loop. Metrics of a step are read after the next one is
+dispatched, so that the devices never wait for the host.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from sft_jax.data.batches import Batch, several, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.training import workdir as workdirs
 from sft_jax.training.averages import for_evaluation
-from sft_jax.training.base import base_of
+from sft_jax.training.base import Base, base_of
 from sft_jax.training.checkpoints import Checkpoints, RunPosition
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import in_steps
 from sft_jax.training.freezing import check_trained
 from sft_jax.training.held_out import Samples, held_out_metrics
-from sft_jax.training.initial_adapter import open_initial_adapter
+from sft_jax.training.initial_adapter import InitialAdapter, open_initial_adapter
 from sft_jax.training.interrupt import StopRequest
 from sft_jax.training.judging import check_findings
 from sft_jax.training.metric_log import FILE, MetricLog, read_metrics
@@ -37,7 +37,7 @@ from sft_jax.training.run_data import Data, load_data
 from sft_jax.training.setup import check_sizes, init_state, make_model, step_settings
 from sft_jax.training.sharding import make_mesh, put_batch
 from sft_jax.training.state import TrainState
-from sft_jax.training.step import Step, compile_eval_step, compile_train_step
+from sft_jax.training.step import Step, StepSettings, compile_eval_step, compile_train_step
 
 Evaluator = Callable[[Decoder, TrainState], Mapping[str, float]]
 
@@ -95,8 +95,41 @@ def run(
         DataFindingsError: data with findings that `config.data.fail_on` does not let through.
         DivergedError: too many steps in a row without a finite loss and gradient.
     """
-    console = console or Console(quiet=jax.process_index() > 0)
-    workdir = epath.Path(workdir)
+    console, workdir = console or Console(quiet=jax.process_index() > 0), epath.Path(workdir)
+    ready = _prepare(config, workdir, console)
+    with workdirs.only_trainer(workdir), jax.set_mesh(ready.mesh):
+        checkpoints = _open_checkpoints(ready.config, workdir)
+        done = checkpoints.latest()
+        if done == ready.total_steps:
+            checkpoints.close()
+            console.print(f"{workdir} holds the finished run: all {done} steps are done.")
+            return RunResult(done, done, _last_evaluation(workdir))
+        base = ready.base
+        origin = {"name": base.name, "location": base.location, "revision": base.revision}
+        workdirs.record_environment(workdir, ready.fingerprints, origin)
+        state = init_state(ready.config, base, ready.model, ready.mesh, ready.hyper, ready.initial)
+        plan = _with_programs(ready, state, evaluators or {})
+        return _resume_and_train(plan, state, done, checkpoints, workdir, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """What is known before anything is on a device; `config` is complete, with what an initial adapter says."""
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    settings: StepSettings
+    base: Base
+    initial: InitialAdapter | None
+    data: Data
+    model: Decoder
+    total_steps: int
+    hyper: dict[str, jax.Array]
+    fingerprints: dict[str, str]
+
+
+def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Console) -> _Ready:
+    """Finds all that is wrong with flags, data and directory; then the directory is this run's."""
     check_config(config)
     mesh = make_mesh(config.mesh)
     settings = step_settings(config, mesh)
@@ -104,12 +137,7 @@ def run(
     initial = open_initial_adapter(config, base)
     config = config if initial is None else initial.in_config(config)
     workdirs.check_config_there(workdir, config)
-
-    # Data, model, state.
-    with ProgressBars(console) as progress:
-        data = load_data(config, progress)
-    console.print(data.report, data.held_out_note)
-    check_findings(data.report.findings, config.data.fail_on)
+    data = _load_and_show(config, console)
     total_steps = in_steps(config.duration, "duration", data.plan)
     warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
     hyper = hyperparameters(config, warmup, total_steps)
@@ -124,33 +152,38 @@ def run(
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
     workdirs.keep_template(workdir, config)
     workdirs.keep_data_report(workdir, data.report.numbers)
-    with workdirs.only_trainer(workdir), jax.set_mesh(mesh):
-        checkpoints = Checkpoints(
-            workdir, config.checkpoint.keep_last, config.checkpoint.best_metric, config.checkpoint.best_is
-        )
-        done = checkpoints.latest()
-        if done == total_steps:
-            checkpoints.close()
-            console.print(f"{workdir} holds the finished run: all {total_steps} steps are done.")
-            return RunResult(done, total_steps, _last_evaluation(workdir))
-        origin = {"name": base.name, "location": base.location, "revision": base.revision}
-        workdirs.record_environment(workdir, fingerprints, origin)
-        state = init_state(config, base, model, mesh, hyper, initial)
-        plan = _Run(
-            config=config,
-            mesh=mesh,
-            data=data,
-            model=model,
-            train_step=compile_train_step(
-                model, dataclasses.replace(settings, slices=len(data.plan.sources)), state, mesh
-            ),
-            evaluate=_evaluation(config, data, model, settings, state, mesh, evaluators or {}),
-            total_steps=total_steps,
-            measures=data.held_out is not None or bool(evaluators),
-            evaluate_every=in_steps(config.evaluation.every, "evaluation.every", data.plan),
-            save_every=in_steps(config.checkpoint.every, "checkpoint.every", data.plan),
-        )
-        return _resume_and_train(plan, state, done, checkpoints, workdir, console)
+    return _Ready(config, mesh, settings, base, initial, data, model, total_steps, hyper, fingerprints)
+
+
+def _load_and_show(config: ml_collections.ConfigDict, console: Console) -> Data:
+    with ProgressBars(console) as progress:
+        data = load_data(config, progress)
+    console.print(data.report, data.held_out_note)
+    check_findings(data.report.findings, config.data.fail_on)
+    return data
+
+
+def _open_checkpoints(config: ml_collections.ConfigDict, workdir: epath.Path) -> Checkpoints:
+    checkpoint = config.checkpoint
+    return Checkpoints(workdir, checkpoint.keep_last, checkpoint.best_metric, checkpoint.best_is)
+
+
+def _with_programs(ready: _Ready, state: TrainState, evaluators: Mapping[str, Evaluator]) -> _Run:
+    """The run with its compiled step and evaluation."""
+    config, mesh, data, model = ready.config, ready.mesh, ready.data, ready.model
+    settings = dataclasses.replace(ready.settings, slices=len(data.plan.sources))
+    return _Run(
+        config=config,
+        mesh=mesh,
+        data=data,
+        model=model,
+        train_step=compile_train_step(model, settings, state, mesh),
+        evaluate=_evaluation(config, data, model, ready.settings, state, mesh, evaluators),
+        total_steps=ready.total_steps,
+        measures=data.held_out is not None or bool(evaluators),
+        evaluate_every=in_steps(config.evaluation.every, "evaluation.every", data.plan),
+        save_every=in_steps(config.checkpoint.every, "checkpoint.every", data.plan),
+    )
 
 
 def _last_evaluation(workdir: epath.Path) -> dict[str, float]:
