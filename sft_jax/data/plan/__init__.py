@@ -181,9 +181,17 @@ def mixture_capacity(
 ) -> int:
     """The number P of target slots in a row of the batch, for a mixture; see `supervised_capacity`.
 
+    P is one number for the whole run. Where weights change by step it is the largest that the shares at a knot of their
+    schedules ask for: what is drawn first says nothing of a source that comes later.
+
     Raises:
         ValueError: as in `supervised_capacity`, or a source without rows.
     """
     by_tokens = Packed(rows.lengths, rows.supervised, Bounds(row_tokens, row_tokens, max_segments), 0, packing)
-    bins = make_blocks(by_tokens, rows.sources, mixture, rows_per_batch=1)(0)
-    return target_slots(bins.sums(rows.supervised), int(rows.supervised.max()), row_tokens, quantile)
+    largest = int(rows.supervised.max())
+
+    def slots(mixture: Mixture) -> int:
+        bins = make_blocks(by_tokens, rows.sources, mixture, rows_per_batch=1)(0)
+        return target_slots(bins.sums(rows.supervised), largest, row_tokens, quantile)
+
+    return max(slots(mixture.fixed_at(step)) for step in mixture.knots)

@@ -104,6 +104,23 @@ class Mixture:
         """True where shares change by step."""
         return any(source.weight is not None and len(source.weight.steps) > 1 for source in self.sources)
 
+    @property
+    def knots(self) -> tuple[int, ...]:
+        """The steps at which a weight begins or ends to change, in order; only the first where none does."""
+        steps = {step for source in self.sources if source.weight is not None for step in source.weight.steps}
+        return tuple(sorted(steps)) or (0,)
+
+    def fixed_at(self, step: int) -> "Mixture":
+        """The mixture whose shares are at every step those of this one at `step`."""
+        if not self.changes:
+            return self
+        weights = [float(source.weight.at(np.array([step]))[0]) for source in self.sources]
+        fixed = [
+            dataclasses.replace(source, weight=Schedule((0,), (weight,)))
+            for source, weight in zip(self.sources, weights, strict=True)
+        ]
+        return dataclasses.replace(self, sources=tuple(fixed))
+
     def shares(self, steps: np.ndarray) -> Float[np.ndarray, "draws sources"]:
         """The share of each source at each step; every line adds up to 1."""
         weights = np.stack([source.weight.at(steps) for source in self.sources], axis=1)

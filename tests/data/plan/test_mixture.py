@@ -294,3 +294,19 @@ def test_capacity_is_that_of_what_is_drawn(mixing):
     much_math = mixture_capacity(rows, weighted(mixing, math="30", code="1"), 100, 0.5)
     much_code = mixture_capacity(rows, weighted(mixing, math="1", code="30"), 100, 0.5)
     assert (much_math, much_code) == (16, 56)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"math": "0: 1, 500: 0", "code": "0: 0, 500: 1"},  # code comes later
+        {"math": "0: 0, 500: 1", "code": "0: 1, 500: 0"},  # code goes away
+        {"math": "1", "code": "0: 0, 400: 30, 500: 0"},  # code is drawn for a while
+    ],
+)
+@pytest.mark.parametrize("mixing", PACKING)
+def test_capacity_is_enough_for_every_stretch_of_weights(mixing, weights):
+    """Bins of code alone, or nearly, need 50 of 100 slots, whenever they are drawn."""
+    pairs = [(range(10), [0.0] * 9 + [1.0])] * 40 + [(range(10), [0.0] * 5 + [1.0] * 5)] * 40
+    rows = TokenizedRows.from_rows(pairs, [str(i) for i in range(80)], sources=["math"] * 40 + ["code"] * 40)
+    assert mixture_capacity(rows, weighted(mixing, **weights), 100, 0.5) == 56
