@@ -162,7 +162,7 @@ class RecordReader:
             except RecordError as error:
                 if self._reading.on_bad_row == "error":
                     raise
-                self.dropped.append(DroppedRow(f"{source.name}:{number}", _UNREADABLE, str(error)))
+                self.dropped.append(DroppedRow(f"{source.name}:{number}", _UNREADABLE, _detail(error, source)))
                 continue
             self.records += 1
             yield record
@@ -231,6 +231,12 @@ class _RowParser:
                 )
             self.format, self._first = name, number
         return name
+
+
+def _detail(error: RecordError, source: Source) -> str:
+    """What is wrong with a row, under the name of its file: details are kept with the rows, wherever the file moves."""
+    text = str(error)
+    return source.name + text.removeprefix(source.where) if text.startswith(f"{source.where}:") else text
 
 
 def iter_records(path: str | os.PathLike, reading: Reading = DEFAULT) -> Iterator[Record]:

@@ -109,7 +109,7 @@ def only_trainer(workdir: epath.Path) -> Iterator[None]:
     Buckets have no locks: there it does nothing.
 
     Raises:
-        WorkdirError: another process trains there.
+        WorkdirError: another process trains there, or its file system has no locks.
     """
     if is_remote(workdir) or jax.process_index() > 0:
         yield
@@ -120,6 +120,11 @@ def only_trainer(workdir: epath.Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise WorkdirError(
                 f"another process is training in {workdir}; wait for it, stop it, or give another --workdir"
+            ) from error
+        except OSError as error:
+            raise WorkdirError(
+                f"{workdir / _LOCK} cannot be locked ({error}), and without a lock two processes could train there. "
+                "Give a --workdir on a file system with locks (flock), or in a bucket."
             ) from error
         yield
 

@@ -94,6 +94,23 @@ def test_rows_that_cannot_be_read_are_dropped_by_name(write):
     assert (reader.rows, len(reader.dropped)) == (5, 3)
 
 
+def test_details_of_dropped_rows_do_not_change_where_files_move(tmp_path):
+    rows = (
+        '{"prompt": 3, "completion": "a"}\n{"prompt": "a", "completion": "b"}\n{\n',
+        "prompt,completion\na,b\na,b,c\n",
+    )
+    details = []
+    for folder in ("here", "there"):
+        for name, text in zip(("a.jsonl", "a.csv"), rows, strict=True):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / name).write_text(text)
+        reader = RecordReader(tmp_path / folder / "a.*", Reading(on_bad_row="drop"))
+        assert len(list(reader)) == 2
+        details.append([row.detail for row in reader.dropped])
+    assert details[0] == details[1]
+    assert [detail.split(" ")[0] for detail in details[0]] == ["a.csv:3:", "a.jsonl:1:", "a.jsonl:3:"]
+
+
 def test_a_list_alone_would_lose_dropped_rows(write):
     with pytest.raises(ValueError, match="iterate over RecordReader, and look"):
         iter_records(write(PAIR), Reading(on_bad_row="drop"))

@@ -1,6 +1,8 @@
 """metrics.jsonl and TensorBoard, locally and in a bucket (an in-memory file system)."""
 
+import errno
 import json
+import os
 import time
 
 import pytest
@@ -137,6 +139,16 @@ def test_one_trainer_at_a_time(tmp_path):
     with pytest.raises(ZeroDivisionError):
         train(lambda: 1 / 0)
     train(lambda: None)
+
+
+def test_a_directory_without_locks_is_refused(tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    message = r"\.lock cannot be locked .*No locks available.*Give a --workdir"
+    with pytest.raises(workdirs.WorkdirError, match=message), workdirs.only_trainer(epath.Path(tmp_path)):
+        pytest.fail("trains")
 
 
 def test_a_directory_of_something_else_is_refused(workdir, tmp_path):

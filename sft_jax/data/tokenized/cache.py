@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sft_jax.data.tokenized import Tokenized
 from sft_jax.data.tokenized.row_store import RowStoreError, RowStoreWriter, open_rows, sync_directory
@@ -56,7 +56,7 @@ def cached_rows(
         The rows, and in words where they come from.
 
     Raises:
-        ValueError: the directory cannot be written to.
+        ValueError: the directory cannot be written to, or has no locks.
     """
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="sft_jax_rows_") as temporary:
@@ -124,12 +124,12 @@ def _digest(value: Any) -> str:
 
 def _open_or_make(entry: Path, key: dict[str, Any], write: Write) -> tuple[Tokenized, str]:
     note = f"tokenized, kept in {entry}"
-    if entry.exists():
+    if os.path.lexists(entry):
         try:
             found = open_rows(entry)
         except RowStoreError as error:
             note = f"tokenized again, the entry of the cache was damaged: {error}"
-            shutil.rmtree(entry)
+            _remove(entry)
         else:
             return found, f"from the cache, {entry}"
     _remove_abandoned(entry)
@@ -141,6 +141,14 @@ def _open_or_make(entry: Path, key: dict[str, Any], write: Write) -> tuple[Token
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # nothing where it was renamed
     return open_rows(entry), note
+
+
+def _remove(entry: Path) -> None:
+    """Removes what stands in the place of an entry, of whatever kind it is."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def _fill(directory: Path, key: dict[str, Any], write: Write) -> None:
@@ -155,7 +163,7 @@ def _remove_abandoned(entry: Path) -> None:
         if name == entry.name:
             shutil.rmtree(partial, ignore_errors=True)
             continue
-        with contextlib.suppress(BlockingIOError), _lock_file(partial.parent, name) as file:
+        with contextlib.suppress(OSError), _lock_file(partial.parent, name) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -163,14 +171,24 @@ def _remove_abandoned(entry: Path) -> None:
 @contextlib.contextmanager
 def _locked(directory: Path, name: str, waiting: Callable[[], object]) -> Iterator[None]:
     """Alone with one entry, among the processes of this machine; the system lets go when a process dies."""
-    with _lock_file(directory, name) as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(stack.enter_context(_lock_file(directory, name)), waiting)
+        except OSError as error:
+            raise ValueError(
+                f"--config.data.cache={directory}: {name}{_LOCK} cannot be locked ({error}). Give a directory "
+                "on a local disk, which has locks, or an empty one for no cache."
+            ) from error
         yield
 
 
-def _lock_file(directory: Path, name: str):
+def _lock(file: IO, waiting: Callable[[], object]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting()
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _lock_file(directory: Path, name: str) -> IO:
     return (directory / f"{name}{_LOCK}").open("a")

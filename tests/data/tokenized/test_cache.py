@@ -54,6 +54,31 @@ def test_a_damaged_entry_is_made_again_and_said(tmp_path, name):
     assert "from the cache" in cached_rows(tmp_path, KEY, writing(made))[1]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_in_the_place_of_an_entry_is_replaced_and_said(tmp_path, link):
+    entry = tmp_path / entry_name(KEY)
+    if link:
+        entry.symlink_to(tmp_path / "nothing")
+    else:
+        entry.write_text("no rows")
+    found, said = cached_rows(tmp_path, KEY, writing([]))
+    assert "damaged" in said
+    assert found.rows.tokens.tolist() == [1, 2]
+    assert "from the cache" in cached_rows(tmp_path, KEY, writing([]))[1]
+
+
+def test_a_directory_without_locks_names_the_flag(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", _no_locks)
+    with pytest.raises(
+        ValueError, match=rf"--config\.data\.cache={tmp_path}: .*\.lock.*No locks available.*local disk"
+    ):
+        cached_rows(tmp_path, KEY, writing([]))
+
+
+def _no_locks(*arguments):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
 def test_a_small_value_that_cannot_be_kept_is_made_anew(tmp_path, monkeypatch):
     made = []
     make = lambda: made.append(1) or [1]
