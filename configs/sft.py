@@ -34,6 +34,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.data.mixture_packing = "after"  # mixing: all sources share rows of the batch; or "before": a row has one
     config.data.held_out = ""  # the same, for held-out loss and samples; empty: none
     config.data.reading = reading()
+    # What templates write as today: "2026-01-31"; empty: the day of the run's first start, which the run keeps.
+    config.data.date = ""
     # Steps through which training rows go before they are rendered, in order: ("strip_whitespace", "fix_encoding",
     # "drop_exact_duplicates", "drop_answers_shorter_than=3"); all of them: docs/data.md.
     config.data.cleaning = ()

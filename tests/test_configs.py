@@ -89,6 +89,7 @@ def test_every_field_is_read(tmp_path, monkeypatch):
     plain.evaluation.samples, plain.evaluation.sample_tokens = 1, 1
     plain.profile.start = 1
     plain.profile.steps = 1
+    plain.data.date = "2026-01-31"
     plain.lock()
     monkeypatch.setattr(loop, "check_config", lambda config: None)
     monkeypatch.setattr(workdir, "claim", lambda workdir, config: workdir.mkdir())
@@ -152,6 +153,8 @@ BAD = [
     ("data.masking.end_of_turn", "some", "must be one of turn, all, last, none"),
     ("data.masking.history", "keep", "must be one of refuse, expand"),
     ("data.masking.too_long", "cut", "must be one of error, drop, truncate_left, truncate_right"),
+    ("data.date", "31.01.2026", 'must be a date like "2026-01-31", or empty'),
+    ("data.date", "20260131", 'must be a date like "2026-01-31", or empty'),
     ("data.row_tokens", 0, "must be at least 2"),
     ("data.packing", "bestfit", "must be one of best_fit, first_fit, sequential, none"),
     ("data.packing", "False", "none gives each example a row of its own"),

@@ -3,6 +3,8 @@
 One table of values on their own, so that every error names its flag, and one of values that do not go together.
 """
 
+import contextlib
+import datetime
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -45,6 +47,12 @@ def _at_least(least: int) -> Check:
     return (lambda value: math.isfinite(value) and value >= least), f"must be at least {least}"
 
 
+def _is_date(value: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return not value or datetime.date.fromisoformat(value).isoformat() == value
+    return False
+
+
 _SHARE: Check = (lambda value: 0 <= value <= 1), "must lie between 0 and 1"
 _BELOW_ONE: Check = (lambda value: 0 <= value < 1), "must lie in [0, 1)"
 _BETAS: Check = (
@@ -56,6 +64,7 @@ _TRAINED = ("float32", "bfloat16")  # float16 would need its loss scaled
 
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
+    "data.date": (_is_date, 'must be a date like "2026-01-31", or empty for the day of the first start'),
     "data.fail_on": _one_of(*FAIL_ON),
     "data.row_tokens": _at_least(2),
     "data.reading.format": _known(FORMATS, AUTO),

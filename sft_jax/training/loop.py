@@ -106,6 +106,7 @@ def run(
             return RunResult(done, done, _last_evaluation(workdir))
         base = ready.base
         origin = {"name": base.name, "location": base.location, "revision": base.revision}
+        workdirs.keep_data_report(workdir, ready.data.report.numbers)
         workdirs.record_environment(workdir, ready.fingerprints, origin)
         state = init_state(ready.config, base, ready.model, ready.mesh, ready.hyper, ready.initial)
         plan = _with_programs(ready, state, evaluators or {})
@@ -114,7 +115,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class _Ready:
-    """What is known before anything is on a device; `config` is complete, with what an initial adapter says."""
+    """What is known before anything is on a device; `config` has its date and what an adapter to begin with says."""
 
     config: ml_collections.ConfigDict
     mesh: Mesh
@@ -136,6 +137,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Co
     base = base_of(config)
     initial = open_initial_adapter(config, base)
     config = config if initial is None else initial.in_config(config)
+    config = workdirs.dated(workdir, config)
     workdirs.check_config_there(workdir, config)
     data = _load_and_show(config, console)
     total_steps = in_steps(config.duration, "duration", data.plan)
@@ -151,7 +153,6 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Co
     workdirs.check_processes_agree(config, fingerprints)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
     workdirs.keep_template(workdir, config)
-    workdirs.keep_data_report(workdir, data.report.numbers)
     return _Ready(config, mesh, settings, base, initial, data, model, total_steps, hyper, fingerprints)
 
 

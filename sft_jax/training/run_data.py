@@ -1,6 +1,7 @@
 """From a config to the data of a run: read, cleaned, rendered, tokenized, checked, planned."""
 
 import dataclasses
+import datetime
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -71,6 +72,8 @@ class Data:
 def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
     """Tokenizer and chat template of `config.model`, with its new tokens, and what `config.data.masking` trains.
 
+    Templates that write the time are told the beginning of `config.data.date`, or of today.
+
     Raises:
         ValueError: no template, neither in the checkpoint nor in the config; or a new token that is none.
     """
@@ -82,7 +85,9 @@ def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
         if not path.exists():
             raise ValueError(f"--config.model.chat_template={path} is not a file; expected a Jinja template")
         template = path.read_text()
-    return ConversationRenderer(tokenizer, template, Masking(**config.data.masking))
+    date = datetime.date.fromisoformat(config.data.date) if config.data.date else datetime.date.today()
+    now = datetime.datetime.combine(date, datetime.time())
+    return ConversationRenderer(tokenizer, template, Masking(**config.data.masking), now)
 
 
 def load_data(

@@ -53,13 +53,9 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
     Raises:
         WorkdirError: it holds a run with another config (the differences are listed), or files of something else.
     """
-    wanted = flatten(config.to_dict())
-    path = workdir / CONFIG
-    if path.exists():
-        try:
-            found = flatten(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
-            raise WorkdirError(f"{path} is not valid JSON ({error}); remove it or give another --workdir") from error
+    wanted, there = flatten(config.to_dict()), _config_there(workdir)
+    if there is not None:
+        found = flatten(there)
         differences = [
             f"{name}: {found.get(name, '(absent)')!r} there, {wanted.get(name, '(absent)')!r} asked for"
             for name in sorted(found.keys() | wanted.keys())
@@ -73,6 +69,36 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
             )
     elif workdir.exists() and any(not child.name.endswith(_PARTIAL) for child in workdir.iterdir()):
         raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
+
+
+def dated(workdir: epath.Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with the date that chat templates are told; the run records it as its own.
+
+    It is as asked for, else that of the run in the directory, else today, where process 0 is.
+
+    Raises:
+        WorkdirError: the directory's config cannot be read.
+    """
+    there = _config_there(workdir) or {}
+    date = there.get("data", {}).get("date") or datetime.date.today().isoformat()
+    if jax.process_count() > 1:
+        day = np.int32(datetime.date.fromisoformat(date).toordinal())
+        date = datetime.date.fromordinal(int(multihost_utils.broadcast_one_to_all(day))).isoformat()
+    if config.data.date:
+        return config
+    made = config.copy_and_resolve_references()
+    made.data.date = date
+    return made
+
+
+def _config_there(workdir: epath.Path) -> dict[str, Any] | None:
+    path = workdir / CONFIG
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise WorkdirError(f"{path} is not valid JSON ({error}); remove it or give another --workdir") from error
 
 
 def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:

@@ -1,6 +1,7 @@
 """A run that is ended at any moment and started again equals one that was not."""
 
 import functools
+import itertools
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from sft_jax.training.checkpoints import Checkpoints
 from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.sharding import make_mesh
 from sft_jax.training.workdir import WorkdirError
-from tests import tiny
+from tests import clock, tiny
 from tests.training import moments
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -294,6 +295,20 @@ def test_a_finished_run_started_again_changes_nothing(root, uninterrupted, capsy
     assert result.step == result.total_steps == STEPS
     assert result.metrics == {name: last[name] for name in last if name.startswith("held_out/")}
     assert "held_out/nll" in result.metrics
+
+
+def test_a_run_keeps_the_date_of_its_first_start(root, tmp_path, monkeypatch):
+    """Its template writes the date: on another day it goes on with the rows it has begun with."""
+    template = tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%Y-%m-%d') }}" + tiny.CHATML)
+    fixed = {"model.chat_template": str(template), "duration": "1 steps", "objective.name": "cross_entropy"}
+    make = lambda **overrides: make_config(root, **fixed, **overrides)
+    for day in ("2026-01-31", "2026-02-01"):
+        clock.tell(monkeypatch, itertools.repeat(day))
+        assert run(make(), tmp_path / "run").step == 1
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["date"] == "2026-01-31"
+    with pytest.raises(WorkdirError, match=r"data\.date: '2026-01-31' there, '2026-02-01' asked for"):
+        run(make(**{"data.date": "2026-02-01"}), tmp_path / "run")
 
 
 def test_another_config_is_refused_with_the_difference(root, uninterrupted):

@@ -15,7 +15,7 @@ from sft_jax.data.report import report_lines
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.training import run_data, train_rows
 from sft_jax.training.run_data import load_data
-from tests import tiny
+from tests import clock, tiny
 
 
 @pytest.fixture
@@ -74,6 +74,35 @@ def test_options_that_rows_depend_on_make_other_entries(tmp_path, count):
         assert count["rendered"] == number, name
     load_data(config(tmp_path, **{"data.packing": "first_fit", "loader.tokenize_workers": 0}))
     assert count["rendered"] == 1 + len(CHANGES)  # rows do not depend on those
+
+
+@pytest.fixture
+def dated(tmp_path):
+    """A config whose template begins every row with the date, ten characters of a token each."""
+    path = tmp_path / "dated.jinja"
+    path.write_text("{{ strftime_now('%Y-%m-%d') }}" + tiny.CHATML)
+    return lambda **overrides: config(tmp_path, **{"model.chat_template": str(path), **overrides})
+
+
+def dates_in(data):
+    return {data.renderer.tokenizer.decode(data.rows.row(number)[0][:10]) for number in range(len(data.rows))}
+
+
+def test_rows_bear_one_date_though_midnight_passes(dated, monkeypatch):
+    clock.tell(monkeypatch, (f"2026-{1 + day // 28:02d}-{1 + day % 28:02d}" for day in range(336)))
+    assert dates_in(load_data(dated())) == {"2026-01-01"}
+
+
+def test_rows_of_another_date_are_another_entry(dated, count):
+    for date, passes in (("2026-01-01", 1), ("2026-01-02", 2), ("2026-01-01", 2)):
+        assert dates_in(load_data(dated(**{"data.date": date}))) == {date}
+        assert count["passes"] == passes
+
+
+def test_the_date_is_not_in_the_key_of_rows_without_one(tmp_path, count):
+    for date in ("2026-01-01", "2026-01-02"):
+        load_data(config(tmp_path, **{"data.date": date}))
+    assert count["passes"] == 1
 
 
 def test_changed_bytes_of_the_same_size_and_time_are_seen(tmp_path):

@@ -6,6 +6,7 @@ off the chat template, see turns.py, and from the choices of the config, see mas
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -18,7 +19,7 @@ from sft_jax.data.rendering.masking import Masking, lost_at_edges, token_weights
 from sft_jax.data.rendering.rendered import RenderedRow, RowError, TokenIds
 from sft_jax.data.rendering.row_plans import RowPlan, RowPlanner
 from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder
-from sft_jax.data.rendering.templates import Tools, chat_template_of
+from sft_jax.data.rendering.templates import ChatTemplate, Tools, template_source
 
 __all__ = ["ConversationRenderer", "Masking", "RenderedRow", "RowError"]
 
@@ -46,6 +47,7 @@ class ConversationRenderer:
         tokenizer: transformers.PreTrainedTokenizerBase,
         chat_template: str | None = None,
         masking: Masking | None = None,
+        now: datetime.datetime | None = None,
     ):
         """Binds tokenizer, template and what is trained.
 
@@ -53,19 +55,23 @@ class ConversationRenderer:
             tokenizer: a fast tokenizer.
             chat_template: Jinja source; None takes the tokenizer's own.
             masking: what is trained; None: every turn of the assistant.
+            now: the time for templates that write one; None: that of this call. It stays the same for all rows.
 
         Raises:
             ValueError: no chat template, one that is not valid Jinja, or a tokenizer without character offsets.
         """
         self.tokenizer, self.masking = tokenizer, masking or Masking()
-        self._encoder = TextEncoder(tokenizer)
-        self._template = chat_template_of(tokenizer, chat_template, self._encoder.pattern, self._encoder.beginning)
+        self.now = now or datetime.datetime.now()
+        self._encoder = encoder = TextEncoder(tokenizer)
+        source = template_source(tokenizer) if chat_template is None else chat_template
+        special_tokens = dict(tokenizer.special_tokens_map)
+        self._template = ChatTemplate(source, special_tokens, encoder.pattern, self.now, encoder.beginning)
         self._planner = RowPlanner(self._template, self._encoder, self.masking)
         self._to_prove = _PROVEN_ROWS
 
     def __reduce__(self) -> tuple:
         """How it is sent to another process."""
-        return ConversationRenderer, (self.tokenizer, self._template.source, self.masking)
+        return ConversationRenderer, (self.tokenizer, self._template.source, self.masking, self.now)
 
     @property
     def chat_template(self) -> str:

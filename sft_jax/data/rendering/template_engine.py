@@ -67,11 +67,12 @@ class ChatTemplateEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("*", "**"))
 
-    def __init__(self):
+    def __init__(self, now: datetime.datetime):
+        """`now` is the time that templates are told, all of them the same."""
         extensions = [_Generation, _BoundedLoops, "jinja2.ext.loopcontrols"]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         self.filters["tojson"] = _to_json
-        self.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now}
+        self.globals |= {"raise_exception": _raise, "strftime_now": now.strftime}
 
     def from_string(self, source: str, *arguments: Any, **options: Any) -> jinja2.Template:
         """Compiles a template. Its globals are one dict: Jinja's chain of them is copied for each rendering, slowly."""
@@ -119,7 +120,3 @@ def _to_json(
 ) -> str:
     """JSON as it is: Jinja's own filter would escape HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)

@@ -6,6 +6,7 @@ with marks in their place, and the two results must agree byte for byte.
 
 import collections
 import dataclasses
+import datetime
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -100,13 +101,16 @@ class TemplateText:
 class ChatTemplate:
     """A Jinja chat template with the special tokens it may name, rendered as transformers does."""
 
-    def __init__(self, source: str, special_tokens: dict, special: re.Pattern, beginning: str = ""):
+    def __init__(
+        self, source: str, special_tokens: dict, special: re.Pattern, now: datetime.datetime, beginning: str = ""
+    ):
         """Compiles the template.
 
         Args:
             source: Jinja.
             special_tokens: variables of the template.
             special: finds special tokens in a text.
+            now: the time that the template is told.
             beginning: what the tokenizer begins every sequence with; put before a text that does not begin with it.
 
         Raises:
@@ -118,7 +122,7 @@ class ChatTemplate:
         self.source = source
         self.marks_generation = bool(_GENERATION_MARK.search(source))
         self._beginning = beginning
-        self._environment = ChatTemplateEnvironment()
+        self._environment = ChatTemplateEnvironment(now)
         try:
             self._template = self._environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -209,18 +213,15 @@ class ChatTemplate:
         self, text: str, messages: Sequence[Message], tools: Tools, generation_prompt: bool
     ) -> tuple[Outline, Skeleton, tuple[Part, ...]]:
         """The outline whose skeleton the text is, once with blank contents as holes and once as they are."""
-        for _ in range(2 if "strftime_now" in self.source else 1):
-            for blanks_stay in (False, True):
-                outline = self._outliner.outline(messages, tools, blanks_stay)
-                try:
-                    skeleton = self._skeleton(outline.messages, outline.tools, generation_prompt)
-                except RowError:  # it refuses marks, not the conversation
-                    continue
-                parts = skeleton.fill(text, outline.pieces)
-                if parts is not None:
-                    return outline, skeleton, parts
-            self._skeleton.cache_clear()  # a template may name the date, which may have changed since
-            self._starts.cache_clear()
+        for blanks_stay in (False, True):
+            outline = self._outliner.outline(messages, tools, blanks_stay)
+            try:
+                skeleton = self._skeleton(outline.messages, outline.tools, generation_prompt)
+            except RowError:  # it refuses marks, not the conversation
+                continue
+            parts = skeleton.fill(text, outline.pieces)
+            if parts is not None:
+                return outline, skeleton, parts
         raise RowError(
             "the chat template changes what a message says",
             "its text is not the template's own text with the contents put in, so it cannot be told which part is the "
@@ -333,21 +334,17 @@ def _check_calls(rendered: TemplateText, number: int, message: Message) -> None:
             )
 
 
-def chat_template_of(
-    tokenizer: transformers.PreTrainedTokenizerBase, source: str | None, special: re.Pattern, beginning: str
-) -> ChatTemplate:
-    """The template given, else the tokenizer's own; `special` and `beginning` as for `ChatTemplate`.
+def template_source(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+    """The tokenizer's own chat template.
 
     Raises:
-        ValueError: there is none, or it is not valid Jinja.
+        ValueError: there is none.
     """
-    if source is None:
-        if not tokenizer.chat_template:
-            raise ValueError(
-                "The tokenizer has no chat template. Give one: without it nobody knows how to address the model."
-            )
-        source = tokenizer.get_chat_template()
-    return ChatTemplate(source, dict(tokenizer.special_tokens_map), special, beginning)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "The tokenizer has no chat template. Give one: without it nobody knows how to address the model."
+        )
+    return tokenizer.get_chat_template()
 
 
 def _take_marks(text: str, messages: Sequence[Message]) -> tuple[str, tuple[Span, ...]]:

@@ -3,7 +3,6 @@
 Serves cache.py. Files count by their bytes, never by their times; code counts by its source.
 """
 
-import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -29,11 +28,13 @@ LATER = (
     "report",
 )
 
-# Fields of `config.data` that rows do not depend on; files are in the key by their names and bytes.
+# Fields of `config.data` that rows do not depend on; files are in the key by their names and bytes, the date where the
+# template writes one.
 NOT_IN_ROWS = frozenset(
     {
         "train",
         "held_out",
+        "date",
         "mixture",
         "mixture_packing",
         "benchmarks",
@@ -65,8 +66,8 @@ def rows_key(
         "code": code_digest(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": sys.version},
     }
-    if "strftime_now" in renderer.chat_template:  # the text that the template writes changes every day
-        key["date"] = datetime.date.today().isoformat()
+    if "strftime_now" in renderer.chat_template:
+        key["now"] = renderer.now.isoformat()
     return json.loads(json.dumps(key, default=list))
 
 

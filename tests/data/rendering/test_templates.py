@@ -1,5 +1,7 @@
 """Chat templates are programs of others: what they may do, and what is said when they do something else."""
 
+import datetime
+import pickle
 import re
 
 import pytest
@@ -8,6 +10,7 @@ from tokenizers import processors
 
 from sft_jax.data.conversations import Chat, Message, Segment, Segments, ToolCall
 from sft_jax.data.rendering import ConversationRenderer, RowError, template_engine
+from tests import clock
 from tests.data.rendering.chat_formats import FORMATS
 
 TURNS = (Message("user", "Hi"), Message("assistant", "Ho"))
@@ -55,6 +58,24 @@ def test_templates_that_fail(chatml_tokenizer, monkeypatch, _, template, error):
 def test_what_no_template_is(chatml_tokenizer, template, error):
     with pytest.raises(ValueError, match=re.escape(error)):
         ConversationRenderer(chatml_tokenizer, template)
+
+
+DATED = "{{ strftime_now('%d %b %Y %H:%M') }}\n{% for m in messages %}" + LINE + "{% endfor %}"
+
+
+def test_a_renderer_writes_one_time_however_long_it_is_used(chatml_tokenizer, monkeypatch):
+    """Also one sent to another process."""
+    with monkeypatch.context() as patch:
+        clock.tell(patch, (f"2026-01-{day:02d}" for day in range(1, 32)))
+        renderer = ConversationRenderer(chatml_tokenizer, DATED)
+        texts = [renderer.render(TURNS).text for _ in range(2)]
+    texts.append(pickle.loads(pickle.dumps(renderer)).render(TURNS).text)
+    assert [text.partition("\n")[0] for text in texts] == ["01 Jan 2026 00:00"] * 3
+
+
+def test_a_time_that_is_given_is_written(chatml_tokenizer):
+    renderer = ConversationRenderer(chatml_tokenizer, DATED, now=datetime.datetime(2024, 7, 26, 13, 5))
+    assert renderer.render(TURNS).text.startswith("26 Jul 2024 13:05\n")
 
 
 def test_text_that_is_no_template_shows_no_message(chatml_tokenizer):

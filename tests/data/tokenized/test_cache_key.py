@@ -5,7 +5,6 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,16 @@ OPTIONS = {"row_tokens": 100, "cleaning": ("strip_whitespace",)}
 def make(byte_tokenizer, chatml, tmp_path):
     """A key from parts, of which some are others than usual."""
 
-    def key(content="{}", name="a.jsonl", special=("<|im_start|>", "<|im_end|>"), template=chatml, options=OPTIONS):
+    def key(
+        content="{}",
+        name="a.jsonl",
+        special=("<|im_start|>", "<|im_end|>"),
+        template=chatml,
+        options=OPTIONS,
+        now=None,
+    ):
         (tmp_path / "data").write_text(content)
-        renderer = ConversationRenderer(byte_tokenizer(*special, eos="<|im_end|>"), template)
+        renderer = ConversationRenderer(byte_tokenizer(*special, eos="<|im_end|>"), template, now=now)
         return rows_key([(name, tmp_path / "data")], renderer, options)
 
     return key
@@ -62,13 +68,11 @@ def test_times_of_files_do_not_matter(make, tmp_path):
     assert make() == before
 
 
-def test_a_template_that_names_the_date_makes_rows_of_one_day(make, monkeypatch):
-    template = "{% for m in messages %}{{ strftime_now('%d') + m.content }}<|im_end|>{% endfor %}"
-    today = make(template=template)
-    day = types.SimpleNamespace(today=lambda: datetime.date(2026, 1, 2))
-    monkeypatch.setattr(cache_key, "datetime", types.SimpleNamespace(date=day))
-    assert make(template=template)["date"] == "2026-01-02" != today["date"]
-    assert "date" not in make()
+def test_the_time_counts_where_the_template_writes_it(make):
+    dated = "{% for m in messages %}{{ strftime_now('%d') + m.content }}<|im_end|>{% endfor %}"
+    first, second = (datetime.datetime(2026, 1, day) for day in (1, 2))
+    assert make(template=dated, now=first) == make(template=dated, now=first) != make(template=dated, now=second)
+    assert make(now=first) == make(now=second)
 
 
 def test_code_counts_but_for_what_stands_behind_the_store(tmp_path):
