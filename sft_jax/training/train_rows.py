@@ -19,7 +19,7 @@ from sft_jax.data.records import DroppedRow, Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import Tokenized
 from sft_jax.data.tokenized.cache import cached_json, cached_rows
-from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, check_unchanged, code_digest, rows_key
+from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, check_unchanged, code_digest, rows_key, source_digest
 from sft_jax.data.tokenized.row_store import RowStoreWriter
 from sft_jax.data.tokenizing.streaming import write_rows
 from sft_jax.data.tokenizing.workers import worker_count
@@ -29,6 +29,9 @@ from sft_jax.training.progress import ProgressBar
 ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how many there are, see `ProgressBar`
 
 CHECKED_RECORDS = 20_000  # that checks at the start of a run look at: so many take some 60 MB
+
+# Files of this folder that join the data layer to the config: what is read, what rows are cleaned of, the renderer.
+_WIRING = ("judging.py", "mixing.py", "run_data.py", "train_rows.py")
 
 
 class TrainingRecords:
@@ -141,7 +144,13 @@ def rows_key_of(
     options = {name: value for name, value in config.data.to_dict().items() if name not in NOT_IN_ROWS}
     options["sources"] = readings_of_sources(config)
     key = rows_key(records.reader.files, renderer, options)
-    return key | {"compared_with": list(map(list, compared_with)) if config.data.cleaning else []}
+    key["compared_with"] = list(map(list, compared_with)) if config.data.cleaning else []
+    return key | {"wiring": wiring_digest()}
+
+
+def wiring_digest(folder: Path = Path(__file__).parent) -> str:
+    """sha256 of the source between the config and the data layer: it shapes rows as the layer's own does."""
+    return source_digest([folder / name for name in _WIRING], folder)
 
 
 def training_findings(

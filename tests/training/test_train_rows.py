@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,22 @@ def test_the_date_is_not_in_the_key_of_rows_without_one(tmp_path, count):
     for date in ("2026-01-01", "2026-01-02"):
         load_data(config(tmp_path, **{"data.date": date}))
     assert count["passes"] == 1
+
+
+@pytest.mark.parametrize("name", ["judging.py", "mixing.py", "run_data.py", "train_rows.py"])
+def test_code_that_joins_the_data_layer_to_the_config_counts(tmp_path, name):
+    folder = tmp_path / "training"
+    shutil.copytree(Path(train_rows.__file__).parent, folder)
+    assert train_rows.wiring_digest(folder) == train_rows.wiring_digest()
+    (folder / name).write_text((folder / name).read_text() + "\n")
+    assert train_rows.wiring_digest(folder) != train_rows.wiring_digest()
+
+
+def test_other_wiring_makes_other_entries(tmp_path, count, monkeypatch):
+    load_data(config(tmp_path))
+    monkeypatch.setattr(train_rows, "wiring_digest", lambda: "0")
+    load_data(config(tmp_path))
+    assert count["passes"] == 2
 
 
 def test_changed_bytes_of_the_same_size_and_time_are_seen(tmp_path):

@@ -99,12 +99,16 @@ def _file_digest(path: epath.PathLike) -> str:
 
 def code_digest(without: Sequence[str] = LATER, root: Path = Path(__file__).parents[1]) -> str:
     """sha256 of the source of the data layer, by default without what stands behind the row store."""
+    paths = [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in without]
+    return source_digest(paths, root)
+
+
+def source_digest(paths: Iterable[Path], root: Path) -> str:
+    """sha256 of files of source below `root`, with their names."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if name.parts[0] not in without:
-            source = path.read_bytes()
-            digest.update(f"{name.as_posix()} {len(source)}\n".encode() + source)
+    for path in paths:
+        source = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(source)}\n".encode() + source)
     return digest.hexdigest()
 
 
