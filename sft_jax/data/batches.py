@@ -216,7 +216,7 @@ def held_out_batches(
     bins = held_out_bins(rows, row_tokens, row_targets, packing, max_segments)
     for start in range(0, len(bins), batch_rows):
         own = [*bins[start : start + batch_rows][process_index * rows_here : (process_index + 1) * rows_here]]
-        own += [np.zeros(0, np.int64)] * (rows_here - len(own))
+        own += [np.zeros(0, np.int32)] * (rows_here - len(own))
         yield assemble(
             rows,
             own,

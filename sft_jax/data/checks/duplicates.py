@@ -10,6 +10,7 @@ from jaxtyping import Int64
 
 from sft_jax.data.checks.findings import EXAMPLES_SHOWN, Observation, counted, places
 from sft_jax.data.checks.subject import Subject
+from sft_jax.data.sorting import by_hash
 from sft_jax.data.tokenized.record_keys import NOTHING, Hashes
 from sft_jax.data.views import shared_beginning
 
@@ -18,7 +19,7 @@ _COPIES_NAMED = 3  # of an example, beside the first
 
 @dataclasses.dataclass(frozen=True)
 class EqualKeys:
-    """Records of equal keys, for keys that occur more than once.
+    """Records of equal keys, for keys that occur more than once; `NOTHING` is no key.
 
     Attributes:
         members: numbers of records, those of a group one after the other and in their order.
@@ -31,13 +32,10 @@ class EqualKeys:
     @classmethod
     def of(cls, keys: Hashes) -> "EqualKeys":
         """Groups the records of these keys."""
-        order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
-        equal = ordered[1:] == ordered[:-1]  # to the one before
-        again = np.concatenate([[False], equal])
-        members = np.flatnonzero(again | np.concatenate([equal, [False]]))
-        starts = np.flatnonzero(~again[members])
-        return cls(order[members], np.append(starts, len(members)))
+        parts = [_equal_ones(keys, records) for records in by_hash(keys, but=NOTHING)]
+        members = np.concatenate([some for some, _ in parts])
+        is_first = np.concatenate([firsts for _, firsts in parts])
+        return cls(members, np.append(np.flatnonzero(is_first), len(members)))
 
     @property
     def sizes(self) -> Int64[np.ndarray, "groups"]:
@@ -54,6 +52,15 @@ class EqualKeys:
         begins = self.members[self.starts[:-1]]
         chosen = np.argsort(begins, kind="stable")[:count]
         return [self.members[self.starts[group] : self.starts[group + 1]].tolist() for group in chosen]
+
+
+def _equal_ones(keys: Hashes, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of records in the order of their keys those whose key another one has, and which of them come first."""
+    ordered = keys[records]
+    equal = ordered[1:] == ordered[:-1]
+    as_before, as_after = np.append(False, equal)[: len(records)], np.append(equal, False)[: len(records)]
+    chosen = np.flatnonzero(as_before | as_after)
+    return records[chosen], ~as_before[chosen]
 
 
 def exact_duplicates(subject: Subject) -> list[Observation]:
@@ -106,8 +113,7 @@ def _contradicting(prompts: Hashes, answers: Hashes) -> EqualKeys:
         return found
     said = answers[found.members]
     differ = said != np.repeat(said[found.starts[:-1]], found.sizes)  # from the first answer to the same prompt
-    asks = prompts[found.members[found.starts[:-1]]] != NOTHING
-    return found.where(np.logical_or.reduceat(differ, found.starts[:-1]) & asks)
+    return found.where(np.logical_or.reduceat(differ, found.starts[:-1]))
 
 
 def _contradiction(subject: Subject, group: list[int]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from sft_jax.data.checks.findings import Observation, counted, observed
 from sft_jax.data.checks.shingles import Numbers, Shingles, Vocabulary, windows, words
 from sft_jax.data.checks.subject import Subject
+from sft_jax.data.sorting import blocks
 from sft_jax.data.tokenized.record_keys import NOTHING, Hashes, RecordKeys, text_key
 from sft_jax.data.views import View
 
@@ -35,12 +36,14 @@ def exact_overlap(subject: Subject) -> list[Observation]:
 
 def first_asking(keys: RecordKeys, texts: Hashes) -> Int64[np.ndarray, "texts"]:
     """For each text the first training record that asks it (see `asked_texts`); -1 where there is none."""
-    wanted, at = np.unique(texts, return_inverse=True)
+    wanted, at = np.unique(np.append(texts, np.uint64(NOTHING)), return_inverse=True)
     first = np.full(len(wanted), len(keys), np.int64)
     for asked in (keys.mains, keys.questions):
-        rows = np.flatnonzero(np.isin(asked, wanted[wanted != NOTHING]))
-        np.minimum.at(first, wanted.searchsorted(asked[rows]), rows)
-    return np.where(first < len(keys), first, -1)[at]
+        for block in blocks(len(keys)):
+            places = np.minimum(wanted.searchsorted(asked[block]), len(wanted) - 1)
+            hits = np.flatnonzero((wanted[places] == asked[block]) & (asked[block] != NOTHING))
+            np.minimum.at(first, places[hits], hits + block.start)
+    return np.where(first < len(keys), first, -1)[at[:-1]]
 
 
 def loose_overlap(subject: Subject) -> list[Observation]:

@@ -9,14 +9,13 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int64
 
 from sft_jax.data.packing.best_fit import best_fit_decreasing
 from sft_jax.data.packing.bins import Bins, Bounds, Sizes
 from sft_jax.data.packing.first_fit import first_fit_decreasing, in_windows
+from sft_jax.data.sorting import begin_of_permutation, blocks, permutation, row_numbers
 from sft_jax.data.tokenized import TokenizedRows
 
-Order = Int64[np.ndarray, "count"]
 Pack = Callable[[Sizes, Sizes, Bounds], Bins]
 
 _TARGETS_MULTIPLE = 8  # the number of target slots is a multiple of this (vector width of the accelerator)
@@ -34,15 +33,19 @@ def next_fit(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
     """
     bounds.check_rows(lengths, supervised)
     count = len(lengths)
-    after = np.arange(count) + (bounds.segments or count)  # where a bin that begins at each row ends
+    after, starts = row_numbers(count), [0]  # where a bin that begins at each row ends, and where bins begin
+    for block in blocks(count):
+        after[block] = np.minimum(np.arange(block.start, block.stop) + (bounds.segments or count), count)
     for sizes, bound in ((lengths, bounds.tokens), (supervised, bounds.targets)):
         running = np.zeros(count + 1, np.int64)
         np.cumsum(sizes, out=running[1:])
-        after = np.minimum(after, np.searchsorted(running, running[:-1] + bound, side="right") - 1)
-    ends, starts = after.tolist(), [0]
-    while starts[-1] < count:
-        starts.append(ends[starts[-1]])
-    return Bins(np.arange(count), np.array(starts, np.int64))
+        for block in blocks(count):
+            after[block] = np.minimum(after[block], running.searchsorted(running[block] + bound, side="right") - 1)
+    for block in blocks(count):
+        ends = after[block].tolist()
+        while starts[-1] < block.stop:
+            starts.append(ends[starts[-1] - block.start])
+    return Bins(np.arange(count, dtype=np.int32), np.array(starts, np.int64))
 
 
 def one_row_each(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
@@ -52,7 +55,7 @@ def one_row_each(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
         ValueError: a row alone exceeds a bound.
     """
     bounds.check_rows(lengths, supervised)
-    return Bins(np.arange(len(lengths)), np.arange(len(lengths) + 1))
+    return Bins(np.arange(len(lengths), dtype=np.int32), np.arange(len(lengths) + 1))
 
 
 PACKINGS: dict[str, Pack] = {
@@ -110,12 +113,6 @@ def pack_epoch(
     order = permutation(len(lengths), seed, epoch, 0)
     bins = pack(lengths[order], supervised[order], bounds).renamed(order)
     return bins.take(permutation(len(bins), seed, epoch, 1))
-
-
-def permutation(count: int, *key: int) -> Order:
-    """A shuffled range(count), the same in every NumPy version (raw bit streams are guaranteed, `shuffle` is not)."""
-    keys = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
-    return np.argsort(np.asarray(keys, np.uint64), kind="stable").astype(np.int64)
 
 
 def supervised_capacity(
@@ -180,11 +177,11 @@ def target_slots(in_bins: Sizes, largest: int, row_tokens: int, quantile: int | 
     return row_tokens if rounded >= _NEARLY_ALL * row_tokens else rounded
 
 
-def _sample(count: int, packing: str) -> Order:
+def _sample(count: int, packing: str) -> np.ndarray:
     """Rows that stand for all, in their order: a random choice, or the first where order matters."""
     if packing in KEEP_ORDER:
         return np.arange(min(count, _SAMPLE_ROWS))
-    return np.sort(permutation(count, 0)[:_SAMPLE_ROWS])
+    return np.sort(begin_of_permutation(count, _SAMPLE_ROWS, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,11 +248,10 @@ def packing_report(
 
 
 def _by_source(rows: TokenizedRows, lengths: Sizes, bins: Bins) -> dict[str, dict[str, float]]:
-    names, codes = rows.sources.names, rows.sources.codes
+    names = rows.sources.names
     if len(names) < 2:
         return {}
-    count = np.bincount(codes, minlength=len(names)).tolist()
-    tokens = np.bincount(codes, weights=lengths, minlength=len(names)).astype(np.int64).tolist()
-    drawn = np.bincount(codes[bins.rows], weights=lengths[bins.rows], minlength=len(names))
+    count, tokens = rows.sources.totals().tolist(), rows.sources.totals(lengths).tolist()
+    drawn = rows.sources.totals(lengths, bins.rows)
     shares = (drawn / drawn.sum()).tolist()
     return {name: {"rows": count[i], "tokens": tokens[i], "share_of_tokens": shares[i]} for i, name in enumerate(names)}

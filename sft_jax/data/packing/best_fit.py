@@ -10,6 +10,7 @@ import numpy as np
 
 from sft_jax.data.packing.bins import Bins, Bounds, Sizes
 from sft_jax.data.packing.first_fit import first_fit_decreasing, in_windows
+from sft_jax.data.sorting import by_number, counted
 
 
 def best_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
@@ -83,15 +84,16 @@ def _deal(
 
 def _by_tokens(lengths: Sizes, bounds: Bounds) -> Bins:
     """Best fit by length alone."""
-    # Of a small dtype the stable sort is a radix sort.
-    order = np.argsort(bounds.tokens - lengths.astype(np.min_scalar_type(bounds.tokens)), kind="stable")
-    different, starts = np.unique(-lengths[order], return_index=True)
-    ends = np.append(starts[1:], len(order))
-    numbers = np.empty(len(order), np.int32)
-    open_bins = _OpenBins(bounds)
-    for length, start, end in zip((-different).tolist(), starts.tolist(), ends[: len(starts)].tolist(), strict=True):
-        open_bins.place(length, numbers[start:end])
-    return Bins.by_number(order, numbers, open_bins.count)
+    # Of a small dtype the stable sorts in `by_number` are radix sorts.
+    dtype = np.min_scalar_type(bounds.tokens)
+    shortfalls = np.subtract(bounds.tokens, lengths, dtype=dtype, casting="unsafe")
+    counts = counted(shortfalls, bounds.tokens + 1)
+    numbers, open_bins, done = np.empty(len(lengths), np.int32), _OpenBins(bounds), 0
+    for shortfall in np.flatnonzero(counts).tolist():
+        count = int(counts[shortfall])
+        open_bins.place(bounds.tokens - shortfall, numbers[done : done + count])
+        done += count
+    return Bins.by_number(by_number(shortfalls, counts), numbers, open_bins.count)
 
 
 class _OpenBins:

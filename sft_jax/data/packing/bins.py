@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Int, Int32, Int64
 
-Bin = Int64[np.ndarray, "_"]  # indices of the rows in one row of the batch
+from sft_jax.data.sorting import BLOCK_ROWS, RowNumbers, blocks, by_number, counted, row_numbers
+
+Bin = Int[np.ndarray, "_"]  # indices of the rows in one row of the batch
 Sizes = Int[np.ndarray, "rows"]
 
 
@@ -55,7 +57,7 @@ class Bins(Sequence[Bin]):
         offsets: bin i is `rows[offsets[i]:offsets[i + 1]]`.
     """
 
-    rows: Int64[np.ndarray, "total"]
+    rows: Int32[np.ndarray, "total"]
     offsets: Int64[np.ndarray, "bins_and_one"]
 
     @classmethod
@@ -63,18 +65,18 @@ class Bins(Sequence[Bin]):
         """Bins of the given numbers of rows, taken from `rows` one after the other."""
         offsets = np.zeros(len(sizes) + 1, np.int64)
         np.cumsum(sizes, out=offsets[1:])
-        return cls(np.asarray(rows, np.int64), offsets)
+        return cls(np.asarray(rows, np.int32), offsets)
 
     @classmethod
-    def by_number(cls, rows: np.ndarray, numbers: np.ndarray, count: int) -> "Bins":
+    def by_number(cls, rows: RowNumbers, numbers: np.ndarray, count: int) -> "Bins":
         """Bins from the number of each row's bin; within a bin rows keep the order in which they are given."""
-        by_bin = np.argsort(numbers, kind="stable")
-        return cls.of_sizes(rows[by_bin], np.bincount(numbers, minlength=count))
+        sizes = counted(numbers, count)
+        return cls.of_sizes(by_number(numbers, sizes, rows), sizes)
 
     @classmethod
     def concatenated(cls, parts: Sequence["Bins"]) -> "Bins":
         """All bins of the parts, in order."""
-        empty = [np.zeros(0, np.int64)]
+        empty = [np.zeros(0, np.int32)]
         rows = np.concatenate([part.rows for part in parts] or empty)
         return cls.of_sizes(rows, np.concatenate([part.sizes for part in parts] or empty))
 
@@ -109,12 +111,20 @@ class Bins(Sequence[Bin]):
         """Rows in each bin."""
         return np.diff(self.offsets)
 
+    def blocks(self, multiple: int = 1) -> Iterator[slice]:
+        """Slices that together are all bins, each of some `BLOCK_ROWS` rows; of a multiple of bins, but the last."""
+        bins = BLOCK_ROWS * len(self) // max(len(self.rows), 1)
+        return blocks(len(self), max(bins // multiple, 1) * multiple)
+
     def take(self, numbers: np.ndarray) -> "Bins":
         """The bins of these numbers, in that order."""
         sizes = self.sizes[numbers]
-        taken = Bins.of_sizes(np.empty(0, np.int64), sizes)
-        inside = np.arange(taken.offsets[-1]) - np.repeat(taken.offsets[:-1], sizes)
-        return Bins(self.rows[np.repeat(self.offsets[numbers], sizes) + inside], taken.offsets)
+        taken = Bins.of_sizes(row_numbers(int(sizes.sum())), sizes)
+        for block in taken.blocks():
+            begin, end = taken.offsets[[block.start, block.stop]]
+            moved = self.offsets[numbers[block]] - taken.offsets[block]  # from here to there
+            taken.rows[begin:end] = self.rows[np.arange(begin, end) + np.repeat(moved, sizes[block])]
+        return taken
 
     def renamed(self, names: np.ndarray) -> "Bins":
         """The same bins, with row i called `names[i]`."""
@@ -122,6 +132,10 @@ class Bins(Sequence[Bin]):
 
     def sums(self, sizes: np.ndarray) -> np.ndarray:
         """What the rows of each bin add up to, in what row i has `sizes[i]` of; [rows, n] gives [bins, n]."""
-        running = np.zeros((len(self.rows) + 1, *sizes.shape[1:]), np.int64)
-        np.cumsum(sizes[self.rows], axis=0, out=running[1:])
-        return np.diff(running[self.offsets], axis=0)
+        found = np.empty((len(self), *sizes.shape[1:]), np.int64)
+        for block in self.blocks():
+            offsets = self.offsets[block.start : block.stop + 1]
+            running = np.zeros((offsets[-1] - offsets[0] + 1, *sizes.shape[1:]), np.int64)
+            np.cumsum(sizes[self.rows[offsets[0] : offsets[-1]]], axis=0, out=running[1:])
+            found[block] = np.diff(running[offsets - offsets[0]], axis=0)
+        return found

@@ -30,13 +30,14 @@ def first_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> B
         ValueError: a row alone exceeds a bound.
     """
     bounds.check_rows(lengths, supervised)
-    order = np.argsort(-np.maximum(lengths * bounds.targets, supervised * bounds.tokens), kind="stable")
-    numbers = np.empty(len(order), np.int64)
+    sizes = np.maximum(lengths * np.int64(bounds.targets), supervised * np.int64(bounds.tokens))
+    order = np.argsort(-sizes, kind="stable").astype(np.int32)
+    numbers = np.empty(len(order), np.int32)
     free_tokens, free_targets, free_rows = (np.empty(len(order), np.int32) for _ in range(3))
     shortest, fewest = int(lengths.min(initial=0)), int(supervised.min(initial=0))
     first, last = 0, 0  # bins before `first` have no room for any row; bins from `last` on are not opened
-    sizes = zip(lengths[order].tolist(), supervised[order].tolist(), strict=True)
-    for turn, (tokens, targets) in enumerate(sizes):
+    in_turn = zip(lengths[order].tolist(), supervised[order].tolist(), strict=True)
+    for turn, (tokens, targets) in enumerate(in_turn):
         while first < last and (free_tokens[first] < shortest or free_targets[first] < fewest or not free_rows[first]):
             first += 1
         room = (free_tokens[first:last] >= tokens) & (free_targets[first:last] >= targets)
@@ -64,6 +65,6 @@ def in_windows(
     """Packs `window_rows` rows at a time, as they come."""
     parts = []
     for start in range(0, len(lengths), window_rows):
-        window = np.arange(start, min(start + window_rows, len(lengths)))
+        window = np.arange(start, min(start + window_rows, len(lengths)), dtype=np.int32)
         parts.append(pack(lengths[window], supervised[window], bounds).renamed(window))
     return Bins.concatenated(parts)

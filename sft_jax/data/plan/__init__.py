@@ -62,7 +62,7 @@ class PackPlan:
         self.row_tokens, self.row_targets, self.rows_per_batch = row_tokens, row_targets, rows_per_batch
         self.ids, self.has_epochs = rows.ids, mixture is None or not mixture.weighted
         self.sources = rows.sources.names if len(rows.sources.names) > 1 else ()
-        self._rows_of_source = np.bincount(rows.sources.codes, minlength=len(rows.sources.names))
+        self._rows_of_source = rows.sources.totals()
         self._codes = rows.sources.codes
         self._packed = Packed(
             rows.lengths, rows.supervised, Bounds(row_tokens, row_targets, max_segments), seed, packing

@@ -10,15 +10,16 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32
 
-from sft_jax.data.packing import KEEP_ORDER, get_packing, pack_epoch, permutation
+from sft_jax.data.packing import KEEP_ORDER, get_packing, pack_epoch
 from sft_jax.data.packing.bins import Bins, Bounds, Sizes
 from sft_jax.data.plan.mixture import Mixture, Source, interleave
 from sft_jax.data.plan.stream import BinStream
+from sft_jax.data.sorting import permutation, row_numbers
 from sft_jax.data.tokenized.columns import Labels
 
-Rows = Int64[np.ndarray, "_"]
+Rows = Int32[np.ndarray, "_"]
 MakeBlock = Callable[[int], Bins]
 
 _BLOCK_BINS = 256  # bins drawn at a time, where sources have weights
@@ -81,7 +82,7 @@ def make_blocks(packed: Packed, sources: Labels, mixture: Mixture | None, rows_p
         return epochs_of(packed)
     found = []
     for number, source in enumerate(mixture.sources):
-        rows = np.flatnonzero(sources.codes == sources.names.index(source.name)) if source.name in sources.names else ()
+        rows = _rows_of(sources, source.name)
         if not len(rows):
             raise ValueError(f"The source {source.name!r} has no rows left to train on; remove it or look at its rows.")
         found.append(SourceRows(source, rows, number, packed))
@@ -94,6 +95,11 @@ def make_blocks(packed: Packed, sources: Labels, mixture: Mixture | None, rows_p
         )
         raise ValueError(f"An epoch of the mixture has not one row ({epochs}): give a source more epochs.")
     return mixed_epochs(mixture, found, packed)
+
+
+def _rows_of(sources: Labels, name: str) -> Rows:
+    code = sources.names.index(name) if name in sources.names else -1
+    return np.flatnonzero(sources.codes == code).astype(np.int32)
 
 
 def epochs_of(packed: Packed) -> MakeBlock:
@@ -130,7 +136,7 @@ class SourceRows:
             numbers = np.asarray(generator.random_raw(count), np.uint64) % np.uint64(len(self._rows))
             return self._rows[numbers.astype(np.int64)]
         size = len(self._rows)
-        parts = [np.zeros(0, np.int64)]
+        parts = [np.zeros(0, np.int32)]
         for number in range(start // size, -(-(start + count) // size)):
             begin = number * size
             parts.append(self._pass(number)[max(start - begin, 0) : start + count - begin])
@@ -161,7 +167,10 @@ def mixed_epochs(mixture: Mixture, sources: list[SourceRows], packed: Packed) ->
             if packed.keeps_order
             else permutation(len(rows), packed.seed, epoch, 0)
         )
-        return packed.shuffled(packed.pack(rows[order]), epoch)
+        del drawn
+        rows = rows[order]
+        del order
+        return packed.shuffled(packed.pack(rows), epoch)
 
     return make
 
@@ -169,7 +178,7 @@ def mixed_epochs(mixture: Mixture, sources: list[SourceRows], packed: Packed) ->
 def _evenly(counts: list[int]) -> Rows:
     """Indices of things of several kinds, so many of each, spread evenly; each kind keeps its order."""
     ideal = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
-    return np.argsort(ideal, kind="stable")
+    return np.argsort(ideal, kind="stable").astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +247,7 @@ class WeightedDraws:
         steps = here + np.arange(count) / rows_a_bin / self._rows_per_batch
         turns, owed = interleave(self._mixture.shares(steps), start.owed)
         taken = np.bincount(turns, minlength=len(self._sources))
-        rows = np.empty(count, np.int64)
+        rows = row_numbers(count)
         for number, (source, first) in enumerate(zip(self._sources, start.taken, strict=True)):
             rows[turns == number] = source.drawn(int(first), int(taken[number]))
         return self._packed.shuffled(self._packed.pack(rows), block), taken, owed

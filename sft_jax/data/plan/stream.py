@@ -13,14 +13,46 @@ from sft_jax.data.packing.bins import Bin, Bins
 
 Counts = Int64[np.ndarray, "counted"]
 _BLOCKS_KEPT = 3  # blocks that stay in memory: the current one, its neighbours
+_COUNTED_BINS = 64  # what was counted is remembered of as many bins together
 
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """Bins, and what was counted in the block before each of them: [bins + 1, counted]."""
+    """The bins of a block, and what is counted of them.
+
+    Attributes:
+        bins: of the block.
+        measure: see `BinStream`.
+        running: what was counted in the block before bins 0, 64, 128, … and the end: [_, counted].
+    """
 
     bins: Bins
+    measure: Callable[[Bins], np.ndarray]
     running: np.ndarray
+
+    @classmethod
+    def of(cls, bins: Bins, measure: Callable[[Bins], np.ndarray]) -> "_Block":
+        """Counts, some bins at a time."""
+        cuts = range(0, len(bins), _COUNTED_BINS)
+        every = bins.blocks(_COUNTED_BINS)
+        sums = [np.add.reduceat(measure(bins[some]), range(0, some.stop - some.start, _COUNTED_BINS)) for some in every]
+        running = np.zeros((len(cuts) + 1, sums[0].shape[1]), np.int64)
+        np.cumsum(np.concatenate(sums), axis=0, out=running[1:])
+        return cls(bins, measure, running)
+
+    def before(self, number: int) -> Counts:
+        """What was counted in the block before one of its bins, or before its end."""
+        known = number // _COUNTED_BINS
+        return self.running[known] + self.measure(self.bins[known * _COUNTED_BINS : number]).sum(axis=0)
+
+    def first_after(self, counted: int, amount: float) -> int:
+        """The first bin before which at least `amount` of count number `counted` stands in the block, which has it."""
+        known = int(self.running[:, counted].searchsorted(amount)) - 1
+        if known < 0:
+            return 0
+        begin = known * _COUNTED_BINS
+        some = self.measure(self.bins[begin : begin + _COUNTED_BINS])[:, counted]
+        return begin + 1 + int((self.running[known, counted] + np.cumsum(some)).searchsorted(amount))
 
 
 class BinStream:
@@ -78,15 +110,15 @@ class BinStream:
     def counts_before(self, position: int) -> Counts:
         """What was counted of all bins before a position."""
         index, inside = self.locate(position)
-        return self._counts[index] + self._block(index).running[inside]
+        return self._counts[index] + self._block(index).before(inside)
 
     def position_of(self, counted: int, amount: float) -> int:
         """The smallest position before which at least `amount` of count number `counted` stands."""
         index = 0
         while self._total_before(index + 1)[counted] < amount:
             index += 1
-        running = (self._counts[index] + self._block(index).running)[:, counted]
-        return self._starts[index] + int(np.searchsorted(running, amount, side="left"))
+        here = amount - (int(self._counts[index][counted]) if index else 0)
+        return self._starts[index] + self._block(index).first_after(counted, here)
 
     def _total_before(self, index: int) -> np.ndarray:
         self.start(index)
@@ -111,16 +143,12 @@ class BinStream:
         return self._remember(index)
 
     def _remember(self, index: int) -> _Block:
-        bins = self._make(index)
-        measured = self._measure(bins)
-        running = np.zeros((len(bins) + 1, measured.shape[1]), np.int64)
-        np.cumsum(measured, axis=0, out=running[1:])
-        block = _Block(bins, running)
+        block = _Block.of(self._make(index), self._measure)
         with self._lock:
             self._blocks[index] = block
             if len(self._starts) == index + 1:
-                self._counts.append(self._counts[index] + running[-1])
-                self._starts.append(self._starts[index] + len(bins))
+                self._counts.append(self._counts[index] + block.running[-1])
+                self._starts.append(self._starts[index] + len(block.bins))
             while len(self._blocks) > _BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
         return block

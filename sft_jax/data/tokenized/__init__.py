@@ -22,7 +22,7 @@ from sft_jax.data.views import NO_TEMPLATE
 
 RowTokens = Int32[np.ndarray, "row"]
 RowWeights = Float32[np.ndarray, "row"]
-Sizes = Int64[np.ndarray, "rows"]
+Sizes = Int32[np.ndarray, "rows"]
 Numbers = Sequence | np.ndarray
 
 
@@ -38,6 +38,7 @@ class TokenizedRows:
         ids: the name of each row, for people ("train.jsonl:12"). Rows made of one record share its id.
         groups: the slice of the data each row belongs to ("" for none).
         sources: the source each row came from ("" for none).
+        stored_lengths: `lengths`, where they are known already.
         stored_supervised: `supervised`, where it is known already.
         stored_fingerprint: `fingerprint()`, where it is known already.
     """
@@ -48,6 +49,7 @@ class TokenizedRows:
     ids: Sequence[str]
     groups: Labels
     sources: Labels
+    stored_lengths: Sizes | None = None
     stored_supervised: Sizes | None = None
     stored_fingerprint: str = ""
 
@@ -110,17 +112,17 @@ class TokenizedRows:
             Labels(self.sources.codes[:count], self.sources.names),
         )
 
-    @property
+    @functools.cached_property
     def lengths(self) -> Sizes:
         """Tokens of each row."""
-        return np.diff(self.offsets)
+        return np.diff(self.offsets).astype(np.int32) if self.stored_lengths is None else self.stored_lengths
 
     @functools.cached_property
     def supervised(self) -> Sizes:
         """Supervised tokens (weight > 0) of each row."""
         if self.stored_supervised is not None:
             return self.stored_supervised
-        return np.diff(np.searchsorted(np.flatnonzero(self.weights), self.offsets)).astype(np.int64)
+        return np.diff(np.searchsorted(np.flatnonzero(self.weights), self.offsets)).astype(np.int32)
 
     def fingerprint(self) -> str:
         """sha256 over tokens, weights, offsets and ids: equal if and only if the training data are the same."""
@@ -249,4 +251,4 @@ class Tokenized:
     changed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keys: RecordKeys = dataclasses.field(default_factory=lambda: RecordKeys.of((), NO_TEMPLATE))
-    first_rows: Sizes = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    first_rows: Int64[np.ndarray, "records"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))

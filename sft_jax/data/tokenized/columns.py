@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int, Int32, Int64, UInt8
+
+from sft_jax.data.sorting import blocks
 
 
 def encode_text(text: str) -> bytes:
@@ -63,6 +65,17 @@ class Labels:
         numbers: dict[str, int] = {}
         codes = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int32)
         return cls(codes, tuple(numbers))
+
+    def totals(
+        self, sizes: Int[np.ndarray, "rows"] | None = None, chosen: Int[np.ndarray, "chosen"] | None = None
+    ) -> Int64[np.ndarray, "names"]:
+        """How many rows each name has, or what they have of `sizes` together; of all rows or of chosen ones."""
+        found = np.zeros(len(self.names))  # exact for whole numbers below 2**53
+        for block in blocks(len(self.codes if chosen is None else chosen)):
+            rows = block if chosen is None else chosen[block]
+            weights = None if sizes is None else sizes[rows]
+            found += np.bincount(self.codes[rows], weights=weights, minlength=len(self.names))
+        return found.astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.codes)

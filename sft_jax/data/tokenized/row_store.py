@@ -25,7 +25,7 @@ from sft_jax.data.tokenized.columns import Labels, TextColumn
 from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
 from sft_jax.data.views import NO_TEMPLATE, PromptTemplate
 
-FORMAT = 2
+FORMAT = 3
 ABOUT = "rows.json"
 _BUFFER = 1 << 20
 _PIECE = 1 << 24  # bytes read at a time where a whole file is
@@ -110,7 +110,8 @@ class RowStoreWriter:
     def __init__(self, directory: Path):
         """Opens the files."""
         self._directory = directory
-        columns = {"tokens": "<i4", "weights": "|u1", "offsets": "<i8", "supervised": "<i8", "first_rows": "<i8"}
+        columns = {"tokens": "<i4", "weights": "|u1", "offsets": "<i8", "first_rows": "<i8"}
+        columns |= {"lengths": "<i4", "supervised": "<i4"}
         columns |= dict.fromkeys(_KEYS.values(), "<u8")
         self._columns = {name: _Column(directory / name, dtype) for name, dtype in columns.items()}
         self._columns["offsets"].append(np.zeros(1, np.int64))
@@ -135,6 +136,7 @@ class RowStoreWriter:
         self._append_weights(rows.weights)
         self._columns["offsets"].append(rows.offsets[1:] + self._columns["tokens"].count)
         self._columns["tokens"].append(rows.tokens)
+        self._columns["lengths"].append(rows.lengths)
         self._columns["supervised"].append(rows.supervised)
         self._texts["ids"].append(rows.ids)
         self._labels["groups"].append(rows.groups)
@@ -241,6 +243,7 @@ def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokeniz
         ids=texts["ids"],
         groups=labels["groups"],
         sources=labels["sources"],
+        stored_lengths=columns["lengths"],
         stored_supervised=columns["supervised"],
         stored_fingerprint=about["fingerprint"],
     )

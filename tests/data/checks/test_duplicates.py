@@ -86,7 +86,8 @@ def grouped(keys):
         ([3], []),
         ([3, 1, 2], []),
         ([7, 1, 7, 1, 2, 7], [[0, 2, 5], [1, 3]]),
-        ([2**64 - 1, 0, 0, 2**64 - 1], [[0, 3], [1, 2]]),
+        ([2**64 - 1, 1, 1, 2**64 - 1], [[0, 3], [1, 2]]),
+        ([0, 4, 0, 4], [[1, 3]]),  # 0 is no key
     ],
 )
 def test_records_of_equal_keys(keys, groups):
@@ -103,7 +104,7 @@ def test_some_groups():
 
 
 def test_they_are_what_comparing_one_by_one_gives():
-    keys = np.random.default_rng(0).integers(0, 300, 1000)
+    keys = np.random.default_rng(0).integers(1, 300, 1000)
     expected = {}
     for number, key in enumerate(keys.tolist()):
         expected.setdefault(key, []).append(number)

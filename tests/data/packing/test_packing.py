@@ -16,6 +16,7 @@ from sft_jax.data.packing import (
     packing_report,
     supervised_capacity,
 )
+from sft_jax.data.packing import bins as bins_module
 from sft_jax.data.packing.bins import Bins, Bounds
 from sft_jax.data.tokenized import TokenizedRows
 
@@ -180,8 +181,14 @@ def test_best_fit_in_groups_is_best_fit_row_by_row(lengths, cap):
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(counts=st.lists(st.integers(0, 4), max_size=12), data=st.data())
-def test_bins_are_a_list_of_arrays(counts, data):
+@given(counts=st.lists(st.integers(0, 4), max_size=12), block=st.integers(1, 9), data=st.data())
+def test_bins_are_a_list_of_arrays(counts, block, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bins_module, "BLOCK_ROWS", block)
+        _check_bins(counts, data)
+
+
+def _check_bins(counts, data):
     rows = np.arange(sum(counts)) * 3
     bins, plain, start = Bins.of_sizes(rows, np.array(counts, np.int64)), [], 0
     for count in counts:
@@ -199,6 +206,7 @@ def test_bins_are_a_list_of_arrays(counts, data):
     with pytest.raises(IndexError, match=f"of {len(plain)}"):
         bins[len(plain)]
     assert as_lists(Bins.concatenated([bins, bins])) == plain + plain
+    assert bins.sums(np.arange(len(rows) * 3)).tolist() == [sum(members) for members in plain]
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "first_fit", "none"])
@@ -307,7 +315,7 @@ def test_report_of_several_sources():
         [(range(n), [0.0] * (n - 1) + [1.0]) for n in (4, 4, 2)], list("abc"), sources=["math", "math", "code"]
     )
     report = packing_report(
-        rows, row_tokens=8, row_targets=8, bins=Bins(np.array([0, 2, 2]), np.array([0, 1, 3])), is_epoch=False
+        rows, row_tokens=8, row_targets=8, bins=Bins(np.array([0, 2, 2], np.int32), np.array([0, 1, 3])), is_epoch=False
     )
     assert report.sources == {
         "math": {"rows": 2, "tokens": 8, "share_of_tokens": 0.5},
@@ -336,6 +344,6 @@ def test_first_fit_over_windows_is_first_fit_of_each():
     whole = packing_module.in_windows(first_fit_decreasing, lengths, supervised, bounds, window_rows=200)
     parts = [
         first_fit_decreasing(lengths[at], supervised[at], bounds).renamed(at)
-        for at in (np.arange(200), np.arange(200, 400), np.arange(400, 500))
+        for at in np.split(np.arange(500, dtype=np.int32), [200, 400])
     ]
     assert [rows.tolist() for rows in whole] == [rows.tolist() for rows in itertools.chain(*parts)]

@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.data.packing import PACKINGS
-from sft_jax.data.plan import PackPlan, order
+from sft_jax.data.plan import PackPlan, order, stream
 from sft_jax.data.tokenized import TokenizedRows
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_bins_counted_together():
+    """So that plans of a test have many of what is remembered."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "_COUNTED_BINS", 4)
+        yield
 
 
 def make_rows(lengths):
