@@ -2,14 +2,13 @@
 
 import json
 
-import fsspec
 import ml_dtypes
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import save_file
 
 from sft_jax.sources import SourceError, open_checkpoint
+from tests import buckets
 
 CONFIG = {"model_type": "llama", "hidden_size": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
 A = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
@@ -93,12 +92,11 @@ def test_fingerprint_follows_content_and_config(directory, write_safetensors):
     assert fingerprint(A, CONFIG | {"hidden_size": 5}) != first
 
 
-def test_bucket(directory, write_safetensors, monkeypatch):
-    monkeypatch.setattr(fsspec, "filesystem", lambda *_, **__: MemoryFileSystem())
+def test_bucket(directory, write_safetensors):
     write_safetensors(directory / "model.safetensors", {"a": A})
-    memory = MemoryFileSystem()
+    bucket = buckets.empty("model")
     for path in directory.iterdir():
-        memory.pipe_file(f"gs://bucket/model/{path.name}", path.read_bytes())
+        (bucket / path.name).write_bytes(path.read_bytes())
     checkpoint = open_checkpoint("gs://bucket/model")
     np.testing.assert_array_equal(checkpoint.tensors["a"].load(), A)
     assert checkpoint.fingerprint == open_checkpoint(directory).fingerprint
