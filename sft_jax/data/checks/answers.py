@@ -24,9 +24,9 @@ def empty_answers(subject: Subject) -> list[Observation]:
 
 
 def one_word_answers(subject: Subject) -> list[Observation]:
-    """Rows whose answer is one word, where answers are not labels."""
+    """Rows whose answer is one word, where answers are neither labels nor JSON (`["greet"]`)."""
     views = subject.views
-    if labels_of(views) is not None:
+    if labels_of(views) is not None or json_expected(views):
         return []
     short = [view for view in views if view.answers and len(words(view.answer)) == 1]
     advice = "If the task is not that short, they pull all answers towards it."

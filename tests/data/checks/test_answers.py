@@ -19,6 +19,7 @@ PHRASES = [f"As an AI model I say {word} and no more of it, I hope this helps yo
         (one_word_answers, ["yes", "of course", "No.", ""], ["a:1", "a:3"]),
         (one_word_answers, ["我是助手", "是"], ["a:2"]),  # a sentence without spaces is no single word
         (one_word_answers, ["yes", "no"] * 5, []),  # labels
+        (one_word_answers, [f'["{word}"]' for word in LONG.split()] * 3, []),  # JSON
         (repeated_answers, [LONG, LONG, "short one", "short one"], ["a:2"]),
         (placeholders, ["I am {{name}}.", "{{ user.name }}", "fine", "{}", "{name}"], ["a:1", "a:2"]),
         (
