@@ -24,7 +24,7 @@ from sft_jax.data.tokenized.row_store import RowStoreWriter
 from sft_jax.data.tokenizing.streaming import write_rows
 from sft_jax.data.tokenizing.workers import worker_count
 from sft_jax.training.mixing import reader_of, readings_of_sources
-from sft_jax.training.progress import ProgressBar
+from sft_jax.training.progress import ProgressBar, silent
 
 ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how many there are, see `ProgressBar`
 
@@ -132,6 +132,7 @@ def rows_key_of(
     records: TrainingRecords,
     renderer: ConversationRenderer,
     compared_with: Sequence[Sequence[str]],
+    show: ProgressFor = silent,
 ) -> dict[str, Any]:
     """What the training rows depend on.
 
@@ -140,10 +141,12 @@ def rows_key_of(
         records: the training records.
         renderer: the chat template and tokenizer.
         compared_with: digests of the files of other rows that cleaning steps may look at.
+        show: makes a progress callback.
     """
+    bar = functools.cache(lambda: show("hashing files", None))  # shown where there is much to read
     options = {name: value for name, value in config.data.to_dict().items() if name not in NOT_IN_ROWS}
     options["sources"] = readings_of_sources(config)
-    key = rows_key(records.reader.files, renderer, options)
+    key = rows_key(records.reader.files, renderer, options, lambda share: bar().update(share))
     key["compared_with"] = list(map(list, compared_with)) if config.data.cleaning else []
     return key | {"wiring": wiring_digest()}
 

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized.row_store import FORMAT
 
 _PIECE = 1 << 24  # bytes read at a time
+_LONG = 1 << 30  # bytes that take a second or more
 _PACKAGES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 
 # Files and folders of the data layer that stand behind the row store: what they do, they do to its rows.
@@ -47,8 +48,18 @@ NOT_IN_ROWS = frozenset(
 )
 
 
+Report = Callable[[float], object]  # of a share that is done
+
+
+def _tell_nobody(share: float) -> None:
+    del share
+
+
 def rows_key(
-    files: Iterable[tuple[str, epath.PathLike]], renderer: ConversationRenderer, options: Mapping[str, Any]
+    files: Iterable[tuple[str, epath.PathLike]],
+    renderer: ConversationRenderer,
+    options: Mapping[str, Any],
+    report: Report = _tell_nobody,
 ) -> dict[str, Any]:
     """The key of the rows that `renderer` makes of files.
 
@@ -56,10 +67,11 @@ def rows_key(
         files: all that is read, in this order, each with the name its rows bear.
         renderer: the chat template and tokenizer.
         options: whatever else the rows depend on, as JSON has it.
+        report: see `file_digests`.
     """
     key = {
         "format": FORMAT,
-        "files": file_digests(files),
+        "files": file_digests(files, report),
         "tokenizer": _tokenizer_digest(renderer),
         "template": _sha256(renderer.chat_template),
         "options": dict(options),
@@ -71,9 +83,23 @@ def rows_key(
     return json.loads(json.dumps(key, default=list))
 
 
-def file_digests(files: Iterable[tuple[str, epath.PathLike]]) -> list[list[str]]:
-    """Name and sha256 of each file, which may lie in a bucket."""
-    return [[name, _file_digest(path)] for name, path in files]
+def file_digests(files: Iterable[tuple[str, epath.PathLike]], report: Report = _tell_nobody) -> list[list[str]]:
+    """Name and sha256 of each file, which may lie in a bucket.
+
+    Args:
+        files: with their names.
+        report: told how much of their bytes is read, where they are so many that it takes a while.
+    """
+    files = [(name, epath.Path(path)) for name, path in files]
+    total, done = sum(path.stat().length for _, path in files), 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if total >= _LONG:
+            report(min(done / total, 1.0))
+
+    return [[name, _file_digest(path, count)] for name, path in files]
 
 
 def check_unchanged(files: Iterable[tuple[str, epath.PathLike]], digests: Sequence[Sequence[str]]) -> None:
@@ -82,18 +108,19 @@ def check_unchanged(files: Iterable[tuple[str, epath.PathLike]], digests: Sequen
     Raises:
         ValueError: one is not, so what was read in between may be neither what it was nor what it is.
     """
-    for (_, path), (_, before) in zip(files, digests, strict=True):
-        if _file_digest(path) != before:
+    for (name, path), (_, before) in zip(files, digests, strict=True):
+        if file_digests([(name, path)]) != [[name, before]]:
             raise ValueError(
                 f"{path} was changed while it was read. Start again once nobody writes to it; nothing was kept."
             )
 
 
-def _file_digest(path: epath.PathLike) -> str:
+def _file_digest(path: epath.Path, count: Callable[[int], object]) -> str:
     digest = hashlib.sha256()
-    with epath.Path(path).open("rb") as file:
+    with path.open("rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
+            count(len(piece))
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import cache_key
-from sft_jax.data.tokenized.cache_key import LATER, code_digest, rows_key
+from sft_jax.data.tokenized.cache_key import LATER, code_digest, file_digests, rows_key
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = {"row_tokens": 100, "cleaning": ("strip_whitespace",)}
@@ -102,3 +102,15 @@ def test_what_makes_rows_imports_nothing_of_what_the_key_leaves_out():
     left_out = {name.removesuffix(".py") for name in LATER}
     assert loaded & left_out == set()
     assert {name for name in LATER if not (ROOT / "sft_jax" / "data" / name).exists()} == set()
+
+
+@pytest.mark.parametrize(("long", "told"), [(60, [0.5, 0.75, 1.0]), (61, [])])
+def test_who_waits_for_many_bytes_is_told_how_far_it_is(tmp_path, monkeypatch, long, told):
+    monkeypatch.setattr(cache_key, "_LONG", long)
+    monkeypatch.setattr(cache_key, "_PIECE", 30)
+    files = [(name, tmp_path / name) for name in "ab"]
+    for (_, path), size in zip(files, (45, 15), strict=True):
+        path.write_bytes(b"x" * size)
+    shares = []
+    assert file_digests(files, shares.append) == file_digests(files)
+    assert shares == told
