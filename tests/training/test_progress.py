@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from sft_jax.data.tokenizing.streaming import Work
 from sft_jax.training import progress
 
 
@@ -76,3 +77,11 @@ def test_a_bar_on_a_terminal():
     assert "2/3" in out.getvalue()
     assert "loss 0.5" in out.getvalue()
     assert "ETA" in out.getvalue()
+
+
+def test_speed_and_eta_fit_into_a_narrow_terminal():
+    out, note = io.StringIO(), Work(8_000_000, 8 * 10**8, 648.0, 2, 0.0823).speed()
+    with progress.ProgressBar("tokenizing", None, console=Console(file=out, force_terminal=True, width=80)) as bar:
+        bar.update(0.0823, note)
+    assert note in out.getvalue()
+    assert "…" not in out.getvalue()
