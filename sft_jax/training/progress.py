@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 _PLAIN_SECONDS = 10.0
+_WIDE = 100  # characters; where there are fewer, what is left matters more than what has passed
 
 
 class ProgressBar:
@@ -39,12 +40,13 @@ class ProgressBar:
         self._bar = None
         self._enabled = enabled
         if enabled and self._console.is_terminal:
+            wide = self._console.width >= _WIDE
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=24 if wide else 6),
                 TaskProgressColumn() if self._is_share else MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
+                *([TimeElapsedColumn()] if wide else []),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
                 console=self._console,

@@ -79,9 +79,16 @@ def test_a_bar_on_a_terminal():
     assert "ETA" in out.getvalue()
 
 
-def test_speed_and_eta_fit_into_a_narrow_terminal():
-    out, note = io.StringIO(), Work(8_000_000, 8 * 10**8, 648.0, 2, 0.0823).speed()
-    with progress.ProgressBar("tokenizing", None, console=Console(file=out, force_terminal=True, width=80)) as bar:
-        bar.update(0.0823, note)
+@pytest.mark.parametrize(
+    ("title", "total", "done", "note"),
+    [
+        ("tokenizing", None, 0.0823, Work(8_000_000, 8 * 10**8, 648.0, 2, 0.0823).speed()),
+        ("training", 1000, 82, "loss 0.5123  2,461 tok/s  (623 supervised)"),
+    ],
+)
+def test_speed_and_eta_fit_into_a_narrow_terminal(title, total, done, note):
+    out = io.StringIO()
+    with progress.ProgressBar(title, total, console=Console(file=out, force_terminal=True, width=80)) as bar:
+        bar.update(done, note)
     assert note in out.getvalue()
     assert "…" not in out.getvalue()
