@@ -114,10 +114,11 @@ def load_data(
     renderer, reader = make_renderer(config), reader_of(config)
     measured = _read_measured(config, reader.files)
     records = TrainingRecords(config, measured.context, None if thorough else CHECKED_RECORDS, on_change, reader)
-    key = rows_key_of(config, records, renderer, measured.digests or [], show)
     cache = cache_directory(config.data.cache) if records.reader.files and not thorough else None
     cache_of_findings = None if measured.digests is None else cache
     cache_of_rows = cache_of_findings if config.data.cleaning else cache
+    # Where nothing is kept, the files are not read for a key.
+    key = {} if cache_of_rows is None else rows_key_of(config, records, renderer, measured.digests or [], show)
     tokenized, origin = training_rows(config, records, renderer, show, cache_of_rows, key)
     rows = tokenized.rows
     plan = _plan(config, rows)

@@ -104,7 +104,7 @@ def training_rows(
         renderer: the chat template and tokenizer.
         show: makes a progress callback.
         cache: directory of the cache; None for none.
-        key: from `rows_key_of`.
+        key: from `rows_key_of`; not looked at without a cache.
 
     Raises:
         ValueError: a file changed while it was read; see also `write_rows`.

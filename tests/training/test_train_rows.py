@@ -42,6 +42,11 @@ def config(root, **overrides):
     return tiny.config(root, **{"data.cache": str(root / "cache"), "data.held_out": "", **overrides})
 
 
+def test_without_a_cache_nothing_is_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_rows, "rows_key", lambda *_, **__: pytest.fail("hashes files"))
+    assert len(load_data(config(tmp_path, **{"data.cache": ""})).rows)
+
+
 def test_the_second_run_reads_and_renders_nothing(tmp_path, count):
     first = load_data(config(tmp_path))
     assert count == {"passes": 1, "rendered": 1}
