@@ -96,9 +96,12 @@ def _config_there(workdir: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise WorkdirError(f"{path} is not valid JSON ({error}); remove it or give another --workdir") from error
+    if not isinstance(found, dict):
+        raise WorkdirError(f"{path} holds no object, as the config of a run is; remove it or give another --workdir")
+    return found
 
 
 def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:

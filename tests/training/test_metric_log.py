@@ -151,6 +151,13 @@ def test_a_directory_without_locks_is_refused(tmp_path, monkeypatch):
         pytest.fail("trains")
 
 
+@pytest.mark.parametrize(("text", "message"), [("{", r"is not valid JSON"), ("[1]", r"holds no object")])
+def test_a_damaged_config_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(workdirs.WorkdirError, match=rf"config\.json {message}.*remove it or give another --workdir"):
+        workdirs.dated(epath.Path(tmp_path), tiny.config(tmp_path / "inputs"))
+
+
 def test_a_directory_of_something_else_is_refused(workdir, tmp_path):
     config = tiny.config(tmp_path / "inputs")
     workdir.mkdir(parents=True, exist_ok=True)
