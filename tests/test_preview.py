@@ -52,7 +52,7 @@ def test_the_command(data, tmp_path):
     numbers = json.loads((tmp_path / "out" / "report.json").read_text())
     assert numbers["rows"] == 31
     assert numbers["cleaning"]["dropped_rows"] == 1
-    assert numbers["verdict"]["decision"] in ("clean_first", "prompt_or_retrieval_first")
+    assert numbers["verdict"]["decision"] == "clean_first"
     dropped = [json.loads(line) for line in (tmp_path / "clean" / "dropped.jsonl").read_text().splitlines()]
     assert {row["id"]: row["reason"] for row in dropped} == {
         "train.jsonl:31": "drop_exact_duplicates: the same as a row before it",

@@ -20,7 +20,7 @@ FINDINGS = (
     ),
     Finding("lengths", "info", "all short", 0, numbers={"n": 1}),
 )
-VERDICT = Verdict("clean_first", (Reason("3 held-out | rows", "clean_first"), Reason("9 rows", "tune")))
+VERDICT = Verdict("clean_first", (Reason("3 held-out | rows", "clean_first"), Reason("9 rows", "ready")))
 
 
 def make_report(example=(), dropped=(), **more):
@@ -111,7 +111,7 @@ def test_findings_as_markdown_and_numbers():
     assert r"| error | 3 held-out \| rows | 3 | h:1, h:2 | Go. |" in markdown
     assert markdown.endswith("**Verdict: Clean it first.**\n\n- 3 held-out \\| rows\n- 9 rows")
     assert report.numbers["findings"][0]["examples"][1] == {"row": "h:2", "text": "y"}
-    assert report.numbers["verdict"]["reasons"][1] == {"text": "9 rows", "favours": "tune"}
+    assert report.numbers["verdict"]["reasons"][1] == {"text": "9 rows", "favours": "ready"}
     assert json.loads(json.dumps(report.numbers)) == report.numbers
 
 

@@ -43,8 +43,7 @@ def sizes(subject: Subject) -> list[Observation]:
 def dropped_rows(subject: Subject) -> list[Observation]:
     """Rows that tokenization left out, by reason."""
     groups = group_dropped(subject.dropped).items()
-    records = {record.id for record in subject.records}
-    rows = len(records) + sum(row.id not in records for row in subject.dropped)  # some could not be read
+    rows = read_rows(subject)
     many = len(groups) > 1  # each of several reasons may be few, and all of them half
     whole = _dropped_for_all(len(subject.dropped), rows, len(groups)) if many else []
     return whole + [
@@ -58,6 +57,12 @@ def dropped_rows(subject: Subject) -> list[Observation]:
             "They are not trained on: repair them if they matter.",
         )
     ]
+
+
+def read_rows(subject: Subject) -> int:
+    """How many rows were read, those that could not be made out among them."""
+    records = {record.id for record in subject.records}
+    return len(records) + sum(row.id not in records for row in subject.dropped)
 
 
 def _dropped_for_all(dropped: int, rows: int, reasons: int) -> list[Observation]:

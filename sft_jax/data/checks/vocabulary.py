@@ -1,6 +1,7 @@
 """Rows that the vocabulary of the model handles badly: many tokens for little text, or none that means it."""
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -8,44 +9,52 @@ from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.checks.findings import Observation, counted, observed
 from sft_jax.data.checks.subject import Subject
+from sft_jax.data.rendering.byte_offsets import token_bytes
 
 _TIMES_MIDDLE = 2.0  # so many times the tokens a byte of the middle row is far off
-_BAD_MIDDLE = 0.5  # tokens a byte; English has about 0.23, a token for each byte 1
+_WHOLE_CHARACTERS = 1.0  # tokens a character: above, the vocabulary spells characters by their bytes
 _FEWEST_BYTES = 40  # of text in a row that is judged: words and not a name
 
 
 def vocabulary(subject: Subject) -> list[Observation]:
-    """Tokens a byte, rows far above the middle one, and rows with the unknown token."""
+    """Tokens a byte, rows far above the middle one, characters spelt by their bytes, rows with the unknown token."""
     if subject.tokenizer is None or not len(subject.rows):
         return []
     rows = subject.rows
-    sizes = token_bytes(subject.tokenizer)
-    known = np.minimum(rows.tokens, len(sizes) - 1)
-    text_bytes = _sums(sizes[known], rows.offsets)
-    text_tokens = _sums((sizes[known] > 0).astype(np.int64), rows.offsets)
+    texts = token_texts(subject.tokenizer)
+    known = np.minimum(rows.tokens, len(texts.sizes) - 1)
+    text_bytes = _sums(texts.sizes[known], rows.offsets)
+    text_characters = _sums(texts.characters[known], rows.offsets)
+    text_tokens = _sums((texts.sizes[known] > 0).astype(np.int64), rows.offsets)
     judged = text_bytes >= _FEWEST_BYTES
     found = _unknown(subject)
     if judged.any():
         rates = np.where(judged, text_tokens / np.maximum(text_bytes, 1), 0.0)
         found += _rates(subject, rates, float(np.median(rates[judged])))
+        spelt = text_tokens[judged] / np.maximum(text_characters[judged], 1)
+        found += _spelt_by_bytes(subject, float(np.median(spelt)))
     return found
 
 
 def _rates(subject: Subject, rates: np.ndarray, middle: float) -> list[Observation]:
     bad = np.flatnonzero(rates > _TIMES_MIDDLE * middle)
     found = [Observation(f"{middle:.2f} tokens a byte in the middle row", 0, 0.0, numbers={"median": middle})]
-    found += observed(
+    return found + observed(
         f"{counted(len(bad), 'row needs', 'rows need')} over {_TIMES_MIDDLE:g} times the middle row's tokens a byte",
         bad[np.argsort(-rates[bad], kind="stable")].tolist(),
         len(subject.rows),
         lambda row: (subject.rows.ids[row], f"{rates[row]:.2f} tokens a byte: {_text(subject, row)}"),
-        "Another script, or no language (keys, base64): the model hardly knows it.",
+        "Look whether they belong there: keys, base64 and other scripts are such rows.",
     )
-    if middle > _BAD_MIDDLE:
-        title = f"The vocabulary of the model does not suit the data: {middle:.2f} tokens a byte in the middle row"
-        advice = "Choose a base model whose tokenizer knows the script: text costs several times the tokens here."
-        found.append(Observation(title, len(subject.rows), 1.0, advice=advice))
-    return found
+
+
+def _spelt_by_bytes(subject: Subject, middle: float) -> list[Observation]:
+    """Data of which more than half the rows have more tokens than characters; letters, digits and signs cannot."""
+    if middle <= _WHOLE_CHARACTERS:
+        return []
+    title = f"The vocabulary of the model spells characters by their bytes: {middle:.2f} tokens a character"
+    numbers = {"tokens_a_character": middle}
+    return [Observation(f"{title} in the middle row", len(subject.rows), 1.0, numbers=numbers)]
 
 
 def _unknown(subject: Subject) -> list[Observation]:
@@ -69,23 +78,38 @@ def _unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
 
 
-def token_bytes(tokenizer: PreTrainedTokenizerBase) -> Int64[np.ndarray, "vocabulary"]:
-    """Bytes of text that each token stands for; 0 for special and added tokens.
+class TokenTexts(NamedTuple):
+    """What each token stands for; 0 for special and added tokens.
 
-    A token of a byte-level vocabulary is spelt with one character a byte; elsewhere "▁" is a space, "<0xE2>" a byte.
+    Attributes:
+        sizes: bytes of text.
+        characters: of those, the ones with which a character of UTF-8 begins.
+    """
+
+    sizes: Int64[np.ndarray, "vocabulary"]
+    characters: Int64[np.ndarray, "vocabulary"]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> TokenTexts:
+    """How much text each token of the vocabulary stands for.
+
+    A token of a byte-level vocabulary is spelt with one letter a byte; elsewhere "▁" is a space, "<0xE2>" a byte.
     """
     byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
-    sizes = np.zeros(len(tokenizer), np.int64)
+    texts = TokenTexts(np.zeros(len(tokenizer), np.int64), np.zeros(len(tokenizer), np.int64))
     added = tokenizer.get_added_vocab()
     for token, number in tokenizer.get_vocab().items():
-        if token in added or number >= len(sizes):
-            continue
-        if byte_level:
-            sizes[number] = len(token)
-        else:
-            is_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-            sizes[number] = 1 if is_byte else len(token.replace("▁", " ").removeprefix("##").encode())
-    return sizes
+        if token not in added and number < len(tokenizer):
+            text = token_bytes(token) if byte_level else _sentencepiece_bytes(token)
+            texts.sizes[number] = len(text)
+            texts.characters[number] = sum(byte & 0xC0 != 0x80 for byte in text)  # no continuation byte of UTF-8
+    return texts
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes.fromhex(token[3:5])
+    return token.replace("▁", " ").removeprefix("##").encode()
 
 
 def _sums(values: Int64[np.ndarray, "total"], offsets: Int64[np.ndarray, "rows_and_one"]) -> Int64[np.ndarray, "rows"]:

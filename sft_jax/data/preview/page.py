@@ -163,6 +163,6 @@ def _change_table(title: str, lines: Sequence[tuple[int, str, Sequence[str]]]) -
 def _verdict(verdict: Verdict | None) -> str:
     if verdict is None:
         return '<p class="card">No verdict was asked for.</p>'
-    style = "good" if verdict.decision == "tune" else "warning"
+    style = "good" if verdict.decision == "ready" else "warning"
     reasons = "".join(f"<li>{html.escape(reason.text)}</li>" for reason in verdict.reasons)
     return f'<div class="verdict {style}"><b>{DECISIONS[verdict.decision]}</b><ul>{reasons}</ul></div>'

@@ -4,6 +4,7 @@ Serves special_tokens.py. Tokens of byte-level BPE are strings of bytes, and tho
 the text itself unless a normalizer changed it. That is cheap to see, and cheaper than asking for every token's offsets.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,6 +63,13 @@ class TokenBytes:
         return offsets
 
 
+def token_bytes(token: str) -> bytes:
+    """The bytes that a token of a byte-level vocabulary spells; what is no letter of its alphabet as UTF-8."""
+    byte_of = _alphabet()
+    return b"".join(bytes([byte_of[ord(c)]]) if ord(c) in byte_of else c.encode() for c in token)
+
+
+@functools.cache
 def _alphabet() -> dict[int, int]:
     """The letter of each byte, from letter to byte: printable Latin-1 as itself, the other bytes from U+0100 on.
 

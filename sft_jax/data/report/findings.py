@@ -18,11 +18,10 @@ from sft_jax.data.checks import Finding, Verdict
 
 STYLES = {"error": "bold white on red", "warning": "bold black on yellow", "info": "bold black on cyan"}
 DECISIONS = {
-    "tune": "Tune on it.",
+    "ready": "Nothing that was measured here speaks against training on it.",
     "clean_first": "Clean it first.",
-    "prompt_or_retrieval_first": "Try a good prompt or retrieval first.",
 }
-_VERDICT_STYLES = {"tune": "green", "clean_first": "yellow", "prompt_or_retrieval_first": "yellow"}
+_VERDICT_STYLES = {"ready": "green", "clean_first": "yellow"}
 _EXAMPLES = 3  # of a finding, in the terminal
 _EXCERPT = 140  # characters of an example, in the terminal
 

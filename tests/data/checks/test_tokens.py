@@ -8,7 +8,7 @@ import pytest
 from sft_jax.data.checks import Subject
 from sft_jax.data.checks.endings import end_of_turn
 from sft_jax.data.checks.sizes import dropped_rows, histogram, packing_efficiency, sizes
-from sft_jax.data.checks.vocabulary import token_bytes, vocabulary
+from sft_jax.data.checks.vocabulary import token_texts, vocabulary
 from sft_jax.data.conversations import Chat, Message, Segment, Segments
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
@@ -135,10 +135,11 @@ def test_dropped_rows_by_reason(subject):
     assert one.title == "1 row is dropped: odd"
 
 
-def test_token_bytes(chatml_tokenizer):
-    sizes = token_bytes(chatml_tokenizer)
+def test_token_texts(chatml_tokenizer):
+    texts = token_texts(chatml_tokenizer)
     ids = chatml_tokenizer("the é<|im_end|>", add_special_tokens=False)["input_ids"]
-    assert sizes[ids].tolist() == [3, 1, 1, 1, 0]  # "the", " ", the two bytes of é, a special token
+    assert texts.sizes[ids].tolist() == [3, 1, 1, 1, 0]  # "the", " ", the two bytes of é, a special token
+    assert texts.characters[ids].tolist() == [3, 1, 1, 0, 0]
 
 
 def test_rows_the_vocabulary_handles_badly(chatml_tokenizer, records):
@@ -148,8 +149,22 @@ def test_rows_the_vocabulary_handles_badly(chatml_tokenizer, records):
     middle, bad = vocabulary(Subject(made, rows, tokenizer=chatml_tokenizer))
     assert middle.numbers["median"] < 0.5
     assert [place.row_id for place in bad.examples] == ["a:6"]
-    *_, all_bad = vocabulary(Subject(made[5:], rows_of(rows, ["a:6"]), tokenizer=chatml_tokenizer))
-    assert "does not suit" in all_bad.title
+
+
+@pytest.mark.parametrize(
+    ("text", "spelt"),
+    [
+        ("ж" * 40, True),  # two tokens a character
+        ("QTY 1 @ 4.99 CHANGE 0.01 SUBTTL 17 CASH 20.00", False),  # a token a byte, and a character
+    ],
+)
+def test_a_script_is_foreign_to_the_vocabulary_where_it_spells_characters_by_bytes(
+    chatml_tokenizer, records, text, spelt
+):
+    made = records((text, text))
+    rows, _ = tokenize_records(made, ConversationRenderer(chatml_tokenizer), 500)
+    titles = [seen.title for seen in vocabulary(Subject(made, rows, tokenizer=chatml_tokenizer))]
+    assert any("spells characters by their bytes" in title for title in titles) == spelt
 
 
 def rows_of(rows, ids):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from sft_jax.data.checks import Finding, LearningCurve, RunPoint, verdict
+from sft_jax.data.tokenized import DroppedRow
 
 HELD_OUT = [("held out", "-")]
 
@@ -17,33 +18,24 @@ def finding(check, severity="warning", count=1, **numbers):
     return Finding(check, severity, f"{check} says", count, numbers=numbers)
 
 
-def facts(question):
-    return [(question(n), " ".join(f"fact{n}x{word}" for word in range(60))) for n in range(100)]
-
-
 @pytest.mark.parametrize(
     ("pairs", "findings", "decision", "words"),
     [
-        (varied(49), [], "prompt_or_retrieval_first", "49 rows are fewer than 50"),
-        (varied(50), [], "tune", "50 rows: enough for one narrow task"),
-        (varied(1000), [], "tune", "1,000 rows are enough"),
-        ([(f"q{n}", f"l{n % 20}") for n in range(140)], [], "prompt_or_retrieval_first", "20 of 20 labels have fewer"),
-        ([(f"q{n}", f"l{n % 10}") for n in range(140)], [], "tune", "10 labels, 14 rows of the middle one"),
+        (varied(9), [], "ready", "9 rows with 18 trained tokens"),
+        ([(f"q{n}", f"l{n % 20}") for n in range(140)], [], "ready", "20 labels, 20 of them with fewer than 8 rows; 7"),
+        ([(f"q{n}", f"l{n % 10}") for n in range(140)], [], "ready", "10 labels; 14 rows of the middle one"),
         ([(f"q{n}", "yes") for n in range(140)], [], "clean_first", "the same label"),
         (varied(100), [finding("exact_duplicates", copies=31)], "clean_first", "31% of the rows repeat"),
         (varied(100), [finding(f"{kind}_duplicates", copies=16) for kind in ("exact", "near")], "clean_first", "32%"),
-        (varied(100), [finding("near_duplicates", copies=5)], "tune", "5.0% of the rows repeat"),
-        (varied(100), [finding("contradictions", rows=40)], "tune", "40.0% of the rows have a prompt that is answered"),
+        (varied(100), [finding("near_duplicates", copies=5)], "ready", "5.0% of the rows repeat"),
+        (varied(100), [finding("contradictions", rows=40)], "ready", "40.0% of the rows have a prompt that is answered"),
         ([(f"q{n}", f"l{n % 9}") for n in range(100)], [finding("contradictions", rows=6)], "clean_first", "contrad"),
         (varied(100), [finding("loose_overlap", count=2, measured=100)], "clean_first", "loose_overlap says (2.0%)"),
-        (varied(100), [finding("loose_overlap", count=1, measured=100)], "tune", "loose_overlap says (1.0%)"),
+        (varied(100), [finding("loose_overlap", count=1, measured=100)], "ready", "loose_overlap says (1.0%)"),
         (varied(100), [finding("keys", "error")], "clean_first", "keys says"),
-        (varied(100), [finding("keys", "warning")], "tune", "100 rows"),
+        (varied(100), [finding("keys", "warning")], "ready", "100 rows"),
         (varied(100), [finding("agreement", question="q", kappa=0.59)], "clean_first", "kappa 0.59, below 0.6"),
-        (varied(100), [finding("agreement", "info", question="q", kappa=0.6)], "tune", "kappa 0.60"),
-        (facts(lambda n: f"What is the {n}?" if n % 3 else f"{n}"), [], "prompt_or_retrieval_first", "retrieval"),
-        (facts(lambda n: f"{n} say more, please"), [], "tune", "100 rows"),
-        ([(answer, answer) for _, answer in facts(str)], [], "tune", "100 rows"),
+        (varied(100), [finding("agreement", "info", question="q", kappa=0.6)], "ready", "kappa 0.60"),
     ],
 )  # fmt: skip
 def test_decisions(subject, records, pairs, findings, decision, words):
@@ -53,11 +45,25 @@ def test_decisions(subject, records, pairs, findings, decision, words):
     assert any(words in reason.text for reason in made.reasons if reason.favours == decision), made.reasons
 
 
-def test_the_gravest_reason_decides_and_all_are_listed(subject):
+def test_any_reason_to_clean_decides_and_all_reasons_are_listed(subject):
     made = verdict(subject(*varied(10)), [finding("keys", "error")])
-    assert made.decision == "prompt_or_retrieval_first"
-    assert [reason.favours for reason in made.reasons] == ["prompt_or_retrieval_first", "tune", "clean_first"]
-    assert "no held-out rows" in made.reasons[1].text
+    assert made.decision == "clean_first"
+    assert [reason.favours for reason in made.reasons] == ["clean_first", "ready", "ready"]
+    assert "no held-out rows" in made.reasons[2].text
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        # A role-play set: long answers of which little is in the prompt, to prompts that begin alike.
+        [(f"Imagine you are figure {n}.", " ".join(f"w{n}x{word}" for word in range(60))) for n in range(100)],
+        # Receipts: capitals and digits.
+        [(f"READ: 0{n}7 QTY 1 @ 4.{n:02} SUBTTL 9.{n:02}", f"TOTAL: {n}.99 CASH") for n in range(100)],
+    ],
+)
+def test_how_rows_are_worded_gives_no_reason(subject, pairs):
+    made, plain = (verdict(subject(*some), []) for some in (pairs, varied(100)))
+    assert made == plain
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,9 @@ def test_learning_curve(subject, gain, error, words):
     assert "3.000 at 100 rows, 2.000 at 200 rows" in reason.text
 
 
-def test_rows_that_are_dropped_do_not_count(subject):
+def test_dropped_rows_do_not_count_and_their_share_is_said(subject):
     made = subject(*varied(60))
-    few = dataclasses.replace(made, rows=type(made.rows).from_rows([([1, 2], [0, 1])], ["a:1"]))
-    assert verdict(few, []).decision == "prompt_or_retrieval_first"
+    rows = type(made.rows).from_rows([([1, 2], [0, 1])] * 57, [f"a:{n}" for n in range(4, 61)])
+    few = dataclasses.replace(made, rows=rows, dropped=[DroppedRow(f"a:{n}", "too long") for n in (1, 2, 3)])
+    texts = [reason.text for reason in verdict(few, []).reasons]
+    assert texts[:2] == ["57 rows with 57 trained tokens", "5.0% of the rows that were read are dropped"]
