@@ -56,7 +56,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Where the chat template shows earlier turns otherwise (without reasoning): "refuse" the row, or "expand" it into
     # several, so that each turn is trained after what the model sees when it writes it.
     config.data.masking.history = "refuse"
-    config.data.masking.too_long = "drop"  # rows of more than row_tokens; or "error", "truncate_left", "truncate_right"
+    # Rows of more than row_tokens: "drop", "error", "truncate_left", "truncate_right", or "split": text into several rows.
+    config.data.masking.too_long = "drop"
 
     config.batch = ConfigDict()
     config.batch.rows = 8  # rows of the global batch: one optimizer step

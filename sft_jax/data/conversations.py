@@ -42,6 +42,19 @@ class Message(NamedTuple):
 Conversation = tuple[Message, ...]
 
 
+def without_leading_answers(messages: Sequence[Message]) -> Conversation:
+    """The conversation from its first question on, behind its system messages: what an assistant (or a tool) says
+    before it answers nothing. A conversation that does not begin so is given back as it is.
+    """
+    head = 0
+    while head < len(messages) and messages[head].role in ("system", "developer"):
+        head += 1
+    first = head
+    while first < len(messages) and messages[first].role in ("assistant", "tool"):
+        first += 1
+    return (*messages[:head], *messages[first:])
+
+
 @dataclasses.dataclass(frozen=True)
 class Chat:
     """A conversation, and the definitions of the tools it may call (JSON objects, as the chat template gets them)."""

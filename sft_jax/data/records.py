@@ -67,11 +67,19 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class DroppedRow:
-    """A row that is not trained on. `reason` groups rows, `detail` says what is special to this one."""
+    """A row that is not trained on.
+
+    Attributes:
+        id: names the row.
+        reason: the same for all rows with this fault.
+        detail: what is special to this one.
+        tokens: of a row that is too long, how many it has; else 0.
+    """
 
     id: str
     reason: str
     detail: str = ""
+    tokens: int = 0
 
 
 class RecordReader:

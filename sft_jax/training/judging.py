@@ -90,7 +90,7 @@ def subject_of(
         held_out,
         benchmarks,
         config.data.masking.end_of_turn,
-        config.data.masking.too_long == "truncate_right",
+        config.data.masking.too_long,
         whole,
         "assistant" in Masking(**config.data.masking).roles(),
     )

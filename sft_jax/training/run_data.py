@@ -10,7 +10,7 @@ import ml_collections
 from etils import epath
 
 from sft_jax.data.checks import LearningCurve, Subject, chosen_checks, run_checks, verdict
-from sft_jax.data.cleaning import Context, Sink
+from sft_jax.data.cleaning import Context, Sink, dropped_by_a_step
 from sft_jax.data.packing import PackingReport, packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan, mixture_capacity
 from sft_jax.data.plan.mixture import Mixture
@@ -18,7 +18,7 @@ from sft_jax.data.reading import reading_of
 from sft_jax.data.records import Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.report import DataReport, data_report, token_pieces
-from sft_jax.data.tokenized import Tokenized, TokenizedRows, group_dropped
+from sft_jax.data.tokenized import Tokenized, TokenizedRows, dropped_where, group_dropped
 from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenized.cache_key import file_digests
 from sft_jax.data.tokenizing import tokenize_records
@@ -123,7 +123,7 @@ def load_data(
     rows = tokenized.rows
     plan = _plan(config, rows)
     held_out = _held_out(config, renderer, measured)
-    subject = functools.cache(lambda: _subject(config, renderer, records, tokenized, held_out, measured, thorough))
+    subject = functools.cache(lambda: _subject(config, renderer, records, tokenized, held_out, measured))
     look = lambda: run_checks(subject(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
     findings = look() if thorough else training_findings(cache_of_findings, key, measured.digests or [], look)
     report = data_report(
@@ -208,12 +208,11 @@ def _subject(
     tokenized: Tokenized,
     held_out: dict[str, Any],
     measured: _Measured,
-    thorough: bool,
 ) -> Subject:
     """What checks look at: texts of all records or of the first, with their rows; and hashes of all."""
     first = records.read_first()
-    rows, cleaned = tokenized.rows.of_first(first), set(records.log.dropped)
-    dropped = [row for row in tokenized.dropped if row not in cleaned] if thorough else ()
+    rows = tokenized.rows.of_first(first)
+    dropped = dropped_where(tokenized.dropped, lambda reason: not dropped_by_a_step(reason))
     kept = held_out["held_out_records"]
     return subject_of(config, renderer, first, rows, dropped, kept, measured.benchmarks, tokenized)
 

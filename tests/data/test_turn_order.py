@@ -27,6 +27,13 @@ ORDERS = [  # (torchtune's case, turns, {format: words of its refusal; None: tak
         dict.fromkeys(("ChatML", "Gemma 2", "Qwen 2.5"), "nothing to train on: there is no assistant's turn"),
     ),
     ("the assistant begins", [ANSWER, USER], {"ChatML": "starts with the assistant", "Llama 2": ALTERNATE}),
+    # The template takes it without the first answer: that is what it refuses.
+    (
+        "cut out of a longer conversation",
+        [ANSWER, USER, ANSWER],
+        dict.fromkeys(("ChatML", "Llama 2", "Mistral Nemo"), "starts with the assistant"),
+    ),
+    ("and otherwise out of order too", [ANSWER, USER, USER, ANSWER], {"Llama 2": ALTERNATE}),
 ]
 
 

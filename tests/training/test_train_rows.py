@@ -223,6 +223,7 @@ def test_equal_texts_are_found_among_all_records(tmp_path, few_in_memory):
     cold, warm, preview = load_data(made), load_data(made), load_data(made, thorough=True)
     assert cold.report.findings == warm.report.findings
     assert cold.report.numbers["checked"] == {
+        "dropped_rows": 40,
         "end_of_turn": 5,
         "exact_overlap": 40,
         "exact_duplicates": 40,
@@ -257,7 +258,7 @@ def test_examples_behind_those_in_memory_show_what_is_trained(tmp_path, few_in_m
 def test_which_check_looked_at_how_many_records_is_said(tmp_path, few_in_memory):
     lines = [value for name, value in report_lines(load_data(many_rows(tmp_path)).report.numbers) if name == "checked"]
     assert lines == [
-        "all 40 records: exact_overlap, exact_duplicates, contradictions",
+        "all 40 records: dropped_rows, exact_overlap, exact_duplicates, contradictions",
         "the first 5 records: end_of_turn, empty_answers; python -m sft_jax.preview makes every check on all",
     ]
 

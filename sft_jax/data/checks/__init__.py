@@ -56,7 +56,8 @@ class Check(NamedTuple):
         look: what looks.
         grave: how grave what it finds is.
         quick: whether it is cheap enough for the start of a run.
-        by_keys: whether it compares hashes, and so looks at all records where the first alone are in memory.
+        by_keys: whether it reads no texts (it counts, or compares hashes), and so looks at all records where the
+            first alone are in memory.
     """
 
     look: Callable[[Subject], list[Observation]]
@@ -72,7 +73,7 @@ class Check(NamedTuple):
 CHECKS: dict[str, Check] = {
     "sizes": Check(sizes, Grave(NEVER, NEVER)),
     # Some are always too long; half of them says that a format or a length is not what was thought.
-    "dropped_rows": Check(dropped_rows, Grave(0.01, 0.5)),
+    "dropped_rows": Check(dropped_rows, Grave(0.01, 0.5), quick=True, by_keys=True),
     # One is a mask that is wrong, not a row that is.
     "end_of_turn": Check(end_of_turn, Grave(ANY, ANY), quick=True),
     # A hundredth moves a score by as much as what runs are compared for.

@@ -28,7 +28,7 @@ def end_of_turn(subject: Subject) -> list[Observation]:
     stops = np.isin(rows.tokens, subject.stop_ids)
     trained = rows.weights > 0
     is_bad = _without_end(subject, stops, trained)
-    if subject.cuts_rows:
+    if subject.too_long == "truncate_right":
         is_bad &= rows.lengths < subject.row_tokens
     if subject.end_of_turn != "last":
         is_bad |= _untrained_ends(subject, stops, trained)

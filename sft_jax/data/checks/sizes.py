@@ -1,15 +1,24 @@
 """How much there is: rows, tokens, their lengths, how well they pack, the longest; and what is left out."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sft_jax.data.checks.findings import Observation, counted, observed, places
 from sft_jax.data.checks.subject import Subject
 from sft_jax.data.packing.best_fit import best_fit_decreasing
 from sft_jax.data.packing.bins import Bounds, Sizes
-from sft_jax.data.tokenized import group_dropped
+from sft_jax.data.rendering.turns import STARTS_WITH_ANSWER
+from sft_jax.data.tokenized import DroppedRow, dropped_tokens, group_dropped
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _BARS = 20
+_LENGTHS_SHOWN = 3  # that would keep some of the rows that are too long
+_SHORTENED = {
+    "truncate_left": "leaves out the oldest turns of those that have several",
+    "truncate_right": "cuts off their ends",
+    "split": "makes several rows of what is no conversation",
+}
 
 
 def sizes(subject: Subject) -> list[Observation]:
@@ -54,13 +63,44 @@ def dropped_rows(subject: Subject) -> list[Observation]:
             group,
             rows,
             lambda row: (row.id, row.detail),
-            "They are not trained on: repair them if they matter.",
+            _how_to_keep(subject, reason, group),
         )
     ]
 
 
+def _how_to_keep(subject: Subject, reason: str, group: Sequence[DroppedRow]) -> str:
+    """What keeps the rows that are dropped for one reason."""
+    if reason == STARTS_WITH_ANSWER:
+        return "The cleaning step drop_leading_answers keeps their conversations from the first question on."
+    lengths = dropped_tokens(group)
+    if not lengths.all():
+        return "They are not trained on: repair them if they matter."
+    first, *more = _longer(subject.row_tokens, int(lengths.max()))
+    longer = [f"{first} would keep {_share(lengths, first)} of them", *(f"{n} {_share(lengths, n)}" for n in more)]
+    shorter = [f"={name} {what}" for name, what in _SHORTENED.items() if name != subject.too_long]
+    return (
+        f"--config.data.row_tokens={', '.join(longer)}, if the model has so many positions. "
+        f"--config.data.masking.too_long{'; '.join(shorter)}."
+    )
+
+
+def _longer(row_tokens: int, longest: int) -> list[int]:
+    """Lengths of a row to choose from: twice as long each, the last one long enough for all."""
+    lengths = []
+    while (row_tokens := 2 * row_tokens) < longest:
+        lengths.append(row_tokens)
+    return [*lengths[:_LENGTHS_SHOWN], longest]
+
+
+def _share(lengths: Sizes, size: int) -> str:
+    share = float(np.mean(lengths <= size))
+    return "all" if share == 1 else f"{share:.1%}"
+
+
 def read_rows(subject: Subject) -> int:
     """How many rows were read, those that could not be made out among them."""
+    if subject.whole is not None:
+        return subject.whole.counts.kept + len(subject.dropped)
     records = {record.id for record in subject.records}
     return len(records) + sum(row.id not in records for row in subject.dropped)
 

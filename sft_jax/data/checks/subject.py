@@ -36,7 +36,7 @@ class Subject:
         held_out_records: rows kept for measuring.
         benchmarks: prompts of benchmarks that must not be trained on, by name.
         end_of_turn: whose end of turn is trained, `Masking.end_of_turn`.
-        cuts_rows: whether rows that are too long were cut at their end; then full ones may end in an answer.
+        too_long: what becomes of rows of more than `row_tokens`, `Masking.too_long`.
         whole: all of the training data, of which `records` are the first; None where they are all.
         trains_answers: whether turns of the assistant are trained, by `Masking.train_on`.
     """
@@ -50,7 +50,7 @@ class Subject:
     held_out_records: Sequence[Record] = ()
     benchmarks: Mapping[str, Sequence[Record]] = dataclasses.field(default_factory=dict)
     end_of_turn: str = "turn"
-    cuts_rows: bool = False
+    too_long: str = "drop"
     whole: Tokenized | None = None
     trains_answers: bool = True
     _made: dict[Callable[["Subject"], Any], Any] = dataclasses.field(default_factory=dict, init=False, repr=False)

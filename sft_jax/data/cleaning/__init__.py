@@ -7,7 +7,15 @@ A step keeps a record, changes it or drops it, and every change and drop is note
 from sft_jax.data import texts
 from sft_jax.data.checks.near_duplicates import SIMILARITY
 from sft_jax.data.cleaning import answers, balance, duplicates, private, similar, text
-from sft_jax.data.cleaning.pipeline import Changed, Cleaner, CleaningLog, Sink, cleaning_values, problems_of
+from sft_jax.data.cleaning.pipeline import (
+    Changed,
+    Cleaner,
+    CleaningLog,
+    Sink,
+    cleaning_values,
+    dropped_by_a_step,
+    problems_of,
+)
 from sft_jax.data.cleaning.registry import STEPS
 from sft_jax.data.cleaning.steps import Argument, Change, Context, Drop, Outcome, Step, StepKind, each
 
@@ -25,6 +33,7 @@ __all__ = [
     "Step",
     "StepKind",
     "cleaning_values",
+    "dropped_by_a_step",
     "each",
     "problems_of",
 ]
@@ -37,6 +46,7 @@ STEPS |= {
     "normalize_unicode": each(text.normalize_unicode),
     "remove_control_characters": each(text.remove_control_characters),
     "fix_encoding": each(text.fix_encoding),
+    "drop_leading_answers": each(answers.drop_leading_answers),
     "drop_empty_answers": each(answers.drop_empty_answers),
     "drop_answers_shorter_than": each(answers.drop_answers_shorter_than, _COUNT),
     "drop_answers_longer_than": each(answers.drop_answers_longer_than, _COUNT),

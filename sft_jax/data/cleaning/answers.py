@@ -1,14 +1,30 @@
-"""Steps that drop rows by what their answers look like."""
+"""Steps that drop rows, or answers, by what the answers look like."""
 
+import dataclasses
 import json
 
 from sft_jax.data.cleaning.contents import conversations, final_answers
-from sft_jax.data.cleaning.steps import Drop, Outcome
-from sft_jax.data.conversations import Message
+from sft_jax.data.cleaning.steps import Change, Drop, Outcome
+from sft_jax.data.conversations import Chat, Message, Preference, without_leading_answers
 from sft_jax.data.records import Record
 from sft_jax.data.texts import words_of
 
 _SHOWN = 60  # characters of an answer in a detail
+
+
+def drop_leading_answers(record: Record) -> Outcome:
+    """Drops what an assistant says before anybody asks it, as where a conversation was cut out of a longer one."""
+    field = {Chat: "messages", Preference: "prompt"}.get(type(record.example))
+    if field is None:
+        return None
+    messages = getattr(record.example, field)
+    kept = without_leading_answers(messages)
+    if kept == messages:
+        return None
+    if all(message.role != "user" for message in kept):
+        return Drop("nobody asks the assistant", f"{len(messages)} messages")
+    example = dataclasses.replace(record.example, **{field: kept})
+    return Change(dataclasses.replace(record, example=example), "the answers before the first question are left out")
 
 
 def drop_empty_answers(record: Record) -> Outcome:

@@ -66,6 +66,11 @@ class CleaningLog:
             self._sink(record, noted)
 
 
+def dropped_by_a_step(reason: str) -> bool:
+    """Whether the reason of a dropped row, as `CleaningLog.note_drop` writes it, is that of a cleaning step."""
+    return reason.partition(": ")[0] in STEPS
+
+
 def cleaning_values(log: CleaningLog) -> dict:
     """What the cleaning steps did, ready for JSON."""
     changed = [

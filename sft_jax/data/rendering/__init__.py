@@ -170,12 +170,15 @@ class ConversationRenderer:
         if isinstance(plans, RowError):
             return plans
         rows: list[RenderedRow] = []
+        found = [] if isinstance(plans, RenderedRow) else list(islice(encoded, len(plans)))
         try:
             if isinstance(plans, RenderedRow):
                 return self._fitting(example, None, plans, max_tokens)
-            for plan, row in zip(plans, list(islice(encoded, len(plans))), strict=True):
+            for plan, row in zip(plans, found, strict=True):
                 rows += self._fitting(example, plan, _row(plan, row), max_tokens)
         except RowError as error:
+            if error.tokens:  # what would keep the example is room for its longest row
+                error.tokens = max([error.tokens, *(len(row.ids) for row in found if isinstance(row, Encoded))])
             return error
         return rows
 
@@ -183,16 +186,21 @@ class ConversationRenderer:
         """The row if it is short enough; else what the config makes of it."""
         if not max_tokens or len(row.tokens) <= max_tokens:
             return [row]
-        reason, detail = f"longer than {max_tokens} tokens", f"{len(row.tokens)} tokens"
+        size = len(row.tokens)
+        reason, detail = f"longer than {max_tokens} tokens", f"{size} tokens"
         if self.masking.too_long == "truncate_right":
             return [_cut(row, max_tokens, reason)]
+        if self.masking.too_long == "split":
+            if isinstance(example, Chat):
+                raise RowError(reason, f"{detail}; a conversation is not split", tokens=size)
+            return _split(row, max_tokens, reason)
         if self.masking.too_long == "truncate_left":
             if plan is None or not plan.numbers:
-                raise RowError(reason, f"{detail}, and no turns that could be left out")
+                raise RowError(reason, f"{detail}, and no turns that could be left out", tokens=size)
             return self._without_history(example, plan, row, max_tokens)
         if self.masking.too_long == "error":
             raise RowError(reason, f"{detail}; --config.data.masking.too_long says what becomes of it", stops=True)
-        raise RowError(reason, detail)
+        raise RowError(reason, detail, tokens=size)
 
     def _without_history(self, chat: Chat, plan: RowPlan, row: RenderedRow, max_tokens: int) -> list[RenderedRow]:
         """The row without as many of its oldest turns as it takes, rendered and proven anew."""
@@ -201,14 +209,14 @@ class ConversationRenderer:
             try:
                 plans = self._planner.without_oldest(chat, plan, units)
             except RowError as error:
-                raise RowError(reason, f"{size} tokens; without its oldest turns: {error}") from error
+                raise RowError(reason, f"{size} tokens; without its oldest turns: {error}", tokens=size) from error
             rows = [_row(one, found) for one, found in zip(plans, self._encode(plans), strict=True)]
             if max(len(one.tokens) for one in rows) <= max_tokens:
                 return [
                     dataclasses.replace(one, changed=f"{reason}, the oldest turns are left out: {one.changed}")
                     for one in rows
                 ]
-        raise RowError(reason, f"{size} tokens, and no turns that could be left out")
+        raise RowError(reason, f"{size} tokens, and no turns that could be left out", tokens=size)
 
     def _token_row(self, example: TokenRow) -> RenderedRow:
         """A row that came as ids, checked."""
@@ -255,15 +263,37 @@ def _row(plan: RowPlan, encoded: Encoded | RowError) -> RenderedRow:
 
 def _cut(row: RenderedRow, max_tokens: int, reason: str) -> RenderedRow:
     """The beginning of a row. What is cut off is gone: nothing is put in the place of its end-of-turn."""
-    weights = row.weights[:max_tokens]
-    if not weights.any():
-        raise RowError(reason, f"{len(row.tokens)} tokens, and the first {max_tokens} hold nothing that is trained")
+    if not row.weights[:max_tokens].any():
+        detail = f"{len(row.tokens)} tokens, and the first {max_tokens} hold nothing that is trained"
+        raise RowError(reason, detail, tokens=len(row.tokens))
+    changed = f"{reason}, the end is cut off: {len(row.tokens) - max_tokens} of {len(row.tokens)} tokens"
+    return _piece(row, 0, max_tokens, changed)
+
+
+def _split(row: RenderedRow, max_tokens: int, reason: str) -> list[RenderedRow]:
+    """The row as several, of which each begins with the last token of the one before: so every token is a target once.
+
+    Pieces in which nothing is trained are left out.
+    """
+    starts = range(0, len(row.tokens) - 1, max_tokens - 1)
+    pieces = [
+        _piece(row, start, start + max_tokens, f"{reason}, split: piece {number} of {len(starts)}")
+        for number, start in enumerate(starts, 1)
+    ]
+    return [piece for piece in pieces if piece.weights.any()]
+
+
+def _piece(row: RenderedRow, start: int, end: int, changed: str) -> RenderedRow:
+    """The tokens [start, end) of a row as one of its own, the first of which is no target."""
+    offsets, weights = row.offsets[start:end], row.weights[start:end].copy()
+    weights[0] = 0
+    first = int(offsets[0, 0])
     return dataclasses.replace(
         row,
-        tokens=row.tokens[:max_tokens],
+        tokens=row.tokens[start:end],
         weights=weights,
-        text=row.text[: int(row.offsets[max_tokens - 1, 1])],
-        offsets=row.offsets[:max_tokens],
-        messages=row.messages[:max_tokens],
-        changed=f"{reason}, the end is cut off: {len(row.tokens) - max_tokens} of {len(row.tokens)} tokens",
+        text=row.text[first : int(offsets[-1, 1])],
+        offsets=offsets - first,
+        messages=row.messages[start:end],
+        changed=changed,
     )

@@ -23,7 +23,7 @@ TRAIN_ON = f"must be last, all, or roles with commas between them ({','.join(ROL
 CHOICES = {
     "end_of_turn": ("turn", "all", "last", "none"),
     "history": ("refuse", "expand"),
-    "too_long": ("error", "drop", "truncate_left", "truncate_right"),
+    "too_long": ("error", "drop", "truncate_left", "truncate_right", "split"),
 }
 
 
@@ -45,7 +45,8 @@ class Masking:
             were the last ones (reasoning removed): "refuse"; or "expand": a row for each context, so that every turn
             is trained once, after what the model sees when it is to write it.
         too_long: what becomes of a row with too many tokens: "error"; "drop"; "truncate_left": the oldest turns are
-            left out; "truncate_right": it is cut.
+            left out; "truncate_right": it is cut; "split": text and ids become several rows, so that every token is a
+            target once, and conversations are dropped.
     """
 
     train_on: str = "assistant"

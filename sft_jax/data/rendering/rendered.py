@@ -23,11 +23,12 @@ class RowError(ValueError):
         reason: the same for all rows with this fault.
         detail: what is special to this row.
         stops: the run is to stop, not to leave the row out.
+        tokens: of a row that is too long, how many it has; else 0.
     """
 
-    def __init__(self, reason: str, detail: str = "", *, stops: bool = False):
+    def __init__(self, reason: str, detail: str = "", *, stops: bool = False, tokens: int = 0):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail, self.stops = reason, detail, stops
+        self.reason, self.detail, self.stops, self.tokens = reason, detail, stops, tokens
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,18 +4,19 @@ Between the forms of examples (conversations.py) and the renderer, which encodes
 see turns.py; if it is too long, it is planned again without its oldest turns.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from sft_jax.data.conversations import Chat, Example, Message, Segments
+from sft_jax.data.conversations import Chat, Example, Message, Segments, without_leading_answers
 from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.rendering.rendered import RowError, Span
 from sft_jax.data.rendering.special_tokens import TextEncoder
 from sft_jax.data.rendering.templates import ChatTemplate
-from sft_jax.data.rendering.turns import TurnFinder
+from sft_jax.data.rendering.turns import STARTS_WITH_ANSWER, TurnFinder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,21 @@ class RowPlanner:
         trained = self._masking.selects(example.messages)
         if not trained:
             raise RowError("nothing to train on", _nothing(example.messages, self._masking))
-        return self._chat(example, range(len(example.messages)), trained)
+        try:
+            return self._chat(example, range(len(example.messages)), trained)
+        except RowError as error:
+            if error.reason != STARTS_WITH_ANSWER and self._is_because_of_leading_answers(example):
+                raise RowError(STARTS_WITH_ANSWER, str(error)) from error
+            raise
+
+    def _is_because_of_leading_answers(self, chat: Chat) -> bool:
+        """Whether a conversation that was refused makes rows without what the assistant says before any question."""
+        kept = without_leading_answers(chat.messages)
+        if kept == chat.messages:
+            return False
+        with contextlib.suppress(RowError):
+            return bool(self.plans(dataclasses.replace(chat, messages=kept)))
+        return False
 
     def without_oldest(self, chat: Chat, plan: RowPlan, units: int) -> list[RowPlan]:
         """The row without its oldest turns; the first system messages and the last question are kept.

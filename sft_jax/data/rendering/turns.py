@@ -18,6 +18,7 @@ from sft_jax.data.rendering.special_tokens import TextEncoder
 from sft_jax.data.rendering.templates import ChatTemplate, TemplateText, Tools
 
 NO_END_OF_TURN = "the chat template has no end-of-turn token after an answer"
+STARTS_WITH_ANSWER = "the conversation starts with the assistant"
 _REWRITTEN = "the chat template shows the model another history at inference than in training"
 
 
@@ -182,7 +183,7 @@ class TurnFinder:
     ) -> Turn:
         """From the end of the generation prompt to the end of the end-of-turn."""
         if number == 0:
-            raise RowError("the conversation starts with the assistant", "there is no prompt to answer")
+            raise RowError(STARTS_WITH_ANSWER, "there is no prompt to answer")
         prompt = self._template.render(messages[:number], tools, True)
         if not rendered.text.startswith(prompt):
             raise _RewrittenError(

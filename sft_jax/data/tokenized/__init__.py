@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -160,9 +160,16 @@ class RowDigest:
 class DroppedRows(Sequence[DroppedRow]):
     """The dropped rows of a store, made when they are looked at."""
 
-    def __init__(self, ids: TextColumn, reasons: Labels, details: TextColumn, chosen: np.ndarray | None = None):
+    def __init__(
+        self,
+        ids: TextColumn,
+        reasons: Labels,
+        details: TextColumn,
+        tokens: Int32[np.ndarray, "dropped"],
+        chosen: np.ndarray | None = None,
+    ):
         """Wraps columns; `chosen` are the numbers of the rows meant (all by default)."""
-        self._columns = ids, reasons, details
+        self._columns = ids, reasons, details, tokens
         self._chosen = np.arange(len(ids)) if chosen is None else chosen
 
     def __len__(self) -> int:
@@ -172,15 +179,36 @@ class DroppedRows(Sequence[DroppedRow]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = int(self._chosen[index])
-        return DroppedRow(*(column[number] for column in self._columns))
+        ids, reasons, details, tokens = self._columns
+        return DroppedRow(ids[number], reasons[number], details[number], int(tokens[number]))
+
+    @property
+    def tokens(self) -> Int32[np.ndarray, "dropped"]:
+        """Of each row, see `DroppedRow.tokens`."""
+        return self._columns[3][self._chosen]
 
     def by_reason(self) -> "dict[str, DroppedRows]":
         """The rows of each reason."""
-        _, reasons, _ = self._columns
+        reasons = self._columns[1]
         codes = reasons.codes[self._chosen]
-        return {
-            name: DroppedRows(*self._columns, self._chosen[codes == code]) for code, name in enumerate(reasons.names)
-        }
+        groups = {name: self._chosen[codes == code] for code, name in enumerate(reasons.names)}
+        return {name: DroppedRows(*self._columns, chosen) for name, chosen in groups.items() if len(chosen)}
+
+    def where(self, keep: Callable[[str], bool]) -> "DroppedRows":
+        """The rows whose reason is to be kept."""
+        reasons = self._columns[1]
+        kept = np.array([keep(name) for name in reasons.names], bool)
+        return DroppedRows(*self._columns, self._chosen[kept[reasons.codes[self._chosen]]])
+
+
+def dropped_tokens(dropped: Sequence[DroppedRow]) -> Int32[np.ndarray, "dropped"]:
+    """Of each row, see `DroppedRow.tokens`."""
+    return dropped.tokens if isinstance(dropped, DroppedRows) else np.array([row.tokens for row in dropped], np.int32)
+
+
+def dropped_where(dropped: Sequence[DroppedRow], keep: Callable[[str], bool]) -> Sequence[DroppedRow]:
+    """The dropped rows whose reason is to be kept."""
+    return dropped.where(keep) if isinstance(dropped, DroppedRows) else [row for row in dropped if keep(row.reason)]
 
 
 def group_dropped(dropped: Sequence[DroppedRow]) -> dict[str, Sequence[DroppedRow]]:

@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sft_jax.data.tokenized import Counts, DroppedRows, RowDigest, Tokenized, TokenizedRows
+from sft_jax.data.tokenized import Counts, DroppedRows, RowDigest, Tokenized, TokenizedRows, dropped_tokens
 from sft_jax.data.tokenized.columns import Labels, TextColumn
 from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
 from sft_jax.data.views import NO_TEMPLATE, PromptTemplate
 
-FORMAT = 3
+FORMAT = 4
 ABOUT = "rows.json"
 _BUFFER = 1 << 20
 _PIECE = 1 << 24  # bytes read at a time where a whole file is
@@ -111,7 +111,7 @@ class RowStoreWriter:
         """Opens the files."""
         self._directory = directory
         columns = {"tokens": "<i4", "weights": "|u1", "offsets": "<i8", "first_rows": "<i8"}
-        columns |= {"lengths": "<i4", "supervised": "<i4"}
+        columns |= {"lengths": "<i4", "supervised": "<i4", "dropped_tokens": "<i4"}
         columns |= dict.fromkeys(_KEYS.values(), "<u8")
         self._columns = {name: _Column(directory / name, dtype) for name, dtype in columns.items()}
         self._columns["offsets"].append(np.zeros(1, np.int64))
@@ -143,6 +143,7 @@ class RowStoreWriter:
         self._labels["sources"].append(rows.sources)
         self._texts["dropped_ids"].append([row.id for row in dropped])
         self._texts["dropped_details"].append([row.detail for row in dropped])
+        self._columns["dropped_tokens"].append(dropped_tokens(dropped))
         self._labels["dropped_reasons"].append(Labels.of([row.reason for row in dropped]))
         self._digest.add(rows)
         self.counts += part.counts
@@ -247,7 +248,9 @@ def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokeniz
         stored_supervised=columns["supervised"],
         stored_fingerprint=about["fingerprint"],
     )
-    dropped = DroppedRows(texts["dropped_ids"], labels["dropped_reasons"], texts["dropped_details"])
+    dropped = DroppedRows(
+        texts["dropped_ids"], labels["dropped_reasons"], texts["dropped_details"], columns["dropped_tokens"]
+    )
     keys = RecordKeys(*(columns[file] for file in _KEYS.values()), PromptTemplate(*about["template"]))
     counts = Counts(**about["counts"])
     return Tokenized(rows, dropped, counts, about["changed"], about["notes"], keys, columns["first_rows"])

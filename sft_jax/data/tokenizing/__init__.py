@@ -88,7 +88,7 @@ def _dropped(record: Record, error: RowError) -> DroppedRow:
     """Raises ValueError where the run is to stop."""
     if error.stops:
         raise ValueError(f"{record.id}: {error}")
-    return DroppedRow(record.id, error.reason, error.detail)
+    return DroppedRow(record.id, error.reason, error.detail, error.tokens)
 
 
 def _weightless(record: Record) -> DroppedRow | None:

@@ -48,8 +48,8 @@ def test_end_of_turn(tokens, weights, is_good):
         ({"end_of_turn": "last"}, ([1, 6, END, 2, 6, END], [0, 1, 0, 0, 1, 1]), 0),  # the first was not asked for
         ({"end_of_turn": "last"}, ([1, 6, END, 2, 6, END], [0, 1, 0, 0, 1, 0]), 1),
         ({"end_of_turn": "none"}, ([1, 6, END], [0, 1, 0]), 0),
-        ({"cuts_rows": True, "row_tokens": 3}, ([1, 6, 7], [0, 1, 1]), 0),  # full, so it may have been cut
-        ({"cuts_rows": True, "row_tokens": 4}, ([1, 6, 7], [0, 1, 1]), 1),
+        ({"too_long": "truncate_right", "row_tokens": 3}, ([1, 6, 7], [0, 1, 1]), 0),  # full, so it may have been cut
+        ({"too_long": "truncate_right", "row_tokens": 4}, ([1, 6, 7], [0, 1, 1]), 1),
         ({"trains_answers": False}, ([1, 6, 7], [0, 1, 1]), 0),  # what users say may end without a token
         ({}, ([1, 6, END, END], [0, 1, 1, 0]), 0),  # the turn has ended, what the template adds does not matter
     ],

@@ -28,7 +28,7 @@ def finding(check, severity="warning", count=1, **numbers):
         (varied(100), [finding("exact_duplicates", copies=31)], "clean_first", "31% of the rows repeat"),
         (varied(100), [finding(f"{kind}_duplicates", copies=16) for kind in ("exact", "near")], "clean_first", "32%"),
         (varied(100), [finding("near_duplicates", copies=5)], "ready", "5.0% of the rows repeat"),
-        (varied(100), [finding("contradictions", rows=40)], "ready", "40.0% of the rows have a prompt that is answered"),
+        (varied(100), [finding("contradictions", rows=40)], "ready", "40.0% of the rows have a prompt that is"),
         ([(f"q{n}", f"l{n % 9}") for n in range(100)], [finding("contradictions", rows=6)], "clean_first", "contrad"),
         (varied(100), [finding("loose_overlap", count=2, measured=100)], "clean_first", "loose_overlap says (2.0%)"),
         (varied(100), [finding("loose_overlap", count=1, measured=100)], "ready", "loose_overlap says (1.0%)"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.data.conversations import Chat, Message, Segment, Segments, ToolCall
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, ToolCall
 from sft_jax.data.records import Record
 
 DROPPED = [  # (step, answer, reason, detail)
@@ -54,3 +54,35 @@ def test_what_has_no_answer_in_words_is_not_judged(clean, step, example):
 def test_an_empty_answer_in_the_middle(clean):
     turns = (Message("user", "a"), Message("assistant", ""), Message("user", "b"), Message("assistant", "c"))
     assert clean([Record("t:1", Chat(turns), {})], "drop_empty_answers")[1].dropped[0].detail == "message 1"
+
+
+SYSTEM, USER, SAID = Message("system", "s"), Message("user", "u"), Message("assistant", "a")
+RESULT = Message("tool", "r")
+
+
+@pytest.mark.parametrize(
+    ("messages", "kept"),
+    [
+        ((SAID, USER, SAID), (USER, SAID)),
+        ((SYSTEM, SAID, SAID, RESULT, USER, SAID, USER, SAID), (SYSTEM, USER, SAID, USER, SAID)),
+        ((SYSTEM, USER, SAID), (SYSTEM, USER, SAID)),
+        ((SAID, SAID), None),
+        ((SYSTEM, SAID), None),
+    ],
+)
+def test_leading_answers_are_left_out_and_the_rest_is_kept(clean, messages, kept):
+    found, log = clean([Record("t:1", Chat(messages), {})], "drop_leading_answers")
+    assert [record.example.messages for record in found] == ([] if kept is None else [kept])
+    changed = {("drop_leading_answers", "the answers before the first question are left out"): 1}
+    assert dict(log.changes) == (changed if kept not in (None, messages) else {})
+    assert [row.reason for row in log.dropped] == (
+        ["drop_leading_answers: nobody asks the assistant"] if kept is None else []
+    )
+
+
+def test_leading_answers_of_a_pair_and_of_text(clean):
+    pair = Record("t:1", Preference((SAID, USER), (SAID,), (SAID,)), {})
+    text = Record("t:2", Segments((Segment("a", 1.0),)), {})
+    (cut, same), _ = clean([pair, text], "drop_leading_answers")
+    assert cut.example.prompt == (USER,)
+    assert same is text

@@ -106,3 +106,56 @@ def test_changed_rows_are_counted(chatml_tokenizer):
     records = [Record("a:1", LONG, {}), Record("a:2", Chat((HI, HO)), {})]
     rows, dropped = tokenize_records(records, renderer, 65)
     assert (rows.ids, dropped) == (["a:1", "a:2"], [])
+
+
+TEXT = Segments((Segment("ab", 1.0), Segment("cdéf", 0.0), Segment("ghijklmn", 1.0)))  # 15 tokens, é is two
+
+
+@pytest.mark.parametrize("example", [TEXT, TokenRow(list(range(5, 20)), [1.0] * 2 + [0.0] * 5 + [1.0] * 8)])
+@pytest.mark.parametrize("limit", [2, 3, 4, 7, 8, 14])
+def test_split_makes_every_token_a_target_once(shortened, example, limit):
+    (whole,) = shortened(example, 0)
+    pieces = shortened(example, limit, too_long="split")
+    assert all(2 <= len(piece.tokens) <= limit and piece.weights[0] == 0 and piece.weights.any() for piece in pieces)
+    # Where targets stand after what they were trained after, once each: the same pairs of tokens as in the whole row.
+    pairs = [
+        (piece.tokens[at - 1], piece.tokens[at], piece.weights[at])
+        for piece in pieces
+        for at in range(1, len(piece.tokens))
+        if piece.weights[at]
+    ]
+    tokens, weights = whole.tokens, whole.weights
+    assert pairs == [(tokens[at - 1], tokens[at], weights[at]) for at in range(1, len(tokens)) if weights[at]]
+    for piece in pieces:
+        assert piece.changed.startswith(f"longer than {limit} tokens, split: piece ")
+        assert piece.offsets[0, 0] == 0
+        assert not piece.text or piece.offsets[-1, 1] == len(piece.text)
+
+
+def test_pieces_show_their_own_text(shortened):
+    pieces = shortened(TEXT, 8, too_long="split")
+    assert [plain_highlight(piece) for piece in pieces] == ["a⟦b⟧cdéf⟦g⟧", "g⟦hijklmn⟧"]
+
+
+def test_a_row_that_fits_is_not_split_and_a_conversation_never(shortened):
+    (row,) = shortened(TEXT, 15, too_long="split")
+    assert not row.changed
+    refused = shortened(LONG, 89, too_long="split")
+    assert (refused.detail, refused.tokens) == ("90 tokens; a conversation is not split", 90)
+
+
+def test_what_is_too_long_says_how_long_its_longest_row_is(chatml_tokenizer):
+    """Of an example of several rows, room for the first that is too long would not do."""
+    rewriting = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('' if m.role == 'user' and not loop.last and "
+        "not loop.index == loop.length - 1 else 'think ') + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    renderer = ConversationRenderer(chatml_tokenizer, rewriting, Masking(history="expand"))
+    chat = Chat((HI, HO, HI, HO))
+    (rows,) = renderer.render_many([chat], 0)
+    lengths = [len(row.tokens) for row in rows]
+    assert len(lengths) == 2
+    assert lengths[0] < lengths[1]
+    (refused,) = renderer.render_many([chat], lengths[0] - 1)
+    assert refused.tokens == lengths[1]

@@ -36,7 +36,7 @@ def test_bad_rows_are_dropped_and_named_the_others_kept(records, renderer):
     assert rows.ids == ["a.jsonl:1", "a.jsonl:5"]
     assert dropped == [
         DroppedRow("a.jsonl:2", "the chat template refuses the conversation", "no system"),
-        DroppedRow("a.jsonl:3", "longer than 80 tokens", "123 tokens"),
+        DroppedRow("a.jsonl:3", "longer than 80 tokens", "123 tokens", tokens=123),
         DroppedRow("a.jsonl:4", "nothing to train on", "there is no assistant's turn"),
     ]
     assert len(rows) + len(dropped) == len(records)
