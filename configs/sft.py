@@ -56,7 +56,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Where the chat template shows earlier turns otherwise (without reasoning): "refuse" the row, or "expand" it into
     # several, so that each turn is trained after what the model sees when it writes it.
     config.data.masking.history = "refuse"
-    # Rows of more than row_tokens: "drop", "error", "truncate_left", "truncate_right", or "split": text into several rows.
+    # Rows of more than row_tokens: "drop", "error", "truncate_left", "truncate_right", "split" (text: into several rows).
     config.data.masking.too_long = "drop"
 
     config.batch = ConfigDict()
