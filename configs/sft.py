@@ -53,10 +53,13 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.data.masking = ConfigDict()  # what is trained
     config.data.masking.train_on = "assistant"  # or "last": its last turn, "all": every token, "user,assistant": roles
     config.data.masking.end_of_turn = "turn"  # of every trained turn; or "all": of every turn, "last", "none"
+    # Empty thoughts that a template writes before answers without one (Qwen 3): "train" them, or "leave_out", so that
+    # answers without thoughts do not teach a model that thinks to stop doing so.
+    config.data.masking.empty_thinking = "train"
     # Where the chat template shows earlier turns otherwise (without reasoning): "refuse" the row, or "expand" it into
     # several, so that each turn is trained after what the model sees when it writes it.
     config.data.masking.history = "refuse"
-    # Rows of more than row_tokens: "drop", "error", "truncate_left", "truncate_right", "split" (text: into several rows).
+    # Rows of more than row_tokens: "drop", "error", "truncate_left", "truncate_right"; "split" makes several of text.
     config.data.masking.too_long = "drop"
 
     config.batch = ConfigDict()

@@ -22,6 +22,7 @@ CharWeights = Float32[np.ndarray, "characters"]
 TRAIN_ON = f"must be last, all, or roles with commas between them ({','.join(ROLES)})"
 CHOICES = {
     "end_of_turn": ("turn", "all", "last", "none"),
+    "empty_thinking": ("train", "leave_out"),
     "history": ("refuse", "expand"),
     "too_long": ("error", "drop", "truncate_left", "truncate_right", "split"),
 }
@@ -41,6 +42,8 @@ class Masking:
             roles by name, with commas between them.
         end_of_turn: whose end-of-turn is trained: "turn": of every trained turn; "all": of every turn; "last": of the
             last trained turn; "none".
+        empty_thinking: whether a thought of white space alone, which a template writes before answers without one, is
+            trained with the answer: "train"; or "leave_out": it is read and not learnt.
         history: what becomes of a conversation whose earlier turns the template shows otherwise than it did when they
             were the last ones (reasoning removed): "refuse"; or "expand": a row for each context, so that every turn
             is trained once, after what the model sees when it is to write it.
@@ -51,6 +54,7 @@ class Masking:
 
     train_on: str = "assistant"
     end_of_turn: str = "turn"
+    empty_thinking: str = "train"
     history: str = "refuse"
     too_long: str = "drop"
 

@@ -58,7 +58,11 @@ class RowPlanner:
     def __init__(self, template: ChatTemplate, encoder: TextEncoder, masking: Masking):
         self._template, self._encoder, self._masking = template, encoder, masking
         self._turns = TurnFinder(
-            template, encoder, needs_end=masking.end_of_turn != "none", all_ends=masking.end_of_turn == "all"
+            template,
+            encoder,
+            needs_end=masking.end_of_turn != "none",
+            all_ends=masking.end_of_turn == "all",
+            trains_empty_thinking=masking.empty_thinking == "train",
         )
 
     def end_of_answer(self, messages: Sequence[Message]) -> str:
