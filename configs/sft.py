@@ -101,8 +101,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.optimizer.name = "adamw"  # or "adam8bit", "lion", "adafactor", "muon", "schedule_free"
     config.optimizer.learning_rate = 2e-5 if arg == "full" else 2e-4
     config.optimizer.schedule = "cosine"  # or "linear", "constant"
-    config.optimizer.warmup = "3 percent"
-    config.optimizer.final_share = 0.1  # of the peak learning rate, at the end
+    config.optimizer.warmup = "3 percent"  # of W steps: step k, from 1, has the rate k / W of the peak; none is at 0
+    config.optimizer.final_share = 0.1  # of the peak learning rate: what the step after the last would have
     config.optimizer.betas = (0.9, 0.95)  # read by all but adafactor; Lion's authors take (0.9, 0.99)
     config.optimizer.epsilon = 1e-8  # of every kind of Adam
     config.optimizer.momentum = 0.95  # of muon

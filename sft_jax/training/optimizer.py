@@ -79,12 +79,20 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
 
 
 def learning_rate(kind: str, step: Int[Array, ""], hyper: Hyperparameters) -> Float[Array, ""]:
-    """Learning rate at `step`: linear warm-up from 0, then constant, or down to `final_share` of the peak.
+    """Learning rate of the step that comes after `step` others: warm-up, then constant, or down towards `final_share`.
 
-    Cosine with peak 0.2, warm-up 10 and 100 steps: 0 at step 0, 0.1 at 5, 0.2 at 10, 0.1 at 55, 0 at 100.
+    Step k, counted from 1, of T with a warm-up of W: `learning_rate` k / W up to step W, which is the first at the peak;
+    after it, `learning_rate` (final_share + (1 - final_share) shape(p)) with p = (k - 1 - W) / (T - W). `final_share`
+    itself would be the rate of step T + 1, so that no step is without an update, also where it is 0 or T is 1.
+
+    Cosine with peak 0.2, warm-up 10 and 100 steps: 0.02 at step 1, 0.1 at 5, 0.2 at 10 and 11, 0.1 at 56, 0.0001 at 100.
+
+    The decay is that of transformers' `get_cosine_schedule_with_warmup` (and of its linear one), and optax's
+    `warmup_cosine_decay_schedule`, given the count of steps before. Their warm-up gives step k the rate (k - 1) / W:
+    the first step does nothing, and where W is 1, as 3 percent of a short run is, there is no warm-up after it.
     """
     step = step.astype(jnp.float32)
-    warm = jnp.where(hyper["warmup_steps"] > 0, step / jnp.maximum(hyper["warmup_steps"], 1.0), 1.0)
+    warm = (step + 1) / jnp.maximum(hyper["warmup_steps"], 1.0)
     span = jnp.maximum(hyper["total_steps"] - hyper["warmup_steps"], 1.0)
     progress = jnp.clip((step - hyper["warmup_steps"]) / span, 0.0, 1.0)
     shapes = {

@@ -23,17 +23,47 @@ def hyper(**values):
 @pytest.mark.parametrize(
     ("kind", "changes", "expected"),
     [
-        ("cosine", {}, {0: 0, 5: 0.1, 10: 0.2, 55: 0.1, 100: 0}),
-        ("cosine", {"final_share": 0.1}, {0: 0, 10: 0.2, 55: 0.11, 100: 0.02, 200: 0.02}),
-        ("linear", {}, {5: 0.1, 10: 0.2, 55: 0.1, 91: 0.02, 100: 0}),
-        ("linear", {"final_share": 0.5}, {10: 0.2, 55: 0.15, 100: 0.1}),
-        ("constant", {"final_share": 0.1}, {0: 0, 5: 0.1, 10: 0.2, 100: 0.2}),
-        ("cosine", {"warmup_steps": 0}, {0: 0.2, 50: 0.1, 100: 0}),
-        ("constant", {"warmup_steps": 0}, {0: 0.2}),
-        ("cosine", {"warmup_steps": 100}, {50: 0.1, 99: 0.198}),
+        ("cosine", {}, {1: 0.02, 5: 0.1, 10: 0.2, 11: 0.2, 56: 0.1, 101: 0}),
+        ("cosine", {"final_share": 0.1}, {1: 0.02, 10: 0.2, 56: 0.11, 101: 0.02, 201: 0.02}),
+        ("linear", {}, {5: 0.1, 10: 0.2, 56: 0.1, 92: 0.02, 101: 0}),
+        ("linear", {"final_share": 0.5}, {10: 0.2, 56: 0.15, 101: 0.1}),
+        ("constant", {"final_share": 0.1}, {1: 0.02, 5: 0.1, 10: 0.2, 100: 0.2}),
+        ("cosine", {"warmup_steps": 0}, {1: 0.2, 51: 0.1, 101: 0}),
+        ("constant", {"warmup_steps": 0}, {1: 0.2}),
+        ("cosine", {"warmup_steps": 100}, {50: 0.1, 99: 0.198, 100: 0.2}),
+        ("cosine", {"warmup_steps": 1}, {1: 0.2, 2: 0.2}),
     ],
 )
 def test_schedules(kind, changes, expected):
+    """By the number of the step, from 1."""
     for step, rate in expected.items():
-        found = learning_rate(kind, jnp.asarray(step, jnp.int32), hyper(**changes))
-        assert float(found) == pytest.approx(rate, abs=1e-7), step
+        assert rate_of(step, kind, **changes) == pytest.approx(rate, abs=1e-7), step
+
+
+def rate_of(step: int, kind: str, **changes: float) -> float:
+    return float(learning_rate(kind, jnp.asarray(step - 1, jnp.int32), hyper(**changes)))
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("total", [1, 2, 3, 7])
+def test_no_step_is_at_rate_0(kind, total):
+    """Whatever the warm-up, also where the schedule ends at 0: a step at rate 0 trains nothing."""
+    for warmup in range(total + 3):
+        for step in range(1, total + 1):
+            assert rate_of(step, kind, total_steps=total, warmup_steps=warmup) > 1e-4, (warmup, step)
+
+
+def test_the_decay_is_that_of_transformers():
+    """Their rate at a count of steps done is ours of the step after it; only the warm-up begins a step earlier."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    for kind, make in (
+        ("cosine", transformers.get_cosine_schedule_with_warmup),
+        ("linear", transformers.get_linear_schedule_with_warmup),
+    ):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+        theirs = make(optimizer, 10, 100).lr_lambdas[0]
+        for done in range(10, 100):
+            assert rate_of(done + 1, kind) == pytest.approx(0.2 * theirs(done), abs=1e-6)
+        for done in range(10):
+            assert rate_of(done + 1, kind) == pytest.approx(0.2 * theirs(done + 1), abs=1e-6)

@@ -52,7 +52,7 @@ def torch_losses(config) -> tuple[list[float], list[float]]:
     )
     losses, norms = [], []
     for step, batch in enumerate(train_batches(data.rows, data.plan, end_step=STEPS)):
-        warm = min(step / WARMUP, 1.0)
+        warm = min((step + 1) / WARMUP, 1.0)
         progress = max(step - WARMUP, 0) / (STEPS - WARMUP)
         rate = PEAK * warm * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
