@@ -1,20 +1,19 @@
 """What the commands share: starting JAX, and errors as one clear message instead of a traceback."""
 
-import ast
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
 
+from sft_jax import config_flag
+
 _DEBUG = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; found by JAX on TPU pods and SLURM.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "With --distributed, elsewhere: host:port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
-_TRACEBACK = re.compile(r"\s*Traceback \(most recent call last\):\n(?:[ ~^].*\n)*")
 
 
 def start_jax(several_processes: bool = False) -> None:
@@ -69,24 +68,31 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags; a config that cannot be built or overridden is a message too."""
+    """Parses the flags; what is wrong with them, or with the config they name, is a message."""
     try:
         return flags.FLAGS(arguments)
-    except flags.Error as error:
-        message = str(error)
-        if "--traceback" not in arguments:  # config_flags puts that of the config file into its message
-            message = _TRACEBACK.sub(" ", message)
-        sys.stderr.write(f"error in the flags: {message.strip()}\n(--helpfull lists them)\n")
-        sys.exit(1)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except config_flag.ConfigError as error:
         if "--traceback" in arguments:
             raise
-        message = error.args[0] if isinstance(error, (AttributeError, KeyError)) and error.args else error
-        sys.stderr.write(f"error in the config: {_unquoted(str(message))}\n(--traceback shows where in the code)\n")
+        sys.stderr.write(f"error in the config: {error}\n(--traceback shows where in the code)\n")
+        sys.exit(1)
+    except flags.UnrecognizedFlagError as error:
+        message = f"{str(error).rstrip(' ?.')}. {_flags_like(error.flagname)}"
+        sys.stderr.write(f"error in the flags: {message}\n(--helpfull lists them)\n")
+        sys.exit(1)
+    except flags.Error as error:
+        sys.stderr.write(f"error in the flags: {error}\n(--helpfull lists them)\n")
         sys.exit(1)
 
 
-def _unquoted(message: str) -> str:
-    """The text of a message that is itself a quoted text, as a KeyError makes of its message."""
-    quoted = len(message) > 1 and message[0] == message[-1] and message[0] in "'\""
-    return str(ast.literal_eval(message)) if quoted and "\\n" in message else message
+def _flags_like(name: str) -> str:
+    """Which flags there are in the place of one that there is not."""
+    prefix, dot, _ = name.partition(".")
+    here = name.removeprefix(f"{config_flag.NAME}.data.")
+    if here != name and here in flags.FLAGS:
+        return f"This command has no config: --{here}."
+    if dot and prefix == config_flag.NAME and prefix in flags.FLAGS:
+        return f"Fields of a config are set after --{prefix}=FILE, for example --{prefix}=configs/sft.py."
+    of_group = [f"--{other}" for other in flags.FLAGS if dot and other.startswith(prefix + dot)]
+    main = [f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    return f"There are: {', '.join(sorted(of_group or main))}."

@@ -10,11 +10,10 @@ Exit status: 0; 1 for a mistake in flags or data that cannot be read; 3 for find
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from sft_jax import commands
+from sft_jax import commands, config_flag
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment config, for example configs/sft.py:lora.")
+_CONFIG = config_flag.define()
 _OUT = flags.DEFINE_string("out", None, "Directory for index.html and report.json; by default the terminal only.")
 _WRITE = flags.DEFINE_string("write", None, "Directory to make, of the cleaned rows and of those dropped and changed.")
 _FORCE = flags.DEFINE_bool("force", False, "Replace what an earlier --write made.")

@@ -8,11 +8,10 @@ Started again with the same config, it continues the run in the directory.
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from sft_jax import commands
+from sft_jax import commands, config_flag
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment config, for example configs/sft.py:lora.")
+_CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: checkpoints, metrics, TensorBoard.", required=True)
 
 

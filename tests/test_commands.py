@@ -15,19 +15,25 @@ def call(module, *arguments):
     return subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=120)
 
 
+EVALUATE = ("sft_jax.evaluate", "--model=m", "--data=d", "--out=o")
 TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*TRAIN, "--config.optimizr.betas=1"), 'Did you mean "optimizer" instead of "optimizr"?'),
-        ((*TRAIN, "--config.optimizer.learning_rat=1"), "'learning_rat'\nDid you mean \"learning_rate\""),
-        ((*TRAIN, "--config.batch.rows=many"), "--config.batch.rows=many: invalid literal for int()"),
+        ((*TRAIN, "--config.lr=1"), "--config.lr=1: the config has no field 'lr'. config has: adapter, batch, "),
+        ((*TRAIN[:1], "--config.seed=1", TRAIN[2]), "set after --config=FILE, for example --config=configs/sft.py"),
+        ((*EVALUATE, "--reading.sub=x"), "--reading.split, --reading.streaming, --reading.subset"),
+        ((*EVALUATE, "--config.data.reading.format=text"), "This command has no config: --reading.format"),
+        ((*EVALUATE, "--n=1"), "--compare, --data, --examples, --examples_from"),
         ((*TRAIN, "--confg=x"), "Unknown command line flag 'confg'. Did you mean: config"),
         ((*TRAIN, "stray"), "unexpected argument 'stray'"),
         (("sft_jax.train", "--config=configs/sft.py:lorra", "--workdir=never_made"), "give ':full' or ':lora'"),
-        (("sft_jax.train", "--config=configs/none.py", "--workdir=never_made"), "configs/none.py"),
+        (
+            ("sft_jax.train", "--config=configs/none.py", "--workdir=never_made"),
+            "configs there are: quickstart.py, sft.py",
+        ),
         (("sft_jax.evaluate", "--model=m", "--data=d", "--out=o", "--scorer=best"), "exact_match|json_extraction"),
         (
             ("sft_jax.export", "--checkpoint=runs/none", "--out=never_made"),

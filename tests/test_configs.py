@@ -7,13 +7,13 @@ from pathlib import Path
 
 import ml_collections
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
+from sft_jax import config_flag
 from sft_jax.training import run
 from sft_jax.training.checks import CHECKS, check_config
 from sft_jax.training.workdir import flatten
 from tests import tiny
+from tests.command_line import config_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ARGUMENTS = {"sft": ("full", "lora"), "quickstart": ("",)}
@@ -197,17 +197,8 @@ def test_bad_values_name_their_flag(name, value, message, tmp_path):
     assert message in str(error.value)
 
 
-def parse(*arguments: str):
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["program", *arguments])  # where config_flags looks for overrides
-        values(sys.argv)
-    return holder.value
-
-
 def test_overrides():
-    config = parse(
+    config = config_of(
         f"--config={CONFIGS / 'sft.py'}:lora",
         "--config.optimizer.learning_rate=3e-5",
         "--config.optimizer.betas=(0.8,0.9)",
@@ -226,8 +217,15 @@ def test_overrides():
     ],
 )
 def test_typos_and_wrong_types_fail(override, message):
-    with pytest.raises(Exception, match=message):
-        parse(f"--config={CONFIGS / 'sft.py'}", override)
+    with pytest.raises(config_flag.ConfigError, match=message):
+        config_of(f"--config={CONFIGS / 'sft.py'}", override)
+
+
+def test_a_config_without_a_field_says_which(tmp_path):
+    config = tiny.config(tmp_path, "full").unlock()
+    del config.data.packing
+    with pytest.raises(ValueError, match=r"config.data.packing is missing; a config has every field of configs/sft.py"):
+        check_config(config)
 
 
 def test_the_command_answers_mistakes_in_one_message(tmp_path):

@@ -5,7 +5,9 @@ One table of values on their own, so that every error names its flag, and one of
 
 import contextlib
 import datetime
+import functools
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -232,17 +234,27 @@ TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
 )
 
 
+def _has(config: Any, name: str) -> bool:
+    section, _, rest = name.partition(".")
+    here = isinstance(config, ml_collections.ConfigDict) and section in config
+    return here and (not rest or _has(config[section], rest))
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks what can be known from the config alone; the rest is checked where data and devices are known.
 
     Raises:
         ValueError: values that no run can have; names all their flags at once.
     """
-    problems = []
+    problems = [
+        f"config.{name} is missing; a config has every field of configs/sft.py"
+        for name in CHECKS
+        if not _has(config, name)
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
     for name, (is_good, expected) in CHECKS.items():
-        value = config
-        for part in name.split("."):
-            value = value[part]
+        value = functools.reduce(operator.getitem, name.split("."), config)
         if not is_good(value):
             problems.append(f"--config.{name}={value!r} {expected}")
     if not problems:  # what belongs together is asked of values that are good on their own

@@ -3,12 +3,9 @@
 import json
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from configs.sft import source
 from sft_jax.data.batches import assemble, train_batches
@@ -20,6 +17,7 @@ from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.mixing import mixture_of, reader_of
 from sft_jax.training.run_data import load_data
 from tests import tiny
+from tests.command_line import config_of
 from tests.training import moments
 
 MIXTURE_FILE = """
@@ -87,13 +85,7 @@ def test_bad_values_name_their_flag(root, change, message):
 def test_a_source_is_overridden_from_the_command_line(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(MIXTURE_FILE)
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
-    with pytest.MonkeyPatch.context() as patch:
-        arguments = [f"--config={path}", "--config.data.mixture.math.weight=0.5", "--config.data.mixture.math.path=m"]
-        patch.setattr(sys, "argv", ["program", *arguments])
-        values(sys.argv)
-    config = holder.value
+    config = config_of(f"--config={path}", "--config.data.mixture.math.weight=0.5", "--config.data.mixture.math.path=m")
     check_config(config)
     code, math = mixture_of(config).sources
     assert (math.name, math.weight.values, math.replacement) == ("math", (0.5,), False)
