@@ -22,7 +22,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.model = ConfigDict()
     config.model.source = "smollm2-135m-instruct"  # directory, .gguf file, hub name, short name, run
     config.model.revision = ""  # of a hub name: branch, tag or commit
-    config.model.chat_template = ""  # file with a Jinja template; empty: the checkpoint's own
+    config.model.chat_template = ""  # file with a Jinja template for all rows; empty: the checkpoint's own
     # Special tokens to add: ("<|tool|>", "<|end|>"). Their rows of embedding and head begin at the mean of the others;
     # all weights are trained, or under config.adapter.new_rows only those rows.
     config.model.new_tokens = ()

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from sft_jax.exports import hf_files
-from sft_jax.exports.directory import GOLDEN, ExportError, filled
+from sft_jax.exports.directory import GOLDEN, ExportError, files_in, filled
 from sft_jax.exports.golden import Golden, golden_logits, golden_of
 from sft_jax.exports.model import TOLERANCES, Exported, Logits, ProgressFor
 from sft_jax.exports.model_card import model_card
@@ -76,8 +76,8 @@ def export_adapter(
         check_drift(measured, TOLERANCES[dtype] if max_drift is None else max_drift, f"storing the adapter in {dtype}")
         hf_files.write_json(staging / GOLDEN, golden.as_dict(after))
         (staging / "README.md").write_text(model_card(subject, golden, "adapter", _notes(subject, dtype, measured)))
-        check_files(staging, golden, configs=())
-        files = {file.name: file.stat().length for file in sorted(staging.iterdir())}
+        check_files(staging, golden, subject.tokenizer, configs=())
+        files = {name: file.stat().length for name, file in files_in(staging).items()}
     parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
     return Exported(files, parameters, dtype, measured, golden)
 

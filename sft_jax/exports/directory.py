@@ -45,6 +45,17 @@ def check_free(out: epath.Path, force: bool, mark: str = GOLDEN, flag: str = "--
         raise ExportError(f"{flag}={out} has no {mark}, so it is no earlier export: --force does not replace it")
 
 
+def files_in(directory: epath.Path) -> dict[str, epath.Path]:
+    """The files of a directory and its folders, by their path in it, in order."""
+    found = {}
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            found |= {f"{path.name}/{name}": file for name, file in files_in(path).items()}
+        else:
+            found[path.name] = path
+    return found
+
+
 @contextlib.contextmanager
 def filled(out: epath.Path, force: bool, mark: str = GOLDEN, flag: str = "--out") -> Iterator[epath.Path]:
     """A directory to fill, which becomes `out` at the end of the block, unless that raises.
@@ -72,8 +83,9 @@ def _publish(staging: epath.Path, out: epath.Path) -> None:
         if out.exists():
             out.rmtree()
         out.mkdir(parents=True)
-        for file in sorted(staging.iterdir(), key=lambda file: file.name in _LAST):
-            file.copy(out / file.name)
+        for name, file in sorted(files_in(staging).items(), key=lambda item: item[0] in _LAST):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            file.copy(out / name)
         return
     replaced = Path(out.parent) / f".{out.name}.replaced"
     if out.exists():

@@ -32,7 +32,7 @@ class Golden:
     """A text that a model is compared on.
 
     Attributes:
-        messages: the conversation; empty for a model without a chat template.
+        messages: the conversation; empty for a model without a chat template for conversations without tools.
         text: what the template made of it.
         ids: int32 [tokens].
         stop_ids: ids that end an answer.
@@ -64,16 +64,22 @@ def golden_of(tokenizer: PreTrainedTokenizerBase) -> Golden:
         ValueError: the template takes no conversation of a user and an assistant, or nothing ends an answer.
     """
     if tokenizer.chat_template is None:
-        text = " ".join(message.content for message in _TURNS)
-        ids = np.asarray(tokenizer(text)["input_ids"], np.int32)
-        return Golden((), text, ids, () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
+        return _plain(tokenizer, () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
     renderer = ConversationRenderer(tokenizer)
+    if not renderer.takes_no_tools:
+        return _plain(tokenizer, renderer.stop_ids)
     # A template may be for one question and its answer.
     whole, short = renderer.render_many([Chat(_TURNS), Chat(_TURNS[:2])])
     if isinstance(whole, RowError) and isinstance(short, RowError):
         raise short
     turns, rows = (_TURNS[:2], short) if isinstance(whole, RowError) else (_TURNS, whole)
     return Golden(turns, rows[0].text, rows[0].tokens, renderer.stop_ids)
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, stop_ids: tuple[int, ...]) -> Golden:
+    """The contents without a chat template, where there is none for them."""
+    text = " ".join(message.content for message in _TURNS)
+    return Golden((), text, np.asarray(tokenizer(text)["input_ids"], np.int32), stop_ids)
 
 
 def golden_logits(model: Decoder, variables: Tree, golden: Golden) -> Float32[np.ndarray, "tokens V"]:

@@ -64,7 +64,7 @@ def write_tokenizer(directory: epath.Path, tokenizer: PreTrainedTokenizerBase, s
 
     `tokenizer_config.json` names the plain class for `tokenizer.json`: named after a model, transformers rebuilds the
     splitting of text from what it knows of that model (version 5 loses SmolLM2's splitting of digits); and the name
-    that version 5 writes is not known to version 4.
+    that version 5 writes is not known to version 4. Named chat templates stay in the form in which they came.
 
     Args:
         directory: where to.
@@ -73,10 +73,25 @@ def write_tokenizer(directory: epath.Path, tokenizer: PreTrainedTokenizerBase, s
             want, is copied.
     """
     with tempfile.TemporaryDirectory() as local:
-        tokenizer.save_pretrained(local)
-        for file in sorted(pathlib.Path(local).iterdir()):
-            (directory / file.name).write_bytes(file.read_bytes())
+        tokenizer.save_pretrained(local, save_jinja_files=not _templates_in_config(tokenizer, source))
+        for file in sorted(file for file in pathlib.Path(local).rglob("*") if file.is_file()):
+            copy = directory / file.relative_to(local).as_posix()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
     path = directory / TOKENIZER_CONFIG
     write_json(path, json.loads(path.read_text()) | {"tokenizer_class": _CLASS})
     if source is not None and (source / _SENTENCEPIECE).exists():
         (directory / _SENTENCEPIECE).write_bytes((source / _SENTENCEPIECE).read_bytes())
+
+
+def _templates_in_config(tokenizer: PreTrainedTokenizerBase, source: epath.Path | None) -> bool:
+    """Whether chat templates go into `tokenizer_config.json`: named ones that came there, and not as files.
+
+    So do those that files do not hold, which are read with every end of a line as one character.
+    """
+    templates = tokenizer.chat_template
+    if any("\r" in text for text in (templates.values() if isinstance(templates, dict) else [templates or ""])):
+        return True
+    if not isinstance(templates, dict) or source is None or not (source / TOKENIZER_CONFIG).exists():
+        return False
+    return isinstance(read_json(source / TOKENIZER_CONFIG).get("chat_template"), list)

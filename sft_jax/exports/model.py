@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from sft_jax.exports import hf_files
-from sft_jax.exports.directory import GOLDEN, ExportError, filled
+from sft_jax.exports.directory import GOLDEN, ExportError, files_in, filled
 from sft_jax.exports.golden import Golden, golden_logits, golden_of
 from sft_jax.exports.model_card import model_card
 from sft_jax.exports.proof import Drift, check_drift, check_files, check_weights, drift
@@ -99,8 +99,8 @@ def export_model(
         )
         hf_files.write_json(staging / GOLDEN, golden.as_dict(after))
         (staging / "README.md").write_text(model_card(subject, golden, "model", _notes(subject, dtype, measured)))
-        check_files(staging, golden)
-        files = {file.name: file.stat().length for file in sorted(staging.iterdir())}
+        check_files(staging, golden, subject.tokenizer)
+        files = {name: file.stat().length for name, file in files_in(staging).items()}
     parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
     return Exported(files, parameters, dtype, measured, golden)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import reprlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from etils import epath
 from jaxtyping import Float32
 
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.exports.directory import ExportError
+from sft_jax.exports.directory import ExportError, files_in
 from sft_jax.exports.golden import Golden
 from sft_jax.exports.hf_files import CONFIG, GENERATION_CONFIG
 from sft_jax.models.config import DecoderConfig
@@ -93,21 +94,28 @@ def check_weights(
         progress(expected.nbytes)
 
 
-def check_files(directory: epath.Path, golden: Golden, configs: Sequence[str] = (CONFIG, GENERATION_CONFIG)) -> None:
-    """Loads tokenizer and configs back as others do: the golden text has the same ids, and answers end.
+def check_files(
+    directory: epath.Path,
+    golden: Golden,
+    trained_with: transformers.PreTrainedTokenizerBase,
+    configs: Sequence[str] = (CONFIG, GENERATION_CONFIG),
+) -> None:
+    """Loads tokenizer and configs back as others do: same chat templates, same ids of the golden text, answers end.
 
     Args:
         directory: what was written.
         golden: the golden conversation.
+        trained_with: the tokenizer of the model.
         configs: files that say what ends an answer.
 
     Raises:
-        ExportError: ids or stop ids differ.
+        ExportError: chat templates, ids or stop ids differ.
     """
     with tempfile.TemporaryDirectory() as local:  # transformers reads no buckets
-        for file in directory.iterdir():
-            if not file.name.endswith(".safetensors"):
-                Path(local, file.name).write_bytes(file.read_bytes())
+        for name, file in files_in(directory).items():
+            if not name.endswith(".safetensors"):
+                Path(local, name).parent.mkdir(exist_ok=True)
+                Path(local, name).write_bytes(file.read_bytes())
         tokenizer = transformers.AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)
     if golden.messages:
         row = ConversationRenderer(tokenizer).render(golden.messages)
@@ -118,6 +126,11 @@ def check_files(directory: epath.Path, golden: Golden, configs: Sequence[str] = 
         raise ExportError(
             f"{directory}: AutoTokenizer makes another text or other ids of the golden conversation: {text!r}, {ids}; "
             f"trained with were {golden.text!r}, {golden.ids.tolist()}"
+        )
+    if tokenizer.chat_template != trained_with.chat_template:
+        raise ExportError(
+            f"{directory}: AutoTokenizer reads other chat templates than the model was trained with: "
+            f"{reprlib.repr(tokenizer.chat_template)} and not {reprlib.repr(trained_with.chat_template)}"
         )
     for name in configs:
         found = read_json(directory / name).get("eos_token_id")

@@ -65,8 +65,8 @@ SPLITTINGS = {
 def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a GGUF file; `chat_template` is None if the file has none.
 
-    Only the default chat template is read, not further named ones. `pad_token` is what the file says; it may be the
-    same as `eos_token`, so never tell padding by it.
+    Where the file has named chat templates besides, `chat_template` has them all by name, the usual one as "default".
+    `pad_token` is what the file says; it may be the same as `eos_token`, so never tell padding by it.
 
     Raises:
       SourceError: no tokenizer in the file, one of a kind that is not supported, or a damaged one.
@@ -103,10 +103,22 @@ def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
         **({} if context_length is None else {"model_max_length": context_length}),
         add_bos_token=file.checked("tokenizer.ggml.add_bos_token", "true or false", add_bos),
         add_eos_token=file.checked("tokenizer.ggml.add_eos_token", "true or false", False),
-        chat_template=file.checked("tokenizer.chat_template", "a string"),
+        chat_template=_chat_templates(file),
         clean_up_tokenization_spaces=False,
         name_or_path=str(path),
     )
+
+
+def _chat_templates(file: GgufFile) -> str | dict[str, str] | None:
+    """The chat template, or all of them by name; see `add_chat_template` of the package gguf, which writes them."""
+    default = file.checked("tokenizer.chat_template", "a string")
+    named = {}
+    for name in file.checked("tokenizer.chat_templates", "a list of strings", []):
+        file.require(f"tokenizer.chat_template.{name}")
+        named[name] = file.checked(f"tokenizer.chat_template.{name}", "a string")
+    if not named:
+        return default
+    return named if default is None else {"default": default} | named
 
 
 def _splitting(file: GgufFile) -> _Splitting:

@@ -27,6 +27,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+TEMPLATE_FOLDER = "additional_chat_templates"  # of chat templates that have names
 
 _OFFLINE_ADVICE = (
     "Without a connection to the hub, give a local directory (config.json, model.safetensors, tokenizer.json; for "
@@ -46,7 +47,8 @@ def download(repository: str, revision: str | None, with_weights: bool) -> epath
       SourceError: no connection and not in the cache, no such repository or revision, access not granted, or an
         index of shards that is damaged.
     """
-    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *(WEIGHT_FILES if with_weights else ())]
+    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja"]
+    patterns += WEIGHT_FILES if with_weights else ()
     directory = _snapshot(repository, revision, patterns)
     if not with_weights or (directory / huggingface.WEIGHTS).exists():
         return directory

@@ -26,8 +26,8 @@ _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 def load_tokenizer(source: str | os.PathLike, revision: str | None = None) -> transformers.PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face directory, a .gguf file, a hub name or a short name.
 
-    A tokenizer without a chat template has `chat_template` None. Truncation and padding that a tokenizer.json may have
-    switched on are switched off: they would cut training rows without a word.
+    A tokenizer without a chat template has `chat_template` None, one with several has them by name. Truncation and
+    padding that a tokenizer.json may have switched on are switched off: they would cut training rows without a word.
 
     Args:
       source: as for `open_checkpoint`; of a hub repository only config and tokenizer files are downloaded.
@@ -72,11 +72,17 @@ def _read_directory(directory: epath.Path) -> transformers.PreTrainedTokenizerFa
             f"{directory}: transformers reads its tokenizer as {type(tokenizer).__name__}, which is written in Python "
             "and cannot tell where in the text a token lies. Save one with a tokenizer.json (`save_pretrained`)."
         )
-    if not isinstance(tokenizer.chat_template, str | dict | None):
-        raise SourceError(f"{directory}: its chat_template is {reprlib.repr(tokenizer.chat_template)}; expected text.")
+    _check_templates(tokenizer.chat_template, directory)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _check_templates(found: object, directory: epath.Path) -> None:
+    """Raises SourceError unless it is a chat template, several by name, or None."""
+    texts = [*found.keys(), *found.values()] if isinstance(found, dict) else [] if found is None else [found]
+    if not all(isinstance(text, str) for text in texts):
+        raise SourceError(f"{directory}: its chat_template is {reprlib.repr(found)}; expected text, or texts by name.")
 
 
 def _check_vocabulary(path: epath.Path) -> None:
@@ -97,4 +103,8 @@ def _on_disk(directory: epath.Path) -> Iterator[str]:
         for name in (*hub.CONFIG_FILES, *hub.TOKENIZER_FILES):
             if (directory / name).exists():
                 pathlib.Path(copy, name).write_bytes((directory / name).read_bytes())
+        if (directory / hub.TEMPLATE_FOLDER).exists():
+            pathlib.Path(copy, hub.TEMPLATE_FOLDER).mkdir()
+            for file in (directory / hub.TEMPLATE_FOLDER).glob("*.jinja"):
+                pathlib.Path(copy, hub.TEMPLATE_FOLDER, file.name).write_bytes(file.read_bytes())
         yield copy

@@ -96,6 +96,61 @@ def test_the_template_as_trained(root, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE
 
 
+def with_named_templates(directory, *, in_config):
+    """The tiny checkpoint with two chat templates, in tokenizer_config.json or as files."""
+    tiny.write_checkpoint(directory)
+    named = {"default": tiny.CHATML, "tool_use": TEMPLATE}
+    if in_config:
+        (directory / "chat_template.jinja").unlink()
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        config["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    else:
+        (directory / "additional_chat_templates").mkdir()
+        (directory / "additional_chat_templates" / "tool_use.jinja").write_text(TEMPLATE)
+    return named
+
+
+@pytest.mark.parametrize("in_config", [True, False])
+def test_named_templates_as_they_came(tmp_path, in_config):
+    named = with_named_templates(tmp_path / "base", in_config=in_config)
+    exported = export(tmp_path / "base", tmp_path / "out")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == named
+    file = "additional_chat_templates/tool_use.jinja"
+    assert (file in exported.files) == (not in_config)
+    if in_config:
+        fields = [json.loads((tmp_path / name / "tokenizer_config.json").read_text()) for name in ("base", "out")]
+        assert fields[0]["chat_template"] == fields[1]["chat_template"]
+    else:
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "base" / file).read_bytes()
+        bucket = buckets.empty(tmp_path.name) / "out"
+        export(tmp_path / "base", bucket)
+        assert (bucket / file).read_text() == TEMPLATE
+
+
+def test_a_named_template_that_reads_back_otherwise(tmp_path, monkeypatch):
+    with_named_templates(tmp_path / "base", in_config=False)
+
+    def damaged(directory, *arguments):
+        (directory / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+        return proof.check_files(directory, *arguments)
+
+    monkeypatch.setattr(exports, "check_files", damaged)
+    with pytest.raises(ExportError, match="reads other chat templates than the model was trained with"):
+        export(tmp_path / "base", tmp_path / "out")
+
+
+def test_a_single_template_with_carriage_returns(tmp_path):
+    """Which are lost where a file of text is read."""
+    tiny.write_checkpoint(tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    config = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
+    template = tiny.CHATML + "{# \r\n #}"
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    export(tmp_path / "base", tmp_path / "out")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template
+
+
 def test_the_average_of_a_run(full, tmp_path):
     export(full, tmp_path / "out", weights="ema")
     found = torch_logits(tmp_path / "out", IDS)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unicodedata
 
+import gguf
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sft_jax.sources import SourceError, load_tokenizer
 from sft_jax.sources.gguf_tokenizer import SPLITTINGS
 from sft_jax.sources.locate import locate
+from tests import buckets
 from tests.sources import texts
 
 SHORT_NAME = "smollm2-135m-instruct"
@@ -124,6 +126,64 @@ def test_chat_template(tokenizer, theirs):
     text = tokenizer.apply_chat_template(conversation, tokenize=False)
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n")
     assert text == theirs.apply_chat_template(conversation, tokenize=False)
+
+
+NAMED = {"default": "{{ messages[0].content }}\n", "tool_use": "{{ tools }}", "rag": "\u00e4{# rag #}"}
+
+
+def write_named(directory, *, in_config):
+    """A tokenizer with three chat templates, all in tokenizer_config.json or each in a file."""
+    directory.mkdir()
+    backend = Tokenizer(models.BPE({"a": 0, "<s>": 1}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(directory)
+    if in_config:
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        config["chat_template"] = [{"name": name, "template": text} for name, text in NAMED.items()]
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    else:
+        (directory / "chat_template.jinja").write_text(NAMED["default"])
+        (directory / "additional_chat_templates").mkdir()
+        for name in ("tool_use", "rag"):
+            (directory / "additional_chat_templates" / f"{name}.jinja").write_text(NAMED[name])
+    return directory
+
+
+@pytest.mark.parametrize("in_config", [True, False])
+def test_named_templates(tmp_path, in_config):
+    directory = write_named(tmp_path / "named", in_config=in_config)
+    assert load_tokenizer(directory).chat_template == NAMED
+    assert AutoTokenizer.from_pretrained(directory).chat_template == NAMED
+    bucket = buckets.empty("named")
+    for path in directory.rglob("*"):
+        if path.is_file():
+            (bucket / str(path.relative_to(directory))).parent.mkdir(parents=True, exist_ok=True)
+            (bucket / str(path.relative_to(directory))).write_bytes(path.read_bytes())
+    assert load_tokenizer(bucket).chat_template == NAMED
+
+
+def test_named_templates_that_are_none(tmp_path):
+    directory = write_named(tmp_path / "named", in_config=True)
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": {"default": 3}}))
+    with pytest.raises(SourceError, match=r"its chat_template is \{'default': 3\}; expected text, or texts by name"):
+        load_tokenizer(directory)
+
+
+def test_named_templates_of_a_gguf_file(tmp_path):
+    """As the package gguf writes them."""
+    path = tmp_path / "named.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(TINY["tokenizer.ggml.tokens"])
+    writer.add_token_types(TINY["tokenizer.ggml.token_type"])
+    writer.add_token_merges(TINY["tokenizer.ggml.merges"])
+    writer.add_chat_template([{"name": name, "template": text} for name, text in NAMED.items()])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert load_tokenizer(path).chat_template == NAMED
 
 
 TINY = {

@@ -16,10 +16,17 @@ import transformers
 
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, TokenRow, ToolCall
 from sft_jax.data.rendering.masking import Masking, lost_at_edges, token_weights
+from sft_jax.data.rendering.named_templates import (
+    DEFAULT,
+    TemplateSources,
+    chosen_template,
+    templates_of,
+    used_templates,
+)
 from sft_jax.data.rendering.rendered import RenderedRow, RowError, TokenIds
 from sft_jax.data.rendering.row_plans import RowPlan, RowPlanner
 from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder
-from sft_jax.data.rendering.templates import ChatTemplate, Tools, template_source
+from sft_jax.data.rendering.templates import ChatTemplate, Tools
 
 __all__ = ["ConversationRenderer", "Masking", "RenderedRow", "RowError"]
 
@@ -38,6 +45,8 @@ class ConversationRenderer:
     rendering up to there must be a prefix of the whole) up to and with its end-of-turn, the first special token the
     template puts after it. For ChatML that is "answer<|im_end|>" and not the newline behind it.
 
+    Of named templates each example takes the one that transformers takes, see named_templates.py.
+
     A token is trained if all its characters are. Special tokens count where the template wrote them; in a message
     they are text. What the tokenizer itself begins sequences with stands at the beginning exactly once.
     """
@@ -45,7 +54,7 @@ class ConversationRenderer:
     def __init__(
         self,
         tokenizer: transformers.PreTrainedTokenizerBase,
-        chat_template: str | None = None,
+        chat_template: TemplateSources | None = None,
         masking: Masking | None = None,
         now: datetime.datetime | None = None,
     ):
@@ -53,7 +62,7 @@ class ConversationRenderer:
 
         Args:
             tokenizer: a fast tokenizer.
-            chat_template: Jinja source; None takes the tokenizer's own.
+            chat_template: Jinja source, or several by name; None takes the tokenizer's own.
             masking: what is trained; None: every turn of the assistant.
             now: the time for templates that write one; None: that of this call. It stays the same for all rows.
 
@@ -63,20 +72,39 @@ class ConversationRenderer:
         self.tokenizer, self.masking = tokenizer, masking or Masking()
         self.now = now or datetime.datetime.now()
         self._encoder = encoder = TextEncoder(tokenizer)
-        source = template_source(tokenizer) if chat_template is None else chat_template
+        self._sources = templates_of(tokenizer) if chat_template is None else chat_template
         special_tokens = dict(tokenizer.special_tokens_map)
-        self._template = ChatTemplate(source, special_tokens, encoder.pattern, self.now, encoder.beginning)
-        self._planner = RowPlanner(self._template, self._encoder, self.masking)
+        self._planners = {
+            name: RowPlanner(
+                ChatTemplate(source, special_tokens, encoder.pattern, self.now, encoder.beginning),
+                encoder,
+                self.masking,
+            )
+            for name, source in used_templates(self._sources).items()
+        }
         self._to_prove = _PROVEN_ROWS
 
     def __reduce__(self) -> tuple:
         """How it is sent to another process."""
-        return ConversationRenderer, (self.tokenizer, self._template.source, self.masking, self.now)
+        return ConversationRenderer, (self.tokenizer, self._sources, self.masking, self.now)
 
     @property
-    def chat_template(self) -> str:
-        """The Jinja source in use."""
-        return self._template.source
+    def chat_template(self) -> TemplateSources:
+        """The Jinja source, or several by name."""
+        return self._sources
+
+    @property
+    def takes_no_tools(self) -> bool:
+        """Whether there is a chat template for conversations without tools."""
+        return DEFAULT in self._planners
+
+    def template_for(self, tools: Tools = ()) -> ChatTemplate:
+        """The chat template of conversations with these tools.
+
+        Raises:
+            RowError: there is none.
+        """
+        return self._planner(tools).template
 
     def render(self, conversation: Conversation, tools: Tools = ()) -> RenderedRow:
         """Tokens and weights of one conversation that makes one row.
@@ -117,7 +145,7 @@ class ConversationRenderer:
         """
         if conversation and conversation[-1].role == "assistant":
             raise RowError("a prompt must not end with an assistant's turn", "leave the answer out")
-        rendered = self._template.render_with_parts(conversation, tools, generation_prompt=True)
+        rendered = self.template_for(tools).render_with_parts(conversation, tools, generation_prompt=True)
         nothing, nobody = np.zeros(len(rendered.text), np.float32), np.full(len(rendered.text), -1, np.int32)
         (encoded,) = self._encode([RowPlan(rendered.text, rendered.template_spans(), nothing, nobody, ())])
         if isinstance(encoded, RowError):
@@ -133,13 +161,14 @@ class ConversationRenderer:
         """
         found = set()
         question, call = Message("user", "a"), ToolCall("f", {"a": "b"}, "abcdefghi")
-        try:
-            found.add(self._planner.end_of_answer((question, Message("assistant", "b"))))
-        except RowError as error:
-            if self.tokenizer.eos_token_id is None:
-                raise ValueError(f"Nothing ends an answer: {error}, and the tokenizer has no eos token.") from error
-        with contextlib.suppress(RowError):  # the template has no calls
-            found.add(self._planner.end_of_answer((question, Message("assistant", "", tool_calls=(call,)))))
+        for planner in self._planners.values():
+            try:
+                found.add(planner.end_of_answer((question, Message("assistant", "b"))))
+            except RowError as error:
+                if self.tokenizer.eos_token_id is None:
+                    raise ValueError(f"Nothing ends an answer: {error}, and the tokenizer has no eos token.") from error
+            with contextlib.suppress(RowError):  # the template has no calls
+                found.add(planner.end_of_answer((question, Message("assistant", "", tool_calls=(call,)))))
         ids = {self._encoder.token_id(text) for text in found}
         if self.tokenizer.eos_token_id is not None:
             ids.add(int(self.tokenizer.eos_token_id))
@@ -147,9 +176,18 @@ class ConversationRenderer:
 
     def _plans(self, example: Example) -> list[RowPlan] | RenderedRow | RowError:
         try:
-            return self._token_row(example) if isinstance(example, TokenRow) else self._planner.plans(example)
+            if isinstance(example, TokenRow):
+                return self._token_row(example)
+            return self._planner_of(example).plans(example)
         except RowError as error:
             return error
+
+    def _planner(self, tools: Tools) -> RowPlanner:
+        return self._planners[chosen_template(self._planners, tools)]
+
+    def _planner_of(self, example: Example) -> RowPlanner:
+        """The planner with the template of an example; any for one that no template touches."""
+        return self._planner(example.tools) if isinstance(example, Chat) else next(iter(self._planners.values()))
 
     def _encode(self, plans: Sequence[RowPlan]) -> Iterable[Encoded | RowError]:
         """Encodes texts and compares the first of them with the plain tokenizer."""
@@ -207,7 +245,7 @@ class ConversationRenderer:
         reason, size = f"longer than {max_tokens} tokens", len(row.tokens)
         for units in range(1, len(plan.numbers) + 1):
             try:
-                plans = self._planner.without_oldest(chat, plan, units)
+                plans = self._planner(chat.tools).without_oldest(chat, plan, units)
             except RowError as error:
                 raise RowError(reason, f"{size} tokens; without its oldest turns: {error}", tokens=size) from error
             rows = [_row(one, found) for one, found in zip(plans, self._encode(plans), strict=True)]

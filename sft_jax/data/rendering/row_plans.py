@@ -53,10 +53,14 @@ class RowPlan:
 
 
 class RowPlanner:
-    """Makes plans with one template, tokenizer and masking."""
+    """Makes plans with one template, tokenizer and masking.
+
+    Attributes:
+        template: of the conversations.
+    """
 
     def __init__(self, template: ChatTemplate, encoder: TextEncoder, masking: Masking):
-        self._template, self._encoder, self._masking = template, encoder, masking
+        self.template, self._encoder, self._masking = template, encoder, masking
         self._turns = TurnFinder(
             template,
             encoder,

@@ -5,16 +5,17 @@ with marks in their place, and the two results must agree byte for byte.
 """
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
-import transformers
 from jaxtyping import Int32
 
 from sft_jax.data.conversations import Message, ToolCall
@@ -27,6 +28,7 @@ from sft_jax.data.rendering.outlines import (
     Part,
     Skeleton,
     arguments_of,
+    as_json,
     marked,
     message_fields,
     shared_length,
@@ -38,6 +40,15 @@ from sft_jax.data.rendering.template_engine import GENERATION_END, GENERATION_ST
 Tools = Sequence[Mapping[str, Any]]
 CharOwners = Int32[np.ndarray, "characters"]
 
+# Given to a template that takes no conversation without tools, where it is asked how it writes.
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "d",
+        "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "c"}}},
+    },
+}
 _GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _RAISED = (  # by a program that is given what it does not expect
     jinja2.TemplateError,
@@ -190,11 +201,11 @@ class ChatTemplate:
     def _fit_calls(self, source: str, special: re.Pattern) -> None:
         """Finds how the template takes a call: no content as "" or as None, arguments as an object or as JSON text."""
         calling = Message("assistant", "", tool_calls=(ToolCall("f", {"a": "b"}, "abcdefghi"),))
-        for no_content, as_text in (("", False), ("", True), (None, False), (None, True)):
+        for tools, no_content, as_text in itertools.product(((), (PROBE_TOOL,)), ("", None), (False, True)):
             self._no_content, self._outliner = no_content, Outliner(source, special, as_text)
-            outline = self._outliner.outline((Message("user", "a"), calling), (), blanks_stay=True)
+            outline = self._outliner.outline((Message("user", "a"), calling), tools, blanks_stay=True)
             try:
-                skeleton = self._skeleton(outline.messages, "", False)
+                skeleton = self._skeleton(outline.messages, outline.tools, False)
             except RowError:
                 continue
             finally:
@@ -294,13 +305,21 @@ class ChatTemplate:
         first = messages[0]
         asked = (first, MessageOutline("assistant" if first.role != "assistant" else "user", OPEN + CLOSE), first)
         try:
-            probe = self._skeleton(asked, "", False)
-            two = self._skeleton(asked[:2], "", False)
+            probe, two = self._probe(asked), self._probe(asked[:2])
         except RowError:
             return len(self._beginning) if before.startswith(self._beginning) else 0
         header = probe.literals[-2] if len(probe.literals) > 1 else ""
         tail = shared_length(header, two.literals[-1])
         return len(before) - shared_length(before[::-1], header[tail:][::-1])
+
+    def _probe(self, messages: tuple[MessageOutline, ...]) -> Skeleton:
+        """The skeleton of messages, with a tool where the template takes none without."""
+        try:
+            return self._skeleton(messages, "", False)
+        except RowError:
+            with contextlib.suppress(RowError):
+                return self._skeleton(messages, as_json([PROBE_TOOL]), False)
+            raise
 
     def _run(
         self, messages: list[dict[str, Any]], tools: Sequence[Any], generation_prompt: bool, track: bool = False
@@ -332,19 +351,6 @@ def _check_calls(rendered: TemplateText, number: int, message: Message) -> None:
                 "the chat template leaves out a message",
                 f"message {number} ({message.role}): shows {own.count(name)} of {count} calls of {name}",
             )
-
-
-def template_source(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    """The tokenizer's own chat template.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "The tokenizer has no chat template. Give one: without it nobody knows how to address the model."
-        )
-    return tokenizer.get_chat_template()
 
 
 def _take_marks(text: str, messages: Sequence[Message]) -> tuple[str, tuple[Span, ...]]:

@@ -7,6 +7,7 @@ ends with that turn. Where the template shows a turn otherwise once others follo
 is trained in a row that ends with it, or the conversation is refused.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from sft_jax.data.conversations import Message
 from sft_jax.data.rendering.outlines import shared_length
 from sft_jax.data.rendering.rendered import RowError, Span
 from sft_jax.data.rendering.special_tokens import TextEncoder
-from sft_jax.data.rendering.templates import ChatTemplate, TemplateText, Tools
+from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, TemplateText, Tools
 from sft_jax.data.rendering.thinking import empty_thinking, thinking_words
 
 NO_END_OF_TURN = "the chat template has no end-of-turn token after an answer"
@@ -129,12 +130,20 @@ class TurnFinder:
         turns = (Turn((), self._end_of_turn(rendered, messages, number)) for number in range(len(messages)))
         return Context(messages, rendered, tuple(turns), tuple(trained))
 
-    def end_of_answer(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """The token that ends the last turn of a conversation, as text.
+    def end_of_answer(self, messages: Sequence[Message]) -> str:
+        """The token that ends the last turn of a conversation, as text; a template may want tools to tell.
 
         Raises:
             RowError: there is none, or the template refuses the conversation.
         """
+        try:
+            return self._end_of_last(messages, ())
+        except RowError:
+            with contextlib.suppress(RowError):
+                return self._end_of_last(messages, (PROBE_TOOL,))
+            raise
+
+    def _end_of_last(self, messages: Sequence[Message], tools: Tools) -> str:
         rendered = self._template.render_with_parts(messages, tools)
         return rendered.text[slice(*self._required_end(rendered, messages, len(messages) - 1))]
 

@@ -69,16 +69,17 @@ def rows_key(
         options: whatever else the rows depend on, as JSON has it.
         report: see `file_digests`.
     """
+    template = json.dumps(renderer.chat_template, sort_keys=True)
     key = {
         "format": FORMAT,
         "files": file_digests(files, report),
         "tokenizer": _tokenizer_digest(renderer),
-        "template": _sha256(renderer.chat_template),
+        "template": _sha256(template),
         "options": dict(options),
         "code": code_digest(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": sys.version},
     }
-    if "strftime_now" in renderer.chat_template:
+    if "strftime_now" in template:
         key["now"] = renderer.now.isoformat()
     return json.loads(json.dumps(key, default=list))
 

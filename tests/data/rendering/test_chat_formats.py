@@ -143,7 +143,7 @@ def test_text_is_transformers_byte_for_byte(name, case):
     """TRL's table of what a training template must render as the original does."""
     chat_format, (chat, options) = FORMATS[name], BYTES[case]
     tokenizer = chat_format.tokenizer()
-    template = ConversationRenderer(tokenizer)._template
+    template = ConversationRenderer(tokenizer).template_for(chat.tools)
     ours = theirs_or_refusal(lambda: template.render(chat.messages, chat.tools, generation_prompt=bool(options)))
     reference = theirs_or_refusal(
         lambda: with_beginning(chat_format, theirs(tokenizer, chat, chat_format.text_arguments, **options))
