@@ -201,7 +201,8 @@ def reading() -> ConfigDict:
     config.prompt_template = ""  # of a table, with its columns in braces: "Which intent? {text}"
     config.answer_template = ""  # "{category}"
     config.system = ""  # system message of conversations that have none
-    config.ignore = ()  # keys of messages, of their parts and calls, that are left out: ("timestamp",)
+    # Keys of messages, of their parts and calls, and columns of images and sound, that are left out: ("timestamp",)
+    config.ignore = ()
     config.label = "unanimous"  # that counts where several people annotated a row; or "majority", "adjudicated"
     config.ties = "error"  # where there is no majority; or "first" of the labels with most votes
     config.adjudicator = ""  # whose label counts under "adjudicated"; empty: the one marked as ground truth

@@ -35,7 +35,7 @@ class Reading:
         prompt_template: text of the user's turn of a table, with "{column}" in it.
         answer_template: text of the assistant's turn of a table.
         system: system message of conversations that have none.
-        ignore: keys of messages, and of their parts and calls, that are left out.
+        ignore: keys of messages, and of their parts and calls, and columns of images and sound that are left out.
         label: whose label counts where several people annotated a row, one of LABELS.
         ties: under "majority", what becomes of a row that has none: one of TIES.
         adjudicator: under "adjudicated", the annotator whose label counts; empty: the one marked as ground truth.

@@ -15,6 +15,7 @@ from etils import epath
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference
 from sft_jax.data.files import CONTAINERS, DATA_SETS, Source, named_apart, sources_of
 from sft_jax.data.formats import ANNOTATED, FORMATS, TEMPLATED, detect_format, table
+from sft_jax.data.formats.media import refuse_media
 from sft_jax.data.formats.values import checked_text, kind, weight_of
 from sft_jax.data.reading import AUTO, DEFAULT, LABELS, ON_BAD_ROW, TIES, Reading, RecordError
 
@@ -209,8 +210,10 @@ class _RowParser:
         reading, fields = self._reading, content
         for new, old in self._renames:
             fields = _renamed(fields, new, old, where)
-        found = FORMATS[self._format(fields, number, where)]
-        example = found.parse(fields, where, reading)
+        found = self._format(fields, number, where)
+        if found not in TEMPLATED:  # a table reads what its templates name
+            refuse_media(fields, self._own, where, reading)
+        example = FORMATS[found].parse(fields, where, reading)
         if reading.system:
             example = _with_system(example, reading.system, where)
         return Record(
@@ -350,7 +353,7 @@ def _text_column(fields: dict, column: str, where: str) -> str:
     value = fields.get(column)
     if not isinstance(value, str | int) or value == "":
         raise RecordError(f"{where}: the column {column!r} must be text or a whole number, got {kind(value)}.")
-    return checked_text(str(value), where)
+    return checked_text(str(value).lower() if isinstance(value, bool) else str(value), where)
 
 
 def _group(fields: dict, column: str, where: str) -> str:

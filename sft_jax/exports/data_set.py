@@ -18,6 +18,7 @@ from etils import epath
 
 from sft_jax.data.cleaning import Changed
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenRow
+from sft_jax.data.formats.media import media_columns
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.exports import directory
@@ -98,6 +99,9 @@ def reading_flags(records: Sequence[Record]) -> str:
         flags.append("--config.data.reading.weight_column=weight")
     if _has_group(records):
         flags.append("--config.data.reading.group_column=group")
+    media = dict.fromkeys(name for record in records for name in media_columns(record.fields))
+    if media:
+        flags.append(f'--config.data.reading.ignore="({", ".join(map(repr, media))},)"')
     return " ".join(flags)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
+from sft_jax.data.files.arrow_values import column_values
 from sft_jax.data.files.rows import Row, SizedRows
 from sft_jax.data.reading import RecordError
 
@@ -13,7 +14,6 @@ _BUFFER = 2**20  # bytes of a column of a Parquet file that are read at once
 
 _ARROW_MAGIC = b"ARROW1"
 _NO_LABEL = -1  # what the `datasets` library has for a class that is not known
-_FREE_OBJECTS = ("arguments", "properties")  # of calls, and of the definitions of tools
 
 
 def parquet_rows(stream: BinaryIO, where: str) -> Iterator[Row]:
@@ -68,29 +68,33 @@ def numbered(
 ) -> Iterator[Row]:
     """The rows of Arrow batches, counted from 1.
 
-    All objects of an Arrow column have the same keys, and keys that a row did not have are null: a call's arguments
-    would gain the names of other calls' arguments. Such rows are errors.
-
     Args:
         batches: record batches or tables of one schema.
         where: stands in errors.
         labels: of columns of numbers, the names that take their place.
 
     Raises:
-        RecordError: columns of equal names.
+        RecordError: columns of equal names, or of a type that rows cannot hold.
     """
-    number, merged = 0, None
+    number, is_checked = 0, False
     for batch in batches:
         batch.validate(full=True)  # Arrow trusts its files: one that is damaged would crash the process
-        if merged is None:
+        if not is_checked:
             _check_names(batch.schema, where)
-            merged = [field.name for field in batch.schema if _has_free_objects(field.type)]
-        for fields in batch.to_pylist():
+            is_checked = True
+        for fields in _rows(batch, where):
             number += 1
-            problem = next((e for c in merged if (e := _merge_error(fields[c], c, where, number))), None)
+            problem = None
             for column, names in labels.items():
                 problem = problem or _named(fields, column, names, f"{where}:{number}")
             yield Row(number, problem or fields)
+
+
+def _rows(batch: Any, where: str) -> Iterator[dict[str, Any]]:
+    names = batch.schema.names
+    columns = [column_values(batch.column(number), name, where) for number, name in enumerate(names)]
+    for number in range(batch.num_rows):
+        yield {name: column[number] for name, column in zip(names, columns, strict=True)}
 
 
 def _check_names(fields: Iterable, where: str) -> None:
@@ -105,53 +109,23 @@ def _check_names(fields: Iterable, where: str) -> None:
 
 def _named(fields: dict[str, Any], column: str, names: Sequence[str], where: str) -> RecordError | None:
     """Puts the name of a class in the place of its number; an error for a number that stands for none."""
-    number = fields[column]
-    if number is None:
+    try:
+        fields[column] = _class_name(fields[column], names)
+    except IndexError:
+        known = f"the data set has names for 0 to {len(names) - 1}"
+        return RecordError(f"{where}: {column!r} is {fields[column]}, {known}.")
+    return None
+
+
+def _class_name(value: Any, names: Sequence[str]) -> Any:
+    """The name of a number, or of each in a list; raises IndexError where there is none."""
+    if isinstance(value, list):
+        return [_class_name(item, names) for item in value]
+    if value is None or value == _NO_LABEL:
         return None
-    if number != _NO_LABEL and not 0 <= number < len(names):
-        return RecordError(f"{where}: {column!r} is {number}, the data set has names for 0 to {len(names) - 1}.")
-    fields[column] = None if number == _NO_LABEL else names[number]
-    return None
-
-
-def _has_free_objects(kind: Any) -> bool:
-    """Whether objects whose keys differ from row to row, as people write them, are stored as structs in it."""
-    import pyarrow
-
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        return _has_free_objects(kind.value_type)
-    if not pyarrow.types.is_struct(kind):
-        return False
-    return any(
-        (field.name in _FREE_OBJECTS and pyarrow.types.is_struct(field.type)) or _has_free_objects(field.type)
-        for field in kind
-    )
-
-
-def _merge_error(value: Any, column: str, where: str, number: int) -> RecordError | None:
-    for name in _FREE_OBJECTS:
-        if any(map(_has_null, _under(value, name))):
-            return RecordError(
-                f'{where}:{number}: "{column}" has null inside "{name}", where Arrow puts it for every key that other '
-                "rows have; what the row had cannot be told. Store calls and tools as JSON strings."
-            )
-    return None
-
-
-def _under(value: Any, name: str) -> Iterator[Any]:
-    """The objects under a key, at any depth."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in children:
-        if key == name and isinstance(child, dict):
-            yield child
-        else:
-            yield from _under(child, name)
-
-
-def _has_null(value: Any) -> bool:
-    if isinstance(value, dict | list):
-        return any(map(_has_null, value.values() if isinstance(value, dict) else value))
-    return value is None
+    if value < 0:
+        raise IndexError
+    return names[value]
 
 
 def _slices(batch) -> Iterator:

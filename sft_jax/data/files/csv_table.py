@@ -1,4 +1,7 @@
-"""CSV and TSV: a header, then rows of strings; read row by row. Quoted cells may hold lines (RFC 4180)."""
+"""CSV and TSV: a header, then rows of strings; read row by row. Quoted cells may hold lines (RFC 4180).
+
+An empty cell is null: CSV has no other way to leave a value out.
+"""
 
 import csv
 from collections.abc import Iterator
@@ -54,7 +57,7 @@ def _row(begins: int, cells: list[str], header: list[str], where: str) -> Row | 
     if not cells:
         return begins
     if len(cells) == len(header):
-        return Row(begins, dict(zip(header, cells, strict=True)))
+        return Row(begins, {name: cell or None for name, cell in zip(header, cells, strict=True)})
     expected = f"{where}:{begins}: {len(cells)} cells, the header has {len(header)}"
     return Row(begins, RecordError(f"{expected}. Put a cell with a separator in it into quotes."))
 

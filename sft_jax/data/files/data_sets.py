@@ -103,8 +103,15 @@ def _rows(data_set: Any, where: str) -> Iterator[Row]:
     import pyarrow
 
     features = data_set.features or {}
-    labels = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
+    labels = {name: found for name, feature in features.items() if (found := _class_names(feature))}
     try:
         yield from numbered(data_set.with_format("arrow").iter(ROWS_AT_ONCE), where, labels)
     except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise RecordError(f"{where}: reading stopped ({' '.join(str(error).split())}).") from error
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """The names of the classes of a column, which may be lists of them; None if it has none."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return getattr(feature, "names", None)

@@ -95,7 +95,7 @@ def _agreed(question: str, annotations: Sequence[Annotation], where: str, readin
 
 def label_text(answer: Any) -> str:
     """An answer as one text: text as it stands, everything else as JSON; equal if and only if the answers are."""
-    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, sort_keys=True)
+    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, sort_keys=True, default=repr)
 
 
 def only_one(values: list) -> Any:

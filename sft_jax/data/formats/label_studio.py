@@ -82,10 +82,10 @@ def _values(of_type: str, value: dict, where: str) -> list:
     if key is None:
         known = ", ".join([*_VALUE_KEYS, *_PIECES])
         raise RecordError(f"{where}: a result of type {of_type!r} cannot become text; those that can are: {known}.")
-    if key not in value:
+    if value.get(key) is None:
         raise RecordError(f'{where}: the value of a result of type {of_type!r} has no "{key}".')
     if of_type in _PIECES:
-        piece = {name: value[name] for name in ("start", "end", "text") if name in value}
+        piece = {name: value[name] for name in ("start", "end", "text") if value.get(name) is not None}
         return [piece | {"labels": value[key]}]
     return list(value[key]) if isinstance(value[key], list) else [value[key]]
 

@@ -188,7 +188,7 @@ def _part(part: object, where: str, reading: Reading) -> tuple[str, float | None
     if not isinstance(part, dict):
         raise RecordError(f'{where}: expected {{"type": "text", "text": ...}}, got {kind(part)}.')
     part = without_ignored(part, reading)
-    of_type = part.get("type", "text")
+    of_type = "text" if part.get("type") is None else part["type"]
     if of_type not in ("text", "input_text", "output_text"):
         raise RecordError(f"{where}: a part of type {of_type!r}; only text can be trained on. Remove it or the row.")
     refuse_lost(part, {"type", "weight", "train", *_PART_TEXTS}, "part", where)

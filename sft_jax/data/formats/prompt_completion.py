@@ -25,7 +25,7 @@ def parse(fields: dict, where: str, reading: Reading) -> Chat:
         RecordError: one of the two is missing, or is neither a string nor a list of messages; the answer is marked as
             one that is not wanted; there is a history, which would be lost.
     """
-    if fields.get("label") is False and "label" not in reading.ignore:
+    if str(fields.get("label")).lower() == "false" and "label" not in reading.ignore:
         raise RecordError(
             f'{where}: "label" is false, which marks an answer that is not wanted; it would be imitated. Leave such '
             "rows out by --config.data.reading.on_bad_row=drop, or say that it means something else by "

@@ -5,12 +5,12 @@ and `{{`, `}}` are braces. Text stands as it is, everything else as JSON.
 """
 
 import functools
-import json
 import re
 from collections.abc import Set
 
 from sft_jax.data.conversations import Chat, Message
-from sft_jax.data.formats.values import checked_text
+from sft_jax.data.formats.media import refuse_media
+from sft_jax.data.formats.values import checked_text, json_text
 from sft_jax.data.reading import Reading, RecordError
 
 FORM = "any columns, with --config.data.reading.prompt_template and answer_template"
@@ -31,6 +31,7 @@ def parse(fields: dict, where: str, reading: Reading) -> Chat:
     """
     if not reading.prompt_template:
         raise RecordError(f"{where}: a table needs --config.data.reading.prompt_template, {_example(fields)}.")
+    refuse_media(fields, _columns_read(reading), where, reading)
     turns = [Message("user", filled(reading.prompt_template, "prompt_template", fields, where))]
     if not reading.prompts_only:
         if not reading.answer_template:
@@ -61,7 +62,8 @@ def filled(template: str, option: str, fields: dict, where: str) -> str:
             continue
         value = fields.get(column)
         if value is not None:
-            text += checked_text(value if isinstance(value, str) else _json(value), f'{where}: "{column}"')
+            here = f'{where}: "{column}"'
+            text += checked_text(value, here) if isinstance(value, str) else json_text(value, here)
         elif default is not None:
             text += default
         else:
@@ -71,6 +73,15 @@ def filled(template: str, option: str, fields: dict, where: str) -> str:
                 f"{{{column}|...}} says what stands there instead."
             )
     return text
+
+
+def _columns_read(reading: Reading) -> set[str]:
+    """The columns that the options of a table name."""
+    pieces = (
+        *_pieces(reading.prompt_template, "prompt_template"),
+        *_pieces(reading.answer_template, "answer_template"),
+    )
+    return {column for _, column, _ in pieces} | {reading.id_column, reading.weight_column, reading.group_column}
 
 
 @functools.lru_cache(maxsize=64)
@@ -91,10 +102,6 @@ def _pieces(template: str, option: str) -> tuple[tuple[str, str, str | None], ..
             pieces.append((literal, found[1], found[2]))
             literal = ""
     return (*pieces, (literal + template[end:], "", None))
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _example(fields: dict) -> str:

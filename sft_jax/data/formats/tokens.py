@@ -36,7 +36,7 @@ def parse(fields: dict, where: str, reading: Reading) -> TokenRow:
     bad = next((i for i, value in enumerate(ids) if type(value) is not int or value < 0), None)
     if bad is not None:
         raise RecordError(f'{where}: "{name}"[{bad}] is {ids[bad]!r}, expected the id of a token.')
-    if 0 in (fields.get("attention_mask") or ()):
+    if fields.get("attention_mask") is not None and 0 in _weights("attention_mask", fields, ids, where):
         raise RecordError(f'{where}: "attention_mask" has zeros, so the row is padded. Store it without padding.')
     given = {key: _weights(key, fields, ids, where) for key in _TRAINED if fields.get(key) is not None}
     if not given:

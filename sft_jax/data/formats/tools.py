@@ -1,16 +1,27 @@
 """Tools in conversations: their definitions, the calls an assistant makes, and the results that answer them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.data.conversations import Message, ToolCall
-from sft_jax.data.formats.values import checked_text, decode_json, kind, refuse_lost, without_ignored
+from sft_jax.data.formats.values import (
+    MergedObject,
+    checked_text,
+    decode_json,
+    json_text,
+    kind,
+    refuse_lost,
+    refuse_merged_null,
+    without_ignored,
+)
 from sft_jax.data.reading import Reading, RecordError
 
 _CALL = '{"function": {"name": ..., "arguments": {...}}} or {"name": ..., "arguments": {...}}'
 _AROUND, _CALLED = {"id", "type", "index"}, {"name", "arguments"}
 _CALL_KEYS = _CALLED | {"id", "function"}
+_NAMED = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}  # names stand under them
+_VALUES = {"default", "const", "enum", "examples"}  # values stand under them, and not schemas
+_NULLABLE = {"default", "const"}
 _TOOLS = "a list of tool definitions (JSON objects), or that list as a JSON string"
 
 
@@ -31,8 +42,7 @@ def definitions_of(value: object, where: str) -> tuple[Mapping[str, Any], ...]:
     for number, item in enumerate(value):
         if not isinstance(item, dict):
             raise RecordError(f"{where}[{number}]: expected the definition of a tool, an object, got {kind(item)}.")
-        _checked_object(item, f"{where}[{number}]")
-    return tuple(value)
+    return tuple(_checked_definition(item, f"{where}[{number}]") for number, item in enumerate(value))
 
 
 def calls_of(value: object, where: str, reading: Reading) -> tuple[ToolCall, ...]:
@@ -57,7 +67,7 @@ def call_of(item: object, where: str, reading: Reading) -> ToolCall:
     if not isinstance(item, dict):
         raise RecordError(f"{where}: expected {_CALL}, got {kind(item)}.")
     item = without_ignored(item, reading, _CALL_KEYS)
-    inner = item.get("function", item)
+    inner = item if item.get("function") is None else item["function"]
     if not isinstance(inner, dict):
         raise RecordError(f'{where}: "function": expected an object, got {kind(inner)}.')
     refuse_lost(item, _AROUND | (_CALLED if inner is item else {"function"}), "call", where)
@@ -80,15 +90,46 @@ def _arguments(value: object, where: str) -> dict:
         value = decode_json(value, where, "a JSON object")
     if not isinstance(value, dict):
         raise RecordError(f"{where}: expected an object, got {kind(value)}.")
-    return _checked_object(value, where)
-
-
-def _checked_object(value: dict, where: str) -> dict:
-    try:
-        checked_text(json.dumps(value, ensure_ascii=False), where)
-    except TypeError as error:  # a date or bytes of a Parquet file
-        raise RecordError(f"{where}: not a JSON object ({error}). Store it as a JSON string.") from error
+    json_text(value, where)
     return value
+
+
+def _checked_definition(item: dict, where: str) -> dict:
+    try:
+        definition = _definition(item, where)
+    except RecursionError as error:
+        raise RecordError(f"{where}: is nested too deeply.") from error
+    json_text(definition, where)
+    return definition
+
+
+def _definition(value: Any, where: str, *, are_names: bool = False) -> Any:
+    """A definition, or a part of one, without the keys that Arrow added to its objects.
+
+    In a JSON schema null is a value of `default` and `const` alone: elsewhere a key that is null says nothing.
+
+    Args:
+        value: the part.
+        where: stands in errors.
+        are_names: the keys of this object are names that somebody chose (of properties), not words of JSON schema.
+
+    Raises:
+        RecordError: a null of which nobody knows whether the row had it.
+    """
+    if isinstance(value, list):
+        return [_definition(item, where) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if isinstance(value, MergedObject):
+        if not are_names:
+            refuse_merged_null(value, where, _NULLABLE)
+        value = {key: inner for key, inner in value.items() if inner is not None}
+    return {
+        key: inner
+        if key in _VALUES and not are_names
+        else _definition(inner, where, are_names=key in _NAMED and not are_names)
+        for key, inner in value.items()
+    }
 
 
 def check_results(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], where: str) -> None:

@@ -2,12 +2,21 @@
 
 import json
 import math
-from collections.abc import Set
+from collections.abc import Collection, Set
 from typing import Any, NoReturn
 
 from sft_jax.data.reading import Reading, RecordError
 
+
+class MergedObject(dict):
+    """An object of a column in which all objects have the same keys, as Arrow stores them.
+
+    A key that is null may be one that this row did not have, and other rows have.
+    """
+
+
 _KINDS = {
+    MergedObject: "an object",
     dict: "an object",
     list: "a list",
     tuple: "a list",
@@ -114,6 +123,55 @@ def number_of(value: object, where: str) -> int:
         got = repr(value) if isinstance(value, int | float) else kind(value)
         raise RecordError(f"{where}: expected a whole number of at least 0, got {got}.")
     return value
+
+
+def json_text(value: object, where: str) -> str:
+    """A value as JSON text.
+
+    Raises:
+        RecordError: JSON cannot say it: bytes, infinity, a decimal; or a null of which nobody knows whether the row had
+            it; or text with a lone surrogate.
+    """
+    _check_json(value, where)
+    try:
+        return checked_text(json.dumps(value, ensure_ascii=False), where)
+    except RecursionError as error:
+        raise RecordError(f"{where}: is nested too deeply.") from error
+
+
+def _check_json(value: object, where: str) -> None:
+    left = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, dict):
+            if isinstance(found, MergedObject):
+                refuse_merged_null(found, where)
+            left.extend(found.values())
+        elif isinstance(found, list):
+            left.extend(found)
+        elif not (found is None or isinstance(found, str | int) or (isinstance(found, float) and math.isfinite(found))):
+            got = repr(found) if isinstance(found, float) else kind(found)
+            got = "a pair of a map whose keys are not all texts of their own" if type(found) is tuple else got
+            raise RecordError(f"{where}: holds {got}, which is no value of JSON. Store it as text, or as a number.")
+
+
+def refuse_merged_null(value: MergedObject, where: str, keys: Collection[str] | None = None) -> None:
+    """Refuses nulls that Arrow may have put into an object.
+
+    Args:
+        value: the object.
+        where: stands in errors.
+        keys: those that must not be null; None: none of its keys.
+
+    Raises:
+        RecordError: names the key.
+    """
+    null = next((key for key, inner in value.items() if inner is None and (keys is None or key in keys)), None)
+    if null is not None:
+        raise RecordError(
+            f"{where}: {null!r} is null in an object of a Parquet or Arrow column, where null also stands for every "
+            "key that only other rows have; what this row had cannot be told. Store the column as JSON strings."
+        )
 
 
 def decode_json(text: str, where: str, expected: str) -> Any:

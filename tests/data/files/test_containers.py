@@ -145,7 +145,10 @@ def test_a_name_with_the_signs_of_a_pattern(tmp_path):
 
 CALLS = [  # (arguments of the calls of two rows, words of the error)
     ([{"city": "Oslo"}, {"city": "Rome"}], ""),
-    ([{"city": "Oslo"}, {"day": 3}], 'a.parquet:1: "messages" has null inside "arguments", where Arrow puts it'),
+    (
+        [{"city": "Oslo"}, {"day": 3}],
+        'a.parquet:1: "messages"[0]: "tool_calls"[0]: "arguments": \'day\' is null in an object of a Parquet or Arrow',
+    ),
     (['{"city": "Oslo"}', '{"day": 3}'], ""),
 ]
 
@@ -196,6 +199,15 @@ def test_a_class_that_is_not_known_is_none(tmp_path, labelled):
         read_records(tmp_path / "one", Reading(**TEMPLATES))
     only_text = Reading(prompt_template="{text}", answer_template="{label|none}")
     assert [r.conversation[1].content for r in read_records(tmp_path / "one", only_text)] == ["yes", "none"]
+
+
+def test_lists_of_classes(tmp_path):
+    tags = datasets.Sequence(datasets.ClassLabel(names=["noun", "verb"]))
+    features = datasets.Features({"text": datasets.Value("string"), "label": tags})
+    made = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [[1, 0, -1], []]}, features=features)
+    made.save_to_disk(tmp_path / "one")
+    found = [record.conversation[1].content for record in read_records(tmp_path / "one", Reading(**TEMPLATES))]
+    assert found == ['["verb", "noun", null]', "[]"]
 
 
 def test_a_group_of_rows_is_not_read_at_once(tmp_path):
