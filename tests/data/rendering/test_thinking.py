@@ -36,7 +36,7 @@ def renderer():
     ],
 )
 def test_words_are_those_of_the_template(renderer, name, template, words):
-    assert thinking_words(renderer(template, name=name)._template) == words
+    assert thinking_words(renderer(template, name=name).template_for()) == words
 
 
 @pytest.mark.parametrize(
