@@ -25,7 +25,7 @@ from sft_jax.training.workdir import is_remote
 Tree = Any
 DIRECTORY = "checkpoints"
 CONSTANTS = "constants"  # of adapters, frozen: only where a method has some
-_SAVED = ("step", "trained", "opt_state", "skipped", "skipped_in_a_row", "ema")
+_SAVED = ("step", "trained", "opt_state", "skipped", "skipped_in_a_row", "ema", "effect")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from sft_jax.training.base import Base, base_of
 from sft_jax.training.checkpoints import Checkpoints, RunPosition
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import in_steps
+from sft_jax.training.effect import EffectWatch
 from sft_jax.training.freezing import check_trained
 from sft_jax.training.held_out import Samples, held_out_metrics
 from sft_jax.training.initial_adapter import InitialAdapter, open_initial_adapter
@@ -94,6 +95,7 @@ def run(
         ValueError: bad config or bad data; names the flag, or the file and row.
         DataFindingsError: data with findings that `config.data.fail_on` does not let through.
         DivergedError: too many steps in a row without a finite loss and gradient.
+        NoEffectError: the steps change nothing.
     """
     console, workdir = console or Console(quiet=jax.process_index() > 0), epath.Path(workdir)
     ready = _prepare(config, workdir, console)
@@ -234,7 +236,8 @@ def _resume_and_train(
             log.text(0, "config", "```json\n" + json.dumps(plan.config.to_dict(), indent=2, default=list) + "\n```")
             log.text(0, "data", plan.data.report.markdown())
         with bar, StopRequest() as stop:
-            result = _train(plan, state, done, checkpoints, recorder, bar, stop)
+            watch = EffectWatch(plan.config, state, _note_in(console, recorder))
+            result = _train(plan, state, done, checkpoints, recorder, bar, stop, watch)
     finally:
         checkpoints.close()
         if log is not None:
@@ -250,6 +253,7 @@ def _train(
     recorder: Recorder,
     bar: ProgressBar,
     stop: StopRequest,
+    watch: EffectWatch,
 ) -> RunResult:
     step = done or 0
     batches = _batches(plan, step)
@@ -257,11 +261,7 @@ def _train(
     def evaluate() -> tuple[dict[str, float], dict[str, str]]:
         return plan.evaluate(state, lambda part, parts: bar.update(step, f"evaluating {part}/{parts}", within=True))
 
-    latest: dict[str, float] = {}
-    if done is None:
-        latest, texts = evaluate()
-        recorder.evaluation_at_start(latest, texts)
-        _check_best_metric(plan.config.checkpoint.best_metric, latest)
+    latest = _at_start(plan, evaluate, recorder) if done is None else {}
     profiler = _Profiler(plan.config.profile, recorder)
     pending: tuple[int, Any] | None = None
     recorder.start_clock()
@@ -278,6 +278,7 @@ def _train(
         profiler.after(step, metrics)
 
         last = step == plan.total_steps
+        watch.after(step, state)
         stopping = stop.requested(step)
         evaluating, saving = _due(plan, step)
         saving = saving or stopping
@@ -293,6 +294,8 @@ def _train(
             recorder.texts(step, texts)
         bar.update(step, recorder.record(*pending, scalars))
         pending = None
+        if last:
+            watch.at_end(step, state)
         recorder.flush()
         if saving:
             checkpoints.save(state, _position(plan, step), scalars)
@@ -301,6 +304,24 @@ def _train(
             return RunResult(step, plan.total_steps, latest, stop.signal or 15)
     profiler.stop()
     return RunResult(step, plan.total_steps, latest)
+
+
+def _at_start(plan: _Run, evaluate: Callable[[], tuple], recorder: Recorder) -> dict[str, float]:
+    """What is measured before the first step."""
+    measured, texts = evaluate()
+    recorder.evaluation_at_start(measured, texts)
+    _check_best_metric(plan.config.checkpoint.best_metric, measured)
+    return measured
+
+
+def _note_in(console: Console, recorder: Recorder) -> Callable[[int, str], None]:
+    """What is to be known of a step, for the terminal and TensorBoard."""
+
+    def note(step: int, text: str) -> None:
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        recorder.text(step, "warning", text)
+
+    return note
 
 
 def _batches(plan: _Run, step: int) -> Iterator[Batch]:

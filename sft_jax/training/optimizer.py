@@ -81,11 +81,11 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
 def learning_rate(kind: str, step: Int[Array, ""], hyper: Hyperparameters) -> Float[Array, ""]:
     """Learning rate of the step that comes after `step` others: warm-up, then constant, or down towards `final_share`.
 
-    Step k, counted from 1, of T with a warm-up of W: `learning_rate` k / W up to step W, which is the first at the peak;
-    after it, `learning_rate` (final_share + (1 - final_share) shape(p)) with p = (k - 1 - W) / (T - W). `final_share`
+    Step k, counted from 1, of T with a warm-up of W: `learning_rate` k / W up to step W, the first at the peak; after
+    it, `learning_rate` (final_share + (1 - final_share) shape(p)) with p = (k - 1 - W) / (T - W). `final_share`
     itself would be the rate of step T + 1, so that no step is without an update, also where it is 0 or T is 1.
 
-    Cosine with peak 0.2, warm-up 10 and 100 steps: 0.02 at step 1, 0.1 at 5, 0.2 at 10 and 11, 0.1 at 56, 0.0001 at 100.
+    Cosine with peak 0.2, warm-up 10 and 100 steps: 0.02 at step 1, 0.1 at 5, 0.2 at 10 and 11, 0.1 at 56, 6e-5 at 100.
 
     The decay is that of transformers' `get_cosine_schedule_with_warmup` (and of its linear one), and optax's
     `warmup_cosine_decay_schedule`, given the count of steps before. Their warm-up gives step k the rate (k - 1) / W:

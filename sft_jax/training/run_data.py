@@ -26,6 +26,7 @@ from sft_jax.training.base import load_base_tokenizer
 from sft_jax.training.judging import files_of_benchmarks, read_benchmarks, subject_of
 from sft_jax.training.mixing import mixture_of, reader_of
 from sft_jax.training.progress import silent
+from sft_jax.training.run_findings import by_gravity, run_findings
 from sft_jax.training.train_rows import (
     CHECKED_RECORDS,
     ProgressFor,
@@ -126,6 +127,8 @@ def load_data(
     subject = functools.cache(lambda: _subject(config, renderer, records, tokenized, held_out, measured))
     look = lambda: run_checks(subject(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
     findings = look() if thorough else training_findings(cache_of_findings, key, measured.digests or [], look)
+    new_ids = renderer.tokenizer.convert_tokens_to_ids(list(config.model.new_tokens))
+    findings = by_gravity([*findings, *run_findings(config, rows, plan, new_ids)])
     report = data_report(
         rows,
         tokenized.dropped,

@@ -18,6 +18,7 @@ from sft_jax.models.quantization import dequantized_tree
 from sft_jax.objectives import Settings, get_objective
 from sft_jax.training.adapting import adapter_spec, has_adapters, init_beside
 from sft_jax.training.base import Base
+from sft_jax.training.effect import no_counts
 from sft_jax.training.freezing import trained_predicate, trains_all_weights
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
@@ -209,6 +210,7 @@ def fresh_state(
             "skipped": zero,
             "skipped_in_a_row": zero,
             "ema": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained) if ema else {},
+            "effect": no_counts(trained),
         }
 
     made = jax.jit(rest, out_shardings=shardings_of(jax.eval_shape(rest, trained), mesh))(trained)

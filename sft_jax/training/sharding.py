@@ -34,6 +34,7 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"/(constant_)?a$", P(PARAM_AXES, None)),
     (r"/(constant_)?b$", P(None, PARAM_AXES)),
     (r"(scale|bias|dropout|magnitude)$", P()),
+    (r"^effect/", P()),
     (r"/(count|v|v_row|v_col)$", P()),  # of Adafactor, which keeps whole second moments of small arrays only
 )
 _STACKED = re.compile(r"(^|/)layers/")

@@ -30,6 +30,7 @@ class TrainState:
         skipped: int32 scalar, steps left out because loss or gradient was not finite.
         skipped_in_a_row: int32 scalar, those since the last good step.
         ema: exponential moving average of `trained`, float32; empty where the run keeps none.
+        effect: how many steps gave each part of `trained` a gradient, and an update; see `effect.py`.
     """
 
     step: Leaf
@@ -40,6 +41,7 @@ class TrainState:
     skipped: Leaf
     skipped_in_a_row: Leaf
     ema: Tree
+    effect: dict[str, Leaf]
 
 
 def split(tree: Tree, is_trained: Callable[[str], bool]) -> tuple[Tree, Tree]:

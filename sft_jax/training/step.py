@@ -22,6 +22,7 @@ from sft_jax.objectives import Objective, Settings
 from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.head import gather_targets, over_chunks
 from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice
+from sft_jax.training.effect import counted, squares
 from sft_jax.training.noise import embedding_noise
 from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from sft_jax.training.sharding import batch_sharding, shardings_of
@@ -185,7 +186,8 @@ def train_step(
     """One optimizer step. Where loss, gradient or update is not finite nothing but the counters changes."""
     metrics, gradient = gradients(model, settings, state, batch, constrain)
     with jax.named_scope("optimizer"):
-        norms = _module_norms(gradient)
+        gradient_squares = squares(gradient)
+        norms = _module_norms(gradient_squares)
         norm = jnp.sqrt(sum(norms.values()))
         clip = jnp.minimum(1.0, state.hyper["clip_norm"] / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
         gradient = jax.tree.map(lambda g: (g * clip).astype(g.dtype), gradient)
@@ -194,7 +196,9 @@ def train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
         # Moments keep the dtype they were made in, also where that is not the gradient's float32.
         opt_state = jax.tree.map(lambda new, old: new.astype(old.dtype), opt_state, state.opt_state)
-        update_ratio = optax.global_norm(updates) / jnp.maximum(optax.global_norm(state.trained), 1e-12)
+        update_squares = squares(updates)
+        update_norm = jnp.sqrt(sum(jnp.sum(square) for square in update_squares.values()))
+        update_ratio = update_norm / jnp.maximum(optax.global_norm(state.trained), 1e-12)
         # That the update is checked too has a second use: all of the old state is read before any of the new one can be
         # written, so that XLA updates it in place. Otherwise it begins with a copy of parameters and moments.
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm) & jnp.isfinite(update_ratio)
@@ -217,6 +221,7 @@ def train_step(
         trained=_where(finite, trained, state.trained),
         opt_state=_where(finite, opt_state, state.opt_state),
         ema=_where(finite, ema, state.ema),
+        effect=counted(state.effect, finite, gradient_squares, update_squares),
         skipped=state.skipped + skip,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1).astype(jnp.int32),
     )
@@ -228,13 +233,14 @@ def _where(condition: Array, yes: Tree, no: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def _module_norms(gradient: Tree) -> dict[str, Array]:
+def _module_norms(by_path: dict[str, Array]) -> dict[str, Array]:
     """Squared norm of the gradient by kind of module: embedding, head, attention, ffn, experts, norms."""
-    squares: dict[str, Array] = {}
-    for path, leaf in flatten_dict(gradient).items():
-        name = next((part for part in path if part in ("attention", "ffn", "experts", "embedding", "head")), "norms")
-        squares[name] = squares.get(name, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
-    return squares
+    norms: dict[str, Array] = {}
+    for path, square in by_path.items():
+        kinds = (part for part in path.split("/") if part in ("attention", "ffn", "experts", "embedding", "head"))
+        name = next(kinds, "norms")
+        norms[name] = norms.get(name, 0.0) + jnp.sum(square)
+    return norms
 
 
 def compile_train_step(model: Decoder, settings: StepSettings, state: TrainState, mesh: Mesh) -> Step:

@@ -1,0 +1,104 @@
+"""What of a run would be without effect, known from its data, plan and config.
+
+Findings beside those of the data's checks. Unlike those they depend on how rows are batched and on what is trained, so
+they are not kept with the rows.
+"""
+
+from collections.abc import Sequence
+
+import ml_collections
+import numpy as np
+
+from sft_jax.data.checks import SEVERITIES, Finding
+from sft_jax.data.checks.findings import counted
+from sft_jax.data.plan import PackPlan
+from sft_jax.data.tokenized import TokenizedRows
+
+_SEVERAL = 2.0  # times that the first global batch holds each row
+_BLOCK = 1 << 24  # tokens that are looked at together
+
+
+def run_findings(
+    config: ml_collections.ConfigDict, rows: TokenizedRows, plan: PackPlan, new_token_ids: Sequence[int]
+) -> list[Finding]:
+    """What to know before training.
+
+    Args:
+        config: the experiment config.
+        rows: the training rows.
+        plan: their order.
+        new_token_ids: ids of `config.model.new_tokens`, in order.
+    """
+    return [
+        *_large_batch(config, rows, plan),
+        *_unused_new_tokens(tuple(config.model.new_tokens), rows, new_token_ids),
+        *_no_learning_rate(config),
+    ]
+
+
+def by_gravity(findings: Sequence[Finding]) -> list[Finding]:
+    """The gravest first, else in the order they come in."""
+    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
+
+
+def _large_batch(config: ml_collections.ConfigDict, rows: TokenizedRows, plan: PackPlan) -> list[Finding]:
+    times = plan.counts(0)["examples"] / len(rows)
+    if times < _SEVERAL:
+        return []
+    lines, size = len(plan.first_block), f"--config.batch.rows={config.batch.rows}"
+    packed = f"all {len(rows):,} rows pack into {lines} of {config.data.row_tokens:,} tokens"
+    shorter = "" if config.data.packing == "none" else ", a smaller --config.data.row_tokens"
+    return [
+        Finding(
+            check="large_batch",
+            severity="warning",
+            title=f"Each optimizer step trains on all of the data {times:.1f} times over: {packed}",
+            count=len(rows),
+            advice=f"An epoch is less than a step, and repeating rows within one adds nothing. Give a smaller {size}"
+            f"{shorter}, or a longer --config.duration={config.duration!r}.",
+            numbers={"times_in_a_batch": times},
+        )
+    ]
+
+
+def _unused_new_tokens(texts: Sequence[str], rows: TokenizedRows, ids: Sequence[int]) -> list[Finding]:
+    uses = token_counts(rows.tokens, ids)
+    unused = [text for text, count in zip(texts, uses, strict=True) if not count]
+    if not unused:
+        return []
+    return [
+        Finding(
+            check="unused_new_tokens",
+            severity="warning",
+            title=f"{counted(len(unused), 'new token stands', 'new tokens stand')} in no row: {', '.join(unused)}",
+            count=len(rows),
+            advice="Nothing is learnt of their meaning. Look at how rows that should hold them are tokenized "
+            "(python -m sft_jax.preview), or leave them out of --config.model.new_tokens.",
+            numbers={"unused": unused},
+        )
+    ]
+
+
+def token_counts(tokens: np.ndarray, ids: Sequence[int]) -> list[int]:
+    """How often each of these ids occurs; reads the tokens once, in blocks."""
+    if not len(ids):
+        return []
+    low, counts = min(ids), np.zeros(max(ids) - min(ids) + 1, np.int64)
+    for start in range(0, len(tokens), _BLOCK):
+        found = tokens[start : start + _BLOCK] - np.int64(low)
+        counts += np.bincount(found[(found >= 0) & (found < len(counts))], minlength=len(counts))
+    return [int(counts[number - low]) for number in ids]
+
+
+def _no_learning_rate(config: ml_collections.ConfigDict) -> list[Finding]:
+    if config.optimizer.learning_rate:
+        return []
+    return [
+        Finding(
+            check="no_learning_rate",
+            severity="warning",
+            title="The learning rate is 0: this run measures, and trains nothing",
+            count=0,
+            advice="To train, give --config.optimizer.learning_rate=2e-5, or 2e-4 under an adapter.",
+        )
+    ]
