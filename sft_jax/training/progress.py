@@ -12,11 +12,34 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 _PLAIN_SECONDS = 10.0
 _WIDE = 100  # characters; where there are fewer, what is left matters more than what has passed
+
+
+class _Pace:
+    """How fast it goes, for the time that is left.
+
+    Of things that are counted the first to end is left out with all before it: that is where programs are compiled, and
+    after a resume it is so again. A share begins to count at once: what is read and tokenized compiles nothing.
+    """
+
+    def __init__(self, done: float, counts_first: bool):
+        self._at = done
+        self._since: float | None = time.monotonic() if counts_first else None
+
+    def left(self, done: float, total: float) -> float | None:
+        """Seconds from `done` to `total`; None where nobody can know yet."""
+        now = time.monotonic()
+        if done >= total:
+            return 0.0
+        if self._since is None:
+            if done > self._at:
+                self._at, self._since = done, now
+            return None
+        rate = (done - self._at) / max(now - self._since, 1e-9)
+        return (total - done) / rate if rate > 0 else None
 
 
 class ProgressBar:
@@ -47,18 +70,21 @@ class ProgressBar:
                 TaskProgressColumn() if self._is_share else MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 *([TimeElapsedColumn()] if wide else []),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
+                TextColumn("ETA {task.fields[left]}"),
                 console=self._console,
             )
-            self._task = self._bar.add_task(title, total=self._total or None, completed=done, note="")
-        self._started = self._printed = time.monotonic()
+            self._task = self._bar.add_task(title, total=self._total or None, completed=done, note="", left="?")
+        self._begin()
 
     def __enter__(self) -> "ProgressBar":
         if self._bar:
             self._bar.start()
-        self._started = self._printed = time.monotonic()
+        self._begin()
         return self
+
+    def _begin(self) -> None:
+        self._started = self._printed = time.monotonic()
+        self._pace = _Pace(self._first, counts_first=self._is_share)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -76,14 +102,15 @@ class ProgressBar:
         """
         if not self._enabled:
             return
+        left = self._left(done)
         if self._bar:
             total = self._total if done is not None and self._total else None
-            self._bar.update(self._task, completed=done or 0, total=total, note=note)
+            self._bar.update(self._task, completed=done or 0, total=total, note=note, left=left or "?")
             return
         now = time.monotonic()
         ended = not within and (done is None or done >= self._total > 0)
         if now - self._printed >= _PLAIN_SECONDS or ended:
-            words = (self._title, *self._far(done, now), note, *self._left(done, now))
+            words = (self._title, *self._far(done, now), note, left and f"ETA {left}")
             self._console.print(" ".join(word for word in words if word).replace("  ", " "), soft_wrap=True)
             self._printed = now
 
@@ -92,17 +119,18 @@ class ProgressBar:
             return []
         if self._is_share:
             return [f"{done:.0%}"]
-        return [f"{done}/{self._total}"] if self._total else [f"{done}", f"{self._rate(done, now):,.0f}/s"]
+        return (
+            [f"{done}/{self._total}"]
+            if self._total
+            else [f"{done}", f"{(done - self._first) / max(now - self._started, 1e-9):,.0f}/s"]
+        )
 
-    def _left(self, done: float | None, now: float) -> list[str]:
-        """When it will be done; nothing where nobody knows."""
+    def _left(self, done: float | None) -> str:
+        """In what time it will be done; empty where it is not even known how far it is."""
         if done is None or not self._total:
-            return []
-        rate = self._rate(done, now)
-        return ["ETA", _clock((self._total - done) / rate) if rate > 0 else "?"]
-
-    def _rate(self, done: float, now: float) -> float:
-        return (done - self._first) / max(now - self._started, 1e-9)
+            return ""
+        seconds = self._pace.left(done, self._total)
+        return "?" if seconds is None else _clock(seconds)
 
     def __call__(self, done: int, total: int) -> None:
         """The form in which lower layers report: (done, in all)."""

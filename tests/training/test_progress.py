@@ -29,6 +29,57 @@ def test_plain_lines(clock):
     assert len(lines) == 8
 
 
+@pytest.mark.parametrize("first", [0, 40])
+def test_the_first_step_compiles_and_does_not_count(clock, first):
+    """300 s for the first step, 2 s for each that follows: the ETA is theirs, also after a resume and on a terminal."""
+    for terminal in (False, True):
+        out = io.StringIO()
+        console = Console(file=out, width=120, force_terminal=terminal)
+        with progress.ProgressBar("training", 100, done=first, console=console) as bar:
+            bar.update(first, "evaluating 1/2", within=True)
+            clock[0] += 300.0
+            bar.update(first + 1, "compiled")
+            clock[0] += 2.0
+            bar.update(first + 2, "two")
+            clock[0] += 16.0
+            bar.update(first + 10, "ten")
+        shown = out.getvalue()
+        assert f"ETA 0:{3 if first == 0 else 1:02d}:{0 if first == 0 else 40:02d}" in shown
+        assert "0:05" not in shown.replace("0:05:18", ""), "the time that has passed may be shown"
+        if not terminal:
+            assert shown.splitlines() == [
+                f"training {first + 1}/100 compiled ETA ?",
+                f"training {first + 10}/100 ten ETA 0:0{3 if first == 0 else 1}:{'00' if first == 0 else '40'}",
+            ]
+
+
+def test_an_evaluation_counts_as_often_as_there_was_one(clock):
+    """Steps of 1 s, every fifth with an evaluation of 10 s: 29 s for the 9 after the first, and so on."""
+    out = io.StringIO()
+    with progress.ProgressBar("training", 111, console=Console(file=out, width=120)) as bar:
+        for step in range(1, 12):
+            clock[0] += 100.0 if step == 1 else 1.0
+            bar.update(step)
+            if step in (5, 10):
+                clock[0] += 10.0
+                bar.update(step, "evaluating 1/1", within=True)
+        clock[0] += 9.0
+        bar.update(20)
+    assert out.getvalue().splitlines()[-2:] == [
+        "training 10/111 evaluating 1/1 ETA 0:05:25",
+        "training 20/111 ETA 0:03:07",
+    ]
+
+
+def test_the_last_of_all_has_nothing_left(clock):
+    """One batch of answers, or one step: done with the first."""
+    out = io.StringIO()
+    with progress.ProgressBar("generating", 8, console=Console(file=out, width=40)) as bar:
+        clock[0] += 60.0
+        bar(8, 8)
+    assert out.getvalue() == "generating 8/8 ETA 0:00:00\n"
+
+
 def test_a_share(clock):
     """With an estimate of the time that is left; none where nobody knows the share."""
     out = io.StringIO()
