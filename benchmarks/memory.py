@@ -82,9 +82,7 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
     config = _config(data_directory, arg, changes)
     data, base, mesh = load_data(config), base_of(config), make_mesh(config.mesh)
     model, settings = make_model(config, base.decoder), step_settings(config, mesh)
-    batches = train_batches(
-        data.rows, data.plan, start_step=0, end_step=_STEPS.value, process_index=0, process_count=1, normalize="tokens"
-    )
+    batches = train_batches(data.rows, data.plan, start_step=0, end_step=_STEPS.value, normalize="tokens")
     with jax.set_mesh(mesh):
         hyper = hyperparameters(config, _STEPS.value // 10, _STEPS.value)
         state = init_state(config, base, model, mesh, hyper)

@@ -18,6 +18,7 @@ from sft_jax.data.tokenized.columns import Labels
 
 Batch = dict[str, Shaped[np.ndarray, "rows _"]]
 TokenWeights = Float32[np.ndarray, "rows tokens"]
+OwnRows = Sequence[int] | None
 
 NORMALIZE = ("tokens", "examples")
 
@@ -109,67 +110,41 @@ def _fill_row(
         begin, used = end, used + len(at)
 
 
-def local_bins(plan: PackPlan, step: int, process_index: int = 0, process_count: int = 1) -> list[Bin]:
-    """The bins of global batch `step` that belong to one process: rows [p * R / n, (p + 1) * R / n)."""
-    rows_here = rows_per_process(plan.rows_per_batch, process_index, process_count)
-    return plan.bins(step * plan.rows_per_batch + process_index * rows_here, rows_here)
-
-
-def rows_per_process(rows_per_batch: int, process_index: int, process_count: int) -> int:
-    """Rows of the global batch on each process.
-
-    Raises:
-        ValueError: the batch cannot be divided evenly, or there is no such process.
-    """
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} is not one of {process_count} processes.")
-    if rows_per_batch % process_count:
-        raise ValueError(
-            f"A global batch of {rows_per_batch} rows cannot be divided among {process_count} processes: "
-            "make it a multiple."
-        )
-    return rows_per_batch // process_count
-
-
 def train_batches(
     rows: TokenizedRows,
     plan: PackPlan,
     start_step: int = 0,
     end_step: int | None = None,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: OwnRows = None,
     normalize: str = "tokens",
     threads: int = 2,
     batches_ahead: int = 4,
 ) -> Iterator[Batch]:
-    """This process's part of the global batches start_step, start_step + 1, ..., assembled ahead in threads.
+    """This process's rows of the global batches start_step, start_step + 1, ..., assembled ahead in threads.
 
-    What is yielded depends on the plan and the step only: a run resumed at any step sees what it would have seen.
+    What is yielded depends on the plan, the step and `own`: a run resumed at any step sees what it would have seen.
 
     Args:
         rows: the tokenized data the plan was made of.
         plan: the order.
         start_step: first global batch.
         end_step: stop before this one; None never stops.
-        process_index: which process this is.
-        process_count: of how many.
+        own: which rows of each global batch, ascending; None: all of them.
         normalize: see `assemble`.
         threads: threads that assemble batches; 0 assembles in the caller's thread.
         batches_ahead: batches kept ready.
 
     Raises:
-        ValueError: see `rows_per_process` and `assemble`.
+        ValueError: see `assemble`.
     """
-    rows_per_process(plan.rows_per_batch, process_index, process_count)
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
 
     def load(step: int) -> Batch:
-        bins = local_bins(plan, int(step), process_index, process_count)
         return assemble(
             rows,
-            bins,
+            _own(plan.batch_bins(int(step)), own),
             row_tokens=plan.row_tokens,
             row_targets=plan.row_targets,
             normalize=normalize,
@@ -201,30 +176,32 @@ def held_out_batches(
     packing: str = "best_fit",
     max_segments: int = 0,
     normalize: str = "tokens",
-    process_index: int = 0,
-    process_count: int = 1,
+    own: OwnRows = None,
 ) -> Iterator[Batch]:
-    """Every held-out row exactly once, as (this process's part of) batches of `batch_rows` rows.
+    """Every held-out row exactly once, as (this process's rows, see `train_batches`, of) batches of `batch_rows` rows.
 
     The bins do not depend on `batch_rows`; the last batch is filled up with rows of padding (weights 0), so that there
     is one shape.
 
     Raises:
-        ValueError: a row alone exceeds a bound; see also `rows_per_process` and `assemble`.
+        ValueError: a row alone exceeds a bound; see also `assemble`.
     """
-    rows_here = rows_per_process(batch_rows, process_index, process_count)
     bins = held_out_bins(rows, row_tokens, row_targets, packing, max_segments)
     for start in range(0, len(bins), batch_rows):
-        own = [*bins[start : start + batch_rows][process_index * rows_here : (process_index + 1) * rows_here]]
-        own += [np.zeros(0, np.int32)] * (rows_here - len(own))
+        batch = [*bins[start : start + batch_rows]]
+        batch += [np.zeros(0, np.int32)] * (batch_rows - len(batch))
         yield assemble(
             rows,
-            own,
+            _own(batch, own),
             row_tokens=row_tokens,
             row_targets=row_targets,
             normalize=normalize,
             slices=several(rows.groups),
         )
+
+
+def _own(bins: list[Bin], own: OwnRows) -> list[Bin]:
+    return bins if own is None else [bins[row] for row in own]
 
 
 def several(labels: Labels) -> Labels | None:

@@ -15,7 +15,7 @@ from sft_jax.evaluation.scoring import Outcome
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives import Settings, cross_entropy
 from sft_jax.objectives.head import gather_targets
-from sft_jax.training.sharding import data_shards, put_batch
+from sft_jax.training.sharding import data_shards, put_batch, rows_here
 
 Tree = Any
 Progress = Callable[[int, int], None]
@@ -46,7 +46,7 @@ def row_losses(
     targets = min(-(-int(rows.supervised.max()) // 8) * 8, length)
     step = jax.jit(functools.partial(_row_sums, model))
     sums: list[np.ndarray] = []
-    for batch in held_out_batches(rows, length, targets, batch_rows, packing="none"):
+    for batch in held_out_batches(rows, length, targets, batch_rows, packing="none", own=rows_here(mesh, batch_rows)):
         sums.append(np.stack(jax.device_get(step(variables, put_batch(batch, mesh))), axis=1))
         if progress:
             progress(min(len(sums) * batch_rows, len(rows)), len(rows))

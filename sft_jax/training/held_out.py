@@ -16,7 +16,7 @@ from sft_jax.generation import Generator
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.training.run_data import Data
-from sft_jax.training.sharding import data_shards, put_batch
+from sft_jax.training.sharding import data_shards, put_batch, rows_here
 from sft_jax.training.state import TrainState, variables
 
 Tree = Any
@@ -62,8 +62,7 @@ def held_out_metrics(
         batch_rows,
         **how,
         normalize=config.objective.normalize,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        own=rows_here(mesh, batch_rows),
     )
     if progress:
         bins = held_out_bins(*sizes, **how)

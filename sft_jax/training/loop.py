@@ -36,7 +36,7 @@ from sft_jax.training.progress import ProgressBar, ProgressBars
 from sft_jax.training.recorder import STEP_METRICS, Recorder
 from sft_jax.training.run_data import Data, load_data
 from sft_jax.training.setup import check_sizes, init_state, make_model, step_settings
-from sft_jax.training.sharding import make_mesh, put_batch
+from sft_jax.training.sharding import make_mesh, put_batch, rows_here
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import Step, StepSettings, compile_eval_step, compile_train_step
 
@@ -325,14 +325,13 @@ def _note_in(console: Console, recorder: Recorder) -> Callable[[int, str], None]
 
 
 def _batches(plan: _Run, step: int) -> Iterator[Batch]:
-    """This process's part of the global batches from `step` to the end."""
+    """This process's rows of the global batches from `step` to the end."""
     return train_batches(
         plan.data.rows,
         plan.data.plan,
         start_step=step,
         end_step=plan.total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        own=rows_here(plan.mesh, plan.config.batch.rows),
         normalize=plan.config.objective.normalize,
         threads=plan.config.loader.threads,
         batches_ahead=plan.config.loader.batches_ahead,

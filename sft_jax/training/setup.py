@@ -100,11 +100,6 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
         ValueError: rows, micro-batches and mesh do not divide; names the flags.
     """
     rows, parts, shards = config.batch.rows, config.batch.micro_batches, data_shards(mesh)
-    if shards % jax.process_count():
-        raise ValueError(
-            f"--config.mesh: replica x fsdp x expert = {shards} must be a multiple of the {jax.process_count()} "
-            "processes: each loads rows of its own, so the tensor axis must not span processes"
-        )
     if rows % (parts * shards):
         raise ValueError(
             f"--config.batch.rows={rows} must be a multiple of --config.batch.micro_batches={parts} x {shards} "

@@ -2,11 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -48,7 +50,7 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | Non
         devices: by default all devices of all processes.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or these are more than one TPU slice.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: int(config[axis]) for axis in MESH_AXES}
@@ -61,9 +63,25 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | Non
         sizes[open_axes[0]] = len(devices) // known
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(f"--config.mesh: {asked} does not make {len(devices)} devices")
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
-    )
+    return Mesh(arranged(tuple(sizes.values()), devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as an array of the mesh's shape, by how they are wired.
+
+    As `jax.make_mesh` does it, but an axis of the mesh may also be a part of an axis of the torus: without that there
+    are no places for `tensor=2` on 4 x 4 chips.
+
+    Args:
+        sizes: of the mesh's axes; those that exchange the most come last.
+        devices: as JAX gives them (`Any`, as in `mesh_utils`: what they say of their places is all that counts).
+
+    Raises:
+        ValueError: they are more than one TPU slice.
+    """
+    if devices[0].platform == "tpu" and len({device.slice_index for device in devices}) > 1:
+        raise ValueError("the devices are several TPU slices; a run takes the devices of one")
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def inference_mesh() -> Mesh:
@@ -121,7 +139,29 @@ def data_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def rows_here(mesh: Mesh, rows: int) -> list[int]:
+    """Which rows of a batch of `rows` the devices of this process hold, ascending.
+
+    Processes between which an axis lies that does not split rows (`tensor`) hold the same ones. Where devices are
+    arranged by how they are wired, the rows of a process need not follow one another.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return sorted({row for (index,) in held for row in range(*index.indices(rows))})
+
+
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows, as part of the global batch."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    """The global batch, of which `batch` has the rows that this process holds (`rows_here`)."""
+    sharding, shards = batch_sharding(mesh), data_shards(mesh)
+    held = rows_here(mesh, shards)  # a row a shard: the shards
+
+    def put(own: np.ndarray) -> jax.Array:
+        size = len(own) // len(held)
+        rows = size * shards
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            place = held.index(index[0].indices(rows)[0] // size)
+            return own[place * size : (place + 1) * size]
+
+        return jax.make_array_from_callback((rows, *own.shape[1:]), sharding, shard)
+
+    return {name: put(array) for name, array in batch.items()}

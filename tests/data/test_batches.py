@@ -234,24 +234,21 @@ def test_each_of_two_processes_resumes_over_the_end_of_an_epoch(process):
     """torchtitan's: 12 batches of 10 rows, then 4 more, which a new loader gives too."""
     rows = make_rows([[0.0] + [1.0] * n for n in range(3, 13)])
     how = {"row_tokens": 16, "row_targets": 16, "rows_per_batch": 2, "seed": 0}
-    whole = list(train_batches(rows, PackPlan(rows, **how), 0, 16, process_index=process, process_count=2))
+    whole = list(train_batches(rows, PackPlan(rows, **how), 0, 16, own=[process]))
     fresh = PackPlan(rows, **how)
     assert 1 < fresh.epochs_at(12) < fresh.epochs_at(16)
-    for batch, expected in zip(
-        train_batches(rows, fresh, 12, 16, process_index=process, process_count=2), whole[12:], strict=True
-    ):
+    for batch, expected in zip(train_batches(rows, fresh, 12, 16, own=[process]), whole[12:], strict=True):
         assert_same(batch, expected)
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_processes_see_the_same_global_batches(planned, process_count):
+@pytest.mark.parametrize("owners", [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 2], [1, 3]], [[1, 2], [1, 2]]])
+def test_processes_read_their_rows_of_the_same_global_batches(planned, owners):
+    """In a row or not, and two processes the same ones where they hold the same."""
     rows, plan = planned
-    streams = [
-        train_batches(rows, plan, 3, 17, process_index=process, process_count=process_count)
-        for process in range(process_count)
-    ]
+    streams = [train_batches(rows, plan, 3, 17, own=own) for own in owners]
     for whole, *parts in zip(train_batches(rows, plan, 3, 17), *streams, strict=True):
-        assert_same(stack(parts), whole)
+        for own, part in zip(owners, parts, strict=True):
+            assert_same(part, {name: whole[name][own] for name in BATCH_KEYS})
 
 
 @pytest.mark.parametrize("threads", [0, 1, 8])
@@ -279,12 +276,6 @@ def test_ids_of_a_step_are_the_rows_in_its_batch(planned):
         assert plan.counts(step)["tokens"] == np.count_nonzero(batch["segment_ids"])
 
 
-@pytest.mark.parametrize(("index", "count", "words"), [(0, 3, "cannot be divided among 3"), (2, 2, "not one of 2")])
-def test_uneven_processes(planned, index, count, words):
-    with pytest.raises(ValueError, match=words):
-        train_batches(*planned, process_index=index, process_count=count)
-
-
 @pytest.mark.parametrize("packing", sorted(PACKINGS))
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_held_out_once_whatever_the_batch_size(planned, packing, process_count):
@@ -294,10 +285,8 @@ def test_held_out_once_whatever_the_batch_size(planned, packing, process_count):
     whole = assemble(rows, bins, row_tokens=24, row_targets=24)
     for batch_rows in (2, 4, 8, len(bins) + len(bins) % 2):
         streams = [
-            held_out_batches(
-                rows, 24, 24, batch_rows, packing=packing, process_index=process, process_count=process_count
-            )
-            for process in range(process_count)
+            held_out_batches(rows, 24, 24, batch_rows, packing=packing, own=own.tolist())
+            for own in np.split(np.arange(batch_rows), process_count)
         ]
         batches = [stack(parts) for parts in zip(*streams, strict=True)]
         assert {batch["tokens"].shape for batch in batches} == {(batch_rows, 24)}

@@ -4,6 +4,7 @@ Each trains the tiny model, and ends itself with SIGKILL at a chosen moment of a
 other, as children of a process that has imported everything and started nothing: imports take longer than training.
 """
 
+import functools
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tests.training.poison  # noqa: F401  registers its objective
-from sft_jax.training import run
+from sft_jax.training import loop, run
+from sft_jax.training.sharding import make_mesh
 from tests import tiny
 from tests.training import moments
 
@@ -24,7 +26,10 @@ from tests.training import moments
 def train(spec: dict) -> None:
     jax.config.update("jax_num_cpu_devices", spec.get("devices", 8))
     if "coordinator" in spec:
-        jax.distributed.initialize(spec["coordinator"], 2, spec["process"])
+        jax.distributed.initialize(spec["coordinator"], spec.get("processes", 2), spec["process"])
+    if "device_order" in spec:  # as devices may be arranged by how they are wired
+        devices = [jax.devices()[number] for number in spec["device_order"]]
+        loop.make_mesh = functools.partial(make_mesh, devices=devices)
 
     def end() -> None:
         if "torn" in spec:

@@ -138,10 +138,8 @@ def test_processes_and_threads_see_one_sequence_from_any_step(root, mixing, proc
     ]
     for start, threads in ((0, 0), (7, 4)):
         parts = [
-            train_batches(
-                data.rows, data.plan, start, 12, process_index=i, process_count=process_count, threads=threads
-            )
-            for i in range(process_count)
+            train_batches(data.rows, data.plan, start, 12, own=own.tolist(), threads=threads)
+            for own in np.split(np.arange(8), process_count)
         ]
         for batch, *own in zip(whole[start:], *parts, strict=True):
             for name in batch:

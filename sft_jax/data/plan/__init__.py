@@ -2,7 +2,7 @@
 
 The bins of epoch 0 are followed by those of epoch 1, and so on; global batch `step` is bins
 [step * R, (step + 1) * R) of the stream, so the last batch of an epoch rolls over into the next. It is computed alike
-on every process, which then takes its slice; the position of a run is one integer, whatever the number of processes
+on every process, which then takes its rows; the position of a run is one integer, whatever the number of processes
 and sources.
 """
 
