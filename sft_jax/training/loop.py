@@ -19,6 +19,7 @@ from sft_jax.data.batch_text import batch_markdown
 from sft_jax.data.batches import Batch, several, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.training import workdir as workdirs
+from sft_jax.training.agreement import agreed, ending_together
 from sft_jax.training.averages import for_evaluation
 from sft_jax.training.base import Base, base_of
 from sft_jax.training.checkpoints import Checkpoints, RunPosition
@@ -96,23 +97,13 @@ def run(
         DataFindingsError: data with findings that `config.data.fail_on` does not let through.
         DivergedError: too many steps in a row without a finite loss and gradient.
         NoEffectError: the steps change nothing.
+        OtherProcessError: one of several processes refused what this one would not have.
     """
     console, workdir = console or Console(quiet=jax.process_index() > 0), epath.Path(workdir)
-    ready = _prepare(config, workdir, console)
-    with workdirs.only_trainer(workdir), jax.set_mesh(ready.mesh):
-        checkpoints = _open_checkpoints(ready.config, workdir)
-        done = checkpoints.latest()
-        if done == ready.total_steps:
-            checkpoints.close()
-            console.print(f"{workdir} holds the finished run: all {done} steps are done.")
-            return RunResult(done, done, _last_evaluation(workdir))
-        base = ready.base
-        origin = {"name": base.name, "location": base.location, "revision": base.revision}
-        workdirs.keep_data_report(workdir, ready.data.report.numbers)
-        workdirs.record_environment(workdir, ready.fingerprints, origin)
-        state = init_state(ready.config, base, ready.model, ready.mesh, ready.hyper, ready.initial)
-        plan = _with_programs(ready, state, evaluators or {})
-        return _resume_and_train(plan, state, done, checkpoints, workdir, console)
+    with ending_together():
+        ready = _prepare(config, workdir, console)
+        with workdirs.only_trainer(workdir), jax.set_mesh(ready.mesh):
+            return _continue(ready, workdir, evaluators or {}, console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,29 +124,49 @@ class _Ready:
 
 def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Console) -> _Ready:
     """Finds all that is wrong with flags, data and directory; then the directory is this run's."""
-    check_config(config)
-    mesh = make_mesh(config.mesh)
-    settings = step_settings(config, mesh)
-    base = base_of(config)
-    initial = open_initial_adapter(config, base)
-    config = config if initial is None else initial.in_config(config)
+    with agreed():
+        check_config(config)
+        mesh = make_mesh(config.mesh)
+        settings = step_settings(config, mesh)
+        base = base_of(config)
+        initial = open_initial_adapter(config, base)
+        config = config if initial is None else initial.in_config(config)
     config = workdirs.dated(workdir, config)
-    workdirs.check_config_there(workdir, config)
-    data = _load_and_show(config, console)
-    total_steps = in_steps(config.duration, "duration", data.plan)
-    warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
-    hyper = hyperparameters(config, warmup, total_steps)
-    fingerprints = data.fingerprints() | {"model": base.fingerprint}
-    if initial is not None:
-        fingerprints["adapter"] = initial.fingerprint
-    workdirs.check_inputs(workdir, fingerprints)
-    model = make_model(config, base.decoder, base.new_rows)
-    check_sizes(model.config, data.rows, data.held_out)
-    check_trained(config, base.decoder)
+    with agreed():
+        workdirs.check_config_there(workdir, config)
+        data = _load_and_show(config, console)
+        total_steps = in_steps(config.duration, "duration", data.plan)
+        warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
+        hyper = hyperparameters(config, warmup, total_steps)
+        fingerprints = data.fingerprints() | {"model": base.fingerprint}
+        if initial is not None:
+            fingerprints["adapter"] = initial.fingerprint
+        workdirs.check_inputs(workdir, fingerprints)
+        model = make_model(config, base.decoder, base.new_rows)
+        check_sizes(model.config, data.rows, data.held_out)
+        check_trained(config, base.decoder)
     workdirs.check_processes_agree(config, fingerprints)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
-    workdirs.keep_template(workdir, config)
     return _Ready(config, mesh, settings, base, initial, data, model, total_steps, hyper, fingerprints)
+
+
+def _continue(ready: _Ready, workdir: epath.Path, evaluators: Mapping[str, Evaluator], console: Console) -> RunResult:
+    """Goes on from the latest checkpoint, if there is one, to the end."""
+    checkpoints = _open_checkpoints(ready.config, workdir)
+    done = checkpoints.latest()
+    workdirs.check_processes_see(workdir, done)
+    if done == ready.total_steps:
+        checkpoints.close()
+        console.print(f"{workdir} holds the finished run: all {done} steps are done.")
+        return RunResult(done, done, _last_evaluation(workdir))
+    base = ready.base
+    origin = {"name": base.name, "location": base.location, "revision": base.revision}
+    with agreed():
+        workdirs.keep_data_report(workdir, ready.data.report.numbers)
+        workdirs.record_environment(workdir, ready.fingerprints, origin)
+    state = init_state(ready.config, base, ready.model, ready.mesh, ready.hyper, ready.initial)
+    plan = _with_programs(ready, state, evaluators)
+    return _resume_and_train(plan, state, done, checkpoints, workdir, console)
 
 
 def _load_and_show(config: ml_collections.ConfigDict, console: Console) -> Data:
@@ -224,18 +235,21 @@ def _resume_and_train(
     console: Console,
 ) -> RunResult:
     if done is not None:
-        _check_position(checkpoints.position(done), _position(plan, done), workdir)
+        with agreed():
+            _check_position(checkpoints.position(done), _position(plan, done), workdir)
         state = checkpoints.restore(done, state, plan.model.execution.layer_layout, plan.mesh)
         console.print(f"Continuing {workdir} after step {done} of {plan.total_steps}.")
     resume_step = -1 if done is None else done
-    log = MetricLog(workdir, resume_step) if jax.process_index() == 0 else None
-    recorder = Recorder(plan.config, plan.data, plan.model, workdir, log, resume_step)
+    with agreed():
+        log = MetricLog(workdir, resume_step) if jax.process_index() == 0 else None
+        recorder = Recorder(plan.config, plan.data, plan.model, workdir, log, resume_step)
     bar = ProgressBar("training", plan.total_steps, done or 0, console, enabled=jax.process_index() == 0)
     try:
-        if done is None and log is not None:
-            log.text(0, "config", "```json\n" + json.dumps(plan.config.to_dict(), indent=2, default=list) + "\n```")
-            log.text(0, "data", plan.data.report.markdown())
-        with bar, StopRequest() as stop:
+        # The others are told of an error before what may wait for them is closed.
+        with ending_together(), bar, StopRequest() as stop:
+            if done is None and log is not None:
+                log.text(0, "config", "```json\n" + json.dumps(plan.config.to_dict(), indent=2, default=list) + "\n```")
+                log.text(0, "data", plan.data.report.markdown())
             watch = EffectWatch(plan.config, state, _note_in(console, recorder))
             result = _train(plan, state, done, checkpoints, recorder, bar, stop, watch)
     finally:
@@ -310,7 +324,8 @@ def _at_start(plan: _Run, evaluate: Callable[[], tuple], recorder: Recorder) -> 
     """What is measured before the first step."""
     measured, texts = evaluate()
     recorder.evaluation_at_start(measured, texts)
-    _check_best_metric(plan.config.checkpoint.best_metric, measured)
+    with agreed():
+        _check_best_metric(plan.config.checkpoint.best_metric, measured)
     return measured
 
 

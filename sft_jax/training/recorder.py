@@ -12,6 +12,7 @@ from etils import epath
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.training.adapting import has_adapters
+from sft_jax.training.agreement import agreed
 from sft_jax.training.flops import peak_flops, train_flops
 from sft_jax.training.freezing import trains_all_weights
 from sft_jax.training.metric_log import MetricLog
@@ -94,18 +95,22 @@ class Recorder:
             train = {f"train/{name}": value for name, value in values.items()}
             self._log.scalars(step, train | (evaluation or {}) | self._progress(step) | speeds)
         if in_a_row >= self._config.optimizer.max_skipped_in_a_row:
-            self.flush()
-            raise DivergedError(
-                f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not finite; the rows of "
-                f"their batches are listed in {self._workdir / SKIPPED}. Look at those rows, lower "
-                "--config.optimizer.learning_rate, or raise --config.optimizer.max_skipped_in_a_row."
-            )
+            with agreed():  # all of them count the same
+                self._stop_diverged(step, in_a_row)
         return figures(
             (
                 ("loss", f"{values['loss']:.4f}"),
                 ("", f"{speeds['speed/tokens_per_second']:,.0f} tok/s"),
                 ("", f"({speeds['speed/supervised_tokens_per_second']:,.0f} supervised)"),
             )
+        )
+
+    def _stop_diverged(self, step: int, in_a_row: int) -> None:
+        self.flush()
+        raise DivergedError(
+            f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not finite; the rows of "
+            f"their batches are listed in {self._workdir / SKIPPED}. Look at those rows, lower "
+            "--config.optimizer.learning_rate, or raise --config.optimizer.max_skipped_in_a_row."
         )
 
     def _progress(self, step: int) -> dict[str, float]:

@@ -23,6 +23,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from sft_jax.training.agreement import agreed
+
 _PARTIAL = ".partial"
 CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
 DATA_REPORT = "data_report.json"
@@ -79,7 +81,8 @@ def dated(workdir: epath.Path, config: ml_collections.ConfigDict) -> ml_collecti
     Raises:
         WorkdirError: the directory's config cannot be read.
     """
-    there = _config_there(workdir) or {}
+    with agreed():
+        there = _config_there(workdir) or {}
     date = there.get("data", {}).get("date") or datetime.date.today().isoformat()
     if jax.process_count() > 1:
         day = np.int32(datetime.date.fromisoformat(date).toordinal())
@@ -110,18 +113,18 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     Raises:
         WorkdirError: see `check_config_there`.
     """
-    check_config_there(workdir, config)
-    path = workdir / CONFIG
-    if jax.process_count() > 1:  # nobody writes before all have looked
-        multihost_utils.sync_global_devices("claim")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(config.to_dict(), indent=2, default=list) + "\n")
+    with agreed():  # nobody writes before all have looked
+        check_config_there(workdir, config)
+    with agreed():
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_whole(workdir / CONFIG, json.dumps(config.to_dict(), indent=2, default=list) + "\n")
+            _keep_template(workdir, config)
 
 
-def keep_template(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+def _keep_template(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Copies a chat template of the user's own into the directory: the trained model needs it wherever it goes."""
-    if config.model.chat_template and jax.process_index() == 0:
+    if config.model.chat_template:
         write_whole(workdir / TEMPLATE, epath.Path(config.model.chat_template).read_text())
 
 
@@ -140,9 +143,15 @@ def only_trainer(workdir: epath.Path) -> Iterator[None]:
     Raises:
         WorkdirError: another process trains there, or its file system has no locks.
     """
-    if is_remote(workdir) or jax.process_index() > 0:
+    with contextlib.ExitStack() as held:
+        with agreed():
+            if jax.process_index() == 0 and not is_remote(workdir):
+                held.enter_context(_lock(workdir))
         yield
-        return
+
+
+@contextlib.contextmanager
+def _lock(workdir: epath.Path) -> Iterator[None]:
     with Path(workdir / _LOCK).open("a") as file:  # does not touch the file that is there
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,14 +227,35 @@ def check_processes_agree(config: ml_collections.ConfigDict, fingerprints: dict[
         return
     settings = {name: value for name, value in flatten(config.to_dict()).items() if not _may_change(name)}
     for name, value in {"config": settings, **fingerprints}.items():
-        digest = hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).digest()
-        found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-        others = np.flatnonzero((found != found[0]).any(axis=1)).tolist()
+        others = _unlike_process_0(value)
+        with agreed():
+            if others:
+                raise WorkdirError(
+                    f"{name}: processes {others} of {jax.process_count()} have another one than process 0. "
+                    "Give the same flags and the same files to all hosts."
+                )
+
+
+def check_processes_see(workdir: epath.Path, step: int | None) -> None:
+    """Checks that all processes of the run found the same latest checkpoint, that of `step`.
+
+    Raises:
+        WorkdirError: they did not; raised on every process.
+    """
+    others = _unlike_process_0(step)
+    with agreed():
         if others:
             raise WorkdirError(
-                f"{name}: processes {others} of {len(found)} have another one than process 0. "
-                "Give the same flags and the same files to all hosts."
+                f"{workdir}: here the latest checkpoint is {step}; processes {others} of {jax.process_count()} found "
+                "another one than process 0. Give a --workdir that all hosts share."
             )
+
+
+def _unlike_process_0(value: Any) -> list[int]:
+    """The processes on which a value, as JSON, is another one than on process 0."""
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).digest()
+    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8)).reshape(jax.process_count(), -1)
+    return np.flatnonzero((found != found[0]).any(axis=1)).tolist()
 
 
 def record_environment(workdir: epath.Path, fingerprints: dict[str, str], model: dict[str, str | None]) -> None:

@@ -1,7 +1,8 @@
 """Training processes for the tests that need some of their own: `driver.py '[{"root": …, "workdir": …, …}, …]'`.
 
-Each trains the tiny model, and ends itself with SIGKILL at a chosen moment of a chosen step. They come one after the
-other, as children of a process that has imported everything and started nothing: imports take longer than training.
+Each trains the tiny model, and ends itself with SIGKILL, or fails, at a chosen moment of a chosen step. They come one
+after the other, as children of a process that has imported everything and started nothing: imports take longer than
+training.
 """
 
 import functools
@@ -32,6 +33,8 @@ def train(spec: dict) -> None:
         loop.make_mesh = functools.partial(make_mesh, devices=devices)
 
     def end() -> None:
+        if "error" in spec:
+            raise OSError(spec["error"])
         if "torn" in spec:
             with (Path(spec["workdir"]) / "metrics.jsonl").open("a") as file:
                 file.write(spec["torn"])
@@ -44,6 +47,7 @@ def train(spec: dict) -> None:
     config = tiny.config(Path(spec["root"]), spec.get("arg", "full"), **spec.get("overrides", {}))
     result = run(config, spec["workdir"])
     print(json.dumps({"step": result.step, "interrupted": result.interrupted}), flush=True)
+    jax.distributed.shutdown()  # waits for the others
 
 
 def main(specs: list[dict]) -> None:

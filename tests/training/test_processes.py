@@ -1,16 +1,20 @@
-"""Several processes give the numbers of one, wherever the axes of the mesh lie between them."""
+"""Several processes give the numbers of one, wherever the axes of the mesh lie between them, and fail together."""
 
+import fcntl
 import functools
 import json
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sft_jax.training import run
+from sft_jax.training import workdir as workdirs
 from sft_jax.training.metric_log import read_metrics
 from tests import tiny
 from tests.models import families
@@ -81,8 +85,8 @@ def free_address() -> str:
         return f"localhost:{free.getsockname()[1]}"
 
 
-def start(root: Path, workdir: Path, processes: int, devices: int, **more) -> list[dict]:
-    """Trains on several processes; how each ended. `at_process` has what one of them is told beside."""
+def outputs_of(root: Path, workdir: Path, processes: int, devices: int, **more) -> list[list[str]]:
+    """Trains on several processes; the lines each wrote. `at_process` has what one of them is told beside."""
     at_process = more.pop("at_process", {})
     common = {
         "root": str(root),
@@ -101,10 +105,14 @@ def start(root: Path, workdir: Path, processes: int, devices: int, **more) -> li
         )
         for spec in specs
     ]
-    outputs = [process.communicate(timeout=500)[0] for process in running]
-    ends = [output.strip().splitlines()[-2:] for output in outputs]
-    assert [end[-1:] for end in ends] == [["[0]"]] * processes, "\n".join(outputs)[-6000:]
-    return [json.loads(end[0]) for end in ends]
+    return [process.communicate(timeout=500)[0].strip().splitlines() for process in running]
+
+
+def start(root: Path, workdir: Path, processes: int, devices: int, **more) -> list[dict]:
+    """Trains on several processes, all of which leave in good order; how each ended."""
+    outputs = outputs_of(root, workdir, processes, devices, **more)
+    assert [lines[-1:] for lines in outputs] == [["[0]"]] * processes, [lines[-60:] for lines in outputs]
+    return [json.loads(lines[-2]) for lines in outputs]
 
 
 def mesh(**sizes: int) -> dict[str, int]:
@@ -144,3 +152,83 @@ def test_a_checkpoint_of_shared_rows_goes_on_elsewhere(root, one_process):
     assert {end["step"] for end in ends} < set(range(2, STEPS)), ends
     assert run(tiny.config(root / "dense", **OVERRIDES), workdir).step == STEPS
     assert_same(history(workdir), one_process("dense"))
+
+
+def claimed(root: Path, name: str) -> Path:
+    """A directory that holds the config of the run."""
+    workdir = epath.Path(root / "dense" / name)
+    config = tiny.config(root / "dense", **OVERRIDES)
+    workdirs.claim(workdir, workdirs.dated(workdir, config))
+    return Path(workdir)
+
+
+def assert_both_end(root: Path, workdir: Path, failing: int, reason: str, **more) -> None:
+    """Both leave with status 1; one says its own reason, the other whose it is."""
+    outputs = outputs_of(root / "dense", workdir, 2, 1, **{"overrides": OVERRIDES} | more)
+    texts = [" ".join(lines) for lines in outputs]
+    assert [lines[-1] for lines in outputs] == ["[1]", "[1]"], texts
+    assert all(reason in text for text in texts), texts
+    assert f"process {failing} of 2: " in texts[1 - failing], texts
+    assert f"process {failing} of 2: " not in texts[failing], texts
+
+
+@pytest.mark.slow
+def test_a_lock_that_process_0_cannot_have(root):
+    workdir = claimed(root, "locked")
+    with (workdir / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert_both_end(root, workdir, 0, "another process is training in")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_row_that_one_process_cannot_read(root, tmp_path, failing):
+    for process, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        text = (root / "dense" / "train.jsonl").read_text()
+        bad = text.replace('"completion"', '"answer', 1)
+        (tmp_path / folder / "train.jsonl").write_text(bad if process == failing else text)
+    places = {process: {"cwd": str(tmp_path / folder)} for process, folder in enumerate("ab")}
+    overrides = {"overrides": OVERRIDES | {"data.train": "train.jsonl"}, "at_process": places}
+    assert_both_end(root, tmp_path / "run", failing, "train.jsonl:1", **overrides)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_directory_that_the_hosts_do_not_share(root, one_process, tmp_path):
+    """Process 1 finds nothing to continue where process 0 does: each says what it found."""
+    one_process("dense")
+    shutil.copytree(root / "dense" / "alone", tmp_path / "a")
+    shutil.copytree(root / "dense" / "alone", tmp_path / "b", ignore=shutil.ignore_patterns("checkpoints"))
+    outputs = outputs_of(
+        root / "dense",
+        tmp_path / "a",
+        2,
+        1,
+        overrides=OVERRIDES,
+        at_process={1: {"workdir": str(tmp_path / "b")}},
+    )
+    assert [lines[-1] for lines in outputs] == ["[1]", "[1]"], outputs
+    for lines, found in zip(outputs, (STEPS, None), strict=True):
+        text = " ".join(lines)
+        assert f"here the latest checkpoint is {found}; processes [1] of 2 found another one" in text
+        assert "Give a --workdir that all hosts share" in text
+
+
+@pytest.mark.slow
+def test_checkpoints_that_process_0_cannot_open(root):
+    """Here the other one waits for it inside of orbax."""
+    workdir = claimed(root, "no checkpoints")
+    (workdir / "checkpoints").write_text("not a directory")
+    assert_both_end(root, workdir, 0, "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("failing", "moment"), [(0, "before log"), (1, "dispatch"), (1, "in evaluation"), (0, "before save")]
+)
+def test_a_fault_in_the_middle_of_the_run(root, failing, moment):
+    """The other one waits for its part of a step, of an evaluation or of a checkpoint."""
+    fault = {"moment": moment, "step": 2, "error": "No space left on device"}
+    workdir = root / "dense" / f"{moment} {failing}"
+    assert_both_end(root, workdir, failing, "OSError: No space left on device", at_process={failing: fault})
