@@ -23,6 +23,9 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.model.source = "smollm2-135m-instruct"  # directory, .gguf file, hub name, short name, run
     config.model.revision = ""  # of a hub name: branch, tag or commit
     config.model.chat_template = ""  # file with a Jinja template for all rows; empty: the checkpoint's own
+    # Tokens of a text at most, prompt and answer together; 0: what the checkpoint's config says. Models with rotary
+    # positions take another number: it is a limit, and changes no frequency. Learned positions end with their table.
+    config.model.max_positions = 0
     # Special tokens to add: ("<|tool|>", "<|end|>"). Their rows of embedding and head begin at the mean of the others;
     # all weights are trained, or under config.adapter.new_rows only those rows.
     config.model.new_tokens = ()

@@ -39,7 +39,6 @@ def main(_: list[str]) -> None:
     from sft_jax.evaluation import held_out, tables
     from sft_jax.evaluation.baselines import choose_examples
     from sft_jax.training.progress import ProgressBars
-    from sft_jax.training.restore import load_for_inference
     from sft_jax.training.sharding import inference_mesh
 
     commands.start_jax()
@@ -63,13 +62,16 @@ def main(_: list[str]) -> None:
         examples = choose_examples(train, _EXAMPLES.value, _SEED.value, [record.conversation for record in records])
     mesh = inference_mesh()
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
-        loaded = load_for_inference(_MODEL.value, mesh, inference_flags.PRODUCTS.value, inference_flags.WEIGHTS.value)
+        loaded = inference_flags.load(_MODEL.value, mesh)
+        rows = held_out.reference_rows(loaded, task) if _LOSS.value else None  # what cannot be is said before an hour
         answers = held_out.generate_answers(loaded, task, examples, progress)
-        losses = held_out.measure_loss(loaded, task, mesh, progress) if _LOSS.value else None
+        losses = None if rows is None else held_out.measure_loss(loaded, rows, mesh, progress)
     outcomes = held_out.score_answers(task, answers)
     out = epath.Path(_OUT.value)
     scores = held_out.write_evaluation(out, task, answers, outcomes, losses)
     console.print(tables.scores_table(loaded.name, scores))
+    if note := held_out.cut_note(loaded, answers):
+        console.print(note)
     if _COMPARE.value:
         console.print(tables.comparison_table(*held_out.comparable(epath.Path(_COMPARE.value), out), _SEED.value))
     console.print(f"Answers and scores: {out}")

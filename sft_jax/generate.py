@@ -6,6 +6,7 @@ python -m sft_jax.generate --model=runs/x                                  # a c
 """
 
 import json
+import sys
 
 from absl import flags
 
@@ -27,7 +28,6 @@ def main(_: list[str]) -> None:
     """Runs what the flags ask for."""
     import jax
 
-    from sft_jax.training.restore import load_for_inference
     from sft_jax.training.sharding import inference_mesh
 
     if _PROMPT.value is not None and _PROMPTS.value is not None:
@@ -39,11 +39,14 @@ def main(_: list[str]) -> None:
     commands.start_jax()
     mesh = inference_mesh()
     with jax.set_mesh(mesh):
-        loaded = load_for_inference(_MODEL.value, mesh, inference_flags.PRODUCTS.value, inference_flags.WEIGHTS.value)
+        loaded = inference_flags.load(_MODEL.value, mesh)
         if _PROMPTS.value is not None:
             _answer_file(loaded)
         elif _PROMPT.value is not None:
-            _answer(loaded, _generator(loaded, 1), [*_system(), ("user", _PROMPT.value)])
+            prompt, problem = _prompt(loaded, [*_system(), ("user", _PROMPT.value)])
+            if problem:
+                raise ValueError(problem)
+            _answer(loaded, _generator(loaded, 1), prompt)
         else:
             _chat(loaded)
 
@@ -65,11 +68,20 @@ def _system() -> list[tuple[str, str]]:
     return [("system", _SYSTEM.value)] if _SYSTEM.value else []
 
 
-def _answer(loaded, generator, turns: list[tuple[str, str]]) -> str:
-    """Prints the answer as it grows, and returns it."""
+def _prompt(loaded, turns: list[tuple[str, str]]):
+    """(ids of the conversation, why it cannot be answered, which is empty where it can)."""
     from sft_jax.data.conversations import Message
+    from sft_jax.generation import problem_of_prompt
 
-    prompt = loaded.renderer.render_prompt(tuple(Message(*turn) for turn in turns))
+    ids = loaded.renderer.render_prompt(tuple(Message(*turn) for turn in turns))
+    problem = problem_of_prompt(ids, loaded.model.config)
+    return ids, f"the conversation {problem}" if problem else ""
+
+
+def _answer(loaded, generator, prompt) -> str:
+    """Prints the answer as it grows, and returns it."""
+    from sft_jax.generation import MAX_POSITIONS
+
     shown = ""
     for answer in generator.stream(loaded.variables, prompt):
         # A character may be cut in the middle of its bytes: wait for the rest of it.
@@ -78,6 +90,9 @@ def _answer(loaded, generator, turns: list[tuple[str, str]]) -> str:
             print(text[len(shown) :], end="", flush=True)
             shown = text
     print()
+    if answer.finish_reason == MAX_POSITIONS:
+        known = loaded.model.config.max_positions
+        print(f"(cut at the last of the {known} positions that the model knows)", file=sys.stderr)
     return answer.text
 
 
@@ -96,8 +111,11 @@ def _chat(loaded) -> None:
         if text == "/clear":
             turns = _system()
         elif text:
-            turns.append(("user", text))
-            turns.append(("assistant", _answer(loaded, generator, turns)))
+            prompt, problem = _prompt(loaded, [*turns, ("user", text)])
+            if problem:
+                print(f"{problem} /clear forgets the conversation.", file=sys.stderr)
+            else:
+                turns += [("user", text), ("assistant", _answer(loaded, generator, prompt))]
 
 
 def _answer_file(loaded) -> None:
@@ -105,17 +123,24 @@ def _answer_file(loaded) -> None:
     from rich.console import Console
 
     from sft_jax.data.records import read_prompts
+    from sft_jax.generation import problem_of_prompt
     from sft_jax.training.progress import ProgressBars
 
     console = Console(stderr=True)
     records = read_prompts(_PROMPTS.value, reading_flags.reading())
     prompts = [loaded.renderer.render_prompt(record.conversation, record.example.tools) for record in records]
+    for record, prompt in zip(records, prompts, strict=True):
+        if problem := problem_of_prompt(prompt, loaded.model.config):
+            raise ValueError(f"the prompt of {record.id} {problem}")
     with ProgressBars(console) as progress:
         answers = _generator(loaded, min(inference_flags.BATCH_SIZE.value, len(prompts)))(
             loaded.variables, prompts, progress=progress("generating", len(prompts))
         )
     lines = [
-        json.dumps({"id": record.id, "answer": answer.text, "ended": answer.stopped}, ensure_ascii=False)
+        json.dumps(
+            {"id": record.id, "answer": answer.text, "ended": answer.stopped, "finish_reason": answer.finish_reason},
+            ensure_ascii=False,
+        )
         for record, answer in zip(records, answers, strict=True)
     ]
     if _OUT.value is None:

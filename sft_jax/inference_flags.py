@@ -3,6 +3,12 @@
 from absl import flags
 
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest answer, in tokens.", lower_bound=1)
+MAX_POSITIONS = flags.DEFINE_integer(
+    "max_positions",
+    0,
+    "Limit of prompt and answer together, in tokens; 0: what the checkpoint's config says. Rotary models take another.",
+    lower_bound=0,
+)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "Prompts at a time; the answers do not depend on it.", lower_bound=1
 )
@@ -13,6 +19,13 @@ WEIGHTS = flags.DEFINE_enum(
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token each time.", lower_bound=0.0)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: from all.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the most likely tokens up to this probability.", 0.0, 1.0)
+
+
+def load(source: str, mesh):
+    """The model that `source` names, as the flags ask for it."""
+    from sft_jax.training.restore import load_for_inference  # after the flags are checked
+
+    return load_for_inference(source, mesh, PRODUCTS.value, WEIGHTS.value, MAX_POSITIONS.value)
 
 
 def sampling(seed: int):

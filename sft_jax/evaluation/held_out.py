@@ -11,12 +11,14 @@ from jax.sharding import Mesh
 from sft_jax.data.conversations import Conversation
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import RowError
+from sft_jax.data.tokenized import TokenizedRows
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.baselines import with_examples
 from sft_jax.evaluation.held_out_loss import row_losses
 from sft_jax.evaluation.scoring import Outcome, aggregate, score_rows
-from sft_jax.generation import Generated, Generator, Sampling
+from sft_jax.generation import MAX_POSITIONS, Generated, Generator, Sampling, problem_of_prompt
 from sft_jax.training.restore import Loaded
+from sft_jax.training.setup import check_sizes
 from sft_jax.training.workdir import write_whole
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
@@ -67,7 +69,8 @@ def generate_answers(
         progress: makes a progress callback.
 
     Raises:
-        ValueError: a row without a reference answer, or one whose prompt the chat template refuses.
+        ValueError: a row without a reference answer, one whose prompt the chat template refuses, or one whose prompt
+            leaves no position for an answer.
     """
     prompts = []
     for record in task.records:
@@ -76,6 +79,8 @@ def generate_answers(
             prompts.append(loaded.renderer.render_prompt(turns, record.example.tools))
         except RowError as error:
             raise ValueError(f"{record.id}: {error}") from error
+        if problem := problem_of_prompt(prompts[-1], loaded.model.config):
+            raise ValueError(f"the prompt of {record.id} {problem}")
     batches = -(-len(prompts) // task.batch_size)
     generator = Generator(
         loaded.model,
@@ -87,6 +92,15 @@ def generate_answers(
     )
     callback = progress("generating", len(prompts)) if progress else None
     return generator(loaded.variables, prompts, progress=callback)
+
+
+def cut_note(loaded: Loaded, answers: Sequence[Generated]) -> str:
+    """How many answers end at the model's last position, in words; empty where none does."""
+    count = sum(answer.finish_reason == MAX_POSITIONS for answer in answers)
+    if not count:
+        return ""
+    known = loaded.model.config.max_positions
+    return f"Cut at the last of the {known} positions that the model knows: {count} of {len(answers)} answers."
 
 
 def score_answers(task: Task, answers: Sequence[Generated]) -> list[Outcome]:
@@ -109,15 +123,22 @@ def check_task(task: Task, compare_with: epath.Path | None = None) -> None:
         raise ValueError(f"{compare_with} is an evaluation of different rows; a paired test needs the same rows")
 
 
-def measure_loss(loaded: Loaded, task: Task, mesh: Mesh, progress: ProgressFor | None = None) -> list[Outcome]:
-    """Loss of the reference answers, row by row.
+def reference_rows(loaded: Loaded, task: Task) -> TokenizedRows:
+    """The held-out rows with their reference answers as tokens, for `measure_loss`.
 
     Raises:
-        ValueError: a row cannot be rendered (rows of two models could not be paired).
+        ValueError: a row cannot be rendered, or is longer than the model's positions (rows of two models could not be
+            paired without it).
     """
     rows, dropped = tokenize_records(list(task.records), loaded.renderer, max_tokens_per_row=2**30)
     if dropped:
         raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
+    check_sizes(loaded.model.config, rows, remedy="Measure without such rows, or with --noloss")
+    return rows
+
+
+def measure_loss(loaded: Loaded, rows: TokenizedRows, mesh: Mesh, progress: ProgressFor | None = None) -> list[Outcome]:
+    """Loss of the reference answers, row by row; `rows` are those of `reference_rows`."""
     callback = progress("held-out loss", len(rows)) if progress else None
     return row_losses(loaded.model, loaded.variables, rows, mesh, progress=callback)
 
@@ -135,7 +156,11 @@ def write_evaluation(
     for index, (record, answer, outcome) in enumerate(zip(task.records, answers, outcomes, strict=True)):
         prompt = [{"role": m.role, "content": m.content} for m in question_of(record)]
         line = {"id": record.id, "prompt": prompt, "answer": answer.text, "ended": answer.stopped}
-        line |= {"reference": record.conversation[-1].content, "outcome": outcome}
+        line |= {
+            "finish_reason": answer.finish_reason,
+            "reference": record.conversation[-1].content,
+            "outcome": outcome,
+        }
         if losses is not None:
             line["loss"] = losses[index]
         lines.append(json.dumps(line, ensure_ascii=False))

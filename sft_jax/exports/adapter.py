@@ -56,7 +56,8 @@ def export_adapter(
     """
     check_format(subject, "peft")
     dtype = "float32" if dtype == "source" else dtype
-    golden, settings = golden_of(subject.tokenizer), settings_of(subject.run.config.adapter)
+    golden = golden_of(subject.tokenizer, subject.decoder.max_positions)
+    settings = settings_of(subject.run.config.adapter)
     name, revision = _base(subject)
     with filled(out, force) as staging:
         variables = subject.variables(mesh)
@@ -148,6 +149,11 @@ def _notes(subject: Subject, dtype: str, measured: Drift) -> list[str]:
         notes.append(
             "Its base is no Hugging Face directory: give peft the same weights as one (`--format=hf` of "
             "`sft_jax.export` makes it)."
+        )
+    known = subject.run.config.model.max_positions
+    if known:
+        notes.append(
+            f"It was trained with a limit of {known} positions, which it does not carry: the base's is its own."
         )
     return [
         *notes,

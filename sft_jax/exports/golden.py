@@ -4,12 +4,13 @@ Of no data of anybody's: the same for all models, apart from what their chat tem
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Array, Float, Float32, Int
 from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.conversations import Chat, Conversation, Message
@@ -57,23 +58,40 @@ class Golden:
         }
 
 
-def golden_of(tokenizer: PreTrainedTokenizerBase) -> Golden:
+def golden_of(tokenizer: PreTrainedTokenizerBase, max_positions: int) -> Golden:
     """The golden conversation as this tokenizer and its template have it.
 
+    Args:
+        tokenizer: with its template, if it has one.
+        max_positions: tokens that it may have.
+
     Raises:
-        ValueError: the template takes no conversation of a user and an assistant, or nothing ends an answer.
+        ValueError: the template takes no conversation of a user and an assistant, nothing ends an answer, or the model
+            has too few positions.
     """
     if tokenizer.chat_template is None:
-        return _plain(tokenizer, () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
-    renderer = ConversationRenderer(tokenizer)
-    if not renderer.takes_no_tools:
-        return _plain(tokenizer, renderer.stop_ids)
-    # A template may be for one question and its answer.
+        golden = _plain(tokenizer, () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
+    else:
+        renderer = ConversationRenderer(tokenizer)
+        takes = renderer.takes_no_tools
+        golden = _rendered(renderer, max_positions) if takes else _plain(tokenizer, renderer.stop_ids)
+    if len(golden.ids) > max_positions:
+        raise ValueError(
+            f"the conversation that exports are compared on has {len(golden.ids)} tokens, and the model knows "
+            f"{max_positions} positions"
+        )
+    return golden
+
+
+def _rendered(renderer: ConversationRenderer, max_positions: int) -> Golden:
+    """The whole conversation; its first question and answer where the template takes no more, or it is too long."""
     whole, short = renderer.render_many([Chat(_TURNS), Chat(_TURNS[:2])])
     if isinstance(whole, RowError) and isinstance(short, RowError):
         raise short
-    turns, rows = (_TURNS[:2], short) if isinstance(whole, RowError) else (_TURNS, whole)
-    return Golden(turns, rows[0].text, rows[0].tokens, renderer.stop_ids)
+    too_long = not isinstance(whole, RowError) and len(whole[0].tokens) > max_positions
+    if isinstance(whole, RowError) or (too_long and not isinstance(short, RowError)):
+        return Golden(_TURNS[:2], short[0].text, short[0].tokens, renderer.stop_ids)
+    return Golden(_TURNS, whole[0].text, whole[0].tokens, renderer.stop_ids)
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, stop_ids: tuple[int, ...]) -> Golden:
@@ -90,5 +108,9 @@ def golden_logits(model: Decoder, variables: Tree, golden: Golden) -> Float32[np
     """
     if golden.ids.max() >= model.config.vocab_size:
         raise ValueError(f"the tokenizer gives the id {golden.ids.max()}; the model knows {model.config.vocab_size}")
-    logits = jax.jit(model.apply)(variables, jnp.asarray(golden.ids)[None])
-    return np.asarray(logits[0], np.float32)
+    return np.asarray(_logits(model, variables, jnp.asarray(golden.ids)[None])[0], np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model: Decoder, variables: Tree, ids: Int[Array, "1 tokens"]) -> Float[Array, "1 tokens V"]:
+    return model.apply(variables, ids)

@@ -78,7 +78,7 @@ def export_model(
         ExportError: the directory is taken, or the proof fails.
     """
     dtype = source_dtype(subject.base.hf_config) if dtype == "source" else dtype
-    golden = golden_of(subject.tokenizer)
+    golden = golden_of(subject.tokenizer, subject.decoder.max_positions)
     with filled(out, force) as staging:
         variables = subject.variables(mesh)
         before = _logits(subject, variables, golden)

@@ -1,6 +1,6 @@
 """Text from a model: choosing tokens, decoding with a key/value cache, and prompts in, answers out."""
 
 from sft_jax.generation.decode import Sampling
-from sft_jax.generation.generator import Generated, Generator
+from sft_jax.generation.generator import MAX_NEW_TOKENS, MAX_POSITIONS, Generated, Generator, problem_of_prompt
 
-__all__ = ["Generated", "Generator", "Sampling"]
+__all__ = ["MAX_NEW_TOKENS", "MAX_POSITIONS", "Generated", "Generator", "Sampling", "problem_of_prompt"]

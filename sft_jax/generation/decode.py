@@ -53,7 +53,8 @@ class DecodeState:
         token: token chosen last, not yet in the cache.
         position: its position.
         count: tokens of the answer chosen so far, the stop token included, the same for every row.
-        done: rows that have chosen a stop token.
+        done: rows whose answer is at its end: by a stop token, or because the model knows no position after it.
+        stopped: rows that have chosen a stop token.
         row_ids: what a row's randomness is folded from.
         answer: chosen tokens, filled up to `count`; 0 after a row is done.
         lengths: tokens of each answer, without the stop token.
@@ -64,6 +65,7 @@ class DecodeState:
     position: Int[Array, "B"]
     count: Int[Array, ""]
     done: Bool[Array, "B"]
+    stopped: Bool[Array, "B"]
     row_ids: Int[Array, "B"]
     answer: Int[Array, "B new"]
     lengths: Int[Array, "B"]
@@ -117,7 +119,8 @@ def prefill(
         variables: its parameters and adapters.
         prefix: tokens that all prompts begin with, read once for all of them; may be empty.
         prompts: the rest of each prompt, at least one token, padded at the end.
-        lengths: tokens of each rest; 0 for a row that only fills up the batch.
+        lengths: tokens of each rest; 0 for a row that only fills up the batch. With the prefix fewer than the positions
+            that the model knows.
         row_ids: identity of each row.
         max_new_tokens: size of the answers.
         stop_ids: tokens that end an answer.
@@ -136,6 +139,7 @@ def prefill(
         position=prefix.shape[0] + lengths - 1,
         count=jnp.zeros((), jnp.int32),
         done=lengths == 0,
+        stopped=jnp.zeros(batch, bool),
         row_ids=row_ids,
         answer=jnp.zeros((batch, max_new_tokens), jnp.int32),
         lengths=jnp.zeros(batch, jnp.int32),
@@ -157,19 +161,23 @@ def _read_prefix(model: Decoder, variables: Tree, prefix: Int[Array, "shared"], 
 
 
 def _choose_next(model, variables, hidden, state: DecodeState, stop_ids, sampling) -> DecodeState:
-    """Chooses a token from the hidden state [B, 1, D] of the one before, and books it."""
+    """Chooses a token from the hidden state [B, 1, D] of the one before, and books it.
+
+    A row whose token is at the model's last position is done, whatever its neighbours still write.
+    """
     logits = constrain(model.apply(variables, hidden, method="head")[:, 0], BATCH_AXES, None)
     token = choose(logits, state.row_ids, state.count, sampling)
     stopped = jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32)[None], axis=1)
-    goes_on = ~state.done & ~stopped
-    shown = jnp.where(goes_on, token, 0)
+    is_text = ~state.done & ~stopped
+    shown, position = jnp.where(is_text, token, 0), state.position + 1
     return state.replace(
         token=token,
-        position=state.position + 1,
+        position=position,
         count=state.count + 1,
-        done=~goes_on,
+        done=~is_text | (position >= model.config.max_positions - 1),
+        stopped=state.stopped | (~state.done & stopped),
         answer=jax.lax.dynamic_update_slice(state.answer, shown[:, None], (0, state.count)),
-        lengths=state.lengths + goes_on.astype(jnp.int32),
+        lengths=state.lengths + is_text.astype(jnp.int32),
     )
 
 
@@ -189,7 +197,7 @@ def decode_block(
         return (state.count < end) & ~jnp.all(state.done)
 
     def step(state: DecodeState) -> DecodeState:
-        segments = jnp.full(state.token.shape, PROMPT, jnp.int32)
+        segments = jnp.where(state.done, PADDING, PROMPT).astype(jnp.int32)
         hidden, cache = model.apply(
             variables, state.token[:, None], state.position[:, None], segments[:, None], state.cache, method="hidden"
         )

@@ -17,12 +17,16 @@ from transformers import PreTrainedTokenizerBase
 
 from sft_jax.generation import decode
 from sft_jax.generation.decode import DecodeState, Sampling
+from sft_jax.models import positions
+from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.partitioning import BATCH_AXES
 
 Tree = Any
 Prompt = Int32[np.ndarray, "_"]  # prompts differ in length
 Progress = Callable[[int, int], None]  # (rows done, rows in all)
+
+STOP, MAX_NEW_TOKENS, MAX_POSITIONS = ("stop", "max_new_tokens", "max_positions")
 
 _PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this: few shapes, few compilations
 _BLOCK = 16  # tokens between two looks at the host
@@ -35,12 +39,25 @@ class Generated:
     Attributes:
         tokens: its token ids, without the stop token.
         text: the tokens as text, special tokens left out.
-        stopped: True if the model ended it, False if `max_new_tokens` did.
+        finish_reason: what ended it: `stop`, the model did; `max_new_tokens`; or `max_positions`, it goes up to the
+            last position that the model knows.
     """
 
     tokens: Int32[np.ndarray, "length"]
     text: str
-    stopped: bool
+    finish_reason: str
+
+    @property
+    def stopped(self) -> bool:
+        """True if the model ended it."""
+        return self.finish_reason == STOP
+
+
+# Of the module, so that all generators of a model share what is compiled.
+_prefill = jax.jit(decode.prefill, static_argnums=0, static_argnames=("max_new_tokens", "stop_ids", "sampling"))
+_decode_block = jax.jit(
+    decode.decode_block, static_argnums=0, static_argnames=("block", "stop_ids", "sampling"), donate_argnums=2
+)
 
 
 class Generator:
@@ -56,7 +73,7 @@ class Generator:
         sampling: Sampling | None = None,
         batch_size: int = 16,
     ):
-        """Prepares the jitted functions.
+        """Keeps what stays the same through all prompts.
 
         Args:
             model: the decoder.
@@ -73,10 +90,10 @@ class Generator:
         shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         self._rows_sharding = None if mesh.empty else NamedSharding(jax.sharding.get_mesh(), P(BATCH_AXES))
         self.batch_size = -(-batch_size // shards) * shards
-        self._product_dtype = model.execution.product_dtype
+        self._product_dtype, self._config = model.execution.product_dtype, model.config
         options = {"stop_ids": tuple(int(i) for i in stop_ids), "sampling": sampling or Sampling()}
-        self._prefill = jax.jit(functools.partial(decode.prefill, model, max_new_tokens=max_new_tokens, **options))
-        self._block = jax.jit(functools.partial(decode.decode_block, model, block=_BLOCK, **options), donate_argnums=1)
+        self._prefill = functools.partial(_prefill, model, max_new_tokens=max_new_tokens, **options)
+        self._block = functools.partial(_decode_block, model, block=_BLOCK, **options)
 
     def __call__(
         self,
@@ -94,9 +111,10 @@ class Generator:
             progress: called with (rows done, rows in all).
 
         Raises:
-            ValueError: an empty prompt, or not one row id for each prompt.
+            ValueError: a prompt that is empty or cannot be answered (see `problem_of_prompt`), or not one row id for
+                each prompt.
         """
-        _check_prompts(prompts)
+        self._check_prompts(prompts)
         row_ids = range(len(prompts)) if row_ids is None else row_ids
         if len(row_ids) != len(prompts):
             raise ValueError(f"{len(row_ids)} row_ids for {len(prompts)} prompts; give one for each")
@@ -119,9 +137,9 @@ class Generator:
         """The answer to one prompt as it grows, a block of tokens at a time; the last item is the whole.
 
         Raises:
-            ValueError: the prompt is empty.
+            ValueError: the prompt is empty or cannot be answered (see `problem_of_prompt`).
         """
-        _check_prompts([prompt])
+        self._check_prompts([prompt])
         variables = _cast_kernels(variables, self._product_dtype)
         state = self._start(variables, [prompt], [row_id], shared=0)
         while True:
@@ -153,16 +171,36 @@ class Generator:
         return int(state.count) >= self.max_new_tokens or bool(jnp.all(state.done))
 
     def _answers(self, state: DecodeState) -> Iterator[Generated]:
-        tokens, lengths, done = (_to_host(array) for array in (state.answer, state.lengths, state.done))
-        for row, length, stopped in zip(tokens, lengths, done, strict=True):
-            ids = row[: int(length)]
-            yield Generated(ids, self.tokenizer.decode(ids, skip_special_tokens=True), bool(stopped))
+        arrays = (state.answer, state.lengths, state.stopped, state.done)
+        for row, length, stopped, done in zip(*(_to_host(array) for array in arrays), strict=True):
+            ids, reason = row[: int(length)], STOP if stopped else MAX_POSITIONS if done else MAX_NEW_TOKENS
+            yield Generated(ids, self.tokenizer.decode(ids, skip_special_tokens=True), reason)
+
+    def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
+        if empty:
+            raise ValueError(f"prompts {empty[:5]} are empty: there is nothing to continue")
+        for index, prompt in enumerate(prompts):
+            if problem := problem_of_prompt(prompt, self._config):
+                raise ValueError(f"prompt {index} {problem}")
 
 
-def _check_prompts(prompts: Sequence[Prompt]) -> None:
-    empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]
-    if empty:
-        raise ValueError(f"prompts {empty[:5]} are empty: there is nothing to continue")
+def problem_of_prompt(prompt: Prompt, decoder: DecoderConfig) -> str:
+    """Why this prompt cannot be answered, as the end of a sentence that begins with its name; empty where it can.
+
+    A token has no row in the model's embedding, or the prompt takes all positions that the model knows.
+    """
+    if prompt.max() >= decoder.vocab_size:
+        return (
+            f"has token {prompt.max()}; the model's embedding has {decoder.vocab_size} rows. Tokenizer and weights do "
+            "not belong together."
+        )
+    if len(prompt) >= decoder.max_positions:
+        return (
+            f"has {len(prompt)} tokens; the model knows {decoder.max_positions} positions, which leaves none for an "
+            f"answer. Give a shorter one{positions.advice(decoder)}."
+        )
+    return ""
 
 
 def _shared_tokens(prompts: Sequence[Prompt]) -> int:
@@ -190,5 +228,9 @@ def _cast_kernels(variables: Tree, dtype: str) -> Tree:
         return variables
     flat = flatten_dict(variables)
     kernels = {path: leaf for path, leaf in flat.items() if path[-1] in ("kernel", "head")}
-    cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree))(kernels)
-    return unflatten_dict({**flat, **cast})
+    return unflatten_dict({**flat, **_cast(kernels, dtype)})
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(tree: Tree, dtype: str) -> Tree:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)

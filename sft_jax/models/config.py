@@ -47,7 +47,17 @@ class YarnScaling:
     truncate: bool = True
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclasses.dataclass(frozen=True)
+class DynamicScaling:
+    """Frequencies that change with the length of a row that goes beyond the positions the model knows (dynamic NTK).
+
+    Up to there they are the default ones, and beyond it nothing here goes.
+    """
+
+    factor: float
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling
 
 
 @dataclasses.dataclass(frozen=True)

@@ -291,19 +291,25 @@ class Decoder(nn.Module):
 
         Args:
             tokens: token ids.
-            positions: position of each token in its segment, growing from slot to slot; by default 0, 1, 2, …
+            positions: position of each token in its segment, growing from slot to slot; by default 0, 1, 2, … Those of
+                padding may be beyond what the model knows.
             segment_ids: packed document of each token, 0 for padding; by default all one document.
             cache: what earlier calls returned, or `init_cache(…)`.
             noise: added to the embeddings.
+
+        Raises:
+            ValueError: no positions are given, and there are more tokens than learned ones.
         """
         tokens, positions, segment_ids = jax.tree.map(jnp.asarray, (tokens, positions, segment_ids))
         if positions is None:
+            _check_length(self.config, tokens.shape[1])
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         context, cache = self._context(positions, segment_ids, cache)
         with jax.named_scope("embedding"):
-            x = self._embedded(tokens, positions)
+            # Padding may count on beyond the last position: what it looks up is nobody's, but must be there.
+            x = self._embedded(tokens, jnp.where(segment_ids > 0, positions, 0))
             x = (x if noise is None else x + noise).astype(self.execution.activation_dtype)
             x = constrain(x, BATCH_AXES, None, None)
         layer_caches, traits = None if cache is None else cache.layers, layer_traits(self.config)
@@ -402,6 +408,14 @@ class Decoder(nn.Module):
     ) -> Float[Array, "B S V"]:
         """Float32 logits of every position; the arguments of `hidden`."""
         return self.head(self.hidden(tokens, positions, segment_ids)[0])
+
+
+def _check_length(config: DecoderConfig, length: int) -> None:
+    """Checks that there is a learned position for each token, where the model has those."""
+    if config.learned_positions and length > config.max_positions:
+        raise ValueError(
+            f"{length} tokens in a row, and the model has {config.max_positions} learned positions; give shorter rows"
+        )
 
 
 def _turned(arrays: dict[str, Array] | None) -> dict[str, Array] | None:

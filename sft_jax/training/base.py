@@ -19,7 +19,7 @@ from etils import epath
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from sft_jax.models import adapters
+from sft_jax.models import adapters, positions
 from sft_jax.models.config import AdapterSpec, DecoderConfig, LayerLayout
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import decoder_config, load_params, placed_quantized
@@ -226,13 +226,13 @@ def _merged(tree: Tree, adapter: AdapterSpec, dtype: str, mesh: Mesh, quantized:
 
 
 def base_of(config: ml_collections.ConfigDict) -> Base:
-    """What a run with this config starts from: `config.model.source`, resized for its new tokens.
+    """What a run with this config starts from: `config.model.source` with its positions, resized for its new tokens.
 
     Raises:
-        ValueError: see `open_base`; or a new token that is none (`add_new_tokens`).
+        ValueError: see `open_base`; a new token that is none (`add_new_tokens`), or positions that cannot be lifted.
     """
     source, revision = config.model.source, config.model.revision or None
-    base = open_base(source, revision)
+    base = with_positions(open_base(source, revision), config.model.max_positions, "--config.model.max_positions")
     if not config.model.new_tokens:
         return base
     rows = add_new_tokens(load_base_tokenizer(source, revision), config.model.new_tokens)
@@ -243,6 +243,19 @@ def base_of(config: ml_collections.ConfigDict) -> Base:
 
     hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}
     return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_rows=rows)
+
+
+def with_positions(base: Base, count: int, flag: str) -> Base:
+    """The same weights with a limit of `count` positions; 0 leaves what they say themselves.
+
+    Raises:
+        ValueError: they have other positions that cannot be changed; names the flag.
+    """
+    try:
+        decoder, hf_config = positions.with_positions(base.decoder, base.hf_config, count)
+    except ValueError as error:
+        raise ValueError(f"{flag}={count}: {base.name}: {error}") from error
+    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config)
 
 
 def open_run(source: str) -> FinishedRun | None:

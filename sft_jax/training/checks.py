@@ -67,6 +67,7 @@ _TRAINED = ("float32", "bfloat16")  # float16 would need its loss scaled
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
     "data.date": (_is_date, 'must be a date like "2026-01-31", or empty for the day of the first start'),
+    "model.max_positions": _at_least(0),
     "data.fail_on": _one_of(*FAIL_ON),
     "data.row_tokens": _at_least(2),
     "data.reading.format": _known(FORMATS, AUTO),

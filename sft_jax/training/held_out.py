@@ -12,7 +12,7 @@ from sft_jax.data.batches import held_out_batches, held_out_bins
 from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.generation import Generator
+from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Generator, problem_of_prompt
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.training.run_data import Data
@@ -20,6 +20,7 @@ from sft_jax.training.sharding import data_shards, put_batch, rows_here
 from sft_jax.training.state import TrainState, variables
 
 Tree = Any
+_CUT = {MAX_NEW_TOKENS: " (cut)", MAX_POSITIONS: " (cut at the model's last position)"}
 
 
 def mean_metrics(
@@ -84,6 +85,8 @@ class Samples:
         """Chooses the prompts and prepares the generator."""
         records = [record for record in data.held_out_records if last_answer(record)][: config.evaluation.samples]
         self._pairs = [split_prompt(record, data.renderer) for record in records]
+        # A row that is cut to fit into a row of the batch has a prompt that is not.
+        self._problems = [problem_of_prompt(ids, model.config) for ids, _, _ in self._pairs]
         self._generator = Generator(
             model,
             data.renderer.tokenizer,
@@ -97,16 +100,16 @@ class Samples:
         if not self._pairs:
             return {}
         weights = variables(state.trained, state.frozen, state.hyper)
-        answers = self._generator(weights, [ids for ids, _, _ in self._pairs])
+        numbers = [number for number, problem in enumerate(self._problems) if not problem]
+        answers = self._generator(weights, [self._pairs[number][0] for number in numbers], row_ids=numbers)
+        shown = [f"**answer**: none, the prompt {problem}" for problem in self._problems]
+        for number, answer in zip(numbers, answers, strict=True):
+            shown[number] = f"**answer**{_CUT.get(answer.finish_reason, '')}\n\n{_quoted(answer.text)}"
         return {
             f"samples/{number}": "\n\n".join(
-                (
-                    f"**prompt**\n\n{_quoted(prompt)}",
-                    f"**answer**{'' if answer.stopped else ' (cut)'}\n\n{_quoted(answer.text)}",
-                    f"**reference**\n\n{_quoted(reference)}",
-                )
+                (f"**prompt**\n\n{_quoted(prompt)}", answer, f"**reference**\n\n{_quoted(reference)}")
             )
-            for number, ((_, prompt, reference), answer) in enumerate(zip(self._pairs, answers, strict=True), 1)
+            for number, ((_, prompt, reference), answer) in enumerate(zip(self._pairs, shown, strict=True), 1)
         }
 
 

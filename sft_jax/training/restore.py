@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.models.config import Execution
 from sft_jax.models.decoder import Decoder
-from sft_jax.training.base import load_base_tokenizer, open_base, open_run
+from sft_jax.training.base import load_base_tokenizer, open_base, open_run, with_positions
 
 Tree = Any
+_FLAG = "--max_positions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Loaded:
     renderer: ConversationRenderer
 
 
-def load_for_inference(source: str, mesh: Mesh, product_dtype: str = "bfloat16", weights: str = "trained") -> Loaded:
+def load_for_inference(
+    source: str, mesh: Mesh, product_dtype: str = "bfloat16", weights: str = "trained", max_positions: int = 0
+) -> Loaded:
     """Loads a model to generate with or to measure.
 
     Args:
@@ -40,9 +43,11 @@ def load_for_inference(source: str, mesh: Mesh, product_dtype: str = "bfloat16",
         mesh: where its arrays go.
         product_dtype: dtype of the inputs of matrix products.
         weights: `trained`, or `ema` for the average that the run kept.
+        max_positions: limit of prompt and answer together; 0 for what the checkpoint says.
 
     Raises:
-        ValueError: there is no such checkpoint, or no such average; names those there are.
+        ValueError: there is no such checkpoint, or no such average (names those there are); or positions that the model
+            cannot have.
     """
     # One layer after the other is read faster token by token on CPU; scanned layers compile faster elsewhere.
     layout = "unrolled" if jax.default_backend() == "cpu" else "scan"
@@ -50,11 +55,11 @@ def load_for_inference(source: str, mesh: Mesh, product_dtype: str = "bfloat16",
     renderer = ConversationRenderer(load_base_tokenizer(source))
     run = open_run(source)
     if run is not None:
-        model = Decoder(run.base.decoder, execution, run.adapter)
+        model = Decoder(with_positions(run.base, max_positions, _FLAG).decoder, execution, run.adapter)
         name = run.name if weights == "trained" else f"{run.name} ({weights})"
         return Loaded(name, model, run.variables(layout, mesh, weights), renderer)
     if weights != "trained":
         raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
-    base = open_base(source)
+    base = with_positions(open_base(source), max_positions, _FLAG)
     variables = {"params": base.params(layout, "float32", mesh)}
     return Loaded(source, Decoder(base.decoder, execution), variables, renderer)

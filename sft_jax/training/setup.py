@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from sft_jax.data.tokenized import TokenizedRows
-from sft_jax.models import adapters
+from sft_jax.models import adapters, positions
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
@@ -30,8 +30,13 @@ Tree = Any
 _SCAN_TOKENS = 1024  # of a micro-batch, see `resolve_execution`
 
 
-def check_sizes(decoder: DecoderConfig, *data: TokenizedRows | None) -> None:
+def check_sizes(decoder: DecoderConfig, *data: TokenizedRows | None, remedy: str = "") -> None:
     """Checks that the model has a place for every token of the data.
+
+    Args:
+        decoder: the model's.
+        data: tokenized rows.
+        remedy: how a row that is too long is left out; by default as a config does it.
 
     Raises:
         ValueError: a row is longer than the positions the model knows, or has a token that its embedding lacks.
@@ -41,9 +46,10 @@ def check_sizes(decoder: DecoderConfig, *data: TokenizedRows | None) -> None:
             continue
         longest = int(rows.lengths.argmax())
         if rows.lengths[longest] > decoder.max_positions:
+            remedy = remedy or f"--config.data.row_tokens={decoder.max_positions} leaves such rows out"
             raise ValueError(
                 f"{rows.ids[longest]} has {rows.lengths[longest]} tokens; the model knows {decoder.max_positions} "
-                f"positions. --config.data.row_tokens={decoder.max_positions} leaves such rows out."
+                f"positions. {remedy}{positions.advice(decoder)}."
             )
         if rows.tokens.max() >= decoder.vocab_size:
             row = int(rows.offsets.searchsorted(rows.tokens.argmax(), side="right")) - 1

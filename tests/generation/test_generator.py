@@ -1,5 +1,7 @@
 """A row's text is its own: whatever the cache, the batch, the neighbours, the order, the mesh."""
 
+import dataclasses
+
 import jax
 import ml_collections
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from sft_jax.generation import Generator, Sampling
 from sft_jax.generation.generator import _shared_tokens
-from sft_jax.models import Decoder, Execution, load_pretrained
+from sft_jax.models import Decoder, DecoderConfig, Execution, load_pretrained
 from sft_jax.models.layouts import to_layout
 from sft_jax.training.sharding import make_mesh, shardings_of
 from tests import tiny
@@ -211,3 +213,59 @@ def test_a_shared_beginning_changes_nothing(tmp_path, layout):
     alone = [generator({"params": params}, [prompt])[0] for prompt in prompts]
     assert [list(answer.tokens) for answer in together] == [list(answer.tokens) for answer in alone]
     assert max(len(answer.tokens) for answer in alone) > 4
+
+
+@pytest.fixture(scope="module", params=["learned", "rotary"])
+def short(request):
+    """A model of 24 positions, its variables, and prompts that leave 1, 4 and 20 of them."""
+    options = {"learned_positions": request.param == "learned", "max_positions": 24}
+    model = Decoder(DecoderConfig(320, 2, 32, 4, 2, 8, 48, **options), Execution(layer_layout="unrolled"))
+    variables = model.init(jax.random.key(1), np.ones((1, 4), np.int32))
+    rng = np.random.default_rng(2)
+    return model, variables, [rng.integers(3, 250, 24 - left).astype(np.int32) for left in (1, 4, 20)]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
+def test_answers_end_at_the_last_position(short, sampling):
+    """By row, whatever the neighbours; said so; and until there as by a model that knows more positions."""
+    model, variables, prompts = short
+    found = generator(model, sampling=sampling)(variables, prompts)
+    assert [len(answer.tokens) for answer in found] == [1, 4, 20]
+    assert [answer.finish_reason for answer in found] == ["max_positions", "max_positions", "max_positions"]
+    assert not any(answer.stopped for answer in found)
+    alone = [generator(model, sampling=sampling)(variables, [p], row_ids=[i])[0] for i, p in enumerate(prompts)]
+    assert ids(alone) == ids(found)
+    (streamed,) = [list(generator(model, sampling=sampling).stream(variables, prompts[1], row_id=1))[-1]]
+    assert (streamed.tokens.tolist(), streamed.finish_reason) == (ids(found)[1], "max_positions")
+    if not model.config.learned_positions:
+        longer = Decoder(dataclasses.replace(model.config, max_positions=99), model.execution)
+        further = generator(longer, sampling=sampling)(variables, prompts)
+        assert [answer.finish_reason for answer in further] == ["max_new_tokens"] * 3
+        assert [tokens[:n] for tokens, n in zip(ids(further), (1, 4, 20), strict=True)] == ids(found)
+
+
+def test_every_reason_to_end_in_one_batch(short):
+    model, variables, prompts = short
+    stop = int(generator(model, sampling=SAMPLED)(variables, prompts)[2].tokens[1])
+    ended = generator(model, sampling=SAMPLED, stop_ids=(stop,), max_new_tokens=2)
+    found = ended(variables, [prompts[0], prompts[2], prompts[1]], row_ids=[0, 2, 1])
+    assert [answer.finish_reason for answer in found] == ["max_positions", "stop", "max_new_tokens"]
+    assert [answer.stopped for answer in found] == [False, True, False]
+
+
+def test_a_stop_at_the_last_position_is_a_stop(short):
+    model, variables, prompts = short
+    whole = generator(model, sampling=SAMPLED)(variables, [prompts[1]])[0].tokens.tolist()
+    answer = generator(model, sampling=SAMPLED, stop_ids=(whole[-1],))(variables, [prompts[1]])[0]
+    assert (answer.tokens.tolist(), answer.stopped) == (whole[: whole.index(whole[-1])], True)
+
+
+def test_prompts_without_room_or_a_place_are_refused(short):
+    model, variables, prompts = short
+    for length in (24, 100):
+        with pytest.raises(
+            ValueError, match=f"prompt 1 has {length} tokens; the model knows 24 positions, which leaves"
+        ):
+            generator(model)(variables, [prompts[0], np.full(length, 5, np.int32)])
+    with pytest.raises(ValueError, match="prompt 0 has token 320; the model's embedding has 320 rows"):
+        list(generator(model).stream(variables, np.asarray([5, 320], np.int32)))

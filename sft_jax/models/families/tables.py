@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.models.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from sft_jax.models.config import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from sft_jax.sources.tensors import is_whole
 
 # Fields of a config that do not change what the decoder computes. Dropout of pretraining is not used in fine-tuning.
@@ -274,10 +274,7 @@ def shared_width(width: int, heads: int) -> int:
 
 
 def rope(config: ConfigReader, head_dim: int, theta_key: str = "rope_theta", default_theta: float = 10000.0) -> dict:
-    """`rope_theta`, `rope_scaling` and `rope_dim` from either spelling: `rope_parameters`, or fields of their own.
-
-    `dynamic` is the default rope up to the positions the model knows, beyond which nothing here goes.
-    """
+    """`rope_theta`, `rope_scaling` and `rope_dim` from either spelling: `rope_parameters`, or fields of their own."""
     given = config.section("rope_scaling", "rope_parameters")
     theta = given.get("rope_theta", config.get(theta_key, default_theta))
     share = given.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct", 1.0)))
@@ -294,8 +291,10 @@ def rope(config: ConfigReader, head_dim: int, theta_key: str = "rope_theta", def
 
 def _scaling(given: ConfigReader, known: int) -> RopeScaling | None:
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind in ("default", "dynamic"):
+    if kind == "default":
         return None
+    if kind == "dynamic":
+        return DynamicScaling(float(given.get("factor", 1.0)))
     if kind == "linear":
         return LinearScaling(float(given.require("factor")))
     if kind == "llama3":
