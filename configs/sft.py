@@ -122,7 +122,9 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.ema.evaluate = False  # held-out metrics, samples and the best checkpoint are those of the average
 
     config.precision = ConfigDict()
-    config.precision.params = "float32"  # of trained weights (and their moments)
+    # Of trained weights and their moments. In "bfloat16" they take half the memory, and updates are rounded to them
+    # stochastically, by bits that follow from seed and step; a moving average and adapters are always in float32.
+    config.precision.params = "float32"
     config.precision.frozen = "float32"  # of weights under adapters
     config.precision.quantized = "none"  # kernels under adapters in few bits: "int8", or "nf4" as in QLoRA
     config.precision.products = "bfloat16"  # inputs of matrix products; accumulated in float32

@@ -210,6 +210,15 @@ def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
         problems.append(
             "--config.adapter.new_rows=True: there are no new rows to train; give --config.model.new_tokens too"
         )
+def _params_dtype(config: ml_collections.ConfigDict) -> list[str]:
+    if config.precision.params == "float32" or not has_adapters(config):
+        return []
+    return [
+        f"--config.precision.params={config.precision.params} is of trained weights, and what is trained beside frozen "
+        "ones is kept in float32; leave it at float32. The frozen weights are --config.precision.frozen"
+    ]
+
+
     return problems
 
 
@@ -244,6 +253,7 @@ def _has(config: Any, name: str) -> bool:
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks what can be known from the config alone; the rest is checked where data and devices are known.
 
+    _params_dtype,
     Raises:
         ValueError: values that no run can have; names all their flags at once.
     """

@@ -203,11 +203,15 @@ def fresh_state(
     With `ema`, their average starts where they do.
     """
 
+    # Sums over all steps, of which a rule may have some, stay in float32 where parameters are not.
+    wide_scalar = lambda leaf: leaf if leaf.ndim or leaf.dtype != jnp.bfloat16 else leaf.astype(jnp.float32)
+
     def rest(trained: Tree) -> dict[str, Tree]:
         zero = jnp.zeros((), jnp.int32)
+        moments = make_optimizer(optimizer, hyper, hyper["learning_rate"]).init(trained)
         return {
             "step": zero,
-            "opt_state": make_optimizer(optimizer, hyper, hyper["learning_rate"]).init(trained),
+            "opt_state": jax.tree.map(wide_scalar, moments),
             "skipped": zero,
             "skipped_in_a_row": zero,
             "ema": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained) if ema else {},

@@ -14,7 +14,7 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.experts import ROUTING, Routing, total_routing
@@ -25,6 +25,7 @@ from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice
 from sft_jax.training.effect import counted, squares
 from sft_jax.training.noise import embedding_noise
 from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from sft_jax.training.rounding import in_float32, kept_like, rounding_key
 from sft_jax.training.sharding import batch_sharding, shardings_of
 from sft_jax.training.state import TrainState, head_weights, merge, split, variables
 
@@ -47,7 +48,7 @@ class StepSettings:
         noise: embeddings get noise.
         balance: the loss that spreads tokens over experts, where there are some, is part of the gradient.
         slices: slices of the data whose loss is measured apart; 0 for none. Batches then say of each target which.
-        seed: of dropout.
+        seed: of dropout, noise and stochastic rounding.
     """
 
     objective: Objective
@@ -192,17 +193,10 @@ def train_step(
         clip = jnp.minimum(1.0, state.hyper["clip_norm"] / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
         gradient = jax.tree.map(lambda g: (g * clip).astype(g.dtype), gradient)
         rate = learning_rate(settings.schedule, state.step, state.hyper)
-        optimizer = make_optimizer(settings.optimizer, state.hyper, rate)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
-        # Moments keep the dtype they were made in, also where that is not the gradient's float32.
-        opt_state = jax.tree.map(lambda new, old: new.astype(old.dtype), opt_state, state.opt_state)
-        update_squares = squares(updates)
-        update_norm = jnp.sqrt(sum(jnp.sum(square) for square in update_squares.values()))
-        update_ratio = update_norm / jnp.maximum(optax.global_norm(state.trained), 1e-12)
+        trained, opt_state, update_squares, update_ratio = updated(settings, state, gradient, rate)
         # That the update is checked too has a second use: all of the old state is read before any of the new one can be
         # written, so that XLA updates it in place. Otherwise it begins with a copy of parameters and moments.
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm) & jnp.isfinite(update_ratio)
-        trained = optax.apply_updates(state.trained, updates)
         ema = {}
         if state.ema:
             keep = state.hyper["ema_decay"]
@@ -227,6 +221,29 @@ def train_step(
     )
     one = jnp.ones((), jnp.float32)
     return state, metrics | {name: (value.astype(jnp.float32), one) for name, value in logged.items()}
+
+
+def updated(
+    settings: StepSettings, state: TrainState, gradient: Tree, rate: Float[Array, ""]
+) -> tuple[Tree, Tree, dict[str, Array], Float[Array, ""]]:
+    """(trained parameters, optimizer state, `squares` of the change, its norm over that of the parameters).
+
+    The update is computed in float32 and rounded to what parameters and moments are kept in.
+
+    Args:
+        settings: what is static.
+        state: before the update.
+        gradient: float32, like the trained parameters.
+        rate: learning rate of this step.
+    """
+    optimizer = make_optimizer(settings.optimizer, state.hyper, rate)
+    before, key = in_float32(state.trained), rounding_key(settings.seed, state.step)
+    updates, opt_state = optimizer.update(gradient, in_float32(state.opt_state), before)
+    changes = squares(updates)
+    norm = jnp.sqrt(sum(jnp.sum(square) for square in changes.values()))
+    ratio = norm / jnp.maximum(optax.global_norm(before), 1e-12)
+    trained = kept_like(optax.apply_updates(before, updates), state.trained, key)
+    return trained, kept_like(opt_state, state.opt_state, key), changes, ratio
 
 
 def _where(condition: Array, yes: Tree, no: Tree) -> Tree:
