@@ -164,7 +164,17 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.profile = ConfigDict()
     config.profile.start = 0  # first step to profile; 0: none
     config.profile.steps = 3
+
+    # How a run knows what was asked for: of options that its optimizer does not read, or that an adapter to begin with
+    # brings, other values than these are refused.
+    config.defaults = ConfigDict()
+    config.defaults.optimizer = _copied(config.optimizer, "betas", "epsilon", "momentum", "decay_power")
+    config.defaults.adapter = _copied(config.adapter, "method", "rank", "ranks", "alpha", "scaling", "targets")
     return config.lock()
+
+
+def _copied(config: ConfigDict, *names: str) -> ConfigDict:
+    return ConfigDict({name: config[name] for name in names})
 
 
 def source(

@@ -31,7 +31,7 @@ from sft_jax.training.groups import parse_groups
 from sft_jax.training.judging import FAIL_ON
 from sft_jax.training.mixing import problems_in_mixture
 from sft_jax.training.optimizer import SCHEDULES
-from sft_jax.training.update_rules import OWN_OPTIONS, RULES
+from sft_jax.training.update_rules import RULES, unread_options
 from sft_jax.training.vocabulary import problems_of
 
 Check = tuple[Callable[[Any], bool], str]
@@ -55,6 +55,7 @@ def _is_date(value: str) -> bool:
     return False
 
 
+_ABOVE_ZERO: Check = (lambda value: math.isfinite(value) and value > 0), "must be above 0"
 _SHARE: Check = (lambda value: 0 <= value <= 1), "must lie between 0 and 1"
 _BELOW_ONE: Check = (lambda value: 0 <= value < 1), "must lie in [0, 1)"
 _BETAS: Check = (
@@ -66,8 +67,8 @@ _TRAINED = ("float32", "bfloat16")  # float16 would need its loss scaled
 
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
-    "data.date": (_is_date, 'must be a date like "2026-01-31", or empty for the day of the first start'),
     "model.max_positions": _at_least(0),
+    "data.date": (_is_date, 'must be a date like "2026-01-31", or empty for the day of the first start'),
     "data.fail_on": _one_of(*FAIL_ON),
     "data.row_tokens": _at_least(2),
     "data.reading.format": _known(FORMATS, AUTO),
@@ -96,6 +97,7 @@ CHECKS: dict[str, Check] = {
     "experts.capacity": _at_least(0),
     "adapter.method": _known(METHODS, "none"),
     "adapter.rank": _at_least(1),
+    "adapter.alpha": _ABOVE_ZERO,
     "adapter.scaling": _one_of("rank", "sqrt_rank"),
     "adapter.dropout": _BELOW_ONE,
     "trained.last_layers": _at_least(0),
@@ -104,7 +106,7 @@ CHECKS: dict[str, Check] = {
     "optimizer.schedule": _one_of(*SCHEDULES),
     "optimizer.final_share": _SHARE,
     "optimizer.betas": _BETAS,
-    "optimizer.epsilon": _at_least(0),
+    "optimizer.epsilon": _ABOVE_ZERO,  # what has no gradient, as rows of absent tokens, would move by 0 / 0
     "optimizer.momentum": _BELOW_ONE,
     "optimizer.decay_power": _SHARE,
     "optimizer.weight_decay": _at_least(0),
@@ -134,23 +136,31 @@ CHECKS: dict[str, Check] = {
 
 
 def _unread_options(config: ml_collections.ConfigDict) -> list[str]:
-    """Options that only other update rules read."""
-    name = config.optimizer.name
+    """Options that only other update rules read, and that were asked for."""
+    name, defaults = config.optimizer.name, config.defaults.optimizer
     return [
         f"--config.optimizer.{option}={config.optimizer[option]!r} is not read by --config.optimizer.name={name}; "
-        f"leave it at {value!r}"
-        for option, value in OWN_OPTIONS.items()
-        if option not in RULES[name].reads and config.optimizer[option] != value
+        "leave it out"
+        for option in unread_options(name)
+        if config.optimizer[option] != defaults[option]
     ]
 
 
 def _schedule_free(config: ml_collections.ConfigDict) -> list[str]:
-    if config.optimizer.name != "schedule_free" or config.optimizer.schedule == "constant":
+    if config.optimizer.name != "schedule_free":
         return []
-    return [
-        f"--config.optimizer.schedule={config.optimizer.schedule!r}: schedule_free averages in place of a schedule; "
-        "give --config.optimizer.schedule=constant"
-    ]
+    problems = []
+    if config.optimizer.schedule != "constant":
+        problems.append(
+            f"--config.optimizer.schedule={config.optimizer.schedule!r}: schedule_free averages in place of a "
+            "schedule; give --config.optimizer.schedule=constant"
+        )
+    if not config.optimizer.betas[0]:
+        problems.append(
+            f"--config.optimizer.betas={config.optimizer.betas!r}: schedule_free trains between an iterate and its "
+            "average, of which the first beta is the average's share; give one above 0, 0.9 for example"
+        )
+    return problems
 
 
 def _average(config: ml_collections.ConfigDict) -> list[str]:
@@ -200,6 +210,15 @@ def _quantized(config: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
+def _params_dtype(config: ml_collections.ConfigDict) -> list[str]:
+    if config.precision.params == "float32" or not has_adapters(config):
+        return []
+    return [
+        f"--config.precision.params={config.precision.params} is of trained weights, and what is trained beside frozen "
+        "ones is kept in float32; leave it at float32. The frozen weights are --config.precision.frozen"
+    ]
+
+
 def _cleaning(config: ml_collections.ConfigDict) -> list[str]:
     return cleaning.problems_of(tuple(config.data.cleaning))
 
@@ -210,15 +229,6 @@ def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
         problems.append(
             "--config.adapter.new_rows=True: there are no new rows to train; give --config.model.new_tokens too"
         )
-def _params_dtype(config: ml_collections.ConfigDict) -> list[str]:
-    if config.precision.params == "float32" or not has_adapters(config):
-        return []
-    return [
-        f"--config.precision.params={config.precision.params} is of trained weights, and what is trained beside frozen "
-        "ones is kept in float32; leave it at float32. The frozen weights are --config.precision.frozen"
-    ]
-
-
     return problems
 
 
@@ -237,6 +247,7 @@ TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _groups,
     _trained_weights,
     _quantized,
+    _params_dtype,
     _cleaning,
     _new_tokens,
     _reading,
@@ -253,7 +264,6 @@ def _has(config: Any, name: str) -> bool:
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks what can be known from the config alone; the rest is checked where data and devices are known.
 
-    _params_dtype,
     Raises:
         ValueError: values that no run can have; names all their flags at once.
     """

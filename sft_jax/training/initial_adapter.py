@@ -16,16 +16,6 @@ from sft_jax.training.sharding import shardings_of
 
 Tree = Any
 
-# What the adapter says of itself, and the values of configs/sft.py, which stand for "not asked for".
-_TAKEN = {
-    "method": "lora",
-    "rank": 16,
-    "ranks": (),
-    "alpha": 32.0,
-    "scaling": "rank",
-    "targets": ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)"),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class InitialAdapter:
@@ -49,12 +39,12 @@ class InitialAdapter:
         Raises:
             ValueError: flags that ask for something else; names them all.
         """
-        taken, asked = self._fields(), config.adapter
+        taken, asked, defaults = self._fields(), config.adapter, config.defaults.adapter
         problems = [
             f"--config.adapter.{name}={asked[name]!r}: the adapter in {self.location} has {taken[name]!r}; leave it at "
-            f"{default!r}, or give that"
-            for name, default in _TAKEN.items()
-            if not _same(asked[name], default) and not _same(asked[name], taken[name])
+            f"{defaults[name]!r}, or give that"
+            for name in taken
+            if not _same(asked[name], defaults[name]) and not _same(asked[name], taken[name])
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -64,6 +54,7 @@ class InitialAdapter:
         return made
 
     def _fields(self) -> dict[str, Any]:
+        """What the adapter says of itself, by its name in `config.adapter`."""
         settings, ranks = self.loaded.settings, self.loaded.ranks()
         rank = max(ranks.values(), key=list(ranks.values()).count)
         return {

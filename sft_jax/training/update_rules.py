@@ -23,8 +23,6 @@ Tree = Any
 Hyperparameters = dict[str, Array]
 Transformation = optax.GradientTransformation
 
-# What only some rules read, with the values that stand for "not set".
-OWN_OPTIONS: dict[str, Any] = {"betas": (0.9, 0.95), "epsilon": 1e-8, "momentum": 0.95, "decay_power": 0.8}
 _ORTHOGONALISED = re.compile(r"layers/(?!.*router/).*/kernel")
 _MUON_RMS = 0.2
 
@@ -127,6 +125,11 @@ RULES: dict[str, Rule] = {
     "adam8bit": Rule(adam8bit, ("betas", "epsilon")),
     "muon": Rule(muon, ("betas", "epsilon", "momentum"), is_orthogonalised),
 }
+
+
+def unread_options(rule: str) -> list[str]:
+    """Fields of `config.optimizer` that only other rules read."""
+    return sorted({option for other in RULES.values() for option in other.reads} - {*RULES[rule].reads})
 
 
 def _orthogonalised(updates: Tree, params: Tree) -> Tree:

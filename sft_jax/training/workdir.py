@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "batch.micro_batches",
     "data.fail_on",
     "data.cache",
+    "defaults",
     "profile",
     "log",
     "loader",

@@ -107,7 +107,13 @@ def test_schedule_free_is_used_at_its_average(tmp_path):
         ({"ema.decay": 1.0}, r"ema\.decay=1\.0 must lie in \[0, 1\)"),
         ({"optimizer.name": "schedule_free"}, r"schedule='cosine': schedule_free averages in place of a schedule"),
         ({"optimizer.name": "adam"}, "optimizer.name='adam' must be one of adamw"),
-        ({"optimizer.name": "adafactor", "optimizer.betas": (0.8, 0.9)}, "betas=.* is not read by"),
+        ({"optimizer.name": "adafactor", "optimizer.betas": (0.8, 0.9)}, "betas=.* is not read by .*; leave it out"),
+        (
+            {"optimizer.name": "schedule_free", "optimizer.schedule": "constant", "optimizer.betas": (0.0, 0.95)},
+            r"optimizer.betas=\(0.0, 0.95\): schedule_free .* above 0",
+        ),
+        ({"optimizer.epsilon": 0.0}, r"optimizer.epsilon=0.0 must be above 0"),
+        ({"adapter.alpha": 0.0}, r"adapter.alpha=0.0 must be above 0"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, changes, message):
