@@ -44,16 +44,16 @@ def row_losses(
     batch_rows = -(-batch_rows // shards) * shards
     length = -(-int(rows.lengths.max()) // 64) * 64
     targets = min(-(-int(rows.supervised.max()) // 8) * 8, length)
-    step = jax.jit(functools.partial(_row_sums, model))
     sums: list[np.ndarray] = []
     for batch in held_out_batches(rows, length, targets, batch_rows, packing="none", own=rows_here(mesh, batch_rows)):
-        sums.append(np.stack(jax.device_get(step(variables, put_batch(batch, mesh))), axis=1))
+        sums.append(np.stack(jax.device_get(_row_sums(model, variables, put_batch(batch, mesh))), axis=1))
         if progress:
             progress(min(len(sums) * batch_rows, len(rows)), len(rows))
     every = np.concatenate(sums)[: len(rows)]
     return [{"loss_sum": float(total), "loss_weight": float(weight)} for total, weight in every]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _row_sums(model: Decoder, variables: Tree, batch: Tree) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
     hidden, _ = model.apply(variables, batch["tokens"], batch["positions"], batch["segment_ids"], method="hidden")
     hidden = gather_targets(hidden, batch["target_slots"])

@@ -1,5 +1,6 @@
 """Random parameters, for ablations and tests: where no pretrained weights are wanted."""
 
+import functools
 import zlib
 from collections.abc import Callable
 
@@ -39,9 +40,16 @@ def init_params(
     for path, leaf in flatten_dict(stacked, sep="/").items():
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
         for name, shape, keys in _pieces(path, leaf.shape, key, layout):
-            make = lambda keys, path=path, shape=shape: _values(path, shape, keys, config, deviation).astype(dtype)
-            arrays[name] = jax.jit(make, out_shardings=sharding(name, shape))(keys)
+            arrays[name] = _maker(path, shape, config, deviation, dtype, sharding(name, shape))(keys)
     return unflatten_dict(arrays, sep="/")
+
+
+@functools.lru_cache(maxsize=64)  # the layers of a model that are arrays of their own have one program together
+def _maker(
+    path: str, shape: tuple[int, ...], config: DecoderConfig, deviation: float, dtype: str, sharding: Sharding
+) -> Callable[[Key[Array, "*L"]], Array]:
+    make = lambda keys: _values(path, shape, keys, config, deviation).astype(dtype)
+    return jax.jit(make, out_shardings=sharding)
 
 
 def _pieces(path: str, shape: tuple[int, ...], key: Key[Array, ""], layout: LayerLayout):

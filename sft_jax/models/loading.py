@@ -111,7 +111,7 @@ def load_params(
                 continue
             whole = arrays.pop(path, None)
             if whole is None:
-                whole = _empty(shape, array.dtype, sharding(path, shape))
+                whole = _empty(shape, array.dtype, sharding(path, shape))()
             placed = _put(array, _without_leading(whole.sharding, len(place)))
             arrays[path] = _writer(whole.sharding, len(place))(whole, placed, *(number for number, _ in place))
     return unflatten_dict({tuple(path.split("/")): array for path, array in arrays.items()})
@@ -157,8 +157,9 @@ def _put(array: np.ndarray, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+@functools.cache
+def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> Callable[[], jax.Array]:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
 
 @functools.cache

@@ -5,7 +5,8 @@ schedule-free rule trains at y and is used at x, the average that it does not st
 with z from its state (Defazio et al. 2024, https://arxiv.org/abs/2405.15682).
 """
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,22 +49,25 @@ def for_use(config: ml_collections.ConfigDict, parts: Mapping[str, Tree]) -> Tre
     return jax.tree.map(average, parts["trained"], parts[_SCHEDULE_FREE_Z])
 
 
-def for_evaluation(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
-    """The state with what is to be measured in the place of the trained parameters, and like them in dtype and layout.
+def compile_for_evaluation(config: ml_collections.ConfigDict, state: TrainState) -> Callable[[TrainState], TrainState]:
+    """The function from a state to one with what is to be measured in the place of the trained parameters.
 
-    That is the EMA where `config.ema.evaluate` asks for it.
+    That is like them in dtype and layout, and the EMA where `config.ema.evaluate` asks for it.
+
+    Args:
+        config: the experiment config.
+        state: a state of the run.
     """
     names = parts_of(config, "ema" if config.ema.evaluate else "trained")
     if names == ("trained",):
-        return state
-    parts = {name: _at(state, name) for name in names}
+        return lambda state: state
+    dtypes, shardings = (jax.tree.map(operator.attrgetter(of), state.trained) for of in ("dtype", "sharding"))
 
     def chosen(parts: Mapping[str, Tree]) -> Tree:
-        weights = for_use(config, parts)
-        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), weights, state.trained)
+        return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), for_use(config, parts), dtypes)
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.trained)
-    return state.replace(trained=jax.jit(chosen, out_shardings=shardings)(parts))
+    choose = jax.jit(chosen, out_shardings=shardings)
+    return lambda state: state.replace(trained=choose({name: _at(state, name) for name in names}))
 
 
 def _at(state: TrainState, path: str) -> Tree:

@@ -20,7 +20,7 @@ from sft_jax.data.batches import Batch, several, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.training import workdir as workdirs
 from sft_jax.training.agreement import agreed, ending_together
-from sft_jax.training.averages import for_evaluation
+from sft_jax.training.averages import compile_for_evaluation
 from sft_jax.training.base import Base, base_of
 from sft_jax.training.checkpoints import Checkpoints, RunPosition
 from sft_jax.training.checks import check_config
@@ -212,11 +212,11 @@ def _evaluation(config, data, model, settings, state, mesh, evaluators):
     model = model.clone(config=dataclasses.replace(model.config, expert_capacity=0.0))
     groups = several(data.held_out.groups) if data.held_out is not None else None
     settings = dataclasses.replace(settings, slices=len(groups.names) if groups else 0)
-    eval_step = compile_eval_step(model, settings, state, mesh)
+    measured, eval_step = compile_for_evaluation(config, state), compile_eval_step(model, settings, state, mesh)
     samples = Samples(model, data, config) if data.held_out_records and config.evaluation.samples else None
 
     def evaluate(state: TrainState, progress: Callable[[int, int], None]) -> tuple[dict[str, float], dict[str, str]]:
-        state, scalars = for_evaluation(config, state), {}
+        state, scalars = measured(state), {}
         if data.held_out is not None:
             scalars = held_out_metrics(eval_step, state, data, config, mesh, progress)
         for name, evaluator in evaluators.items():

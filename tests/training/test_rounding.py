@@ -101,7 +101,7 @@ def after_steps(rule, dtype, gradients, betas=(0.9, 0.95), rate=2e-5):
     @jax.jit
     def many(state, gradients):
         def step(state, gradient):
-            trained, opt_state, _ = updated(settings, state, gradient, state.hyper["learning_rate"])
+            trained, opt_state, *_ = updated(settings, state, gradient, state.hyper["learning_rate"])
             return state.replace(trained=trained, opt_state=opt_state, step=state.step + 1), None
 
         return jax.lax.scan(step, state, gradients)[0]
