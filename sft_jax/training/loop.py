@@ -36,7 +36,7 @@ from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.progress import ProgressBar, ProgressBars
 from sft_jax.training.recorder import STEP_METRICS, Recorder
 from sft_jax.training.run_data import Data, load_data
-from sft_jax.training.setup import check_sizes, init_state, make_model, step_settings
+from sft_jax.training.setup import check_sizes, in_use, init_state, make_model, step_settings
 from sft_jax.training.sharding import make_mesh, put_batch, rows_here
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import Step, StepSettings, compile_eval_step, compile_train_step
@@ -208,8 +208,8 @@ def _last_evaluation(workdir: epath.Path) -> dict[str, float]:
 
 
 def _evaluation(config, data, model, settings, state, mesh, evaluators):
-    """The function (state, progress) -> (scalars, texts) of one evaluation; experts are measured without a bound."""
-    model = model.clone(config=dataclasses.replace(model.config, expert_capacity=0.0))
+    """The function (state, progress) -> (scalars, texts) of one evaluation, of the model as it is put to use."""
+    model = in_use(model)
     groups = several(data.held_out.groups) if data.held_out is not None else None
     settings = dataclasses.replace(settings, slices=len(groups.names) if groups else 0)
     measured, eval_step = compile_for_evaluation(config, state), compile_eval_step(model, settings, state, mesh)

@@ -81,7 +81,7 @@ def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execu
 
 
 def make_model(config: ml_collections.ConfigDict, decoder: DecoderConfig, new_rows: range = range(0)) -> Decoder:
-    """The decoder with its adapters, as the config asks.
+    """The decoder with its adapters, as the config asks, for training; `in_use` is what to measure.
 
     Args:
         config: the experiment config.
@@ -97,6 +97,12 @@ def make_model(config: ml_collections.ConfigDict, decoder: DecoderConfig, new_ro
         decoder = dataclasses.replace(decoder, expert_capacity=config.experts.capacity)
     spec = adapter_spec(config, new_rows, training=True)
     return Decoder(decoder, resolve_execution(config, jax.default_backend()), spec)
+
+
+def in_use(model: Decoder) -> Decoder:
+    """The decoder as it is measured and put to use, without what only training has: dropout, a bound on experts."""
+    adapter = model.adapter and dataclasses.replace(model.adapter, dropout=False)
+    return model.clone(config=dataclasses.replace(model.config, expert_capacity=0.0), adapter=adapter)
 
 
 def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings:

@@ -286,7 +286,7 @@ def compile_train_step(model: Decoder, settings: StepSettings, state: TrainState
 
 
 def compile_eval_step(model: Decoder, settings: StepSettings, state: TrainState, mesh: Mesh) -> Callable:
-    """The jitted evaluation step (state, batch) -> metrics, without dropout."""
+    """The jitted evaluation step (state, batch) -> metrics, of a decoder that draws nothing (`setup.in_use`)."""
     state_shardings = shardings_of(state, mesh)
 
     def step(state, batch):

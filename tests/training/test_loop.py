@@ -334,6 +334,20 @@ def test_dropout_differs_by_step_and_repeats_by_seed(tmp_path):
     assert max(abs(value - none[0]) for value in first) > 1e-2 * none[0], (first, none)
 
 
+def test_evaluations_and_samples_draw_no_dropout(tmp_path):
+    """What is measured under dropout is what a second run, which begins with the result, measures before its steps."""
+    common = {"duration": "2 steps", "evaluation.samples": 1, "evaluation.sample_tokens": 2}
+    seen = []
+    evaluators = {"mine": lambda model, state: seen.append(model) or {"loss": 0.0}}
+    config = tiny.config(tmp_path, "lora", **common, **{"adapter.dropout": 0.5, "optimizer.warmup": "0 steps"})
+    result = run(config, tmp_path / "run", evaluators)
+    assert [model.adapter.dropout for model in seen] == [False, False]
+    again = tiny.config(tmp_path, **common, **{"model.source": str(tmp_path / "run")})
+    run(again, tmp_path / "again")
+    before = read_metrics(tmp_path / "again" / "metrics.jsonl")[0]
+    assert before["held_out/loss"] == pytest.approx(result.metrics["held_out/loss"], abs=1e-4)
+
+
 def test_a_relative_workdir_is_relative_to_the_current_directory(tmp_path, monkeypatch):
     config = tiny.config(tmp_path, duration="2 steps")
     monkeypatch.chdir(tmp_path)
