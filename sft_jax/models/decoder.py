@@ -384,21 +384,34 @@ class Decoder(nn.Module):
         """Float32 logits of hidden states."""
         with jax.named_scope("head"):
             if self.config.tie_embeddings:
-                logits, weight = self._product("bsd,vd->bsv", hidden, self.embedding), self.embedding.T
-                arrays = _turned(self._adapter_of("embedding"))
+                logits, own_rows = self._tied_logits(hidden), ("bsd,vd->bsv", "embedding")
             else:
-                logits, weight = self._product("bsd,dv->bsv", hidden, self.head_kernel), self.head_kernel
-                arrays = self._adapter_of("head")
-            if arrays is not None:
-                product = functools.partial(self._product, "bsi,io->bso")
-                logits = adapted(self.adapter, hidden, weight, logits, arrays, product, None)
+                logits, own_rows = self._untied_logits(hidden), ("bsd,dv->bsv", "head")
             rows = self._new_rows()
             if rows is not None:
-                kernel = rows["embedding"].T if self.config.tie_embeddings else rows["head"]
-                own = self._product("bsd,dv->bsv", hidden, kernel)
+                spec, name = own_rows
+                own = self._product(spec, hidden, rows[name])
                 logits = new_rows.in_logits(logits, own, self.adapter.first_new_row)
             cap = self.config.final_softcap
             return cap * jnp.tanh(logits / cap) if cap else logits
+
+    def _tied_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """Of the embedding, and of what an adapter adds to it, in products that read their weights as these lie.
+
+        The gradient of a weight that is turned over first is a product in a form that XLA has for CPUs in float32 only.
+        """
+        product = functools.partial(self._product, "bsd,vd->bsv")
+        logits, arrays = product(hidden, self.embedding), self._adapter_of("embedding")
+        if arrays is None:
+            return logits
+        return adapters.get_method(self.adapter.method).apply_transposed(hidden, logits, arrays, product)
+
+    def _untied_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        logits, arrays = self._product("bsd,dv->bsv", hidden, self.head_kernel), self._adapter_of("head")
+        if arrays is None:
+            return logits
+        product = functools.partial(self._product, "bsi,io->bso")
+        return adapted(self.adapter, hidden, self.head_kernel, logits, arrays, product, None)
 
     def __call__(
         self,
@@ -416,12 +429,3 @@ def _check_length(config: DecoderConfig, length: int) -> None:
         raise ValueError(
             f"{length} tokens in a row, and the model has {config.max_positions} learned positions; give shorter rows"
         )
-
-
-def _turned(arrays: dict[str, Array] | None) -> dict[str, Array] | None:
-    """The adapter of W as that of W transposed, (A B)^T = B^T A^T: `a` and `b` change places."""
-    if arrays is None:
-        return None
-    matrices = {name: array for name, array in arrays.items() if array.ndim == 2}
-    swapped = {name[:-1] + ("b" if name.endswith("a") else "a"): array.T for name, array in matrices.items()}
-    return {**arrays, **swapped}

@@ -5,7 +5,9 @@ A method is one module and its line in `METHODS`:
 - `init(key, kernel, rank, scale) -> arrays`, and `init_embedding` likewise for a token embedding [V, D];
 - `apply(x, kernel, output, adapter, product) -> output`, where `adapter` holds the arrays and `scale`;
 - `merge(kernel, adapter) -> kernel`;
-- `ON_EXPERTS`, `ON_TIED_EMBEDDING`: whether it can adapt those.
+- `ON_EXPERTS`: whether it can adapt those;
+- `ON_TIED_EMBEDDING`: whether it can adapt an embedding that is the head too, where it is read transposed:
+  `apply_transposed(x, output, adapter, product) -> output`.
 
 Its arrays live in the variable collection `adapters`, at the path of the weight they adapt. Those whose name begins
 with `constant_` are not trained.

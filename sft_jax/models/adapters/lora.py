@@ -61,6 +61,21 @@ def apply(
     return output + (adapter["scale"] * update).astype(output.dtype)
 
 
+def apply_transposed(
+    x: Array, output: Float[Array, "*B I"], adapter: dict[str, Array], product: Callable[[Array, Array], Array]
+) -> Float[Array, "*B I"]:
+    """The output adapted beside the transposed weight, of which (A B)^T = B^T A^T is the update.
+
+    Args:
+        x: input of the layer.
+        output: x W^T.
+        adapter: as for `apply`.
+        product: inputs and weights [O, I] to inputs times transposed weights, float32.
+    """
+    update = product(product(x, adapter["b"]), adapter["a"])
+    return output + (adapter["scale"] * update).astype(output.dtype)
+
+
 def merge(kernel: Float[Array, "*L I O"], adapter: dict[str, Array]) -> Float[Array, "*L I O"]:
     """W + scale A B in float32, cast back to the dtype of the kernel."""
     return (kernel.astype(jnp.float32) + update_of(adapter)).astype(kernel.dtype)

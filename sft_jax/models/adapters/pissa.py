@@ -42,6 +42,13 @@ def apply(
     return lora.apply(x, kernel, output, as_lora(adapter), product)
 
 
+def apply_transposed(
+    x: Array, output: Float[Array, "*B I"], adapter: dict[str, Array], product: Callable[[Array, Array], Array]
+) -> Float[Array, "*B I"]:
+    """The output adapted beside the transposed weight; arguments as of `lora.apply_transposed`."""
+    return lora.apply_transposed(x, output, as_lora(adapter), product)
+
+
 def merge(kernel: Float[Array, "*L I O"], adapter: dict[str, Array]) -> Float[Array, "*L I O"]:
     """W + scale (A B - A0 B0) in float32, cast back to the dtype of the kernel."""
     return lora.merge(kernel, as_lora(adapter))
