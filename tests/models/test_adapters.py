@@ -199,6 +199,21 @@ def test_the_beginning_changes_nothing_and_is_of_the_right_size(compared):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+def test_peft_adds_the_update_of_a_tied_embedding_twice():
+    """What docs/export.md warns of: two adapters of the same numbers, merged into one weight."""
+    torch_model = reference.torch_llama(num_hidden_layers=1, tie_word_embeddings=True)
+    settings = {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}
+    wrapped = peft.get_peft_model(torch_model, peft.LoraConfig(r=3, **settings)).eval()
+    embedding, generator = wrapped.get_input_embeddings(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_embedding_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        before, update = embedding.base_layer.weight.clone(), embedding.get_delta_weight("default")
+        merged = wrapped.merge_and_unload().get_input_embeddings().weight
+    torch.testing.assert_close(merged, before + 2 * update, rtol=1e-5, atol=1e-5)
+
+
 def test_dora_table():
     """W = [[3, 0], [4, 1]], A = [[1], [0]], B = [[1, 2]], scale 2: columns (5, 4) and (4, 1)."""
     kernel = jnp.asarray([[3.0, 0.0], [4.0, 1.0]])
