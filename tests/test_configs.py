@@ -187,6 +187,7 @@ BAD = [
     ("objective.positions", "some", "must be one of supervised, all"),
     ("adapter.method", "lorra", "must be one of none, lora"),
     ("adapter.targets", ("attention/quer",), "match nothing; there are: attention/key"),
+    ("checkpoint.best_metric", "held_out/los", "is not measured; there are held_out/accuracy, held_out/loss"),
     ("optimizer.learning_rate", -1.0, "must be at least 0"),
     ("optimizer.learning_rate", float("nan"), "must be at least 0"),
     ("optimizer.betas", (0.9, 1.0), "must be two numbers in [0, 1)"),

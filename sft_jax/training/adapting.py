@@ -17,7 +17,7 @@ from sft_jax.models.layouts import to_layout
 from sft_jax.training.state import adapter_scale
 
 Tree = Any
-_OUTSIDE = ("embedding", "head")  # weights that are no projection of a layer
+OUTSIDE = ("embedding", "head")  # weights that are no projection of a layer
 
 
 def weight_names(paths: Iterable[str]) -> dict[str, str]:
@@ -31,7 +31,7 @@ def weight_names(paths: Iterable[str]) -> dict[str, str]:
     """
     names = {}
     for path in paths:
-        if path in _OUTSIDE:
+        if path in OUTSIDE:
             names[path] = path
         elif path.endswith("/kernel"):
             names[path.removesuffix("/kernel").removeprefix("layers/")] = path

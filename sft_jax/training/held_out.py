@@ -1,6 +1,7 @@
 """Measuring during a run: loss on held-out rows, and answers to held-out prompts."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -8,12 +9,13 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from sft_jax.data.batches import held_out_batches, held_out_bins
+from sft_jax.data.batches import held_out_batches, held_out_bins, several
 from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Generator, problem_of_prompt
 from sft_jax.models.decoder import Decoder
+from sft_jax.objectives import Settings, get_objective
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.training.run_data import Data
 from sft_jax.training.sharding import data_shards, put_batch, rows_here
@@ -70,6 +72,48 @@ def held_out_metrics(
         batches = _counted(batches, -(-len(bins) // batch_rows), progress)
     means = mean_metrics(step, state, batches, mesh, data.held_out.groups.names)
     return {f"held_out/{name}": value for name, value in means.items()}
+
+
+def check_best_metric(
+    config: ml_collections.ConfigDict, data: Data, vocab_size: int, evaluators: Collection[str] = ()
+) -> None:
+    """Checks that evaluations measure what the best checkpoint is chosen by; of evaluators, whose metrics are not
+    known before they are called, the name alone. Where nothing is measured there is no best checkpoint.
+
+    Args:
+        config: the experiment config.
+        data: of the run.
+        vocab_size: of the model.
+        evaluators: their names.
+
+    Raises:
+        ValueError: it is not measured; says what is.
+    """
+    name = config.checkpoint.best_metric
+    if not name or (data.held_out is None and not evaluators):
+        return
+    measured = _held_out_names(config, data, vocab_size)
+    if name not in measured and not name.startswith(tuple(f"{evaluator}/" for evaluator in evaluators)):
+        known = [*sorted(measured), *(f"{evaluator}/…" for evaluator in evaluators)]
+        raise ValueError(
+            f"--config.checkpoint.best_metric={name!r} is not measured; there are {', '.join(known)}. Give one of "
+            "them, or '' for none"
+        )
+
+
+def _held_out_names(config: ml_collections.ConfigDict, data: Data, vocab_size: int) -> set[str]:
+    """What `held_out_metrics` measures; none without held-out rows."""
+    if data.held_out is None:
+        return set()
+    settings = Settings(config.objective.label_smoothing, config.objective.z_loss)
+    objective = functools.partial(get_objective(config.objective.name), settings=settings)
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((1, 1, vocab_size), "float32"), ((1, 1), "int32"), ((1, 1), "float32"))
+    ]
+    groups = several(data.held_out.groups)
+    by_group = {f"loss/{group or 'other'}" for group in groups.names} if groups else set()
+    return {f"held_out/{name}" for name in {*jax.eval_shape(objective, *shapes), *by_group}}
 
 
 def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int], None]) -> Iterator[dict]:

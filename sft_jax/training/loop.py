@@ -27,7 +27,7 @@ from sft_jax.training.checks import check_config
 from sft_jax.training.durations import in_steps
 from sft_jax.training.effect import EffectWatch
 from sft_jax.training.freezing import check_trained
-from sft_jax.training.held_out import Samples, held_out_metrics
+from sft_jax.training.held_out import Samples, check_best_metric, held_out_metrics
 from sft_jax.training.initial_adapter import InitialAdapter, open_initial_adapter
 from sft_jax.training.interrupt import StopRequest
 from sft_jax.training.judging import check_findings
@@ -101,7 +101,7 @@ def run(
     """
     console, workdir = console or Console(quiet=jax.process_index() > 0), epath.Path(workdir)
     with ending_together():
-        ready = _prepare(config, workdir, console)
+        ready = _prepare(config, workdir, console, list(evaluators or ()))
         with workdirs.only_trainer(workdir), jax.set_mesh(ready.mesh):
             return _continue(ready, workdir, evaluators or {}, console)
 
@@ -122,7 +122,7 @@ class _Ready:
     fingerprints: dict[str, str]
 
 
-def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Console) -> _Ready:
+def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Console, evaluators: list[str]) -> _Ready:
     """Finds all that is wrong with flags, data and directory; then the directory is this run's."""
     with agreed():
         check_config(config)
@@ -145,6 +145,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Co
         model = make_model(config, base.decoder, base.new_rows)
         check_sizes(model.config, data.rows, data.held_out)
         check_trained(config, base.decoder)
+        check_best_metric(config, data, base.decoder.vocab_size, evaluators)
     workdirs.check_processes_agree(config, fingerprints)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
     return _Ready(config, mesh, settings, base, initial, data, model, total_steps, hyper, fingerprints)

@@ -304,9 +304,30 @@ def test_evaluators_samples_profile_and_progress(tmp_path):
     assert re.search(r"training 3/3 loss \d\.\d{4} .* tok/s \(.* supervised\) ETA 0:00:00", text)
 
 
-def test_a_best_metric_that_is_not_measured_is_refused(tmp_path):
-    config = tiny.config(tmp_path, **{"checkpoint.best_metric": "held_out/los"})
-    with pytest.raises(ValueError, match="best_metric='held_out/los' is not measured; there are held_out/accuracy"):
+@pytest.mark.parametrize(
+    ("name", "held_out", "known"),
+    [
+        ("held_out/los", True, "held_out/accuracy, held_out/loss, held_out/nll, mine/…"),
+        ("held_out/nll", False, "mine/…"),
+        ("min/metric", False, "mine/…"),
+    ],
+)
+def test_a_best_metric_that_is_not_measured_is_refused_before_the_directory_is_claimed(name, held_out, known, tmp_path):
+    config = tiny.config(tmp_path, **{"checkpoint.best_metric": name} | ({} if held_out else {"data.held_out": ""}))
+    with pytest.raises(ValueError, match=rf"best_metric='{name}' is not measured; there are {known}"):
+        run(config, tmp_path / "run", {"mine": lambda model, state: {"metric": 1.0}})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_best_metric_that_its_evaluator_does_not_give_is_refused(tmp_path):
+    config = tiny.config(tmp_path, **{"checkpoint.best_metric": "mine/other", "data.held_out": ""})
+    with pytest.raises(ValueError, match="best_metric='mine/other' is not measured; there are mine/metric"):
+        run(config, tmp_path / "run", {"mine": lambda model, state: {"metric": 1.0}})
+
+
+def test_dropout_that_nothing_draws_is_refused(tmp_path):
+    config = tiny.config(tmp_path, "lora", **{"adapter.dropout": 0.1, "adapter.targets": ("embedding",)})
+    with pytest.raises(ValueError, match=r"--config\.adapter\.dropout=0\.1: dropout is drawn in the projections"):
         run(config, tmp_path / "run")
 
 
