@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 def call(module, *arguments):
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True)
 
 
 EVALUATE = ("sft_jax.evaluate", "--model=m", "--data=d", "--out=o")

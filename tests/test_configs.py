@@ -257,7 +257,6 @@ def test_the_command_answers_mistakes_in_one_message(tmp_path):
         capture_output=True,
         text=True,
         cwd=CONFIGS.parent,
-        timeout=60,
     )
     assert done.returncode == 1
     assert "--config.batch.rows=0 must be at least 1" in done.stderr

@@ -21,7 +21,6 @@ def preview(*arguments):
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
-        timeout=120,
     )
 
 

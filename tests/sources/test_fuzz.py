@@ -6,7 +6,6 @@ safetensors files are read by the format's own library too, which must find the 
 
 import json
 import struct
-import time
 import tracemalloc
 
 import gguf
@@ -20,11 +19,12 @@ from hypothesis import strategies as st
 from sft_jax.sources import SourceError, load_tokenizer
 from sft_jax.sources.gguf_file import read_gguf, tensor_entry
 from sft_jax.sources.huggingface import read_checkpoint, read_safetensors
-from tests import tiny
+from tests import tiny, work
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 ARRAYS = {"a": A, "b": A[0].astype(np.float16), "c": A[:, 0].copy()}
 U32, F32, BOOL, STRING, ARRAY, U64 = 4, 6, 7, 8, 9, 10  # type ids of GGUF metadata
+STEPS = 200_000  # some 25,000 were taken
 
 fuzzed = settings(
     max_examples=300,
@@ -41,13 +41,11 @@ def by_message(value):
 
 
 def refused(read, path, message):
-    """`read(path)` gives a SourceError at once, and takes no memory for what the file claims."""
+    """`read(path)` gives a SourceError in few steps, and takes no memory for what the file claims."""
     tracemalloc.start()
-    start = time.process_time()
     try:
-        with pytest.raises(SourceError, match=message) as error:
+        with pytest.raises(SourceError, match=message) as error, work.at_most(STEPS):
             read(epath.Path(path))
-        assert time.process_time() - start < 1
         assert tracemalloc.get_traced_memory()[1] < 30e6
     finally:
         tracemalloc.stop()

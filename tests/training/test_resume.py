@@ -102,9 +102,9 @@ def drive(*specs: dict) -> subprocess.Popen:
     )
 
 
-def last_lines(process: subprocess.Popen, count: int, timeout: float) -> tuple[list, str]:
+def last_lines(process: subprocess.Popen, count: int) -> tuple[list, str]:
     """What the last lines of its output hold, and all of it."""
-    output, _ = process.communicate(timeout=timeout)
+    output, _ = process.communicate()
     assert process.returncode == 0, output[-3000:]
     return [json.loads(line) for line in output.strip().splitlines()[-count:]], output
 
@@ -133,7 +133,7 @@ def test_killed_at_any_moment(root, uninterrupted):
         {"moment": "saved", "step": 4, "torn": '{"step": 5, "train/lo'},
         {"moment": "in save", "step": 7, "delay": rng.uniform(0, 0.1)},
     ]
-    (codes,), output = last_lines(drive(*(spec(root, workdir, **kill) for kill in kills)), 1, timeout=600)
+    (codes,), output = last_lines(drive(*(spec(root, workdir, **kill) for kill in kills)), 1)
     assert codes == [-signal.SIGKILL] * len(kills), output[-3000:]
     result = run(make_config(root), workdir)
     assert (result.step, result.interrupted) == (STEPS, None)
@@ -202,7 +202,7 @@ def test_the_command_leaves_with_a_message(root):
 
     watcher = threading.Thread(target=terminate_after_the_first_step)
     watcher.start()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate()
     asked.set()
     watcher.join()
     assert process.returncode == 128 + signal.SIGTERM, output
@@ -263,7 +263,7 @@ def test_processes_that_read_other_rows_do_not_train(root, tmp_path):
         one["overrides"] = {**one.get("overrides", {}), "data.train": "train.jsonl"}
         processes.append(drive(one))
     for process in processes:
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate()
         assert "train: processes [1] of 2 have another one than process 0" in output
     assert not (tmp_path / "run").exists()
 
@@ -274,7 +274,7 @@ def test_two_processes_train_the_same_and_one_goes_on(root, uninterrupted):
     common = {"coordinator": free_address(), "devices": 4}
     ends = [{}, {"moment": "dispatch", "step": 3, "signal": "SIGTERM"}]
     processes = [drive(spec(root, workdir, process=i, **common, **ends[i])) for i in range(2)]
-    found = [last_lines(process, 2, timeout=180) for process in processes]
+    found = [last_lines(process, 2) for process in processes]
     assert [codes for (_, codes), _ in found] == [[0], [0]], found
     results = [result for (result, _), _ in found]
     assert results[0]["step"] == results[1]["step"]

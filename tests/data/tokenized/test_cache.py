@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -115,7 +114,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
 
 
 _WRITER = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from sft_jax.data.tokenized.cache import cached_rows
 from tests.data.tokenized.test_cache import KEY, writing
@@ -123,7 +122,7 @@ from tests.data.tokenized.test_cache import KEY, writing
 def write(writer):
     writing([])(writer)
     print("writing", flush=True)
-    time.sleep(60)
+    signal.pause()
     return {}
 
 cached_rows(Path(sys.argv[1]), KEY | {"n": sys.argv[2]}, write)
@@ -144,40 +143,53 @@ def test_a_killed_writer_leaves_nothing_that_is_used(tmp_path):
     assert list(tmp_path.glob("*.partial-*")) == []
 
 
-_SLOW_WRITER = """
-import sys, time
+_WAITED_FOR = """
+import sys
 from pathlib import Path
 from sft_jax.data.tokenized.cache import cached_rows
 from tests.data.tokenized.test_cache import KEY, writing
 
 def write(writer):
-    with open(sys.argv[2], "a") as file:
-        file.write("made\\n")
-    time.sleep(1)
+    print("made", flush=True)
+    sys.stdin.readline()
     return writing([])(writer)
 
-assert cached_rows(Path(sys.argv[1]), KEY, write)[0].rows.tokens.tolist() == [1, 2]
+rows = cached_rows(Path(sys.argv[1]), KEY, write, lambda: print("waiting", flush=True))[0].rows
+assert rows.tokens.tolist() == [1, 2]
 """
 
 
-def slow_writer(directory, log):
-    command = [sys.executable, "-c", _SLOW_WRITER, str(directory), str(log)]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[3])
+def waited_for(directory, told, said):
+    """A process that says what it does, and makes the entry, if it has to, once it is told a line."""
+    command = [sys.executable, "-c", _WAITED_FOR, str(directory)]
+    return subprocess.Popen(command, stdin=told, stdout=said, cwd=Path(__file__).parents[3], text=True, bufsize=1)
 
 
 def test_processes_that_want_the_same_entry_make_it_once(tmp_path):
-    processes = [slow_writer(tmp_path / "cache", tmp_path / "log") for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0] * 3
-    assert (tmp_path / "log").read_text() == "made\n"
+    """One makes it when the others already wait for it."""
+    (told, tell), (listen, said) = os.pipe(), os.pipe()
+    processes = [waited_for(tmp_path, told, said) for _ in range(3)]
+    os.close(told)
+    os.close(said)
+    with open(tell, "w") as tell, open(listen) as listen:
+        assert sorted(next(listen) for _ in processes) == ["made\n", "waiting\n", "waiting\n"]
+        tell.write("go on\n")
+        tell.flush()
+        assert [process.wait() for process in processes] == [0] * 3
+        assert listen.read() == ""
 
 
 def test_waiting_is_said(tmp_path):
-    process = slow_writer(tmp_path, "/dev/null")
-    while not list(tmp_path.glob("*.partial-*")):
-        time.sleep(0.01)
+    process = waited_for(tmp_path, subprocess.PIPE, subprocess.PIPE)
+    assert process.stdout.readline() == "made\n"
     said = []
-    cached_rows(tmp_path, KEY, writing([]), lambda: said.append("waiting"))
-    assert process.wait(60) == 0
+
+    def waiting():
+        said.append("waiting")
+        process.stdin.write("go on\n")
+
+    cached_rows(tmp_path, KEY, writing([]), waiting)
+    assert process.wait() == 0
     assert said == ["waiting"]
 
 
