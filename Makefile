@@ -1,31 +1,36 @@
 # make quickstart | test | lint | help
 PYTHON ?= python3
 TEST_WORKERS ?= 2
-VENV := .venv
+# One environment for each Python; .venv is a link to the one that make used last.
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-check test lint clean
+.PHONY: help quickstart quickstart-check test lint clean link
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-quickstart: $(VENV)/quickstart ## Fine-tune a small real model and measure it before and after (about 14 minutes on 2 cores)
+quickstart: link $(VENV)/quickstart ## Fine-tune a small real model and measure it before and after (about 14 minutes on 2 cores)
 	$(BIN)/python -m experiments.quickstart.run
 
-quickstart-check: $(VENV)/quickstart ## The quickstart with a few steps on a few documents: does it run from end to end?
+quickstart-check: link $(VENV)/quickstart ## The quickstart with a few steps on a few documents: does it run from end to end?
 	rm -rf runs/quickstart-check
 	$(BIN)/python -m experiments.quickstart.run --out=runs/quickstart-check --train_rows=32 --held_out_rows=4 --steps=3
 
-test: $(VENV)/dev ## Run the whole test suite
+test: link $(VENV)/dev ## Run the whole test suite
 	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile
 
-lint: $(VENV)/dev ## Check style and format
+lint: link $(VENV)/dev ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean: ## Remove the environment (runs/ stays)
-	rm -rf $(VENV)
+clean: ## Remove the environments (runs/ stays)
+	rm -rf .venv .venv-*
+
+link: | $(BIN)/python
+	@test -L .venv || ! test -e .venv || { echo "remove .venv, which is no link to an environment: make clean"; exit 1; }
+	@ln -sfn $(VENV) .venv
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -30,6 +30,9 @@ def start_jax(several_processes: bool = False) -> None:
     """
     import jax
 
+    from sft_jax import emulation
+
+    emulation.reserve_threads()
     if _DISTRIBUTED.value and not several_processes:
         raise ValueError("--distributed: this command runs in one process, with all devices of its host")
     if _DISTRIBUTED.value:

@@ -1,13 +1,16 @@
 """Shared set-up: eight emulated CPU devices, shape checks at run time, strict rank promotion, no network."""
 
 import os
+import platform
+from importlib.metadata import version
+
+from tests import xla_flags
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Emulated devices wait for one another; on a loaded machine longer than the default.
 # And what tiny models run needs no optimisation: compiling is most of the time of a test.
-os.environ["XLA_FLAGS"] = " ".join(
+xla_flags.add(
     (
-        os.environ.get("XLA_FLAGS", ""),
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
@@ -17,7 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
+import jax  # noqa: E402 (flags come first)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,14 +31,21 @@ from tests.type_checks import checked  # noqa: E402
 
 install_import_hook("sft_jax", f"{checked.__module__}.{checked.__name__}")
 
+from sft_jax import emulation  # noqa: E402
 from tests import compilations  # noqa: E402
 from tests.models import family_table  # noqa: E402
 
+emulation.reserve_threads()
 compilations.share()
 
 
 def pytest_addoption(parser):
     parser.addoption("--family-table", help="write what the tests of families showed into this Markdown file")
+
+
+def pytest_report_header():
+    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "numpy", "transformers"))
+    return f"versions: Python {platform.python_version()}, {packages}"
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -15,6 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 from rich.console import Console
 
+from sft_jax import emulation
 from sft_jax.data.batch_text import batch_markdown
 from sft_jax.data.batches import Batch, several, train_batches
 from sft_jax.models.decoder import Decoder
@@ -99,6 +100,7 @@ def run(
         NoEffectError: the steps change nothing.
         OtherProcessError: one of several processes refused what this one would not have.
     """
+    emulation.reserve_threads()
     console, workdir = console or Console(quiet=jax.process_index() > 0), epath.Path(workdir)
     with ending_together():
         ready = _prepare(config, workdir, console, list(evaluators or ()))

@@ -1,0 +1,57 @@
+"""The Makefile: an environment for each Python, and `.venv` a link to the one used last. Nothing is installed here."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Answers with its version, makes environments of copies of itself, and says what it would run.
+PYTHON = """#!/bin/sh
+case "$2" in
+    *version_info*%*|*%*version_info*) echo {version} ;;
+    venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    pytest) echo "{version} runs the tests" ;;
+esac
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    for name in ("Makefile", "pyproject.toml", *(path.name for path in ROOT.glob("requirements*.txt"))):
+        shutil.copy(ROOT / name, tmp_path)
+    for version in ("3.11", "3.12"):
+        (tmp_path / f"python{version}").write_text(PYTHON.format(version=version))
+        (tmp_path / f"python{version}").chmod(0o755)
+    return tmp_path
+
+
+def make(project, *arguments):
+    return subprocess.run(["make", *arguments], cwd=project, capture_output=True, text=True)
+
+
+def test_each_python_has_an_environment(project):
+    for version in ("3.11", "3.12", "3.11"):
+        done = make(project, "test", f"PYTHON=./python{version}")
+        assert done.returncode == 0, done.stderr
+        assert f"{version} runs the tests" in done.stdout
+        assert (project / ".venv").readlink() == Path(f".venv-{version}")
+        assert (project / ".venv" / "dev").exists()
+    assert sorted(path.name for path in project.glob(".venv-*")) == [".venv-3.11", ".venv-3.12"]
+    assert make(project, "clean").returncode == 0
+    assert list(project.glob(".venv*")) == []
+
+
+def test_an_environment_without_a_version_is_not_written_over(project):
+    (project / ".venv").mkdir()
+    done = make(project, "test", "PYTHON=./python3.11")
+    assert done.returncode != 0
+    assert "make clean" in done.stdout
+    assert list((project / ".venv").iterdir()) == []
+
+
+def test_a_python_that_is_not_there(project):
+    done = make(project, "test", "PYTHON=./python3.99")
+    assert done.returncode != 0
+    assert "name one: make PYTHON=python3.11 test" in done.stdout
