@@ -1,10 +1,10 @@
 """A batch as text: what the first step is trained on, token by token, with the trained parts marked."""
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.batches import Batch, trained_tokens
 from sft_jax.data.report import bracketed, indented, token_pieces
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 _ROWS_SHOWN = 2
 

@@ -6,7 +6,6 @@ a row.
 
 from collections.abc import Iterator, Sequence
 
-import grain
 import numpy as np
 from jaxtyping import Float32, Shaped
 
@@ -138,6 +137,8 @@ def train_batches(
     Raises:
         ValueError: see `assemble`.
     """
+    import grain  # slow to import: with orbax
+
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
 

@@ -9,10 +9,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenRow
 from sft_jax.data.records import Record
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 _TEMPLATE_ROWS = 10  # fewer rows have no template to speak of
 TEMPLATE_SAMPLE = 2_000  # records that a template is read off: few enough to wait for before the first is hashed

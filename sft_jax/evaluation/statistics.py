@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
+from scipy import special
 
 # Column sums [..., columns] -> statistic [...].
 Statistic = Callable[[Any], Any]
@@ -63,7 +63,7 @@ def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Sco
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"wilson: expected 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = float(special.ndtri(0.5 + confidence / 2))
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2)) / (1 + z * z / trials)
@@ -104,6 +104,8 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     discordant = only_first + only_second
     if discordant == 0:
         return 1.0
+    from scipy import stats  # slow to import
+
     return float(stats.binomtest(min(only_first, only_second), discordant, 0.5).pvalue)
 
 
@@ -186,13 +188,13 @@ def _bca_limits(
         return None
     # Bias: ties with the value count half, rounding apart (as in scipy.stats.bootstrap).
     below = (np.mean(found < value - same) + np.mean(found <= value + same)) / 2
-    bias = stats.norm.ppf(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
+    bias = special.ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
     left_out = statistic(columns.sum(0)[None] - columns)
     deviation = left_out.mean() - left_out
     spread = np.sum(deviation**2)
     acceleration = np.sum(deviation**3) / (6 * spread**1.5) if spread > 0 else 0.0
-    z = bias + stats.norm.ppf([0.5 - confidence / 2, 0.5 + confidence / 2])
-    low, high = np.quantile(found, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    z = bias + special.ndtri([0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = np.quantile(found, special.ndtr(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
 
 

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.conversations import Chat, Conversation, Message
 from sft_jax.data.rendering import ConversationRenderer, RowError
 from sft_jax.models.decoder import Decoder
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 Tree = Any
 

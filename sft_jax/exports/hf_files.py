@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.models.config import DecoderConfig
 from sft_jax.sources.huggingface import read_json
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 _SENTENCEPIECE = "tokenizer.model"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import transformers
 from etils import epath
 from jaxtyping import Float32
 
@@ -20,6 +19,7 @@ from sft_jax.models.config import DecoderConfig
 from sft_jax.models.storing import WeightMaker, make_weight, stored_rules
 from sft_jax.sources.checkpoint import open_checkpoint
 from sft_jax.sources.huggingface import read_json
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def check_weights(
 def check_files(
     directory: epath.Path,
     golden: Golden,
-    trained_with: transformers.PreTrainedTokenizerBase,
+    trained_with: PreTrainedTokenizerBase,
     configs: Sequence[str] = (CONFIG, GENERATION_CONFIG),
 ) -> None:
     """Loads tokenizer and configs back as others do: same chat templates, same ids of the golden text, answers end.
@@ -111,6 +111,8 @@ def check_files(
     Raises:
         ExportError: chat templates, ids or stop ids differ.
     """
+    import transformers  # slow to import
+
     with tempfile.TemporaryDirectory() as local:  # transformers reads no buckets
         for name, file in files_in(directory).items():
             if not name.endswith(".safetensors"):

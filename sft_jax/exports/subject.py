@@ -10,7 +10,6 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.exports.directory import ExportError
 from sft_jax.models import adapters
@@ -18,6 +17,7 @@ from sft_jax.models.adapters import new_rows
 from sft_jax.models.config import AdapterSpec, DecoderConfig
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.storing import WeightMaker
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 from sft_jax.training.base import Base, FinishedRun, load_base_tokenizer, open_base, open_run
 from sft_jax.training.state import merge_adapters
 

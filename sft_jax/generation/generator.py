@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int32
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.generation import decode
 from sft_jax.generation.decode import DecodeState, Sampling
@@ -21,6 +20,7 @@ from sft_jax.models import positions
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.partitioning import BATCH_AXES
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 Tree = Any
 Prompt = Int32[np.ndarray, "_"]  # prompts differ in length

@@ -10,11 +10,11 @@ import dataclasses
 
 from etils import epath
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from sft_jax.sources import gguf_sentencepiece
 from sft_jax.sources.gguf_file import GgufFile, read_gguf
 from sft_jax.sources.tensors import SourceError
+from sft_jax.sources.transformers_types import PreTrainedTokenizerFast
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types: of text, special, and added but not special
 
@@ -71,6 +71,8 @@ def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
     Raises:
       SourceError: no tokenizer in the file, one of a kind that is not supported, or a damaged one.
     """
+    import transformers  # slow to import
+
     file = read_gguf(path)
     file.require("tokenizer.ggml.model")
     kind = file.checked("tokenizer.ggml.model", "a string")
@@ -97,7 +99,7 @@ def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
     _add_tokens(tokens, types, vocabulary, backend)
     architecture = file.metadata.get("general.architecture")
     context_length = file.checked(f"{architecture}.context_length", "a whole number")
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **{name: token for name, token in special.items() if token is not None},
         **({} if context_length is None else {"model_max_length": context_length}),

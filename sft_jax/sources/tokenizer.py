@@ -11,19 +11,19 @@ import tempfile
 from collections.abc import Iterator
 
 import tokenizers
-import transformers
 from etils import epath
 
 from sft_jax.sources import gguf_tokenizer, hub, random_weights
 from sft_jax.sources.huggingface import read_json
 from sft_jax.sources.locate import locate
 from sft_jax.sources.tensors import SourceError
+from sft_jax.sources.transformers_types import PreTrainedTokenizerFast
 
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
-def load_tokenizer(source: str | os.PathLike, revision: str | None = None) -> transformers.PreTrainedTokenizerFast:
+def load_tokenizer(source: str | os.PathLike, revision: str | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face directory, a .gguf file, a hub name or a short name.
 
     A tokenizer without a chat template has `chat_template` None, one with several has them by name. Truncation and
@@ -43,7 +43,9 @@ def load_tokenizer(source: str | os.PathLike, revision: str | None = None) -> tr
     return _read_directory(location.path)
 
 
-def _read_directory(directory: epath.Path) -> transformers.PreTrainedTokenizerFast:
+def _read_directory(directory: epath.Path) -> PreTrainedTokenizerFast:
+    import transformers  # slow to import
+
     present = [name for name in _VOCABULARY_FILES if (directory / name).exists()]
     if not present:
         raise SourceError(

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epath
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.models import adapters, positions
 from sft_jax.models.config import AdapterSpec, DecoderConfig, LayerLayout
@@ -26,6 +25,7 @@ from sft_jax.models.loading import decoder_config, load_params, placed_quantized
 from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.sources import load_tokenizer, open_checkpoint
 from sft_jax.sources.peft import is_peft_directory, open_peft_adapter
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 from sft_jax.training.adapting import adapter_spec
 from sft_jax.training.averages import for_use, parts_of
 from sft_jax.training.checkpoints import CONSTANTS, DIRECTORY, Checkpoints

@@ -21,7 +21,6 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from orbax.checkpoint import v1 as ocp
 
 from sft_jax.models import adapters
 from sft_jax.models.layouts import to_layout
@@ -79,6 +78,8 @@ class Checkpoints:
         Raises:
             DamagedCheckpointError: a checkpoint cannot be opened; or not read_only, and the newest is damaged.
         """
+        from orbax.checkpoint import v1 as ocp  # slow to import
+
         self._workdir, self._directory = workdir, _absolute(workdir) / DIRECTORY
         self._read_only = read_only
         self._whole: set[int] = set()  # steps whose files have been compared
@@ -111,6 +112,8 @@ class Checkpoints:
 
         Only when the newest is known to be whole: else it would be the only one.
         """
+        from orbax.checkpoint import v1 as ocp
+
         context = ocp.training.preservation_policies.PreservationContext()
         found = self._checkpointer.checkpoints
         for checkpoint, keep in zip(found, self._policy.should_preserve(found, context=context), strict=True):
@@ -243,6 +246,8 @@ class Checkpoints:
         Raises:
             DamagedCheckpointError: its files are not those that were saved.
         """
+        from orbax.checkpoint import v1 as ocp
+
         self._check(step)
         described = self._checkpointer.metadata(step).metadata
         if described is None:

@@ -11,12 +11,9 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from etils import epath
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from sft_jax.training.workdir import is_remote, write_whole
 
@@ -55,14 +52,25 @@ class _EventFile:
 
     def __init__(self, directory: Path, purge_step: int):
         """Events of earlier files from `purge_step` on are no longer shown."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(directory / "events"))
-        start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+        from tensorboardX import event_file_writer, summary  # slow to import: with torch, where that is installed
+        from tensorboardX.proto import event_pb2
 
-    def add(self, step: int, values: Summary) -> None:
-        """Values at a step."""
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=values))
+        directory.mkdir(parents=True, exist_ok=True)
+        self._summary, self._event = summary, event_pb2.Event
+        self._writer = event_file_writer.EventsWriter(str(directory / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(self._event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def scalar(self, step: int, name: str, value: float) -> None:
+        """A number at a step."""
+        self._add(step, self._summary.scalar(name, value))
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """A text at a step."""
+        self._add(step, self._summary.text(name, markdown))
+
+    def _add(self, step: int, values: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=values))
 
     def flush(self) -> None:
         """Everything added is in the file when this returns."""
@@ -98,7 +106,7 @@ class MetricLog:
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         for name, value in values.items():
-            self._tensorboard.add(step, summary.scalar(name, value))
+            self._tensorboard.scalar(step, name, value)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
@@ -109,7 +117,7 @@ class MetricLog:
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """A text for TensorBoard."""
-        self._tensorboard.add(step, summary.text(name, markdown))
+        self._tensorboard.text(step, name, markdown)
 
     def flush(self) -> None:
         """Makes everything written so far durable."""

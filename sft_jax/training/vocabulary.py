@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 from jaxtyping import Array, Float
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.models.config import DecoderConfig
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 Tree = Any
 _FLAG = "--config.model.new_tokens"

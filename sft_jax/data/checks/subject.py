@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
 from sft_jax.data.tokenized.record_keys import RecordKeys
 from sft_jax.data.views import PromptTemplate, View, view_of
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 Made = TypeVar("Made")
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.checks.findings import Observation, counted, observed
 from sft_jax.data.checks.subject import Subject
 from sft_jax.data.rendering.byte_offsets import token_bytes
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 _TIMES_MIDDLE = 2.0  # so many times the tokens a byte of the middle row is far off
 _WHOLE_CHARACTERS = 1.0  # tokens a character: above, the vocabulary spells characters by their bytes

@@ -10,12 +10,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from sft_jax.data.conversations import Chat, Preference, Segments
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer, RenderedRow, RowError
 from sft_jax.data.tokenized import DroppedRow
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 KINDS = ("trained", "dropped", "held out")
 _ROWS_PER_CALL = 256

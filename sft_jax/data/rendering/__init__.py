@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import numpy as np
-import transformers
 
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, TokenRow, ToolCall
 from sft_jax.data.rendering.masking import Masking, lost_at_edges, token_weights
@@ -27,6 +26,7 @@ from sft_jax.data.rendering.rendered import RenderedRow, RowError, TokenIds
 from sft_jax.data.rendering.row_plans import RowPlan, RowPlanner
 from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder
 from sft_jax.data.rendering.templates import ChatTemplate, Tools
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 __all__ = ["ConversationRenderer", "Masking", "RenderedRow", "RowError"]
 
@@ -53,7 +53,7 @@ class ConversationRenderer:
 
     def __init__(
         self,
-        tokenizer: transformers.PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase,
         chat_template: TemplateSources | None = None,
         masking: Masking | None = None,
         now: datetime.datetime | None = None,

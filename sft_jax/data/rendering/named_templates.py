@@ -6,16 +6,15 @@ Serves the renderer. Hermes 3 and Command R, for example, have one named "defaul
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import transformers
-
 from sft_jax.data.rendering.rendered import RowError
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 TemplateSources = str | Mapping[str, str]  # Jinja, or Jinja by name, as transformers has it
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 
 
-def templates_of(tokenizer: transformers.PreTrainedTokenizerBase) -> TemplateSources:
+def templates_of(tokenizer: PreTrainedTokenizerBase) -> TemplateSources:
     """The tokenizer's own chat template or templates.
 
     Raises:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tokenizers
-import transformers
 
 from sft_jax.data.rendering.byte_offsets import TokenBytes
 from sft_jax.data.rendering.rendered import Offsets, RowError, Span, TokenIds
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TextEncoder:
         beginning: the text of what the tokenizer itself begins every sequence with; empty for nothing.
     """
 
-    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
         """Copies the backend; the tokenizer itself is left as it is.
 
         Raises:

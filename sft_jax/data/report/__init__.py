@@ -14,7 +14,6 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from sft_jax.data.checks import CHECKS, Finding, Verdict
 from sft_jax.data.cleaning import CleaningLog, cleaning_values
@@ -30,6 +29,7 @@ from sft_jax.data.report.findings import (
     verdict_values,
 )
 from sft_jax.data.tokenized import Counts, DroppedRow, TokenizedRows, group_dropped
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 _NAMES_SHOWN = 5  # dropped rows named for each reason

@@ -172,7 +172,8 @@ def test_processes_that_want_the_same_entry_make_it_once(tmp_path):
     os.close(told)
     os.close(said)
     with open(tell, "w") as tell, open(listen) as listen:
-        assert sorted(next(listen) for _ in processes) == ["made\n", "waiting\n", "waiting\n"]
+        found = sorted(next(listen) for _ in processes)
+        assert found == ["made\n", "waiting\n", "waiting\n"]
         tell.write("go on\n")
         tell.flush()
         assert [process.wait() for process in processes] == [0] * 3

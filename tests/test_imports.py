@@ -1,0 +1,122 @@
+"""What a start costs and says: heavy packages are imported where they are needed, and PyTorch is not asked for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = sorted(
+    path.stem for path in (ROOT / "sft_jax").glob("*.py") if 'if __name__ == "__main__":' in path.read_text()
+)
+# Each takes from a fifth of a second to several.
+HEAVY = ("datasets", "grain", "orbax.checkpoint", "pyarrow", "scipy.stats", "tensorboardX", "torch", "transformers")
+_IMPORTED = "import json, sys; print(json.dumps(sorted(set(sys.modules) & set(%r))))"
+_HELP = """
+import runpy, sys
+sys.argv[1:] = ["--help"]
+try:
+    runpy.run_module("sft_jax.%s", run_name="__main__", alter_sys=True)
+except SystemExit:
+    pass
+"""
+
+
+def python(*arguments, **environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRANSFORMERS_")}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
+
+
+def test_the_commands():
+    assert {"evaluate", "export", "generate", "preview", "train"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy_and_says_nothing_else(command):
+    done = python("-c", _HELP % command + _IMPORTED % ((*HEAVY, "jax", "flax", "optax"),))
+    *text, imported = done.stdout.splitlines()
+    assert done.stderr == ""
+    assert json.loads(imported) == []
+    assert any(line.startswith(f"sft_jax.{command}:") or "--" in line for line in text)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "models",
+        "generation",
+        "training",
+        "training.inspection",
+        "evaluation.held_out",
+        "exports.model",
+        "exports.adapter",
+    ],
+)
+def test_modules_import_heavy_packages_where_they_are_needed(module):
+    done = python("-c", f"import sft_jax.{module}\n" + _IMPORTED % (HEAVY,))
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == []
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A tiny model and its data, and `torch_free/`, which has Python find no torch, as in the core install."""
+    root = tmp_path_factory.mktemp("imports")
+    tiny.config(root)
+    (root / "torch_free").mkdir()
+    (root / "torch_free" / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    return root
+
+
+def without_torch(root, *arguments, **environment):
+    path = os.pathsep.join((str(root / "torch_free"), str(ROOT)))
+    return python("-m", *arguments, PYTHONPATH=path, **environment)
+
+
+def config_flags(root):
+    values = {"model.source": "model", "data.train": "train.jsonl", "data.held_out": "held_out.jsonl"}
+    flags = [f"--config.{name}={root / value}" for name, value in values.items()]
+    return ["--config=configs/sft.py", *flags, "--config.data.row_tokens=128", "--config.data.cache="]
+
+
+@pytest.fixture(scope="module")
+def trained(root):
+    flags = [*config_flags(root), "--config.batch.rows=8", "--config.duration=1 steps", f"--workdir={root / 'run'}"]
+    return without_torch(root, "sft_jax.train", *flags)
+
+
+def arguments_of(command, root):
+    return {
+        "preview": config_flags(root),
+        "generate": [f"--model={root / 'run'}", "--prompt=red cat", "--max_new_tokens=4"],
+        "evaluate": [
+            *(f"--model={root / 'run'}", f"--data={root / 'held_out.jsonl'}", f"--out={root / 'scores'}"),
+            *("--rows=2", "--max_new_tokens=4"),
+        ],
+        "export": [f"--checkpoint={root / 'run'}", f"--out={root / 'exported'}"],
+    }[command]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "preview", "generate", "evaluate", "export"])
+def test_without_torch_nothing_is_said_of_it(command, root, trained):
+    done = trained
+    if command != "train":
+        done = without_torch(root, f"sft_jax.{command}", *arguments_of(command, root))
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch" not in done.stderr + done.stdout
+    assert "[transformers]" not in done.stderr + done.stdout
+
+
+def test_the_users_verbosity_is_respected(root):
+    load = f"from sft_jax.sources import load_tokenizer; load_tokenizer({str(root / 'model')!r})"
+    (root / "torch_free" / "load.py").write_text(load)
+    assert "PyTorch was not found" in without_torch(root, "load", TRANSFORMERS_VERBOSITY="warning").stderr
+    assert without_torch(root, "load", TRANSFORMERS_VERBOSITY="error").stderr == ""
+    assert without_torch(root, "load").stderr == ""
