@@ -221,5 +221,9 @@ def reading() -> ConfigDict:
     config.label = "unanimous"  # that counts where several people annotated a row; or "majority", "adjudicated"
     config.ties = "error"  # where there is no majority; or "first" of the labels with most votes
     config.adjudicator = ""  # whose label counts under "adjudicated"; empty: the one marked as ground truth
+    config.preference = "pairs"  # as they are, which is refused in training; "chosen": the chosen answers are imitated
+    # What rows of text and segments end with: "eos": the end token, which is trained, so that the model learns to stop
+    # there; "none": their own last token; empty: the same, with a warning.
+    config.text_end = ""
     config.on_bad_row = "error"  # or "drop": rows that cannot be read are listed, and left out
     return config

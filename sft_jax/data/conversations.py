@@ -72,9 +72,15 @@ class Segment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """Text without a template: the segments, one after the other. Special tokens spelt in them are special tokens."""
+    """Text without a template: the segments, one after the other. Special tokens spelt in them are special tokens.
+
+    Attributes:
+        parts: the segments.
+        ends: whether the end-of-sequence token follows, with the weight of the last of them; None: no, but nobody said.
+    """
 
     parts: tuple[Segment, ...]
+    ends: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ AUTO = "auto"
 ON_BAD_ROW = ("error", "drop")
 LABELS = ("unanimous", "majority", "adjudicated")
 TIES = ("error", "first")
+PAIRS, CHOSEN = PREFERENCES = ("pairs", "chosen")
+TEXT_ENDS = {"": None, "none": False, "eos": True}  # whether the end-of-sequence token follows; None: nobody said
 
 
 class RecordError(ValueError):
@@ -39,6 +41,9 @@ class Reading:
         label: whose label counts where several people annotated a row, one of LABELS.
         ties: under "majority", what becomes of a row that has none: one of TIES.
         adjudicator: under "adjudicated", the annotator whose label counts; empty: the one marked as ground truth.
+        preference: "pairs": two answers to one prompt stay a pair; "chosen": the chosen one is to be imitated.
+        text_end: what rows of text and segments end with, one of TEXT_ENDS: "none": their own last token; "eos": the
+            tokenizer's end-of-sequence token; empty: as "none", and the checks ask whether that is meant.
         on_bad_row: "error" stops at the first row that cannot be read, "drop" lists it among the dropped rows.
         prompts_only: rows are to be answered, so an answer may be missing. Not an option of a config.
     """
@@ -60,6 +65,8 @@ class Reading:
     label: str = "unanimous"
     ties: str = "error"
     adjudicator: str = ""
+    preference: str = PAIRS
+    text_end: str = ""
     on_bad_row: str = "error"
     prompts_only: bool = False
 

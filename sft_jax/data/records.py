@@ -17,7 +17,18 @@ from sft_jax.data.files import CONTAINERS, DATA_SETS, Source, named_apart, sourc
 from sft_jax.data.formats import ANNOTATED, FORMATS, TEMPLATED, detect_format, table
 from sft_jax.data.formats.media import refuse_media
 from sft_jax.data.formats.values import checked_text, kind, weight_of
-from sft_jax.data.reading import AUTO, DEFAULT, LABELS, ON_BAD_ROW, TIES, Reading, RecordError
+from sft_jax.data.reading import (
+    AUTO,
+    CHOSEN,
+    DEFAULT,
+    LABELS,
+    ON_BAD_ROW,
+    PREFERENCES,
+    TEXT_ENDS,
+    TIES,
+    Reading,
+    RecordError,
+)
 
 __all__ = [
     "DroppedRow",
@@ -177,7 +188,9 @@ class RecordReader:
             yield record
         if self.rows == begun:
             raise RecordError(f"{source.where}: the file is empty. Expected rows of one of: {', '.join(FORMATS)}.")
-        self._found[f"{source.title}, {parser.format or 'no row can be read'}"].append(source.name)
+        form = parser.format or "no row can be read"
+        chosen = " (chosen answers)" if form == "preference" and self._reading.preference == CHOSEN else ""
+        self._found[f"{source.title}, {form}{chosen}"].append(source.name)
 
     def _check_id(self, record: Record, where: str) -> None:
         if not self._reading.id_column:
@@ -303,6 +316,8 @@ def check_reading(reading: Reading) -> None:
         "container": (AUTO, *CONTAINERS, *DATA_SETS),
         "label": LABELS,
         "ties": TIES,
+        "preference": PREFERENCES,
+        "text_end": TEXT_ENDS,
         "on_bad_row": ON_BAD_ROW,
     }
     for name, values in known.items():

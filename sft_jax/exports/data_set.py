@@ -19,6 +19,7 @@ from etils import epath
 from sft_jax.data.cleaning import Changed
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenRow
 from sft_jax.data.formats.media import media_columns
+from sft_jax.data.reading import TEXT_ENDS
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.exports import directory
@@ -76,7 +77,8 @@ def data_files(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records of each file of rows, by its name: all rows of a file are of one form."""
     forms: dict[str, list[Record]] = {}
     for record in records:
-        forms.setdefault(_FORMS[type(record.example)], []).append(record)
+        end = "_with_end" if _ends(record) else ""
+        forms.setdefault(_FORMS[type(record.example)] + end, []).append(record)
     return {f"{form}.jsonl": rows for form, rows in forms.items()} if len(forms) > 1 else {DATA: list(records)}
 
 
@@ -99,10 +101,18 @@ def reading_flags(records: Sequence[Record]) -> str:
         flags.append("--config.data.reading.weight_column=weight")
     if _has_group(records):
         flags.append("--config.data.reading.group_column=group")
+    end = next(name for name, ends in TEXT_ENDS.items() if ends == _ends(records[0]))
+    if end:
+        flags.append(f"--config.data.reading.text_end={end}")
     media = dict.fromkeys(name for record in records for name in media_columns(record.fields))
     if media:
         flags.append(f'--config.data.reading.ignore="({", ".join(map(repr, media))},)"')
     return " ".join(flags)
+
+
+def _ends(record: Record) -> bool | None:
+    """Whether the end-of-sequence token follows the text; None where nobody said."""
+    return record.example.ends if isinstance(record.example, Segments) else None
 
 
 def _has_weight(records: Sequence[Record]) -> bool:

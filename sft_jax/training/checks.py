@@ -19,7 +19,7 @@ from sft_jax.data.batches import NORMALIZE
 from sft_jax.data.files import CONTAINERS, DATA_SETS
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.packing import PACKINGS
-from sft_jax.data.reading import AUTO, LABELS, ON_BAD_ROW, TIES, reading_of
+from sft_jax.data.reading import AUTO, LABELS, ON_BAD_ROW, PREFERENCES, TEXT_ENDS, TIES, reading_of
 from sft_jax.data.records import check_reading
 from sft_jax.data.rendering import masking
 from sft_jax.models.adapters import METHODS
@@ -75,6 +75,8 @@ CHECKS: dict[str, Check] = {
     "data.reading.container": _known(CONTAINERS, AUTO, *DATA_SETS),
     "data.reading.label": _one_of(*LABELS),
     "data.reading.ties": _one_of(*TIES),
+    "data.reading.preference": _one_of(*PREFERENCES),
+    "data.reading.text_end": _one_of(*TEXT_ENDS),
     "data.reading.on_bad_row": _one_of(*ON_BAD_ROW),
     "data.packing": (
         lambda value: value in PACKINGS,

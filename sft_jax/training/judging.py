@@ -93,6 +93,8 @@ def subject_of(
         config.data.masking.too_long,
         whole,
         "assistant" in Masking(**config.data.masking).roles(),
+        renderer.turn_headers,
+        config.data.masking.train_on == "last",
     )
 
 

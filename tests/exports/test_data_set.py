@@ -60,6 +60,14 @@ def plain(records):
     return sorted((dataclasses.replace(record, fields={}) for record in records), key=lambda record: record.id)
 
 
+def test_texts_that_end_and_texts_that_do_not(tmp_path):
+    """They are files of their own, each read with the option that it needs."""
+    parts = (Segment("a", 0.0), Segment("b", 1.0))
+    records = [Record(f"t:{number}", Segments(parts, ends=number == 1), {}) for number in range(3)]
+    assert set(data_files(records)) == {"segments.jsonl", "segments_with_end.jsonl"}
+    assert plain(read_back(epath.Path(tmp_path / "out"), records)) == plain(records)
+
+
 def test_weights_and_groups_of_some_rows(tmp_path):
     """Rows of weight 1 and rows without a group stand beside others."""
     records = [Record(f"t:{number}", EXAMPLES[0], {}) for number in range(3)]

@@ -13,7 +13,7 @@ from sft_jax.data.checks.answers import boilerplate, empty_answers, one_word_ans
 from sft_jax.data.checks.balance import group_balance, label_balance
 from sft_jax.data.checks.duplicates import contradictions, exact_duplicates
 from sft_jax.data.checks.encoding import control_characters, lost_characters, mojibake, white_space
-from sft_jax.data.checks.endings import end_of_turn
+from sft_jax.data.checks.endings import end_of_turn, text_ends
 from sft_jax.data.checks.findings import ANY, NEVER, SEVERITIES, Finding, Grave, Observation, Place, Severity, gravest
 from sft_jax.data.checks.json_answers import json_answers
 from sft_jax.data.checks.learning_curve import LearningCurve, RunPoint, learning_curve
@@ -21,8 +21,10 @@ from sft_jax.data.checks.near_duplicates import near_contradictions, near_duplic
 from sft_jax.data.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
 from sft_jax.data.checks.placeholders import placeholders
 from sft_jax.data.checks.private_data import contact_details, keys
+from sft_jax.data.checks.rendered_text import rendered_text
 from sft_jax.data.checks.scripts import mixed_words, scripts
 from sft_jax.data.checks.sizes import dropped_rows, sizes
+from sft_jax.data.checks.split_turns import split_turns
 from sft_jax.data.checks.subject import Subject
 from sft_jax.data.checks.verdict import Reason, Verdict, verdict
 from sft_jax.data.checks.vocabulary import vocabulary
@@ -76,6 +78,11 @@ CHECKS: dict[str, Check] = {
     "dropped_rows": Check(dropped_rows, Grave(0.01, 0.5), quick=True, by_keys=True),
     # One is a mask that is wrong, not a row that is.
     "end_of_turn": Check(end_of_turn, Grave(ANY, ANY), quick=True),
+    # Right where texts are cut from longer ones, as in continued pretraining; the option says that it is meant.
+    "text_ends": Check(text_ends, Grave(ANY, NEVER), quick=True),
+    # Some want every token of a conversation; most have rendered it for a trainer that finds the answers itself.
+    "rendered_text": Check(rendered_text, Grave(ANY, NEVER), quick=True),
+    "split_turns": Check(split_turns, Grave(ANY, NEVER), quick=True),
     # A hundredth moves a score by as much as what runs are compared for.
     "exact_overlap": Check(exact_overlap, Grave(ANY, 0.01), quick=True, by_keys=True),
     "loose_overlap": Check(loose_overlap, Grave(ANY, 0.05)),

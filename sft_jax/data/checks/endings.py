@@ -1,10 +1,12 @@
-"""The end of a turn: where it is not trained, the model never stops."""
+"""The end of a turn, and of a text: where it is not trained, the model never stops."""
 
 import numpy as np
 
 from sft_jax.data.checks.findings import Observation, places
 from sft_jax.data.checks.subject import Subject
-from sft_jax.data.conversations import Chat, Example
+from sft_jax.data.conversations import Chat, Example, Segments
+
+_FLAG = "--config.data.reading.text_end"
 
 
 def end_of_turn(subject: Subject) -> list[Observation]:
@@ -47,6 +49,44 @@ def end_of_turn(subject: Subject) -> list[Observation]:
             {"rows": int(checked.sum()), "trained": good},
         )
     ]
+
+
+def text_ends(subject: Subject) -> list[Observation]:
+    """Whether rows of text and segments end with a stop token, which trains the model to stop after them.
+
+    Nothing is wrong with either; counted are rows that do not, where `Reading.text_end` does not say that it is meant.
+    """
+    asked = {record.id: record.example.ends for record in subject.records if isinstance(record.example, Segments)}
+    numbers = [number for number, row_id in enumerate(subject.rows.ids) if row_id in asked]
+    if not numbers or not subject.stop_ids:
+        return []
+    open_rows = [number for number in numbers if not _ends(subject, number)]
+    ended = len(numbers) - len(open_rows)
+    unasked = [number for number in open_rows if asked[subject.rows.ids[number]] is None]
+    after = "the others" if ended else "them"
+    learns = f"does not learn to stop after {after}" if open_rows else "learns to stop after them"
+    return [
+        Observation(
+            f"{ended:,} of {len(numbers):,} rows of text end with an end token: the model {learns}",
+            len(unasked),
+            len(unasked) / len(numbers),
+            places((subject.rows.ids[row], _ending(subject, row)) for row in open_rows),
+            f"{_FLAG}=eos puts the end token behind each of them, {_FLAG}=none says that it is meant."
+            if unasked
+            else "",
+            {"rows": len(numbers), "ended": ended},
+        )
+    ]
+
+
+def _ends(subject: Subject, row: int) -> bool:
+    """Whether a row ends with a stop token, perhaps with white space behind it."""
+    tokens, _ = subject.rows.row(row)
+    stops = np.flatnonzero(np.isin(tokens, subject.stop_ids))
+    if not len(stops):
+        return False
+    behind = tokens[stops[-1] + 1 :].tolist()
+    return not behind or (subject.tokenizer is not None and subject.tokenizer.decode(behind).isspace())
 
 
 def _asks_for_ends(example: Example) -> bool:

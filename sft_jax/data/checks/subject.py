@@ -39,6 +39,9 @@ class Subject:
         too_long: what becomes of rows of more than `row_tokens`, `Masking.too_long`.
         whole: all of the training data, of which `records` are the first; None where they are all.
         trains_answers: whether turns of the assistant are trained, by `Masking.train_on`.
+        turn_headers: what the chat template writes before a user's turn and before the answer, from
+            `ConversationRenderer.turn_headers`.
+        trains_last: whether of the assistant's turns the last alone is trained.
     """
 
     records: Sequence[Record]
@@ -53,6 +56,8 @@ class Subject:
     too_long: str = "drop"
     whole: Tokenized | None = None
     trains_answers: bool = True
+    turn_headers: tuple[str, str] = ("", "")
+    trains_last: bool = False
     _made: dict[Callable[["Subject"], Any], Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def once(self, make: Callable[["Subject"], Made]) -> Made:

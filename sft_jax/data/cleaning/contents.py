@@ -36,7 +36,7 @@ def edited(example: Example, edit: Edit, in_arguments: bool = False) -> Example:
         }
         return dataclasses.replace(example, **parts)
     if isinstance(example, Segments):
-        return Segments(tuple(part._replace(text=edit(part.text)) for part in example.parts))
+        return dataclasses.replace(example, parts=tuple(p._replace(text=edit(p.text)) for p in example.parts))
     return example
 
 

@@ -22,7 +22,7 @@ def strip_whitespace(record: Record) -> Outcome:
     parts = list(record.example.parts)
     parts[0] = parts[0]._replace(text=parts[0].text.lstrip())
     parts[-1] = parts[-1]._replace(text=parts[-1].text.rstrip())
-    example = Segments(tuple(parts))
+    example = dataclasses.replace(record.example, parts=tuple(parts))
     if example == record.example:
         return None
     return Change(dataclasses.replace(record, example=example), "whitespace at the ends removed")

@@ -1,17 +1,18 @@
 """Preference pairs: {"prompt", "chosen", "rejected"}, as strings, as messages, or in ShareGPT's form.
 
 As messages the prompt may be left out where both answers are whole conversations: it is what they begin with alike. In
-ShareGPT's form "conversations" is the prompt, and each answer is one turn.
+ShareGPT's form "conversations" is the prompt, and each answer is one turn. Imitated is the conversation of the prompt
+and the chosen answer.
 """
 
 from collections.abc import Set
 
-from sft_jax.data.conversations import Conversation, Preference
+from sft_jax.data.conversations import Chat, Conversation, Preference
 from sft_jax.data.formats import sharegpt
 from sft_jax.data.formats.messages import chat_of, with_system_column
 from sft_jax.data.formats.prompt_completion import turns_of
 from sft_jax.data.formats.values import required
-from sft_jax.data.reading import Reading, RecordError
+from sft_jax.data.reading import CHOSEN, PAIRS, Reading, RecordError
 
 FORM = '{"prompt": ..., "chosen": ..., "rejected": ...}'
 
@@ -21,8 +22,8 @@ def detect(columns: Set[str]) -> bool:
     return {"chosen", "rejected"} <= columns
 
 
-def parse(fields: dict, where: str, reading: Reading) -> Preference:
-    """The prompt of a row and its two answers.
+def parse(fields: dict, where: str, reading: Reading) -> Preference | Chat:
+    """The prompt of a row and its two answers; or, by `reading.preference`, the prompt and the chosen one.
 
     Raises:
         RecordError: no prompt, an answer that is missing, or two that are equal.
@@ -40,10 +41,12 @@ def parse(fields: dict, where: str, reading: Reading) -> Preference:
         if not answer or answer[0].role != "assistant":
             got = f"a message of role {answer[0].role}" if answer else "nothing"
             raise RecordError(f'{where}: "{name}": expected an assistant\'s answer after the prompt, got {got}.')
-    if chosen == rejected:
+    if chosen == rejected and reading.preference == PAIRS:
         raise RecordError(f'{where}: "chosen" and "rejected" are equal, so nothing is preferred. Remove the row.')
     tools = chat_of(prompt + chosen, fields, where).tools
     chat_of(prompt + rejected, fields, where)
+    if reading.preference == CHOSEN:
+        return Chat(prompt + chosen, tools)
     return Preference(prompt, chosen, rejected, tools)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Set
 
 from sft_jax.data.conversations import Segment, Segments
 from sft_jax.data.formats.values import checked_text, flag_of, kind, refuse_lost, weight_of, without_ignored
-from sft_jax.data.reading import Reading, RecordError
+from sft_jax.data.reading import TEXT_ENDS, Reading, RecordError
 
 FORM = '{"segments": [{"text": ..., "train": true or false}, ...]}'
 
@@ -30,7 +30,8 @@ def parse(fields: dict, where: str, reading: Reading) -> Segments:
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else kind(value)
         raise RecordError(f"{where}: expected a list, {FORM}, got {got}.")
-    return Segments(tuple(_segment(item, f"{where}[{number}]", reading) for number, item in enumerate(value)))
+    parts = tuple(_segment(item, f"{where}[{number}]", reading) for number, item in enumerate(value))
+    return Segments(parts, TEXT_ENDS[reading.text_end])
 
 
 def _segment(item: object, where: str, reading: Reading) -> Segment:

@@ -8,7 +8,7 @@ from collections.abc import Set
 
 from sft_jax.data.conversations import Segment, Segments
 from sft_jax.data.formats.values import checked_text, required
-from sft_jax.data.reading import Reading, RecordError
+from sft_jax.data.reading import TEXT_ENDS, Reading, RecordError
 
 FORM = '{"text": ...}'
 
@@ -29,4 +29,4 @@ def parse(fields: dict, where: str, reading: Reading) -> Segments:
     text = checked_text(required(fields, "text", where, FORM), f'{where}: "text"')
     if not text:
         raise RecordError(f'{where}: "text" is empty. Remove the row.')
-    return Segments((Segment(text, 1.0),))
+    return Segments((Segment(text, 1.0),), TEXT_ENDS[reading.text_end])

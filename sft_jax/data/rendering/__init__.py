@@ -22,6 +22,7 @@ from sft_jax.data.rendering.named_templates import (
     templates_of,
     used_templates,
 )
+from sft_jax.data.rendering.outlines import shared_length
 from sft_jax.data.rendering.rendered import RenderedRow, RowError, TokenIds
 from sft_jax.data.rendering.row_plans import RowPlan, RowPlanner
 from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder
@@ -79,6 +80,7 @@ class ConversationRenderer:
                 ChatTemplate(source, special_tokens, encoder.pattern, self.now, encoder.beginning),
                 encoder,
                 self.masking,
+                tokenizer.eos_token or "",
             )
             for name, source in used_templates(self._sources).items()
         }
@@ -173,6 +175,29 @@ class ConversationRenderer:
         if self.tokenizer.eos_token_id is not None:
             ids.add(int(self.tokenizer.eos_token_id))
         return tuple(sorted(ids))
+
+    @functools.cached_property
+    def turn_headers(self) -> tuple[str, str]:
+        """What the template writes before what a user says, and before an answer; empty where that is not known.
+
+        Of two turns each, what both have: the first comes after the beginning, the last may be shown otherwise. The end
+        of the turn before is no part of it.
+        """
+        planner = next(iter(self._planners.values()))
+        turns = [Message(role, mark) for role, mark in zip(("user", "assistant") * 2, "abcd", strict=True)]
+        try:
+            rendered = planner.template.render_with_parts(turns, ())
+            end = planner.end_of_answer(turns)
+        except RowError:
+            return "", ""
+        if [part.message for part in rendered.parts] != [0, 1, 2, 3]:
+            return "", ""
+        starts = [0, *(part.end for part in rendered.parts)]
+        gaps = [rendered.text[start : part.start] for start, part in zip(starts, rendered.parts, strict=False)]
+        first, again = gaps[0].removeprefix(self._encoder.beginning), gaps[2].rpartition(end)[2]
+        user = first[len(first) - shared_length(first[::-1], again[::-1]) :]
+        answer = gaps[1][: shared_length(gaps[1], gaps[3])]
+        return user.strip(), answer.rpartition(end)[2].strip()
 
     def _plans(self, example: Example) -> list[RowPlan] | RenderedRow | RowError:
         try:

@@ -59,8 +59,9 @@ class RowPlanner:
         template: of the conversations.
     """
 
-    def __init__(self, template: ChatTemplate, encoder: TextEncoder, masking: Masking):
-        self.template, self._encoder, self._masking = template, encoder, masking
+    def __init__(self, template: ChatTemplate, encoder: TextEncoder, masking: Masking, end_of_text: str = ""):
+        """Binds what makes plans; `end_of_text` is the tokenizer's end-of-sequence token, if it has one."""
+        self.template, self._encoder, self._masking, self._end_of_text = template, encoder, masking, end_of_text
         self._turns = TurnFinder(
             template,
             encoder,
@@ -83,7 +84,8 @@ class RowPlanner:
             return [self._segments(example)]
         if not isinstance(example, Chat):
             raise RowError(
-                "a pair of answers is not an example to imitate", "give the chosen answer alone, as a conversation"
+                "a pair of answers is not an example to imitate",
+                "--config.data.reading.preference=chosen trains on the chosen answers",
             )
         trained = self._masking.selects(example.messages)
         if not trained:
@@ -150,15 +152,27 @@ class RowPlanner:
     def _segments(self, example: Segments) -> RowPlan:
         """The segments one after the other, in which special tokens count."""
         text = "".join(segment.text for segment in example.parts)
+        end = self._end_behind(text) if example.ends else ""
         beginning = "" if text.startswith(self._encoder.beginning) else self._encoder.beginning
         sizes = [len(beginning), *(len(segment.text) for segment in example.parts)]
+        sizes[-1] += len(end)  # it belongs to the last segment
         weights = np.array([0, *(segment.weight for segment in example.parts)], np.float32)
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise RowError("a weight is negative or not finite", f"of the segments: {weights[1:].tolist()}")
         owners = np.arange(-1, len(example.parts), dtype=np.int32)
-        text = beginning + text
+        text = beginning + text + end
         roles = ("",) * len(example.parts)
         return RowPlan(text, [(0, len(text))], np.repeat(weights, sizes), np.repeat(owners, sizes), roles)
+
+    def _end_behind(self, text: str) -> str:
+        """The end-of-sequence token, unless the text ends with it already, white space apart."""
+        if not self._encoder.find_special(self._end_of_text):
+            raise RowError(
+                "the tokenizer has no end-of-sequence token",
+                "leave --config.data.reading.text_end=none, or spell the token that ends a text in the rows",
+                stops=True,
+            )
+        return "" if text.rstrip().endswith(self._end_of_text) else self._end_of_text
 
 
 def _kept(chat: Chat, numbers: Sequence[int], units: int) -> list[int]:

@@ -107,9 +107,10 @@ class TurnFinder:
             for number in sorted(left):
                 try:
                     proven[number] = self._turn(rendered, messages, tools, number)
-                except _RewrittenError:
+                except _RewrittenError as error:
                     if not expand or number == len(messages) - 1:
-                        raise
+                        advice = self._advice(messages, tools, number, error)
+                        raise RowError(error.reason, f"{error.detail}; {advice}") from error
             turns = tuple(
                 proven[number] if number in proven else Turn((), self._untrained_end(rendered, messages, number))
                 for number in range(len(messages))
@@ -119,6 +120,20 @@ class TurnFinder:
             left -= set(proven)
             messages = messages[: max(left, default=0) + 1]
         return _ends_once(found[::-1], set(trained))
+
+    def _advice(self, messages: Sequence[Message], tools: Tools, number: int, error: "_RewrittenError") -> str:
+        """What to do about a turn that is shown otherwise: a row that ends with it, only where that would do."""
+        if number < len(messages) - 1:
+            until = messages[: number + 1]
+            try:
+                self._turn(self._template.render_with_parts(until, tools), until, tools, number)
+            except RowError:
+                pass  # it cannot be proven there either
+            else:
+                return "--config.data.masking.history=expand makes a row that ends with it"
+        if error.reason == NO_END_OF_TURN:
+            return "give a template that ends each turn in the same way"
+        return "give a template that does not rewrite earlier turns, or mark the answers with {% generation %}"
 
     def unproven(self, messages: Sequence[Message], tools: Tools, trained: Sequence[int]) -> Context:
         """The conversation as one row in which turns are not told from the text around them: everything is trained.
@@ -216,9 +231,7 @@ class TurnFinder:
         if not rendered.text.startswith(prompt):
             raise _RewrittenError(
                 _REWRITTEN,
-                f"the prompt for message {number} is not the beginning of the whole conversation; give "
-                "--config.data.masking.history=expand, or a template that does not rewrite earlier turns, or mark the "
-                "answers with {% generation %}",
+                f"the prompt for message {number} is not the beginning of the whole conversation",
             )
         if self._needs_end:
             end_of_turn = self._required_end(rendered, messages, number, len(prompt))
@@ -254,8 +267,7 @@ class TurnFinder:
         raise _RewrittenError(
             _REWRITTEN,
             f"message {number} is {_excerpt(rendered.text, shared)} in the whole conversation and "
-            f"{_excerpt(alone, shared)} where it is the last one; --config.data.masking.history=expand makes a row "
-            "that ends with it",
+            f"{_excerpt(alone, shared)} where it is the last one",
         )
 
     def _check_marks(self, rendered: TemplateText, messages: Sequence[Message]) -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from sft_jax.data.checks import Subject
-from sft_jax.data.checks.endings import end_of_turn
+from sft_jax.data.checks.endings import end_of_turn, text_ends
 from sft_jax.data.checks.sizes import dropped_rows, histogram, packing_efficiency, sizes
 from sft_jax.data.checks.vocabulary import token_texts, vocabulary
 from sft_jax.data.conversations import Chat, Message, Segment, Segments
 from sft_jax.data.records import Record
-from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.tokenized import DroppedRow, TokenizedRows
 from sft_jax.data.tokenizing import tokenize_records
 
@@ -74,6 +74,45 @@ def test_only_conversations_must_end_and_not_knowing_is_said():
     assert end_of_turn(Subject(text, rows, stop_ids=(END,))) == []
     chat = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
     assert "not checked" in end_of_turn(Subject(chat, rows))[0].title
+
+
+ALL = "2 of 2 rows of text end with an end token: the model learns to stop after them"
+NONE = "0 of 2 rows of text end with an end token: the model does not learn to stop after them"
+SOME = "1 of 2 rows of text end with an end token: the model does not learn to stop after the others"
+SPELT = ["a<|im_end|>", "b<|im_end|>\n"]
+TEXTS = [  # (texts, whether the reader asked for an end token, title, rows that are counted)
+    (["aa", "bb"], None, NONE, 2),
+    (["aa", "bb"], False, NONE, 0),
+    (["aa", "bb"], True, ALL, 0),
+    (SPELT, None, ALL, 0),
+    (SPELT, True, ALL, 0),
+    (["a<|im_end|>", "bb"], None, SOME, 1),
+    (["a<|im_end|>", "bb"], False, SOME, 0),
+]
+
+
+@pytest.mark.parametrize(("texts", "ends", "title", "count"), TEXTS)
+def test_whether_texts_end(chatml_tokenizer, texts, ends, title, count):
+    """It is said which it is; the option is named only where it was not given."""
+    made = [Record(f"a:{n}", Segments((Segment(text, 1.0),), ends), {}) for n, text in enumerate(texts)]
+    renderer = ConversationRenderer(chatml_tokenizer)
+    rows, _ = tokenize_records(made, renderer, 100)
+    (seen,) = text_ends(Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
+    assert (seen.title, seen.count) == (title, count)
+    assert ("--config.data.reading.text_end=eos" in seen.advice) == bool(count)
+    end = chatml_tokenizer.eos_token_id
+    assert [int((rows.row(n)[0] == end).sum()) for n in (0, 1)] == [int(bool(ends) or "<|" in text) for text in texts]
+    if ends and "<|" not in texts[0]:
+        assert all(rows.row(row)[0][-1] == end and rows.row(row)[1][-1] == 1 for row in (0, 1))
+
+
+def test_texts_that_are_cut_say_so(chatml_tokenizer):
+    """The option was given, so it is not advised."""
+    made = [Record("a:1", Segments((Segment("abcdef", 1.0),), ends=True), {})]
+    renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(too_long="truncate_right"))
+    rows, _ = tokenize_records(made, renderer, 3)
+    (seen,) = text_ends(Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
+    assert (seen.numbers, seen.advice) == ({"rows": 1, "ended": 0}, "")
 
 
 def test_what_the_renderer_makes_is_good(chatml_tokenizer, records):

@@ -18,6 +18,7 @@ EXAMPLES = [
         Preference((Message("user", "ASK"),), (Message("assistant", "SAY"),), (Message("assistant", "NO"),)),
     ),
     (Segments((Segment("a", 0.0), Segment("b", 1.0))), Segments((Segment("A", 0.0), Segment("B", 1.0)))),
+    (Segments((Segment("a", 1.0),), ends=True), Segments((Segment("A", 1.0),), ends=True)),
     (
         Chat((USER, Message("assistant", "x", weight=0.5, reasoning="why"))),
         Chat((Message("user", "ASK"), Message("assistant", "X", weight=0.5, reasoning="WHY"))),

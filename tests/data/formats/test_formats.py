@@ -279,6 +279,33 @@ def test_tables(prompt, answer, fields, question, reply):
     assert FORMATS["table"].parse(fields, "here", reading) == expected
 
 
+@pytest.mark.parametrize("fields", PREFERENCES)
+def test_chosen_answers_to_be_imitated(fields):
+    """The prompt and the chosen answer are one conversation."""
+    reading = Reading(preference="chosen")
+    assert FORMATS["preference"].parse(fields | {"system": "S"}, "here", reading) == Chat(
+        (Message("system", "S"), HI, HO)
+    )
+
+
+def test_what_an_imitated_pair_keeps():
+    """Its tools are its own; that the answers are equal does not matter; what is wrong with a pair is wrong still."""
+    parse, reading = FORMATS["preference"].parse, Reading(preference="chosen")
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    row = {"prompt": [USER], "chosen": [called], "rejected": [NO], "tools": [WEATHER]}
+    assert parse(row, "here", reading) == Chat((HI, CALLED), (WEATHER,))
+    equal = {"prompt": "Hi", "chosen": "Ho", "rejected": "Ho"}
+    assert parse(equal, "here", reading) == Chat((HI, HO))
+    with pytest.raises(RecordError, match="there is no prompt"):
+        parse({"chosen": "Ho", "rejected": "No"}, "here", reading)
+
+
+@pytest.mark.parametrize(("end", "ends"), [("", None), ("none", False), ("eos", True)])
+def test_ends_of_texts(end, ends):
+    for fields in ({"text": "a"}, {"segments": [{"text": "a", "train": True}]}):
+        assert FORMATS[next(iter(fields))].parse(fields, "here", Reading(text_end=end)).ends is ends
+
+
 UNDETECTED = [  # (columns, words of the error)
     ({"messages", "prompt", "completion"}, "fit messages and prompt_completion.*format=messages"),
     ({"messages", "prompt", "chosen", "rejected"}, "fit messages and preference"),

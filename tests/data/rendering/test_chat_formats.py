@@ -125,6 +125,20 @@ def test_rows_are_refused_or_expanded_where_history_is_rewritten(name):
         assert "--config.data.masking.history=expand" in str(refused)
 
 
+def test_advice_names_no_flag_that_was_given():
+    """Where a row of its own was tried, or would not do, it is not advised."""
+    tokenizer = FORMATS["Qwen 3"].tokenizer()
+    split = Chat((ASK, CALL, CALL, RESULT, TWO), (TOOL,))
+    refused, expanded = (
+        str(ConversationRenderer(tokenizer, masking=masking).render_many([split])[0]) for masking in (None, EXPAND)
+    )
+    assert "the prompt for message 2 is not the beginning" in expanded
+    assert expanded.endswith(
+        "give a template that does not rewrite earlier turns, or mark the answers with {% generation %}"
+    )
+    assert refused.endswith("--config.data.masking.history=expand makes a row that ends with it")
+
+
 BYTES = {  # conversation, options
     "user only": (Chat((ASK,)), {}),
     "generation prompt": (Chat((ASK,)), {"add_generation_prompt": True}),

@@ -25,6 +25,23 @@ ALL = (
 )
 
 
+def test_an_end_token_that_the_tokenizer_does_not_have(byte_tokenizer):
+    renderer = ConversationRenderer(byte_tokenizer(chat_template="{{ messages[0].content }}"))
+    (error,) = renderer.render_many([Segments((Segment("text", 1.0),), ends=True)])
+    assert error.stops
+    assert "the tokenizer has no end-of-sequence token: leave --config.data.reading.text_end=none" in str(error)
+
+
+def test_the_end_token_weighs_as_the_last_segment(chatml_tokenizer):
+    renderer = ConversationRenderer(chatml_tokenizer)
+    for weights in ([0.0, 0.5], [0.5, 0.0]):
+        parts = tuple(Segment(text, weight) for text, weight in zip(("ab", "cd"), weights, strict=True))
+        ((row,),) = renderer.render_many([Segments(parts, ends=True)])
+        assert row.text == "abcd<|im_end|>"
+        assert row.weights[-1] == weights[1]
+        assert row.messages[-1] == 1
+
+
 @pytest.fixture
 def rendered(chatml_tokenizer):
     """A conversation with its trained parts in ⟦ ⟧."""
