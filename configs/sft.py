@@ -29,6 +29,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Special tokens to add: ("<|tool|>", "<|end|>"). Their rows of embedding and head begin at the mean of the others;
     # all weights are trained, or under config.adapter.new_rows only those rows.
     config.model.new_tokens = ()
+    # They count where contents spell them too; False: where the chat template writes them, as other special tokens do.
+    config.model.new_tokens_in_contents = True
 
     config.data = ConfigDict()
     config.data.train = ""  # file, pattern, saved data set or name of the hub, see docs/data.md

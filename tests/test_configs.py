@@ -116,6 +116,7 @@ def test_every_number_and_name_is_checked(name):
         "model.revision",
         "model.chat_template",
         "model.new_tokens",
+        "model.new_tokens_in_contents",
         "data.train",
         "data.held_out",
         "data.mixture_packing",

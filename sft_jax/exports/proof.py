@@ -12,6 +12,7 @@ from etils import epath
 from jaxtyping import Float32
 
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.rendering.special_tokens import tokens_in_contents
 from sft_jax.exports.directory import ExportError, files_in
 from sft_jax.exports.golden import Golden
 from sft_jax.exports.hf_files import CONFIG, GENERATION_CONFIG
@@ -134,6 +135,9 @@ def check_files(
             f"{directory}: AutoTokenizer reads other chat templates than the model was trained with: "
             f"{reprlib.repr(tokenizer.chat_template)} and not {reprlib.repr(trained_with.chat_template)}"
         )
+    in_contents, expected = tokens_in_contents(tokenizer), tokens_in_contents(trained_with)
+    if in_contents != expected:
+        raise ExportError(f"{directory}: reads back with special tokens {in_contents} in contents, not {expected}")
     for name in configs:
         found = read_json(directory / name).get("eos_token_id")
         stops = {found} if isinstance(found, int) else set(found or ())

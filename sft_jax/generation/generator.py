@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int32
 
+from sft_jax.data.rendering.special_tokens import content_text
 from sft_jax.generation import decode
 from sft_jax.generation.decode import DecodeState, Sampling
 from sft_jax.models import positions
@@ -38,7 +39,7 @@ class Generated:
 
     Attributes:
         tokens: its token ids, without the stop token.
-        text: the tokens as text, special tokens left out.
+        text: the tokens as text, special tokens left out but for those that count in contents.
         finish_reason: what ended it: `stop`, the model did; `max_new_tokens`; or `max_positions`, it goes up to the
             last position that the model knows.
     """
@@ -174,7 +175,7 @@ class Generator:
         arrays = (state.answer, state.lengths, state.stopped, state.done)
         for row, length, stopped, done in zip(*(_to_host(array) for array in arrays), strict=True):
             ids, reason = row[: int(length)], STOP if stopped else MAX_POSITIONS if done else MAX_NEW_TOKENS
-            yield Generated(ids, self.tokenizer.decode(ids, skip_special_tokens=True), reason)
+            yield Generated(ids, content_text(self.tokenizer, ids), reason)
 
     def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
         empty = [index for index, prompt in enumerate(prompts) if not len(prompt)]

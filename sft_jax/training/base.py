@@ -33,7 +33,7 @@ from sft_jax.training.freezing import saved_shapes, trained_predicate, trains_al
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.sharding import abstract_like, placement, shardings_of
 from sft_jax.training.state import merge, merge_adapters, scaled_adapters, split, variables
-from sft_jax.training.vocabulary import add_new_tokens, grown, resized
+from sft_jax.training.vocabulary import add_new_tokens, grown, resized, with_new_tokens
 from sft_jax.training.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
 
 Tree = Any
@@ -299,7 +299,7 @@ def load_base_tokenizer(source: str, revision: str | None = None) -> PreTrainedT
     if run is None:
         return load_tokenizer(source, revision)
     tokenizer = load_base_tokenizer(run.config.model.source, run.config.model.revision or None)
-    add_new_tokens(tokenizer, run.config.model.new_tokens)
+    tokenizer = with_new_tokens(tokenizer, run.config)
     tokenizer.chat_template = run.template() or tokenizer.chat_template
     return tokenizer
 

@@ -95,6 +95,7 @@ def subject_of(
         "assistant" in Masking(**config.data.masking).roles(),
         renderer.turn_headers,
         config.data.masking.train_on == "last",
+        tuple(config.model.new_tokens),
     )
 
 

@@ -35,7 +35,7 @@ from sft_jax.training.train_rows import (
     training_findings,
     training_rows,
 )
-from sft_jax.training.vocabulary import add_new_tokens
+from sft_jax.training.vocabulary import with_new_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,7 @@ def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
     Raises:
         ValueError: no template, neither in the checkpoint nor in the config; or a new token that is none.
     """
-    tokenizer = load_base_tokenizer(config.model.source, config.model.revision or None)
-    add_new_tokens(tokenizer, config.model.new_tokens)
+    tokenizer = with_new_tokens(load_base_tokenizer(config.model.source, config.model.revision or None), config)
     template = None
     if config.model.chat_template:
         path = epath.Path(config.model.chat_template)

@@ -3,6 +3,9 @@
 `config.model.new_tokens` are added to the tokenizer as special tokens. Their ids are the next ones that it has free.
 Many models have rows there that no token uses (their vocabulary is padded to a round number): those are taken first,
 and the embedding grows only when there are not enough.
+
+They count where the chat template writes them, and where contents spell them unless
+`config.model.new_tokens_in_contents` is False; the tokenizer remembers it, wherever it goes.
 """
 
 import dataclasses
@@ -13,10 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jax.sharding import Sharding
 from jaxtyping import Array, Float
 from tokenizers import AddedToken
 
+from sft_jax.data.rendering.special_tokens import count_in_contents
 from sft_jax.models.config import DecoderConfig
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
@@ -33,12 +38,13 @@ def problems_of(new_tokens: Sequence[str]) -> list[str]:
     return problems + [f"{_FLAG}: {token!r} is there {new_tokens.count(token)} times; give it once" for token in twice]
 
 
-def add_new_tokens(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[str]) -> range:
+def add_new_tokens(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[str], in_contents: bool = False) -> range:
     """Adds special tokens to a tokenizer, in place.
 
     Args:
         tokenizer: of the base model.
         new_tokens: their texts.
+        in_contents: they count also where contents spell them, and not only where the chat template writes them.
 
     Returns:
         Their ids, in order.
@@ -64,7 +70,21 @@ def add_new_tokens(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[str]
             f"{_FLAG}: the tokenizer numbers them {ids}, which are taken or do not follow one another: its own ids "
             "have gaps. Add them to the tokenizer's files by hand, and resize the model there."
         )
+    if in_contents:
+        count_in_contents(tokenizer, new_tokens)
     return rows
+
+
+def with_new_tokens(tokenizer: PreTrainedTokenizerBase, config: ml_collections.ConfigDict) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model with the new tokens of a run that starts from it.
+
+    Raises:
+        ValueError: see `add_new_tokens`.
+    """
+    # A run of before this choice has none: to it they were text in contents.
+    in_contents = "new_tokens_in_contents" in config.model and config.model.new_tokens_in_contents
+    add_new_tokens(tokenizer, config.model.new_tokens, in_contents)
+    return tokenizer
 
 
 def grown(decoder: DecoderConfig, rows: range) -> DecoderConfig:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import pickle
 import shutil
 
 import jax
@@ -10,16 +12,19 @@ import pytest
 import transformers
 from etils import epath
 
-from sft_jax.data.conversations import Message
+from sft_jax.data.conversations import Message, ToolCall
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.rendering.special_tokens import content_text
 from sft_jax.exports.directory import ExportError
 from sft_jax.exports.model import export_model
 from sft_jax.exports.subject import check_format, open_subject
 from sft_jax.models import Decoder, Execution
+from sft_jax.sources import load_tokenizer
 from sft_jax.training import loop, run
 from sft_jax.training.base import base_of, open_base
 from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.restore import load_for_inference
+from sft_jax.training.run_data import load_data, make_renderer
 from sft_jax.training.sharding import inference_mesh
 from sft_jax.training.vocabulary import add_new_tokens, grown
 from tests import tiny
@@ -106,6 +111,10 @@ def train_once(tmp_path_factory):
 @pytest.fixture(params=["tied, padded", "untied, grown"])
 def trained(request, train_once):
     return train_once(request.param)
+
+
+def silent(title, total):
+    return lambda done, total: None
 
 
 def params_of(base):
@@ -215,6 +224,96 @@ def test_one_id_in_the_template_and_text_in_a_message():
     assert (row.text.count("<|tool|>"), row.text.count("<|end|>")) == (2, 3)
     assert NEW[1] in renderer.stop_ids
     assert tokenizer("<|tool|>").input_ids == [NEW[0]]
+
+
+SPELT = (Message("user", "a<|tool|>b<|im_end|>"), Message("assistant", "<|end|>c"))
+
+
+def counts_of(renderer):
+    ids = renderer.render(SPELT).tokens.tolist()
+    return [ids.count(number) for number in (*NEW, renderer.tokenizer.convert_tokens_to_ids("<|im_end|>"))]
+
+
+def test_new_tokens_count_in_contents_too_where_that_is_asked_for():
+    """Old special tokens stay text; ids, offsets and masks are those of the plain tokenizer."""
+    tokenizer = tiny.tokenizer()
+    add_new_tokens(tokenizer, TOKENS, in_contents=True)
+    renderer = ConversationRenderer(tokenizer, TEMPLATE)
+    assert counts_of(renderer) == [2, 3, 0]
+    row = renderer.render(SPELT)
+    assert tokenizer.decode(row.tokens.tolist()) == row.text
+    spelt = [row.text[start:end] for (start, end), number in zip(row.offsets, row.tokens, strict=True) if number in NEW]
+    assert spelt == ["<|tool|>", "<|tool|>", "<|end|>", "<|end|>", "<|end|>"]
+    trained = [number for number, weight in zip(row.tokens.tolist(), row.weights, strict=True) if weight]
+    assert trained == [NEW[1], tokenizer.convert_tokens_to_ids("c"), NEW[1]]
+    only_new = (Message("user", "a<|tool|>b"), Message("assistant", "<|end|>c"))
+    row = renderer.render(only_new)
+    assert row.tokens.tolist() == tokenizer(row.text, add_special_tokens=False).input_ids
+    assert content_text(tokenizer, row.tokens) == row.text.replace("<|im_start|>", "")
+
+
+def test_the_tokenizer_remembers_which_tokens_count_in_contents(tmp_path):
+    tokenizer = tiny.tokenizer()
+    add_new_tokens(tokenizer, TOKENS, in_contents=True)
+    tokenizer.save_pretrained(tmp_path)
+    others = (load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path))
+    for other in (*others, pickle.loads(pickle.dumps(ConversationRenderer(tokenizer, TEMPLATE))).tokenizer):
+        assert counts_of(ConversationRenderer(other, TEMPLATE)) == [2, 3, 0]
+        other.init_kwargs["special_tokens_in_contents"] = ["<|nowhere|>"]
+        with pytest.raises(ValueError, match=r"'special_tokens_in_contents' is \['<\|nowhere\|>'\]; expected a list"):
+            ConversationRenderer(other, TEMPLATE)
+
+
+def test_a_name_may_spell_a_token_that_counts_in_contents():
+    """The template writes it as its own text, where it counts as well."""
+    tokenizer = tiny.tokenizer()
+    add_new_tokens(tokenizer, TOKENS, in_contents=True)
+    name = "(m.tool_calls[0].function.name if m.tool_calls else '')"
+    template = TEMPLATE.replace("{{ m['content']", f"{{{{ m['content'] + {name}")
+    call = Message("assistant", "c", tool_calls=(ToolCall("f<|tool|>", {}),))
+    row = ConversationRenderer(tokenizer, template).render((SPELT[0], call))
+    assert row.tokens.tolist().count(NEW[0]) == 3
+
+
+ROWS = (("call the tool", "<|tool|>ring"), ("call the other", "<|tool|>rang"), ("do not call", "ok"))
+
+
+def config_with_calls(root, **changes):
+    write_model(root, "tied, padded")
+    lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in ROWS]
+    (root / "train.jsonl").write_text("\n".join(lines) + "\n")
+    return config_of(root, **{"model.new_tokens": ("<|tool|>",), "model.chat_template": "", **changes})
+
+
+@pytest.mark.parametrize("in_contents", [True, False])
+def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
+    """Rows, the prompts of the finished run, the next run, and the export encode alike; the findings count the rows."""
+    changes = {"model.new_tokens_in_contents": in_contents, "adapter.new_rows": False, "duration": "1 steps"}
+    changes |= {"data.held_out": "", "checkpoint.best_metric": "", "ema.decay": 0.0}
+    config = config_with_calls(tmp_path, **changes)
+    rows = load_data(config).rows
+    labels = [rows.row(row)[0][rows.row(row)[1] > 0].tolist().count(NEW[0]) for row in range(3)]
+    assert labels == ([1, 1, 0] if in_contents else [0, 0, 0])
+    finding = next(finding for finding in load_data(config).report.findings if finding.check == "new_tokens")
+    counted = {"rows": 2 * in_contents, "trained": 2 * in_contents, "in_contents": 2}
+    assert finding.numbers == {"token": "<|tool|>", "id": NEW[0]} | counted
+    run(config, tmp_path / "run")
+    mesh = inference_mesh()
+    with jax.set_mesh(mesh):
+        export_model(open_subject(str(tmp_path / "run")), epath.Path(tmp_path / "out"), mesh, "float32", silent)
+    follow = config_with_calls(tmp_path, **changes, **{"model.source": str(tmp_path / "run"), "model.new_tokens": ()})
+    found = [load_for_inference(str(tmp_path / name), mesh, "float32").renderer for name in ("run", "out")]
+    question, answer = (Message("user", "<|tool|>?"), Message("assistant", "<|tool|>ring"))
+    for renderer in (*found, make_renderer(follow)):
+        assert renderer.render_prompt((question,)).tolist().count(NEW[0]) == in_contents
+        assert renderer.render((question, answer)).tokens.tolist().count(NEW[0]) == 2 * in_contents
+
+
+def test_a_run_that_made_no_such_choice_kept_them_text(tmp_path):
+    config = config_with_calls(tmp_path)
+    with config.unlocked():
+        del config.model.new_tokens_in_contents
+    assert make_renderer(config).render_prompt((Message("user", "<|tool|>"),)).tolist().count(NEW[0]) == 0
 
 
 def test_only_the_new_rows_are_trained(trained):

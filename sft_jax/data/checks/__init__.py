@@ -18,6 +18,7 @@ from sft_jax.data.checks.findings import ANY, NEVER, SEVERITIES, Finding, Grave,
 from sft_jax.data.checks.json_answers import json_answers
 from sft_jax.data.checks.learning_curve import LearningCurve, RunPoint, learning_curve
 from sft_jax.data.checks.near_duplicates import near_contradictions, near_duplicates
+from sft_jax.data.checks.new_tokens import ends_in_contents, new_tokens
 from sft_jax.data.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
 from sft_jax.data.checks.placeholders import placeholders
 from sft_jax.data.checks.private_data import contact_details, keys
@@ -83,6 +84,9 @@ CHECKS: dict[str, Check] = {
     # Some want every token of a conversation; most have rendered it for a trainer that finds the answers itself.
     "rendered_text": Check(rendered_text, Grave(ANY, NEVER), quick=True),
     "split_turns": Check(split_turns, Grave(ANY, NEVER), quick=True),
+    "new_tokens": Check(new_tokens, Grave(NEVER, NEVER), quick=True),
+    # A document about templates, or one in which the token is meant to end a turn: somebody should look.
+    "ends_in_contents": Check(ends_in_contents, Grave(ANY, NEVER), quick=True),
     # A hundredth moves a score by as much as what runs are compared for.
     "exact_overlap": Check(exact_overlap, Grave(ANY, 0.01), quick=True, by_keys=True),
     "loose_overlap": Check(loose_overlap, Grave(ANY, 0.05)),

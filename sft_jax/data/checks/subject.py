@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sft_jax.data.records import Record
+from sft_jax.data.rendering.special_tokens import content_text
 from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
 from sft_jax.data.tokenized.record_keys import RecordKeys
 from sft_jax.data.views import PromptTemplate, View, view_of
@@ -42,6 +43,7 @@ class Subject:
         turn_headers: what the chat template writes before a user's turn and before the answer, from
             `ConversationRenderer.turn_headers`.
         trains_last: whether of the assistant's turns the last alone is trained.
+        new_tokens: special tokens that the run adds.
     """
 
     records: Sequence[Record]
@@ -58,6 +60,7 @@ class Subject:
     trains_answers: bool = True
     turn_headers: tuple[str, str] = ("", "")
     trains_last: bool = False
+    new_tokens: tuple[str, ...] = ()
     _made: dict[Callable[["Subject"], Any], Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def once(self, make: Callable[["Subject"], Made]) -> Made:
@@ -129,12 +132,12 @@ def _view_of_tokens(whole: Tokenized, number: int, tokenizer: PreTrainedTokenize
     trained = np.flatnonzero(weights)
     prompt = tokens[: trained[0]] if len(trained) else tokens
     asked = _last_said(prompt, tokenizer)
-    answer = tokenizer.decode(tokens[trained].tolist(), skip_special_tokens=True)
+    answer = content_text(tokenizer, tokens[trained].tolist())
     return View(whole.rows.ids[row], "", asked, asked, (answer,), whole.rows.groups[row])
 
 
 def _last_said(prompt: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
     """The longer of the last two texts between special tokens: a question, and not the header of the answer to it."""
     cuts = np.flatnonzero(np.isin(prompt, tokenizer.all_special_ids))
-    texts = [tokenizer.decode(piece.tolist(), skip_special_tokens=True).strip() for piece in np.split(prompt, cuts)]
+    texts = [content_text(tokenizer, piece.tolist()).strip() for piece in np.split(prompt, cuts)]
     return max([text for text in texts if text][-2:], key=len, default="")

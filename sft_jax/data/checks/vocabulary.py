@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from sft_jax.data.checks.findings import Observation, counted, observed
 from sft_jax.data.checks.subject import Subject
 from sft_jax.data.rendering.byte_offsets import token_bytes
+from sft_jax.data.rendering.special_tokens import content_text
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 _TIMES_MIDDLE = 2.0  # so many times the tokens a byte of the middle row is far off
@@ -118,4 +119,4 @@ def _sums(values: Int64[np.ndarray, "total"], offsets: Int64[np.ndarray, "rows_a
 
 
 def _text(subject: Subject, row: int) -> str:
-    return repr(subject.tokenizer.decode(subject.rows.row(row)[0].tolist(), skip_special_tokens=True)[-150:])
+    return repr(content_text(subject.tokenizer, subject.rows.row(row)[0].tolist())[-150:])

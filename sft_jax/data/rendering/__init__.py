@@ -77,7 +77,7 @@ class ConversationRenderer:
         special_tokens = dict(tokenizer.special_tokens_map)
         self._planners = {
             name: RowPlanner(
-                ChatTemplate(source, special_tokens, encoder.pattern, self.now, encoder.beginning),
+                ChatTemplate(source, special_tokens, encoder.text_pattern, self.now, encoder.beginning),
                 encoder,
                 self.masking,
                 tokenizer.eos_token or "",
@@ -300,7 +300,7 @@ class ConversationRenderer:
 
     def _prove(self, plan: RowPlan, encoded: Encoded) -> None:
         """Compares the first rows with the plain tokenizer; rows that spell special tokens differ on purpose."""
-        if any(self._encoder.find_special(text) for text in plan.contents()):
+        if any(self._encoder.text_pattern.search(text) for text in plan.contents()):
             return
         self._to_prove -= 1
         plain = self.tokenizer(plan.text, add_special_tokens=False)["input_ids"]

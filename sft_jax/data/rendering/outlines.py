@@ -124,7 +124,7 @@ class Outliner:
 
         Args:
             source: the template, which must be valid.
-            special: finds special tokens; they are never part of an outline.
+            special: finds special tokens that are text in contents; they are never part of an outline.
             arguments_as_text: calls carry their arguments as JSON text and not as an object.
         """
         words = sorted(set(_searched_words(source)), key=len, reverse=True)

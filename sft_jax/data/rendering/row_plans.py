@@ -44,7 +44,7 @@ class RowPlan:
     changed: str = ""
 
     def contents(self) -> Iterator[str]:
-        """The texts in which special tokens do not count."""
+        """The texts that the template did not write."""
         at = 0
         for start, end in [*self.template_spans, (len(self.text), len(self.text))]:
             if at < start:

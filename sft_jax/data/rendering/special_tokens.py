@@ -1,14 +1,15 @@
 """Encoding text whose special tokens count only where the chat template put them.
 
 Serves the renderer. The text of a document may spell a special token ("<|im_end|>"); there it is text, and is encoded
-as such.
+as such. A tokenizer may name special tokens that count in contents too: a run's new tokens do, since its data holds
+them on purpose. The names stand in the tokenizer's own config, so that whoever renders with it encodes alike.
 """
 
 import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
@@ -16,6 +17,34 @@ import tokenizers
 from sft_jax.data.rendering.byte_offsets import TokenBytes
 from sft_jax.data.rendering.rendered import Offsets, RowError, Span, TokenIds
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
+
+_IN_CONTENTS = "special_tokens_in_contents"  # field of tokenizer_config.json, which transformers keeps as it is
+
+
+def tokens_in_contents(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The special tokens that count also where contents spell them.
+
+    Raises:
+        ValueError: the tokenizer's config names others than special tokens of its own.
+    """
+    named = tokenizer.init_kwargs.get(_IN_CONTENTS, ())
+    known = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if not isinstance(named, list | tuple) or not all(isinstance(text, str) and text in known for text in named):
+        raise ValueError(f"tokenizer_config.json: {_IN_CONTENTS!r} is {named!r}; expected a list of special tokens.")
+    return tuple(named)
+
+
+def count_in_contents(tokenizer: transformers.PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Lets special tokens of a tokenizer count also where contents spell them; it is saved with them."""
+    tokenizer.init_kwargs[_IN_CONTENTS] = [*tokens_in_contents(tokenizer), *tokens]
+
+
+def content_text(tokenizer: transformers.PreTrainedTokenizerBase, ids: Iterable[int], kept: Sequence[str] = ()) -> str:
+    """Ids as text, in which of special tokens only those are left that count in contents, and those of `kept`."""
+    left = {*tokens_in_contents(tokenizer), *kept}
+    added = tokenizer.added_tokens_decoder.items()
+    hidden = {number for number, token in added if token.special and token.content not in left}
+    return tokenizer.decode([int(i) for i in ids if int(i) not in hidden], skip_special_tokens=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +60,7 @@ class TextEncoder:
 
     Attributes:
         pattern: finds special tokens in a text.
+        text_pattern: finds those of them that are text where contents spell them.
         beginning: the text of what the tokenizer itself begins every sequence with; empty for nothing.
     """
 
@@ -47,8 +77,9 @@ class TextEncoder:
         self._blind.encode_special_tokens = True
         added = {token.content: (number, token) for number, token in self._plain.get_added_tokens_decoder().items()}
         self._special = {text: found for text, found in added.items() if found[1].special and text}
-        longest_first = sorted(self._special, key=len, reverse=True)  # as the tokenizer: leftmost, then longest
-        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._in_contents = frozenset(tokens_in_contents(tokenizer))
+        self.pattern = _pattern(self._special)
+        self.text_pattern = _pattern(self._special.keys() - self._in_contents)
         self.beginning = self._find_beginning(tokenizer.backend_tokenizer)
         self._swallows = any(token.lstrip or token.rstrip for _, token in self._special.values())
 
@@ -71,22 +102,29 @@ class TextEncoder:
     def encode_many(self, texts: Sequence[str], template_parts: Sequence[Sequence[Span]]) -> list[Encoded | RowError]:
         """Encodes texts; special tokens count only inside the given parts of each, which the template wrote.
 
-        Where they are spelt nowhere else, that is what the plain tokenizer does, and it does it.
+        Those that count in contents count everywhere. Where no other is spelt outside the parts, that is what the plain
+        tokenizer does, and it does it.
 
         Returns:
             For each text its tokens, or a RowError where it spells a special token and this tokenizer cannot treat it
             as text.
         """
-        intended = [
-            [span for part in parts for span in self.find_special(text, *part)]
-            for text, parts in zip(texts, template_parts, strict=True)
-        ]
+        intended = [self._intended(text, parts) for text, parts in zip(texts, template_parts, strict=True)]
         alone = [self.find_special(text) == spans for text, spans in zip(texts, intended, strict=True)]
         plain = self._encode_plain(list(itertools.compress(texts, alone)), list(itertools.compress(intended, alone)))
         return [
             next(plain) if is_alone else self._encode_cut(text, spans)
             for text, spans, is_alone in zip(texts, intended, alone, strict=True)
         ]
+
+    def _intended(self, text: str, parts: Sequence[Span]) -> list[Span]:
+        """Where special tokens count, in order."""
+        spans = [span for part in parts for span in self.find_special(text, *part)]
+        if not self._in_contents:
+            return spans
+        others = [span for span in self.find_special(text) if text[slice(*span)] in self._in_contents]
+        apart = lambda span: all(span[1] <= start or end <= span[0] for start, end in spans)
+        return sorted([*spans, *filter(apart, others)])
 
     def _encode_plain(self, texts: list[str], spans: list[list[Span]]) -> Iterator[Encoded]:
         """As the tokenizer encodes; its own offsets cost time, and where the bytes of its tokens tell them, they do."""
@@ -152,6 +190,12 @@ class TextEncoder:
             for start, end in spans:
                 offsets[(offsets[:, 0] <= start) & (offsets[:, 1] >= end)] = start, end
         return Encoded(ids, offsets)
+
+
+def _pattern(tokens: Iterable[str]) -> re.Pattern:
+    """Finds tokens in a text as the tokenizer does: leftmost, then longest; of none it finds nothing."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _without_post_processing(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -120,7 +120,7 @@ class ChatTemplate:
         Args:
             source: Jinja.
             special_tokens: variables of the template.
-            special: finds special tokens in a text.
+            special: finds special tokens that are text where contents spell them.
             now: the time that the template is told.
             beginning: what the tokenizer begins every sequence with; put before a text that does not begin with it.
 

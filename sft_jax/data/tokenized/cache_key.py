@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.rendering.special_tokens import tokens_in_contents
 from sft_jax.data.tokenized.row_store import FORMAT
 
 _PIECE = 1 << 24  # bytes read at a time
@@ -143,7 +144,8 @@ def source_digest(paths: Iterable[Path], root: Path) -> str:
 def _tokenizer_digest(renderer: ConversationRenderer) -> str:
     tokenizer = renderer.tokenizer
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    return _sha256(f"{type(tokenizer).__name__} {special} {tokenizer.backend_tokenizer.to_str()}")
+    in_contents = json.dumps(tokens_in_contents(tokenizer))
+    return _sha256(f"{type(tokenizer).__name__} {special} {in_contents} {tokenizer.backend_tokenizer.to_str()}")
 
 
 def _sha256(text: str) -> str:

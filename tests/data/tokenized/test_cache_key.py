@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.rendering.special_tokens import count_in_contents
 from sft_jax.data.tokenized import cache_key
 from sft_jax.data.tokenized.cache_key import LATER, code_digest, file_digests, rows_key
 
@@ -28,9 +29,12 @@ def make(byte_tokenizer, chatml, tmp_path):
         template=chatml,
         options=OPTIONS,
         now=None,
+        in_contents=(),
     ):
         (tmp_path / "data").write_text(content)
-        renderer = ConversationRenderer(byte_tokenizer(*special, eos="<|im_end|>"), template, now=now)
+        tokenizer = byte_tokenizer(*special, eos="<|im_end|>")
+        count_in_contents(tokenizer, in_contents)
+        renderer = ConversationRenderer(tokenizer, template, now=now)
         return rows_key([(name, tmp_path / "data")], renderer, options)
 
     return key
@@ -41,6 +45,8 @@ CHANGES = {
     "the name that rows bear": {"name": "b.jsonl"},
     "a token of the tokenizer": {"special": ("<|im_start|>", "<|im_end|>", "<x>")},
     "the template": {"template": "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"},
+    "a template by name": {"template": {"default": "{{ messages }}<|im_end|>"}},
+    "a token that counts in contents": {"in_contents": ("<|im_end|>",)},
     "an option": {"options": OPTIONS | {"row_tokens": 101}},
     "a cleaning step": {"options": OPTIONS | {"cleaning": ()}},
 }
