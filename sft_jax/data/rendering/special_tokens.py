@@ -21,7 +21,7 @@ from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 _IN_CONTENTS = "special_tokens_in_contents"  # field of tokenizer_config.json, which transformers keeps as it is
 
 
-def tokens_in_contents(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[str, ...]:
+def tokens_in_contents(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """The special tokens that count also where contents spell them.
 
     Raises:
@@ -34,12 +34,12 @@ def tokens_in_contents(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple
     return tuple(named)
 
 
-def count_in_contents(tokenizer: transformers.PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+def count_in_contents(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
     """Lets special tokens of a tokenizer count also where contents spell them; it is saved with them."""
     tokenizer.init_kwargs[_IN_CONTENTS] = [*tokens_in_contents(tokenizer), *tokens]
 
 
-def content_text(tokenizer: transformers.PreTrainedTokenizerBase, ids: Iterable[int], kept: Sequence[str] = ()) -> str:
+def content_text(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], kept: Sequence[str] = ()) -> str:
     """Ids as text, in which of special tokens only those are left that count in contents, and those of `kept`."""
     left = {*tokens_in_contents(tokenizer), *kept}
     added = tokenizer.added_tokens_decoder.items()
