@@ -198,6 +198,7 @@ compile("full")
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="XLA of JAX 0.12 says it at no level of its log")
 def test_no_involuntary_full_rematerialization(tmp_path):
     """The compiler says so where it has to gather an array whole to lay it out anew; a bad spec shows that it does."""
     done = subprocess.run(
