@@ -4,10 +4,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from sft_jax import config_flag
+from sft_jax.failures import is_said_again, message_of
 
 _DEBUG = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; found by JAX on TPU pods and SLURM.")
@@ -56,18 +59,45 @@ def run(main: Callable[[list[str]], None]) -> None:
             raise app.UsageError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries announce themselves at INFO
+        if not _DEBUG.value:
+            logging.get_absl_logger().addFilter(lambda record: not is_said_again(record))
         try:
             main(arguments)
-        except KeyboardInterrupt:
-            sys.stderr.write("\ninterrupted\n")
-            sys.exit(130)
-        except (ValueError, OSError, RuntimeError) as error:
-            if _DEBUG.value or not str(error):
+        except app.UsageError:
+            raise
+        except Exception as error:  # the end of the road: what nobody could mend is said, or raised again
+            message = None if _DEBUG.value else message_of(error)
+            if message is None:
                 raise
-            sys.stderr.write(f"error: {error}\n(--traceback shows where in the code)\n")
-            sys.exit(1)
+            _end(f"error: {message}\n(--traceback shows where in the code)\n", 1)
 
-    app.run(checked, flags_parser=_parse_flags)
+    try:
+        app.run(checked, flags_parser=_parse_flags)
+    except KeyboardInterrupt:
+        _interrupted()
+
+
+def _end(text: str, code: int) -> NoReturn:
+    """Says a last thing, and leaves with this exit status."""
+    sys.stderr.write(text)
+    sys.exit(code)
+
+
+def _interrupted() -> NoReturn:
+    _end("\ninterrupted\n", 130)
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For Ctrl-C before `run`, while a command's module is imported: one line, as everywhere else."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    sys.stderr.write("\ninterrupted\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
+sys.excepthook = _hook
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

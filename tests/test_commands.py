@@ -52,6 +52,59 @@ def test_a_mistake_is_one_message(arguments, message):
     assert not (ROOT / "never_made").exists()
 
 
+def call_main(body, *arguments):
+    """A command whose `main` is `body`."""
+    script = f"import sys\nfrom sft_jax import commands\ndef main(_):\n    {body}\ncommands.run(main)\n"
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "shown"),
+    [
+        ("open('/nowhere/at.all')", 1, "error: /nowhere/at.all: No such file or directory\n"),
+        ("open('/')", 1, "error: /: Is a directory\n"),
+        ("import json; json.loads('{')", 1, "error: Expecting property name enclosed in double quotes"),
+        ("raise KeyboardInterrupt", 130, "\ninterrupted\n"),
+    ],
+)
+def test_errors_of_libraries_are_one_line(body, code, shown):
+    done = call_main(body)
+    assert done.returncode == code
+    assert done.stderr.startswith(shown)
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("body", ["{}['key']", "None.attribute", "assert not main", "open('/nowhere', 'no mode')"])
+def test_a_fault_in_the_code_shows_where(body):
+    done = call_main(body)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr or "error: " in done.stderr
+    assert ("Traceback" in done.stderr) == ("open" not in body)
+
+
+def test_a_full_disk_is_one_line():
+    """However many threads of orbax log it first, each with its traceback."""
+    thread = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    logging.exception('thread')"
+    log = f"from absl import logging; exec(compile({thread!r}, '/site/orbax/future.py', 'exec'))"
+    full = "raise OSError(28, 'No space left on device', '/disk/x')"
+    done = call_main(f"{log}\n    {full}")
+    assert done.stderr.startswith("error: /disk/x: No space left on device. Free some space and start the same command")
+    assert len(done.stderr.splitlines()) == 2
+    assert "ZeroDivisionError" in call_main(f"{log}\n    {full}", "--traceback").stderr
+
+
+def test_traceback_of_a_librarys_error():
+    assert "Traceback" in call_main("open('/nowhere')", "--traceback").stderr
+
+
+def test_interrupted_while_modules_are_imported():
+    script = "from sft_jax import commands\nimport os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
 def test_traceback_shows_where():
     done = call(*TRAIN, "--config.optimizr.betas=1", "--traceback")
     assert done.returncode != 0
