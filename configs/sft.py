@@ -207,8 +207,8 @@ def reading() -> ConfigDict:
     config.format = "auto"  # or one of FORMATS in sft_jax/data/formats: "messages", "alpaca", "table", …
     config.container = "auto"  # or one of CONTAINERS in sft_jax/data/files: "jsonl", "csv", "parquet", …
     config.subset = ""  # configuration of a data set of the hub
-    config.split = ""  # of a data set that has several: "train", "train[:1000]"
-    config.held_out_split = ""  # the same for the held-out data; empty: as above
+    config.split = ""  # of a data set that has several: "train", "train[:1000]"; of a JSON file: the name of an array
+    config.held_out_split = ""  # the same for the held-out data; empty: as above; "none": those have no splits
     config.revision = ""  # of a data set of the hub: branch, tag or commit
     config.streaming = False  # read a data set of the hub over the network, without a copy on disk
     config.columns = ()  # renames: ("prompt=question", "completion=answer")

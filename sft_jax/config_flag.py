@@ -7,7 +7,6 @@ import difflib
 import importlib.machinery
 import importlib.util
 import inspect
-import json
 import re
 import shlex
 import sys
@@ -21,6 +20,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path, tuple_parser
+
+from sft_jax.data.reading import tuple_text
 
 NAME = "config"
 
@@ -241,5 +242,4 @@ def _check_tuple(name: str, override: _Override) -> None:
 
 def tuple_flag(name: str, values: Sequence[str]) -> str:
     """How a tuple of texts is given in a shell: --config.data.cleaning='("strip_whitespace",)'."""
-    texts = "".join(f"{json.dumps(value, ensure_ascii=False)}," for value in values)
-    return f"--{name}={shlex.quote(f'({texts})')}"
+    return f"--{name}={shlex.quote(tuple_text(values))}"

@@ -34,5 +34,5 @@ _FLAGS = {name: _define(name, getattr(DEFAULT, name)) for name in OPTIONS if nam
 
 def reading(split: str = "") -> Reading:
     """How rows are read, as the flags ask for; `split` takes the place of theirs, unless empty."""
-    given = {name: flag.value for name, flag in _FLAGS.items()}
+    given = {name: flag.value for name, flag in _FLAGS.items()} | {"flags": "--reading."}
     return dataclasses.replace(DEFAULT, **given | ({"split": split} if split else {}))

@@ -3,11 +3,17 @@
 Below files/ (which turns paths into rows) and formats/ (which turns rows into examples); records.py joins the two.
 """
 
+import contextlib
 import dataclasses
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 
 import ml_collections
 
 AUTO = "auto"
+NO_SPLIT = "none"  # as `held_out_split`: held-out rows that have no splits, where the training rows have some
+FLAGS = "--config.data.reading."  # what the flags of these options begin with, in messages
 ON_BAD_ROW = ("error", "drop")
 LABELS = ("unanimous", "majority", "adjudicated")
 TIES = ("error", "first")
@@ -46,6 +52,7 @@ class Reading:
             tokenizer's end-of-sequence token; empty: as "none", and the checks ask whether that is meant.
         on_bad_row: "error" stops at the first row that cannot be read, "drop" lists it among the dropped rows.
         prompts_only: rows are to be answered, so an answer may be missing. Not an option of a config.
+        flags: what the flags that set these options begin with, for advice; empty: there are none. No option either.
     """
 
     format: str = AUTO
@@ -69,20 +76,52 @@ class Reading:
     text_end: str = ""
     on_bad_row: str = "error"
     prompts_only: bool = False
+    flags: str = FLAGS
 
 
 DEFAULT = Reading()
-OPTIONS = tuple(field.name for field in dataclasses.fields(Reading) if field.name != "prompts_only")
+OPTIONS = tuple(field.name for field in dataclasses.fields(Reading) if field.name not in ("prompts_only", "flags"))
 
 
-def reading_of(config: ml_collections.ConfigDict, split: str = "") -> Reading:
+def reading_of(config: ml_collections.ConfigDict, split: str = "", flags: str = FLAGS) -> Reading:
     """The options of `config.data.reading`.
 
     Args:
         config: the section of the config.
         split: takes the place of `config.split`, unless empty.
+        flags: what the flags of this section begin with.
     """
     options = {name: config[name] for name in OPTIONS}
     for name in ("columns", "ignore"):
         options[name] = tuple(options[name])
-    return Reading(**options | ({"split": split} if split else {}))
+    return Reading(**options | ({"split": split} if split else {}), flags=flags)
+
+
+def leave_split(reading: Reading) -> str:
+    """What to do with `split` where rows have no splits."""
+    held_out = f"; if only the held-out rows have none, {FLAGS}held_out_split={NO_SPLIT}"
+    return f"Leave {FLAGS}split empty{held_out if reading.flags == FLAGS else ''}"
+
+
+def given(options: Mapping[str, str | Sequence[str]]) -> str:
+    """The flags that set options of `config.data.reading`, as one types them in a shell."""
+    return " ".join(
+        f"{FLAGS}{name}={shlex.quote(value if isinstance(value, str) else tuple_text(value))}"
+        for name, value in options.items()
+    )
+
+
+def tuple_text(values: Sequence[str]) -> str:
+    """A tuple of texts as the value of a flag: ("strip_whitespace",)."""
+    return f"({''.join(f'{json.dumps(value, ensure_ascii=False)},' for value in values)})"
+
+
+@contextlib.contextmanager
+def under_flags_of(reading: Reading) -> Iterator[None]:
+    """Errors name the flags that set the options of this data set, where those are not of `config.data.reading`."""
+    try:
+        yield
+    except ValueError as error:
+        if reading.flags in (FLAGS, ""):
+            raise
+        raise type(error)(str(error).replace(FLAGS, reading.flags)) from error

@@ -6,21 +6,24 @@ that.
 """
 
 import collections
+import copy
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from etils import epath
 
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference
-from sft_jax.data.files import CONTAINERS, DATA_SETS, Source, named_apart, sources_of
-from sft_jax.data.formats import ANNOTATED, FORMATS, TEMPLATED, detect_format, table
+from sft_jax.data.files import CONTAINERS, DATA_SETS, Row, Source, named_apart, sources_of
+from sft_jax.data.formats import ANNOTATED, FORMATS, TEMPLATED, NoFormatError, detect_format, table
 from sft_jax.data.formats.media import refuse_media
 from sft_jax.data.formats.values import checked_text, kind, weight_of
 from sft_jax.data.reading import (
     AUTO,
     CHOSEN,
     DEFAULT,
+    FLAGS,
     LABELS,
     ON_BAD_ROW,
     PREFERENCES,
@@ -28,7 +31,9 @@ from sft_jax.data.reading import (
     TIES,
     Reading,
     RecordError,
+    under_flags_of,
 )
+from sft_jax.data.suggestions import suggestion
 
 __all__ = [
     "DroppedRow",
@@ -42,6 +47,8 @@ __all__ = [
 ]
 
 _UNREADABLE = "not a valid row"
+_MOST_COUNTED = 100_000  # rows that are looked at to say how many are bad
+_SAMPLE = 200  # rows on which a suggestion is tried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +126,10 @@ class RecordReader:
             RecordError: there are none, or it cannot be told what they are.
             ValueError: an option of `reading` that has no meaning.
         """
-        check_reading(reading)
-        self._path, self._reading = path, reading
-        self._renames = [_rename(text) for text in reading.columns]
-        self._own_columns = {reading.id_column, reading.weight_column, reading.group_column}
-        self._sources = named_apart(sources_of(path, reading), others)
+        with under_flags_of(reading):
+            check_reading(reading)
+            self._path, self._reading = path, reading
+            self._sources = named_apart(sources_of(path, reading), others)
         self._start()
 
     def _start(self) -> None:
@@ -161,28 +167,30 @@ class RecordReader:
         return pairs if all(source.files for source in self._sources) else []
 
     def __iter__(self) -> Iterator[Record]:
+        with under_flags_of(self._reading):
+            yield from self._records()
+
+    def _records(self) -> Iterator[Record]:
         self._start()
         for number, source in enumerate(self._sources):
             self._at = number
             yield from self._read(source)
         if not self.records:
-            raise RecordError(
-                f"{self._path}: none of {self.rows} rows can be read. The first: {self.dropped[0].detail}"
-            )
+            first = f"{self._path}: none of {self.rows} rows can be read. The first: {self.dropped[0].detail}"
+            raise RecordError(first + self._suggestion(self._sources[0]))
         if self.rows != self.records + len(self.dropped):
             raise RuntimeError(f"{self.rows} rows became {self.records} records and {len(self.dropped)} dropped rows.")
 
     def _read(self, source: Source) -> Iterator[Record]:
-        begun, parser = self.rows, _RowParser(self._reading, source, self._renames, self._own_columns)
-        for number, content in source.rows():
+        begun, parser = self.rows, _RowParser(self._reading, source)
+        for row in source.rows():
             self.rows += 1
             try:
-                record = parser.record(content, number)
-                self._check_id(record, f"{source.where}:{number}")
+                record = self._record(parser, source, row)
             except RecordError as error:
                 if self._reading.on_bad_row == "error":
-                    raise
-                self.dropped.append(DroppedRow(f"{source.name}:{number}", _UNREADABLE, _detail(error, source)))
+                    raise RecordError(f"{error}{self._what_to_do(error, source)}") from error
+                self.dropped.append(DroppedRow(f"{source.name}:{row.number}", _UNREADABLE, _detail(error, source)))
                 continue
             self.records += 1
             yield record
@@ -191,6 +199,53 @@ class RecordReader:
         form = parser.format or "no row can be read"
         chosen = " (chosen answers)" if form == "preference" and self._reading.preference == CHOSEN else ""
         self._found[f"{source.title}, {form}{chosen}"].append(source.name)
+
+    def _what_to_do(self, error: RecordError, source: Source) -> str:
+        """How many rows are bad and how to leave them out, if others are good; else how they could be read."""
+        try:
+            rows, bad = self._counted(self._sources, _MOST_COUNTED)
+        except RecordError:  # of a whole file: no row can be left out instead
+            return ""
+        if bad > rows - bad:
+            return self._suggestion(source) if isinstance(error, NoFormatError) else ""
+        which = f"{bad:,} of {'the first ' if rows == _MOST_COUNTED else ''}{rows:,} rows cannot be read."
+        # Where all rows are measured or answered, none is left out.
+        may_drop = self._reading.flags.startswith("--config.")
+        return f" {which}" + (f" To leave such rows out: {FLAGS}on_bad_row=drop" if may_drop else "")
+
+    def _counted(self, sources: Sequence[Source], most: int, reading: Reading | None = None) -> tuple[int, int]:
+        """(rows, bad ones among them) of at most so many rows."""
+        again, rows, bad = copy.copy(self), 0, 0
+        again._ids = set()
+        for source in sources:
+            parser = _RowParser(reading or self._reading, source)
+            for row in source.rows():
+                if rows == most:
+                    break
+                rows += 1
+                try:
+                    again._record(parser, source, row)
+                except RecordError:
+                    bad += 1
+        return rows, bad
+
+    def _suggestion(self, source: Source) -> str:
+        if not self._reading.flags:
+            return ""
+
+        def count_read(reading: Reading) -> int:
+            rows, bad = self._counted([source], _SAMPLE, reading)
+            return rows - bad
+
+        parser = _RowParser(self._reading, source)
+        rows = [row for row in itertools.islice(source.rows(), _SAMPLE) if isinstance(row.content, dict)]
+        renamed = [parser.renamed(row.content, f"{source.where}:{row.number}") for row in rows]
+        return suggestion(renamed, self._reading, count_read)
+
+    def _record(self, parser: "_RowParser", source: Source, row: Row) -> Record:
+        record = parser.record(row.content, row.number)
+        self._check_id(record, f"{source.where}:{row.number}")
+        return record
 
     def _check_id(self, record: Record, where: str) -> None:
         if not self._reading.id_column:
@@ -203,11 +258,13 @@ class RecordReader:
 class _RowParser:
     """Rows of one source as records; all rows of a source are of one format."""
 
-    def __init__(self, reading: Reading, source: Source, renames: list[tuple[str, str]], own_columns: set[str]):
+    def __init__(self, reading: Reading, source: Source):
         self.format = ""
-        self._reading, self._source, self._renames, self._own = reading, source, renames, own_columns
+        self._reading, self._source = reading, source
+        self._renames = [_rename(text) for text in reading.columns]
+        self._own = {reading.id_column, reading.weight_column, reading.group_column}
         self._formats: dict[frozenset[str], str] = {}
-        self._first = 0  # number of the row the format was found in
+        self._first, self._first_columns = 0, frozenset[str]()  # of the row the format was found in
 
     def record(self, content: object, number: int) -> Record:
         """The record of a row.
@@ -220,9 +277,7 @@ class _RowParser:
             raise content
         if not isinstance(content, dict):
             raise RecordError(f"{where}: expected an object with the columns of a row, got {kind(content)}.")
-        reading, fields = self._reading, content
-        for new, old in self._renames:
-            fields = _renamed(fields, new, old, where)
+        reading, fields = self._reading, self.renamed(content, where)
         found = self._format(fields, number, where)
         if found not in TEMPLATED:  # a table reads what its templates name
             refuse_media(fields, self._own, where, reading)
@@ -237,11 +292,26 @@ class _RowParser:
             group=_group(fields, reading.group_column, where),
         )
 
+    def renamed(self, fields: dict, where: str) -> dict:
+        """The columns of a row under their new names.
+
+        Raises:
+            RecordError: there is no column of the old name, or one of the new.
+        """
+        for new, old in self._renames:
+            fields = _renamed(fields, new, old, where)
+        return fields
+
     def _format(self, fields: dict, number: int, where: str) -> str:
         columns = frozenset([name for name, value in fields.items() if value is not None])
         name = self._formats.get(columns)
         if name is None:
-            name = self._formats[columns] = detect_format(columns - self._own, where, self._reading)
+            null = frozenset(fields) - columns - self._own
+            try:
+                name = detect_format(columns - self._own, where, self._reading, null)
+            except NoFormatError as error:
+                raise NoFormatError(self._without(columns, where) or str(error)) from error
+            self._formats[columns] = name
             if self._reading.label != DEFAULT.label and name not in ANNOTATED:
                 raise RecordError(
                     f"{where}: --config.data.reading.label={self._reading.label} is for {' and '.join(ANNOTATED)}, "
@@ -251,10 +321,20 @@ class _RowParser:
             if self.format:
                 raise RecordError(
                     f"{where}: this row is {name}, row {self._first} is {self.format}. All rows of a file are of one "
-                    "format: split the file, or force one by --config.data.reading.format."
+                    "format: split the file."
                 )
-            self.format, self._first = name, number
+            self.format, self._first, self._first_columns = name, number, columns
         return name
+
+    def _without(self, columns: Set[str], where: str) -> str:
+        """Which columns of the format of the rows before it a row lacks; empty where that is not what is wrong."""
+        known, had = FORMATS.get(self.format), self._first_columns
+        lacking = sorted(name for name in had - columns if not known.detect(had - {name})) if known else []
+        if not lacking or not known.detect(columns | set(lacking)):
+            return ""
+        names = " and ".join(map(repr, lacking))
+        verb = "is" if len(lacking) == 1 else "are"
+        return f"{where}: {names} {verb} null or missing; row {self._first} is {self.format}. Expected {known.FORM}."
 
 
 def _detail(error: RecordError, source: Source) -> str:

@@ -59,9 +59,9 @@ def files_of_benchmarks(config: ml_collections.ConfigDict) -> list[tuple[str, ep
 
 def _benchmark(path: str, column: str) -> list[Record]:
     if column:
-        return read_prompts(path, Reading(format="table", prompt_template=f"{{{column}}}"))
+        return read_prompts(path, Reading(format="table", prompt_template=f"{{{column}}}", flags=""))
     try:
-        return read_prompts(path)
+        return read_prompts(path, Reading(flags=""))
     except RecordError as error:
         raise RecordError(
             f"{str(error).splitlines()[0]}\nFor a benchmark name the column of its prompts: "

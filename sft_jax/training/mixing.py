@@ -4,7 +4,7 @@ import ml_collections
 
 from sft_jax.data.mixed_records import MixedReader
 from sft_jax.data.plan.mixture import PACKING, Mixture, Schedule, Source, problems_of
-from sft_jax.data.reading import reading_of
+from sft_jax.data.reading import Reading, reading_of, under_flags_of
 from sft_jax.data.records import RecordReader, check_reading
 
 FIELDS = ("path", "weight", "epochs", "replacement", "reading")
@@ -20,7 +20,11 @@ def reader_of(config: ml_collections.ConfigDict) -> RecordReader | MixedReader:
     if not config.data.mixture:
         return RecordReader(config.data.train, reading_of(config.data.reading))
     sources = config.data.mixture
-    return MixedReader({name: (sources[name].path, reading_of(sources[name].reading)) for name in sources})
+    return MixedReader({name: (sources[name].path, _reading(name, sources[name])) for name in sources})
+
+
+def _reading(name: str, section: ml_collections.ConfigDict) -> Reading:
+    return reading_of(section.reading, flags=f"{_FLAG}.{name}.reading.")
 
 
 def name_of(config: ml_collections.ConfigDict) -> str:
@@ -73,7 +77,8 @@ def _problems_in_source(name: str, section: ml_collections.ConfigDict) -> list[s
         return [f"{flag} must be what source(path, weight=…) or source(path, epochs=…) of configs/sft.py makes"]
     problems = [] if section.path else [f"{flag}.path is empty; give a file, a pattern or a data set"]
     try:
-        check_reading(reading_of(section.reading))
+        with under_flags_of(reading := _reading(name, section)):
+            check_reading(reading)
     except ValueError as error:
         problems.append(f"{flag}: {error}")
     try:

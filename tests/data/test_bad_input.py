@@ -50,8 +50,15 @@ ROWS = {  # name -> (row, words of the error, after "bad.jsonl:2: ")
     "not UTF-8": (b'{"prompt": "\xff"}', "not UTF-8 (byte 13: invalid start byte). Convert the file to UTF-8"),
     "a NUL byte": (b'{"prompt": "a\0"}', "a NUL byte (character 14). The file is binary or damaged"),
     "a list": (b"[1]", "expected an object with the columns of a row, got a list"),
-    "no known columns": (b'{"label": 3}', "no format fits the columns: 'label'. Known are:\n  messages: "),
-    "nothing at all": (b"{}", "no format fits the columns: none"),
+    "no known columns": (
+        b'{"label": 3}',
+        "'completion' and 'prompt' are null or missing; row 1 is prompt_completion. Expected {\"prompt\": ...",
+    ),
+    "nothing at all": (b"{}", "'completion' and 'prompt' are null or missing"),
+    "an answer that is null": (
+        b'{"prompt": "a", "completion": null}',
+        "'completion' is null or missing; row 1 is prompt_completion",
+    ),
     "another format": (
         messages(USER),
         "this row is messages, row 1 is prompt_completion. All rows of a file are of one format",
@@ -81,7 +88,8 @@ def test_rows(tmp_path, name):
     assert str(error.value).startswith(f"{file}:2: {words}")
     reader = RecordReader(file, Reading(on_bad_row="drop"))
     assert [record.id for record in reader] == ["bad.jsonl:1", "bad.jsonl:3"]
-    assert [(row.id, row.detail) for row in reader.dropped] == [
+    counted = " 1 of 3 rows cannot be read. To leave such rows out: --config.data.reading.on_bad_row=drop"
+    assert [(row.id, row.detail + counted) for row in reader.dropped] == [
         ("bad.jsonl:2", str(error.value).removeprefix(f"{tmp_path}/"))
     ]
 

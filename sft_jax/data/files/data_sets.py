@@ -7,7 +7,7 @@ from etils import epath
 
 from sft_jax.data.files.arrow import ROWS_AT_ONCE, numbered
 from sft_jax.data.files.rows import Row, Share, SizedRows, Source
-from sft_jax.data.reading import Reading, RecordError
+from sft_jax.data.reading import Reading, RecordError, leave_split
 
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a directory
 
@@ -36,7 +36,7 @@ def saved(path: epath.Path, reading: Reading) -> Source:
         split = chosen_split(reading.split, list(found), str(path))
         found, name, folder = found[split], f"{name}/{split}", path / split
     elif reading.split:
-        raise RecordError(f"{path}: has no splits; leave --config.data.reading.split empty.")
+        raise RecordError(f"{path}: has no splits. {leave_split(reading)}")
     where = str(path)
     files = tuple(sorted((file for file in folder.iterdir() if file.is_file()), key=str))
     return _source(found, name, where, "saved data set", files)

@@ -14,7 +14,7 @@ from sft_jax.data.files import data_sets
 from sft_jax.data.files.containers import CONTAINERS, DATA_SETS, container_of
 from sft_jax.data.files.rows import Row, Share, Source
 from sft_jax.data.files.streams import opened
-from sft_jax.data.reading import AUTO, Reading, RecordError
+from sft_jax.data.reading import AUTO, Reading, RecordError, leave_split
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -33,11 +33,11 @@ def sources_of(path: str | os.PathLike, reading: Reading) -> list[Source]:
         return [data_sets.hub(text, reading)]
     if reading.container == "saved" or (epath.Path(text).is_dir() and data_sets.is_saved(epath.Path(text))):
         return [data_sets.saved(epath.Path(text), reading)]
-    for option in ("split", "subset", "revision", "streaming"):
+    for option in ("subset", "revision", "streaming"):
         if getattr(reading, option):
             raise RecordError(
-                f"{text}: --config.data.reading.{option}={getattr(reading, option)!r} is for data sets of the hub"
-                f"{' and saved ones' if option == 'split' else ''}; leave it out for files."
+                f"{text}: --config.data.reading.{option}={getattr(reading, option)!r} is for data sets of the hub; "
+                "leave it out for files."
             )
     files = _files(text)
     names = _names([str(file) for file in files])
@@ -124,9 +124,15 @@ def _file_source(path: epath.Path, name: str, reading: Reading) -> Source:
             f"{', '.join([*CONTAINERS, *DATA_SETS])}."
         )
     kind, share = CONTAINERS[container], Share()
+    if reading.split and container != "json":
+        raise RecordError(
+            f"{path}: --config.data.reading.split={reading.split!r} is for data sets of the hub, saved ones and JSON "
+            f"files of several arrays, this file is {kind.title}. {leave_split(reading)}"
+        )
+    options, below = ({"reading": reading}, f"/{reading.split}") if reading.split else ({}, "")
 
     def rows() -> Iterator[Row]:
         with opened(path, share) as stream:
-            yield from share.of_rows(kind.rows(stream, str(path)))
+            yield from share.of_rows(kind.rows(stream, str(path), **options))
 
-    return Source(name, str(path), kind.title, rows, (path,), share)
+    return Source(name + below, str(path) + below, kind.title, rows, (path,), share)

@@ -22,6 +22,7 @@ from sft_jax.data.formats import (
     tokens,
 )
 from sft_jax.data.formats.annotations import label_text
+from sft_jax.data.formats.nearest import nearest
 from sft_jax.data.reading import AUTO, Reading, RecordError
 
 
@@ -54,28 +55,24 @@ ANNOTATED = {"label_studio": label_studio, "argilla": argilla}  # of several peo
 TEMPLATED = ("table", *ANNOTATED)  # formats that need the templates
 
 _ANSWERS = {"completion", "output"}  # columns that rows to be answered may lack
-_RENAMES = {  # what other data sets call it
-    ("question", "answer"): ("prompt", "completion"),
-    ("prompt", "response"): ("prompt", "completion"),
-    ("question", "response"): ("prompt", "completion"),
-    ("query", "response"): ("prompt", "completion"),
-    ("input", "output"): ("prompt", "completion"),
-    ("instruction", "response"): ("instruction", "output"),
-    ("conversation",): ("messages",),
-    ("dialog",): ("messages",),
-}
 
 
-def detect_format(columns: Set[str], where: str, reading: Reading) -> str:
+class NoFormatError(RecordError):
+    """The columns of a row fit no format."""
+
+
+def detect_format(columns: Set[str], where: str, reading: Reading, null: Set[str] = frozenset()) -> str:
     """Name of the format of a row.
 
     Args:
         columns: those of the row that are not null, without the columns that the config gives another use.
         where: stands in errors.
         reading: may force a format, by name or by giving templates.
+        null: columns that the row has, and that are null in it.
 
     Raises:
-        RecordError: no format fits, or several do.
+        NoFormatError: no format fits.
+        RecordError: several do.
     """
     if reading.format != AUTO:
         return reading.format
@@ -88,11 +85,10 @@ def detect_format(columns: Set[str], where: str, reading: Reading) -> str:
         return fitting[0]
     keys = ", ".join(map(repr, sorted(columns))) or "none"
     if fitting:
-        raise RecordError(
-            f"{where}: the columns fit {' and '.join(fitting)}: {keys}. Force one: "
-            f"--config.data.reading.format={fitting[0]}."
-        )
-    raise RecordError(f"{where}: no format fits the columns: {keys}.{_hint(columns)} Known are:\n{_known()}")
+        force = " or ".join(f"--config.data.reading.format={name}" for name in fitting)
+        raise RecordError(f"{where}: the columns fit {' and '.join(fitting)}: {keys}. Force one: {force}")
+    why = _null(columns, null) or f"no format fits the columns: {keys}.{_without_answer(columns)}"
+    raise NoFormatError(f"{where}: {why}")
 
 
 def annotations_of(fields: dict) -> dict[str, dict[str, str]]:
@@ -114,20 +110,18 @@ def _fitting(columns: Set[str]) -> list[str]:
     return [name for name, known in FORMATS.items() if known.detect(columns)]
 
 
-def _hint(columns: Set[str]) -> str:
-    if "text" in columns:
-        return (
-            ' --config.data.reading.format=text trains every token of "text" and nothing else; with '
-            "--config.data.reading.prompt_template='{text}' and answer_template the row is a question and its answer."
-        )
-    for name in _fitting(columns | _ANSWERS):
-        return f" They are those of {name} without its answer: {FORMATS[name].FORM}."
-    for old, new in _RENAMES.items():
-        if columns.issuperset(old):
-            renames = ",".join(f'"{b}={a}"' for a, b in zip(old, new, strict=True) if a != b)
-            return f" Rename them: --config.data.reading.columns='({renames},)'."
+def _null(columns: Set[str], null: Set[str]) -> str:
+    """Which columns would make the row one of a format, if they were not null."""
+    for name in _fitting(columns | null) if null else ():
+        known = FORMATS[name]
+        needed = sorted(column for column in null if not known.detect((columns | null) - {column}))
+        if needed:
+            which = f"{' and '.join(f'{column!r}' for column in needed)} {'is' if len(needed) == 1 else 'are'} null"
+            return f"{which}. Expected {known.FORM}."
     return ""
 
 
-def _known() -> str:
-    return "\n".join(f"  {name}: {known.FORM}" for name, known in FORMATS.items())
+def _without_answer(columns: Set[str]) -> str:
+    for name in () if any(nearest(sorted(columns))) else _fitting(columns | _ANSWERS):
+        return f" They are those of {name} without its answer: {FORMATS[name].FORM}."
+    return ""

@@ -241,7 +241,7 @@ def test_columns_of_one_name(tmp_path, content):
 
 
 SPLITS = [
-    ("one", "train", "has no splits; leave --config.data.reading.split empty"),
+    ("one", "train", "has no splits. Leave --config.data.reading.split empty"),
     ("two", "", "there are several splits; choose one by --config.data.reading.split: train, test"),
     ("two", "dev", "there is no split 'dev'; choose one by --config.data.reading.split: train, test"),
 ]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow, ToolCall
-from sft_jax.data.formats import FORMATS, detect_format
+from sft_jax.data.formats import FORMATS, NoFormatError, detect_format
 from sft_jax.data.reading import Reading, RecordError
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
@@ -307,12 +307,10 @@ def test_ends_of_texts(end, ends):
 
 
 UNDETECTED = [  # (columns, words of the error)
-    ({"messages", "prompt", "completion"}, "fit messages and prompt_completion.*format=messages"),
+    ({"messages", "prompt", "completion"}, "fit messages and prompt_completion.*=messages or .*=prompt_completion"),
     ({"messages", "prompt", "chosen", "rejected"}, "fit messages and preference"),
     ({"instruction", "output", "messages"}, "fit messages and alpaca"),
-    ({"text", "category"}, "format=text trains every token .*prompt_template='{text}'"),
-    ({"question", "answer"}, r"""columns='\("prompt=question","completion=answer",\)'"""),
-    ({"conversation"}, r"""columns='\("messages=conversation",\)'"""),
+    ({"text", "category"}, "no format fits the columns: 'category', 'text'"),
     ({"prompt"}, "no format fits the columns: 'prompt'. They are those of prompt_completion without its answer"),
     (set(), "no format fits the columns: none"),
 ]
@@ -324,3 +322,18 @@ def test_what_fits_no_format_or_several_is_refused(columns, words):
         detect_format(columns, "train.jsonl:1", Reading())
     for name in FORMATS:
         assert detect_format(columns, "train.jsonl:1", Reading(format=name)) == name
+
+
+NULLS = [  # (columns with a value, columns that are null, what the error says)
+    ({"input", "output"}, {"instruction"}, '\'instruction\' is null. Expected {"instruction": ..., "input"'),
+    ({"output"}, {"instruction", "input"}, "'instruction' is null. Expected"),
+    (set(), {"prompt", "completion"}, "'completion' and 'prompt' are null. Expected"),
+    ({"id"}, {"messages"}, "'messages' is null. Expected"),
+    ({"text", "label"}, {"id"}, "no format fits the columns: 'label', 'text'"),
+]
+
+
+@pytest.mark.parametrize(("columns", "null", "words"), NULLS)
+def test_a_column_that_is_null_is_what_is_wrong(columns, null, words):
+    with pytest.raises(NoFormatError, match=words):
+        detect_format(columns, "train.jsonl:1", Reading(), null)
