@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
     from etils import epath
     from rich.console import Console
 
-    from sft_jax.exports.adapter import export_adapter
+    from sft_jax.exports.adapter import base_note, export_adapter
     from sft_jax.exports.directory import check_free
     from sft_jax.exports.model import export_model
     from sft_jax.exports.subject import check_format, open_subject
@@ -65,6 +65,8 @@ def main(_: list[str]) -> None:
         else:
             exported = export_model(*arguments, max_shard_bytes=int(_SHARD.value * 1e9), **settings)
     console.print(summary_table(subject.name, exported))
+    if _FORMAT.value == "peft" and (note := base_note(subject)):
+        console.print(note, soft_wrap=True)
     console.print(f"Exported: {out}")
 
 

@@ -1,5 +1,6 @@
 """The adapter of a run as a PEFT directory, which `peft` loads beside the base model."""
 
+import shlex
 from typing import Any
 
 import jax
@@ -138,18 +139,30 @@ def _logits(subject: Subject, variables: Tree, adapter: AdapterSpec, golden: Gol
     return golden_logits(model, variables, golden)
 
 
+def base_note(subject: Subject) -> str:
+    """How `peft` gets the base model, where it cannot load what the adapter names; empty where it can."""
+    base, merged = subject.base, ""
+    if (run := open_run(base.name)) is not None:
+        merged = "hf" if run.adapter is None else "merged"
+    elif is_peft_directory(base.name):
+        merged = "merged"
+    elif not epath.Path(base.location).is_dir():
+        merged = "hf"
+    if not merged:
+        return ""
+    return (
+        f"Its base, {base.name}, is nothing that peft loads. Make a directory of it, and give peft the model that "
+        f"transformers loads from there: python -m sft_jax.export --checkpoint={shlex.quote(base.name)} --out=BASE "
+        f"--format={merged}"
+    )
+
+
 def _notes(subject: Subject, dtype: str, measured: Drift) -> list[str]:
     notes = [f"A {subject.adapter.method} adapter in {dtype}, in the form of the peft library."]
     if subject.adapter.method == "pissa":
         notes.append("PiSSA is written as a LoRA of twice the rank beside the unchanged base model.")
     if subject.run.config.precision.quantized != "none":
         notes.append(f"It was trained beside weights in few bits ({subject.run.config.precision.quantized}).")
-    base = subject.base
-    if open_run(base.name) is not None or is_peft_directory(base.name) or not epath.Path(base.location).is_dir():
-        notes.append(
-            "Its base is no Hugging Face directory: give peft the same weights as one (`--format=hf` of "
-            "`sft_jax.export` makes it)."
-        )
     known = subject.run.config.model.max_positions
     if known:
         notes.append(
@@ -157,6 +170,7 @@ def _notes(subject: Subject, dtype: str, measured: Drift) -> list[str]:
         )
     return [
         *notes,
+        *filter(None, [base_note(subject)]),
         f"Logits along the golden conversation, before and after: at most {measured.logits:.3g} apart "
         f"({measured.relative:.3g} of their standard deviation); same likeliest token at {measured.same_choice:.1%} of "
         "positions.",

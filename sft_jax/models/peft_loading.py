@@ -34,6 +34,14 @@ _TENSOR = re.compile(
 )
 _COPY = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.weight")
 
+# peft alone would merge such an adapter into the one weight, and change the head with the embedding.
+_MERGED_BY_PEFT = """. Merge it with peft into a base whose head is a weight of its own, and give MERGED as the model:
+    base = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+    base.config.tie_word_embeddings = False
+    base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
+    peft.PeftModel.from_pretrained(base, ADAPTER).merge_and_unload().save_pretrained(MERGED)
+    transformers.AutoTokenizer.from_pretrained(BASE).save_pretrained(MERGED)"""
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedAdapter:
@@ -225,13 +233,14 @@ def _tied_problems(adapter: PeftAdapter, found: list[_Found], config: DecoderCon
         )
         if same and not adapter.dora:
             return []
-        return ["embedding and head are one weight in the base model, and have different adapters here"]
+        return [
+            f"embedding and head are one weight in the base model, and have different adapters here{_MERGED_BY_PEFT}"
+        ]
     if "embedding" in there and adapter.ties and not adapter.dora:
         return []  # peft makes the head's of it
     alone = "embedding" if "embedding" in there else "head"
     return [
-        f"embedding and head are one weight in the base model, and the {alone} alone has an adapter: expected "
-        "ensure_weight_tying=true in adapter_config.json"
+        f"embedding and head are one weight in the base model, and the {alone} alone has an adapter{_MERGED_BY_PEFT}"
     ]
 
 

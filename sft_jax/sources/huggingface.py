@@ -74,7 +74,22 @@ def read_config(directory: epath.Path) -> dict:
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise SourceError(f'{path}: has no "model_type"; expected the config.json that transformers writes.')
+    if config.get("quantization_config"):
+        raise SourceError(f"{path}: {_quantized(config['quantization_config'])}")
     return config
+
+
+def _quantized(settings: object) -> str:
+    """What to do with a checkpoint in few bits."""
+    given = settings if isinstance(settings, dict) else {}
+    method = given.get("quant_method", "an unknown method")
+    bits = next((f" in {bits} bits" for bits in (4, 8) if given.get(f"load_in_{bits}bit")), "")
+    return (
+        f"the weights are quantized ({method}{bits}), which is not read. Give the checkpoint that they were made of; "
+        "under an adapter its weights are kept in few bits by --config.precision.quantized=nf4 or int8. Where there is "
+        "none, write one with transformers: "
+        "AutoModelForCausalLM.from_pretrained(SOURCE).dequantize().save_pretrained(DIRECTORY)"
+    )
 
 
 def read_json(path: epath.Path) -> dict:

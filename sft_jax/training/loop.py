@@ -161,6 +161,7 @@ def _continue(ready: _Ready, workdir: epath.Path, evaluators: Mapping[str, Evalu
     if done == ready.total_steps:
         checkpoints.close()
         console.print(f"{workdir} holds the finished run: all {done} steps are done.")
+        console.print(workdirs.more_training(workdir, ready.config.to_dict()).strip(), soft_wrap=True)
         return RunResult(done, done, _last_evaluation(workdir))
     base = ready.base
     origin = {"name": base.name, "location": base.location, "revision": base.revision}

@@ -21,7 +21,7 @@ from sft_jax.data.report import DataReport, data_report, token_pieces
 from sft_jax.data.tokenized import Tokenized, TokenizedRows, dropped_where, group_dropped
 from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenized.cache_key import file_digests
-from sft_jax.data.tokenizing import tokenize_records
+from sft_jax.data.tokenizing import NoRowsError, tokenize_records
 from sft_jax.training.base import load_base_tokenizer
 from sft_jax.training.judging import files_of_benchmarks, read_benchmarks, subject_of
 from sft_jax.training.mixing import mixture_of, reader_of
@@ -245,7 +245,10 @@ def _held_out(
     reader, records = measured.reader, measured.held_out
     if reader is None:
         return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
-    rows, dropped = tokenize_records(records, renderer, config.data.row_tokens)
+    try:
+        rows, dropped = tokenize_records(records, renderer, config.data.row_tokens)
+    except NoRowsError as error:
+        raise NoRowsError(_nothing_held_out(config, error)) from error
     dropped = [*reader.dropped, *dropped]
     kept = set(rows.ids)
     note = f"Held out: {len(rows)} rows, {int(rows.supervised.sum()):,} supervised tokens ({'; '.join(reader.notes)})."
@@ -258,6 +261,15 @@ def _held_out(
         "held_out_targets": _row_targets(rows, config),
         "held_out_note": note,
     }
+
+
+def _nothing_held_out(config: ml_collections.ConfigDict, error: NoRowsError) -> str:
+    return (
+        f"{config.data.held_out}: no held-out row is left to measure. {error}\nThe longest row is set by "
+        f"--config.data.row_tokens={config.data.row_tokens}; longer ones are shortened by "
+        "--config.data.masking.too_long=truncate_left (by whole turns) or "
+        "--config.data.masking.too_long=truncate_right (at the end)"
+    )
 
 
 def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict, mixture: Mixture | None = None) -> int:

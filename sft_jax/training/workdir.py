@@ -11,9 +11,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,21 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
             listed = "\n  ".join(differences)
             raise WorkdirError(
                 f"{workdir} holds a run with a different config:\n  {listed}\n"
-                "Give another --workdir, or the same config to continue that run."
+                f"Give another --workdir, or the same config to continue that run.{more_training(workdir, there)}"
             )
     elif workdir.exists() and any(not child.name.endswith(_PARTIAL) for child in workdir.iterdir()):
         raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
+
+
+def more_training(workdir: epath.Path, config: Mapping) -> str:
+    """How the result of a run is trained on: as the model of a new run; what then becomes of its adapter."""
+    text = f" To train its result on: --config.model.source={shlex.quote(str(workdir))} with a new --workdir"
+    if config.get("adapter", {}).get("method", "none") != "none":
+        text += (
+            ", which merges its adapter into the weights and begins a new one; to train on the adapter itself, export "
+            "it by --format=peft and give --config.adapter.initial=DIRECTORY"
+        )
+    return text
 
 
 def dated(workdir: epath.Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -187,6 +187,10 @@ SOLE = {  # the same, for rows of other formats; after "bad.jsonl:1: "
         tool_call(name="f"),
         '"messages"[1]: "tool_calls"[0]: "arguments" is missing. Write {} for a call',
     ),
+    "arguments that are empty": (
+        tool_call(name="f", arguments=" "),
+        '"messages"[1]: "tool_calls"[0]: "arguments" is empty. Write {} for a call',
+    ),
     "a result without a call": (
         messages(USER, {"role": "tool", "content": "x"}),
         '"messages"[1]: a tool\'s result without a call before it',

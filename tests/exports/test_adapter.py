@@ -12,14 +12,16 @@ import transformers
 from etils import epath
 
 from sft_jax.exports import adapter
-from sft_jax.exports.adapter import export_adapter
+from sft_jax.exports.adapter import base_note, export_adapter
 from sft_jax.exports.directory import ExportError
+from sft_jax.exports.model import export_model
 from sft_jax.exports.subject import open_subject
 from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.training import run
 from sft_jax.training.restore import load_for_inference
 from sft_jax.training.sharding import inference_mesh
 from tests import tiny
+from tests.command_line import flags_in
 from tests.models import reference
 
 QUIET = {"evaluation.every": "0 steps", "checkpoint.best_metric": ""}
@@ -96,3 +98,24 @@ def test_what_is_refused_leaves_nothing(tmp_path):
     with pytest.raises(ExportError, match="has no adapter, so there is nothing for --format=peft"):
         export_adapter(open_subject(str(tmp_path / "model")), epath.Path(tmp_path / "out"), mesh, "source", silent)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_is_a_run_is_exported_as_the_note_says(tmp_path):
+    run(tiny.config(tmp_path, "full", duration="1 steps", **QUIET), tmp_path / "first")
+    assert base_note(open_subject(str(tmp_path / "first"))) == ""
+    directory = trained(tmp_path, **{"model.source": str(tmp_path / "first")})
+    export(directory, tmp_path / "out")
+    note = base_note(open_subject(str(directory)))
+    assert note in (tmp_path / "out" / "README.md").read_text()
+    given = dict(flag.removeprefix("--").split("=") for flag in flags_in(note))
+    assert (given["out"], given["format"]) == ("BASE", "hf")
+    mesh = inference_mesh()
+    with jax.set_mesh(mesh):
+        export_model(open_subject(given["checkpoint"]), epath.Path(tmp_path / "BASE"), mesh, "source", silent)
+        loaded = load_for_inference(str(directory), mesh, "float32")
+        ids = np.arange(3, 30)[None]
+        ours = np.asarray(reference.jit(loaded.model.apply)(loaded.variables, ids))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "BASE", dtype=torch.float32)
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(model, tmp_path / "out").eval()(input_ids=torch.from_numpy(ids)).logits
+    np.testing.assert_allclose(theirs.numpy(), ours, atol=1e-3)

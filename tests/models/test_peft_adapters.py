@@ -13,6 +13,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from etils import epath
 from safetensors.numpy import save_file
 
@@ -25,6 +26,7 @@ from sft_jax.sources.peft import CONFIG, WEIGHTS, open_peft_adapter
 from sft_jax.sources.safetensors_writer import write_safetensors
 from sft_jax.training.adapting import init_adapters
 from sft_jax.training.state import variables
+from tests import tiny
 from tests.models import families, reference
 
 LAYERS = ("(attention|ffn)/.*",)
@@ -296,3 +298,26 @@ def test_magnitudes_of_a_fused_part_without_an_update(base_of, tmp_path):
     wrapped.save_pretrained(tmp_path)
     found = read(base, tmp_path)
     np.testing.assert_allclose(logits(base, found.arrays, found.settings), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_one_use_of_a_tied_weight_is_merged_as_the_error_says(module, base_of, tmp_path):
+    """Read as one weight, the adapter would be another model; so would what peft makes of the tied base."""
+    base = base_of("llama", tie_word_embeddings=True)
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(
+        copy.deepcopy(base.torch_model), peft.LoraConfig(target_modules=[module, "q_proj"], init_lora_weights=False)
+    ).eval()
+    wrapped.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="alone has an adapter") as error:
+        read(base, tmp_path / "adapter")
+    tiny.tokenizer().save_pretrained(base.directory)
+    paths = {"BASE": base.directory, "ADAPTER": tmp_path / "adapter", "MERGED": tmp_path / "merged"}
+    names = {name: str(path) for name, path in paths.items()}
+    lines = str(error.value).split("MERGED as the model:\n")[1].splitlines()
+    modules = {"torch": torch, "peft": peft, "transformers": transformers}
+    exec("\n".join(line.strip() for line in lines), names | modules)
+    model, params = load_pretrained(tmp_path / "merged", execution=Execution(layer_layout="unrolled"))
+    found = np.asarray(reference.jit(model.apply)({"params": params}, IDS))
+    np.testing.assert_allclose(found, families.torch_logits(wrapped, IDS), atol=1e-4)
+    assert np.abs(found - np.asarray(reference.jit(base.model.apply)({"params": base.params}, IDS))).max() > 0.01

@@ -15,6 +15,7 @@ TITLE = "CSV"
 
 _MOST_CHARACTERS = 2**28  # of a cell; what the csv module allows by default (131,072) is less than a long document
 _OTHER_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_INDEX = " The first may be the index that pandas writes: leave it out by to_csv(index=False), or give it the name id."
 CONTAINER_OF = {",": "csv", ";": "csv_semicolon", "\t": "tsv"}
 
 
@@ -73,4 +74,5 @@ def _check_header(header: list[str], where: str, separator: str) -> None:
     for name in header:
         if not name or header.count(name) > 1:
             what = "a column without a name" if not name else f"two columns {name!r}"
-            raise RecordError(f"{where}:1: the header has {what}. Expected a name of its own for each: {header}.")
+            expected = f"Expected a name of its own for each: {header}.{'' if header[0] else _INDEX}"
+            raise RecordError(f"{where}:1: the header has {what}. {expected}")

@@ -72,8 +72,18 @@ def _matching(pattern: str) -> list[epath.Path]:
     base = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
     found = sorted((file for file in epath.Path(base).glob("/".join(parts[first:])) if file.is_file()), key=str)
     if not found:
-        raise RecordError(f"{pattern}: no file matches the pattern.")
+        raise RecordError(f"{pattern}: no file matches the pattern.{_brackets(pattern)}")
     return found
+
+
+def _brackets(pattern: str) -> str:
+    """What brackets mean, where some stand in the pattern and no file has them in its name."""
+    if "[" not in pattern:
+        return ""
+    plain = pattern.replace("[", "[[]")
+    if glob.glob(plain):
+        return f" Brackets are part of it: for a name with brackets write {plain}"
+    return f" Brackets are part of it: [12] stands for 1 or 2.{_similar(epath.Path(pattern))}"
 
 
 def _similar(path: epath.Path) -> str:

@@ -21,6 +21,7 @@ _LABELS = ("label", "class", "category", "intent", "sentiment", "emotion", "topi
 # Columns that say something about a row, and are no part of what is asked or answered.
 _DESCRIBING = {"id", "idx", "index", "uuid", "url", "source", "title", "date", "timestamp", "meta", "metadata"}
 _DESCRIBING |= {"language", "license", "split", "dataset", "category", "topic", "type", "difficulty", "author"}
+_DESCRIBING |= {"unnamed"}  # the index of pandas: "Unnamed: 0"
 _SYSTEM = {"system"}  # read in every form of a conversation
 _NOT_IN_TEMPLATES = set("{}|")
 

@@ -84,8 +84,9 @@ def call_of(item: object, where: str, reading: Reading) -> ToolCall:
 
 def _arguments(value: object, where: str) -> dict:
     where = f'{where}: "arguments"'
-    if value is None:
-        raise RecordError(f"{where} is missing. Write {{}} for a call without arguments.")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        state = "missing" if value is None else "empty"
+        raise RecordError(f"{where} is {state}. Write {{}} for a call without arguments.")
     if isinstance(value, str):
         value = decode_json(value, where, "a JSON object")
     if not isinstance(value, dict):

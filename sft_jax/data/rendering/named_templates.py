@@ -22,7 +22,9 @@ def templates_of(tokenizer: PreTrainedTokenizerBase) -> TemplateSources:
     """
     if not tokenizer.chat_template:
         raise ValueError(
-            "The tokenizer has no chat template. Give one: without it nobody knows how to address the model."
+            "The tokenizer has no chat template, without which nobody knows how to address the model. Give one to a "
+            "run by --config.model.chat_template=FILE, a Jinja template; elsewhere as a file chat_template.jinja "
+            "beside the tokenizer"
         )
     return tokenizer.chat_template
 

@@ -1,0 +1,135 @@
+"""What messages about models, runs and held-out rows advise is followed, and works."""
+
+import json
+
+import pytest
+from etils import epath
+
+from sft_jax.data.records import RecordError, read_records
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.sources.huggingface import SourceError, read_config
+from sft_jax.sources.tokenizer import load_tokenizer
+from sft_jax.training import run
+from sft_jax.training.run_data import load_data
+from sft_jax.training.workdir import WorkdirError
+from tests import tiny
+from tests.command_line import SFT, config_of, flags_in, reading_by
+
+ONE_STEP = {"duration": "1 steps", "evaluation.every": "0 steps", "checkpoint.best_metric": ""}
+
+
+def taken(config, flags):
+    """The config with what the flags of a message set."""
+    given = config_of(f"--config={SFT}", *flags)
+    changed = config.copy_and_resolve_references().unlock()
+    for flag in flags:
+        *sections, name = flag.partition("=")[0].removeprefix("--config.").split(".")
+        there, here = given, changed
+        for section in sections:
+            there, here = there[section], here[section]
+        here[name] = there[name]
+    return changed.lock()
+
+
+def test_a_model_without_a_chat_template(tmp_path):
+    tiny.config(tmp_path)
+    directory = tmp_path / "model"
+    template = directory / "chat_template.jinja"
+    content = template.read_text()
+    template.unlink()
+    with pytest.raises(ValueError, match="no chat template") as error:
+        ConversationRenderer(load_tokenizer(str(directory)))
+    assert flags_in(str(error.value)) == ["--config.model.chat_template=FILE"]
+    (tmp_path / "mine.jinja").write_text(content)
+    config = tiny.config(tmp_path, **{"model.chat_template": str(tmp_path / "mine.jinja")})
+    assert load_data(config).report.numbers["rows"] == 48
+    template.write_text(content)
+    assert load_data(tiny.config(tmp_path)).report.numbers["rows"] == 48
+
+
+def test_held_out_rows_that_are_all_too_long(tmp_path):
+    config = tiny.config(tmp_path)
+    long = {"messages": [{"role": role, "content": "x" * 50} for role in ("user", "assistant") * 2]}
+    (tmp_path / "held_out.jsonl").write_text(json.dumps(long) + "\n")
+    with pytest.raises(ValueError, match="no held-out row is left to measure") as error:
+        load_data(config)
+    said = str(error.value)
+    assert said.startswith(f"{tmp_path / 'held_out.jsonl'}: ")
+    assert "1 x longer than 128 tokens (first: held_out.jsonl:1, 242 tokens)" in said
+    present, *others = flags_in(said)
+    assert present == "--config.data.row_tokens=128"
+    for flag in ("--config.data.row_tokens=242", *others):
+        assert len(load_data(taken(config, [flag])).held_out) == 1
+    assert [flag.rpartition("=")[2] for flag in others] == ["truncate_left", "truncate_right"]
+
+
+@pytest.mark.parametrize("arg", ["full", "lora"])
+def test_more_epochs_than_a_finished_run_has_had(arg, tmp_path, capsys):
+    workdir = tmp_path / "a run"
+    config = tiny.config(tmp_path, arg, **ONE_STEP)
+    run(config, workdir)
+    longer = tiny.config(tmp_path, arg, **(ONE_STEP | {"duration": "2 steps"}))
+    with pytest.raises(WorkdirError, match="different config:\n  duration: ") as error:
+        run(longer, workdir)
+    said = str(error.value)
+    flags = [flag for flag in flags_in(said) if "model.source" in flag]
+    assert flags == [f"--config.model.source={workdir}"]
+    assert ("merges its adapter into the weights and begins a new one" in said) == (arg == "lora")
+    assert ("--config.adapter.initial=DIRECTORY" in said) == (arg == "lora")
+    assert run(taken(longer, flags), tmp_path / "next").step == 2
+    capsys.readouterr()
+    run(config, workdir)
+    assert "--config.model.source=" in capsys.readouterr().out
+
+
+QUANTIZED = [  # (quantization_config, what it is called)
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, "bitsandbytes in 4 bits"),
+    ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes in 8 bits"),
+    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+    ({"quant_method": "gptq", "bits": 4}, "gptq"),
+    ({"quant_method": "mxfp4"}, "mxfp4"),
+    ({}, None),
+    (None, None),
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), QUANTIZED)
+def test_checkpoints_in_few_bits_are_refused_by_name(settings, name, tmp_path):
+    directory = tiny.write_checkpoint(tmp_path / "model", num_hidden_layers=2, quantization_config=settings)
+    if name is None:
+        assert read_config(epath.Path(directory))["model_type"] == "llama"
+        return
+    with pytest.raises(SourceError, match=rf"config.json: the weights are quantized \({name}\)") as error:
+        read_config(epath.Path(directory))
+    flags = flags_in(str(error.value))
+    assert flags == ["--config.precision.quantized=nf4"]
+    tiny.write_checkpoint(tmp_path / "model", num_hidden_layers=2)  # what they were made of
+    assert run(taken(tiny.config(tmp_path, "lora", **ONE_STEP), flags), tmp_path / "run").step == 1
+
+
+def test_brackets_in_a_name(tmp_path):
+    line = '{"prompt": "a", "completion": "b"}\n'
+    (tmp_path / "data[1].jsonl").write_text(line)
+    (tmp_path / "set[2]").mkdir()
+    (tmp_path / "set[2]" / "a.jsonl").write_text(line)
+    assert len(read_records(tmp_path / "data[1].jsonl")) == 1
+    pattern = f"{tmp_path}/set[2]/*.jsonl"
+    with pytest.raises(RecordError, match=r"no file matches the pattern\. .* with brackets write ") as error:
+        read_records(pattern)
+    assert len(read_records(str(error.value).rpartition(" write ")[2])) == 1
+    with pytest.raises(RecordError, match=r"\[12\] stands for 1 or 2\. Similar: data\[1\]\.jsonl\.$"):
+        read_records(tmp_path / "date[1].jsonl")
+
+
+def test_the_index_of_pandas(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(",text,label\n0,a,b\n1,c,d\n")
+    with pytest.raises(RecordError, match=r"a column without a name\. .*index that pandas writes: .* name id"):
+        read_records(path)
+    for name in ("id", "Unnamed: 0"):
+        path.write_text(f"{name},text,label\n0,a,b\n1,c,d\n")
+        with pytest.raises(RecordError, match="Nearest is table: ") as error:
+            read_records(path)
+        assert f"(not read then: '{name}')" in str(error.value)
+        records = read_records(path, reading_by(*flags_in(str(error.value))))
+        assert [message.content for message in records[0].conversation] == ["a", "b"]
