@@ -19,6 +19,7 @@ _MODEL = flags.DEFINE_string(
 )
 _DATA = flags.DEFINE_string("data", None, "Held-out rows; each ends with the reference answer.", required=True)
 _SCORER = flags.DEFINE_enum("scorer", "exact_match", sorted(SCORERS), "How answers are scored.")
+_MATCH_THINKING = flags.DEFINE_bool("match_thinking", False, "An exact match wants the same thinking too.")
 _OUT = flags.DEFINE_string("out", None, "Directory for predictions.jsonl and scores.json.", required=True)
 _COMPARE = flags.DEFINE_string("compare", None, "Directory of an earlier evaluation to compare with.")
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Solved examples put into the prompt.", lower_bound=0)
@@ -51,6 +52,7 @@ def main(_: list[str]) -> None:
         batch_size=inference_flags.BATCH_SIZE.value,
         sampling=inference_flags.sampling(_SEED.value),
         seed=_SEED.value,
+        match_thinking=_MATCH_THINKING.value,
     )
     held_out.check_task(task, epath.Path(_COMPARE.value) if _COMPARE.value else None)
     examples = []
@@ -63,14 +65,16 @@ def main(_: list[str]) -> None:
     mesh = inference_mesh()
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
         loaded = inference_flags.load(_MODEL.value, mesh)
+        references = held_out.references_of(loaded, task)
         rows = held_out.reference_rows(loaded, task) if _LOSS.value else None  # what cannot be is said before an hour
-        answers = held_out.generate_answers(loaded, task, examples, progress)
+        written = held_out.generate_answers(loaded, task, examples, progress)
         losses = None if rows is None else held_out.measure_loss(loaded, rows, mesh, progress)
+    answers = held_out.in_parts(loaded, task, written, references)
     outcomes = held_out.score_answers(task, answers)
     out = epath.Path(_OUT.value)
     scores = held_out.write_evaluation(out, task, answers, outcomes, losses)
     console.print(tables.scores_table(loaded.name, scores))
-    if note := held_out.cut_note(loaded, answers):
+    for note in filter(None, (held_out.cut_note(loaded, written), answers.note())):
         console.print(note)
     if _COMPARE.value:
         console.print(tables.comparison_table(*held_out.comparable(epath.Path(_COMPARE.value), out), _SEED.value))

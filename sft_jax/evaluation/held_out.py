@@ -11,11 +11,13 @@ from jax.sharding import Mesh
 from sft_jax.data.conversations import Conversation
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import RowError
+from sft_jax.data.rendering.answers import Answer
 from sft_jax.data.tokenized import TokenizedRows
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.baselines import with_examples
 from sft_jax.evaluation.held_out_loss import row_losses
-from sft_jax.evaluation.scoring import Outcome, aggregate, score_rows
+from sft_jax.evaluation.parts import Reference, as_fields, differing_parts, read_parts, reference_of, score_parts
+from sft_jax.evaluation.scoring import Outcome, aggregate
 from sft_jax.generation import MAX_POSITIONS, Generated, Generator, Sampling, problem_of_prompt
 from sft_jax.training.restore import Loaded
 from sft_jax.training.setup import check_sizes
@@ -36,6 +38,7 @@ class Task:
         batch_size: prompts at a time.
         sampling: how tokens are chosen.
         seed: of the bootstrap.
+        match_thinking: an exact match wants the thinking to be that of the reference too.
     """
 
     records: Sequence[Record]
@@ -44,6 +47,34 @@ class Task:
     batch_size: int = 32
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     seed: int = 0
+    match_thinking: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a model wrote, in parts, beside what is right.
+
+    Attributes:
+        texts: whole answers, thinking and calls included.
+        written: the same as tokens, with what ended each.
+        parts: of each.
+        references: the right answers.
+    """
+
+    texts: Sequence[str]
+    written: Sequence[Generated]
+    parts: Sequence[Answer]
+    references: Sequence[Reference]
+
+    def note(self) -> str:
+        """What is to be known of how they were told apart; empty for nothing."""
+        as_text = sum(not reference.reads_calls for reference in self.references)
+        if not as_text:
+            return ""
+        return (
+            f"The calls of {as_text} of {len(self.references)} references cannot be read back from what the chat "
+            "template writes: they are compared as text, with the content."
+        )
 
 
 def question_of(record: Record) -> Conversation:
@@ -103,22 +134,43 @@ def cut_note(loaded: Loaded, answers: Sequence[Generated]) -> str:
     return f"Cut at the last of the {known} positions that the model knows: {count} of {len(answers)} answers."
 
 
-def score_answers(task: Task, answers: Sequence[Generated]) -> list[Outcome]:
+def references_of(loaded: Loaded, task: Task) -> list[Reference]:
+    """The right answers as the model's chat template writes them, row by row.
+
+    Raises:
+        ValueError: the template refuses a row, or the scorer cannot read its content.
+    """
+    references = [reference_of(loaded.renderer, record) for record in task.records]
+    parts, ids = [reference.parts for reference in references], [record.id for record in task.records]
+    score_parts(task.scorer, parts, parts, ids)
+    return references
+
+
+def in_parts(loaded: Loaded, task: Task, answers: Sequence[Generated], references: Sequence[Reference]) -> Answers:
+    """The answers told apart by the rules of the model's chat template."""
+    renderer, texts, parts = loaded.renderer, [], []
+    for record, answer, reference in zip(task.records, answers, references, strict=True):
+        texts.append(renderer.written_text(answer.tokens, record.example.tools))
+        parts.append(read_parts(renderer, texts[-1], record, reference))
+    return Answers(texts, answers, parts, references)
+
+
+def score_answers(task: Task, answers: Answers) -> list[Outcome]:
     """Outcomes of the answers, row by row."""
-    references = [record.conversation[-1].content for record in task.records]
+    references = [reference.parts for reference in answers.references]
     ids = [record.id for record in task.records]
-    return score_rows(task.scorer, [answer.text for answer in answers], references, ids)
+    return score_parts(task.scorer, answers.parts, references, ids, task.match_thinking)
 
 
 def check_task(task: Task, compare_with: epath.Path | None = None) -> None:
-    """Checks before an hour is spent that the references can be scored, and compared.
+    """Checks before a model is loaded that there are references, and that they can be compared.
 
     Raises:
-        ValueError: a row without a reference, one that the scorer cannot read, or an earlier evaluation of other rows.
+        ValueError: a row without a reference, or an earlier evaluation of other rows.
     """
-    references = [question_of(record) and record.conversation[-1].content for record in task.records]
+    for record in task.records:
+        question_of(record)
     ids = [record.id for record in task.records]
-    score_rows(task.scorer, references, references, ids)
     if compare_with is not None and read_outcomes(compare_with)[0] != ids:
         raise ValueError(f"{compare_with} is an evaluation of different rows; a paired test needs the same rows")
 
@@ -146,29 +198,41 @@ def measure_loss(loaded: Loaded, rows: TokenizedRows, mesh: Mesh, progress: Prog
 def write_evaluation(
     directory: epath.Path,
     task: Task,
-    answers: Sequence[Generated],
+    answers: Answers,
     outcomes: Sequence[Outcome],
     losses: Sequence[Outcome] | None = None,
 ) -> dict[str, Any]:
     """Writes `predictions.jsonl` (a row each) and then `scores.json`; returns the scores."""
     directory.mkdir(parents=True, exist_ok=True)
     lines = []
-    for index, (record, answer, outcome) in enumerate(zip(task.records, answers, outcomes, strict=True)):
-        prompt = [{"role": m.role, "content": m.content} for m in question_of(record)]
-        line = {"id": record.id, "prompt": prompt, "answer": answer.text, "ended": answer.stopped}
-        line |= {
-            "finish_reason": answer.finish_reason,
-            "reference": record.conversation[-1].content,
-            "outcome": outcome,
-        }
+    for index, (record, outcome) in enumerate(zip(task.records, outcomes, strict=True)):
+        line = _prediction(task, record, answers, index) | {"outcome": outcome}
         if losses is not None:
             line["loss"] = losses[index]
         lines.append(json.dumps(line, ensure_ascii=False))
     write_whole(directory / PREDICTIONS, "\n".join(lines) + "\n")
     scores = aggregate(outcomes, task.seed) | (aggregate(losses, task.seed) if losses is not None else {})
     result = {"rows": len(outcomes)} | {name: score.as_dict() for name, score in scores.items()}
+    if note := answers.note():
+        result["note"] = note
     write_whole(directory / SCORES, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _prediction(task: Task, record: Record, answers: Answers, index: int) -> dict[str, Any]:
+    """What is kept of an answer: all of it, its parts, and which of them differ from the reference's."""
+    parts, reference = answers.parts[index], answers.references[index]
+    return {
+        "id": record.id,
+        "prompt": [{"role": m.role, "content": m.content} for m in question_of(record)],
+        "answer": answers.texts[index],
+        "ended": answers.written[index].stopped,
+        "finish_reason": answers.written[index].finish_reason,
+        "reference": reference.text,
+        "answer_parts": as_fields(parts),
+        "reference_parts": as_fields(reference.parts),
+        "differs": differing_parts(task.scorer, parts, reference.parts, record.id),
+    }
 
 
 def read_outcomes(directory: epath.Path) -> tuple[list[str], list[Outcome], list[Outcome]]:
@@ -187,7 +251,7 @@ def read_outcomes(directory: epath.Path) -> tuple[list[str], list[Outcome], list
 
 
 def comparable(first: epath.Path, second: epath.Path) -> tuple[list[Outcome], list[Outcome]]:
-    """Outcomes of two evaluations of the same rows in the same order, with the loss where both have it.
+    """Outcomes of two evaluations of the same rows in the same order, in the columns that both have.
 
     Raises:
         ValueError: the rows differ.
@@ -195,7 +259,12 @@ def comparable(first: epath.Path, second: epath.Path) -> tuple[list[Outcome], li
     (ids_first, *first_parts), (ids_second, *second_parts) = read_outcomes(first), read_outcomes(second)
     if ids_first != ids_second:
         raise ValueError(f"{first} and {second} are evaluations of different rows; a paired test needs the same rows")
-    if not (first_parts[1] and second_parts[1]):
-        return first_parts[0], second_parts[0]
-    joined = [[row | loss for row, loss in zip(*parts, strict=True)] for parts in (first_parts, second_parts)]
-    return joined[0], joined[1]
+    with_loss = bool(first_parts[1] and second_parts[1])
+    joined = [
+        [row | loss for row, loss in zip(*parts, strict=True)] if with_loss else parts[0]
+        for parts in (first_parts, second_parts)
+    ]
+    # A template of which one model writes thinking or calls, and the other none, gives one of them alone such parts.
+    shared = [column for column in joined[0][0] if column in joined[1][0]]
+    in_both = [[{column: row[column] for column in shared} for row in rows] for rows in joined]
+    return in_both[0], in_both[1]

@@ -6,6 +6,7 @@ aggregated:
     bool   a proportion:                Wilson interval, exact McNemar test
     float  a mean of values in [0, 1]:  BCa bootstrap over rows, sign-flip permutation test
     int    a count, part of a ratio in `RATIOS` (micro-F1): BCa bootstrap over rows, swap permutation test
+    None   nothing of this row: it counts for no proportion and no mean, and adds 0 to a ratio
 
 So a new scorer is one function and one line in `SCORERS`. Outcomes hold plain Python values and go into JSON
 as they are.
@@ -31,7 +32,7 @@ from sft_jax.evaluation.statistics import (
     wilson,
 )
 
-Outcome = Mapping[str, bool | int | float]
+Outcome = Mapping[str, bool | int | float | None]
 Scorer = Callable[[str, str], Outcome]
 
 
@@ -134,7 +135,8 @@ def aggregate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Score]:
     scores = {}
     for metric in metrics_of(outcomes):
         if _is_proportion(outcomes, metric):
-            scores[metric] = wilson(sum(bool(row[metric]) for row in outcomes), len(outcomes))
+            values = [bool(row[metric]) for row in outcomes if row[metric] is not None]
+            scores[metric] = wilson(sum(values), len(values))
         else:
             columns, statistic, bounded = _columns(outcomes, metric)
             scores[metric] = bootstrap_interval(columns, statistic, seed=seed, bounded=bounded)
@@ -153,12 +155,13 @@ def compare(first: Sequence[Outcome], second: Sequence[Outcome], seed: int) -> d
         raise ValueError(f"compare: metrics {metrics_of(first)} against {metrics_of(second)}")
     comparisons = {}
     for metric in metrics_of(first):
-        columns_first, statistic, bounded = _columns(first, metric)
-        columns_second, _, _ = _columns(second, metric)
+        rows_first, rows_second = _rows_of_both(first, second, metric)
+        columns_first, statistic, bounded = _columns(rows_first, metric)
+        columns_second, _, _ = _columns(rows_second, metric)
         pair = (columns_first, columns_second, statistic)
         difference = paired_difference(*pair, seed=seed, bounded=bounded)
         if _is_proportion(first, metric):
-            pairs = [(bool(a[metric]), bool(b[metric])) for a, b in zip(first, second, strict=True)]
+            pairs = [(bool(a[metric]), bool(b[metric])) for a, b in zip(rows_first, rows_second, strict=True)]
             p_value, test = mcnemar_exact(pairs.count((True, False)), pairs.count((False, True))), "exact McNemar"
         else:
             p_value, test = paired_permutation(*pair, seed=seed), "paired permutation"
@@ -178,21 +181,33 @@ def metrics_of(outcomes: Sequence[Outcome]) -> list[str]:
     taken = {column for name in ratios for column in RATIOS[name].columns}
     single = [column for column in outcomes[0] if column not in taken]
     for column in single:
-        if type(outcomes[0][column]) is int:
+        if any(type(row[column]) is int for row in outcomes):
             raise ValueError(f"column {column!r} is a count of no ratio in RATIOS; give a bool, a float or a ratio")
     return ratios + single
 
 
 def _is_proportion(outcomes: Sequence[Outcome], metric: str) -> bool:
-    return metric not in RATIOS and isinstance(outcomes[0][metric], bool)
+    return metric not in RATIOS and any(isinstance(row[metric], bool) for row in outcomes)
+
+
+def _rows_of_both(
+    first: Sequence[Outcome], second: Sequence[Outcome], metric: str
+) -> tuple[list[Outcome], list[Outcome]]:
+    """The rows of which both have a value."""
+    if metric in RATIOS:
+        return list(first), list(second)
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a[metric] is not None and b[metric] is not None]
+    if not pairs:
+        raise ValueError(f"compare: {metric} has no row on which both have a value")
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def _columns(outcomes: Sequence[Outcome], metric: str) -> tuple[Float[np.ndarray, "rows columns"], Statistic, bool]:
     if metric in RATIOS:
         ratio = RATIOS[metric]
-        table = np.array([[float(row[column]) for column in ratio.columns] for row in outcomes])
+        table = np.array([[float(row[column] or 0) for column in ratio.columns] for row in outcomes])
         return table, ratio.statistic, ratio.bounded
-    values = np.array([float(row[metric]) for row in outcomes])
+    values = np.array([float(row[metric]) for row in outcomes if row[metric] is not None])
     if np.any((values < 0) | (values > 1)):
         raise ValueError(f"{metric}: values of a mean must lie in [0, 1], got {values.min()} to {values.max()}")
     return mean_columns(values), ratio_of_sums, True

@@ -19,6 +19,9 @@ METRIC_NAMES = {
     "field_f1": "field F1",
     "exact_match": "exact match",
     "valid_json": "valid JSON",
+    "content_match": "content",
+    "calls_match": "calls",
+    "thinking_match": "thinking",
     LOSS: "held-out loss",
 }
 PROMPT_NAMES = {"zero_shot": "zero-shot", "two_examples": "two examples"}
@@ -156,7 +159,7 @@ def scores_table(name: str, scores: Mapping[str, Any]) -> Table:
     """One evaluation, from its `scores.json`."""
     table = Table("", "score [95 % interval]", title=f"{name}, {scores['rows']} rows")
     for metric, score in scores.items():
-        if metric != "rows":
+        if isinstance(score, Mapping):
             table.add_row(METRIC_NAMES.get(metric, metric), _score_text(score))
     return table
 

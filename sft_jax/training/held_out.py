@@ -123,7 +123,7 @@ def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int],
 
 
 class Samples:
-    """Greedy answers to the first held-out prompts, as Markdown; compiled once."""
+    """Greedy answers to the first held-out prompts, thinking and calls included, as Markdown; compiled once."""
 
     def __init__(self, model: Decoder, data: Data, config: ml_collections.ConfigDict):
         """Chooses the prompts and prepares the generator."""
@@ -131,6 +131,9 @@ class Samples:
         self._pairs = [split_prompt(record, data.renderer) for record in records]
         # A row that is cut to fit into a row of the batch has a prompt that is not.
         self._problems = [problem_of_prompt(ids, model.config) for ids, _, _ in self._pairs]
+        self._written = [
+            functools.partial(data.renderer.written_text, tools=record.example.tools) for record in records
+        ]
         self._generator = Generator(
             model,
             data.renderer.tokenizer,
@@ -148,7 +151,8 @@ class Samples:
         answers = self._generator(weights, [self._pairs[number][0] for number in numbers], row_ids=numbers)
         shown = [f"**answer**: none, the prompt {problem}" for problem in self._problems]
         for number, answer in zip(numbers, answers, strict=True):
-            shown[number] = f"**answer**{_CUT.get(answer.finish_reason, '')}\n\n{_quoted(answer.text)}"
+            text = self._written[number](answer.tokens)
+            shown[number] = f"**answer**{_CUT.get(answer.finish_reason, '')}\n\n{_quoted(text)}"
         return {
             f"samples/{number}": "\n\n".join(
                 (f"**prompt**\n\n{_quoted(prompt)}", answer, f"**reference**\n\n{_quoted(reference)}")
@@ -158,11 +162,12 @@ class Samples:
 
 
 def split_prompt(record: Record, renderer: ConversationRenderer) -> tuple[np.ndarray, str, str]:
-    """Ids up to the last answer, the last question as text, and the answer that should follow."""
+    """Ids up to the last answer, the last question as text, and the whole answer that should follow."""
     last = last_answer(record)
     before = record.conversation[:last]
     ids = renderer.render_prompt(before, record.example.tools)
-    return ids, before[-1].content if before else "", record.conversation[last].content
+    reference = renderer.answer_text(record.conversation[: last + 1], record.example.tools)
+    return ids, before[-1].content if before else "", reference
 
 
 def last_answer(record: Record) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.data.conversations import Chat, Message, Segment, Segments
+from sft_jax.data.conversations import Chat, Message, Segment, Segments, ToolCall
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.training.held_out import last_answer, split_prompt
@@ -21,6 +21,14 @@ def test_prompts_show_tools():
     assert '<tools>\n{"type": "function"' in text
     assert text.endswith("A<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n")
     assert (question, answer) == ("Q", "A")
+
+
+def test_references_are_whole_answers():
+    renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer())
+    calling = Message("assistant", "", reasoning="R", tool_calls=(ToolCall("f", {"a": 1}),))
+    _, question, answer = split_prompt(Record("a:1", Chat((ASK, calling)), {}), renderer)
+    assert question == "Q"
+    assert answer == '<think>\nR\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 
 
 @pytest.mark.parametrize(

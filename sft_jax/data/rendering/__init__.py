@@ -14,6 +14,7 @@ from itertools import islice
 import numpy as np
 
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, TokenRow, ToolCall
+from sft_jax.data.rendering.answers import Answer
 from sft_jax.data.rendering.masking import Masking, lost_at_edges, token_weights
 from sft_jax.data.rendering.named_templates import (
     DEFAULT,
@@ -25,7 +26,7 @@ from sft_jax.data.rendering.named_templates import (
 from sft_jax.data.rendering.outlines import shared_length
 from sft_jax.data.rendering.rendered import RenderedRow, RowError, TokenIds
 from sft_jax.data.rendering.row_plans import RowPlan, RowPlanner
-from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder
+from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder, content_text
 from sft_jax.data.rendering.templates import ChatTemplate, Tools
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
@@ -153,6 +154,31 @@ class ConversationRenderer:
         if isinstance(encoded, RowError):
             raise encoded
         return encoded.ids
+
+    def answer_text(self, conversation: Conversation, tools: Tools = ()) -> str:
+        """The last answer of a conversation as the model is to write it, thinking and calls included, without its end.
+
+        Raises:
+            RowError: the template refuses the conversation, or changes what it says.
+        """
+        return self._planner(tools).answer_text(conversation, tools)
+
+    def written_text(self, ids: Iterable[int], tools: Tools = ()) -> str:
+        """What a model wrote, with the special tokens that the template puts around thinking and calls."""
+        literals = self._planner(tools).answer_format.literals()
+        marks = {text[start:end] for text in literals for start, end in self._encoder.find_special(text)}
+        return content_text(self.tokenizer, ids, tuple(sorted(marks)))
+
+    def read_answer(self, text: str, tools: Tools = (), may_call: bool = False, read_calls: bool = True) -> Answer:
+        """The parts of an answer by the rules of the template.
+
+        Args:
+            text: of the answer, without its end.
+            tools: of the conversation.
+            may_call: there may be calls although no tools are given.
+            read_calls: False leaves calls in the content, as they are written.
+        """
+        return self._planner(tools).answer_format.read(text, bool(tools) or may_call, read_calls)
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:

@@ -117,7 +117,12 @@ class Skeleton:
 
 
 class Outliner:
-    """Makes outlines for one template."""
+    """Makes outlines for one template.
+
+    Attributes:
+        words: what the template searches contents for, the longest first.
+        arguments_as_text: see below.
+    """
 
     def __init__(self, source: str, special: re.Pattern, arguments_as_text: bool = False):
         """Finds what the template searches contents for.
@@ -128,8 +133,8 @@ class Outliner:
             arguments_as_text: calls carry their arguments as JSON text and not as an object.
         """
         words = sorted(set(_searched_words(source)), key=len, reverse=True)
-        kept = [re.escape(word) for word in words if not special.search(word)]
-        self._words = re.compile(f"({'|'.join(kept)})") if kept else None
+        self.words = tuple(word for word in words if not special.search(word))
+        self._words = re.compile(f"({'|'.join(map(re.escape, self.words))})") if self.words else None
         self._special = special
         self.arguments_as_text = arguments_as_text
 

@@ -6,16 +6,18 @@ see turns.py; if it is too long, it is planned again without its oldest turns.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from sft_jax.data.conversations import Chat, Example, Message, Segments, without_leading_answers
+from sft_jax.data.rendering.answers import AnswerFormat, answer_format
 from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.rendering.rendered import RowError, Span
 from sft_jax.data.rendering.special_tokens import TextEncoder
-from sft_jax.data.rendering.templates import ChatTemplate
+from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, Tools
 from sft_jax.data.rendering.turns import STARTS_WITH_ANSWER, TurnFinder
 
 
@@ -73,6 +75,22 @@ class RowPlanner:
     def end_of_answer(self, messages: Sequence[Message]) -> str:
         """The token that ends the last turn, as text; raises RowError where there is none."""
         return self._turns.end_of_answer(messages)
+
+    def answer_text(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+        """See `TurnFinder.answer_text`."""
+        return self._turns.answer_text(messages, tools)
+
+    @functools.cached_property
+    def answer_format(self) -> AnswerFormat:
+        """How the template writes answers."""
+
+        def write(answer: Message) -> str | None:
+            for tools in ((), (PROBE_TOOL,)):
+                with contextlib.suppress(RowError):  # it takes no such conversation
+                    return self.answer_text((Message("user", "a"), answer), tools)
+            return None
+
+        return answer_format(write, self.template.searched_words)
 
     def plans(self, example: Example) -> list[RowPlan]:
         """The rows of an example.

@@ -146,6 +146,11 @@ class ChatTemplate:
         self._outliner = Outliner(source, special)
         self._fit_calls(source, special)
 
+    @property
+    def searched_words(self) -> tuple[str, ...]:
+        """What the template searches contents for."""
+        return self._outliner.words
+
     def render(self, messages: Sequence[Message], tools: Tools = (), generation_prompt: bool = False) -> str:
         """The text, as `tokenizer.apply_chat_template(..., tokenize=False)` gives it, and the beginning before it.
 

@@ -158,6 +158,23 @@ class TurnFinder:
                 return self._end_of_last(messages, (PROBE_TOOL,))
             raise
 
+    def answer_text(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+        """The last turn as the template writes it: from where the model takes over, without its end-of-turn.
+
+        Raises:
+            RowError: the template refuses the conversation, or changes what it says.
+        """
+        rendered, last = self._template.render_with_parts(messages, tools), len(messages) - 1
+        prompt = self._template.render(messages[:-1], tools, True)
+        if rendered.text.startswith(prompt):
+            start = len(prompt)
+        else:  # the prompt is written otherwise, or ends with what the model need not write
+            own = [part.start for part in rendered.said_by(last)]
+            marked = [begin for begin, _ in rendered.generation if begin >= rendered.starts[last]]
+            start = min([*own, *marked], default=rendered.starts[last])
+        end = self._end_of_turn(rendered, messages, last, start)
+        return rendered.text[start : len(rendered.text) if end is None else end[0]]
+
     def _end_of_last(self, messages: Sequence[Message], tools: Tools) -> str:
         rendered = self._template.render_with_parts(messages, tools)
         return rendered.text[slice(*self._required_end(rendered, messages, len(messages) - 1))]

@@ -1,0 +1,148 @@
+"""Answers in parts: read back from what templates write, by marks that are read off the templates."""
+
+import pytest
+
+from sft_jax.data.conversations import Message, ToolCall
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.rendering.answers import Answer, answer_format, same_calls, same_json
+from tests.data.rendering.chat_formats import FORMATS
+
+ASK = Message("user", "Weather in Rome?")
+ROME = ToolCall("weather", {"city": "Rome", "days": [1, 2.5], "deep": {"a": None}}, "abcdefghi")
+OSLO = ToolCall("weather", {"city": 'Os"lo\n'}, "abcdefghj")
+WITHOUT_CALLS = ("ChatML", "SmolLM2", "Llama 2", "Gemma 2", "Gemma 3", "Phi-3", "Zephyr")
+ONE_CALL_ONLY = ("Llama 3.1",)
+
+
+def read_back(renderer, message):
+    text = renderer.answer_text((ASK, message))
+    return renderer.read_answer(text, may_call=bool(message.tool_calls))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_contents_are_read_back(name):
+    renderer = ConversationRenderer(FORMATS[name].tokenizer())
+    assert read_back(renderer, Message("assistant", "It is <b>warm</b>.\n\nVery.")) == Answer(
+        content="It is <b>warm</b>.\n\nVery."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        (name, calls)
+        for name in FORMATS
+        for calls in ((ROME,), (OSLO,), (ROME, OSLO))
+        if name not in WITHOUT_CALLS and not (name in ONE_CALL_ONLY and len(calls) > 1)
+    ],
+)
+def test_calls_are_read_back(name, calls):
+    found = read_back(ConversationRenderer(FORMATS[name].tokenizer()), Message("assistant", "", tool_calls=calls))
+    assert same_calls(found.calls, calls)
+    assert (found.thinking, found.content) == ("", "")
+
+
+@pytest.mark.parametrize("name", ["Qwen 2.5", "Qwen 3", "DeepSeek R1"])
+def test_a_content_before_calls_is_read_back(name):
+    message = Message("assistant", "Let me look.", tool_calls=(ROME,))
+    found = read_back(ConversationRenderer(FORMATS[name].tokenizer()), message)
+    assert found.content == "Let me look."
+    assert same_calls(found.calls, (ROME,))
+
+
+@pytest.mark.parametrize(("reasoning", "content"), [("", "Oslo"), ("I know it.", "Oslo"), ("I know it.", "a</think>b")])
+def test_thinking_of_qwen_3(reasoning, content):
+    renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer())
+    assert read_back(renderer, Message("assistant", content, reasoning=reasoning)) == Answer(reasoning, content)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "expected"),
+    [
+        ("Qwen 3", "<think>\n\n</think>\n\n4", Answer("", "4")),
+        ("Qwen 3", "<think>\nlong\n</think>\n\n", Answer("long", "")),
+        ("Qwen 3", "<think>\nnever ends", Answer("never ends", "")),
+        ("Qwen 3", "no thinking at all", Answer("", "no thinking at all")),
+        ("Qwen 3", "", Answer()),
+        ("Qwen 3", '<tool_call>{"arguments":{"a":1},"name":"f"}</tool_call>', Answer(calls=(ToolCall("f", {"a": 1}),))),
+        ("Qwen 3", '<tool_call>\n{"name": "f", "argum', Answer(content='<tool_call>\n{"name": "f", "argum')),
+        ("Qwen 3", "<tool_call>\n[1]\n</tool_call>", Answer(content="<tool_call>\n[1]\n</tool_call>")),
+        ("DeepSeek R1", "<think>\nhm\n</think>\n\nfour", Answer("<think>\nhm", "four")),
+        ("ChatML", "<think>x</think>4", Answer("", "<think>x</think>4")),
+    ],
+)
+def test_what_models_write(name, written, expected):
+    found = ConversationRenderer(FORMATS[name].tokenizer()).read_answer(written)
+    assert found == expected
+
+
+# As that of gpt-oss: thinking, content and calls are messages of their own, on channels.
+CHANNELS = (
+    "{% for m in messages %}{{ '<|start|>' + m.role }}{% if m.role == 'assistant' %}"
+    "{% if m.thinking %}{{ '<|channel|>analysis<|message|>' + m.thinking + '<|end|><|start|>assistant' }}{% endif %}"
+    "{% if m.tool_calls %}{{ ' to=functions.' + m.tool_calls[0].function.name }}"
+    "{{ '<|channel|>commentary json<|message|>' + m.tool_calls[0].function.arguments | tojson + '<|call|>' }}"
+    "{% else %}{{ '<|channel|>final<|message|>' + m.content + '<|return|>' }}{% endif %}"
+    "{% else %}{{ '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("reasoning", ["", "hm"])
+@pytest.mark.parametrize("calls", [(), (ROME,)], ids=["content", "call"])
+def test_channels(byte_tokenizer, reasoning, calls):
+    special = [f"<|{name}|>" for name in ("start", "end", "message", "channel", "call", "return")]
+    tokenizer = byte_tokenizer(*special, eos="<|return|>", chat_template=CHANNELS)
+    renderer = ConversationRenderer(tokenizer)
+    message = Message("assistant", "" if calls else "four", reasoning=reasoning, tool_calls=calls)
+    text = renderer.answer_text((ASK, message))
+    assert ("<|return|>" in text, "<|call|>" in text) == (False, False)
+    assert renderer.written_text(tokenizer(text, add_special_tokens=False).input_ids) == text
+    found = renderer.read_answer(text, may_call=bool(calls))
+    assert (found.thinking, found.content) == (reasoning, message.content)
+    assert same_calls(found.calls, calls)
+
+
+def test_an_object_is_a_call_only_where_there_is_something_to_call():
+    """Llama 3.1 marks calls by nothing."""
+    renderer, written = ConversationRenderer(FORMATS["Llama 3.1"].tokenizer()), '{"name": "f", "parameters": {}}'
+    assert renderer.read_answer(written).content == written
+    assert renderer.read_answer(written, may_call=True).calls == (ToolCall("f", {}),)
+    assert renderer.read_answer(f"I call {written}", may_call=True).calls == ()
+
+
+def test_special_tokens_around_calls_are_kept_and_others_are_not():
+    tokenizer = FORMATS["Mistral Nemo"].tokenizer()
+    renderer = ConversationRenderer(tokenizer)
+    text = renderer.answer_text((ASK, Message("assistant", "", tool_calls=(ROME,))))
+    ids = tokenizer(f"<|im_end|>{text}", add_special_tokens=False).input_ids
+    assert renderer.written_text(ids) == text
+    assert text.startswith("[TOOL_CALLS]")
+
+
+def test_arguments_that_are_no_json_are_not_read():
+    """As of templates that write parameters as tags: the type of a value is lost."""
+
+    def write(message):
+        tags = "".join(f"<p={k}>{v}</p>" for call in message.tool_calls for k, v in call.arguments.items())
+        return message.content + "".join(f"<f={call.name}>" for call in message.tool_calls) + tags
+
+    assert answer_format(write).calls is None
+
+
+def test_a_template_that_refuses_everything_has_no_format():
+    assert answer_format(lambda message: None).read(" text ") == Answer(content="text")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"a": 1, "b": [2]}, {"b": [2.0], "a": 1.0}, True),
+        ({"a": 1}, {"a": True}, False),
+        ({"a": "1"}, {"a": 1}, False),
+        ({"a": None}, {}, False),
+        ([1, 2], [2, 1], False),
+    ],
+)
+def test_values_are_compared_as_json(one, other, expected):
+    assert same_json(one, other) == expected
