@@ -228,6 +228,8 @@ def test_equal_texts_are_found_among_all_records(tmp_path, few_in_memory):
         "text_ends": 5,
         "rendered_text": 5,
         "split_turns": 5,
+        "new_tokens": 5,
+        "ends_in_contents": 5,
         "exact_overlap": 40,
         "exact_duplicates": 40,
         "contradictions": 40,
@@ -262,8 +264,8 @@ def test_which_check_looked_at_how_many_records_is_said(tmp_path, few_in_memory)
     lines = [value for name, value in report_lines(load_data(many_rows(tmp_path)).report.numbers) if name == "checked"]
     assert lines == [
         "all 40 records: dropped_rows, exact_overlap, exact_duplicates, contradictions",
-        "the first 5 records: end_of_turn, text_ends, rendered_text, split_turns, empty_answers; "
-        "python -m sft_jax.preview makes every check on all",
+        "the first 5 records: end_of_turn, text_ends, rendered_text, split_turns, new_tokens, ends_in_contents, "
+        "empty_answers; python -m sft_jax.preview makes every check on all",
     ]
 
 
