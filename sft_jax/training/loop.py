@@ -4,6 +4,7 @@ Reads from top to bottom: what is prepared, restore, then the loop. Metrics of a
 dispatched, so that the devices never wait for the host.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -248,19 +249,17 @@ def _resume_and_train(
         log = MetricLog(workdir, resume_step) if jax.process_index() == 0 else None
         recorder = Recorder(plan.config, plan.data, plan.model, workdir, log, resume_step)
     bar = ProgressBar("training", plan.total_steps, done or 0, console, enabled=jax.process_index() == 0)
-    try:
+    with contextlib.ExitStack() as closing:
+        if log is not None:
+            closing.callback(log.close)
+        closing.callback(checkpoints.close)
         # The others are told of an error before what may wait for them is closed.
         with ending_together(), bar, StopRequest() as stop:
             if done is None and log is not None:
                 log.text(0, "config", "```json\n" + json.dumps(plan.config.to_dict(), indent=2, default=list) + "\n```")
                 log.text(0, "data", plan.data.report.markdown())
             watch = EffectWatch(plan.config, state, _note_in(console, recorder))
-            result = _train(plan, state, done, checkpoints, recorder, bar, stop, watch)
-    finally:
-        checkpoints.close()
-        if log is not None:
-            log.close()
-    return result
+            return _train(plan, state, done, checkpoints, recorder, bar, stop, watch)
 
 
 def _train(
@@ -314,7 +313,7 @@ def _train(
         pending = None
         if last:
             watch.at_end(step, state)
-        recorder.flush()
+        recorder.flush(wait=saving)
         if saving:
             checkpoints.save(state, _position(plan, step), scalars)
         recorder.start_clock()
@@ -394,6 +393,7 @@ class _Profiler:
     """A trace of the steps that `config.profile` names, beside the TensorBoard events."""
 
     def __init__(self, config: ml_collections.ConfigDict, recorder: Recorder):
+        self._recorder = recorder
         self._first, self._last = config.start, config.start + config.steps - 1
         self._directory = recorder.tensorboard_dir if config.start > 0 else None
         self._running = False
@@ -412,3 +412,4 @@ class _Profiler:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
+            self._recorder.profile_written()

@@ -18,7 +18,6 @@ from sft_jax.training.freezing import trains_all_weights
 from sft_jax.training.metric_log import MetricLog
 from sft_jax.training.progress import figures
 from sft_jax.training.run_data import Data
-from sft_jax.training.workdir import write_whole
 
 SKIPPED = "skipped_steps.jsonl"
 STEP_METRICS = ("train/", "progress/", "speed/")  # what every step measures; the rest is from evaluations
@@ -57,7 +56,7 @@ class Recorder:
         if log is not None and (workdir / SKIPPED).exists():
             before = (workdir / SKIPPED).read_text().splitlines(keepends=True)
             self._skipped = [line for line in before if json.loads(line)["step"] <= resume_step]
-            write_whole(workdir / SKIPPED, "".join(self._skipped))
+            log.write(SKIPPED, "".join(self._skipped))
         self._clock = time.perf_counter()
         self._stopped: float | None = None
 
@@ -138,8 +137,7 @@ class Recorder:
     def _note_skipped(self, step: int) -> None:
         if self._log is not None:
             self._skipped.append(json.dumps({"step": step, "row_ids": self._plan.row_ids(step - 1)}) + "\n")
-            # Written whole each time: a bucket cannot append, and there are few.
-            write_whole(self._workdir / SKIPPED, "".join(self._skipped))
+            self._log.write(SKIPPED, "".join(self._skipped))  # whole each time: there are few
 
     def evaluation_at_start(self, scalars: dict[str, float], texts: dict[str, str]) -> None:
         """Logs the evaluation before the first step."""
@@ -157,7 +155,16 @@ class Recorder:
         for name, markdown in texts.items():
             self.text(step, name, markdown)
 
-    def flush(self) -> None:
-        """Makes the log durable."""
+    def profile_written(self) -> None:
+        """There is a new profile in `tensorboard_dir`."""
         if self._log is not None:
+            self._log.profile_written()
+
+    def flush(self, wait: bool = False) -> None:
+        """Makes the log durable on this machine; with `wait`, in the run directory, wherever that is."""
+        if self._log is None:
+            return
+        if wait:
+            self._log.sync()
+        else:
             self._log.flush()
