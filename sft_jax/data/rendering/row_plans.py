@@ -18,6 +18,7 @@ from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.rendering.rendered import RowError, Span
 from sft_jax.data.rendering.special_tokens import TextEncoder
 from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, Tools
+from sft_jax.data.rendering.thinking import thinking_words, without_empty_thinking
 from sft_jax.data.rendering.turns import STARTS_WITH_ANSWER, TurnFinder
 
 
@@ -69,7 +70,6 @@ class RowPlanner:
             encoder,
             needs_end=masking.end_of_turn != "none",
             all_ends=masking.end_of_turn == "all",
-            trains_empty_thinking=masking.empty_thinking == "train",
         )
 
     def end_of_answer(self, messages: Sequence[Message]) -> str:
@@ -150,6 +150,9 @@ class RowPlanner:
             contexts = [self._turns.unproven(messages, chat.tools, here)]
         else:
             contexts = self._turns.contexts(messages, chat.tools, here, self._masking.history == "expand")
+            if self._masking.empty_thinking == "leave_out":
+                words = thinking_words(self.answer_format)
+                contexts = [without_empty_thinking(context, words) for context in contexts]
         roles = tuple(message.role for message in chat.messages)
         # Places in the row become numbers of messages in the example; the place -1 is none.
         names = np.array([*numbers, -1], np.int32) if len(numbers) < len(chat.messages) else None

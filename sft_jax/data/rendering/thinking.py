@@ -1,19 +1,19 @@
-"""Thinking: the words a chat template puts around what an assistant thinks, and where it thinks nothing.
+"""Empty thoughts: where an answer begins with a thought of white space alone, which need not be trained.
 
-Serves turns.py. The words are read off the template itself: what it writes around a thought it is given is what it
-writes around none.
+Serves row_plans.py. The words around thoughts are those of the template, see answers.py.
 """
 
+import dataclasses
 import re
 from typing import NamedTuple
 
-from sft_jax.data.conversations import Message
-from sft_jax.data.rendering.rendered import RowError, Span
-from sft_jax.data.rendering.templates import ChatTemplate
+from sft_jax.data.rendering.answers import AnswerFormat
+from sft_jax.data.rendering.rendered import Span
+from sft_jax.data.rendering.turns import Context, Turn
 
 
 class ThinkingWords(NamedTuple):
-    """What stands before and behind a thought, without white space."""
+    """What stands before a thought (nothing, where prompts end with it) and behind it, without white space."""
 
     start: str
     end: str
@@ -23,20 +23,27 @@ class ThinkingWords(NamedTuple):
 USUAL = ThinkingWords("<think>", "</think>")
 
 
-def thinking_words(template: ChatTemplate) -> ThinkingWords:
+def thinking_words(answers: AnswerFormat) -> ThinkingWords:
     """The words of a template; `USUAL` where it shows no thoughts."""
-    question = Message("user", "a question")
-    answer = Message("assistant", "the answer", reasoning="some thought")
-    try:
-        prompt, text = template.render([question], generation_prompt=True), template.render([question, answer])
-    except RowError:
+    if answers.thinking is None:
         return USUAL
-    start, thought, behind = text.removeprefix(prompt).partition(answer.reasoning)
-    end, found, _ = behind.partition(answer.content)
-    if not (text.startswith(prompt) and thought and found and end.strip()):
-        return USUAL
-    # A generation prompt may open the thought already: then it ends with the word.
-    return ThinkingWords(start.strip() or prompt.split()[-1], end.strip())
+    start, ends = answers.thinking
+    return ThinkingWords(start, ends[0])
+
+
+def without_empty_thinking(context: Context, words: ThinkingWords) -> Context:
+    """The row whose answers are trained from behind a thought of nothing on."""
+    turns = list(context.turns)
+    for number in context.trained:
+        if context.messages[number].role == "assistant" and turns[number].spans:
+            turns[number] = _without(context.rendered.text, turns[number], words)
+    return dataclasses.replace(context, turns=tuple(turns))
+
+
+def _without(text: str, turn: Turn, words: ThinkingWords) -> Turn:
+    first, *others = turn.spans
+    empty = empty_thinking(text, first, words)
+    return turn if empty is None else dataclasses.replace(turn, spans=((empty[1], first[1]), *others))
 
 
 def empty_thinking(text: str, turn: Span, words: ThinkingWords) -> Span | None:

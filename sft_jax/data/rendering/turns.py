@@ -17,7 +17,6 @@ from sft_jax.data.rendering.outlines import shared_length
 from sft_jax.data.rendering.rendered import RowError, Span
 from sft_jax.data.rendering.special_tokens import TextEncoder
 from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, TemplateText, Tools
-from sft_jax.data.rendering.thinking import empty_thinking, thinking_words
 
 NO_END_OF_TURN = "the chat template has no end-of-turn token after an answer"
 STARTS_WITH_ANSWER = "the conversation starts with the assistant"
@@ -62,15 +61,7 @@ class _RewrittenError(RowError):
 class TurnFinder:
     """Finds and proves turns for one template and tokenizer."""
 
-    def __init__(
-        self,
-        template: ChatTemplate,
-        encoder: TextEncoder,
-        *,
-        needs_end: bool = True,
-        all_ends: bool = False,
-        trains_empty_thinking: bool = True,
-    ):
+    def __init__(self, template: ChatTemplate, encoder: TextEncoder, *, needs_end: bool = True, all_ends: bool = False):
         """Binds template and tokenizer.
 
         Args:
@@ -78,11 +69,9 @@ class TurnFinder:
             encoder: of the tokenizer.
             needs_end: an answer without an end-of-turn, or with one that the template does not mark, is an error.
             all_ends: ends of turns that are not trained are wanted too.
-            trains_empty_thinking: a thought of white space alone, which the template writes, belongs to an answer.
         """
         self._template, self._encoder = template, encoder
         self._needs_end, self._all_ends = needs_end, all_ends
-        self._thinking = None if trains_empty_thinking else thinking_words(template)
 
     def contexts(
         self, messages: Sequence[Message], tools: Tools, trained: Sequence[int], expand: bool
@@ -202,15 +191,7 @@ class TurnFinder:
                 "the chat template leaves out part of an answer",
                 f"message {number}: {', '.join(missing)} or some of it",
             )
-        return self._without_empty_thinking(rendered, turn)
-
-    def _without_empty_thinking(self, rendered: TemplateText, turn: Turn) -> Turn:
-        """The turn behind a thought of nothing, where that is not to be trained."""
-        if self._thinking is None:
-            return turn
-        first, *others = turn.spans
-        empty = empty_thinking(rendered.text, first, self._thinking)
-        return turn if empty is None else Turn(((empty[1], first[1]), *others), turn.end_of_turn)
+        return turn
 
     def _said_by_others(self, rendered: TemplateText, messages: Sequence[Message], number: int) -> Turn:
         """From the beginning of the content to the end of the token that ends the turn, where there is one."""

@@ -32,11 +32,11 @@ def renderer():
         ("Qwen 3", None, USUAL),
         ("ChatML", None, USUAL),
         ("ChatML", OTHER_WORDS.replace("opened", "''"), ("[THINK]", "[/THINK]")),
-        ("ChatML", OTHER_WORDS.replace("opened", "'[THINK]'"), ("[THINK]", "[/THINK]")),
+        ("ChatML", OTHER_WORDS.replace("opened", "'[THINK]'"), ("", "[/THINK]")),
     ],
 )
 def test_words_are_those_of_the_template(renderer, name, template, words):
-    assert thinking_words(renderer(template, name=name).template_for()) == words
+    assert thinking_words(renderer(template, name=name)._planner(()).answer_format) == words
 
 
 @pytest.mark.parametrize(
