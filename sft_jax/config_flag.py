@@ -25,6 +25,8 @@ from sft_jax.data.reading import tuple_text
 
 NAME = "config"
 
+_KEPT = "defaults."  # what fields are where they are not set: to be compared with, not to be set
+
 # What a mistake in the code of a config can raise.
 _MISTAKES = (
     ArithmeticError,
@@ -185,7 +187,8 @@ def _meant(
     config: ml_collections.ConfigDict, holder: ml_collections.ConfigDict, name: str, parts: Sequence[str]
 ) -> str:
     """What was probably meant: the same name in another section, or a similar one in this."""
-    same = [path for path in _leaves(config) if path.rsplit(".", 1)[-1] == parts[-1]]
+    paths = [path for path in _leaves(config) if not path.startswith(_KEPT)]
+    same = [path for path in paths if path.rsplit(".", 1)[-1] == parts[-1]]
     if same:
         return f" Did you mean {' or '.join(f'--{NAME}.{path}' for path in same)}?"
     similar = difflib.get_close_matches(str(parts[0]), list(holder), n=1)

@@ -5,7 +5,7 @@ import pytest
 from sft_jax.config_flag import ConfigError, load, tuple_flag
 from tests.command_line import SFT, config_of, flags_in
 
-SECTIONS = "config has: adapter, batch, checkpoint, data, duration, ema,"
+SECTIONS = "config has: adapter, batch, checkpoint, data, "
 OPTIMIZER = "config.optimizer has: betas, clip_norm, decay_power, epsilon, final_share, groups, learning_rate,"
 
 MISTAKES = [  # (what was given, what the message says of it)

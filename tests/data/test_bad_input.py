@@ -285,12 +285,17 @@ FILES = {  # name -> (file name, content, options, words of the error after the 
     "UTF-16": ("a.jsonl", "{}".encode("utf-16"), {}, "a.jsonl: the file is UTF-16. Convert it to UTF-8"),
     "an array under .jsonl": ("a.jsonl", b"[\n{}]", {}, "a.jsonl:1: not valid JSON"),
     "JSON that is cut off": ("a.json", b'[{"text": "a"},', {}, "a.json: not valid JSON (column 16"),
-    "JSON without rows": ("a.json", b'{"a": [1]}', {}, "a.json: expected an array of rows, or an object with one such"),
+    "JSON without rows": (
+        "a.json",
+        b'{"a": [1]}',
+        {},
+        "a.json: expected an array of rows, or an object with arrays of",
+    ),
     "JSON with two arrays": (
         "a.json",
         b'{"a": [{}], "b": [{}]}',
         {},
-        "a.json: expected an array of rows, or an object ",
+        "a.json: there are several arrays of rows; choose one by --config.data.reading.split: a (1 rows), b (1 rows)",
     ),
     "a row of JSON that is a number": (
         "a.json",

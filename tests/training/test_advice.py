@@ -95,6 +95,7 @@ QUANTIZED = [  # (quantization_config, what it is called)
 
 @pytest.mark.parametrize(("settings", "name"), QUANTIZED)
 def test_checkpoints_in_few_bits_are_refused_by_name(settings, name, tmp_path):
+    config = tiny.config(tmp_path, "lora", **ONE_STEP)
     directory = tiny.write_checkpoint(tmp_path / "model", num_hidden_layers=2, quantization_config=settings)
     if name is None:
         assert read_config(epath.Path(directory))["model_type"] == "llama"
@@ -104,7 +105,7 @@ def test_checkpoints_in_few_bits_are_refused_by_name(settings, name, tmp_path):
     flags = flags_in(str(error.value))
     assert flags == ["--config.precision.quantized=nf4"]
     tiny.write_checkpoint(tmp_path / "model", num_hidden_layers=2)  # what they were made of
-    assert run(taken(tiny.config(tmp_path, "lora", **ONE_STEP), flags), tmp_path / "run").step == 1
+    assert run(taken(config, flags), tmp_path / "run").step == 1
 
 
 def test_brackets_in_a_name(tmp_path):
