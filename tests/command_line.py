@@ -39,10 +39,10 @@ def flags_in(message: str) -> list[str]:
 def _first_word(text: str) -> str:
     lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
     lexer.whitespace_split = True
-    return next(lexer).rstrip(".,;:?)") if not re.match(r"--[\w.]+='", text) else _quoted(text)
+    return next(lexer).rstrip(".,;:?)") if not re.match(r"--[\w.]+=['\"]", text) else _quoted(text)
 
 
 def _quoted(text: str) -> str:
-    """A flag whose value stands in single quotes, which may hold anything."""
-    end = re.match(r"--[\w.]+='[^']*'(?:\"'\"'[^']*')*", text)
+    """A flag whose value stands in quotes, which may hold anything."""
+    end = re.match(r"--[\w.]+=(?:'[^']*'(?:\"'\"'[^']*')*|\"[^\"]*\")", text)
     return shlex.split(end[0])[0]

@@ -25,6 +25,10 @@ class RecordError(ValueError):
     """A file or a row of it that cannot be read. The message says where, what was expected and what to do."""
 
 
+class NoFormatError(RecordError):
+    """The columns of a row fit no format, or only under other names."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """How the rows of a data set are read; `config.data.reading`.

@@ -16,7 +16,7 @@ from etils import epath
 
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference
 from sft_jax.data.files import CONTAINERS, DATA_SETS, Row, Source, named_apart, sources_of
-from sft_jax.data.formats import ANNOTATED, FORMATS, TEMPLATED, NoFormatError, detect_format, table
+from sft_jax.data.formats import ANNOTATED, FORMATS, TEMPLATED, detect_format, table
 from sft_jax.data.formats.media import refuse_media
 from sft_jax.data.formats.values import checked_text, kind, weight_of
 from sft_jax.data.reading import (
@@ -29,6 +29,7 @@ from sft_jax.data.reading import (
     PREFERENCES,
     TEXT_ENDS,
     TIES,
+    NoFormatError,
     Reading,
     RecordError,
     under_flags_of,
@@ -308,7 +309,7 @@ class _RowParser:
         if name is None:
             null = frozenset(fields) - columns - self._own
             try:
-                name = detect_format(columns - self._own, where, self._reading, null)
+                name = detect_format(columns - self._own, where, self._reading, null, self._source.empty)
             except NoFormatError as error:
                 raise NoFormatError(self._without(columns, where) or str(error)) from error
             self._formats[columns] = name
@@ -334,7 +335,8 @@ class _RowParser:
             return ""
         names = " and ".join(map(repr, lacking))
         verb = "is" if len(lacking) == 1 else "are"
-        return f"{where}: {names} {verb} null or missing; row {self._first} is {self.format}. Expected {known.FORM}."
+        empty = "null or missing" if self._source.empty == "null" else self._source.empty
+        return f"{where}: {names} {verb} {empty}; row {self._first} is {self.format}. Expected {known.FORM}."
 
 
 def _detail(error: RecordError, source: Source) -> str:

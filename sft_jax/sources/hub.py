@@ -57,8 +57,9 @@ def download(repository: str, revision: str | None, with_weights: bool) -> epath
         return _snapshot(repository, directory.name, shards)
     raise SourceError(
         f"{repository!r}: neither {huggingface.WEIGHTS} nor {huggingface.INDEX} in the snapshot {directory}. Either it "
-        "has no weights in that format (convert them: load it with transformers and `save_pretrained` to a directory), "
-        "or the cache is incomplete and the hub out of reach. " + _OFFLINE_ADVICE.format(repository=repository)
+        "has no weights in that format (convert them: load model and tokenizer with transformers, and "
+        "`save_pretrained` both to a directory), or the cache is incomplete and the hub out of reach. "
+        + _OFFLINE_ADVICE.format(repository=repository)
     )
 
 

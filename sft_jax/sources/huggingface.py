@@ -79,6 +79,17 @@ def read_config(directory: epath.Path) -> dict:
     return config
 
 
+_WITH_TRANSFORMERS = (
+    " Where there is none, write one with transformers: python -c 'import transformers as T; "
+    'T.AutoModelForCausalLM.from_pretrained("SOURCE"{}).save_pretrained("DIRECTORY"); '
+    'T.AutoTokenizer.from_pretrained("SOURCE").save_pretrained("DIRECTORY")\''
+)
+_DEQUANTIZED = {  # methods of which transformers gives plain weights back; of others, as gptq and awq, it does not
+    "bitsandbytes": _WITH_TRANSFORMERS.format(").dequantize("),
+    "fp8": _WITH_TRANSFORMERS.format(", quantization_config=T.FineGrainedFP8Config(dequantize=True)"),
+}
+
+
 def _quantized(settings: object) -> str:
     """What to do with a checkpoint in few bits."""
     given = settings if isinstance(settings, dict) else {}
@@ -86,9 +97,8 @@ def _quantized(settings: object) -> str:
     bits = next((f" in {bits} bits" for bits in (4, 8) if given.get(f"load_in_{bits}bit")), "")
     return (
         f"the weights are quantized ({method}{bits}), which is not read. Give the checkpoint that they were made of; "
-        "under an adapter its weights are kept in few bits by --config.precision.quantized=nf4 or int8. Where there is "
-        "none, write one with transformers: "
-        "AutoModelForCausalLM.from_pretrained(SOURCE).dequantize().save_pretrained(DIRECTORY)"
+        "under an adapter its weights are kept in few bits by --config.precision.quantized=nf4 or int8."
+        f"{_DEQUANTIZED.get(str(method), '')}"
     )
 
 

@@ -11,6 +11,7 @@ import ml_collections
 from etils import epath
 
 from sft_jax.data.checks import SEVERITIES, Finding, Severity, Subject
+from sft_jax.data.cleaning import names_of_steps
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import Record, RecordError, RecordReader, read_prompts
 from sft_jax.data.rendering import ConversationRenderer, Masking
@@ -96,6 +97,7 @@ def subject_of(
         renderer.turn_headers,
         config.data.masking.train_on == "last",
         tuple(config.model.new_tokens),
+        names_of_steps(config.data.cleaning),
     )
 
 

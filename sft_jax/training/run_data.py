@@ -119,7 +119,10 @@ def load_data(
     cache_of_rows = cache_of_findings if config.data.cleaning else cache
     # Where nothing is kept, the files are not read for a key.
     key = {} if cache_of_rows is None else rows_key_of(config, records, renderer, measured.digests or [], show)
-    tokenized, origin = training_rows(config, records, renderer, show, cache_of_rows, key)
+    try:
+        tokenized, origin = training_rows(config, records, renderer, show, cache_of_rows, key)
+    except NoRowsError as error:
+        raise NoRowsError(f"{error}{_too_long(config, error)}") from error
     rows = tokenized.rows
     plan = _plan(config, rows)
     held_out = _held_out(config, renderer, measured)
@@ -264,11 +267,19 @@ def _held_out(
 
 
 def _nothing_held_out(config: ml_collections.ConfigDict, error: NoRowsError) -> str:
+    return f"{config.data.held_out}: no held-out row is left to measure. {error}{_too_long(config, error)}"
+
+
+def _too_long(config: ml_collections.ConfigDict, error: NoRowsError) -> str:
+    """What keeps rows that are too long; empty where none is."""
+    if not error.longest:
+        return ""
+    ways = {"truncate_left": "by whole turns, where there are several", "truncate_right": "at the end"}
+    flags = [f"--config.data.masking.too_long={way} ({how})" for way, how in ways.items()]
+    shorter = [flag for way, flag in zip(ways, flags, strict=True) if way != config.data.masking.too_long]
     return (
-        f"{config.data.held_out}: no held-out row is left to measure. {error}\nThe longest row is set by "
-        f"--config.data.row_tokens={config.data.row_tokens}; longer ones are shortened by "
-        "--config.data.masking.too_long=truncate_left (by whole turns) or "
-        "--config.data.masking.too_long=truncate_right (at the end)"
+        f"\nRows are whole under --config.data.row_tokens={error.longest}, if the model has so many positions; "
+        f"those longer than {config.data.row_tokens} are shortened by {' or '.join(shorter)}"
     )
 
 

@@ -6,6 +6,7 @@ they are not kept with the rows.
 
 from collections.abc import Sequence
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -13,6 +14,7 @@ from sft_jax.data.checks import SEVERITIES, Finding
 from sft_jax.data.checks.findings import counted
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.training.sharding import shards_asked
 
 _SEVERAL = 2.0  # times that the first global batch holds each row
 _BLOCK = 1 << 24  # tokens that are looked at together
@@ -45,20 +47,36 @@ def _large_batch(config: ml_collections.ConfigDict, rows: TokenizedRows, plan: P
     times = plan.counts(0)["examples"] / len(rows)
     if times < _SEVERAL:
         return []
-    lines, size = len(plan.first_block), f"--config.batch.rows={config.batch.rows}"
+    lines = len(plan.first_block)
     packed = f"all {len(rows):,} rows pack into {lines} of {config.data.row_tokens:,} tokens"
-    shorter = "" if config.data.packing == "none" else ", a smaller --config.data.row_tokens"
+    smaller = [f"--config.batch.rows={count}" for count in _fewer_rows(config, lines)]
+    smaller += [f"--config.data.row_tokens={size}" for size in _shorter_rows(config, rows)]
+    give = f" Give {' or '.join(smaller)}." if smaller else ""
     return [
         Finding(
             check="large_batch",
             severity="warning",
             title=f"Each optimizer step trains on all of the data {times:.1f} times over: {packed}",
             count=len(rows),
-            advice=f"An epoch is less than a step, and repeating rows within one adds nothing. Give a smaller {size}"
-            f"{shorter}, or a longer --config.duration={config.duration!r}.",
+            advice=f"An epoch is less than a step, and repeating rows within one adds nothing.{give} Where such a "
+            "batch is meant, a longer --config.duration makes more steps.",
             numbers={"times_in_a_batch": times},
         )
     ]
+
+
+def _fewer_rows(config: ml_collections.ConfigDict, lines: int) -> list[int]:
+    """The largest batch that an epoch fills and that micro-batches and devices divide; empty where there is none."""
+    least = config.batch.micro_batches * shards_asked(config.mesh, jax.device_count())
+    return [lines // least * least] if lines >= least else []
+
+
+def _shorter_rows(config: ml_collections.ConfigDict, rows: TokenizedRows) -> list[int]:
+    """Tokens of rows that fill a batch, or half of one, and are as long as the longest example; else empty."""
+    tokens, longest = int(rows.lengths.sum()), int(rows.lengths.max())
+    size = max(longest, tokens // config.batch.rows)
+    fills = config.data.packing != "none" and _SEVERAL * tokens > config.batch.rows * size
+    return [size] if fills and size < config.data.row_tokens else []
 
 
 def _unused_new_tokens(texts: Sequence[str], rows: TokenizedRows, ids: Sequence[int]) -> list[Finding]:

@@ -139,6 +139,14 @@ def data_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def shards_asked(config: ml_collections.ConfigDict, devices: int) -> int:
+    """`data_shards` of the mesh that `make_mesh` makes of so many devices; of a mesh that it refuses, about that."""
+    sizes = {axis: int(config[axis]) for axis in MESH_AXES}
+    known = math.prod(size for size in sizes.values() if size > 0)
+    left = max(1, devices // known)
+    return math.prod(size if size > 0 else left for size in (sizes[axis] for axis in BATCH_AXES))
+
+
 def rows_here(mesh: Mesh, rows: int) -> list[int]:
     """Which rows of a batch of `rows` the devices of this process hold, ascending.
 

@@ -77,11 +77,13 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
 
 def more_training(workdir: epath.Path, config: Mapping) -> str:
     """How the result of a run is trained on: as the model of a new run; what then becomes of its adapter."""
-    text = f" To train its result on: --config.model.source={shlex.quote(str(workdir))} with a new --workdir"
+    name = shlex.quote(str(workdir))
+    text = f" To train its result on: --config.model.source={name} with a new --workdir"
     if config.get("adapter", {}).get("method", "none") != "none":
         text += (
-            ", which merges its adapter into the weights and begins a new one; to train on the adapter itself, export "
-            "it by --format=peft and give --config.adapter.initial=DIRECTORY"
+            ", which merges its adapter into the weights and begins a new one; to train on the adapter itself: "
+            f"python -m sft_jax.export --checkpoint={name} --format=peft --out=ADAPTER, then "
+            "--config.adapter.initial=ADAPTER beside the same --config.model.source, with a new --workdir"
         )
     return text
 

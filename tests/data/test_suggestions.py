@@ -34,6 +34,7 @@ SUGGESTED = [  # (columns, the options that are suggested first, what nothing re
     ("article, summary", "prompt_template='{article}' answer_template='{summary}'", ""),
     ("what's asked, reply", """prompt_template='{what'"'"'s asked}' answer_template='{reply}'""", ""),
     ('a, "b"', "prompt_template='{a}' answer_template='{\"b\"}'", ""),
+    ("question, chosen, rejected", """columns='("prompt=question",)'""", ""),
     ("problem, hint, solution", """columns='("prompt=problem","completion=solution",)'""", "hint"),
 ]
 
@@ -62,7 +63,9 @@ def test_the_nearest_format_and_its_flags(columns, options, unread, tmp_path):
     path, rows = tmp_path / "d.jsonl", [{name: f"<{name} {i}>" for name in names} for i in range(3)]
     said = said_by(path, rows)
     flags = " ".join(re.sub(r"(^| )(?=\w+=)", r"\1--config.data.reading.", options).split("\n"))
-    assert f"no format fits the columns: {', '.join(map(repr, sorted(names)))}." in said
+    known = {"chosen", "rejected"} <= set(names)
+    why = "there is no prompt." if known else f"no format fits the columns: {', '.join(map(repr, sorted(names)))}."
+    assert why in said
     assert "Nearest is " in said or "A table reads any columns, for example " in said
     assert f" {flags}" in said
     records = read_records(path, reading_by(*flags_in(flags)))
@@ -126,6 +129,21 @@ def test_a_question_without_an_answer_gets_no_flag(tmp_path):
     said = said_by(tmp_path / "d.jsonl", [{"x": [1]}])
     assert "Formats are: messages, prompt_completion, alpaca," in said
     assert flags_in(said) == []
+
+
+def test_of_two_answers_neither_is_asked(tmp_path):
+    said = said_by(tmp_path / "d.jsonl", [{"chosen": "a", "rejected": "b"}])
+    assert "there is no prompt" in said
+    assert flags_in(said) == []
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_cells_are_empty_and_values_null(place, tmp_path):
+    lines = ["a,b", "c,d", "e,f"]
+    lines[place] = ",d"
+    (tmp_path / "d.csv").write_text("prompt,completion\n" + "\n".join(lines))
+    with pytest.raises(RecordError, match=rf"d.csv:{place + 2}: 'prompt' is empty"):
+        read_records(tmp_path / "d.csv")
 
 
 GOOD = {"instruction": "do", "input": "x", "output": "b"}

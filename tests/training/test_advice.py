@@ -56,11 +56,25 @@ def test_held_out_rows_that_are_all_too_long(tmp_path):
     said = str(error.value)
     assert said.startswith(f"{tmp_path / 'held_out.jsonl'}: ")
     assert "1 x longer than 128 tokens (first: held_out.jsonl:1, 242 tokens)" in said
-    present, *others = flags_in(said)
-    assert present == "--config.data.row_tokens=128"
-    for flag in ("--config.data.row_tokens=242", *others):
+    flags = flags_in(said)
+    for flag in flags:
         assert len(load_data(taken(config, [flag])).held_out) == 1
-    assert [flag.rpartition("=")[2] for flag in others] == ["truncate_left", "truncate_right"]
+    assert [flag.rpartition("=")[2] for flag in flags] == ["242", "truncate_left", "truncate_right"]
+
+
+@pytest.mark.parametrize("too_long", ["drop", "truncate_left"])
+def test_training_rows_that_are_all_too_long(too_long, tmp_path):
+    config = tiny.config(tmp_path, **{"data.masking.too_long": too_long})
+    long = {"prompt": "x" * 50, "completion": "y" * 150}
+    (tmp_path / "train.jsonl").write_text((json.dumps(long) + "\n") * 2)
+    with pytest.raises(ValueError, match="All 2 rows were dropped") as error:
+        load_data(config)
+    flags = flags_in(str(error.value))
+    assert (f"--config.data.masking.too_long={too_long}" in flags) is False
+    longer, *_, shortened = flags
+    assert load_data(taken(config, [longer])).report.numbers["records"]["kept"] == 2
+    assert load_data(taken(config, [shortened])).report.numbers["records"]["kept"] == 2
+    assert shortened == "--config.data.masking.too_long=truncate_right"
 
 
 @pytest.mark.parametrize("arg", ["full", "lora"])
@@ -75,7 +89,8 @@ def test_more_epochs_than_a_finished_run_has_had(arg, tmp_path, capsys):
     flags = [flag for flag in flags_in(said) if "model.source" in flag]
     assert flags == [f"--config.model.source={workdir}"]
     assert ("merges its adapter into the weights and begins a new one" in said) == (arg == "lora")
-    assert ("--config.adapter.initial=DIRECTORY" in said) == (arg == "lora")
+    assert ("--config.adapter.initial=ADAPTER" in said) == (arg == "lora")
+    assert (f"--checkpoint='{workdir}' --format=peft --out=ADAPTER" in said) == (arg == "lora")
     assert run(taken(longer, flags), tmp_path / "next").step == 2
     capsys.readouterr()
     run(config, workdir)
@@ -88,6 +103,7 @@ QUANTIZED = [  # (quantization_config, what it is called)
     ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
     ({"quant_method": "gptq", "bits": 4}, "gptq"),
     ({"quant_method": "mxfp4"}, "mxfp4"),
+    ({"quant_method": ["a", "list"]}, "['a', 'list']"),
     ({}, None),
     (None, None),
 ]

@@ -11,6 +11,7 @@ from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.run_data import load_data
 from sft_jax.training.run_findings import token_counts
 from tests import tiny
+from tests.command_line import flags_in
 
 FEW = {"data.held_out": "", "checkpoint.best_metric": "", "duration": "1 epochs", "optimizer.warmup": "3 percent"}
 
@@ -18,7 +19,7 @@ FEW = {"data.held_out": "", "checkpoint.best_metric": "", "duration": "1 epochs"
 def few_rows(root, **changes):
     """36 short rows that pack into a few of 512 tokens: one step, whose warm-up of 3 percent is one step."""
     rows = [{"prompt": f"Say {i % 10}", "completion": "x"} for i in range(36)]
-    config = tiny.config(root, "lora", **FEW, **{"data.row_tokens": 512}, **changes)
+    config = tiny.config(root, "lora", **(FEW | {"data.row_tokens": 512} | changes))
     (root / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with config.unlocked():
         config.data.train = str(root / "few.jsonl")
@@ -38,9 +39,29 @@ def test_a_batch_that_holds_the_data_several_times(tmp_path):
     assert found.title.startswith(
         f"Each optimizer step trains on all of the data {times:.1f} times over: all 36 rows pack"
     )
-    assert "--config.batch.rows=8" in found.advice
-    with_fewer_rows = few_rows(tmp_path, **{"batch.rows": 1, "mesh.fsdp": 1, "mesh.tensor": 8})
-    assert "large_batch" not in findings(with_fewer_rows)
+    (shorter,) = flags_in(found.advice)  # eight devices divide no batch of fewer rows
+    assert "large_batch" not in findings(few_rows(tmp_path, **_set_by(shorter)))
+
+
+def test_a_smaller_batch_is_named_where_devices_divide_it(tmp_path):
+    mesh = {"mesh.fsdp": 1, "mesh.tensor": 8}
+    found = findings(few_rows(tmp_path, **mesh))["large_batch"]
+    fewer, shorter = flags_in(found.advice)
+    assert fewer != "--config.batch.rows=8"
+    for flag in (fewer, shorter):
+        config = few_rows(tmp_path, **mesh, **_set_by(flag))
+        assert "large_batch" not in findings(config)
+        assert load_data(config).report.numbers["records"]["kept"] == 36
+    assert (
+        "row_tokens"
+        not in findings(few_rows(tmp_path, **{"data.packing": "none", "batch.rows": 80}))["large_batch"].advice
+    )
+
+
+def _set_by(flag):
+    """The override of a config that a flag makes."""
+    name, _, value = flag.removeprefix("--config.").partition("=")
+    return {name: int(value)}
 
 
 def test_few_rows_train_in_the_one_step_they_have(tmp_path):

@@ -19,7 +19,10 @@ _LONG_WORDS = 8  # shorter answers may well be equal
 def empty_answers(subject: Subject) -> list[Observation]:
     """Rows with an answer that says nothing."""
     empty = [view for view in subject.views if not all(answer.strip() for answer in view.answers)]
-    advice = "Fill them or drop them (drop_empty_answers): they teach the model to end its turn at once."
+    why = "they teach the model to end its turn at once."
+    advice = subject.by_step(
+        "drop_empty_answers", f"Fill them or drop them (drop_empty_answers): {why}", f"Fill them or remove them: {why}"
+    )
     return _rows(subject, empty, "an empty answer", advice)
 
 

@@ -20,7 +20,11 @@ def mojibake(subject: Subject) -> list[Observation]:
         subject,
         [(view, at) for view, (at, _) in hits],
         "words read in the wrong encoding",
-        "Read the source as UTF-8; the cleaning step fix_encoding repairs texts that are misread as a whole.",
+        subject.by_step(
+            "fix_encoding",
+            "Read the source as UTF-8; the cleaning step fix_encoding repairs texts that are misread as a whole.",
+            "Read the source as UTF-8: in part misread, these texts are not repaired by fix_encoding.",
+        ),
         {"words": [f"{word} -> {repair_mojibake(word)}" for _, (_, word) in hits[:10]]},
     )
 
@@ -39,7 +43,11 @@ def control_characters(subject: Subject) -> list[Observation]:
             subject,
             _first(subject, NOT_TEXT),
             "control characters or byte order marks",
-            "The cleaning step remove_control_characters takes them out.",
+            subject.by_step(
+                "remove_control_characters",
+                "The cleaning step remove_control_characters takes them out.",
+                "Steps after remove_control_characters, or what it does not read, brought them in: look at the rows.",
+            ),
         ),
         *_rows(
             subject,
@@ -54,14 +62,16 @@ def white_space(subject: Subject) -> list[Observation]:
     """Answers with white space at an end, and rows with Windows line breaks or spaces that are no space."""
     views = subject.views
     edges = [(view, 0) for view in views if view.answer != view.answer.strip()]
-    advice = "The cleaning step {} makes it one form."
+    one_form = lambda step: subject.by_step(
+        step, f"The cleaning step {step} makes it one form.", f"It stands where {step} does not reach: edit the rows."
+    )
     return [
-        *_rows(subject, edges, "an answer that begins or ends with white space", advice.format("strip_whitespace")),
+        *_rows(subject, edges, "an answer that begins or ends with white space", one_form("strip_whitespace")),
         *_rows(
             subject,
             _first(subject, re.compile("\r|[\u00a0\u2000-\u200a\u202f\u205f]")),
             "carriage returns or spaces that are not U+0020",
-            advice.format("normalize_whitespace"),
+            one_form("normalize_whitespace"),
         ),
     ]
 

@@ -45,7 +45,11 @@ def _broken(subject: Subject, broken: list[tuple[View, Exception]]) -> list[Obse
         broken,
         len(subject.views),
         lambda pair: (pair[0].id, f"{_reason(pair[1])}: {pair[0].answer.strip()}"),
-        "Repair or drop them (drop_invalid_json_answers): the model learns to leave brackets open.",
+        subject.by_step(
+            "drop_invalid_json_answers",
+            "Repair or drop them (drop_invalid_json_answers): the model learns to leave brackets open.",
+            "Repair or remove them: the model learns to leave brackets open.",
+        ),
     )
 
 

@@ -44,6 +44,7 @@ class Subject:
             `ConversationRenderer.turn_headers`.
         trains_last: whether of the assistant's turns the last alone is trained.
         new_tokens: special tokens that the run adds.
+        cleaning: names of the cleaning steps that the records have been through.
     """
 
     records: Sequence[Record]
@@ -61,7 +62,12 @@ class Subject:
     turn_headers: tuple[str, str] = ("", "")
     trains_last: bool = False
     new_tokens: tuple[str, ...] = ()
+    cleaning: tuple[str, ...] = ()
     _made: dict[Callable[["Subject"], Any], Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def by_step(self, step: str, advice: str, after: str) -> str:
+        """Advice that names a cleaning step; `after` for what is found although the step was taken."""
+        return after if step in self.cleaning else advice
 
     def once(self, make: Callable[["Subject"], Made]) -> Made:
         """What several checks make of the data, made by the first of them."""

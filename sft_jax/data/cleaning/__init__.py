@@ -14,6 +14,7 @@ from sft_jax.data.cleaning.pipeline import (
     Sink,
     cleaning_values,
     dropped_by_a_step,
+    names_of_steps,
     problems_of,
 )
 from sft_jax.data.cleaning.registry import STEPS
@@ -35,6 +36,7 @@ __all__ = [
     "cleaning_values",
     "dropped_by_a_step",
     "each",
+    "names_of_steps",
     "problems_of",
 ]
 

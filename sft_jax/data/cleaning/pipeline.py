@@ -66,6 +66,11 @@ class CleaningLog:
             self._sink(record, noted)
 
 
+def names_of_steps(steps: Sequence[str]) -> tuple[str, ...]:
+    """Names of steps that are given as "name" or "name=argument"."""
+    return tuple(step.partition("=")[0] for step in steps)
+
+
 def dropped_by_a_step(reason: str) -> bool:
     """Whether the reason of a dropped row, as `CleaningLog.note_drop` writes it, is that of a cleaning step."""
     return reason.partition(": ")[0] in STEPS

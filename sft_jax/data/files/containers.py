@@ -12,18 +12,19 @@ from sft_jax.data.files.streams import COMPRESSIONS
 
 
 class Container(NamedTuple):
-    """A kind of file: its name for people, and what reads its rows from (bytes, path for errors)."""
+    """A kind of file: its name for people, what reads its rows from (bytes, path for errors), what null is called."""
 
     title: str
     rows: Callable[[BinaryIO, str], Iterator[Row]]
+    empty: str = "null"
 
 
 CONTAINERS = {
     "jsonl": Container("JSONL", jsonl.rows),
     "json": Container("JSON", json_array.rows),
-    "csv": Container("CSV", csv_table.rows),
-    "csv_semicolon": Container("CSV with semicolons", functools.partial(csv_table.rows, separator=";")),
-    "tsv": Container("TSV", functools.partial(csv_table.rows, separator="\t")),
+    "csv": Container("CSV", csv_table.rows, "empty"),
+    "csv_semicolon": Container("CSV with semicolons", functools.partial(csv_table.rows, separator=";"), "empty"),
+    "tsv": Container("TSV", functools.partial(csv_table.rows, separator="\t"), "empty"),
     "parquet": Container("Parquet", arrow.parquet_rows),
     "arrow": Container("Arrow", arrow.arrow_rows),
 }

@@ -145,4 +145,4 @@ def _file_source(path: epath.Path, name: str, reading: Reading) -> Source:
         with opened(path, share) as stream:
             yield from share.of_rows(kind.rows(stream, str(path), **options))
 
-    return Source(name + below, str(path) + below, kind.title, rows, (path,), share)
+    return Source(name + below, str(path) + below, kind.title, rows, (path,), share, kind.empty)

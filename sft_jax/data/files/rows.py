@@ -78,6 +78,7 @@ class Source:
             it; raises RecordError for what is wrong with the whole file.
         files: whose bytes decide what the rows are; empty where none on this machine or in a bucket do.
         share: how much of it the latest pass has read.
+        empty: what a value that is null is called in such a file.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Source:
     rows: Callable[[], Iterator[Row]]
     files: tuple[epath.Path, ...] = ()
     share: Share = dataclasses.field(default_factory=Share)
+    empty: str = "null"
 
     @functools.cached_property
     def size(self) -> int:

@@ -23,7 +23,7 @@ from sft_jax.data.formats import (
 )
 from sft_jax.data.formats.annotations import label_text
 from sft_jax.data.formats.nearest import nearest
-from sft_jax.data.reading import AUTO, Reading, RecordError
+from sft_jax.data.reading import AUTO, NoFormatError, Reading, RecordError
 
 
 class Format(Protocol):
@@ -57,11 +57,9 @@ TEMPLATED = ("table", *ANNOTATED)  # formats that need the templates
 _ANSWERS = {"completion", "output"}  # columns that rows to be answered may lack
 
 
-class NoFormatError(RecordError):
-    """The columns of a row fit no format."""
-
-
-def detect_format(columns: Set[str], where: str, reading: Reading, null: Set[str] = frozenset()) -> str:
+def detect_format(
+    columns: Set[str], where: str, reading: Reading, null: Set[str] = frozenset(), empty: str = "null"
+) -> str:
     """Name of the format of a row.
 
     Args:
@@ -69,6 +67,7 @@ def detect_format(columns: Set[str], where: str, reading: Reading, null: Set[str
         where: stands in errors.
         reading: may force a format, by name or by giving templates.
         null: columns that the row has, and that are null in it.
+        empty: what a value that is null is called in such a file.
 
     Raises:
         NoFormatError: no format fits.
@@ -87,7 +86,7 @@ def detect_format(columns: Set[str], where: str, reading: Reading, null: Set[str
     if fitting:
         force = " or ".join(f"--config.data.reading.format={name}" for name in fitting)
         raise RecordError(f"{where}: the columns fit {' and '.join(fitting)}: {keys}. Force one: {force}")
-    why = _null(columns, null) or f"no format fits the columns: {keys}.{_without_answer(columns)}"
+    why = _null(columns, null, empty) or f"no format fits the columns: {keys}.{_without_answer(columns)}"
     raise NoFormatError(f"{where}: {why}")
 
 
@@ -110,13 +109,13 @@ def _fitting(columns: Set[str]) -> list[str]:
     return [name for name, known in FORMATS.items() if known.detect(columns)]
 
 
-def _null(columns: Set[str], null: Set[str]) -> str:
+def _null(columns: Set[str], null: Set[str], empty: str) -> str:
     """Which columns would make the row one of a format, if they were not null."""
     for name in _fitting(columns | null) if null else ():
         known = FORMATS[name]
         needed = sorted(column for column in null if not known.detect((columns | null) - {column}))
         if needed:
-            which = f"{' and '.join(f'{column!r}' for column in needed)} {'is' if len(needed) == 1 else 'are'} null"
+            which = f"{' and '.join(f'{column!r}' for column in needed)} {'is' if len(needed) == 1 else 'are'} {empty}"
             return f"{which}. Expected {known.FORM}."
     return ""
 

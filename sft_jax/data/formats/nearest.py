@@ -105,6 +105,8 @@ def _texts(columns: Sequence[str]) -> Iterator[Nearest]:
 
 def as_table(columns: Sequence[str]) -> Iterator[Nearest]:
     """A question of all columns but one, which answers it: what it is called says so, or it is the last."""
+    if {*_CHOSEN} & {*columns} and {*_REJECTED} & {*columns}:
+        return  # two answers, of which neither is asked
     telling = [column for column in columns if not describes(column)]
     answer = _like(_ANSWERS + _LABELS, columns) or next(iter(telling[-1:]), None)
     asked = tuple(column for column in telling if column != answer)

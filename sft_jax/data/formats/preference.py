@@ -12,7 +12,7 @@ from sft_jax.data.formats import sharegpt
 from sft_jax.data.formats.messages import chat_of, with_system_column
 from sft_jax.data.formats.prompt_completion import turns_of
 from sft_jax.data.formats.values import required
-from sft_jax.data.reading import CHOSEN, PAIRS, Reading, RecordError
+from sft_jax.data.reading import CHOSEN, PAIRS, NoFormatError, Reading, RecordError
 
 FORM = '{"prompt": ..., "chosen": ..., "rejected": ...}'
 
@@ -26,7 +26,8 @@ def parse(fields: dict, where: str, reading: Reading) -> Preference | Chat:
     """The prompt of a row and its two answers; or, by `reading.preference`, the prompt and the chosen one.
 
     Raises:
-        RecordError: no prompt, an answer that is missing, or two that are equal.
+        NoFormatError: no prompt.
+        RecordError: an answer that is missing, or two that are equal.
     """
     if fields.get("conversations") is not None:
         prompt, chosen, rejected = _sharegpt(fields, where, reading)
@@ -34,7 +35,7 @@ def parse(fields: dict, where: str, reading: Reading) -> Preference | Chat:
         prompt, chosen, rejected = _messages(fields, where, reading)
     prompt = with_system_column(prompt, fields, where) if prompt else prompt
     if not prompt:
-        raise RecordError(
+        raise NoFormatError(
             f"{where}: there is no prompt. Expected {FORM}, or answers that begin with the same messages."
         )
     for name, answer in (("chosen", chosen), ("rejected", rejected)):

@@ -20,7 +20,16 @@ ROWS_PER_CALL = 256  # records handed to the tokenizer at once: enough to amorti
 
 
 class NoRowsError(ValueError):
-    """Every row was dropped, so there is nothing to train on. The message lists the reasons."""
+    """Every row was dropped, so there is nothing to train on. The message lists the reasons.
+
+    Attributes:
+        longest: tokens of the longest row that was dropped for its length; 0 where none was.
+    """
+
+    def __init__(self, message: str, longest: int = 0):
+        """The error, with what `longest` says."""
+        super().__init__(message)
+        self.longest = longest
 
 
 def tokenize_chunk(
@@ -154,7 +163,7 @@ def tokenize_records(
     sum((part.counts for part in parts), Counts()).check(len(records), len(rows))
     dropped = [row for part in parts for row in part.dropped]
     if not len(rows):
-        raise NoRowsError(nothing_left(len(records), dropped))
+        raise nothing_left(len(records), dropped)
     return rows, dropped
 
 
@@ -164,12 +173,12 @@ def _joined(parts: Sequence[TokenizedRows]) -> TokenizedRows:
     return TokenizedRows.from_rows(pairs, *(list(itertools.chain(*column)) for column in columns))
 
 
-def nothing_left(count: int, dropped: Sequence[DroppedRow]) -> str:
-    """Why no row is left, in words."""
+def nothing_left(count: int, dropped: Sequence[DroppedRow]) -> NoRowsError:
+    """The error that says why no row is left."""
     if not count:
-        return "There are no records to train on."
+        return NoRowsError("There are no records to train on.")
     lines = [f"All {count} rows were dropped, nothing is left to train on:"]
     for reason, rows in group_dropped(dropped).items():
         first = f"{rows[0].id}, {rows[0].detail}" if rows[0].detail else rows[0].id
         lines.append(f"  {len(rows)} x {reason} (first: {first})")
-    return "\n".join(lines)
+    return NoRowsError("\n".join(lines), max(row.tokens for row in dropped))

@@ -15,7 +15,7 @@ from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.data.tokenized.row_store import RowStoreWriter
-from sft_jax.data.tokenizing import ROWS_PER_CALL, NoRowsError, nothing_left
+from sft_jax.data.tokenizing import ROWS_PER_CALL, nothing_left
 from sft_jax.data.tokenizing.workers import Chunk, tokenized_chunks
 from sft_jax.data.views import TEMPLATE_SAMPLE, PromptTemplate, View, view_of
 
@@ -92,7 +92,7 @@ def write_rows(
         report(work(reading.next_share()))
     writer.check(reading.records)
     if not writer.counts.rows:
-        raise NoRowsError(nothing_left(reading.records, few_dropped))
+        raise nothing_left(reading.records, few_dropped)
     return work(share())
 
 
