@@ -13,7 +13,9 @@ _NAMED = re.compile(rf"--[a-z]|\{{_?FLAGS?\}}|python -m|\b({'|'.join(STEPS)})\b"
 _VERBS = (
     "give|leave|choose|take|read by|force|say|set|lower|raise|decide|use|export|accept|name|keeps|repairs|thin|drop"
 )
-_VERBS += "|call|must be|expected|train|look|makes|did you mean|remove|go on|start|then|shortened|to add|is read"
+_VERBS += (
+    "|call|takes them|must be|expected|train|look|makes|did you mean|remove|go on|start|then|shortened|to add|is read"
+)
 _ADVISED = re.compile(rf"\b({_VERBS})\b", re.IGNORECASE)
 
 

@@ -10,8 +10,16 @@ import operator
 import pytest
 
 from configs import sft
+from sft_jax.data.checks import Subject
+from sft_jax.data.checks.answers import empty_answers
+from sft_jax.data.checks.duplicates import exact_duplicates
+from sft_jax.data.checks.encoding import control_characters, mojibake
+from sft_jax.data.checks.json_answers import json_answers
+from sft_jax.data.cleaning import STEPS, Cleaner, CleaningLog
+from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.reading import Reading
-from sft_jax.data.records import RecordError, RecordReader, read_records
+from sft_jax.data.records import Record, RecordError, RecordReader, read_records
+from sft_jax.data.tokenized import TokenizedRows
 from sft_jax.training.checks import check_config
 from tests.advice import ROOT, SOURCES, advice_in
 from tests.command_line import SFT, config_of, flags_in, reading_by
@@ -79,6 +87,32 @@ def test_rows_are_read_as_advised(key, tmp_path):
         assert records
         for record in records:
             assert "<a> <b>" in " ".join(message.content for message in record.conversation)
+
+
+FOUND = {  # (file, part of its advice) -> (check, answers of rows, how many rows are left)
+    ("sft_jax/data/checks/answers.py", "(drop_empty_answers)"): (empty_answers, ["<b>", " "], 1),
+    ("sft_jax/data/checks/encoding.py", "fix_encoding repairs"): (mojibake, ["<b> cafÃ©"], 1),
+    ("sft_jax/data/checks/encoding.py", "remove_control_characters takes them out"): (
+        control_characters,
+        ["<b>\x00"],
+        1,
+    ),
+    ("sft_jax/data/checks/json_answers.py", "(drop_invalid_json_answers)"): (json_answers, ['{"b": 1}'] * 9 + ["{"], 9),
+    ("sft_jax/data/checks/duplicates.py", "(drop_exact_duplicates)"): (exact_duplicates, ["<b>", "<b>"], 1),
+}
+
+
+@pytest.mark.parametrize("key", FOUND, ids=[key[1] for key in FOUND])
+def test_steps_take_out_what_was_found(key):
+    check, answers, left = FOUND[key]
+    turns = lambda answer: Chat((Message("user", "<a>"), Message("assistant", answer)))
+    records = [Record(f"a:{number}", turns(answer), {}) for number, answer in enumerate(answers, 1)]
+    subject = lambda some: Subject(some, TokenizedRows.from_rows([([1, 2], [0, 1])] * len(some), [r.id for r in some]))
+    (seen,) = check(subject(records))
+    (step,) = [name for name in STEPS if name in seen.advice]
+    kept = [record for record in Cleaner([step])(lambda: records, CleaningLog()) if isinstance(record, Record)]
+    assert len(kept) == left
+    assert check(subject(kept)) == []
 
 
 CHECKS = "sft_jax/training/checks.py"
@@ -178,20 +212,21 @@ NOT_FOLLOWED = {
         ": its get_config returned",
         ": expected --config.SECTION.FIELD=VALUE.",
     ),
-    "sft_jax/data/checks/answers.py": ("Fill them or drop them (drop_empty_answers):",),
-    "sft_jax/data/checks/balance.py": ("Accuracy looks good for that label alone: measure F1 by",),
-    "sft_jax/data/checks/encoding.py": (
-        "Read the source as UTF-8; the cleaning step fix_encoding",
-        "Steps after remove_control_characters, or what it does not",
+    "sft_jax/data/checks/balance.py": (
+        "Accuracy looks good for that label alone: measure F1 by label; cap_labels and balance_labels thin it",
     ),
-    "sft_jax/data/checks/json_answers.py": ("Repair or drop them (drop_invalid_json_answers): the model",),
-    "sft_jax/data/checks/new_tokens.py": ("--config.model.new_tokens_in_contents=False keeps new",),
+    "sft_jax/data/checks/encoding.py": (
+        "Steps after remove_control_characters, or what it does not read, brought them in: look at the rows.",
+    ),
+    "sft_jax/data/checks/new_tokens.py": (
+        "--config.model.new_tokens_in_contents=False keeps new tokens text wherever contents spell them.",
+    ),
     "sft_jax/data/cleaning/pipeline.py": (
         ": expected names of steps, got",
-        "is not a step;",
+        "{_FLAG}: {name} is not a step; {hint}: {', '.join(STEPS)}",
         "takes no argument, got",
-        "needs",
-        ":",
+        "{_FLAG}: {name} needs {argument.expected}: '{name}=3'",
+        "{_FLAG}: {name}: {error}",
     ),
     "sft_jax/data/files/data_sets.py": ("; choose one by --config.data.reading.split:",),
     "sft_jax/data/files/json_array.py": (
@@ -208,25 +243,29 @@ NOT_FOLLOWED = {
         ". Decide: --config.data.reading.label=majority or",
         ". Adjudicate it, or take the first of those with most votes",
     ),
-    "sft_jax/data/formats/prompt_completion.py": ("Leave such rows out by",),
-    "sft_jax/data/formats/table.py": ("--config.data.reading.",),
+    "sft_jax/data/formats/prompt_completion.py": (
+        "Leave such rows out by --config.data.reading.on_bad_row=drop, or s",
+    ),
+    "sft_jax/data/formats/table.py": (". Write {found[0] * 2} for a brace, {column} for a column.",),
     "sft_jax/data/preview/selection.py": (". Those that findings name are among them, and the longest;",),
-    "sft_jax/data/reading.py": ("split empty",),
+    "sft_jax/data/reading.py": ("Leave {FLAGS}split empty{held_out if reading.flags == FLAGS else ''}",),
     "sft_jax/data/records.py": (
         ": --config.data.reading.system is for conversations, this",
-        "--config.data.reading.columns:",
-        "--config.data.reading.",
-        "is read by --config.data.reading.label=",
+        '--config.data.reading.columns: {text} is no rename; expected "new=old"',
+        "--config.data.reading.{name}={getattr(reading, name)} must be one of {', '.join(values)}",
+        "--config.data.reading.{name} is read by --config.data.reading.label={label}, not by {reading.label}",
         "is not read by --config.data.reading.format=",
-        ": --config.data.reading.label=",
+        "this row is {name}. Leave it at {DEFAULT.label}.",
     ),
     "sft_jax/data/rendering/masking.py": ("); name the role in --config.data.masking.train_on, or",),
     "sft_jax/data/rendering/named_templates.py": (
         "; give one as a file, --config.model.chat_template",
         "with tools: give the one that is meant as a file,",
     ),
-    "sft_jax/data/rendering/row_plans.py": ("leave --config.data.reading.text_end=none, or spell the",),
-    "sft_jax/data/rendering/turns.py": ("--config.data.masking.history=expand makes a row that ends",),
+    "sft_jax/data/rendering/row_plans.py": (
+        "leave --config.data.reading.text_end=none, or spell the token that ends a text in the rows",
+    ),
+    "sft_jax/data/rendering/turns.py": ("--config.data.masking.history=expand makes a row that ends with it",),
     "sft_jax/data/report/__init__.py": ("; python -m sft_jax.preview makes every check on all",),
     "sft_jax/data/tokenized/cache.py": (
         ": must be a directory on a local disk; rows are read from it",
@@ -255,7 +294,7 @@ NOT_FOLLOWED = {
     ),
     "sft_jax/generate.py": (
         "give --prompt or --prompts, not both",
-        "--system goes with --prompt and the chat; with --prompts",
+        "--system goes with --prompt and the chat; with --prompts give --reading.system",
     ),
     "sft_jax/sources/hub.py": ("Without a connection to the hub, give a local directory",),
     "sft_jax/sources/locate.py": (". Install it again: `pip install --force-reinstall",),
@@ -263,9 +302,9 @@ NOT_FOLLOWED = {
         "is not implemented for experts, and",
         "is not implemented for an embedding that is the head too:",
     ),
-    "sft_jax/training/averages.py": ("must be one of",),
+    "sft_jax/training/averages.py": ("--weights={weights} must be one of {', '.join(WEIGHTS)}",),
     "sft_jax/training/checkpoints.py": (": else train again, with another --workdir or after removing",),
-    "sft_jax/training/checks.py": ("--config.",),
+    "sft_jax/training/checks.py": ("--config.{name}={value} {expected}",),
     "sft_jax/training/durations.py": (
         "is not a duration; give a number and one unit, for example",
         ": percent of the run makes no sense here",
@@ -280,31 +319,31 @@ NOT_FOLLOWED = {
     ),
     "sft_jax/training/held_out.py": (". Give one of them, or '' for none",),
     "sft_jax/training/initial_adapter.py": (
-        "--config.adapter.",
+        "; leave it at {defaults[name]}, or give that",
         "is for adapters, and --config.adapter.method=none; give",
     ),
     "sft_jax/training/judging.py": (
         "For a benchmark name the column of its prompts:",
-        "python -m sft_jax.preview with the same config shows the",
+        "python -m sft_jax.preview with the same config shows the rows. To train on it all the same: --config",
     ),
     "sft_jax/training/loop.py": (
         ": the code that packs has changed. Give another --workdir,",
-        "--config.checkpoint.best_metric=",
+        "--config.checkpoint.best_metric={name} is not measured; there are {', '.join(sorted(measured))}",
     ),
     "sft_jax/training/mixing.py": (
-        ".",
-        ".reading.",
+        "{_FLAG}.{name}",
+        "{_FLAG}.{name}.reading.",
         "--config.data.mixture_packing=",
         "; give one of the two",
     ),
     "sft_jax/training/recorder.py": (". Look at those rows, lower",),
     "sft_jax/training/run_data.py": (
-        "--config.data.train is empty; give a file, a pattern, a",
+        "--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub",
         "is not a file; expected a Jinja template",
     ),
     "sft_jax/training/run_findings.py": (
-        "Nothing is learnt of their meaning. Look at how rows that",
-        "To train, give --config.optimizer.learning_rate=2e-5, or",
+        "Nothing is learnt of their meaning. Look at how rows that should hold them are tokenized (python -m ",
+        "To train, give --config.optimizer.learning_rate=2e-5, or 2e-4 under an adapter.",
     ),
     "sft_jax/training/setup.py": ("(the mesh axes replica x fsdp x expert, over which rows are",),
     "sft_jax/training/vocabulary.py": (
@@ -326,7 +365,13 @@ NOT_FOLLOWED = {
 
 
 def test_all_advice_is_listed():
-    listed = [*ROWS, *CONFIGS, *OTHER_TESTS, *((file, part) for file, parts in NOT_FOLLOWED.items() for part in parts)]
+    listed = [
+        *ROWS,
+        *FOUND,
+        *CONFIGS,
+        *OTHER_TESTS,
+        *((file, part) for file, parts in NOT_FOLLOWED.items() for part in parts),
+    ]
     found = [(str(path.relative_to(ROOT)), text) for path in SOURCES for _, text in advice_in(path)]
     known = lambda file, text: any(of == file and part in text for of, part in listed)
     missing = [f"{file}: {text}" for file, text in found if not known(file, text)]

@@ -76,9 +76,11 @@ def exact_duplicates(subject: Subject) -> list[Observation]:
             copies,
             copies / len(subject.keys),
             places(_copy(subject, group) for group in found.first(EXAMPLES_SHOWN)),
-            "Remove them"
-            + subject.by_step("drop_exact_duplicates", " (drop_exact_duplicates)", "")
-            + ": a row that stands there twice weighs double.",
+            subject.by_step(
+                "drop_exact_duplicates",
+                "Remove them (drop_exact_duplicates): a row that stands there twice weighs double.",
+                "Remove them: a row that stands there twice weighs double.",
+            ),
             {"copies": copies, "groups": groups, "largest_group": int(found.sizes.max())},
         )
     ]

@@ -53,6 +53,24 @@ def test_characters_are_shown_as_escapes(subject, check, answer, shown_as):
     assert [place.text for one in seen for place in one.examples] == ([shown_as] if shown_as else [])
 
 
+GIVEN = {  # step -> (check, answer of which it leaves what is found)
+    "fix_encoding": (mojibake, "Ã©tÃ© à Paris"),
+    "remove_control_characters": (control_characters, "a\x00b"),
+    "strip_whitespace": (white_space, " a"),
+    "normalize_whitespace": (white_space, "a\r\nb"),
+}
+
+
+@pytest.mark.parametrize("step", GIVEN)
+def test_a_step_that_was_given_is_not_advised(subject, step):
+    check, answer = GIVEN[step]
+    (seen,) = check(subject(("q", answer)))
+    (again,) = check(subject(("q", answer), cleaning=("drop_empty_answers", step)))
+    assert f"cleaning step {step}" in seen.advice
+    assert f"cleaning step {step}" not in again.advice
+    assert again.advice
+
+
 @pytest.mark.parametrize(
     ("text", "counts"),
     [
