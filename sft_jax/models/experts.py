@@ -208,10 +208,12 @@ def _bounded(parts, params, keys, x, chosen, weights, used):
     taken = taken.reshape(batch, config.num_experts, places, width)
 
     def product(rows: Array, kernels: Array) -> Array:
-        return einsum("beci,eio->beco", rows, kernels, execution.product_dtype, "float32")
+        return einsum("ebci,eio->ebco", rows, kernels, execution.product_dtype, "float32")
 
-    served = _feed_forward(parts, product, params, keys, constrain(taken, ("replica", "fsdp"), "expert", None, None))
-    served = served.reshape(batch, -1, width)
+    # Experts first: with another axis before theirs, CPUs have no product in bfloat16.
+    taken = constrain(jnp.moveaxis(taken, 1, 0), "expert", ("replica", "fsdp"), None, None)
+    served = _feed_forward(parts, product, params, keys, taken)
+    served = jnp.moveaxis(served, 0, 1).reshape(batch, -1, width)
     back = jnp.take_along_axis(served, jnp.minimum(slot, served.shape[1] - 1).reshape(batch, -1, 1), axis=1)
     back = back.reshape(*slot.shape, width)
     return _weighted(back, jnp.where(found, weights, 0.0), x.dtype)

@@ -70,3 +70,7 @@ def test_other_methods_beside_embedding_and_head(method, model, target, roots, t
 def test_rows_of_new_tokens(model, roots, tmp_path):
     changes = {"model.new_tokens": ("<|x|>", "<|y|>"), "adapter.new_rows": True, "adapter.method": "none"}
     take_a_step(roots[model], tmp_path / "run", **changes)
+
+
+def test_experts_with_a_bound(roots, tmp_path):
+    take_a_step(roots["experts"], tmp_path / "run", **{"experts.capacity": 1.5})
