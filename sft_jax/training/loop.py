@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import ml_collections
@@ -254,12 +254,12 @@ def _resume_and_train(
             closing.callback(log.close)
         closing.callback(checkpoints.close)
         # The others are told of an error before what may wait for them is closed.
-        with ending_together(), bar, StopRequest() as stop:
+        with ending_together(), bar, StopRequest() as stop, _Profiler(plan.config.profile, recorder) as profiler:
             if done is None and log is not None:
                 log.text(0, "config", "```json\n" + json.dumps(plan.config.to_dict(), indent=2, default=list) + "\n```")
                 log.text(0, "data", plan.data.report.markdown())
             watch = EffectWatch(plan.config, state, _note_in(console, recorder))
-            return _train(plan, state, done, checkpoints, recorder, bar, stop, watch)
+            return _train(plan, state, done, checkpoints, recorder, bar, stop, watch, profiler)
 
 
 def _train(
@@ -271,6 +271,7 @@ def _train(
     bar: ProgressBar,
     stop: StopRequest,
     watch: EffectWatch,
+    profiler: "_Profiler",
 ) -> RunResult:
     step = done or 0
     batches = _batches(plan, step)
@@ -279,7 +280,6 @@ def _train(
         return plan.evaluate(state, lambda part, parts: bar.update(step, f"evaluating {part}/{parts}", within=True))
 
     latest = _at_start(plan, evaluate, recorder) if done is None else {}
-    profiler = _Profiler(plan.config.profile, recorder)
     pending: tuple[int, Any] | None = None
     recorder.start_clock()
     while step < plan.total_steps:
@@ -319,7 +319,6 @@ def _train(
         recorder.start_clock()
         if stopping and not last:
             return RunResult(step, plan.total_steps, latest, stop.signal or 15)
-    profiler.stop()
     return RunResult(step, plan.total_steps, latest)
 
 
@@ -390,13 +389,22 @@ def _check_best_metric(name: str, measured: dict[str, float]) -> None:
 
 
 class _Profiler:
-    """A trace of the steps that `config.profile` names, beside the TensorBoard events."""
+    """A trace of the steps that `config.profile` names, beside the TensorBoard events.
+
+    A process has one trace at a time, so a run that ends within these steps, by an error or a signal, ends its trace.
+    """
 
     def __init__(self, config: ml_collections.ConfigDict, recorder: Recorder):
         self._recorder = recorder
         self._first, self._last = config.start, config.start + config.steps - 1
         self._directory = recorder.tensorboard_dir if config.start > 0 else None
         self._running = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
 
     def before(self, step: int) -> None:
         if self._directory is not None and step == self._first:
@@ -406,9 +414,9 @@ class _Profiler:
     def after(self, step: int, metrics: Any) -> None:
         if self._running and step == self._last:
             jax.block_until_ready(metrics)
-            self.stop()
+            self._stop()
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -1,8 +1,10 @@
 """The loop: one compilation, shardings as asked for, no sync, steps that are skipped, options that are read."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.recorder import DivergedError, Recorder
 from sft_jax.training.sharding import path_string
 from tests import tiny
+from tests.training.moments import at
 
 CUBE = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "execution.layer_layout": "scan"}
 # The shape that is split and how, on a mesh (2, 2, 2). d=32, ffn=48, vocabulary 320, 2 kv heads of 8, LoRA rank 4.
@@ -302,6 +305,26 @@ def test_evaluators_samples_profile_and_progress(tmp_path):
     text = shown.read_text()
     assert "Held out: 12 rows" in text
     assert re.search(r"training 3/3 loss \d\.\d{4} .* tok/s \(.* supervised\) ETA 0:00:00", text)
+
+
+@pytest.mark.parametrize("end", ["error", "signal"])
+def test_a_run_that_ends_within_its_profile_ends_the_trace(end, tmp_path):
+    """It is written as far as it goes, and the next run of this process can have one."""
+
+    def stop():
+        if end == "error":
+            raise RuntimeError("broken")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    config = tiny.config(tmp_path, **{"profile.start": 1, "profile.steps": 5, "data.held_out": ""})
+    with pytest.MonkeyPatch.context() as patch:
+        at("dispatch", 2, stop, patch.setattr)
+        expected = pytest.raises(RuntimeError, match="broken") if end == "error" else contextlib.nullcontext()
+        with expected:
+            assert run(config, tmp_path / "run").interrupted == signal.SIGTERM
+    with jax.profiler.trace(str(tmp_path / "next")):  # refused while another one runs
+        pass
+    assert list((tmp_path / "run" / "tensorboard").rglob("*.xplane.pb"))
 
 
 @pytest.mark.parametrize(
