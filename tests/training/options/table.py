@@ -1,0 +1,302 @@
+"""Options of `configs/sft.py` and the values that are tried together, each pair of values in some run.
+
+A new field of the config is one line here: in FIELDS with its values (the first ones go together), or in EXEMPT with
+the reason why it need not be tried beside every other option.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import ml_collections
+
+from configs import sft
+from sft_jax.training.update_rules import RULES
+
+ROOT = "{root}"  # in a value: the folder of models and data
+ROWS = "{rows}"  # the folder of rows; where one that is too long is an error, of short ones
+
+FIELDS: dict[str, tuple] = {
+    "seed": (0, 1),
+    "model.max_positions": (0, 512),
+    "model.chat_template": ("", "{root}/template.jinja"),
+    "model.new_tokens": (("<|x|>", "<|y|>"), ()),
+    "model.new_tokens_in_contents": (True, False),
+    "data.held_out": ("{rows}/held_out.jsonl", ""),
+    "data.reading.id_column": ("", "name"),
+    "data.reading.weight_column": ("", "weight"),
+    "data.reading.group_column": ("", "topic"),
+    "data.reading.system": ("", "Be brief."),
+    "data.reading.preference": ("pairs", "chosen"),
+    "data.reading.text_end": ("", "eos", "none"),
+    "data.date": ("", "2026-01-31"),
+    "data.cleaning": ((), ("strip_whitespace", "drop_exact_duplicates")),
+    "data.benchmarks": ((), ("{root}/benchmark.jsonl=prompt",)),
+    "data.fail_on": ("error", "never"),
+    "data.cache": ("", "{root}/cache"),
+    "data.row_tokens": (96, 128),
+    "data.packing": ("best_fit", "first_fit", "sequential", "none"),
+    "data.max_segments_per_row": (0, 2),
+    "data.supervised_quantile": (0.95, 0.5),
+    "data.masking.train_on": ("assistant", "last", "all", "user,assistant"),
+    "data.masking.end_of_turn": ("turn", "all", "last", "none"),
+    "data.masking.empty_thinking": ("train", "leave_out"),
+    "data.masking.history": ("refuse", "expand"),
+    "data.masking.too_long": ("drop", "error", "truncate_left", "truncate_right", "split"),
+    "batch.rows": (16, 32),
+    "batch.micro_batches": (1, 2),
+    "objective.name": ("cross_entropy",),
+    "objective.normalize": ("tokens", "examples"),
+    "objective.label_smoothing": (0.0, 0.1),
+    "objective.z_loss": (0.0, 1e-4),
+    "objective.neftune_alpha": (0.0, 5.0),
+    "objective.positions": ("supervised", "all"),
+    "objective.head_chunk_tokens": (16, 0),
+    "experts.balance_loss": (0.001, 0.0),
+    "experts.capacity": (0.0, 1.5),
+    "adapter.method": ("none", "lora", "dora", "pissa"),
+    "adapter.initial": ("", "{root}/adapter"),
+    "adapter.new_rows": (False, True),
+    "adapter.rank": (16, 2),
+    "adapter.ranks": ((), (".*=3",)),
+    "adapter.alpha": (32.0, 4.0),
+    "adapter.scaling": ("rank", "sqrt_rank"),
+    "adapter.dropout": (0.0, 0.1),
+    "adapter.targets": (
+        ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)"),
+        ("embedding",),
+        ("head",),
+        ("attention/query",),
+        (".*",),
+    ),
+    "trained.weights": ((), (".*norm/scale",)),
+    "trained.last_layers": (0, 1),
+    "optimizer.name": tuple(RULES),
+    "optimizer.learning_rate": (1e-3, 1e-4),
+    "optimizer.schedule": ("constant", "cosine", "linear"),
+    "optimizer.warmup": ("0 steps", "50 percent"),
+    "optimizer.final_share": (0.1, 1.0),
+    "optimizer.betas": ((0.9, 0.95), (0.8, 0.99)),
+    "optimizer.epsilon": (1e-8, 1e-6),
+    "optimizer.momentum": (0.95, 0.9),
+    "optimizer.decay_power": (0.8, 0.5),
+    "optimizer.weight_decay": (0.01, 0.0),
+    "optimizer.groups": ((), (".*: learning_rate_factor=0.5",)),
+    "optimizer.clip_norm": (1.0, 0.0),
+    "ema.decay": (0.0, 0.9),
+    "ema.evaluate": (False, True),
+    "precision.params": ("float32", "bfloat16"),
+    "precision.frozen": ("float32", "bfloat16", "float16"),
+    "precision.quantized": ("none", "int8", "nf4"),
+    "precision.products": ("bfloat16", "float32"),
+    "precision.activations": ("float32", "bfloat16"),
+    "execution.layer_layout": ("auto", "scan", "unrolled"),
+    "execution.remat": ("auto", "none", "full", "dots", "dots_no_batch"),
+    "execution.attention": ("blocked", "whole"),
+    "evaluation.every": ("1 steps", "0 steps"),
+    "evaluation.batch_rows": (8, 4),
+    "evaluation.samples": (0, 1),
+    "checkpoint.every": ("1 steps", "0 steps"),
+    "checkpoint.keep_last": (1, 2),
+    "checkpoint.best_metric": ("held_out/nll", ""),
+    "checkpoint.best_is": ("min", "max"),
+    "log.every": (1, 2),
+    "loader.threads": (1, 0),
+    "loader.batches_ahead": (4, 1),
+    "profile.start": (0, 1),
+}
+
+# Options that set several fields at once, or none: name -> label -> fields.
+TOGETHER: dict[str, dict[str, dict]] = {
+    "model": {name: {"model.source": f"{{root}}/{name}"} for name in ("tied", "untied", "experts")},
+    "mesh": {
+        label: dict(zip(("mesh.replica", "mesh.fsdp", "mesh.expert", "mesh.tensor"), sizes, strict=True))
+        for label, sizes in {
+            "fsdp 8": (1, -1, 1, 1),
+            "replica 8": (8, 1, 1, 1),
+            "replica 2, fsdp 2, tensor 2": (2, 2, 1, 2),
+            "expert 4, tensor 2": (1, 1, 4, 2),
+            "one device": (1, 1, 1, 1),
+        }.items()
+    },
+    "mixture": {
+        "none": {"data.train": "{rows}/train.jsonl", "data.mixture_packing": "after"},
+        "after": {"data.train": "", "data.mixture": "sources", "data.mixture_packing": "after"},
+        "before": {"data.train": "", "data.mixture": "sources", "data.mixture_packing": "before"},
+    },
+    "evaluators": {"none": {}, "given": {}},
+}
+
+_OF_FILES = "how files are read does not reach the step; tests/data has all formats and containers"
+EXEMPT: dict[str, str] = {
+    "duration": "every combination takes two steps; tests/training/test_durations.py",
+    "model.revision": "of names on the hub; tests/sources/test_locate.py",
+    **{
+        f"data.reading.{name}": _OF_FILES
+        for name in (
+            *("format", "container", "subset", "split", "held_out_split", "revision", "streaming", "columns"),
+            *("prompt_template", "answer_template", "ignore", "label", "ties", "adjudicator", "on_bad_row"),
+        )
+    },
+    "optimizer.max_skipped_in_a_row": "a number that the host compares with; tests/training/test_loop.py",
+    "evaluation.sample_tokens": "a number of repetitions; every combination takes two",
+    "loader.tokenize_workers": "the same rows whoever tokenizes them; tests/data/tokenizing/test_workers.py",
+    **{
+        f"defaults.{section}.{name}": "not an option: what a run compares with"
+        for section, names in sft.get_config().defaults.items()
+        for name in names
+    },
+    "profile.steps": "one step of two, wherever there is a profile",
+}
+FIXED = {"duration": "2 steps", "evaluation.sample_tokens": 2, "profile.steps": 1, "loader.tokenize_workers": 0}
+
+COSTLY = ("evaluation.samples", "profile.start")  # another program to compile, a trace to write
+
+_METHODS = ("lora", "dora", "pissa")
+_INITIAL = FIELDS["adapter.initial"][1]
+_BESIDE = ({"adapter.method": _METHODS}, {"adapter.new_rows": (True,)}, {"adapter.initial": (_INITIAL,)})
+_DEFAULT_TARGETS = FIELDS["adapter.targets"][0]
+
+# What is refused, as option -> values of which each combination is, and what the message must say.
+REFUSED: list[tuple[dict[str, tuple], str]] = [
+    ({"ema.evaluate": (True,), "ema.decay": (0.0,)}, r"--config\.ema\.evaluate=True"),
+    (
+        {"optimizer.name": ("schedule_free",), "optimizer.schedule": ("cosine", "linear")},
+        r"--config\.optimizer\.schedule='\w+': schedule_free",
+    ),
+    *(
+        (
+            {
+                "optimizer.name": tuple(rule for rule in RULES if option not in RULES[rule].reads),
+                f"optimizer.{option}": FIELDS[f"optimizer.{option}"][1:],
+            },
+            rf"--config\.optimizer\.{option}=.* is not read by",
+        )
+        for option in ("betas", "epsilon", "momentum", "decay_power")
+    ),
+    # What muon alone reads goes with no more than muon does, and what no rule reads together is refused by every rule.
+    *(
+        ({"optimizer.momentum": (0.9,), option: values}, r"--config\.optimizer\.momentum=0\.9 is not read by")
+        for option, values in (
+            *(item for beside in _BESIDE for item in beside.items()),
+            ("trained.weights", ((".*norm/scale",),)),
+            ("optimizer.decay_power", (0.5,)),
+            ("precision.quantized", ("int8", "nf4")),
+        )
+    ),
+    *(
+        (
+            {"optimizer.decay_power": (0.5,), f"optimizer.{option}": FIELDS[f"optimizer.{option}"][1:]},
+            r"--config\.optimizer\.decay_power=0\.5 is not read by",
+        )
+        for option in ("betas", "epsilon")
+    ),
+    *(
+        (beside | {f"trained.{name}": FIELDS[f"trained.{name}"][1:]}, r"--config\.trained\.")
+        for name in ("weights", "last_layers")
+        for beside in _BESIDE
+    ),
+    ({"trained.last_layers": (1,), "execution.layer_layout": ("scan",)}, r"--config\.execution\.layer_layout"),
+    (  # and with that all that adapters exclude
+        {"precision.quantized": ("int8", "nf4"), "adapter.method": ("none",), "adapter.new_rows": (False,)},
+        r"--config\.precision\.quantized=\w+",
+    ),
+    *(
+        ({"precision.quantized": ("int8", "nf4"), option: values}, r"--config\.precision\.quantized=\w+")
+        for option, values in (
+            ("optimizer.name", ("muon",)),
+            ("trained.weights", FIELDS["trained.weights"][1:]),
+            ("trained.last_layers", FIELDS["trained.last_layers"][1:]),
+        )
+    ),
+    *((beside | {"precision.params": ("bfloat16",)}, r"--config\.precision\.params=bfloat16") for beside in _BESIDE),
+    (  # which is for adapters
+        {"precision.params": ("bfloat16",), "precision.quantized": ("int8", "nf4")},
+        r"--config\.precision\.quantized=\w+",
+    ),
+    ({"adapter.new_rows": (True,), "model.new_tokens": ((),)}, r"--config\.adapter\.new_rows=True"),
+    ({"experts.capacity": (1.5,), "model": ("tied", "untied")}, r"--config\.experts\.capacity=1\.5"),
+    *((beside | {"optimizer.name": ("muon",)}, r"--config\.optimizer\.name=muon") for beside in _BESIDE),
+    ({"optimizer.name": ("muon",), "trained.weights": ((".*norm/scale",),)}, r"--config\.optimizer\.name=muon"),
+    (
+        {"model": ("tied",), "adapter.method": _METHODS, "adapter.targets": (("head",),)},
+        r"--config\.adapter\.targets",
+    ),
+    (
+        {"model": ("tied",), "adapter.method": ("dora",), "adapter.targets": (("embedding",), (".*",))},
+        r"--config\.adapter\.method=dora",
+    ),
+    (
+        {"model": ("experts",), "adapter.method": ("dora",), "adapter.targets": (_DEFAULT_TARGETS, (".*",))},
+        r"--config\.adapter\.method=dora",
+    ),
+    (
+        {"adapter.method": _METHODS, "adapter.dropout": (0.1,), "adapter.targets": (("embedding",), ("head",))},
+        r"--config\.adapter\.dropout=0\.1",
+    ),
+    (
+        {"adapter.initial": (_INITIAL,), "adapter.method": ("none", "dora", "pissa")},
+        r"--config\.adapter\.(initial|method)=",
+    ),
+    *(
+        (
+            {"adapter.initial": (_INITIAL,), f"adapter.{name}": FIELDS[f"adapter.{name}"][1:]},
+            rf"--config\.adapter\.{name}=",
+        )
+        for name in ("rank", "ranks", "alpha", "scaling")
+    ),
+    (  # ("attention/query",) is what that adapter has
+        {"adapter.initial": (_INITIAL,), "adapter.targets": (("embedding",), ("head",), (".*",))},
+        r"--config\.adapter\.targets=",
+    ),
+    (
+        {"data.held_out": ("",), "evaluators": ("given",), "checkpoint.best_metric": ("held_out/nll",)},
+        r"--config\.checkpoint\.best_metric='held_out/nll'",
+    ),
+]
+
+
+def options() -> dict[str, tuple]:
+    """Every option with its values; of those in TOGETHER their labels."""
+    return FIELDS | {name: tuple(labels) for name, labels in TOGETHER.items()}
+
+
+def refused() -> Iterator[tuple[dict, str]]:
+    """Each combination that is refused, and what the message must say."""
+    for combination, message in REFUSED:
+        for values in itertools.product(*combination.values()):
+            yield dict(zip(combination, values, strict=True)), message
+
+
+def overrides(row: dict, root: str) -> dict:
+    """The fields of the config that a combination sets."""
+    fields, folders = dict(FIXED), {ROOT: root, ROWS: rows_of(row, root)}
+    for name, value in row.items():
+        fields |= TOGETHER[name][value] if name in TOGETHER else {name: value}
+    return {name: _placed(value, folders) for name, value in fields.items()}
+
+
+def rows_of(row: dict, root: str) -> str:
+    """The folder of a combination's rows."""
+    return f"{root}/{'short' if row['data.masking.too_long'] == 'error' else 'mixed'}"
+
+
+def _placed(value: object, folders: dict[str, str]) -> object:
+    if isinstance(value, tuple):
+        return tuple(_placed(part, folders) for part in value)
+    if isinstance(value, str):
+        for name, folder in folders.items():
+            value = value.replace(name, folder)
+    return value
+
+
+def fields_of_the_config() -> set[str]:
+    """Names of all fields; a section that is empty, to be filled by hand, is one."""
+
+    def walk(config: ml_collections.ConfigDict, prefix: str) -> Iterator[str]:
+        for name, value in config.items():
+            if isinstance(value, ml_collections.ConfigDict) and len(value):
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return set(walk(sft.get_config(), ""))
