@@ -150,8 +150,11 @@ def _unbounded(parts, params, keys, x, chosen, weights):
 
 
 def _weight_specs(name: str, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, P]:
-    """Experts over `expert`, their inner width over `tensor`; `a` [E, I, r] and `b` [E, r, O] follow their kernel."""
-    inner = {"kernel": 1, "a": 1} if name == "down" else {"kernel": 2, "b": 2}
+    """Experts over `expert`, their inner width over `tensor`; `a` [E, I, r] and `b` [E, r, O] follow their kernel.
+
+    So do the constants of both that an adapter may have.
+    """
+    inner = {"kernel": 1, "a": 1, "constant_a": 1} if name == "down" else {"kernel": 2, "b": 2, "constant_b": 2}
     axes = {label: ["expert"] + [None] * (array.ndim - 1) if array.ndim else [] for label, array in arrays.items()}
     for label, axis in inner.items():
         if label in axes:

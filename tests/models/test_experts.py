@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from sft_jax.models import Decoder, Execution, load_pretrained
-from sft_jax.models.experts import ROUTING, _places, total_routing
+from sft_jax.models.experts import ROUTING, _places, _weight_specs, total_routing
 from sft_jax.models.products import grouped_product
 from sft_jax.objectives.balance import balance_loss
 from tests.models import families, programs, reference
@@ -126,3 +126,13 @@ def test_logits_do_not_depend_on_the_mesh(mixtral, rows, sizes, capacity):
     with jax.set_mesh(mesh):
         found = reference.jit(lambda params, ids: model.apply({"params": params}, ids))(jax.device_get(params), ids)
     np.testing.assert_allclose(found, expected, atol=5e-5)
+
+
+@pytest.mark.parametrize(("name", "split"), [("gate", "b"), ("up", "b"), ("down", "a")])
+def test_what_an_adapter_keeps_constant_is_split_like_what_it_trains(name, split):
+    a, b = jnp.zeros((4, 8, 2)), jnp.zeros((4, 2, 8))
+    arrays = {"a": a, "constant_a": a, "b": b, "constant_b": b}
+    specs = _weight_specs(name, arrays, {"replica": 1, "fsdp": 1, "expert": 2, "tensor": 2})
+    assert "tensor" in specs[split]
+    assert specs["constant_a"] == specs["a"]
+    assert specs["constant_b"] == specs["b"]
