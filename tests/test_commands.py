@@ -100,7 +100,10 @@ def test_traceback_of_a_librarys_error():
 
 
 def test_interrupted_while_modules_are_imported():
-    script = "from sft_jax import commands\nimport os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)"
+    listening = (
+        "import os, signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as in a terminal
+    )
+    script = f"{listening}from sft_jax import commands\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
 

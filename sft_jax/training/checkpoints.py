@@ -27,7 +27,7 @@ from sft_jax.models.layouts import to_layout
 from sft_jax.training.digests import damage_of, damage_of_opened, has_digests, write_digests
 from sft_jax.training.sharding import abstract_like, shardings_of
 from sft_jax.training.state import TrainState
-from sft_jax.training.workdir import is_remote
+from sft_jax.training.workdir import check_processes_see, is_remote
 
 Tree = Any
 DIRECTORY = "checkpoints"
@@ -77,6 +77,7 @@ class Checkpoints:
 
         Raises:
             DamagedCheckpointError: a checkpoint cannot be opened; or not read_only, and the newest is damaged.
+            WorkdirError: not read_only, and another process finds another newest one.
         """
         from orbax.checkpoint import v1 as ocp  # slow to import
 
@@ -102,6 +103,8 @@ class Checkpoints:
             preservation_policy=policy,
             cleanup_tmp_directories=not read_only,  # a half-written one may be another process's, in the making
         )
+        if not read_only:
+            check_processes_see(workdir, self.latest())  # they compare its files together
         if not read_only and self.latest() is not None:
             self._check(self.latest())
             if has_digests(self._directory / str(self.latest())):

@@ -158,7 +158,6 @@ def _continue(ready: _Ready, workdir: epath.Path, evaluators: Mapping[str, Evalu
     """Goes on from the latest checkpoint, if there is one, to the end."""
     checkpoints = _open_checkpoints(ready.config, workdir)
     done = checkpoints.latest()
-    workdirs.check_processes_see(workdir, done)
     if done == ready.total_steps:
         checkpoints.close()
         console.print(f"{workdir} holds the finished run: all {done} steps are done.")

@@ -71,7 +71,8 @@ def test_norms_that_multiply_by_one_plus_their_scale_begin_at_zero(tmp_path):
 
 
 def test_a_run_trains_from_scratch(directory, tmp_path):
-    config = tiny.config(tmp_path, duration="2 steps", **{"model.source": f"random:{directory}?num_hidden_layers=1"})
+    source = f"random:{directory}?num_hidden_layers=1"
+    config = tiny.config(tmp_path, duration="2 steps", **{"model.source": source, "optimizer.learning_rate": 1e-4})
     result = run(config, tmp_path / "run")
     assert result.metrics["held_out/nll"] == pytest.approx(np.log(320), rel=0.1)
     assert load_tokenizer(config.model.source).chat_template == tiny.CHATML

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from sft_jax.models import Execution, load_pretrained
-from sft_jax.models.config import LinearScaling, Llama3Scaling, YarnScaling
+from sft_jax.models.config import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from sft_jax.models.families import llama
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import load_params
@@ -165,7 +165,7 @@ def test_stored_rotary_frequencies_are_ignored(checkpoint):
         ({"rope_parameters": {**LLAMA3, "rope_theta": 5e5}}, 5e5, SCALING),
         ({}, 10000.0, None),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 10000.0, LinearScaling(2.0)),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 10000.0, None),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 10000.0, DynamicScaling(2.0)),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
             10000.0,
