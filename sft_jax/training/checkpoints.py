@@ -84,6 +84,7 @@ class Checkpoints:
         self._workdir, self._directory = workdir, _absolute(workdir) / DIRECTORY
         self._read_only = read_only
         self._whole: set[int] = set()  # steps whose files have been compared
+        self._without_digests: set[int] = set()  # of those, which had none to compare with
         self._sealing = concurrent.futures.ThreadPoolExecutor(1, "digests")
         self._sealed: concurrent.futures.Future | None = None
         self._check_opened()
@@ -107,7 +108,7 @@ class Checkpoints:
             check_processes_see(workdir, self.latest())  # they compare its files together
         if not read_only and self.latest() is not None:
             self._check(self.latest())
-            if has_digests(self._directory / str(self.latest())):
+            if self.is_whole(self.latest()):
                 self._prune()
 
     def _prune(self) -> None:
@@ -123,6 +124,11 @@ class Checkpoints:
             if not keep:
                 self._checkpointer.delete(checkpoint.step)
 
+    def is_whole(self, step: int) -> bool:
+        """Whether its files are known to be those that were saved; else restoring it shows that they can be read."""
+        self._check(step)
+        return step not in self._without_digests
+
     def _check_opened(self) -> None:
         """Looks at what orbax reads of every checkpoint before one is asked for."""
         for step in _steps_in(self._directory):
@@ -134,7 +140,8 @@ class Checkpoints:
         if step in self._whole:
             return
         directory = self._directory / str(step)
-        if not has_digests(directory):
+        without_digests = not has_digests(directory)
+        if without_digests:
             logging.warning(
                 "%s has no digests: the process that saved it was ended before it wrote them. It is used as it is.",
                 directory,
@@ -144,6 +151,8 @@ class Checkpoints:
         if damage or np.any(elsewhere):
             raise self._damaged(step, damage or ["another process found it so"])
         self._whole.add(step)
+        if without_digests:
+            self._without_digests.add(step)
 
     def _damaged(self, step: int, damage: list[str], others_open: bool = True) -> DamagedCheckpointError:
         """The error, with what there is beside this checkpoint; `others_open`: that can be read while it is there."""
@@ -230,13 +239,21 @@ class Checkpoints:
         shapes = jax.eval_shape(lambda tree: convert(tree, saved_layout), wanted)
         abstract = abstract_like(shapes, shardings_of(shapes, mesh))
         restored = self._load(step, abstract)
-        if not has_digests(self._directory / str(step)) and jax.process_index() == 0:
-            write_digests(self._directory / str(step))  # what could be restored is whole
+        if not self.is_whole(step):
+            self._seal_restored(step)
         if saved_layout != layout:
             out = shardings_of(wanted, mesh)
             restored = jax.jit(lambda tree: convert(tree, layout), out_shardings=out)(restored)
         constants = restored.pop(CONSTANTS, {})
         return state.replace(frozen={**state.frozen, **constants}, **restored)
+
+    def _seal_restored(self, step: int) -> None:
+        """What could be restored is whole: it gets its digests, and what was kept beside it until then goes."""
+        if jax.process_index() == 0:
+            write_digests(self._directory / str(step))
+        self._without_digests.discard(step)
+        if step == self.latest() and not self._read_only:
+            self._prune()
 
     def restore_parts(self, step: int, abstract: dict[str, Tree]) -> dict[str, Tree]:
         """Only some trees of a checkpoint, without the rest.

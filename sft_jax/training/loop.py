@@ -158,11 +158,8 @@ def _continue(ready: _Ready, workdir: epath.Path, evaluators: Mapping[str, Evalu
     """Goes on from the latest checkpoint, if there is one, to the end."""
     checkpoints = _open_checkpoints(ready.config, workdir)
     done = checkpoints.latest()
-    if done == ready.total_steps:
-        checkpoints.close()
-        console.print(f"{workdir} holds the finished run: all {done} steps are done.")
-        console.print(workdirs.more_training(workdir, ready.config.to_dict()).strip(), soft_wrap=True)
-        return RunResult(done, done, _last_evaluation(workdir))
+    if done == ready.total_steps and checkpoints.is_whole(done):
+        return _finished(ready.config, done, checkpoints, workdir, console)
     base = ready.base
     origin = {"name": base.name, "location": base.location, "revision": base.revision}
     with agreed():
@@ -171,6 +168,16 @@ def _continue(ready: _Ready, workdir: epath.Path, evaluators: Mapping[str, Evalu
     state = init_state(ready.config, base, ready.model, ready.mesh, ready.hyper, ready.initial)
     plan = _with_programs(ready, state, evaluators)
     return _resume_and_train(plan, state, done, checkpoints, workdir, console)
+
+
+def _finished(
+    config: ml_collections.ConfigDict, done: int, checkpoints: Checkpoints, workdir: epath.Path, console: Console
+) -> RunResult:
+    """Nothing is left to do."""
+    checkpoints.close()
+    console.print(f"{workdir} holds the finished run: all {done} steps are done.")
+    console.print(workdirs.more_training(workdir, config.to_dict()).strip(), soft_wrap=True)
+    return RunResult(done, done, _last_evaluation(workdir))
 
 
 def _load_and_show(config: ml_collections.ConfigDict, console: Console) -> Data:
@@ -242,6 +249,8 @@ def _resume_and_train(
         with agreed():
             _check_position(checkpoints.position(done), _position(plan, done), workdir)
         state = checkpoints.restore(done, state, plan.model.execution.layer_layout, plan.mesh)
+        if done == plan.total_steps:  # ended before its last checkpoint had digests: that it is whole is known now
+            return _finished(plan.config, done, checkpoints, workdir, console)
         console.print(f"Continuing {workdir} after step {done} of {plan.total_steps}.")
     resume_step = -1 if done is None else done
     with agreed():

@@ -157,6 +157,20 @@ def test_a_checkpoint_left_by_a_killed_process_is_removed(root, uninterrupted, t
     looked_at.close()
 
 
+def test_killed_before_the_last_checkpoint_had_its_digests(root, uninterrupted):
+    """What is beside the newest checkpoint is kept until that is known to be whole; a finished run is looked at too."""
+    workdir = root / "without digests"
+    shutil.copytree(root / "uninterrupted", workdir)
+    checkpoints = workdir / "checkpoints"
+    shutil.copytree(checkpoints / "6", checkpoints / "4")
+    (checkpoints / "7" / "digests.json").unlink()
+    result = run(make_config(root), workdir)
+    assert (result.step, result.interrupted) == (STEPS, None)
+    assert "held_out/nll" in result.metrics
+    assert (checkpoints / "7" / "digests.json").exists()
+    assert_equal(history(workdir), uninterrupted)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 5)])
 def test_signals_save_and_leave(root, uninterrupted, number, step):
