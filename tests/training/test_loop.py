@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -166,55 +164,6 @@ def test_the_loss_falls_and_everything_is_logged(watched):
     assert watched.result.metrics["held_out/loss"] == watched.lines[6]["held_out/loss"]
     if watched.config.adapter.method == "none":
         assert watched.lines[6]["held_out/loss"] < watched.lines[0]["held_out/loss"] - 0.5
-
-
-WARNING_SCRIPT = """
-import os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
-import huggingface_hub
-import jax
-jax.config.update("jax_num_cpu_devices", 8)
-from jax.sharding import PartitionSpec as P
-from pathlib import Path
-from sft_jax.training import run_data, setup, sharding, step, optimizer
-from sft_jax.data.batches import assemble
-from sft_jax.training.base import open_base
-from tests import tiny
-
-def compile(arg):
-    mesh = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
-    config = tiny.config(Path(sys.argv[1]), arg, **mesh, **{"execution.layer_layout": "scan"})
-    data, mesh = run_data.load_data(config), sharding.make_mesh(config.mesh)
-    base = open_base(config.model.source)
-    model = setup.make_model(config, base.decoder)
-    with jax.set_mesh(mesh):
-        state = setup.init_state(config, base, model, mesh, optimizer.hyperparameters(config, 2, 6))
-        batch = assemble(data.rows, data.plan.batch_bins(0), row_tokens=128, row_targets=data.plan.row_targets)
-        train_step = step.compile_train_step(model, setup.step_settings(config, mesh), state, mesh)
-        train_step.lower(state, sharding.put_batch(batch, mesh)).compile()
-
-compile("full"), compile("lora")
-print("== now with a bad spec", file=sys.stderr, flush=True)
-sharding.PARTITION_RULES = ((r"embedding$", P("tensor", "fsdp")), *sharding.PARTITION_RULES[1:])
-compile("full")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="XLA of JAX 0.12 says it at no level of its log")
-def test_no_involuntary_full_rematerialization(tmp_path):
-    """The compiler says so where it has to gather an array whole to lay it out anew; a bad spec shows that it does."""
-    done = subprocess.run(
-        [sys.executable, "-c", WARNING_SCRIPT, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    ours, bad = done.stderr.split("== now with a bad spec")
-    assert "Involuntary full rematerialization" in bad
-    assert "Involuntary full rematerialization" not in ours
 
 
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
