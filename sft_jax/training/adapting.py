@@ -151,7 +151,10 @@ def init_adapters(
 def _check_method(name: str, weight: str, tied: bool) -> None:
     method = adapters.get_method(name)
     if weight.startswith("experts/") and weight != "experts/router" and not method.ON_EXPERTS:
-        raise ValueError(f"--config.adapter.method={name} is not implemented for experts, and {weight} is a target")
+        raise ValueError(
+            f"--config.adapter.method={name} is not implemented for experts, and {weight} is a target: leave experts "
+            "out of --config.adapter.targets, or give --config.adapter.method=lora"
+        )
     if weight == "embedding" and tied and not method.ON_TIED_EMBEDDING:
         raise ValueError(
             f"--config.adapter.method={name} is not implemented for an embedding that is the head too: leave "

@@ -49,6 +49,9 @@ def in_steps(duration: str, flag: str, plan: PackPlan, total_steps: int | None =
     amount, unit = parse(duration, flag)
     if unit == "percent":
         if total_steps is None:
-            raise ValueError(f"--config.{flag}={duration!r}: percent of the run makes no sense here")
+            raise ValueError(
+                f"--config.{flag}={duration!r}: percent of the run makes no sense here; give steps, examples, tokens "
+                "or epochs"
+            )
         return math.ceil(amount / 100 * total_steps)
     return plan.steps_for(unit, amount)

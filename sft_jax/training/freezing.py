@@ -96,10 +96,11 @@ def check_trained(config: ml_collections.ConfigDict, decoder: DecoderConfig) -> 
     if not paths:
         raise ValueError(
             f"--config.trained.weights={config.trained.weights!r} and --config.trained.last_layers={last} leave "
-            "nothing to train"
+            "nothing to train; leave one of them out"
         )
     check_groups(parse_groups(config.optimizer.groups), paths)
     if not any(RULES[config.optimizer.name].needs(path) for path in paths):
         raise ValueError(
-            f"--config.optimizer.name={config.optimizer.name}: it is made for kernels of layers, and none is trained"
+            f"--config.optimizer.name={config.optimizer.name}: it is made for kernels of layers, and none is trained; "
+            "give --config.optimizer.name=adamw"
         )

@@ -392,7 +392,8 @@ def _check_position(saved: RunPosition, planned: RunPosition, workdir: epath.Pat
 def _check_best_metric(name: str, measured: dict[str, float]) -> None:
     if name and measured and name not in measured:
         raise ValueError(
-            f"--config.checkpoint.best_metric={name!r} is not measured; there are {', '.join(sorted(measured))}"
+            f"--config.checkpoint.best_metric={name!r} is not measured; there are {', '.join(sorted(measured))}. Give "
+            "one of them, or '' for none"
         )
 
 

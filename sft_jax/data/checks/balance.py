@@ -93,13 +93,16 @@ def _heavy(subject: Subject, labels: list[str], counts: Mapping[str, int]) -> li
     if len(counts) < 2 or most <= len(labels) / 2:
         return []
     first = next(view for view, found in zip(subject.views, labels, strict=True) if found == label)
+    others = len(labels) - most
+    thinned = f" Take the cleaning step 'cap_labels={others}', which leaves it as many rows as all others have."
     return [
         Observation(
             f"{most / len(labels):.0%} of the rows have the label {label!r}",
             most,
             most / len(labels),
             places([(first.id, subject.line(first))]),
-            "Accuracy looks good for that label alone: measure F1 by label; cap_labels and balance_labels thin it out.",
+            "Accuracy looks good for that label alone: measure F1 by label."
+            + subject.by_step("cap_labels", thinned, ""),
         )
     ]
 

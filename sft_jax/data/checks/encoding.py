@@ -46,7 +46,7 @@ def control_characters(subject: Subject) -> list[Observation]:
             subject.by_step(
                 "remove_control_characters",
                 "The cleaning step remove_control_characters takes them out.",
-                "Steps after remove_control_characters, or what it does not read, brought them in: look at the rows.",
+                "They stand where remove_control_characters does not reach: edit the rows.",
             ),
         ),
         *_rows(

@@ -34,6 +34,15 @@ def test_rare_and_heavy_labels(subject):
     assert (rare.title, rare.count, rare.share) == ("1 label has (of 3) fewer than 10 rows", 3, 1 / 3)
     assert rare.examples == (("a:43", "c: 3"),)
     assert heavy.title == "67% of the rows have the label 'a'"
+    assert heavy.advice.endswith(
+        " Take the cleaning step 'cap_labels=15', which leaves it as many rows as all others have."
+    )
+
+
+def test_a_cap_that_was_given_is_not_advised(subject):
+    *_, heavy = label_balance(subject(*labelled(*["a"] * 30, *["b"] * 12), cleaning=("cap_labels",)))
+    assert heavy.title == "71% of the rows have the label 'a'"
+    assert heavy.advice == "Accuracy looks good for that label alone: measure F1 by label."
 
 
 def test_spellings_and_labels_that_are_measured_only(subject, records):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sft_jax.data.cleaning import STEPS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "sft_jax").rglob("*.py"))
 _NAMED = re.compile(rf"--[a-z]|\{{_?FLAGS?\}}|python -m|\b({'|'.join(STEPS)})\b")
 _VERBS = (

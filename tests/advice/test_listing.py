@@ -1,0 +1,153 @@
+"""Advice is listed: each text of the source that names a flag, a step or a command is followed here, or elsewhere."""
+
+import pytest
+
+from tests.advice import test_cleaning, test_configs, test_reading
+from tests.advice.source import ROOT, SOURCES, advice_in
+
+OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
+    (
+        "sft_jax/data/checks/sizes.py",
+        "drop_leading_answers",
+    ): ("training/test_dropped_advice.py", "test_conversations_cut_out_of_longer_ones"),
+    (
+        "sft_jax/data/reading.py",
+        "{FLAGS}{name}=",
+    ): ("data/test_suggestions.py", "test_the_nearest_format_and_its_flags"),
+    (
+        "sft_jax/data/rendering/named_templates.py",
+        "The tokenizer has no chat template",
+    ): ("training/test_advice.py", "test_a_model_without_a_chat_template"),
+    (
+        "sft_jax/sources/huggingface.py",
+        "the weights are quantized",
+    ): ("training/test_advice.py", "test_checkpoints_in_few_bits_are_refused_by_name"),
+    (
+        "sft_jax/training/run_data.py",
+        "Rows are whole under",
+    ): ("training/test_advice.py", "test_training_rows_that_are_all_too_long"),
+    (
+        "sft_jax/training/run_findings.py",
+        "An epoch is less than a step",
+    ): ("training/test_run_findings.py", "test_a_smaller_batch_is_named_where_devices_divide_it"),
+    (
+        "sft_jax/training/workdir.py",
+        "To train its result on",
+    ): ("training/test_advice.py", "test_more_epochs_than_a_finished_run_has_had"),
+}
+EXEMPT = {  # (file, part of it) -> why there is nothing to follow
+    ("sft_jax/training/mixing.py", "{_FLAG}.{name}"): "the beginning of flags that other texts say something of",
+    ("sft_jax/sources/locate.py", ". Install it again: `pip install --force-reinstall"): "it needs a package index",
+}
+# Texts of which no test has yet taken the advice: a line leaves this list with the test that does.
+NOT_FOLLOWED = {
+    "sft_jax/commands.py": ("; flags look like --name=value",),
+    "sft_jax/config_flag.py": (
+        "has no function get_config, which makes the config.",
+        ": its get_config returned",
+        ": expected --config.SECTION.FIELD=VALUE.",
+    ),
+    "sft_jax/data/checks/new_tokens.py": (
+        "--config.model.new_tokens_in_contents=False keeps new tokens text wherever contents spell them.",
+    ),
+    "sft_jax/data/formats/annotations.py": (
+        "Mark it in the tool, or name who adjudicates:",
+        ". Decide: --config.data.reading.label=majority or",
+        ". Adjudicate it, or take the first of those with most votes",
+    ),
+    "sft_jax/data/preview/selection.py": (". Those that findings name are among them, and the longest;",),
+    "sft_jax/data/rendering/named_templates.py": (
+        "; give one as a file, --config.model.chat_template",
+        "with tools: give the one that is meant as a file,",
+    ),
+    "sft_jax/data/rendering/row_plans.py": (
+        "leave --config.data.reading.text_end=none, or spell the token that ends a text in the rows",
+    ),
+    "sft_jax/data/rendering/turns.py": ("--config.data.masking.history=expand makes a row that ends with it",),
+    "sft_jax/data/report/__init__.py": ("; python -m sft_jax.preview makes every check on all",),
+    "sft_jax/data/tokenized/cache.py": (
+        ": must be a directory on a local disk; rows are read from it",
+        ". Give a local directory to keep tokenized rows in, or an",
+        "). Give a directory on a local disk, which has locks, or an",
+    ),
+    "sft_jax/data/tokenized/row_store.py": ("). Rows need room on a local disk: free some, or give",),
+    "sft_jax/data/tokenizing/workers.py": (". Where memory is short, give fewer",),
+    "sft_jax/exports/adapter.py": (
+        ", is nothing that peft loads. Make a directory of it, and",
+        "; export another checkpoint, or in --dtype=float32",
+    ),
+    "sft_jax/exports/directory.py": (
+        "exists; give another directory, or --force to replace an",
+        ", so it is no earlier export: --force does not replace it",
+    ),
+    "sft_jax/exports/model.py": ("the base's config.json has dtype",),
+    "sft_jax/exports/proof.py": (
+        "of positions. Nothing was written. Export in",
+        "; export another checkpoint, or in --dtype=float32",
+    ),
+    "sft_jax/exports/subject.py": (
+        "): give --format=peft for the adapter alone, or",
+        "has no adapter, so there is nothing for --format=",
+        "has rows of new tokens, which --format=peft does not hold;",
+    ),
+    "sft_jax/generate.py": (
+        "give --prompt or --prompts, not both",
+        "--system goes with --prompt and the chat; with --prompts give --reading.system",
+    ),
+    "sft_jax/sources/hub.py": ("Without a connection to the hub, give a local directory",),
+    "sft_jax/training/checkpoints.py": (": else train again, with another --workdir or after removing",),
+    "sft_jax/training/effect.py": (
+        "steps were skipped: loss or gradient was not finite. Look",
+        "steps no trained array has had an update, though there were",
+    ),
+    "sft_jax/training/initial_adapter.py": (
+        "; leave it at {defaults[name]}, or give that",
+        "is for adapters, and --config.adapter.method=none; give",
+    ),
+    "sft_jax/training/judging.py": (
+        "For a benchmark name the column of its prompts:",
+        "python -m sft_jax.preview with the same config shows the rows. To train on it all the same: --config",
+    ),
+    "sft_jax/training/loop.py": (
+        ": the code that packs has changed. Give another --workdir,",
+        "--config.checkpoint.best_metric={name} is not measured; there are {', '.join(sorted(measured))}",
+    ),
+    "sft_jax/training/recorder.py": (". Look at those rows, lower",),
+    "sft_jax/training/run_data.py": (
+        "--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub",
+        "is not a file; expected a Jinja template",
+    ),
+    "sft_jax/training/run_findings.py": (
+        "Nothing is learnt of their meaning. Look at how rows that should hold them are tokenized (python -m ",
+        "To train, give --config.optimizer.learning_rate=2e-5, or 2e-4 under an adapter.",
+    ),
+    "sft_jax/training/workdir.py": (
+        ", which merges its adapter into the weights and begins a",
+        "holds no object, as the config of a run is; remove it or",
+        "Give another --workdir, or the same config to continue that",
+        ": give an empty or new --workdir",
+        "); remove it or give another --workdir",
+        "found another one than process 0. Give a --workdir that all",
+        "; wait for it, stop it, or give another --workdir",
+        "), and without a lock two processes could train there. Give",
+    ),
+}
+
+
+def test_all_advice_is_listed():
+    listed = {
+        *(*test_reading.FOLLOWED, *test_cleaning.FOLLOWED, *test_configs.FOLLOWED, *OTHER_TESTS, *EXEMPT),
+        *((file, part) for file, parts in NOT_FOLLOWED.items() for part in parts),
+    }
+    found = [(str(path.relative_to(ROOT)), text) for path in SOURCES for _, text in advice_in(path)]
+    known = lambda file, text: any(of == file and part in text for of, part in listed)
+    missing = [f"{file}: {text}" for file, text in found if not known(file, text)]
+    assert not missing, "advice that no test follows; follow it in a table of tests/advice:\n" + "\n".join(missing)
+    gone = [key for key in listed if not any(file == key[0] and key[1] in text for file, text in found)]
+    assert not gone, f"no such advice is in the source any more: {gone}"
+
+
+@pytest.mark.parametrize("test", OTHER_TESTS.values())
+def test_tests_that_follow_advice_exist(test):
+    path, name = test
+    assert f"def {name}(" in (ROOT / "tests" / path).read_text()
