@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import ml_collections
@@ -28,6 +29,19 @@ def config_of(*arguments: str) -> ml_collections.ConfigDict:
 def reading_by(*arguments: str) -> Reading:
     """How rows are read under these flags of `configs/sft.py`."""
     return reading_of(config_of(f"--config={SFT}", *arguments).data.reading)
+
+
+def taken(config: ml_collections.ConfigDict, flags: Iterable[str]) -> ml_collections.ConfigDict:
+    """The config with what the flags of a message set."""
+    given = config_of(f"--config={SFT}", *flags)
+    changed = config.copy_and_resolve_references().unlock()
+    for flag in flags:
+        *sections, name = flag.partition("=")[0].removeprefix("--config.").split(".")
+        there, here = given, changed
+        for section in sections:
+            there, here = there[section], here[section]
+        here[name] = there[name]
+    return changed.lock()
 
 
 def flags_in(message: str) -> list[str]:

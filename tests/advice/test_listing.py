@@ -2,10 +2,37 @@
 
 import pytest
 
-from tests.advice import test_cleaning, test_configs, test_reading
+from tests.advice import test_cleaning, test_configs, test_data, test_reading
 from tests.advice.source import ROOT, SOURCES, advice_in
 
+DECIDED = ("data/formats/test_annotations.py", "test_where_annotators_differ_it_is_decided_as_advised")
+NAMED = ("data/rendering/test_named_templates.py", "test_without_a_default")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
+    ("sft_jax/data/formats/annotations.py", "Mark it in the tool, or name who adjudicates:"): DECIDED,
+    ("sft_jax/data/formats/annotations.py", ". Decide: --config.data.reading.label=majority or"): DECIDED,
+    ("sft_jax/data/formats/annotations.py", ". Adjudicate it (--config.data.reading.label=adjudicated), or"): DECIDED,
+    ("sft_jax/data/preview/selection.py", ". Those that findings name are among them, and the longest;"): (
+        "data/preview/test_selection.py",
+        "test_rows_that_findings_name_are_there",
+    ),
+    ("sft_jax/data/rendering/named_templates.py", "; give one as a file, --config.model.chat_template"): NAMED,
+    ("sft_jax/data/rendering/named_templates.py", "with tools: give the one that is meant as a file,"): NAMED,
+    ("sft_jax/data/rendering/row_plans.py", "give --config.data.reading.text_end=none, and spell the token"): (
+        "data/rendering/test_masking.py",
+        "test_an_end_token_that_the_tokenizer_does_not_have",
+    ),
+    ("sft_jax/data/rendering/turns.py", "--config.data.masking.history=expand makes a row that ends with it"): (
+        "data/rendering/test_chat_formats.py",
+        "test_rows_are_refused_or_expanded_where_history_is_rewritten",
+    ),
+    ("sft_jax/data/report/__init__.py", "; python -m sft_jax.preview makes every check on all"): (
+        "training/test_train_rows.py",
+        "test_which_check_looked_at_how_many_records_is_said",
+    ),
+    ("sft_jax/data/tokenizing/workers.py", ". Where memory is short, give fewer"): (
+        "data/tokenizing/test_workers.py",
+        "test_a_killed_worker_is_an_error",
+    ),
     (
         "sft_jax/data/checks/sizes.py",
         "drop_leading_answers",
@@ -47,31 +74,6 @@ NOT_FOLLOWED = {
         ": its get_config returned",
         ": expected --config.SECTION.FIELD=VALUE.",
     ),
-    "sft_jax/data/checks/new_tokens.py": (
-        "--config.model.new_tokens_in_contents=False keeps new tokens text wherever contents spell them.",
-    ),
-    "sft_jax/data/formats/annotations.py": (
-        "Mark it in the tool, or name who adjudicates:",
-        ". Decide: --config.data.reading.label=majority or",
-        ". Adjudicate it, or take the first of those with most votes",
-    ),
-    "sft_jax/data/preview/selection.py": (". Those that findings name are among them, and the longest;",),
-    "sft_jax/data/rendering/named_templates.py": (
-        "; give one as a file, --config.model.chat_template",
-        "with tools: give the one that is meant as a file,",
-    ),
-    "sft_jax/data/rendering/row_plans.py": (
-        "leave --config.data.reading.text_end=none, or spell the token that ends a text in the rows",
-    ),
-    "sft_jax/data/rendering/turns.py": ("--config.data.masking.history=expand makes a row that ends with it",),
-    "sft_jax/data/report/__init__.py": ("; python -m sft_jax.preview makes every check on all",),
-    "sft_jax/data/tokenized/cache.py": (
-        ": must be a directory on a local disk; rows are read from it",
-        ". Give a local directory to keep tokenized rows in, or an",
-        "). Give a directory on a local disk, which has locks, or an",
-    ),
-    "sft_jax/data/tokenized/row_store.py": ("). Rows need room on a local disk: free some, or give",),
-    "sft_jax/data/tokenizing/workers.py": (". Where memory is short, give fewer",),
     "sft_jax/exports/adapter.py": (
         ", is nothing that peft loads. Make a directory of it, and",
         "; export another checkpoint, or in --dtype=float32",
@@ -104,23 +106,11 @@ NOT_FOLLOWED = {
         "; leave it at {defaults[name]}, or give that",
         "is for adapters, and --config.adapter.method=none; give",
     ),
-    "sft_jax/training/judging.py": (
-        "For a benchmark name the column of its prompts:",
-        "python -m sft_jax.preview with the same config shows the rows. To train on it all the same: --config",
-    ),
     "sft_jax/training/loop.py": (
         ": the code that packs has changed. Give another --workdir,",
         "--config.checkpoint.best_metric={name} is not measured; there are {', '.join(sorted(measured))}",
     ),
     "sft_jax/training/recorder.py": (". Look at those rows, lower",),
-    "sft_jax/training/run_data.py": (
-        "--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub",
-        "is not a file; expected a Jinja template",
-    ),
-    "sft_jax/training/run_findings.py": (
-        "Nothing is learnt of their meaning. Look at how rows that should hold them are tokenized (python -m ",
-        "To train, give --config.optimizer.learning_rate=2e-5, or 2e-4 under an adapter.",
-    ),
     "sft_jax/training/workdir.py": (
         ", which merges its adapter into the weights and begins a",
         "holds no object, as the config of a run is; remove it or",
@@ -136,7 +126,14 @@ NOT_FOLLOWED = {
 
 def test_all_advice_is_listed():
     listed = {
-        *(*test_reading.FOLLOWED, *test_cleaning.FOLLOWED, *test_configs.FOLLOWED, *OTHER_TESTS, *EXEMPT),
+        *(
+            *test_reading.FOLLOWED,
+            *test_cleaning.FOLLOWED,
+            *test_configs.FOLLOWED,
+            *test_data.FOLLOWED,
+            *OTHER_TESTS,
+            *EXEMPT,
+        ),
         *((file, part) for file, parts in NOT_FOLLOWED.items() for part in parts),
     }
     found = [(str(path.relative_to(ROOT)), text) for path in SOURCES for _, text in advice_in(path)]

@@ -14,22 +14,9 @@ from sft_jax.training import run
 from sft_jax.training.run_data import load_data
 from sft_jax.training.workdir import WorkdirError
 from tests import tiny
-from tests.command_line import SFT, config_of, flags_in, reading_by
+from tests.command_line import flags_in, reading_by, taken
 
 ONE_STEP = {"duration": "1 steps", "evaluation.every": "0 steps", "checkpoint.best_metric": ""}
-
-
-def taken(config, flags):
-    """The config with what the flags of a message set."""
-    given = config_of(f"--config={SFT}", *flags)
-    changed = config.copy_and_resolve_references().unlock()
-    for flag in flags:
-        *sections, name = flag.partition("=")[0].removeprefix("--config.").split(".")
-        there, here = given, changed
-        for section in sections:
-            there, here = there[section], here[section]
-        here[name] = there[name]
-    return changed.lock()
 
 
 def test_a_model_without_a_chat_template(tmp_path):

@@ -267,6 +267,8 @@ def test_which_check_looked_at_how_many_records_is_said(tmp_path, few_in_memory)
         "the first 5 records: end_of_turn, text_ends, rendered_text, split_turns, new_tokens, ends_in_contents, "
         "empty_answers; python -m sft_jax.preview makes every check on all",
     ]
+    preview = load_data(many_rows(tmp_path), thorough=True).report.numbers
+    assert [value for name, value in report_lines(preview) if name == "checked"] == ["all 40 records: every check"]
 
 
 def test_few_records_are_kept_for_the_checks(tmp_path, few_in_memory):

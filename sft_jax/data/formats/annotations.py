@@ -87,8 +87,8 @@ def _agreed(question: str, annotations: Sequence[Annotation], where: str, readin
         )
     if len(counts) > 1 and counts[0][1] == counts[1][1] and reading.ties == "error":
         raise RecordError(
-            f"{where}: no majority on {question!r}: {votes}. Adjudicate it, or take the first of those with most votes "
-            "by --config.data.reading.ties=first."
+            f"{where}: no majority on {question!r}: {votes}. Adjudicate it (--config.data.reading.label=adjudicated), "
+            "or take the first of those with most votes by --config.data.reading.ties=first."
         )
     return next(answer for answer in given if label_text(answer) == counts[0][0])  # the first of the most frequent
 

@@ -190,7 +190,7 @@ class RowPlanner:
         if not self._encoder.find_special(self._end_of_text):
             raise RowError(
                 "the tokenizer has no end-of-sequence token",
-                "leave --config.data.reading.text_end=none, or spell the token that ends a text in the rows",
+                "give --config.data.reading.text_end=none, and spell the token that ends a text in the rows",
                 stops=True,
             )
         return "" if text.rstrip().endswith(self._end_of_text) else self._end_of_text

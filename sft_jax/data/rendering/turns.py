@@ -98,7 +98,7 @@ class TurnFinder:
                     proven[number] = self._turn(rendered, messages, tools, number)
                 except _RewrittenError as error:
                     if not expand or number == len(messages) - 1:
-                        advice = self._advice(messages, tools, number, error)
+                        advice = self._advice(messages, tools, trained, number, error)
                         raise RowError(error.reason, f"{error.detail}; {advice}") from error
             turns = tuple(
                 proven[number] if number in proven else Turn((), self._untrained_end(rendered, messages, number))
@@ -110,14 +110,15 @@ class TurnFinder:
             messages = messages[: max(left, default=0) + 1]
         return _ends_once(found[::-1], set(trained))
 
-    def _advice(self, messages: Sequence[Message], tools: Tools, number: int, error: "_RewrittenError") -> str:
-        """What to do about a turn that is shown otherwise: a row that ends with it, only where that would do."""
+    def _advice(
+        self, messages: Sequence[Message], tools: Tools, trained: Sequence[int], number: int, error: "_RewrittenError"
+    ) -> str:
+        """What to do about a turn that is shown otherwise: a row that ends with it, where that would do for all."""
         if number < len(messages) - 1:
-            until = messages[: number + 1]
             try:
-                self._turn(self._template.render_with_parts(until, tools), until, tools, number)
+                self.contexts(messages, tools, trained, expand=True)
             except RowError:
-                pass  # it cannot be proven there either
+                pass  # they cannot be proven there either
             else:
                 return "--config.data.masking.history=expand makes a row that ends with it"
         if error.reason == NO_END_OF_TURN:

@@ -100,6 +100,31 @@ def test_whose_label_counts(tmp_path, tool, labels, options, expected):
     assert str(error.value).startswith(f"{tmp_path}/export.json:1: {expected}")
 
 
+ADVISED = [  # (labels by annotators 0, 1, …, options, flags that are advised one after the other, whose label counts)
+    (["good", "bad", "bad"], {}, ["label=majority"], "bad"),
+    (["good", "bad"], {}, ["label=majority", "ties=first"], "good"),
+    (["good", "bad"], {}, ["label=adjudicated", "adjudicator=1"], "bad"),
+    (["good", "bad"], {"label": "majority"}, ["label=adjudicated", "adjudicator=0"], "good"),
+    (["good", "bad"], {"label": "adjudicated"}, ["adjudicator=1"], "bad"),
+]
+
+
+@pytest.mark.parametrize(("labels", "options", "advised", "expected"), ADVISED)
+@pytest.mark.parametrize("tool", TOOLS)
+def test_where_annotators_differ_it_is_decided_as_advised(tmp_path, tool, labels, options, advised, expected):
+    for flag in advised:
+        with pytest.raises(RecordError) as error:
+            answer(tmp_path, tool(*labels), **options)
+        said, (name, value) = str(error.value), flag.split("=")
+        if name == "adjudicator":
+            assert "name who adjudicates: --config.data.reading.adjudicator." in said
+            assert f"{value!r}" in said.partition("annotators are: ")[2]
+        else:
+            assert value in said.lower()  # "majority or adjudicated", "Adjudicate it", "ties=first"
+        options = options | {name: value}
+    assert answer(tmp_path, tool(*labels), **options) == expected
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_everybodys_labels(tool):
     assert annotations_of(tool("good", "bad")) == {"mood": {"0": "good", "1": "bad"}}

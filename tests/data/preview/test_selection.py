@@ -53,4 +53,7 @@ def test_rows_that_findings_name_are_there(renderer, record, subject):
     assert {"t:58", "t:61", "h:41", "t:33", "t:57"} <= ids
     assert page.shown == {"trained": (40, 100), "dropped": (0, 0), "held out": (4, 50)}
     assert page.note.startswith("On this page: 40 of 100 trained, 4 of 50 held out.")
-    assert "--rows=N" in page.note
+    assert "--rows=N puts more on it" in page.note
+    more = select_rows(made, renderer, [], [finding], {}, 100)
+    assert len(more.rows) > len(page.rows)
+    assert more.shown["trained"] == (100, 100)

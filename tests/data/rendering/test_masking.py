@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow
+from sft_jax.data.reading import TEXT_ENDS
 from sft_jax.data.rendering import ConversationRenderer, RowError
 from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.report import plain_highlight
+from tests.command_line import flags_in, reading_by
 from tests.data.rendering.chat_formats import FORMATS
 
 # The conversation of axolotl's tests of chat templates.
@@ -26,10 +28,15 @@ ALL = (
 
 
 def test_an_end_token_that_the_tokenizer_does_not_have(byte_tokenizer):
-    renderer = ConversationRenderer(byte_tokenizer(chat_template="{{ messages[0].content }}"))
+    renderer = ConversationRenderer(byte_tokenizer("<|end|>", chat_template="{{ messages[0].content }}"))
     (error,) = renderer.render_many([Segments((Segment("text", 1.0),), ends=True)])
     assert error.stops
-    assert "the tokenizer has no end-of-sequence token: leave --config.data.reading.text_end=none" in str(error)
+    assert "the tokenizer has no end-of-sequence token: give --config.data.reading.text_end=none" in str(error)
+    (flag,) = flags_in(str(error))
+    ends = TEXT_ENDS[reading_by(flag).text_end]
+    for text, count in (("text", 4), ("text<|end|>", 5)):
+        ((row,),) = renderer.render_many([Segments((Segment(text, 1.0),), ends=ends)])
+        assert (row.text, len(row.tokens), row.weights.sum()) == (text, count, count - 1)  # the first is no target
 
 
 def test_the_end_token_weighs_as_the_last_segment(chatml_tokenizer):

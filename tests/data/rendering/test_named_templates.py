@@ -93,8 +93,10 @@ def test_without_a_default(tokenizer):
     found, (row,) = renderer.render_many([WITHOUT, WITH])
     assert isinstance(found, RowError)
     assert found.stops
-    assert "none of its named templates is 'default'" in str(found)
+    assert "none of its named templates is 'default'; give one as a file, --config.model.chat_template" in str(found)
     assert row.text == theirs(tokenizer, WITH)
     tokenizer.chat_template.pop("tool_use")
     with pytest.raises(ValueError, match=r"are named rag, and rows take 'default', or 'tool_use' with tools"):
         ConversationRenderer(tokenizer)
+    given = ConversationRenderer(tokenizer, WITH_TOOLS.replace("in tools", "in tools or []"))  # as from a file
+    assert [len(rows) for rows in given.render_many([WITHOUT, WITH])] == [1, 1]

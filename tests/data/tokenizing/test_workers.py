@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+import re
 import select
 import signal
 import subprocess
@@ -73,8 +74,12 @@ def test_a_killed_worker_is_an_error(chunks, renderer):
         answers = pool.map(chunks * 100)
         next(answers)
         os.kill(pool.process_ids[0], signal.SIGKILL)
-        with pytest.raises(WorkerError, match=r"killed by SIGKILL between rows t:\d+ and t:\d+.*tokenize_workers"):
+        with pytest.raises(WorkerError, match=r"killed by SIGKILL between rows t:\d+ and t:\d+.*give fewer") as error:
             list(answers)
+    said = re.search(r"--config\.loader\.tokenize_workers=(\d), or (\d): none", str(error.value))
+    alone = list(tokenized_chunks(chunks, renderer, 150))
+    for workers in map(int, said.groups()):
+        assert arrays(list(tokenized_chunks(chunks, renderer, 150, workers, alone_seconds=0))) == arrays(alone)
 
 
 _INTERRUPTED = """
