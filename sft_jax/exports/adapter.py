@@ -15,7 +15,7 @@ from sft_jax.exports.directory import GOLDEN, ExportError, files_in, filled
 from sft_jax.exports.golden import Golden, golden_logits, golden_of
 from sft_jax.exports.model import TOLERANCES, Exported, Logits, ProgressFor
 from sft_jax.exports.model_card import model_card
-from sft_jax.exports.proof import Drift, check_drift, check_files, drift
+from sft_jax.exports.proof import Drift, check_drift, check_files, check_finite, drift
 from sft_jax.exports.subject import Subject, check_format, source_directory
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, Execution
@@ -75,7 +75,8 @@ def export_adapter(
         _check_tensors(staging, tensors)
         after = _logits(subject, *_reread(staging, subject, variables["params"]), golden)
         measured = drift(before, after)
-        check_drift(measured, TOLERANCES[dtype] if max_drift is None else max_drift, f"storing the adapter in {dtype}")
+        largest = TOLERANCES[dtype] if max_drift is None else max_drift
+        check_drift(measured, largest, f"storing the adapter in {dtype}", dtype)
         hf_files.write_json(staging / GOLDEN, golden.as_dict(after))
         (staging / "README.md").write_text(model_card(subject, golden, "adapter", _notes(subject, dtype, measured)))
         check_files(staging, golden, subject.tokenizer, configs=())
@@ -119,11 +120,7 @@ def _check_tensors(directory: epath.Path, tensors: dict[str, PendingTensor]) -> 
         expected = tensors[PREFIX + name].make()
         if not np.array_equal(entry.load(), expected, equal_nan=True):
             raise ExportError(f"{directory}: {name} reads back as other numbers than were written")
-        if not np.isfinite(expected.astype(np.float32)).all():
-            raise ExportError(
-                f"{name} has numbers that are not finite as {entry.dtype}; export another checkpoint, or in "
-                "--dtype=float32"
-            )
+        check_finite(name, expected)
 
 
 def _reread(directory: epath.Path, subject: Subject, params: Tree) -> tuple[Tree, AdapterSpec]:
@@ -141,19 +138,15 @@ def _logits(subject: Subject, variables: Tree, adapter: AdapterSpec, golden: Gol
 
 def base_note(subject: Subject) -> str:
     """How `peft` gets the base model, where it cannot load what the adapter names; empty where it can."""
-    base, merged = subject.base, ""
-    if (run := open_run(base.name)) is not None:
-        merged = "hf" if run.adapter is None else "merged"
-    elif is_peft_directory(base.name):
-        merged = "merged"
-    elif not epath.Path(base.location).is_dir():
-        merged = "hf"
-    if not merged:
+    base = subject.base
+    run = open_run(base.name)
+    if run is None and epath.Path(base.location).is_dir() and not is_peft_directory(base.name):
         return ""
+    whole = "hf" if run is None or run.adapter is None else "merged"
     return (
         f"Its base, {base.name}, is nothing that peft loads. Make a directory of it, and give peft the model that "
         f"transformers loads from there: python -m sft_jax.export --checkpoint={shlex.quote(base.name)} --out=BASE "
-        f"--format={merged}"
+        f"--format={whole}"
     )
 
 

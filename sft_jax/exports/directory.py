@@ -42,7 +42,10 @@ def check_free(out: epath.Path, force: bool, mark: str = GOLDEN, flag: str = "--
     if not force:
         raise ExportError(f"{flag}={out} exists; give another directory, or --force to replace an earlier export")
     if not (out / mark).exists():
-        raise ExportError(f"{flag}={out} has no {mark}, so it is no earlier export: --force does not replace it")
+        raise ExportError(
+            f"{flag}={out} has no {mark}, so it is no earlier export: --force does not replace it; give "
+            "another directory"
+        )
 
 
 def files_in(directory: epath.Path) -> dict[str, epath.Path]:

@@ -94,9 +94,8 @@ def export_model(
         after = reread_logits(staging, mesh, golden)
         measured = drift(before, after)
         merged = "" if subject.adapter is None else "merging what was trained beside the weights and "
-        check_drift(
-            measured, TOLERANCES[dtype] if max_drift is None else max_drift, f"{merged}storing the weights in {dtype}"
-        )
+        largest = TOLERANCES[dtype] if max_drift is None else max_drift
+        check_drift(measured, largest, f"{merged}storing the weights in {dtype}", dtype)
         hf_files.write_json(staging / GOLDEN, golden.as_dict(after))
         (staging / "README.md").write_text(model_card(subject, golden, "model", _notes(subject, dtype, measured)))
         check_files(staging, golden, subject.tokenizer)

@@ -13,7 +13,7 @@ from sft_jax.training.metric_log import FILE, read_metrics
 from sft_jax.training.workdir import ENVIRONMENT
 
 _MEASURED = ("held_out/", "train/loss", "progress/tokens", "progress/examples")
-_PATHS = ("data.train", "data.held_out", "model.source", "model.chat_template")
+_PATHS = ("data.train", "data.held_out", "data.cache", "model.source", "model.chat_template", "adapter.initial")
 
 
 def model_card(subject: Subject, golden: Golden, kind: str, notes: list[str]) -> str:
@@ -129,7 +129,9 @@ def _config(subject: Subject) -> str:
     with config.unlocked():
         for name in _PATHS:
             section, field = name.split(".")
-            config[section][field] = _short(config[section][field])
+            if field in config[section]:  # a run of earlier code has not all of them
+                config[section][field] = _short(config[section][field])
+        config.data.benchmarks = tuple(_short(path) for path in config.data.get("benchmarks", ()))
         for source in config.data.get("mixture", {}).values():
             source.path = _short(source.path)
     return "## Config\n\n```json\n" + json.dumps(config.to_dict(), indent=2, default=list) + "\n```"

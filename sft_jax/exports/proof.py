@@ -45,22 +45,24 @@ def drift(before: Float32[np.ndarray, "tokens V"], after: Float32[np.ndarray, "t
     return Drift(largest, largest / float(before.std()), same)
 
 
-def check_drift(measured: Drift, largest: float, what: str) -> None:
+def check_drift(measured: Drift, largest: float, what: str, dtype: str) -> None:
     """Refuses a drift beyond the tolerance.
 
     Args:
         measured: along the golden text.
         largest: tolerance, in standard deviations of the logits.
         what: what was done to the weights, for the message.
+        dtype: in which they are stored.
 
     Raises:
         ExportError: it is beyond.
     """
     if not measured.relative <= largest:
+        wider = "" if dtype == "float32" else "export in --dtype=float32, or "
         raise ExportError(
             f"{what} moves the logits of the golden conversation by up to {measured.logits:.3g}, which is "
             f"{measured.relative:.3g} of their standard deviation (tolerance {largest:g}); the likeliest next token is "
-            f"the same at {measured.same_choice:.0%} of positions. Nothing was written. Export in --dtype=float32, or "
+            f"the same at {measured.same_choice:.0%} of positions. Nothing was written. To go on {wider}"
             "accept more with --max_drift."
         )
 
@@ -87,12 +89,21 @@ def check_weights(
         found, expected = rule.read(entry.load()), make_weight(weights, rule, decoder, entry.dtype)
         if not np.array_equal(found, expected, equal_nan=True):
             raise ExportError(f"{directory}: {rule.source} reads back as other numbers than were written")
-        if not np.isfinite(expected.astype(np.float32)).all():
-            raise ExportError(
-                f"{rule.source} has numbers that are not finite as {entry.dtype}; export another checkpoint, or in "
-                "--dtype=float32"
-            )
+        check_finite(rule.source, expected)
         progress(expected.nbytes)
+
+
+def check_finite(name: str, stored: np.ndarray) -> None:
+    """Refuses a tensor with numbers that the dtype it is stored in does not hold, or that never were any.
+
+    Raises:
+        ExportError: some are not finite.
+    """
+    if not np.isfinite(stored.astype(np.float32)).all():
+        wider = "" if stored.dtype == np.float32 else ", or export this one in --dtype=float32"
+        raise ExportError(
+            f"{name} has numbers that are not finite as {stored.dtype}; export another checkpoint of the run{wider}"
+        )
 
 
 def check_files(

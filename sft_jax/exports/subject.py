@@ -89,9 +89,10 @@ def check_format(subject: Subject, kind: str) -> None:
         ExportError: it does not; says which do.
     """
     if subject.adapter is not None and kind == "hf":
+        alone = "" if subject.base.new_rows else "--format=peft for the adapter alone, or "
         raise ExportError(
-            f"{subject.name} is trained beside frozen weights ({subject.adapter}): give --format=peft for the adapter "
-            "alone, or --format=merged for the whole model"
+            f"{subject.name} is trained beside frozen weights ({subject.adapter}): give {alone}--format=merged for the "
+            "whole model"
         )
     if subject.adapter is None and kind != "hf":
         raise ExportError(f"{subject.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")

@@ -30,6 +30,7 @@ _PARTIAL = ".partial"
 CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
 DATA_REPORT = "data_report.json"
 _LOCK = ".lock"
+_DAMAGED = "put it back from a copy, or give another --workdir"
 
 # What may change when a run is continued: the numbers do not depend on it (or it is only about watching).
 MAY_CHANGE = (
@@ -80,10 +81,13 @@ def more_training(workdir: epath.Path, config: Mapping) -> str:
     name = shlex.quote(str(workdir))
     text = f" To train its result on: --config.model.source={name} with a new --workdir"
     if config.get("adapter", {}).get("method", "none") != "none":
+        text += ", which merges its adapter into the weights and begins a new one"
+        if config.get("model", {}).get("new_tokens"):  # which a PEFT directory does not hold
+            return text
         text += (
-            ", which merges its adapter into the weights and begins a new one; to train on the adapter itself: "
-            f"python -m sft_jax.export --checkpoint={name} --format=peft --out=ADAPTER, then "
-            "--config.adapter.initial=ADAPTER beside the same --config.model.source, with a new --workdir"
+            f"; to train on the adapter itself: python -m sft_jax.export --checkpoint={name} --format=peft "
+            "--out=ADAPTER, then --config.adapter.initial=ADAPTER beside the same --config.model.source, with a new "
+            "--workdir"
         )
     return text
 
@@ -116,9 +120,9 @@ def _config_there(workdir: epath.Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise WorkdirError(f"{path} is not valid JSON ({error}); remove it or give another --workdir") from error
+        raise WorkdirError(f"{path} is not valid JSON ({error}); {_DAMAGED}") from error
     if not isinstance(found, dict):
-        raise WorkdirError(f"{path} holds no object, as the config of a run is; remove it or give another --workdir")
+        raise WorkdirError(f"{path} holds no object, as the config of a run is; {_DAMAGED}")
     return found
 
 

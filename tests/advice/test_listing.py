@@ -7,6 +7,8 @@ from tests.advice.source import ROOT, SOURCES, advice_in
 
 DECIDED = ("data/formats/test_annotations.py", "test_where_annotators_differ_it_is_decided_as_advised")
 NAMED = ("data/rendering/test_named_templates.py", "test_without_a_default")
+DRIFT = ("exports/test_model.py", "test_a_drift_beyond_the_tolerance_is_met_as_advised")
+FORMAT = ("exports/test_model.py", "test_a_format_that_does_not_fit_is_refused_by_one_that_does")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/data/formats/annotations.py", "Mark it in the tool, or name who adjudicates:"): DECIDED,
     ("sft_jax/data/formats/annotations.py", ". Decide: --config.data.reading.label=majority or"): DECIDED,
@@ -28,6 +30,58 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/data/report/__init__.py", "; python -m sft_jax.preview makes every check on all"): (
         "training/test_train_rows.py",
         "test_which_check_looked_at_how_many_records_is_said",
+    ),
+    ("sft_jax/exports/adapter.py", ", is nothing that peft loads. Make a directory of it, and"): (
+        "exports/test_adapter.py",
+        "test_a_base_that_peft_does_not_load_is_exported_as_the_note_says",
+    ),
+    ("sft_jax/exports/directory.py", "exists; give another directory, or --force to replace an"): (
+        "exports/test_directory.py",
+        "test_an_earlier_export_is_replaced_only_by_force",
+    ),
+    ("sft_jax/exports/directory.py", ", so it is no earlier export: --force does not replace it"): (
+        "exports/test_directory.py",
+        "test_something_else_is_never_replaced",
+    ),
+    ("sft_jax/exports/model.py", "the base's config.json has dtype"): (
+        "exports/test_model.py",
+        "test_a_dtype_that_weights_are_not_exported_in",
+    ),
+    ("sft_jax/exports/proof.py", "export in --dtype=float32, or "): DRIFT,
+    ("sft_jax/exports/proof.py", "of positions. Nothing was written. To go on"): DRIFT,
+    ("sft_jax/exports/proof.py", ", or export this one in --dtype=float32"): (
+        "exports/test_adapter.py",
+        "test_numbers_that_a_dtype_does_not_hold",
+    ),
+    ("sft_jax/exports/subject.py", "): give {alone}--format=merged for the"): FORMAT,
+    ("sft_jax/exports/subject.py", "has no adapter, so there is nothing for --format="): FORMAT,
+    ("sft_jax/exports/subject.py", "has rows of new tokens, which --format=peft does not hold;"): (
+        "exports/test_model.py",
+        "test_rows_of_new_tokens_are_merged",
+    ),
+    ("sft_jax/training/workdir.py", "; to train on the adapter itself: python -m sft_jax.export"): (
+        "exports/test_adapter.py",
+        "test_training_goes_on_from_the_adapter_itself_as_advised",
+    ),
+    ("sft_jax/training/workdir.py", "put it back from a copy, or give another --workdir"): (
+        "training/test_metric_log.py",
+        "test_a_damaged_config_is_put_back_or_left",
+    ),
+    ("sft_jax/training/workdir.py", ": give an empty or new --workdir"): (
+        "training/test_metric_log.py",
+        "test_a_directory_of_something_else_is_refused",
+    ),
+    ("sft_jax/training/workdir.py", "; wait for it, stop it, or give another --workdir"): (
+        "training/test_metric_log.py",
+        "test_one_trainer_at_a_time",
+    ),
+    ("sft_jax/training/workdir.py", "), and without a lock two processes could train there. Give"): (
+        "training/test_metric_log.py",
+        "test_a_directory_without_locks_is_refused",
+    ),
+    ("sft_jax/training/workdir.py", "Give another --workdir, or the same config to continue that"): (
+        "training/test_advice.py",
+        "test_more_epochs_than_a_finished_run_has_had",
     ),
     ("sft_jax/data/tokenizing/workers.py", ". Where memory is short, give fewer"): (
         "data/tokenizing/test_workers.py",
@@ -74,24 +128,6 @@ NOT_FOLLOWED = {
         ": its get_config returned",
         ": expected --config.SECTION.FIELD=VALUE.",
     ),
-    "sft_jax/exports/adapter.py": (
-        ", is nothing that peft loads. Make a directory of it, and",
-        "; export another checkpoint, or in --dtype=float32",
-    ),
-    "sft_jax/exports/directory.py": (
-        "exists; give another directory, or --force to replace an",
-        ", so it is no earlier export: --force does not replace it",
-    ),
-    "sft_jax/exports/model.py": ("the base's config.json has dtype",),
-    "sft_jax/exports/proof.py": (
-        "of positions. Nothing was written. Export in",
-        "; export another checkpoint, or in --dtype=float32",
-    ),
-    "sft_jax/exports/subject.py": (
-        "): give --format=peft for the adapter alone, or",
-        "has no adapter, so there is nothing for --format=",
-        "has rows of new tokens, which --format=peft does not hold;",
-    ),
     "sft_jax/generate.py": (
         "give --prompt or --prompts, not both",
         "--system goes with --prompt and the chat; with --prompts give --reading.system",
@@ -111,16 +147,7 @@ NOT_FOLLOWED = {
         "--config.checkpoint.best_metric={name} is not measured; there are {', '.join(sorted(measured))}",
     ),
     "sft_jax/training/recorder.py": (". Look at those rows, lower",),
-    "sft_jax/training/workdir.py": (
-        ", which merges its adapter into the weights and begins a",
-        "holds no object, as the config of a run is; remove it or",
-        "Give another --workdir, or the same config to continue that",
-        ": give an empty or new --workdir",
-        "); remove it or give another --workdir",
-        "found another one than process 0. Give a --workdir that all",
-        "; wait for it, stop it, or give another --workdir",
-        "), and without a lock two processes could train there. Give",
-    ),
+    "sft_jax/training/workdir.py": ("found another one than process 0. Give a --workdir that all",),
 }
 
 

@@ -56,19 +56,22 @@ def test_an_earlier_export_is_replaced_only_by_force(out):
     with pytest.raises(ExportError, match="exists; give another directory, or --force"):
         fill(out, golden="2")
     assert content(out) == {"golden.json": "1", "old.json": "1"}
+    fill(out.parent / "another", golden="2")
+    assert content(out.parent / "another") == {"golden.json": "2"}
     fill(out, force=True, golden="2")
     assert content(out) == {"golden.json": "2"}
     with pytest.raises(RuntimeError):
         fill(out, force=True, golden="3", model=RuntimeError)
     assert content(out) == {"golden.json": "2"}
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["another", "out"]
 
 
 def test_something_else_is_never_replaced(out):
     out.mkdir()
     (out / "thesis.txt").write_text("three years")
-    with pytest.raises(ExportError, match=r"has no golden\.json, so it is no earlier export"):
+    with pytest.raises(ExportError, match=r"so it is no earlier export: --force .*; give another directory"):
         fill(out, force=True, golden="1")
+    fill(out.parent / "another", golden="1")
     assert content(out) == {"thesis.txt": "three years"}
 
 

@@ -1,6 +1,7 @@
 """Whole models: what torch loads predicts what ours did, and what is not proven is not there."""
 
 import json
+import re
 import tracemalloc
 
 import jax
@@ -21,7 +22,9 @@ from sft_jax.training import run
 from sft_jax.training.base import open_base
 from sft_jax.training.restore import load_for_inference
 from sft_jax.training.sharding import inference_mesh
+from sft_jax.training.workdir import WorkdirError
 from tests import buckets, tiny
+from tests.command_line import flags_in
 from tests.exports.conftest import FAST, export, in_torch, torch_logits
 from tests.models import reference
 from tests.training.test_restore import TEMPLATE
@@ -183,6 +186,29 @@ def test_fewer_bits_are_said_and_limited(lora, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_a_drift_beyond_the_tolerance_is_met_as_advised(lora, tmp_path):
+    """In float32, where that was not the dtype, or by as much as is said to be the drift."""
+    with pytest.raises(
+        ExportError, match=r"Nothing was written\. To go on export in --dtype=float32, or accept"
+    ) as error:
+        export(lora, tmp_path / "out", "bfloat16", max_drift=1e-6)
+    (flag,) = flags_in(str(error.value))
+    export(lora, tmp_path / "float32", flag.removeprefix("--dtype="))
+    measured = float(re.search(r"which is (\S+) of their standard deviation", str(error.value))[1])
+    export(lora, tmp_path / "accepted", "bfloat16", max_drift=1.01 * measured)
+    with pytest.raises(ExportError, match=r"Nothing was written\. To go on accept more with --max_drift\."):
+        export(lora, tmp_path / "out", "float32", max_drift=0.0)
+
+
+def test_a_dtype_that_weights_are_not_exported_in(tmp_path):
+    tiny.write_checkpoint(tmp_path / "model", num_hidden_layers=1, dtype="float64")
+    with pytest.raises(ExportError, match=r"config\.json has dtype 'float64'; give --dtype=") as error:
+        export(tmp_path / "model", tmp_path / "out", "source")
+    (flag,) = flags_in(str(error.value))
+    for dtype in flag.removeprefix("--dtype=").split("|"):
+        assert export(tmp_path / "model", tmp_path / dtype, dtype).dtype == dtype
+
+
 def test_a_quantized_base_is_merged_as_it_was_trained_with(root, tmp_path):
     changes = FAST | {"precision.quantized": "nf4", "adapter.method": "pissa"}
     run(tiny.config(root, "lora", **changes), tmp_path / "run")
@@ -259,19 +285,59 @@ def test_numbers_that_a_dtype_does_not_hold(full, tmp_path):
     hf_config = subject.base.hf_config
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text(json.dumps(hf_config))
-    tensors = pending_tensors(weights, hf_config, subject.decoder, "float16")
-    write_safetensors(epath.Path(checkpoint / "model.safetensors"), tensors)
-    with pytest.raises(ExportError, match=r"model\.norm\.weight has numbers that are not finite as float16"):
+
+    def check(dtype):
+        tensors = pending_tensors(weights, hf_config, subject.decoder, dtype)
+        write_safetensors(epath.Path(checkpoint / "model.safetensors"), tensors)
         proof.check_weights(epath.Path(checkpoint), weights, hf_config, subject.decoder, lambda num_bytes: None)
 
+    with pytest.raises(ExportError, match=r"model\.norm\.weight has numbers that are not finite as float16") as error:
+        check("float16")
+    (flag,) = flags_in(str(error.value))
+    check(flag.removeprefix("--dtype="))
+    weights["final_norm/scale"] = lambda place: jax.numpy.full(32, jax.numpy.inf)
+    with pytest.raises(ExportError, match=r"not finite as float32; export another checkpoint of the run$"):
+        check("float32")
 
-def test_formats(full, lora):
-    check_format(open_subject(str(full)), "hf")
-    check_format(open_subject(str(lora)), "merged")
-    with pytest.raises(ExportError, match=r"beside frozen weights \(lora adapter\): give --format=peft"):
-        check_format(open_subject(str(lora)), "hf")
-    with pytest.raises(ExportError, match="has no adapter, so there is nothing for --format=peft"):
-        check_format(open_subject(str(full)), "peft")
+
+FORMATS = [  # (name of the run, format that does not fit it, formats that are advised)
+    ("lora", "hf", ["peft", "merged"]),
+    ("full", "peft", ["hf"]),
+    ("full", "merged", ["hf"]),
+]
+
+
+def formats_in(message):
+    return [flag.removeprefix("--format=") for flag in flags_in(message.partition("give ")[2])]
+
+
+@pytest.mark.parametrize(("name", "kind", "advised"), FORMATS)
+def test_a_format_that_does_not_fit_is_refused_by_one_that_does(name, kind, advised, request):
+    subject = open_subject(str(request.getfixturevalue(name)))
+    with pytest.raises(
+        ExportError, match=r"; give --format=hf$|: give --format=peft for the adapter alone, or"
+    ) as error:
+        check_format(subject, kind)
+    assert formats_in(str(error.value)) == advised
+    for format_there in advised:
+        check_format(subject, format_there)
+
+
+def test_rows_of_new_tokens_are_merged(root, tmp_path):
+    """A PEFT directory does not hold them: it is advised neither at the export nor where the run is continued."""
+    config = tiny.config(root, "lora", **FAST, **{"model.new_tokens": ("<|a|>",), "adapter.new_rows": True})
+    run(config, tmp_path / "run")
+    for kind in ("peft", "hf"):
+        with pytest.raises(ExportError) as error:
+            check_format(open_subject(str(tmp_path / "run")), kind)
+        assert formats_in(str(error.value)) == ["merged"]
+    export(tmp_path / "run", tmp_path / "out")
+    assert "<|a|>" in transformers.AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
+    with pytest.raises(WorkdirError, match=r"merges its adapter into the weights and begins a new one$"):
+        run(tiny.config(root, "lora", **FAST), tmp_path / "run")
+
+
+def test_an_average_is_of_a_run(full):
     with pytest.raises(ValueError, match="--weights=ema is for runs"):
         open_subject(str(full.parent / "model"), "ema")
 

@@ -133,8 +133,11 @@ def test_one_trainer_at_a_time(tmp_path):
             end()
 
     def second():
-        with pytest.raises(workdirs.WorkdirError, match="another process is training in"):
+        with pytest.raises(workdirs.WorkdirError, match="wait for it, stop it, or give another --workdir"):
             train(lambda: None)
+        (workdir / "another").mkdir()
+        with workdirs.only_trainer(workdir / "another"):
+            pass
 
     train(second)
     with pytest.raises(ZeroDivisionError):
@@ -146,25 +149,47 @@ def test_a_directory_without_locks_is_refused(tmp_path, monkeypatch):
     def no_locks(*arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    message = r"\.lock cannot be locked .*No locks available.*Give a --workdir"
-    with pytest.raises(workdirs.WorkdirError, match=message), workdirs.only_trainer(epath.Path(tmp_path)):
-        pytest.fail("trains")
+    message = r"\.lock cannot be locked .*No locks available.*Give a --workdir on a .* with locks .*, or in a bucket"
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", no_locks)
+        with pytest.raises(workdirs.WorkdirError, match=message), workdirs.only_trainer(epath.Path(tmp_path)):
+            pytest.fail("trains")
+        with workdirs.only_trainer(buckets.empty(tmp_path.name)):
+            pass
+    with workdirs.only_trainer(epath.Path(tmp_path)):
+        pass
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", r"is not valid JSON"), ("[1]", r"holds no object")])
-def test_a_damaged_config_is_named(tmp_path, text, message):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(workdirs.WorkdirError, match=rf"config\.json {message}.*remove it or give another --workdir"):
-        workdirs.dated(epath.Path(tmp_path), tiny.config(tmp_path / "inputs"))
+def test_a_damaged_config_is_put_back_or_left(tmp_path, text, message):
+    config, workdir = tiny.config(tmp_path / "inputs"), epath.Path(tmp_path / "run")
+    workdirs.claim(workdir, config)
+    (workdir / "checkpoints").mkdir()
+    copy = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text)
+    advice = "put it back from a copy, or give another --workdir"
+    with pytest.raises(workdirs.WorkdirError, match=rf"config\.json {message}.*{advice}"):
+        workdirs.dated(workdir, config)
+    workdirs.claim(epath.Path(tmp_path / "another"), workdirs.dated(epath.Path(tmp_path / "another"), config))
+    (workdir / "config.json").write_text(copy)
+    workdirs.claim(workdir, config)
+    (workdir / "config.json").unlink()  # which is why it is not advised
+    with pytest.raises(workdirs.WorkdirError, match="is not empty and holds no config"):
+        workdirs.claim(workdir, config)
 
 
 def test_a_directory_of_something_else_is_refused(workdir, tmp_path):
     config = tiny.config(tmp_path / "inputs")
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "thesis.tex").write_text("years of work")
-    with pytest.raises(workdirs.WorkdirError, match=r"is not empty and holds no config\.json"):
+    with pytest.raises(
+        workdirs.WorkdirError, match=r"is not empty and holds no config\.json: give an empty or new --workdir"
+    ):
         workdirs.claim(workdir, config)
+    assert [path.name for path in workdir.iterdir()] == ["thesis.tex"]
+    (workdir / "empty").mkdir()
+    for name in ("empty", "new"):
+        workdirs.claim(workdir / name, config)
 
 
 def test_killed_while_writing_the_config(tmp_path):
