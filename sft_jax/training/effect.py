@@ -130,7 +130,7 @@ class EffectWatch:
         if not good:
             raise NoEffectError(
                 f"nothing is trained: all {step} steps were skipped: loss or gradient was not finite. Look at the "
-                "rows in skipped_steps.jsonl, or lower --config.optimizer.learning_rate."
+                "rows in skipped_steps.jsonl, or lower --config.optimizer.learning_rate, with another --workdir."
             )
         if not counts["gradient"].any():
             raise NoEffectError(
@@ -141,7 +141,7 @@ class EffectWatch:
             raise NoEffectError(
                 f"nothing is trained: in {good} steps no trained array has had an update, though there were gradients. "
                 f"Raise --config.optimizer.learning_rate={self._config.optimizer.learning_rate}, or the "
-                "learning_rate_factor of --config.optimizer.groups."
+                "learning_rate_factor of --config.optimizer.groups, with another --workdir."
             )
 
     def _idle(self, counts: dict[str, np.ndarray], good: int) -> list[str]:

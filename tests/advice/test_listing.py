@@ -2,22 +2,36 @@
 
 import pytest
 
-from tests.advice import test_cleaning, test_configs, test_data, test_reading
+from tests.advice import test_cleaning, test_commands, test_configs, test_data, test_reading, test_runs
 from tests.advice.source import ROOT, SOURCES, advice_in
+
+MODULES = (test_cleaning, test_commands, test_configs, test_data, test_reading, test_runs)
 
 DECIDED = ("data/formats/test_annotations.py", "test_where_annotators_differ_it_is_decided_as_advised")
 NAMED = ("data/rendering/test_named_templates.py", "test_without_a_default")
 DRIFT = ("exports/test_model.py", "test_a_drift_beyond_the_tolerance_is_met_as_advised")
 FORMAT = ("exports/test_model.py", "test_a_format_that_does_not_fit_is_refused_by_one_that_does")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
-    ("sft_jax/data/formats/annotations.py", "Mark it in the tool, or name who adjudicates:"): DECIDED,
-    ("sft_jax/data/formats/annotations.py", ". Decide: --config.data.reading.label=majority or"): DECIDED,
+    ("sft_jax/data/checks/sizes.py", "drop_leading_answers"): (
+        "training/test_dropped_advice.py",
+        "test_conversations_cut_out_of_longer_ones",
+    ),
     ("sft_jax/data/formats/annotations.py", ". Adjudicate it (--config.data.reading.label=adjudicated), or"): DECIDED,
+    ("sft_jax/data/formats/annotations.py", ". Decide: --config.data.reading.label=majority or"): DECIDED,
+    ("sft_jax/data/formats/annotations.py", "Mark it in the tool, or name who adjudicates:"): DECIDED,
     ("sft_jax/data/preview/selection.py", ". Those that findings name are among them, and the longest;"): (
         "data/preview/test_selection.py",
         "test_rows_that_findings_name_are_there",
     ),
+    ("sft_jax/data/reading.py", "{FLAGS}{name}="): (
+        "data/test_suggestions.py",
+        "test_the_nearest_format_and_its_flags",
+    ),
     ("sft_jax/data/rendering/named_templates.py", "; give one as a file, --config.model.chat_template"): NAMED,
+    ("sft_jax/data/rendering/named_templates.py", "The tokenizer has no chat template"): (
+        "training/test_advice.py",
+        "test_a_model_without_a_chat_template",
+    ),
     ("sft_jax/data/rendering/named_templates.py", "with tools: give the one that is meant as a file,"): NAMED,
     ("sft_jax/data/rendering/row_plans.py", "give --config.data.reading.text_end=none, and spell the token"): (
         "data/rendering/test_masking.py",
@@ -31,138 +45,107 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_train_rows.py",
         "test_which_check_looked_at_how_many_records_is_said",
     ),
+    ("sft_jax/data/tokenizing/workers.py", ". Where memory is short, give fewer"): (
+        "data/tokenizing/test_workers.py",
+        "test_a_killed_worker_is_an_error",
+    ),
     ("sft_jax/exports/adapter.py", ", is nothing that peft loads. Make a directory of it, and"): (
         "exports/test_adapter.py",
         "test_a_base_that_peft_does_not_load_is_exported_as_the_note_says",
-    ),
-    ("sft_jax/exports/directory.py", "exists; give another directory, or --force to replace an"): (
-        "exports/test_directory.py",
-        "test_an_earlier_export_is_replaced_only_by_force",
     ),
     ("sft_jax/exports/directory.py", ", so it is no earlier export: --force does not replace it"): (
         "exports/test_directory.py",
         "test_something_else_is_never_replaced",
     ),
+    ("sft_jax/exports/directory.py", "exists; give another directory, or --force to replace an"): (
+        "exports/test_directory.py",
+        "test_an_earlier_export_is_replaced_only_by_force",
+    ),
     ("sft_jax/exports/model.py", "the base's config.json has dtype"): (
         "exports/test_model.py",
         "test_a_dtype_that_weights_are_not_exported_in",
     ),
-    ("sft_jax/exports/proof.py", "export in --dtype=float32, or "): DRIFT,
-    ("sft_jax/exports/proof.py", "of positions. Nothing was written. To go on"): DRIFT,
     ("sft_jax/exports/proof.py", ", or export this one in --dtype=float32"): (
         "exports/test_adapter.py",
         "test_numbers_that_a_dtype_does_not_hold",
     ),
+    ("sft_jax/exports/proof.py", "export in --dtype=float32, or "): DRIFT,
+    ("sft_jax/exports/proof.py", "of positions. Nothing was written. To go on"): DRIFT,
     ("sft_jax/exports/subject.py", "): give {alone}--format=merged for the"): FORMAT,
     ("sft_jax/exports/subject.py", "has no adapter, so there is nothing for --format="): FORMAT,
     ("sft_jax/exports/subject.py", "has rows of new tokens, which --format=peft does not hold;"): (
         "exports/test_model.py",
         "test_rows_of_new_tokens_are_merged",
     ),
-    ("sft_jax/training/workdir.py", "; to train on the adapter itself: python -m sft_jax.export"): (
-        "exports/test_adapter.py",
-        "test_training_goes_on_from_the_adapter_itself_as_advised",
+    ("sft_jax/sources/hub.py", "Without a connection to the hub, give a local directory"): (
+        "sources/test_locate.py",
+        "test_without_a_connection_a_directory_or_a_file_will_do",
     ),
-    ("sft_jax/training/workdir.py", "put it back from a copy, or give another --workdir"): (
-        "training/test_metric_log.py",
-        "test_a_damaged_config_is_put_back_or_left",
+    ("sft_jax/sources/huggingface.py", "the weights are quantized"): (
+        "training/test_advice.py",
+        "test_checkpoints_in_few_bits_are_refused_by_name",
     ),
-    ("sft_jax/training/workdir.py", ": give an empty or new --workdir"): (
-        "training/test_metric_log.py",
-        "test_a_directory_of_something_else_is_refused",
+    ("sft_jax/training/checkpoints.py", ": else train again, with another --workdir or after removing"): (
+        "training/test_checkpoints.py",
+        "test_a_large_file_cut_to_1000_bytes",
     ),
-    ("sft_jax/training/workdir.py", "; wait for it, stop it, or give another --workdir"): (
-        "training/test_metric_log.py",
-        "test_one_trainer_at_a_time",
+    ("sft_jax/training/initial_adapter.py", "; leave it at {defaults[name]}, or give that"): (
+        "training/test_initial_adapter.py",
+        "test_flags_that_contradict_the_adapter",
+    ),
+    ("sft_jax/training/initial_adapter.py", "is for adapters, and --config.adapter.method=none; give"): (
+        "training/test_initial_adapter.py",
+        "test_flags_that_contradict_the_adapter",
+    ),
+    ("sft_jax/training/run_data.py", "Rows are whole under"): (
+        "training/test_advice.py",
+        "test_training_rows_that_are_all_too_long",
+    ),
+    ("sft_jax/training/run_findings.py", "An epoch is less than a step"): (
+        "training/test_run_findings.py",
+        "test_a_smaller_batch_is_named_where_devices_divide_it",
     ),
     ("sft_jax/training/workdir.py", "), and without a lock two processes could train there. Give"): (
         "training/test_metric_log.py",
         "test_a_directory_without_locks_is_refused",
     ),
+    ("sft_jax/training/workdir.py", ": give an empty or new --workdir"): (
+        "training/test_metric_log.py",
+        "test_a_directory_of_something_else_is_refused",
+    ),
+    ("sft_jax/training/workdir.py", "; to train on the adapter itself: python -m sft_jax.export"): (
+        "exports/test_adapter.py",
+        "test_training_goes_on_from_the_adapter_itself_as_advised",
+    ),
+    ("sft_jax/training/workdir.py", "; wait for it, stop it, or give another --workdir"): (
+        "training/test_metric_log.py",
+        "test_one_trainer_at_a_time",
+    ),
     ("sft_jax/training/workdir.py", "Give another --workdir, or the same config to continue that"): (
         "training/test_advice.py",
         "test_more_epochs_than_a_finished_run_has_had",
     ),
-    ("sft_jax/data/tokenizing/workers.py", ". Where memory is short, give fewer"): (
-        "data/tokenizing/test_workers.py",
-        "test_a_killed_worker_is_an_error",
+    ("sft_jax/training/workdir.py", "To train its result on"): (
+        "training/test_advice.py",
+        "test_more_epochs_than_a_finished_run_has_had",
     ),
-    (
-        "sft_jax/data/checks/sizes.py",
-        "drop_leading_answers",
-    ): ("training/test_dropped_advice.py", "test_conversations_cut_out_of_longer_ones"),
-    (
-        "sft_jax/data/reading.py",
-        "{FLAGS}{name}=",
-    ): ("data/test_suggestions.py", "test_the_nearest_format_and_its_flags"),
-    (
-        "sft_jax/data/rendering/named_templates.py",
-        "The tokenizer has no chat template",
-    ): ("training/test_advice.py", "test_a_model_without_a_chat_template"),
-    (
-        "sft_jax/sources/huggingface.py",
-        "the weights are quantized",
-    ): ("training/test_advice.py", "test_checkpoints_in_few_bits_are_refused_by_name"),
-    (
-        "sft_jax/training/run_data.py",
-        "Rows are whole under",
-    ): ("training/test_advice.py", "test_training_rows_that_are_all_too_long"),
-    (
-        "sft_jax/training/run_findings.py",
-        "An epoch is less than a step",
-    ): ("training/test_run_findings.py", "test_a_smaller_batch_is_named_where_devices_divide_it"),
-    (
-        "sft_jax/training/workdir.py",
-        "To train its result on",
-    ): ("training/test_advice.py", "test_more_epochs_than_a_finished_run_has_had"),
+    ("sft_jax/training/workdir.py", "found another one than process 0. Give a --workdir that all"): (
+        "training/test_processes.py",
+        "test_a_directory_that_the_hosts_do_not_share",
+    ),
+    ("sft_jax/training/workdir.py", "put it back from a copy, or give another --workdir"): (
+        "training/test_metric_log.py",
+        "test_a_damaged_config_is_put_back_or_left",
+    ),
 }
 EXEMPT = {  # (file, part of it) -> why there is nothing to follow
     ("sft_jax/training/mixing.py", "{_FLAG}.{name}"): "the beginning of flags that other texts say something of",
     ("sft_jax/sources/locate.py", ". Install it again: `pip install --force-reinstall"): "it needs a package index",
 }
-# Texts of which no test has yet taken the advice: a line leaves this list with the test that does.
-NOT_FOLLOWED = {
-    "sft_jax/commands.py": ("; flags look like --name=value",),
-    "sft_jax/config_flag.py": (
-        "has no function get_config, which makes the config.",
-        ": its get_config returned",
-        ": expected --config.SECTION.FIELD=VALUE.",
-    ),
-    "sft_jax/generate.py": (
-        "give --prompt or --prompts, not both",
-        "--system goes with --prompt and the chat; with --prompts give --reading.system",
-    ),
-    "sft_jax/sources/hub.py": ("Without a connection to the hub, give a local directory",),
-    "sft_jax/training/checkpoints.py": (": else train again, with another --workdir or after removing",),
-    "sft_jax/training/effect.py": (
-        "steps were skipped: loss or gradient was not finite. Look",
-        "steps no trained array has had an update, though there were",
-    ),
-    "sft_jax/training/initial_adapter.py": (
-        "; leave it at {defaults[name]}, or give that",
-        "is for adapters, and --config.adapter.method=none; give",
-    ),
-    "sft_jax/training/loop.py": (
-        ": the code that packs has changed. Give another --workdir,",
-        "--config.checkpoint.best_metric={name} is not measured; there are {', '.join(sorted(measured))}",
-    ),
-    "sft_jax/training/recorder.py": (". Look at those rows, lower",),
-    "sft_jax/training/workdir.py": ("found another one than process 0. Give a --workdir that all",),
-}
 
 
 def test_all_advice_is_listed():
-    listed = {
-        *(
-            *test_reading.FOLLOWED,
-            *test_cleaning.FOLLOWED,
-            *test_configs.FOLLOWED,
-            *test_data.FOLLOWED,
-            *OTHER_TESTS,
-            *EXEMPT,
-        ),
-        *((file, part) for file, parts in NOT_FOLLOWED.items() for part in parts),
-    }
+    listed = set().union(*(module.FOLLOWED for module in MODULES), OTHER_TESTS, EXEMPT)
     found = [(str(path.relative_to(ROOT)), text) for path in SOURCES for _, text in advice_in(path)]
     known = lambda file, text: any(of == file and part in text for of, part in listed)
     missing = [f"{file}: {text}" for file, text in found if not known(file, text)]

@@ -3,6 +3,7 @@
 import fnmatch
 import importlib.util
 import json
+import re
 import sys
 
 import huggingface_hub
@@ -11,6 +12,7 @@ from huggingface_hub import errors
 
 from sft_jax.sources import SourceError, load_tokenizer, open_checkpoint
 from sft_jax.sources.locate import SHORT_NAMES, locate
+from tests import tiny
 
 SHORT_NAME = "smollm2-135m-instruct"
 
@@ -34,6 +36,20 @@ SHORT_NAME = "smollm2-135m-instruct"
 def test_not_a_source(read, source, message):
     with pytest.raises(SourceError, match=message):
         read(source)
+
+
+def test_without_a_connection_a_directory_or_a_file_will_do(tmp_path):
+    with pytest.raises(SourceError, match="Without a connection to the hub, give a local directory") as error:
+        open_checkpoint("org/name")
+    written = tiny.write_checkpoint(tmp_path / "name", num_hidden_layers=1)
+    for file in re.search(r"local directory \((.*), ([^,]*), ([^,]*); for", str(error.value)).groups():
+        assert (written / file).exists()
+    assert open_checkpoint(str(written)).tensors
+    assert load_tokenizer(str(written)).chat_template
+    assert "or a .gguf file instead" in str(error.value)
+    in_gguf = locate(SHORT_NAME).path
+    assert locate(in_gguf).kind == "gguf"
+    assert open_checkpoint(str(in_gguf)).tensors
 
 
 def test_a_file_of_another_kind(tmp_path):

@@ -107,13 +107,21 @@ def test_a_large_file_cut_to_1000_bytes(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
     largest = max((tmp_path / "run" / "checkpoints" / "4").rglob("*"), key=lambda path: path.stat().st_size)
-    size = largest.stat().st_size
-    largest.write_bytes(largest.read_bytes()[:1000])
+    size, whole = largest.stat().st_size, largest.read_bytes()
+    largest.write_bytes(whole[:1000])
     message = (
         rf"has 1,000 bytes in place of {size:,}\.\n.*there is no other one: else train again, with another --workdir"
     )
-    with pytest.raises(DamagedCheckpointError, match=message):
+    with pytest.raises(DamagedCheckpointError, match=message) as error:
         opened(tmp_path / "run")
+    assert "Put its files back from a copy if there is one" in str(error.value)
+    largest.write_bytes(whole)
+    assert read(tmp_path / "run").sum() == read(saved).sum()
+    assert str(error.value).endswith(f"or after removing {tmp_path / 'run'}.")
+    shutil.rmtree(tmp_path / "run")
+    for name in ("another", "run"):
+        save(tmp_path / name)
+        assert read(tmp_path / name).sum() == read(saved).sum()
 
 
 def test_all_are_damaged(saved, tmp_path):

@@ -1,6 +1,8 @@
 """A run goes on from a PEFT adapter: where it begins, what contradicts it, and what a resumed run insists on."""
 
+import ast
 import json
+import re
 
 import jax
 import numpy as np
@@ -10,10 +12,13 @@ import torch
 import transformers
 
 from sft_jax.training import run
+from sft_jax.training.base import open_base
+from sft_jax.training.initial_adapter import open_initial_adapter
 from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.restore import load_for_inference
 from sft_jax.training.sharding import inference_mesh
 from tests import tiny
+from tests.command_line import SFT, config_of
 from tests.models import reference
 
 UNASKED = {"adapter.rank": 16, "adapter.alpha": 32.0}
@@ -86,6 +91,18 @@ def test_a_run_begins_where_the_adapter_is(tmp_path):
 )
 def test_flags_that_contradict_the_adapter(changes, message, tmp_path):
     made_by_peft(tmp_path, rank_pattern={})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         run(config(tmp_path, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    base, said = open_base(str(tmp_path / "model")), str(error.value)
+    taken = lambda given: open_initial_adapter(given, base).in_config(given).adapter
+    values = re.search(r"adapter\.(\w+)=.*: the adapter in .* has (.*); leave it at (.*), or give that$", said)
+    flags = re.findall(r"--config=(\S+:lora)$", said)
+    assert bool(values) + bool(flags) == ("/nowhere" not in said)
+    if values:
+        for value in map(ast.literal_eval, values.groups()[1:]):
+            asked = config(tmp_path, **{f"adapter.{values[1]}": value})
+            assert (taken(asked).rank, taken(asked).alpha, taken(asked).method) == (3, 5.0, "lora")
+    if flags:
+        assert config_of(f"--config={SFT.parents[1] / flags[0]}").adapter.method == "lora"
+        assert taken(config(tmp_path)).method == "lora"

@@ -214,6 +214,8 @@ def test_a_directory_that_the_hosts_do_not_share(root, one_process, tmp_path):
         text = " ".join(lines)
         assert f"here the latest checkpoint is {found}; processes [1] of 2 found another one" in text
         assert "Give a --workdir that all hosts share" in text
+    ends = start(root / "dense", tmp_path / "a", 2, 1, overrides=OVERRIDES)
+    assert [end["step"] for end in ends] == [STEPS] * 2
 
 
 @pytest.mark.slow
