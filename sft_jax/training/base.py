@@ -31,6 +31,7 @@ from sft_jax.training.averages import for_use, parts_of
 from sft_jax.training.checkpoints import CONSTANTS, DIRECTORY, Checkpoints
 from sft_jax.training.freezing import saved_shapes, trained_predicate, trains_all_weights
 from sft_jax.training.optimizer import hyperparameters
+from sft_jax.training.saved_config import read_config
 from sft_jax.training.sharding import abstract_like, placement, shardings_of
 from sft_jax.training.state import merge, merge_adapters, scaled_adapters, split, variables
 from sft_jax.training.vocabulary import add_new_tokens, grown, resized, with_new_tokens
@@ -282,12 +283,14 @@ def open_run(source: str) -> FinishedRun | None:
 
 
 def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:
-    """The config of a run directory; None where `directory` is not one."""
-    path = directory / CONFIG
-    if not (directory / DIRECTORY).exists() or not path.exists():
+    """The config of a run directory; None where `directory` is not one.
+
+    Raises:
+        ValueError: see `read_config`.
+    """
+    if not (directory / DIRECTORY).exists() or not (directory / CONFIG).exists():
         return None
-    fields = json.loads(path.read_text())
-    return ml_collections.ConfigDict(fields, convert_dict=True)
+    return read_config(directory)
 
 
 def load_base_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -58,7 +58,7 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
     Raises:
         WorkdirError: it holds a run with another config (the differences are listed), or files of something else.
     """
-    wanted, there = flatten(config.to_dict()), _config_there(workdir)
+    wanted, there = flatten(config.to_dict()), config_there(workdir)
     if there is not None:
         found = flatten(there)
         differences = [
@@ -70,10 +70,23 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
             listed = "\n  ".join(differences)
             raise WorkdirError(
                 f"{workdir} holds a run with a different config:\n  {listed}\n"
-                f"Give another --workdir, or the same config to continue that run.{more_training(workdir, there)}"
+                "Give another --workdir, or the same config to continue that run."
+                f"{_of_other_code(workdir, found, wanted)}{more_training(workdir, there)}"
             )
     elif workdir.exists() and any(not child.name.endswith(_PARTIAL) for child in workdir.iterdir()):
         raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
+
+
+def _of_other_code(workdir: epath.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What to do where fields of the config came, or went, after the run was started."""
+    came, gone = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    steps = []
+    if came:
+        steps.append(f"add {', '.join(came)} with the value that is what the code of then did")
+    if gone:
+        steps.append(f"remove {', '.join(gone)} if at that value it changes nothing")
+    by_hand = f" Of the fields that only one of them has, by hand in {workdir / CONFIG}: {' and '.join(steps)}."
+    return by_hand if steps else ""
 
 
 def more_training(workdir: epath.Path, config: Mapping) -> str:
@@ -101,7 +114,7 @@ def dated(workdir: epath.Path, config: ml_collections.ConfigDict) -> ml_collecti
         WorkdirError: the directory's config cannot be read.
     """
     with agreed():
-        there = _config_there(workdir) or {}
+        there = config_there(workdir) or {}
     date = there.get("data", {}).get("date") or datetime.date.today().isoformat()
     if jax.process_count() > 1:
         day = np.int32(datetime.date.fromisoformat(date).toordinal())
@@ -113,7 +126,12 @@ def dated(workdir: epath.Path, config: ml_collections.ConfigDict) -> ml_collecti
     return made
 
 
-def _config_there(workdir: epath.Path) -> dict[str, Any] | None:
+def config_there(workdir: epath.Path) -> dict[str, Any] | None:
+    """The config that a directory keeps, as it was written; None where there is none.
+
+    Raises:
+        WorkdirError: it cannot be read.
+    """
     path = workdir / CONFIG
     if not path.exists():
         return None
