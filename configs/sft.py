@@ -167,11 +167,13 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.profile.start = 0  # first step to profile; 0: none
     config.profile.steps = 3
 
-    # How a run knows what was asked for: of options that its optimizer does not read, or that an adapter to begin with
-    # brings, other values than these are refused.
+    # How a run knows what was asked for: of options that its optimizer, its schedule or a run without adapters does not
+    # read, or that an adapter to begin with brings, other values than these are refused.
     config.defaults = ConfigDict()
-    config.defaults.optimizer = _copied(config.optimizer, "betas", "epsilon", "momentum", "decay_power")
-    config.defaults.adapter = _copied(config.adapter, "method", "rank", "ranks", "alpha", "scaling", "targets")
+    config.defaults.optimizer = _copied(config.optimizer, "final_share", "betas", "epsilon", "momentum", "decay_power")
+    config.defaults.adapter = _copied(
+        config.adapter, "method", "rank", "ranks", "alpha", "scaling", "dropout", "targets"
+    )
     return config.lock()
 
 

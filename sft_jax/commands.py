@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -36,12 +36,12 @@ def start_jax(several_processes: bool = False) -> None:
     from sft_jax import emulation
 
     emulation.reserve_threads()
-    if _DISTRIBUTED.value and not several_processes:
-        raise ValueError("--distributed: this command runs in one process, with all devices of its host")
-    if _DISTRIBUTED.value:
+    if not several_processes:
+        refuse_several_processes()
+    elif _DISTRIBUTED.value:
         jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
-        raise ValueError("--coordinator, --num_processes and --process_id go with --distributed")
+    else:
+        refuse_unread(["coordinator", "num_processes", "process_id"], "--distributed")
     default = Path.home() / ".cache" / "sft_jax" / "compilations"
     directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
     # Not for emulated CPU devices: programs with collectives, loaded from the cache, were seen to hang there.
@@ -49,6 +49,32 @@ def start_jax(several_processes: bool = False) -> None:
     if directory and not emulated:
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def refuse_several_processes() -> None:
+    """Refuses --distributed, for a command that runs in one process.
+
+    Raises:
+        ValueError: it was given.
+    """
+    if _DISTRIBUTED.value:
+        raise ValueError("--distributed: this command runs in one process, with all devices of its host")
+    refuse_unread(["coordinator", "num_processes", "process_id"], "--distributed, in training")
+
+
+def refuse_unread(names: Iterable[str], goes_with: str) -> None:
+    """Refuses flags that were given another value than their default, where nothing reads them.
+
+    Args:
+        names: of the flags.
+        goes_with: what reads them.
+
+    Raises:
+        ValueError: there are some; names them.
+    """
+    given = [f"--{name}" for name in names if flags.FLAGS[name].value != flags.FLAGS[name].default]
+    if given:
+        raise ValueError(f"{', '.join(given)}: not read here, it goes with {goes_with}; leave it out")
 
 
 def run(main: Callable[[list[str]], None]) -> None:

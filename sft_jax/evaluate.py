@@ -42,6 +42,9 @@ def main(_: list[str]) -> None:
     from sft_jax.training.progress import ProgressBars
     from sft_jax.training.sharding import inference_mesh
 
+    if not _EXAMPLES.value:
+        commands.refuse_unread(["examples_from", "examples_split"], "--examples, how many of them")
+    sampling = inference_flags.sampling(_SEED.value)
     commands.start_jax()
     console = Console()
     records = list(itertools.islice(iter_records(_DATA.value, reading_flags.reading()), _ROWS.value or None))
@@ -50,7 +53,7 @@ def main(_: list[str]) -> None:
         _SCORER.value,
         max_new_tokens=inference_flags.MAX_NEW_TOKENS.value,
         batch_size=inference_flags.BATCH_SIZE.value,
-        sampling=inference_flags.sampling(_SEED.value),
+        sampling=sampling,
         seed=_SEED.value,
         match_thinking=_MATCH_THINKING.value,
     )

@@ -51,6 +51,8 @@ def main(_: list[str]) -> None:
     from sft_jax.training.progress import ProgressBars
     from sft_jax.training.sharding import inference_mesh
 
+    if _FORMAT.value == "peft":
+        commands.refuse_unread(["max_shard_gb"], "--format=hf and --format=merged")
     commands.start_jax()
     out, console = epath.Path(_OUT.value), Console()
     check_free(out, _FORCE.value)

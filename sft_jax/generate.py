@@ -34,8 +34,9 @@ def main(_: list[str]) -> None:
         raise ValueError("give --prompt or --prompts, not both")
     if _SYSTEM.value and _PROMPTS.value is not None:
         raise ValueError("--system goes with --prompt and the chat; with --prompts give --reading.system")
-    if _OUT.value is not None and _PROMPTS.value is None:
-        raise ValueError("--out goes with --prompts")
+    if _PROMPTS.value is None:
+        commands.refuse_unread(["out", "batch_size", *reading_flags.NAMES], "--prompts")
+    inference_flags.sampling(_SEED.value)  # what is wrong with it is said before the model is loaded
     commands.start_jax()
     mesh = inference_mesh()
     with jax.set_mesh(mesh):

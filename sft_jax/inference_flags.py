@@ -2,6 +2,8 @@
 
 from absl import flags
 
+from sft_jax import commands
+
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Longest answer, in tokens.", lower_bound=1)
 MAX_POSITIONS = flags.DEFINE_integer(
     "max_positions",
@@ -32,4 +34,6 @@ def sampling(seed: int):
     """The `Sampling` that the flags ask for."""
     from sft_jax.generation import Sampling  # after the flags are checked: importing jax takes seconds
 
+    if not _TEMPERATURE.value:
+        commands.refuse_unread(["top_k", "top_p"], "--temperature above 0")
     return Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, seed)

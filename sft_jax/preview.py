@@ -40,6 +40,11 @@ def main(_: list[str]) -> None:
     from sft_jax.training.progress import ProgressBars
     from sft_jax.training.workdir import write_whole
 
+    commands.refuse_several_processes()
+    if not _OUT.value:
+        commands.refuse_unread(["rows"], "--out, the page")
+    if not _WRITE.value:
+        commands.refuse_unread(["force"], "--write")
     config, console = _CONFIG.value, Console()
     check_config(config)
     if _WRITE.value:

@@ -30,6 +30,7 @@ def _define(name: str, default: str | bool | tuple) -> flags.FlagHolder:
 
 # Not whether bad rows are dropped: all rows are measured or answered.
 _FLAGS = {name: _define(name, getattr(DEFAULT, name)) for name in OPTIONS if name != "on_bad_row"}
+NAMES = tuple(flag.name for flag in _FLAGS.values())
 
 
 def reading(split: str = "") -> Reading:

@@ -52,6 +52,47 @@ def test_a_mistake_is_one_message(arguments, message):
     assert not (ROOT / "never_made").exists()
 
 
+PREVIEW = ("sft_jax.preview", "--config=configs/sft.py")
+GENERATE = ("sft_jax.generate", "--model=m")
+EXPORT = ("sft_jax.export", "--checkpoint=m", "--out=never_made")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unread"),
+    [
+        ((*EVALUATE, "--examples_from=t", "--examples_split=x"), "--examples_from, --examples_split"),
+        ((*EVALUATE, "--top_k=5"), "--top_k"),
+        ((*GENERATE, "--top_p=0.5"), "--top_p"),
+        ((*GENERATE, "--prompt=a", "--reading.split=test", "--reading.system=b"), "--reading.split, --reading.system"),
+        ((*GENERATE, "--out=never_made", "--batch_size=4"), "--out, --batch_size"),
+        ((*PREVIEW, "--rows=10"), "--rows"),
+        ((*PREVIEW, "--force"), "--force"),
+        ((*PREVIEW, "--process_id=0"), "--process_id"),
+        ((*EXPORT, "--format=peft", "--max_shard_gb=1"), "--max_shard_gb"),
+        ((*TRAIN, "--coordinator=localhost:1"), "--coordinator"),
+    ],
+)
+def test_no_flag_is_accepted_and_ignored(arguments, unread):
+    done = call(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {unread}: not read here, it goes with --"), done.stderr
+    assert not (ROOT / "never_made").exists()
+
+
+@pytest.mark.parametrize("command", [PREVIEW, EVALUATE, GENERATE, EXPORT])
+def test_commands_of_one_process_refuse_to_be_one_of_several(command):
+    done = call(*command, "--distributed")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --distributed: this command runs in one process")
+
+
+def test_held_out_rows_of_an_evaluation_have_a_split_like_others():
+    """There are no other rows, so there is no flag of a split of their own."""
+    done = call(*EVALUATE, "--reading.held_out_split=test")
+    assert done.returncode == 1
+    assert "Unknown command line flag 'reading.held_out_split'. Did you mean: reading.split." in done.stderr
+
+
 def call_main(body, *arguments):
     """A command whose `main` is `body`."""
     script = f"import sys\nfrom sft_jax import commands\ndef main(_):\n    {body}\ncommands.run(main)\n"

@@ -27,6 +27,7 @@ from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLI
 from sft_jax.models.quantization import KINDS
 from sft_jax.objectives import OBJECTIVES
 from sft_jax.training.adapting import OUTSIDE, has_adapters
+from sft_jax.training.freezing import trains_all_weights
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.judging import FAIL_ON
 from sft_jax.training.mixing import problems_in_mixture
@@ -137,6 +138,13 @@ CHECKS: dict[str, Check] = {
 }
 
 
+# What `config.defaults` must know: options that some choices do not read.
+_DEFAULTS = {
+    "optimizer": ("final_share", "betas", "epsilon", "momentum", "decay_power"),
+    "adapter": ("method", "rank", "ranks", "alpha", "scaling", "dropout", "targets"),
+}
+
+
 def _unread_options(config: ml_collections.ConfigDict) -> list[str]:
     """Options that only other update rules read, and that were asked for."""
     name, defaults = config.optimizer.name, config.defaults.optimizer
@@ -145,6 +153,30 @@ def _unread_options(config: ml_collections.ConfigDict) -> list[str]:
         "leave it out"
         for option in unread_options(name)
         if config.optimizer[option] != defaults[option]
+    ]
+
+
+def _unread_adapter_options(config: ml_collections.ConfigDict) -> list[str]:
+    """Options of adapters that were asked for, and no adapter."""
+    adapter, defaults = config.adapter, config.defaults.adapter
+    if adapter.method != "none":
+        return []
+    return [
+        f"--config.adapter.{option}={adapter[option]!r} is not read under --config.adapter.method=none; leave it at "
+        f"{defaults[option]!r}, or for an adapter give --config=configs/sft.py:lora"
+        for option in _DEFAULTS["adapter"]
+        if option != "method" and adapter[option] != defaults[option]
+    ]
+
+
+def _unread_final_share(config: ml_collections.ConfigDict) -> list[str]:
+    schedule, share = config.optimizer.schedule, config.optimizer.final_share
+    default = config.defaults.optimizer.final_share
+    if schedule != "constant" or share == default:
+        return []
+    return [
+        f"--config.optimizer.final_share={share!r} is not read by --config.optimizer.schedule={schedule}; leave it at "
+        f"{default!r}"
     ]
 
 
@@ -212,6 +244,15 @@ def _quantized(config: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
+def _frozen_dtype(config: ml_collections.ConfigDict) -> list[str]:
+    if config.precision.frozen == "float32" or not trains_all_weights(config):
+        return []
+    return [
+        f"--config.precision.frozen={config.precision.frozen} is of weights that are not trained, and here all are; "
+        "leave it at float32. The trained weights are --config.precision.params"
+    ]
+
+
 def _params_dtype(config: ml_collections.ConfigDict) -> list[str]:
     if config.precision.params == "float32" or not has_adapters(config):
         return []
@@ -245,6 +286,16 @@ def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
+def _held_out_split(config: ml_collections.ConfigDict) -> list[str]:
+    split = config.data.reading.held_out_split
+    if not split or config.data.held_out:
+        return []
+    return [
+        f"--config.data.reading.held_out_split={split!r}: there are no held-out rows; give --config.data.held_out too, "
+        "or leave it empty"
+    ]
+
+
 def _reading(config: ml_collections.ConfigDict) -> list[str]:
     try:
         check_reading(reading_of(config.data.reading))
@@ -255,15 +306,19 @@ def _reading(config: ml_collections.ConfigDict) -> list[str]:
 
 TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _unread_options,
+    _unread_adapter_options,
+    _unread_final_share,
     _schedule_free,
     _average,
     _groups,
     _trained_weights,
     _quantized,
+    _frozen_dtype,
     _params_dtype,
     _dropout,
     _cleaning,
     _new_tokens,
+    _held_out_split,
     _reading,
     problems_in_mixture,
 )
@@ -283,7 +338,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """
     problems = [
         f"config.{name} is missing; a config has every field of configs/sft.py"
-        for name in CHECKS
+        for name in (*CHECKS, *(f"defaults.{section}.{name}" for section in _DEFAULTS for name in _DEFAULTS[section]))
         if not _has(config, name)
     ]
     if problems:

@@ -4,10 +4,11 @@ import ml_collections
 
 from sft_jax.data.mixed_records import MixedReader
 from sft_jax.data.plan.mixture import PACKING, Mixture, Schedule, Source, problems_of
-from sft_jax.data.reading import Reading, reading_of, under_flags_of
+from sft_jax.data.reading import FLAGS, Reading, reading_of, under_flags_of
 from sft_jax.data.records import RecordReader, check_reading
 
 FIELDS = ("path", "weight", "epochs", "replacement", "reading")
+_UNMIXED = "after"  # `mixture_packing` where there is no mixture
 _FLAG = "--config.data.mixture"
 
 
@@ -60,6 +61,11 @@ def problems_in_mixture(config: ml_collections.ConfigDict) -> list[str]:
         problems.append(
             f"--config.data.mixture_packing={config.data.mixture_packing!r} must be one of {', '.join(PACKING)}"
         )
+    elif not names and config.data.mixture_packing != _UNMIXED:
+        problems.append(
+            f"--config.data.mixture_packing={config.data.mixture_packing} is not read without sources in {_FLAG}; "
+            f"leave it at {_UNMIXED}"
+        )
     if names and config.data.train:
         problems.append(f"--config.data.train={config.data.train}: {_FLAG} has {', '.join(names)}; give one of the two")
     for name in names:
@@ -76,6 +82,11 @@ def _problems_in_source(name: str, section: ml_collections.ConfigDict) -> list[s
     if not isinstance(section, ml_collections.ConfigDict) or set(section) != set(FIELDS):
         return [f"{flag} must be what source(path, weight=…) or source(path, epochs=…) of configs/sft.py makes"]
     problems = [] if section.path else [f"{flag}.path is empty; give a file, a pattern or a data set"]
+    if section.reading.held_out_split:
+        problems.append(
+            f"{flag}.reading.held_out_split={section.reading.held_out_split!r} is not read: held-out rows are those of "
+            f"--config.data.held_out, and {FLAGS}held_out_split is their split"
+        )
     try:
         with under_flags_of(reading := _reading(name, section)):
             check_reading(reading)

@@ -74,6 +74,10 @@ def mixed(root, mixing="after", **overrides):
             "--config.data.mixture: either all sources have epochs",
         ),
         ({"data.mixture.code.reading.format": "alpacca"}, "--config.data.mixture.code: "),
+        (
+            {"data.mixture.code.reading.held_out_split": "test"},
+            "--config.data.mixture.code.reading.held_out_split='test' is not read: held-out rows are those of",
+        ),
     ],
 )
 def test_bad_values_name_their_flag(root, change, message):

@@ -156,6 +156,8 @@ _INITIAL = FIELDS["adapter.initial"][1]
 _BESIDE = ({"adapter.method": _METHODS}, {"adapter.new_rows": (True,)}, {"adapter.initial": (_INITIAL,)})
 _DEFAULT_TARGETS = FIELDS["adapter.targets"][0]
 
+_OF_ADAPTERS = tuple(f"adapter.{name}" for name in ("rank", "ranks", "alpha", "scaling", "dropout", "targets"))
+
 # What is refused, as option -> values of which each combination is, and what the message must say.
 REFUSED: list[tuple[dict[str, tuple], str]] = [
     ({"ema.evaluate": (True,), "ema.decay": (0.0,)}, r"--config\.ema\.evaluate=True"),
@@ -195,6 +197,37 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
         for name in ("weights", "last_layers")
         for beside in _BESIDE
     ),
+    *(  # without an adapter, and so with all that adapters exclude
+        ({excluding: values, name: FIELDS[name][1:]}, rf"--config\.{name}=.* is not read under")
+        for name in _OF_ADAPTERS
+        for excluding, values in (
+            ("adapter.method", ("none",)),
+            ("optimizer.name", ("muon",)),
+            ("optimizer.momentum", (0.9,)),
+            ("trained.weights", FIELDS["trained.weights"][1:]),
+            ("trained.last_layers", FIELDS["trained.last_layers"][1:]),
+            ("precision.params", ("bfloat16",)),
+        )
+    ),
+    ({"model": ("tied",), "adapter.targets": (("head",),)}, r"--config\.adapter\.targets"),
+    (
+        {"optimizer.schedule": ("constant",), "optimizer.final_share": (1.0,)},
+        r"--config\.optimizer\.final_share=1\.0 is not read",
+    ),
+    (  # whose schedule is constant
+        {"optimizer.name": ("schedule_free",), "optimizer.final_share": (1.0,)},
+        r"--config\.optimizer\.final_share=1\.0 is not read",
+    ),
+    (
+        {
+            "precision.frozen": FIELDS["precision.frozen"][1:],
+            "adapter.method": ("none",),
+            "adapter.new_rows": (False,),
+            "trained.weights": ((),),
+            "trained.last_layers": (0,),
+        },
+        r"--config\.precision\.frozen=\w+",
+    ),
     ({"trained.last_layers": (1,), "execution.layer_layout": ("scan",)}, r"--config\.execution\.layer_layout"),
     (  # and with that all that adapters exclude
         {"precision.quantized": ("int8", "nf4"), "adapter.method": ("none",), "adapter.new_rows": (False,)},
@@ -229,6 +262,7 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
         {"model": ("experts",), "adapter.method": ("dora",), "adapter.targets": (_DEFAULT_TARGETS, (".*",))},
         r"--config\.adapter\.method=dora",
     ),
+    ({"adapter.dropout": (0.1,), "adapter.targets": (("embedding",), ("head",))}, r"--config\.adapter\.dropout=0\.1"),
     (
         {"adapter.method": _METHODS, "adapter.dropout": (0.1,), "adapter.targets": (("embedding",), ("head",))},
         r"--config\.adapter\.dropout=0\.1",
