@@ -26,7 +26,7 @@ from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
 from sft_jax.models.quantization import KINDS
 from sft_jax.objectives import OBJECTIVES
-from sft_jax.training.adapting import OUTSIDE, has_adapters
+from sft_jax.training.adapting import has_adapters
 from sft_jax.training.freezing import trains_all_weights
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.judging import FAIL_ON
@@ -262,17 +262,6 @@ def _params_dtype(config: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
-def _dropout(config: ml_collections.ConfigDict) -> list[str]:
-    """Dropout that nothing would draw; whether a pattern names projections too only the model says."""
-    adapter = config.adapter
-    if adapter.method == "none" or not adapter.dropout or not set(adapter.targets) <= set(OUTSIDE):
-        return []
-    return [
-        f"--config.adapter.dropout={adapter.dropout}: dropout is drawn in the projections of the layers, and "
-        f"--config.adapter.targets={tuple(adapter.targets)} names none; leave it at 0"
-    ]
-
-
 def _cleaning(config: ml_collections.ConfigDict) -> list[str]:
     return cleaning.problems_of(tuple(config.data.cleaning))
 
@@ -315,7 +304,6 @@ TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
     _quantized,
     _frozen_dtype,
     _params_dtype,
-    _dropout,
     _cleaning,
     _new_tokens,
     _held_out_split,

@@ -1,7 +1,7 @@
 """What is trained and what is frozen: one predicate over paths, made from the config."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from sft_jax.training.state import canonical_path, split
 from sft_jax.training.update_rules import RULES
 
 Tree = Any
+_ADAPTED_LAYERS = f"{adapters.COLLECTION}/layers/"
 _LAYER = re.compile(r"(?:^|/)layers_(\d+)/")
 
 
@@ -80,8 +81,8 @@ def check_trained(config: ml_collections.ConfigDict, decoder: DecoderConfig) -> 
     """Checks that what the config says of parameters fits this model.
 
     Raises:
-        ValueError: more layers than there are, a pattern that names nothing, or nothing that the optimizer is made for;
-            names the flag.
+        ValueError: more layers than there are, a pattern that names nothing, nothing that the optimizer is made for, or
+            dropout that nothing draws; names the flag.
     """
     last = config.trained.last_layers
     if last > decoder.num_layers:
@@ -98,9 +99,22 @@ def check_trained(config: ml_collections.ConfigDict, decoder: DecoderConfig) -> 
             f"--config.trained.weights={config.trained.weights!r} and --config.trained.last_layers={last} leave "
             "nothing to train; leave one of them out"
         )
+    _check_dropout(config, names)
     check_groups(parse_groups(config.optimizer.groups), paths)
     if not any(RULES[config.optimizer.name].needs(path) for path in paths):
         raise ValueError(
             f"--config.optimizer.name={config.optimizer.name}: it is made for kernels of layers, and none is trained; "
             "give --config.optimizer.name=adamw"
         )
+
+
+def _check_dropout(config: ml_collections.ConfigDict, names: Sequence[str]) -> None:
+    """Embedding and head draw none, whichever pattern or adapter to begin with says that they are adapted."""
+    adapter = config.adapter
+    if adapter.method == "none" or not adapter.dropout or any(name.startswith(_ADAPTED_LAYERS) for name in names):
+        return
+    origin = f"the adapter in --config.adapter.initial={adapter.initial} has" if adapter.initial else "they are"
+    raise ValueError(
+        f"--config.adapter.dropout={adapter.dropout}: dropout is drawn in the projections of the layers, and none is "
+        f"among --config.adapter.targets; {origin} {tuple(adapter.targets)}. Leave it at 0"
+    )

@@ -134,6 +134,8 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Co
         base = base_of(config)
         initial = open_initial_adapter(config, base)
         config = config if initial is None else initial.in_config(config)
+        model = make_model(config, base.decoder, base.new_rows)
+        check_trained(config, base.decoder)
     config = workdirs.dated(workdir, config)
     with agreed():
         workdirs.check_config_there(workdir, config)
@@ -145,9 +147,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Co
         if initial is not None:
             fingerprints["adapter"] = initial.fingerprint
         workdirs.check_inputs(workdir, fingerprints)
-        model = make_model(config, base.decoder, base.new_rows)
         check_sizes(model.config, data.rows, data.held_out)
-        check_trained(config, base.decoder)
         check_best_metric(config, data, base.decoder.vocab_size, evaluators)
     workdirs.check_processes_agree(config, fingerprints)
     workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely

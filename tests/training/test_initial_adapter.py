@@ -106,3 +106,14 @@ def test_flags_that_contradict_the_adapter(changes, message, tmp_path):
     if flags:
         assert config_of(f"--config={SFT.parents[1] / flags[0]}").adapter.method == "lora"
         assert taken(config(tmp_path)).method == "lora"
+
+
+def test_dropout_that_the_adapter_does_not_draw(tmp_path):
+    """Its targets are known only when it is read; dropout of the config is for those."""
+    tiny.config(tmp_path)
+    tiny.write_checkpoint(tmp_path / "model", tie_word_embeddings=False, num_hidden_layers=2)
+    made_by_peft(tmp_path, target_modules=["embed_tokens"], rank_pattern={})
+    with pytest.raises(ValueError, match=r"--config\.adapter\.dropout=0\.1: .*initial=.*/adapter has \('embedding',\)"):
+        run(config(tmp_path, **{"adapter.dropout": 0.1}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert run(config(tmp_path, **{"adapter.dropout": 0.0}), tmp_path / "run").step == 2

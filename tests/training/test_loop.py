@@ -297,10 +297,16 @@ def test_a_best_metric_that_its_evaluator_does_not_give_is_refused(tmp_path):
         run(config, tmp_path / "run", {"mine": lambda model, state: {"metric": 1.0}})
 
 
-def test_dropout_that_nothing_draws_is_refused(tmp_path):
-    config = tiny.config(tmp_path, "lora", **{"adapter.dropout": 0.1, "adapter.targets": ("embedding",)})
-    with pytest.raises(ValueError, match=r"--config\.adapter\.dropout=0\.1: dropout is drawn in the projections"):
-        run(config, tmp_path / "run")
+@pytest.mark.parametrize("targets", [("embedding",), ("(embedding|norm)", ".*bedding")])
+def test_dropout_that_nothing_draws_is_refused(tmp_path, targets, monkeypatch):
+    """Whatever the pattern; it is said before rows are read, and followed."""
+    settings = {"adapter.targets": targets, "duration": "1 steps"}
+    config = tiny.config(tmp_path, "lora", **settings, **{"adapter.dropout": 0.1})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "load_data", lambda *_: pytest.fail("rows are read"))
+        with pytest.raises(ValueError, match=r"dropout=0\.1: dropout is drawn in the projections.* Leave it at 0"):
+            run(config, tmp_path / "run")
+    assert run(tiny.config(tmp_path, "lora", **settings, **{"adapter.dropout": 0.0}), tmp_path / "run").step == 1
 
 
 @pytest.mark.slow
