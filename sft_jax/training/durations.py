@@ -55,3 +55,20 @@ def in_steps(duration: str, flag: str, plan: PackPlan, total_steps: int | None =
             )
         return math.ceil(amount / 100 * total_steps)
     return plan.steps_for(unit, amount)
+
+
+def run_steps(duration: str, plan: PackPlan) -> int:
+    """The optimizer steps of a run, at least one.
+
+    Raises:
+        ValueError: see `in_steps`, or there would be none.
+    """
+    steps = in_steps(duration, "duration", plan)
+    if steps:
+        return steps
+    unit = parse(duration, "duration")[1]
+    share = "" if unit == "steps" else f", or any amount of {unit} above 0"
+    raise ValueError(
+        f"--config.duration={duration!r} comes to 0 steps: nothing would be trained. Give at least '1 steps'{share}. "
+        "To measure a model: python -m sft_jax.evaluate"
+    )

@@ -26,7 +26,7 @@ from sft_jax.training.averages import compile_for_evaluation
 from sft_jax.training.base import Base, base_of
 from sft_jax.training.checkpoints import Checkpoints, RunPosition
 from sft_jax.training.checks import check_config
-from sft_jax.training.durations import in_steps
+from sft_jax.training.durations import in_steps, run_steps
 from sft_jax.training.effect import EffectWatch
 from sft_jax.training.freezing import check_trained
 from sft_jax.training.held_out import Samples, check_best_metric, held_out_metrics
@@ -140,7 +140,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: epath.Path, console: Co
     with agreed():
         workdirs.check_config_there(workdir, config)
         data = _load_and_show(config, console)
-        total_steps = in_steps(config.duration, "duration", data.plan)
+        total_steps = run_steps(config.duration, data.plan)
         warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", data.plan, total_steps)
         hyper = hyperparameters(config, warmup, total_steps)
         fingerprints = data.fingerprints() | {"model": base.fingerprint}

@@ -14,9 +14,12 @@ from sft_jax.data.checks import SEVERITIES, Finding
 from sft_jax.data.checks.findings import counted
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.training.durations import in_steps, parse, run_steps
 from sft_jax.training.sharding import shards_asked
+from sft_jax.training.update_rules import unread_options
 
 _SEVERAL = 2.0  # times that the first global batch holds each row
+_STALE = 0.5  # of a moving average, what may be left of its beginning
 _BLOCK = 1 << 24  # tokens that are looked at together
 
 
@@ -35,6 +38,8 @@ def run_findings(
         *_large_batch(config, rows, plan),
         *_unused_new_tokens(tuple(config.model.new_tokens), rows, new_token_ids),
         *_no_learning_rate(config),
+        *_clipped_away(config),
+        *_never_reached(config, plan),
     ]
 
 
@@ -120,3 +125,92 @@ def _no_learning_rate(config: ml_collections.ConfigDict) -> list[Finding]:
             advice="To train, give --config.optimizer.learning_rate=2e-5, or 2e-4 under an adapter.",
         )
     ]
+
+
+def _clipped_away(config: ml_collections.ConfigDict) -> list[Finding]:
+    """Adam divides by the root of a mean square plus epsilon; no number of a gradient is above the gradient's norm."""
+    norm, epsilon = config.optimizer.clip_norm, config.optimizer.epsilon
+    if not 0 < norm < epsilon or "epsilon" in unread_options(config.optimizer.name):
+        return []
+    return [
+        Finding(
+            check="clipped_away",
+            severity="warning",
+            title=f"Gradients are clipped to a norm of {norm}, less than --config.optimizer.epsilon={epsilon}: "
+            "hardly anything but weight decay moves what is trained",
+            count=0,
+            advice="Give --config.optimizer.clip_norm=1.0, or 0 for no clipping.",
+            numbers={"clip_norm": norm, "epsilon": epsilon},
+        )
+    ]
+
+
+def _never_reached(config: ml_collections.ConfigDict, plan: PackPlan) -> list[Finding]:
+    """What the run is too short for; nothing where it has no length yet: epochs of a mixture that has none."""
+    asked = {"duration": config.duration, "optimizer.warmup": config.optimizer.warmup}
+    units = {name: parse(duration, name) for name, duration in asked.items()}
+    if not plan.has_epochs and "epochs" in (unit for _, unit in units.values()):
+        return []
+    amount, unit = units["optimizer.warmup"]
+    may_be_long = unit != "percent" or amount > 100
+    if not (may_be_long or config.profile.start or config.ema.decay):
+        return []  # the length of a run in epochs takes packing them
+    steps = run_steps(config.duration, plan)
+    return [*_long_warmup(config, plan, steps), *_late_profile(config, steps), *_slow_average(config, steps)]
+
+
+def _long_warmup(config: ml_collections.ConfigDict, plan: PackPlan, steps: int) -> list[Finding]:
+    warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", plan, steps)
+    if warmup <= steps:
+        return []
+    return [
+        Finding(
+            check="long_warmup",
+            severity="warning",
+            title=f"The warm-up of {warmup:,} steps is longer than the run of {steps:,}: the learning rate ends at "
+            f"{steps / warmup:.0%} of --config.optimizer.learning_rate, and no schedule follows",
+            count=0,
+            advice='Give --config.optimizer.warmup="3 percent", or a longer --config.duration.',
+            numbers={"warmup_steps": warmup, "total_steps": steps},
+        )
+    ]
+
+
+def _late_profile(config: ml_collections.ConfigDict, steps: int) -> list[Finding]:
+    if config.profile.start <= steps:
+        return []
+    return [
+        Finding(
+            check="late_profile",
+            severity="warning",
+            title=f"No step is profiled: the run has {steps:,}, and the first to be is {config.profile.start:,}",
+            count=0,
+            advice=f"Give a --config.profile.start of at most {steps}, or a longer --config.duration.",
+            numbers={"profile_start": config.profile.start, "total_steps": steps},
+        )
+    ]
+
+
+def _slow_average(config: ml_collections.ConfigDict, steps: int) -> list[Finding]:
+    """The average begins where the weights do, and keeps decay^steps of that."""
+    decay = config.ema.decay
+    kept = decay**steps
+    if kept <= _STALE:
+        return []
+    return [
+        Finding(
+            check="slow_average",
+            severity="warning",
+            title=f"The moving average is at the end still {kept:.0%} what the run began with: {steps:,} steps are few "
+            f"for --config.ema.decay={decay}",
+            count=0,
+            advice=f"Give --config.ema.decay={_faster(steps)}, of whose beginning a tenth is left, or a longer "
+            "--config.duration.",
+            numbers={"share_of_the_beginning": kept, "total_steps": steps},
+        )
+    ]
+
+
+def _faster(steps: int) -> float:
+    """The decay of which a tenth is left after so many steps, to three digits."""
+    return float(f"{0.1 ** (1 / steps):.3g}")

@@ -4,7 +4,7 @@ import pytest
 
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
-from sft_jax.training.durations import in_steps, parse
+from sft_jax.training.durations import in_steps, parse, run_steps
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,15 @@ def test_in_steps(plan, text, steps):
 def test_percent_of_an_unknown_whole(plan):
     with pytest.raises(ValueError, match=r"--config\.duration='5 percent': percent of the run makes no sense here"):
         in_steps("5 percent", "duration", plan)
+
+
+@pytest.mark.parametrize("text", ["0 steps", "0 epochs", "0 examples", "0.0 tokens"])
+def test_a_run_of_no_step_is_refused(plan, text):
+    with pytest.raises(
+        ValueError, match=rf"--config\.duration='{text}' comes to 0 steps.* at least '1 steps'"
+    ) as error:
+        run_steps(text, plan)
+    _, unit = parse(text, "duration")
+    assert (f"any amount of {unit} above 0" in str(error.value)) == (unit != "steps")
+    assert run_steps("1 steps", plan) == 1
+    assert run_steps(f"0.001 {unit}", plan) == 1

@@ -204,7 +204,7 @@ def test_held_out_loss_by_group(root, tmp_path):
         part.write_text(
             "".join(json.dumps(row) + "\n" for row, name in zip(rows, groups, strict=True) if name == level)
         )
-    one_step = {"duration": "0 steps", "checkpoint.best_metric": ""}
+    one_step = {"duration": "1 steps", "optimizer.learning_rate": 0.0, "checkpoint.best_metric": ""}
     config = mixed(root, **one_step, **{"data.held_out": str(path), "data.reading.group_column": "level"})
     found = run(config, tmp_path / "groups").metrics
     for level, part in parts.items():

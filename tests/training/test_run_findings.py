@@ -1,6 +1,8 @@
 """What would be without effect is found before a run: batches that repeat the data, new tokens that stand in no row."""
 
+import functools
 import json
+import operator
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.run_data import load_data
 from sft_jax.training.run_findings import token_counts
 from tests import tiny
-from tests.command_line import flags_in
+from tests.command_line import SFT, config_of, flags_in
 
 FEW = {"data.held_out": "", "checkpoint.best_metric": "", "duration": "1 epochs", "optimizer.warmup": "3 percent"}
 
@@ -104,3 +106,56 @@ def test_a_learning_rate_of_0_is_said(tmp_path):
     found = findings(tiny.config(tmp_path, **{"optimizer.learning_rate": 0.0}))
     assert found["no_learning_rate"].severity == "warning"
     assert not findings(tiny.config(tmp_path)).keys() & {"no_learning_rate", "large_batch", "unused_new_tokens"}
+
+
+SHORT = {  # check -> (what is given to a run of 6 steps, its title)
+    "long_warmup": (
+        {"optimizer.warmup": "48 steps"},
+        "The warm-up of 48 steps is longer than the run of 6: the learning rate ends at 12% of --config.optimizer.lea",
+    ),
+    "late_profile": ({"profile.start": 7}, "No step is profiled: the run has 6, and the first to be is 7"),
+    "slow_average": (
+        {"ema.decay": 0.999},
+        "The moving average is at the end still 99% what the run began with: 6 steps are few for --config.ema.decay=",
+    ),
+    "clipped_away": (
+        {"optimizer.clip_norm": 1e-12},
+        "Gradients are clipped to a norm of 1e-12, less than --config.optimizer.epsilon=1e-08",
+    ),
+}
+
+
+@pytest.mark.parametrize("check", SHORT)
+def test_what_a_run_would_not_do_is_said_and_what_is_advised_does_it(tmp_path, check):
+    changes, title = SHORT[check]
+    found = findings(tiny.config(tmp_path, **changes))
+    assert found.keys() & SHORT.keys() == {check}
+    assert found[check].severity == "warning"
+    assert found[check].title.startswith(title)
+    advised = flags_in(found[check].advice)
+    taken = config_of(f"--config={SFT}", *advised) if advised else None
+    (name,) = changes
+    value = functools.reduce(operator.getitem, name.split("."), taken) if taken else 6
+    assert not findings(tiny.config(tmp_path, **{name: value})).keys() & SHORT.keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.warmup": "6 steps"},
+        {"optimizer.warmup": "100 percent"},
+        {"optimizer.warmup": "1 epochs", "duration": "1 epochs"},
+        {"profile.start": 6},
+        {"ema.decay": 0.89},  # to the power of 6: 0.497
+        {"optimizer.clip_norm": 0.0},
+        {"optimizer.clip_norm": 1e-12, "optimizer.name": "lion"},  # which takes the sign
+    ],
+)
+def test_what_is_just_reached_is_no_finding(tmp_path, changes):
+    assert not findings(tiny.config(tmp_path, **changes)).keys() & SHORT.keys()
+
+
+def test_a_run_whose_warm_up_ends_with_it_has_the_peak_rate_once(tmp_path):
+    run(tiny.config(tmp_path, duration="3 steps", **{"optimizer.warmup": "3 steps"}), tmp_path / "run")
+    rates = [line["train/learning_rate"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["step"]]
+    assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
