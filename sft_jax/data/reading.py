@@ -40,7 +40,8 @@ class Reading:
         split: of a data set that has several ("train", "train[:1000]").
         revision: of a data set of the hub: branch, tag or commit.
         streaming: read a data set of the hub row by row over the network, without a copy on this machine.
-        columns: renames, "new=old"; old may lead into objects, "text=data.text".
+        columns: renames, "new=old"; old may lead into objects, "text=data.text", and be empty for the one column of a
+            CSV file whose header has no name for it, "id=".
         id_column: column that names the row instead of file and line.
         weight_column: column with the weight of a row.
         group_column: column with the slice of the data a row belongs to.

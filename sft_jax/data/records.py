@@ -423,8 +423,8 @@ def check_reading(reading: Reading) -> None:
 
 
 def _rename(text: str) -> tuple[str, str]:
-    new, _, old = text.partition("=")
-    if not new or not old:
+    new, equals, old = text.partition("=")
+    if not new or not equals:
         raise ValueError(f'--config.data.reading.columns: {text!r} is no rename; expected "new=old"')
     return new, old
 

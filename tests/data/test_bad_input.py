@@ -318,6 +318,12 @@ FILES = {  # name -> (file name, content, options, words of the error after the 
         TABLE,
         "a.csv:1: the header has a column without a name",
     ),
+    "CSV with columns without names": (
+        "a.csv",
+        b"text,,\na,b,c\n",
+        TABLE | {"columns": ("id=",)},
+        "a.csv:1: the header has several columns without a name. Expected a name of its own for each",
+    ),
     "CSV with semicolons": (
         "a.csv",
         b"text;label\na;b\n",

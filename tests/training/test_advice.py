@@ -1,11 +1,13 @@
 """What messages about models, runs and held-out rows advise is followed, and works."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 from etils import epath
 
+from sft_jax.data.reading import Reading
 from sft_jax.data.records import RecordError, read_records
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.sources.huggingface import SourceError, read_config
@@ -126,11 +128,40 @@ def test_brackets_in_a_name(tmp_path):
         read_records(tmp_path / "date[1].jsonl")
 
 
+@pytest.mark.parametrize(
+    ("header", "options"),
+    [
+        (",text,label", {}),
+        ("text,,label", {}),
+        (",id,text,label", {"columns": ("answer=label",), "answer_template": "{answer}"}),
+        (",id,index,row,text,label", {"columns": ("answer=label",), "answer_template": "{answer}"}),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_column_without_a_name_is_given_one_as_advised(header, options, suffix, tmp_path):
+    path, separator = tmp_path / f"a.{suffix}", "\t" if suffix == "tsv" else ","
+    cells = {"": "0", "text": "a", "label": "b"}
+    lines = [header, ",".join(cells.get(name, name.upper()) for name in header.split(","))]
+    path.write_text("".join(line.replace(",", separator) + "\n" for line in lines))
+    table = {"prompt_template": "{text}", "answer_template": "{label}"} | options
+    with pytest.raises(RecordError, match=rf"a\.{suffix}:1: the header has a column without a name") as error:
+        read_records(path, Reading(**table))
+    assert ("index that pandas writes" in str(error.value)) == header.startswith(",")
+    (flag,) = flags_in(str(error.value))
+    (record,) = read_records(path, dataclasses.replace(Reading(**table), columns=reading_by(flag).columns))
+    assert [message.content for message in record.conversation] == ["a", "b"]
+    assert "" not in record.fields
+    assert "0" in record.fields.values()
+
+
+def test_a_column_without_a_name_that_is_not_there(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,completion\na,b\n")
+    with pytest.raises(RecordError, match=r"a\.csv:2: there is no column '' to be renamed 'id'; the columns are: 'pr"):
+        read_records(tmp_path / "a.csv", Reading(columns=("id=",)))
+
+
 def test_the_index_of_pandas(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text(",text,label\n0,a,b\n1,c,d\n")
-    with pytest.raises(RecordError, match=r"a column without a name\. .*index that pandas writes: .* name id"):
-        read_records(path)
     for name in ("id", "Unnamed: 0"):
         path.write_text(f"{name},text,label\n0,a,b\n1,c,d\n")
         with pytest.raises(RecordError, match="Nearest is table: ") as error:

@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from sft_jax.data.files import arrow, csv_table, json_array, jsonl
 from sft_jax.data.files.rows import Row
@@ -12,19 +12,27 @@ from sft_jax.data.files.streams import COMPRESSIONS
 
 
 class Container(NamedTuple):
-    """A kind of file: its name for people, what reads its rows from (bytes, path for errors), what null is called."""
+    """A kind of file.
+
+    Attributes:
+        title: its name for people.
+        rows: (bytes, path for errors) -> its rows.
+        empty: what null is called.
+        by_reading: whether `rows` takes a `reading` too.
+    """
 
     title: str
-    rows: Callable[[BinaryIO, str], Iterator[Row]]
+    rows: Callable[..., Iterator[Row]]
     empty: str = "null"
+    by_reading: bool = False
 
 
 CONTAINERS = {
     "jsonl": Container("JSONL", jsonl.rows),
-    "json": Container("JSON", json_array.rows),
-    "csv": Container("CSV", csv_table.rows, "empty"),
-    "csv_semicolon": Container("CSV with semicolons", functools.partial(csv_table.rows, separator=";"), "empty"),
-    "tsv": Container("TSV", functools.partial(csv_table.rows, separator="\t"), "empty"),
+    "json": Container("JSON", json_array.rows, by_reading=True),
+    "csv": Container("CSV", csv_table.rows, "empty", True),
+    "csv_semicolon": Container("CSV with semicolons", functools.partial(csv_table.rows, separator=";"), "empty", True),
+    "tsv": Container("TSV", functools.partial(csv_table.rows, separator="\t"), "empty", True),
     "parquet": Container("Parquet", arrow.parquet_rows),
     "arrow": Container("Arrow", arrow.arrow_rows),
 }

@@ -9,27 +9,34 @@ from typing import BinaryIO
 
 from sft_jax.data.files.jsonl import BOM, decoded_text, refuse_utf16
 from sft_jax.data.files.rows import Row, without_blank_end
-from sft_jax.data.reading import RecordError
+from sft_jax.data.reading import DEFAULT, Reading, RecordError, given
 
 TITLE = "CSV"
 
 _MOST_CHARACTERS = 2**28  # of a cell; what the csv module allows by default (131,072) is less than a long document
 _OTHER_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_INDEX = " The first may be the index that pandas writes: leave it out by to_csv(index=False), or give it the name id."
+_INDEX = "; it may be the index that pandas writes, which to_csv(index=False) leaves out"
+_FREE = ("id", "index", "row", "number")  # names for a column that has none
 CONTAINER_OF = {",": "csv", ";": "csv_semicolon", "\t": "tsv"}
 
 
-def rows(stream: BinaryIO, where: str, separator: str = ",") -> Iterator[Row]:
+def rows(stream: BinaryIO, where: str, reading: Reading = DEFAULT, separator: str = ",") -> Iterator[Row]:
     """The rows below the header, by column; a row's number is the line on which it begins.
 
+    Args:
+        stream: the file.
+        where: stands in errors.
+        reading: its `columns` may give a name ("id=") to the one column that has none.
+        separator: of cells.
+
     Raises:
-        RecordError: no header, one with empty or equal names, or quotes that never end.
+        RecordError: no header, one with equal names or with an empty one that is given none, or quotes that never end.
     """
     csv.field_size_limit(_MOST_CHARACTERS)
     lines = _cells(csv.reader(_text_lines(stream, where), delimiter=separator, strict=True), where)
     _, header = next(lines, (1, []))
     if header:
-        _check_header(header, where, separator)
+        _check_header(header, where, separator, reading)
     return without_blank_end((_row(begins, cells, header, where) for begins, cells in lines), where)
 
 
@@ -63,7 +70,7 @@ def _row(begins: int, cells: list[str], header: list[str], where: str) -> Row | 
     return Row(begins, RecordError(f"{expected}. Put a cell with a separator in it into quotes."))
 
 
-def _check_header(header: list[str], where: str, separator: str) -> None:
+def _check_header(header: list[str], where: str, separator: str, reading: Reading) -> None:
     if len(header) == 1:
         for other, name in _OTHER_SEPARATORS.items():
             if other in header[0] and other != separator:
@@ -72,7 +79,13 @@ def _check_header(header: list[str], where: str, separator: str) -> None:
                     f"Force it: --config.data.reading.container={CONTAINER_OF[other]}."
                 )
     for name in header:
-        if not name or header.count(name) > 1:
-            what = "a column without a name" if not name else f"two columns {name!r}"
-            expected = f"Expected a name of its own for each: {header}.{'' if header[0] else _INDEX}"
-            raise RecordError(f"{where}:1: the header has {what}. {expected}")
+        if header.count(name) > 1:
+            what = f"two columns {name!r}" if name else "several columns without a name"
+            raise RecordError(f"{where}:1: the header has {what}. Expected a name of its own for each: {header}.")
+    if "" in header and all(rename.partition("=")[2] for rename in reading.columns):
+        free = next((name for name in _FREE if name not in header), "name")
+        flag = given({"columns": (*reading.columns, f"{free}=")})
+        raise RecordError(
+            f"{where}:1: the header has a column without a name{'' if header[0] else _INDEX}. Give it one, by {flag}. "
+            f"The columns are: {header}."
+        )

@@ -139,7 +139,7 @@ def _file_source(path: epath.Path, name: str, reading: Reading) -> Source:
             f"{path}: --config.data.reading.split={reading.split!r} is for data sets of the hub, saved ones and JSON "
             f"files of several arrays, this file is {kind.title}. {leave_split(reading)}"
         )
-    options, below = ({"reading": reading}, f"/{reading.split}") if reading.split else ({}, "")
+    options, below = {"reading": reading} if kind.by_reading else {}, f"/{reading.split}" if reading.split else ""
 
     def rows() -> Iterator[Row]:
         with opened(path, share) as stream:
