@@ -37,6 +37,7 @@ def main(_: list[str]) -> None:
     from sft_jax.training.checks import check_config
     from sft_jax.training.inspection import inspect_data, preview_page
     from sft_jax.training.judging import as_grave
+    from sft_jax.training.mixing import ignored_columns
     from sft_jax.training.progress import ProgressBars
     from sft_jax.training.workdir import write_whole
 
@@ -56,7 +57,8 @@ def main(_: list[str]) -> None:
     if _WRITE.value:
         out = epath.Path(_WRITE.value)
         kept = inspection.kept
-        write_data_set(out, kept, inspection.dropped, inspection.changed, report.numbers, _FORCE.value)
+        rows = (kept, inspection.dropped, inspection.changed)
+        write_data_set(out, *rows, report.numbers, _FORCE.value, ignored_columns(config))
     if _OUT.value:
         out = epath.Path(_OUT.value)
         out.mkdir(parents=True, exist_ok=True)

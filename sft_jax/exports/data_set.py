@@ -7,11 +7,12 @@
 
 A row of data.jsonl is {"messages"} (and "tools"), {"segments"}, {"input_ids", "weights"} or {"prompt", "chosen",
 "rejected"}, with the "id" it was read under, its "weight" and "group" where rows have some, and the columns that no
-form of record reads, as they were.
+form of record reads, as they were. A column that JSON cannot say (bytes) is refused, unless it is one to ignore.
 """
 
+import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from etils import epath
@@ -19,10 +20,12 @@ from etils import epath
 from sft_jax.data.cleaning import Changed
 from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenRow
 from sft_jax.data.formats.media import media_columns
-from sft_jax.data.reading import TEXT_ENDS
+from sft_jax.data.formats.values import no_json
+from sft_jax.data.reading import TEXT_ENDS, given
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.exports import directory
+from sft_jax.exports.directory import ExportError
 
 DATA, DROPPED, CHANGED, REPORT = "data.jsonl", "dropped.jsonl", "changed.jsonl", "report.json"
 _FLAG = "--write"
@@ -50,6 +53,7 @@ def write_data_set(
     changed: Iterable[tuple[Record, Changed]],
     numbers: dict,
     force: bool = False,
+    ignore: Collection[str] = (),
 ) -> None:
     """Writes the directory, whole or not at all.
 
@@ -60,10 +64,16 @@ def write_data_set(
         changed: as they were before each change.
         numbers: of the data report.
         force: replace what an earlier call wrote.
+        ignore: columns that are left out where they hold what JSON cannot say.
 
     Raises:
-        ExportError: something is there.
+        ExportError: something is there, or a column cannot be written such that it reads back.
     """
+    dropped = list(dropped)
+    unsaid = _columns_unsaid([*records, *(record for record, _ in dropped if record is not None)])
+    _refuse(unsaid, ignore)
+    records = [_without(record, unsaid) for record in records]
+    dropped = [(record and _without(record, unsaid), row) for record, row in dropped]
     with directory.filled(out, force, REPORT, _FLAG) as staging:
         for name, rows in data_files(records).items():
             has_weight, has_group = _has_weight(rows), _has_group(rows)
@@ -71,6 +81,34 @@ def write_data_set(
         _write_lines(staging / DROPPED, (_dropped(*pair) for pair in dropped))
         _write_lines(staging / CHANGED, (_changed(*pair) for pair in changed))
         (staging / REPORT).write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+
+
+def _columns_unsaid(records: Iterable[Record]) -> dict[str, str]:
+    """The columns that JSON cannot say, of all that may be written as it was read: what the first row holds of each."""
+    found: dict[str, str] = {}
+    for record in records:
+        for name, value in record.fields.items():
+            if name not in found and (what := no_json(value)):
+                found[name] = f"{record.id}: {name!r} holds {what}"
+    return found
+
+
+def _refuse(unsaid: dict[str, str], ignore: Collection[str]) -> None:
+    problems = [text for name, text in unsaid.items() if name not in ignore]
+    if problems:
+        flag = given({"ignore": tuple(dict.fromkeys([*ignore, *unsaid]))})
+        raise ExportError(
+            f"{_FLAG}: {'; '.join(problems)}: no value of JSON, which would not read back as it is. Store it as text, "
+            f"or write the rows without it by {flag}"
+        )
+
+
+def _without(record: Record, columns: Collection[str]) -> Record:
+    if not columns:
+        return record
+    return dataclasses.replace(
+        record, fields={name: value for name, value in record.fields.items() if name not in columns}
+    )
 
 
 def data_files(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -183,4 +221,4 @@ def _changed(record: Record, change: Changed) -> dict[str, Any]:
 def _write_lines(path: epath.Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

@@ -33,6 +33,12 @@ def name_of(config: ml_collections.ConfigDict) -> str:
     return str(config.data.train) or ", ".join(config.data.mixture)
 
 
+def ignored_columns(config: ml_collections.ConfigDict) -> list[str]:
+    """The keys and columns that `reading.ignore` leaves out, of the data set or of any source."""
+    readings = [config.data.reading, *(config.data.mixture[name].reading for name in config.data.mixture)]
+    return list(dict.fromkeys(name for reading in readings for name in reading.ignore))
+
+
 def readings_of_sources(config: ml_collections.ConfigDict) -> dict[str, dict]:
     """What the rows of each source depend on beside the bytes of its files; shares are not among it."""
     return {name: config.data.mixture[name].reading.to_dict() for name in config.data.mixture}

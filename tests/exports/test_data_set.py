@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import pyarrow
 import pytest
 from etils import epath
 
@@ -12,6 +13,8 @@ from sft_jax.data.reading import Reading
 from sft_jax.data.records import DroppedRow, Record, read_records
 from sft_jax.exports.data_set import check_free, data_files, reading_flags, write_data_set
 from sft_jax.exports.directory import ExportError
+from tests.command_line import flags_in, reading_by
+from tests.data.files.arrow_types import IN_COLUMNS, STORED, arrow_file, stored
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 ASK = Message("user", "a\u2028\n")
@@ -140,3 +143,43 @@ def test_a_row_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_data_set(out, [bad], [], [], {})
     assert list(tmp_path.iterdir()) == []
+
+
+CASES = STORED + IN_COLUMNS
+
+
+@pytest.mark.parametrize(("kind", "value"), [case[:2] for case in CASES], ids=[f"{k} {v}" for k, v, _ in CASES])
+def test_every_type_of_an_unread_column_reads_back_or_is_refused(tmp_path, kind, value):
+    """In rows that are kept and in rows that are dropped; what is refused is left out as advised."""
+    columns = {"prompt": pyarrow.array(["a"]), "completion": pyarrow.array(["b"]), "v": stored(kind, value)}
+    (tmp_path / "a.arrow").write_bytes(arrow_file(columns))
+    (record,) = read_records(tmp_path / "a.arrow")
+    out, dropped = epath.Path(tmp_path / "out"), [(record, DroppedRow("a.arrow:1", "long"))]
+    try:
+        write_data_set(out, [record], dropped, [], {})
+        lost = set()
+    except ExportError as error:
+        assert "--write: a.arrow:1: 'v' holds " in str(error)  # noqa: PT017  most types are written
+        assert list(tmp_path.iterdir()) == [tmp_path / "a.arrow"]
+        (flag,) = flags_in(str(error))
+        ignore = reading_by(flag).ignore
+        write_data_set(out, [record], dropped, [], {}, ignore=ignore)
+        lost = set(ignore)
+    (again,) = read_records(out / "data.jsonl")
+    kept = {name: found for name, found in record.fields.items() if name not in lost}
+    assert again.example == record.example
+    assert again.fields.get("v") == kept.get("v")
+    assert lines(out / "dropped.jsonl")[0]["row"] == kept
+    binary = pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind) or kind == pyarrow.binary_view()
+    assert not binary or lost == {"v"}
+
+
+def test_columns_to_ignore_stay_where_json_can_say_them(tmp_path):
+    """Only what cannot be written is left out, in all rows; the others are read without by the same flag."""
+    fields = {"image": {"bytes": b"x", "path": None}, "mood": "glad", "seen": 3}
+    records = [Record("t:1", EXAMPLES[0], fields), Record("t:2", EXAMPLES[0], fields | {"image": "a.png"})]
+    out = epath.Path(tmp_path / "out")
+    with pytest.raises(ExportError, match=r"t:1: 'image' holds bytes: no value of JSON"):
+        write_data_set(out, records, [], [], {}, ignore=("mood",))
+    write_data_set(out, records, [], [], {}, ignore=("mood", "image"))
+    assert [set(line) - {"messages", "id"} for line in lines(out / "data.jsonl")] == [{"mood", "seen"}] * 2

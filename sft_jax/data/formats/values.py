@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterator, Set
 from typing import Any, NoReturn
 
 from sft_jax.data.reading import Reading, RecordError
@@ -140,19 +140,37 @@ def json_text(value: object, where: str) -> str:
 
 
 def _check_json(value: object, where: str) -> None:
+    for found in _parts(value):
+        if isinstance(found, MergedObject):
+            refuse_merged_null(found, where)
+        if got := _unsaid(found):
+            raise RecordError(f"{where}: holds {got}, which is no value of JSON. Store it as text, or as a number.")
+
+
+def no_json(value: object) -> str:
+    """The first that a value holds and JSON has no word for, for people: "bytes"; empty where it can say all."""
+    return next(filter(None, map(_unsaid, _parts(value))), "")
+
+
+def _parts(value: object) -> Iterator[object]:
+    """A value and all that it holds."""
     left = [value]
     while left:
         found = left.pop()
+        yield found
         if isinstance(found, dict):
-            if isinstance(found, MergedObject):
-                refuse_merged_null(found, where)
             left.extend(found.values())
         elif isinstance(found, list):
             left.extend(found)
-        elif not (found is None or isinstance(found, str | int) or (isinstance(found, float) and math.isfinite(found))):
-            got = repr(found) if isinstance(found, float) else kind(found)
-            got = "a pair of a map whose keys are not all texts of their own" if type(found) is tuple else got
-            raise RecordError(f"{where}: holds {got}, which is no value of JSON. Store it as text, or as a number.")
+
+
+def _unsaid(value: object) -> str:
+    """What a value is, where it is none of JSON; what it holds is not looked at."""
+    if value is None or isinstance(value, str | int | dict | list):
+        return ""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else repr(value)
+    return "a pair of a map whose keys are not all texts of their own" if type(value) is tuple else kind(value)
 
 
 def refuse_merged_null(value: MergedObject, where: str, keys: Collection[str] | None = None) -> None:
