@@ -1,5 +1,6 @@
 """What the commands share: starting JAX, and errors as one clear message instead of a traceback."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +18,9 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "With --distributed, elsewhere: host:port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+_WHERE = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+_LISTED = "--helpfull lists them"
+_PATIENCE_SECONDS = 60  # of a process that cannot start, for the others to come where they can hear why
 
 
 def start_jax(several_processes: bool = False) -> None:
@@ -30,18 +34,22 @@ def start_jax(several_processes: bool = False) -> None:
 
     Raises:
         ValueError: flags that contradict one another, or --distributed for a command that runs in one process.
+        OtherProcessError: another process has flags with which it cannot start.
     """
     import jax
 
     from sft_jax import emulation
+    from sft_jax.training.agreement import agreed
 
     emulation.reserve_threads()
     if not several_processes:
         refuse_several_processes()
     elif _DISTRIBUTED.value:
-        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        _join()
+        with agreed():
+            pass  # a process with a mistake in its flags joins to say so
     else:
-        refuse_unread(["coordinator", "num_processes", "process_id"], "--distributed")
+        refuse_unread([holder.name for holder in _WHERE], "--distributed")
     default = Path.home() / ".cache" / "sft_jax" / "compilations"
     directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
     # Not for emulated CPU devices: programs with collectives, loaded from the cache, were seen to hang there.
@@ -49,6 +57,41 @@ def start_jax(several_processes: bool = False) -> None:
     if directory and not emulated:
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _join(**more: int) -> None:
+    import jax
+
+    jax.distributed.initialize(*(flags.FLAGS[holder.name].value for holder in _WHERE), **more)
+
+
+def _tell_others(arguments: list[str], message: str) -> None:
+    """Ends the other processes of a distributed run, which wait for this one to join, with the reason.
+
+    Where the flags by which processes find one another are wrong themselves, nobody can be told.
+
+    Args:
+        arguments: of the command line; some of its flags cannot be parsed.
+        message: what is wrong with them.
+    """
+    joining = flags.FlagValues()
+    for holder in (_DISTRIBUTED, *_WHERE):
+        joining[holder.name] = flags.FLAGS[holder.name]
+    try:
+        joining(flags.FLAGS.read_flags_from_files(arguments), known_only=True)
+    except flags.Error:
+        return
+    if not joining["distributed"].value:
+        return
+    from sft_jax import emulation
+    from sft_jax.training.agreement import agreed
+
+    sys.stderr.flush()  # here the reason is known at once
+    emulation.reserve_threads()
+    with contextlib.suppress(flags.Error, RuntimeError, ValueError):  # they cannot be found, or did not come
+        _join(initialization_timeout=_PATIENCE_SECONDS)
+        with agreed():
+            raise flags.Error(message)
 
 
 def refuse_several_processes() -> None:
@@ -59,7 +102,7 @@ def refuse_several_processes() -> None:
     """
     if _DISTRIBUTED.value:
         raise ValueError("--distributed: this command runs in one process, with all devices of its host")
-    refuse_unread(["coordinator", "num_processes", "process_id"], "--distributed, in training")
+    refuse_unread([holder.name for holder in _WHERE], "--distributed, in training")
 
 
 def refuse_unread(names: Iterable[str], goes_with: str) -> None:
@@ -77,12 +120,28 @@ def refuse_unread(names: Iterable[str], goes_with: str) -> None:
         raise ValueError(f"{', '.join(given)}: not read here, it goes with {goes_with}; leave it out")
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """`app.run(main)`, with mistakes of the user shown as a message; `--traceback` shows where they came from."""
+def run(main: Callable[[list[str]], None], several_processes: bool = False) -> None:
+    """`app.run(main)`, with mistakes of the user shown as a message; `--traceback` shows where they came from.
+
+    Args:
+        main: the command.
+        several_processes: it can be one of several processes, which are told of flags with which this one cannot start.
+    """
+
+    def parsed(arguments: list[str]) -> list[str]:
+        try:
+            return _parse_flags(arguments)
+        except _BadFlags as error:
+            shows_where = isinstance(error.__cause__, config_flag.ConfigError) and "--traceback" in arguments
+            if not shows_where:
+                sys.stderr.write(f"{error.text}\n")
+            if several_processes:
+                _tell_others(arguments, str(error))
+            if shows_where:
+                raise error.__cause__ from None
+            sys.exit(1)
 
     def checked(arguments: list[str]) -> None:
-        if len(arguments) > 1:
-            raise app.UsageError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries announce themselves at INFO
         if not _DEBUG.value:
@@ -98,7 +157,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             _end(f"error: {message}\n(--traceback shows where in the code)\n", 1)
 
     try:
-        app.run(checked, flags_parser=_parse_flags)
+        app.run(checked, flags_parser=parsed)
     except KeyboardInterrupt:
         _interrupted()
 
@@ -126,22 +185,32 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 sys.excepthook = _hook
 
 
+class _BadFlags(Exception):
+    """Flags with which the command cannot start, in one line; `text` has where to look beside."""
+
+    def __init__(self, what: str, message: object, hint: str):
+        super().__init__(f"error in the {what}: {message}")
+        self.text = f"{self}\n({hint})"
+
+
 def _parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags; what is wrong with them, or with the config they name, is a message."""
+    """Parses the flags.
+
+    Raises:
+        _BadFlags: something is wrong with them, or with the config that they name.
+    """
     try:
-        return flags.FLAGS(arguments)
+        rest = flags.FLAGS(arguments)
     except config_flag.ConfigError as error:
-        if "--traceback" in arguments:
-            raise
-        sys.stderr.write(f"error in the config: {error}\n(--traceback shows where in the code)\n")
-        sys.exit(1)
+        raise _BadFlags("config", error, "--traceback shows where in the code") from error
     except flags.UnrecognizedFlagError as error:
         message = f"{str(error).rstrip(' ?.')}. {_flags_like(error.flagname)}"
-        sys.stderr.write(f"error in the flags: {message}\n(--helpfull lists them)\n")
-        sys.exit(1)
+        raise _BadFlags("flags", message, _LISTED) from error
     except flags.Error as error:
-        sys.stderr.write(f"error in the flags: {error}\n(--helpfull lists them)\n")
-        sys.exit(1)
+        raise _BadFlags("flags", error, _LISTED) from error
+    if len(rest) > 1:
+        raise _BadFlags("flags", f"unexpected argument {rest[1]!r}; flags look like --name=value", _LISTED)
+    return rest
 
 
 def _flags_like(name: str) -> str:

@@ -33,4 +33,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    commands.run(main)
+    commands.run(main, several_processes=True)

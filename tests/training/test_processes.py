@@ -237,3 +237,64 @@ def test_a_fault_in_the_middle_of_the_run(root, failing, moment):
     fault = {"moment": moment, "step": 2, "error": "No space left on device"}
     workdir = root / "dense" / f"{moment} {failing}"
     assert_both_end(root, workdir, failing, "OSError: No space left on device", at_process={failing: fault})
+
+
+ROOT = Path(__file__).parents[2]
+START_UP_SECONDS = 300  # after which JAX gives up waiting for a process that does not join
+
+
+def commands(arguments: list[list[str]]) -> list[tuple[int, str]]:
+    """Exit status and errors of the command on each process; all end before JAX gives up waiting for one."""
+    address = free_address()
+    running = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "sft_jax.train", "--config=configs/sft.py", "--distributed"),
+                *(f"--coordinator={address}", f"--num_processes={len(arguments)}", f"--process_id={number}", *more),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, more in enumerate(arguments)
+    ]
+    try:
+        errors = [process.communicate(timeout=START_UP_SECONDS - 60)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(running, errors, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("--config.batch.rows=many", "error in the config: --config.batch.rows=many: expected a whole number"),
+        (
+            "--config.batch.row=8",
+            "error in the config: --config.batch.row=8: the section config.batch has no field 'row",
+        ),
+        ("--wrkdir=x", "error in the flags: Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+        ("stray", "error in the flags: unexpected argument 'stray'; flags look like --name=value"),
+        ("--config.batch.rows=0", "--config.batch.rows=0 must be at least 1"),
+    ],
+)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_flags_of_one_process_that_are_wrong(tmp_path, failing, bad, reason):
+    """It joins the others to say so: both end with the reason, and nobody waits for a time-out."""
+    good = [f"--workdir={tmp_path / 'run'}"]
+    ends = commands([[*good, bad] if number == failing else good for number in range(2)])
+    assert [status for status, _ in ends] == [1, 1], ends
+    assert reason in ends[failing][1], ends
+    assert f"error: process {failing} of 2: " in ends[1 - failing][1], ends
+    assert reason in ends[1 - failing][1], ends
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_flags_that_are_wrong_on_all_processes(tmp_path):
+    ends = commands([[f"--workdir={tmp_path / 'run'}", "--config.batch.rows=many"]] * 2)
+    assert [status for status, _ in ends] == [1, 1], ends
+    assert all(text.startswith("error in the config: --config.batch.rows=many") for _, text in ends), ends
