@@ -28,14 +28,34 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
         {"optimizer.momentum": 0.5},
         {"optimizer.momentum": 0.95},
     ),
+    (OF_CHECKS, "is not read under --config.adapter.method=none; leave"): (
+        "full",
+        {"adapter.rank": 8, "adapter.dropout": 0.1, "adapter.targets": ("head",)},
+        {"adapter.rank": 16, "adapter.dropout": 0.0, "adapter.targets": sft.get_config().adapter.targets},
+    ),
+    (OF_CHECKS, "is not read by --config.optimizer.schedule={schedule}; leave"): (
+        "full",
+        {"optimizer.schedule": "constant", "optimizer.final_share": 0.0},
+        {"optimizer.final_share": 0.1},
+    ),
+    (OF_CHECKS, "is of weights that are not trained, and here all are; leave"): (
+        "full",
+        {"precision.frozen": "bfloat16"},
+        {"precision.frozen": "float32"},
+    ),
+    (OF_CHECKS, ": there are no held-out rows; give"): (
+        "full",
+        {"data.reading.held_out_split": "test"},
+        {"data.held_out": "b.jsonl"},
+    ),
+    ("sft_jax/training/mixing.py", "is not read without sources in"): (
+        "full",
+        {"data.mixture_packing": "before"},
+        {"data.mixture_packing": "after"},
+    ),
     (OF_CHECKS, "there is no average to evaluate; give"): ("full", {"ema.evaluate": True}, None),
     (OF_CHECKS, "is for frozen weights under an adapter; give"): ("full", {"precision.quantized": "nf4"}, None),
     (OF_CHECKS, "leave it at float32"): ("lora", {"precision.params": "bfloat16"}, {"precision.params": "float32"}),
-    (OF_CHECKS, "names none; leave it at 0"): (
-        "lora",
-        {"adapter.dropout": 0.1, "adapter.targets": ("embedding",)},
-        {"adapter.dropout": 0.0},
-    ),
     (OF_CHECKS, "schedule_free averages in place of a schedule"): (
         "full",
         {"optimizer.name": "schedule_free", "optimizer.schedule": "linear"},

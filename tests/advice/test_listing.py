@@ -11,6 +11,7 @@ DECIDED = ("data/formats/test_annotations.py", "test_where_annotators_differ_it_
 NAMED = ("data/rendering/test_named_templates.py", "test_without_a_default")
 DRIFT = ("exports/test_model.py", "test_a_drift_beyond_the_tolerance_is_met_as_advised")
 FORMAT = ("exports/test_model.py", "test_a_format_that_does_not_fit_is_refused_by_one_that_does")
+SHORT_RUNS = ("training/test_run_findings.py", "test_what_a_run_would_not_do_is_said_and_what_is_advised_does_it")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/data/checks/sizes.py", "drop_leading_answers"): (
         "training/test_dropped_advice.py",
@@ -136,6 +137,18 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/training/workdir.py", "put it back from a copy, or give another --workdir"): (
         "training/test_metric_log.py",
         "test_a_damaged_config_is_put_back_or_left",
+    ),
+    ("sft_jax/training/durations.py", "comes to 0 steps: nothing would be trained"): (
+        "training/test_durations.py",
+        "test_a_run_of_no_step_is_refused",
+    ),
+    ("sft_jax/training/run_findings.py", 'Give --config.optimizer.warmup="3 percent"'): SHORT_RUNS,
+    ("sft_jax/training/run_findings.py", "Give a --config.profile.start of at most"): SHORT_RUNS,
+    ("sft_jax/training/run_findings.py", "Give --config.ema.decay="): SHORT_RUNS,
+    ("sft_jax/training/run_findings.py", "Give --config.optimizer.clip_norm=1.0"): SHORT_RUNS,
+    ("sft_jax/training/freezing.py", "dropout is drawn in the projections"): (
+        "training/test_loop.py",
+        "test_dropout_that_nothing_draws_is_refused",
     ),
 }
 EXEMPT = {  # (file, part of it) -> why there is nothing to follow
