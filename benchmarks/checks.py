@@ -11,7 +11,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from sft_jax.data.checks import CHECKS, Subject, run_checks
+from sft_jax.audit.checks import CHECKS, Subject, run_checks
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import TokenizedRows

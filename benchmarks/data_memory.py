@@ -55,7 +55,7 @@ def write_rows(path: Path, count: int) -> None:
 def load_one(path: str, cache: str, workers: int) -> dict[str, float]:
     """Loads the data of a config; seconds and bytes."""
     from configs import sft
-    from sft_jax.training import run_data
+    from sft_jax.preparation import run_data
 
     config = sft.get_config().copy_and_resolve_references()
     config.data.train, config.data.cache, config.loader.tokenize_workers = path, cache, workers

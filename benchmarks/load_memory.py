@@ -79,8 +79,8 @@ def _measure(directory: Path, layout: str) -> None:
 
     jax.config.update("jax_num_cpu_devices", DEVICES)
     from sft_jax.models.loading import decoder_config, load_params
+    from sft_jax.sharding import make_mesh, placement
     from sft_jax.sources import open_checkpoint
-    from sft_jax.training.sharding import make_mesh, placement
 
     mesh = make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}))
     checkpoint = open_checkpoint(directory)

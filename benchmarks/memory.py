@@ -71,12 +71,12 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
     import jax
 
     from sft_jax.data.batches import train_batches
-    from sft_jax.training.base import base_of
+    from sft_jax.preparation.run_data import load_data
+    from sft_jax.runs.base import base_of
+    from sft_jax.sharding import make_mesh, put_batch
     from sft_jax.training.held_out import held_out_metrics
     from sft_jax.training.optimizer import hyperparameters
-    from sft_jax.training.run_data import load_data
     from sft_jax.training.setup import init_state, make_model, step_settings
-    from sft_jax.training.sharding import make_mesh, put_batch
     from sft_jax.training.step import compile_eval_step, compile_train_step
 
     config = _config(data_directory, arg, changes)

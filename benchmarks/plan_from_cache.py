@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from sft_jax.data.checks.duplicates import EqualKeys
-from sft_jax.data.checks.overlap import first_asking
+from sft_jax.audit.checks.duplicates import EqualKeys
+from sft_jax.audit.checks.overlap import first_asking
 from sft_jax.data.packing import supervised_capacity
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import Counts, Tokenized, TokenizedRows

@@ -52,10 +52,10 @@ def ours(
     import jax
 
     from configs import sft
-    from sft_jax.training.base import open_base
+    from sft_jax.runs.base import open_base
+    from sft_jax.sharding import make_mesh, put_batch
     from sft_jax.training.optimizer import hyperparameters
     from sft_jax.training.setup import init_state, make_model, step_settings
-    from sft_jax.training.sharding import make_mesh, put_batch
     from sft_jax.training.step import compile_train_step
 
     config = sft.get_config(arg).copy_and_resolve_references()

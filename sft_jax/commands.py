@@ -39,7 +39,7 @@ def start_jax(several_processes: bool = False) -> None:
     import jax
 
     from sft_jax import emulation
-    from sft_jax.training.agreement import agreed
+    from sft_jax.agreement import agreed
 
     emulation.reserve_threads()
     if not several_processes:
@@ -84,7 +84,7 @@ def _tell_others(arguments: list[str], message: str) -> None:
     if not joining["distributed"].value:
         return
     from sft_jax import emulation
-    from sft_jax.training.agreement import agreed
+    from sft_jax.agreement import agreed
 
     sys.stderr.flush()  # here the reason is known at once
     emulation.reserve_threads()

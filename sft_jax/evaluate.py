@@ -39,8 +39,8 @@ def main(_: list[str]) -> None:
     from sft_jax.data.records import iter_records, read_records
     from sft_jax.evaluation import held_out, tables
     from sft_jax.evaluation.baselines import choose_examples
-    from sft_jax.training.progress import ProgressBars
-    from sft_jax.training.sharding import inference_mesh
+    from sft_jax.progress import ProgressBars
+    from sft_jax.sharding import inference_mesh
 
     if not _EXAMPLES.value:
         commands.refuse_unread(["examples_from", "examples_split"], "--examples, how many of them")

@@ -48,8 +48,8 @@ def main(_: list[str]) -> None:
     from sft_jax.exports.model import export_model
     from sft_jax.exports.subject import check_format, open_subject
     from sft_jax.exports.summary import summary_table
-    from sft_jax.training.progress import ProgressBars
-    from sft_jax.training.sharding import inference_mesh
+    from sft_jax.progress import ProgressBars
+    from sft_jax.sharding import inference_mesh
 
     if _FORMAT.value == "peft":
         commands.refuse_unread(["max_shard_gb"], "--format=hf and --format=merged")

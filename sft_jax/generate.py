@@ -28,7 +28,7 @@ def main(_: list[str]) -> None:
     """Runs what the flags ask for."""
     import jax
 
-    from sft_jax.training.sharding import inference_mesh
+    from sft_jax.sharding import inference_mesh
 
     if _PROMPT.value is not None and _PROMPTS.value is not None:
         raise ValueError("give --prompt or --prompts, not both")
@@ -125,7 +125,7 @@ def _answer_file(loaded) -> None:
 
     from sft_jax.data.records import read_prompts
     from sft_jax.generation import problem_of_prompt
-    from sft_jax.training.progress import ProgressBars
+    from sft_jax.progress import ProgressBars
 
     console = Console(stderr=True)
     records = read_prompts(_PROMPTS.value, reading_flags.reading())

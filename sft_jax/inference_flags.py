@@ -25,7 +25,7 @@ _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the most likely tokens up
 
 def load(source: str, mesh):
     """The model that `source` names, as the flags ask for it."""
-    from sft_jax.training.restore import load_for_inference  # after the flags are checked
+    from sft_jax.runs.restore import load_for_inference  # after the flags are checked
 
     return load_for_inference(source, mesh, PRODUCTS.value, WEIGHTS.value, MAX_POSITIONS.value)
 

@@ -4,7 +4,7 @@
     python -m sft_jax.preview --config=… --out=runs/preview        # index.html to look at, report.json for machines
     python -m sft_jax.preview --config=… --write=data/clean        # the cleaned rows, and why others are not there
 
-Exit status: 0; 1 for a mistake in flags or data that cannot be read; 3 for findings as grave as --fail_on.
+Exit status: 0; 1 for a mistake in flags or data that cannot be read; 3 for findings of the severity --fail_on or above.
 """
 
 import sys
@@ -33,13 +33,14 @@ def main(_: list[str]) -> None:
     from etils import epath
     from rich.console import Console
 
+    from sft_jax.audit.findings import severe_enough
     from sft_jax.exports.data_set import REPORT, check_free, data_files, reading_flags, write_data_set
+    from sft_jax.preparation.inspection import inspect_data, preview_page
+    from sft_jax.preparation.mixing import ignored_columns
+    from sft_jax.progress import ProgressBars
+    from sft_jax.runs.workdir import write_whole
     from sft_jax.training.checks import check_config
-    from sft_jax.training.inspection import inspect_data, preview_page
-    from sft_jax.training.judging import as_grave
-    from sft_jax.training.mixing import ignored_columns
-    from sft_jax.training.progress import ProgressBars
-    from sft_jax.training.workdir import write_whole
+    from sft_jax.training.run_findings import run_findings
 
     commands.refuse_several_processes()
     if not _OUT.value:
@@ -51,7 +52,7 @@ def main(_: list[str]) -> None:
     if _WRITE.value:
         check_free(epath.Path(_WRITE.value), _FORCE.value)
     with ProgressBars(console) as progress:
-        inspection = inspect_data(config, progress, _EARLIER_RUNS.value)
+        inspection = inspect_data(config, progress, _EARLIER_RUNS.value, run_findings)
         page = preview_page(inspection, config, _ROWS.value, progress) if _OUT.value else ""
     report = inspection.data.report
     if _WRITE.value:
@@ -70,7 +71,7 @@ def main(_: list[str]) -> None:
     if _OUT.value:
         console.print(f"Page: {_OUT.value}/index.html\nNumbers: {_OUT.value}/{REPORT}", soft_wrap=True)
     console.print(inspection.data.held_out_note, report)
-    if as_grave(report.findings, _FAIL_ON.value):
+    if severe_enough(report.findings, _FAIL_ON.value):
         sys.exit(_STATUS_OF_FINDINGS)
 
 

@@ -39,6 +39,9 @@ emulation.reserve_threads()
 compilations.share()
 
 
+pytest_plugins = ("tests.byte_tokenizers",)
+
+
 def pytest_addoption(parser):
     parser.addoption("--family-table", help="write what the tests of families showed into this Markdown file")
 

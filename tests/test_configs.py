@@ -10,9 +10,9 @@ import pytest
 
 from configs import sft
 from sft_jax import config_flag
+from sft_jax.runs.workdir import flatten
 from sft_jax.training import run
 from sft_jax.training.checks import CHECKS, check_config
-from sft_jax.training.workdir import flatten
 from tests import tiny
 from tests.command_line import config_of
 
@@ -82,7 +82,8 @@ class Tracked(ml_collections.ConfigDict):
 
 def test_every_field_is_read(tmp_path, monkeypatch):
     """Checks and records of the whole config do not count."""
-    from sft_jax.training import loop, workdir
+    from sft_jax.runs import workdir
+    from sft_jax.training import loop
 
     read: set[str] = set()
     plain = small(tiny.config(tmp_path, "lora"), tmp_path).unlock()

@@ -81,9 +81,9 @@ def test_faults_in_the_code_are_not_explained_away(error):
 
 def test_where_in_this_project_is_said():
     """A library's error is named with the line here that called it."""
-    from sft_jax.training.metric_log import read_metrics
+    from sft_jax.runs.metric_log import read_metrics
 
-    assert "No such file or directory, at sft_jax/training/metric_log.py:" in said_of(read_metrics, "/nowhere/m.jsonl")
+    assert "No such file or directory, at sft_jax/runs/metric_log.py:" in said_of(read_metrics, "/nowhere/m.jsonl")
 
 
 def test_what_orbax_logs_it_raises_too():

@@ -9,9 +9,9 @@ import pytest
 
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import read_records
-from sft_jax.training.inspection import inspect_data, preview_page
-from sft_jax.training.progress import silent
-from sft_jax.training.run_data import load_data
+from sft_jax.preparation.inspection import inspect_data, preview_page
+from sft_jax.preparation.run_data import load_data
+from sft_jax.progress import silent
 from tests import tiny
 
 

@@ -93,6 +93,14 @@ class PromptTemplate(NamedTuple):
         """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
         return self.own(view.asked) or view.answer.strip()
 
+    def text(self, view: View) -> str:
+        """What is asked and the last answer, without the template."""
+        return f"{self.own(view.asked)}\n{view.answer}" if view.asked else view.answer
+
+    def asked_texts(self, view: View) -> set[str]:
+        """The texts by which a row is found: all that is asked, or what the user said last."""
+        return {self.main(view), self.own(view.question)} - {""}
+
 
 NO_TEMPLATE = PromptTemplate()
 

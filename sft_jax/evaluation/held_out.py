@@ -19,9 +19,9 @@ from sft_jax.evaluation.held_out_loss import row_losses
 from sft_jax.evaluation.parts import Reference, as_fields, differing_parts, read_parts, reference_of, score_parts
 from sft_jax.evaluation.scoring import Outcome, aggregate
 from sft_jax.generation import MAX_POSITIONS, Generated, Generator, Sampling, problem_of_prompt
-from sft_jax.training.restore import Loaded
-from sft_jax.training.setup import check_sizes
-from sft_jax.training.workdir import write_whole
+from sft_jax.models.sizes import check_sizes
+from sft_jax.runs.restore import Loaded
+from sft_jax.runs.workdir import write_whole
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all) -> callback (done, in all)

@@ -15,7 +15,7 @@ from sft_jax.evaluation.scoring import Outcome
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives import Settings, cross_entropy
 from sft_jax.objectives.head import gather_targets
-from sft_jax.training.sharding import data_shards, put_batch, rows_here
+from sft_jax.sharding import data_shards, put_batch, rows_here
 
 Tree = Any
 Progress = Callable[[int, int], None]

@@ -22,11 +22,11 @@ from sft_jax.models.config import AdapterSpec, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.peft_adapters import peft_adapter, settings_of
 from sft_jax.models.peft_loading import load_peft_adapter
+from sft_jax.models.variables import scaled_adapters
+from sft_jax.runs.base import open_run
 from sft_jax.sources.locate import SHORT_NAMES
 from sft_jax.sources.peft import CONFIG, PREFIX, WEIGHTS, is_peft_directory, open_peft_adapter
 from sft_jax.sources.safetensors_writer import PendingTensor, write_safetensors
-from sft_jax.training.base import open_run
-from sft_jax.training.state import scaled_adapters
 
 Tree = Any
 _OF_THE_RUN = ("scale", "dropout")

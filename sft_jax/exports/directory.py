@@ -11,7 +11,7 @@ from pathlib import Path
 
 from etils import epath
 
-from sft_jax.training.workdir import is_remote
+from sft_jax.runs.workdir import is_remote
 
 GOLDEN = "golden.json"  # every export of a model has one; what has none is not replaced
 _LAST = ("config.json", "adapter_config.json")

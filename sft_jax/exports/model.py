@@ -18,9 +18,9 @@ from sft_jax.exports.subject import Subject, merged_weights, source_directory
 from sft_jax.models.config import Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.storing import WeightMaker, pending_tensors
+from sft_jax.runs.base import open_base
 from sft_jax.sources.huggingface import INDEX
 from sft_jax.sources.safetensors_writer import PendingTensor, index_of, split_into_shards, write_safetensors
-from sft_jax.training.base import open_base
 
 Tree = Any
 ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all) -> callback(done, in all)

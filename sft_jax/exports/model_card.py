@@ -9,8 +9,8 @@ from etils import epath
 from sft_jax.evaluation.held_out import SCORES
 from sft_jax.exports.golden import Golden
 from sft_jax.exports.subject import Subject
-from sft_jax.training.metric_log import FILE, read_metrics
-from sft_jax.training.workdir import ENVIRONMENT
+from sft_jax.runs.metric_log import FILE, read_metrics
+from sft_jax.runs.workdir import ENVIRONMENT
 
 _MEASURED = ("held_out/", "train/loss", "progress/tokens", "progress/examples")
 _PATHS = ("data.train", "data.held_out", "data.cache", "model.source", "model.chat_template", "adapter.initial")

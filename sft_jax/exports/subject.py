@@ -17,9 +17,9 @@ from sft_jax.models.adapters import new_rows
 from sft_jax.models.config import AdapterSpec, DecoderConfig
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.storing import WeightMaker
+from sft_jax.models.variables import merge_adapters
+from sft_jax.runs.base import Base, FinishedRun, load_base_tokenizer, open_base, open_run
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
-from sft_jax.training.base import Base, FinishedRun, load_base_tokenizer, open_base, open_run
-from sft_jax.training.state import merge_adapters
 
 Tree = Any
 

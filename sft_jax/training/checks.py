@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_collections
 
+from sft_jax.audit.findings import FAIL_ON
 from sft_jax.data import cleaning
 from sft_jax.data.batches import NORMALIZE
 from sft_jax.data.files import CONTAINERS, DATA_SETS
@@ -25,15 +26,14 @@ from sft_jax.data.rendering import masking
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
 from sft_jax.models.quantization import KINDS
+from sft_jax.models.vocabulary import problems_of
 from sft_jax.objectives import OBJECTIVES
-from sft_jax.training.adapting import has_adapters
-from sft_jax.training.freezing import trains_all_weights
+from sft_jax.preparation.mixing import problems_in_mixture
+from sft_jax.runs.adapting import has_adapters
+from sft_jax.runs.freezing import trains_all_weights
 from sft_jax.training.groups import parse_groups
-from sft_jax.training.judging import FAIL_ON
-from sft_jax.training.mixing import problems_in_mixture
 from sft_jax.training.optimizer import SCHEDULES
 from sft_jax.training.update_rules import RULES, unread_options
-from sft_jax.training.vocabulary import problems_of
 
 Check = tuple[Callable[[Any], bool], str]
 

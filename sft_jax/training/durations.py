@@ -3,8 +3,11 @@
 One string carries number and unit, so that a flag can replace either and two units can never be given at once.
 """
 
+import dataclasses
 import math
 import re
+
+import ml_collections
 
 from sft_jax.data.plan import PackPlan
 
@@ -55,6 +58,54 @@ def in_steps(duration: str, flag: str, plan: PackPlan, total_steps: int | None =
             )
         return math.ceil(amount / 100 * total_steps)
     return plan.steps_for(unit, amount)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """How many steps a run has, and after which of them it evaluates and saves.
+
+    Attributes:
+        total_steps: optimizer steps in all.
+        warmup_steps: of them, those of the learning rate's warm-up.
+        evaluate_every: steps between evaluations; 0: at the end only.
+        save_every: steps between checkpoints; 0: at the end only.
+        saves_evaluated: each step that is evaluated is saved too.
+    """
+
+    total_steps: int
+    warmup_steps: int
+    evaluate_every: int
+    save_every: int
+    saves_evaluated: bool
+
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Whether to evaluate and whether to save after `step`."""
+        last = step == self.total_steps
+        evaluating = last or (self.evaluate_every > 0 and step % self.evaluate_every == 0)
+        saving = last or (self.save_every > 0 and step % self.save_every == 0)
+        return evaluating, saving or (evaluating and self.saves_evaluated)
+
+
+def timetable(config: ml_collections.ConfigDict, plan: PackPlan, *, measures: bool) -> Timetable:
+    """The durations of a config in steps.
+
+    Args:
+        config: the experiment config.
+        plan: the pack plan.
+        measures: whether evaluations measure anything. The best checkpoint by a metric is the best of all evaluations,
+            so each of them is saved then.
+
+    Raises:
+        ValueError: see `in_steps`.
+    """
+    total = run_steps(config.duration, plan)
+    return Timetable(
+        total_steps=total,
+        warmup_steps=in_steps(config.optimizer.warmup, "optimizer.warmup", plan, total),
+        evaluate_every=in_steps(config.evaluation.every, "evaluation.every", plan),
+        save_every=in_steps(config.checkpoint.every, "checkpoint.every", plan),
+        saves_evaluated=measures and bool(config.checkpoint.best_metric),
+    )
 
 
 def run_steps(duration: str, plan: PackPlan) -> int:

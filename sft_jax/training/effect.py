@@ -17,8 +17,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Int32
 
+from sft_jax.models.variables import canonical_path
 from sft_jax.training.groups import group_of, parse_groups
-from sft_jax.training.state import TrainState, canonical_path
+from sft_jax.training.state import TrainState
 
 Tree = Any
 Part = tuple[str, int | None]  # canonical path, and the layer where it lies in one

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from sft_jax.training.sharding import path_string
-from sft_jax.training.state import matrix_axes
+from sft_jax.models.variables import matrix_axes
+from sft_jax.sharding import path_string
 
 Tree = Any
 BLOCK, SMALL = 256, 4096

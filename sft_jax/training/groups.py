@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from sft_jax.training.state import canonical_path
+from sft_jax.models.variables import canonical_path
 
 _OPTIONS = ("learning_rate_factor", "weight_decay")
 _FLAG = "--config.optimizer.groups"

@@ -1,7 +1,9 @@
 """Measuring during a run: loss on held-out rows, and answers to held-out prompts."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,13 +17,19 @@ from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Generator, problem_of_prompt
 from sft_jax.models.decoder import Decoder
+from sft_jax.models.variables import variables
 from sft_jax.objectives import Settings, get_objective
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
-from sft_jax.training.run_data import Data
-from sft_jax.training.sharding import data_shards, put_batch, rows_here
-from sft_jax.training.state import TrainState, variables
+from sft_jax.preparation.run_data import Data
+from sft_jax.runs.averages import for_use, parts_of
+from sft_jax.sharding import data_shards, put_batch, rows_here
+from sft_jax.training.setup import in_use
+from sft_jax.training.state import TrainState
+from sft_jax.training.step import StepSettings, compile_eval_step
 
 Tree = Any
+Evaluator = Callable[[Decoder, TrainState], Mapping[str, float]]
+Evaluation = Callable[[TrainState, Callable[[int, int], None]], tuple[dict[str, float], dict[str, str]]]
 _CUT = {MAX_NEW_TOKENS: " (cut)", MAX_POSITIONS: " (cut at the model's last position)"}
 
 
@@ -178,3 +186,71 @@ def last_answer(record: Record) -> int:
 
 def _quoted(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.split("\n"))
+
+
+def compile_for_evaluation(config: ml_collections.ConfigDict, state: TrainState) -> Callable[[TrainState], TrainState]:
+    """The function from a state to one with what is to be measured in the place of the trained parameters.
+
+    That is like them in dtype and layout, and the EMA where `config.ema.evaluate` asks for it.
+
+    Args:
+        config: the experiment config.
+        state: a state of the run.
+    """
+    names = parts_of(config, "ema" if config.ema.evaluate else "trained")
+    if names == ("trained",):
+        return lambda state: state
+    dtypes, shardings = (jax.tree.map(operator.attrgetter(of), state.trained) for of in ("dtype", "sharding"))
+
+    def chosen(parts: Mapping[str, Tree]) -> Tree:
+        return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), for_use(config, parts), dtypes)
+
+    choose = jax.jit(chosen, out_shardings=shardings)
+    return lambda state: state.replace(trained=choose({name: _at(state, name) for name in names}))
+
+
+def _at(state: TrainState, path: str) -> Tree:
+    node = state
+    for name in path.split("/"):
+        node = getattr(node, name)
+    return node
+
+
+def compile_evaluation(
+    config: ml_collections.ConfigDict,
+    data: Data,
+    model: Decoder,
+    settings: StepSettings,
+    state: TrainState,
+    mesh: Mesh,
+    evaluators: Mapping[str, Evaluator],
+) -> Evaluation:
+    """One evaluation of the model as it is put to use: the held-out rows, what evaluators measure, and samples.
+
+    Args:
+        config: the experiment config.
+        data: of the run.
+        model: as it is trained.
+        settings: of the train step.
+        state: a state of the run; its values are not looked at.
+        mesh: where its arrays are.
+        evaluators: of the user's own, by name.
+
+    Returns:
+        (state, progress) -> (scalars, texts) by name; `progress` is called with (batches done, batches in all).
+    """
+    model = in_use(model)
+    groups = several(data.held_out.groups) if data.held_out is not None else None
+    settings = dataclasses.replace(settings, slices=len(groups.names) if groups else 0)
+    measured, eval_step = compile_for_evaluation(config, state), compile_eval_step(model, settings, state, mesh)
+    samples = Samples(model, data, config) if data.held_out_records and config.evaluation.samples else None
+
+    def evaluate(state: TrainState, progress: Callable[[int, int], None]) -> tuple[dict[str, float], dict[str, str]]:
+        state, scalars = measured(state), {}
+        if data.held_out is not None:
+            scalars = held_out_metrics(eval_step, state, data, config, mesh, progress)
+        for name, evaluator in evaluators.items():
+            scalars |= {f"{name}/{metric}": float(value) for metric, value in evaluator(model, state).items()}
+        return scalars, samples(state) if samples else {}
+
+    return evaluate

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from sft_jax.models import adapters
 from sft_jax.models.config import LayerLayout
 from sft_jax.models.peft_loading import LoadedAdapter, load_peft_adapter
+from sft_jax.runs.base import Base
+from sft_jax.sharding import shardings_of
 from sft_jax.sources.peft import open_peft_adapter
-from sft_jax.training.base import Base
-from sft_jax.training.sharding import shardings_of
 
 Tree = Any
 

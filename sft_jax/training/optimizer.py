@@ -13,8 +13,9 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, Int
 
+from sft_jax.runs.adapting import adapter_hyperparameters
+from sft_jax.sharding import path_string
 from sft_jax.training.groups import group_of, parse_groups
-from sft_jax.training.sharding import path_string
 from sft_jax.training.update_rules import RULES, Hyperparameters
 
 Tree = Any
@@ -67,15 +68,13 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         "ema_decay": config.ema.decay,
         "balance_loss": config.experts.balance_loss,
         "neftune_alpha": config.objective.neftune_alpha,
-        "adapter_alpha": config.adapter.alpha,
-        "adapter_rank_power": {"rank": 1.0, "sqrt_rank": 0.5}[config.adapter.scaling],
-        "adapter_dropout": config.adapter.dropout,
     }
     for index, group in enumerate(parse_groups(optimizer.groups)):
         values[f"group_{index}_learning_rate_factor"] = group.learning_rate_factor
         if group.weight_decay is not None:
             values[f"group_{index}_weight_decay"] = group.weight_decay
-    return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+    numbers = {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+    return numbers | adapter_hyperparameters(config.adapter)
 
 
 def learning_rate(kind: str, step: Int[Array, ""], hyper: Hyperparameters) -> Float[Array, ""]:

@@ -9,15 +9,15 @@ import jax
 import ml_collections
 from etils import epath
 
+from sft_jax.agreement import agreed
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
-from sft_jax.training.adapting import has_adapters
-from sft_jax.training.agreement import agreed
+from sft_jax.preparation.run_data import Data
+from sft_jax.progress import figures
+from sft_jax.runs.adapting import has_adapters
+from sft_jax.runs.freezing import trains_all_weights
+from sft_jax.runs.metric_log import MetricLog
 from sft_jax.training.flops import peak_flops, train_flops
-from sft_jax.training.freezing import trains_all_weights
-from sft_jax.training.metric_log import MetricLog
-from sft_jax.training.progress import figures
-from sft_jax.training.run_data import Data
 
 SKIPPED = "skipped_steps.jsonl"
 STEP_METRICS = ("train/", "progress/", "speed/")  # what every step measures; the rest is from evaluations

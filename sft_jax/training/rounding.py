@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float32, Key
 
-from sft_jax.training.sharding import path_string
-from sft_jax.training.state import canonical_path
+from sft_jax.models.variables import canonical_path
+from sft_jax.sharding import path_string
 
 Tree = Any
 _STREAM = zlib.crc32(b"stochastic rounding")  # beside those of dropout and noise

@@ -10,12 +10,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from sft_jax.data.checks import SEVERITIES, Finding
-from sft_jax.data.checks.findings import counted
+from sft_jax.audit.checks import Finding
+from sft_jax.audit.findings import counted
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.sharding import shards_asked
 from sft_jax.training.durations import in_steps, parse, run_steps
-from sft_jax.training.sharding import shards_asked
 from sft_jax.training.update_rules import unread_options
 
 _SEVERAL = 2.0  # times that the first global batch holds each row
@@ -41,11 +41,6 @@ def run_findings(
         *_clipped_away(config),
         *_never_reached(config, plan),
     ]
-
-
-def by_gravity(findings: Sequence[Finding]) -> list[Finding]:
-    """The gravest first, else in the order they come in."""
-    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
 
 
 def _large_batch(config: ml_collections.ConfigDict, rows: TokenizedRows, plan: PackPlan) -> list[Finding]:

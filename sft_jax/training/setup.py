@@ -9,54 +9,25 @@ import ml_collections
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from sft_jax.data.tokenized import TokenizedRows
-from sft_jax.models import adapters, positions
+from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.quantization import dequantized_tree
+from sft_jax.models.variables import canonical_path, split
 from sft_jax.objectives import Settings, get_objective
-from sft_jax.training.adapting import adapter_spec, has_adapters, init_beside
-from sft_jax.training.base import Base
+from sft_jax.runs.adapting import adapter_spec, has_adapters, init_beside
+from sft_jax.runs.base import Base
+from sft_jax.runs.freezing import trained_predicate, trains_all_weights
+from sft_jax.sharding import data_shards, shardings_of
 from sft_jax.training.effect import no_counts
-from sft_jax.training.freezing import trained_predicate, trains_all_weights
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
-from sft_jax.training.sharding import data_shards, shardings_of
-from sft_jax.training.state import TrainState, canonical_path, split
+from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepSettings
 
 Tree = Any
 _SCAN_TOKENS = 1024  # of a micro-batch, see `resolve_execution`
-
-
-def check_sizes(decoder: DecoderConfig, *data: TokenizedRows | None, remedy: str = "") -> None:
-    """Checks that the model has a place for every token of the data.
-
-    Args:
-        decoder: the model's.
-        data: tokenized rows.
-        remedy: how a row that is too long is left out; by default as a config does it.
-
-    Raises:
-        ValueError: a row is longer than the positions the model knows, or has a token that its embedding lacks.
-    """
-    for rows in data:
-        if rows is None:
-            continue
-        longest = int(rows.lengths.argmax())
-        if rows.lengths[longest] > decoder.max_positions:
-            remedy = remedy or f"--config.data.row_tokens={decoder.max_positions} leaves such rows out"
-            raise ValueError(
-                f"{rows.ids[longest]} has {rows.lengths[longest]} tokens; the model knows {decoder.max_positions} "
-                f"positions. {remedy}{positions.advice(decoder)}."
-            )
-        if rows.tokens.max() >= decoder.vocab_size:
-            row = int(rows.offsets.searchsorted(rows.tokens.argmax(), side="right")) - 1
-            raise ValueError(
-                f"{rows.ids[row]} has token {rows.tokens.max()}; the model's embedding has {decoder.vocab_size} rows. "
-                "Tokenizer and weights do not belong together."
-            )
 
 
 def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execution:

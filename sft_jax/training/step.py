@@ -18,16 +18,17 @@ from jaxtyping import Array, Float
 
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.experts import ROUTING, Routing, total_routing
+from sft_jax.models.variables import head_weights, merge, split, variables
 from sft_jax.objectives import Objective, Settings
 from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.head import gather_targets, over_chunks
 from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice
+from sft_jax.sharding import batch_sharding, shardings_of
 from sft_jax.training.effect import counted, squares
 from sft_jax.training.noise import embedding_noise
 from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from sft_jax.training.rounding import in_float32, kept_like, rounding_key
-from sft_jax.training.sharding import batch_sharding, shardings_of
-from sft_jax.training.state import TrainState, head_weights, merge, split, variables
+from sft_jax.training.state import TrainState
 
 Tree = Any
 Metrics = dict[str, tuple[Array, Array]]

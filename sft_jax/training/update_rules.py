@@ -15,9 +15,9 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
+from sft_jax.models.variables import canonical_path, matrix_axes, merge, split
+from sft_jax.sharding import path_string
 from sft_jax.training import eight_bit
-from sft_jax.training.sharding import path_string
-from sft_jax.training.state import canonical_path, matrix_axes, merge, split
 
 Tree = Any
 Hyperparameters = dict[str, Array]

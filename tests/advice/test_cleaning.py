@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from sft_jax.data.checks import Subject
-from sft_jax.data.checks.answers import empty_answers
-from sft_jax.data.checks.balance import label_balance
-from sft_jax.data.checks.duplicates import exact_duplicates
-from sft_jax.data.checks.encoding import control_characters, mojibake
-from sft_jax.data.checks.json_answers import json_answers
+from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks.answers import empty_answers
+from sft_jax.audit.checks.balance import label_balance
+from sft_jax.audit.checks.duplicates import exact_duplicates
+from sft_jax.audit.checks.encoding import control_characters, mojibake
+from sft_jax.audit.checks.json_answers import json_answers
 from sft_jax.data.cleaning import STEPS, Cleaner, CleaningLog, problems_of
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
@@ -22,17 +22,21 @@ def heavy_label(subject):
 
 
 FOUND = {  # (file, part of its advice) -> (check, answers of rows, how many rows are left)
-    ("sft_jax/data/checks/answers.py", "(drop_empty_answers)"): (empty_answers, ["<b>", " "], 1),
-    ("sft_jax/data/checks/encoding.py", "fix_encoding repairs"): (mojibake, ["<b> cafÃ©"], 1),
-    ("sft_jax/data/checks/encoding.py", "remove_control_characters takes them out"): (
+    ("sft_jax/audit/checks/answers.py", "(drop_empty_answers)"): (empty_answers, ["<b>", " "], 1),
+    ("sft_jax/audit/checks/encoding.py", "fix_encoding repairs"): (mojibake, ["<b> cafÃ©"], 1),
+    ("sft_jax/audit/checks/encoding.py", "remove_control_characters takes them out"): (
         control_characters,
         ["<b>\x00"],
         1,
     ),
-    ("sft_jax/data/checks/json_answers.py", "(drop_invalid_json_answers)"): (json_answers, ['{"b": 1}'] * 9 + ["{"], 9),
-    ("sft_jax/data/checks/duplicates.py", "(drop_exact_duplicates)"): (exact_duplicates, ["<b>", "<b>"], 1),
+    ("sft_jax/audit/checks/json_answers.py", "(drop_invalid_json_answers)"): (
+        json_answers,
+        ['{"b": 1}'] * 9 + ["{"],
+        9,
+    ),
+    ("sft_jax/audit/checks/duplicates.py", "(drop_exact_duplicates)"): (exact_duplicates, ["<b>", "<b>"], 1),
     (
-        "sft_jax/data/checks/balance.py",
+        "sft_jax/audit/checks/balance.py",
         " Take the cleaning step 'cap_labels={others}', which leaves it as many rows as all others",
     ): (
         heavy_label,

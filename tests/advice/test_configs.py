@@ -8,16 +8,16 @@ import re
 import pytest
 
 from configs import sft
+from sft_jax.models.vocabulary import add_new_tokens
+from sft_jax.preparation.run_data import load_data
+from sft_jax.runs.averages import parts_of
+from sft_jax.runs.base import open_base
+from sft_jax.sharding import make_mesh
 from sft_jax.training import durations
-from sft_jax.training.averages import parts_of
-from sft_jax.training.base import open_base
 from sft_jax.training.checks import CHECKS, check_config
-from sft_jax.training.freezing import check_trained
 from sft_jax.training.held_out import check_best_metric
-from sft_jax.training.run_data import load_data
 from sft_jax.training.setup import step_settings
-from sft_jax.training.sharding import make_mesh
-from sft_jax.training.vocabulary import add_new_tokens
+from sft_jax.training.trained_parameters import check_trained
 from tests import tiny
 from tests.command_line import SFT, config_of, flags_in
 
@@ -48,7 +48,7 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
         {"data.reading.held_out_split": "test"},
         {"data.held_out": "b.jsonl"},
     ),
-    ("sft_jax/training/mixing.py", "is not read without sources in"): (
+    ("sft_jax/preparation/mixing.py", "is not read without sources in"): (
         "full",
         {"data.mixture_packing": "before"},
         {"data.mixture_packing": "after"},
@@ -127,7 +127,7 @@ def test_a_field_takes_what_it_is_said_it_must_be(name):
     assert [value for value in map(kind, values) if not is_good(value)] == []
 
 
-MIXING = "sft_jax/training/mixing.py"
+MIXING = "sft_jax/preparation/mixing.py"
 
 
 @pytest.mark.parametrize(("other", "empty"), [("train", ""), ("mixture", {})])
@@ -154,9 +154,9 @@ def test_sources_are_packed_in_each_way_that_is_listed():
 
 
 NEW_TOKENS = {  # (file, part of its advice) -> (what was given, what is given in its place)
-    ("sft_jax/training/vocabulary.py", "is no token; give texts that are not empty"): (("<|a|>", ""), ("<|a|>",)),
-    ("sft_jax/training/vocabulary.py", "is a token already, with id"): (("<|a|>", "<|im_end|>"), ("<|a|>",)),
-    ("sft_jax/training/vocabulary.py", "times; give it once"): (("<|a|>", "<|b|>", "<|a|>"), ("<|a|>", "<|b|>")),
+    ("sft_jax/models/vocabulary.py", "is no token; give texts that are not empty"): (("<|a|>", ""), ("<|a|>",)),
+    ("sft_jax/models/vocabulary.py", "is a token already, with id"): (("<|a|>", "<|im_end|>"), ("<|a|>",)),
+    ("sft_jax/models/vocabulary.py", "times; give it once"): (("<|a|>", "<|b|>", "<|a|>"), ("<|a|>", "<|b|>")),
 }
 
 
@@ -228,7 +228,7 @@ def test_rows_of_a_batch_are_a_multiple(root):
         settings(**given, **{"batch.rows": times * int(parts) * int(shards)})
 
 
-WEIGHTS = ("sft_jax/training/averages.py", "--weights={weights} must be one of {', '.join(WEIGHTS)}")
+WEIGHTS = ("sft_jax/runs/averages.py", "--weights={weights} must be one of {', '.join(WEIGHTS)}")
 
 
 def test_weights_are_those_that_are_listed(root):
@@ -241,14 +241,14 @@ def test_weights_are_those_that_are_listed(root):
     ]
 
 
-FREEZING, ADAPTING = "sft_jax/training/freezing.py", "sft_jax/training/adapting.py"
+TRAINED, ADAPTING = "sft_jax/training/trained_parameters.py", "sft_jax/runs/adapting.py"
 EXPERTS = {"num_experts": 4, "experts_per_token": 2}
 OF_A_MODEL = {  # (file, part of its advice) -> (argument of the config, of the model, what was given, instead)
-    (FREEZING, "and --config.trained.last_layers="): (
+    (TRAINED, "and --config.trained.last_layers="): (
         *("full", {}, {"trained.last_layers": 1, "trained.weights": ("embedding",)}),
         [{"trained.last_layers": 0}, {"trained.weights": ()}],
     ),
-    (FREEZING, ": it is made for kernels of layers, and none is trained"): (
+    (TRAINED, ": it is made for kernels of layers, and none is trained"): (
         *("full", {}, {"trained.weights": (".*norm/scale",), "optimizer.name": "muon"}),
         None,
     ),

@@ -9,9 +9,11 @@ import re
 import datasets
 import pytest
 
+from sft_jax.audit.findings import DataFindingsError, check_findings
 from sft_jax.data.records import RecordError
-from sft_jax.training.judging import DataFindingsError, check_findings, read_benchmarks
-from sft_jax.training.run_data import load_data
+from sft_jax.preparation.benchmarks import read_benchmarks
+from sft_jax.preparation.run_data import load_data
+from sft_jax.training.run_findings import run_findings
 from tests import tiny
 from tests.command_line import flags_in, taken
 
@@ -31,7 +33,9 @@ def rows_of(config):
 
 def found(config, check):
     """The finding of a check; None where it finds nothing."""
-    return next((finding for finding in load_data(config).report.findings if finding.check == check), None)
+    return next(
+        (finding for finding in load_data(config, also=run_findings).report.findings if finding.check == check), None
+    )
 
 
 def fail_in(folder, code, monkeypatch, module, name):
@@ -72,7 +76,7 @@ def test_rows_are_kept_where_it_is_advised(key, root, tmp_path, monkeypatch):
     assert any((tmp_path / "local").iterdir())
 
 
-RUN_DATA = "sft_jax/training/run_data.py"
+RUN_DATA = "sft_jax/preparation/run_data.py"
 NO_DATA = (RUN_DATA, "--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
 
 
@@ -99,7 +103,7 @@ def test_a_template_is_a_file(root, tmp_path):
     assert rows_of(config) == ROWS
 
 
-BENCHMARK = ("sft_jax/training/judging.py", "For a benchmark name the column of its prompts:")
+BENCHMARK = ("sft_jax/preparation/benchmarks.py", "For a benchmark name the column of its prompts:")
 
 
 def test_the_column_of_a_benchmark_is_named(root, tmp_path):
@@ -113,7 +117,7 @@ def test_the_column_of_a_benchmark_is_named(root, tmp_path):
 
 
 GRAVE = (
-    "sft_jax/training/judging.py",
+    "sft_jax/audit/findings.py",
     "python -m sft_jax.preview with the same config shows the rows. To train on it all the same: --config",
 )
 
@@ -131,7 +135,7 @@ def test_findings_that_stop_a_run_are_shown_and_can_be_passed(root):
 
 
 IN_CONTENTS = (
-    "sft_jax/data/checks/new_tokens.py",
+    "sft_jax/audit/checks/new_tokens.py",
     "--config.model.new_tokens_in_contents=False keeps new tokens text wherever contents spell them.",
 )
 

@@ -11,17 +11,18 @@ DECIDED = ("data/formats/test_annotations.py", "test_where_annotators_differ_it_
 NAMED = ("data/rendering/test_named_templates.py", "test_without_a_default")
 DRIFT = ("exports/test_model.py", "test_a_drift_beyond_the_tolerance_is_met_as_advised")
 FORMAT = ("exports/test_model.py", "test_a_format_that_does_not_fit_is_refused_by_one_that_does")
+GIVEN = ("training/test_given.py", "test_what_is_of_another_config_is_refused")
 SHORT_RUNS = ("training/test_run_findings.py", "test_what_a_run_would_not_do_is_said_and_what_is_advised_does_it")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
-    ("sft_jax/data/checks/sizes.py", "drop_leading_answers"): (
-        "training/test_dropped_advice.py",
+    ("sft_jax/audit/checks/sizes.py", "drop_leading_answers"): (
+        "preparation/test_dropped_advice.py",
         "test_conversations_cut_out_of_longer_ones",
     ),
     ("sft_jax/data/formats/annotations.py", ". Adjudicate it (--config.data.reading.label=adjudicated), or"): DECIDED,
     ("sft_jax/data/formats/annotations.py", ". Decide: --config.data.reading.label=majority or"): DECIDED,
     ("sft_jax/data/formats/annotations.py", "Mark it in the tool, or name who adjudicates:"): DECIDED,
-    ("sft_jax/data/preview/selection.py", ". Those that findings name are among them, and the longest;"): (
-        "data/preview/test_selection.py",
+    ("sft_jax/audit/preview/selection.py", ". Those that findings name are among them, and the longest;"): (
+        "audit/preview/test_selection.py",
         "test_rows_that_findings_name_are_there",
     ),
     ("sft_jax/data/reading.py", "{FLAGS}{name}="): (
@@ -42,8 +43,8 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "data/rendering/test_chat_formats.py",
         "test_rows_are_refused_or_expanded_where_history_is_rewritten",
     ),
-    ("sft_jax/data/report/__init__.py", "; python -m sft_jax.preview makes every check on all"): (
-        "training/test_train_rows.py",
+    ("sft_jax/audit/report/__init__.py", "; python -m sft_jax.preview makes every check on all"): (
+        "preparation/test_train_rows.py",
         "test_which_check_looked_at_how_many_records_is_said",
     ),
     ("sft_jax/data/tokenizing/workers.py", ". Where memory is short, give fewer"): (
@@ -86,8 +87,8 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_advice.py",
         "test_checkpoints_in_few_bits_are_refused_by_name",
     ),
-    ("sft_jax/training/checkpoints.py", ": else train again, with another --workdir or after removing"): (
-        "training/test_checkpoints.py",
+    ("sft_jax/runs/checkpoints.py", ": else train again, with another --workdir or after removing"): (
+        "runs/test_checkpoints.py",
         "test_a_large_file_cut_to_1000_bytes",
     ),
     ("sft_jax/training/initial_adapter.py", "; leave it at {defaults[name]}, or give that"): (
@@ -98,7 +99,7 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_initial_adapter.py",
         "test_flags_that_contradict_the_adapter",
     ),
-    ("sft_jax/training/run_data.py", "Rows are whole under"): (
+    ("sft_jax/preparation/run_data.py", "Rows are whole under"): (
         "training/test_advice.py",
         "test_training_rows_that_are_all_too_long",
     ),
@@ -106,38 +107,40 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_run_findings.py",
         "test_a_smaller_batch_is_named_where_devices_divide_it",
     ),
-    ("sft_jax/training/workdir.py", "), and without a lock two processes could train there. Give"): (
-        "training/test_metric_log.py",
+    ("sft_jax/runs/workdir.py", "), and without a lock two processes could train there. Give"): (
+        "runs/test_metric_log.py",
         "test_a_directory_without_locks_is_refused",
     ),
-    ("sft_jax/training/workdir.py", ": give an empty or new --workdir"): (
-        "training/test_metric_log.py",
+    ("sft_jax/runs/workdir.py", ": give an empty or new --workdir"): (
+        "runs/test_metric_log.py",
         "test_a_directory_of_something_else_is_refused",
     ),
-    ("sft_jax/training/workdir.py", "; to train on the adapter itself: python -m sft_jax.export"): (
+    ("sft_jax/runs/workdir.py", "; to train on the adapter itself: python -m sft_jax.export"): (
         "exports/test_adapter.py",
         "test_training_goes_on_from_the_adapter_itself_as_advised",
     ),
-    ("sft_jax/training/workdir.py", "; wait for it, stop it, or give another --workdir"): (
-        "training/test_metric_log.py",
+    ("sft_jax/runs/workdir.py", "; wait for it, stop it, or give another --workdir"): (
+        "runs/test_metric_log.py",
         "test_one_trainer_at_a_time",
     ),
-    ("sft_jax/training/workdir.py", "Give another --workdir, or the same config to continue that"): (
+    ("sft_jax/runs/workdir.py", "Give another --workdir, or the same config to continue that"): (
         "training/test_advice.py",
         "test_more_epochs_than_a_finished_run_has_had",
     ),
-    ("sft_jax/training/workdir.py", "To train its result on"): (
+    ("sft_jax/runs/workdir.py", "To train its result on"): (
         "training/test_advice.py",
         "test_more_epochs_than_a_finished_run_has_had",
     ),
-    ("sft_jax/training/workdir.py", "found another one than process 0. Give a --workdir that all"): (
+    ("sft_jax/runs/workdir.py", "found another one than process 0. Give a --workdir that all"): (
         "training/test_processes.py",
         "test_a_directory_that_the_hosts_do_not_share",
     ),
-    ("sft_jax/training/workdir.py", "put it back from a copy, or give another --workdir"): (
-        "training/test_metric_log.py",
+    ("sft_jax/runs/workdir.py", "put it back from a copy, or give another --workdir"): (
+        "runs/test_metric_log.py",
         "test_a_damaged_config_is_put_back_or_left",
     ),
+    ("sft_jax/preparation/run_data.py", "the data that was given is of another config:"): GIVEN,
+    ("sft_jax/runs/base.py", "--config.model.{name}="): GIVEN,
     ("sft_jax/training/durations.py", "comes to 0 steps: nothing would be trained"): (
         "training/test_durations.py",
         "test_a_run_of_no_step_is_refused",
@@ -146,13 +149,13 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/training/run_findings.py", "Give a --config.profile.start of at most"): SHORT_RUNS,
     ("sft_jax/training/run_findings.py", "Give --config.ema.decay="): SHORT_RUNS,
     ("sft_jax/training/run_findings.py", "Give --config.optimizer.clip_norm=1.0"): SHORT_RUNS,
-    ("sft_jax/training/freezing.py", "dropout is drawn in the projections"): (
+    ("sft_jax/training/trained_parameters.py", "dropout is drawn in the projections"): (
         "training/test_loop.py",
         "test_dropout_that_nothing_draws_is_refused",
     ),
 }
 EXEMPT = {  # (file, part of it) -> why there is nothing to follow
-    ("sft_jax/training/mixing.py", "{_FLAG}.{name}"): "the beginning of flags that other texts say something of",
+    ("sft_jax/preparation/mixing.py", "{_FLAG}.{name}"): "the beginning of flags that other texts say something of",
     ("sft_jax/sources/locate.py", ". Install it again: `pip install --force-reinstall"): "it needs a package index",
 }
 

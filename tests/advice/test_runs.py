@@ -1,6 +1,5 @@
 """Advice of runs that stop: what it names is given, and the run goes through."""
 
-import dataclasses
 import json
 import os
 import re
@@ -9,10 +8,11 @@ import signal
 import pytest
 
 import tests.training.poison  # noqa: F401  registers its objectives
-from sft_jax.training import loop, run
+from sft_jax.data.plan import PackPlan
+from sft_jax.runs.workdir import WorkdirError
+from sft_jax.training import run
 from sft_jax.training.effect import NoEffectError
 from sft_jax.training.recorder import DivergedError
-from sft_jax.training.workdir import WorkdirError
 from tests import tiny
 from tests.training import moments
 
@@ -84,13 +84,8 @@ def test_a_run_of_code_that_packs_otherwise(root, tmp_path, monkeypatch):
         stopped = run(config(root), tmp_path / "run")
     assert 0 < stopped.step < 4
     with monkeypatch.context() as patch:
-        position = loop._position
-
-        def packed_otherwise(plan, step):
-            found = position(plan, step)
-            return dataclasses.replace(found, counters=found.counters | {"examples": -1})
-
-        patch.setattr(loop, "_position", packed_otherwise)
+        counts = PackPlan.cumulative_counts
+        patch.setattr(PackPlan, "cumulative_counts", lambda plan, step: counts(plan, step) | {"examples": -1})
         with pytest.raises(WorkdirError, match=r"Give another --workdir, or the code that started the run"):
             run(config(root), tmp_path / "run")
         assert run(config(root), tmp_path / "another").step == 4

@@ -9,8 +9,8 @@ from sft_jax.data.conversations import Chat, Message, ToolCall
 from sft_jax.data.records import Record
 from sft_jax.evaluation import held_out
 from sft_jax.generation import Generated
-from sft_jax.training.restore import load_for_inference
-from sft_jax.training.sharding import inference_mesh
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.sharding import inference_mesh
 from tests import tiny
 from tests.data.rendering.chat_formats import FORMATS
 

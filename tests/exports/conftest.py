@@ -8,8 +8,8 @@ from etils import epath
 
 from sft_jax.exports.model import export_model
 from sft_jax.exports.subject import open_subject
+from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
-from sft_jax.training.sharding import inference_mesh
 from tests import tiny
 
 FAST = {"duration": "3 steps", "evaluation.every": "3 steps", "checkpoint.every": "3 steps", "mesh.fsdp": 8}

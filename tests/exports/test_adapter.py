@@ -20,11 +20,11 @@ from sft_jax.exports.directory import ExportError
 from sft_jax.exports.model import export_model
 from sft_jax.exports.subject import Subject, check_format, open_subject
 from sft_jax.models.peft_loading import load_peft_adapter
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.runs.workdir import WorkdirError
+from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.restore import load_for_inference
-from sft_jax.training.sharding import inference_mesh
-from sft_jax.training.workdir import WorkdirError
 from tests import tiny
 from tests.command_line import flags_in
 from tests.models import reference

@@ -17,17 +17,17 @@ from sft_jax.exports import proof
 from sft_jax.exports.directory import ExportError
 from sft_jax.exports.subject import check_format, merged_weights, open_subject
 from sft_jax.models.storing import pending_tensors
+from sft_jax.runs.base import open_base
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.runs.workdir import WorkdirError
+from sft_jax.sharding import inference_mesh
 from sft_jax.sources.safetensors_writer import PendingTensor, write_safetensors
 from sft_jax.training import run
-from sft_jax.training.base import open_base
-from sft_jax.training.restore import load_for_inference
-from sft_jax.training.sharding import inference_mesh
-from sft_jax.training.workdir import WorkdirError
 from tests import buckets, tiny
 from tests.command_line import flags_in
 from tests.exports.conftest import FAST, export, in_torch, torch_logits
 from tests.models import reference
-from tests.training.test_restore import TEMPLATE
+from tests.runs.test_restore import TEMPLATE
 
 IDS = np.random.default_rng(5).integers(0, 300, (2, 24)).astype(np.int32)
 

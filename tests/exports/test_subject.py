@@ -10,7 +10,7 @@ from sft_jax.exports.subject import merged_weights
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec
 from sft_jax.models.quantization import dequantized_tree, quantized_tree
-from sft_jax.training.state import merge_adapters
+from sft_jax.models.variables import merge_adapters
 from tests.models import reference
 
 

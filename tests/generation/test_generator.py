@@ -11,7 +11,7 @@ from sft_jax.generation import Generator, Sampling
 from sft_jax.generation.generator import _shared_tokens
 from sft_jax.models import Decoder, DecoderConfig, Execution, load_pretrained
 from sft_jax.models.layouts import to_layout
-from sft_jax.training.sharding import make_mesh, shardings_of
+from sft_jax.sharding import make_mesh, shardings_of
 from tests import tiny
 
 NEW = 20  # two blocks of 16, the second cut

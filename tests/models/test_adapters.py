@@ -14,12 +14,12 @@ import torch
 from sft_jax.models import AdapterSpec, Decoder, Execution, load_pretrained
 from sft_jax.models.adapters import METHODS, dora, get_method, is_trained
 from sft_jax.models.layouts import to_layout
+from sft_jax.models.variables import merge_adapters, variables
+from sft_jax.runs.adapting import adapter_ranks, init_adapters, weight_names
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.sharding import inference_mesh
 from sft_jax.training import run as train
-from sft_jax.training.adapting import adapter_ranks, init_adapters, weight_names
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.restore import load_for_inference
-from sft_jax.training.sharding import inference_mesh
-from sft_jax.training.state import merge_adapters, variables
 from tests import tiny
 from tests.models import reference
 

@@ -11,10 +11,10 @@ import pytest
 
 from sft_jax.models import adapters
 from sft_jax.models.families import olmo2
+from sft_jax.runs.base import open_base
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
-from sft_jax.training.base import open_base
-from sft_jax.training.restore import load_for_inference
-from sft_jax.training.sharding import inference_mesh
 from tests import tiny
 from tests.models import reference
 

@@ -19,11 +19,11 @@ from sft_jax.models.decoder import init_cache
 from sft_jax.models.families import FAMILIES, get_family
 from sft_jax.models.storing import pending_tensors
 from sft_jax.objectives import Settings, cross_entropy
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.sharding import inference_mesh
 from sft_jax.sources.safetensors_writer import write_safetensors
 from sft_jax.training import run
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.restore import load_for_inference
-from sft_jax.training.sharding import inference_mesh
 from tests import tiny
 from tests.models import families, reference
 

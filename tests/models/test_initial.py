@@ -8,10 +8,10 @@ import pytest
 
 from sft_jax.models import Execution, load_pretrained, load_tokenizer
 from sft_jax.models.layouts import to_layout
+from sft_jax.runs.base import open_base
+from sft_jax.sharding import inference_mesh
 from sft_jax.sources import SourceError, open_checkpoint
 from sft_jax.training import run
-from sft_jax.training.base import open_base
-from sft_jax.training.sharding import inference_mesh
 from tests import tiny
 from tests.models import reference
 

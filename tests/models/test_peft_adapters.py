@@ -22,10 +22,10 @@ from sft_jax.models.families import FAMILIES
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.peft_adapters import AdapterSettings, peft_adapter, settings_of
 from sft_jax.models.peft_loading import LoadedAdapter, load_peft_adapter
+from sft_jax.models.variables import variables
+from sft_jax.runs.adapting import init_adapters
 from sft_jax.sources.peft import CONFIG, WEIGHTS, open_peft_adapter
 from sft_jax.sources.safetensors_writer import write_safetensors
-from sft_jax.training.adapting import init_adapters
-from sft_jax.training.state import variables
 from tests import tiny
 from tests.models import families, reference
 

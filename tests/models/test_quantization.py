@@ -9,11 +9,11 @@ from scipy.stats import norm
 from sft_jax.models import AdapterSpec, Decoder, Execution, load_pretrained
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.quantization import NF4, dequantized, dequantized_tree, quantize, quantized_tree
+from sft_jax.runs.base import open_base
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
-from sft_jax.training.base import open_base
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.restore import load_for_inference
-from sft_jax.training.sharding import inference_mesh
 from tests import tiny
 from tests.models import families, reference
 

@@ -18,8 +18,8 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tests.training.poison  # noqa: F401  registers its objective
+from sft_jax.sharding import make_mesh
 from sft_jax.training import loop, run
-from sft_jax.training.sharding import make_mesh
 from tests import tiny
 from tests.training import moments
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from sft_jax.runs.checkpoints import Checkpoints
 from sft_jax.training import held_out, loop
-from sft_jax.training.checkpoints import Checkpoints
 from sft_jax.training.recorder import Recorder
 
 
@@ -33,11 +33,11 @@ def at(moment: str, step: int, action: Callable[[], None], setattr_: Callable[[A
     elif moment in ("before save", "in save", "saved"):
         save = Checkpoints.save
 
-        def wrapped_save(self, state, position, metrics):
-            if moment == "before save" and int(state.step) == step:
+        def wrapped_save(self, at_step, arrays, position, metrics):
+            if moment == "before save" and at_step == step:
                 action()
-            save(self, state, position, metrics)
-            if moment != "before save" and int(state.step) == step:
+            save(self, at_step, arrays, position, metrics)
+            if moment != "before save" and at_step == step:
                 if moment == "saved":
                     self.wait()
                 action()

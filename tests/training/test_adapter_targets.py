@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from sft_jax.models.adapters import METHODS
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.sharding import make_mesh
 from sft_jax.training import loop, run
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.sharding import make_mesh
 from tests import tiny
 from tests.models import families
 

@@ -10,11 +10,11 @@ from etils import epath
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import RecordError, read_records
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.preparation.run_data import load_data
+from sft_jax.runs.workdir import WorkdirError
 from sft_jax.sources.huggingface import SourceError, read_config
 from sft_jax.sources.tokenizer import load_tokenizer
 from sft_jax.training import run
-from sft_jax.training.run_data import load_data
-from sft_jax.training.workdir import WorkdirError
 from tests import tiny
 from tests.command_line import flags_in, reading_by, taken
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import run
 from sft_jax.training.eight_bit import BLOCK, dynamic_tree, scale_by_adam
-from sft_jax.training.metric_log import read_metrics
 from tests import tiny
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 
+from sft_jax.runs.base import open_base
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
-from sft_jax.training.base import open_base
 from sft_jax.training.initial_adapter import open_initial_adapter
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.restore import load_for_inference
-from sft_jax.training.sharding import inference_mesh
 from tests import tiny
 from tests.command_line import SFT, config_of
 from tests.models import reference

@@ -12,10 +12,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sft_jax.data.batches import assemble, held_out_bins
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import load_pretrained
-from sft_jax.training import held_out, run_data, setup
-from sft_jax.training.base import open_base
+from sft_jax.preparation import run_data
+from sft_jax.runs.base import open_base
+from sft_jax.sharding import batch_sharding, make_mesh, put_batch, shardings_of
+from sft_jax.training import held_out, setup
 from sft_jax.training.optimizer import hyperparameters
-from sft_jax.training.sharding import batch_sharding, make_mesh, put_batch, shardings_of
 from sft_jax.training.step import compile_eval_step, gradients
 from tests import tiny
 from tests.models import families

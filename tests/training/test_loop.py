@@ -17,10 +17,10 @@ from rich.console import Console
 
 import tests.training.poison  # noqa: F401  registers its objectives
 from sft_jax.models.partitioning import PARAM_AXES
-from sft_jax.training import loop, run
-from sft_jax.training.metric_log import read_metrics
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.sharding import path_string
+from sft_jax.training import held_out, loop, run
 from sft_jax.training.recorder import DivergedError, Recorder
-from sft_jax.training.sharding import path_string
 from tests import tiny
 from tests.training.moments import at
 
@@ -50,8 +50,8 @@ class Watched:
         self.config = tiny.config(root, arg, **overrides)
         self.workdir = root / f"run {arg}"
         with pytest.MonkeyPatch.context() as patch:
-            for name, made in self.compiled.items():
-                patch.setattr(loop, name, self._keep(getattr(loop, name), made, name))
+            for module, (name, made) in zip((loop, held_out), self.compiled.items(), strict=True):
+                patch.setattr(module, name, self._keep(getattr(module, name), made, name))
             record = Recorder.record
 
             def recorded(recorder, step, *arguments):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import run
-from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.noise import embedding_noise
 from tests import tiny
 

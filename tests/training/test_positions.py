@@ -15,14 +15,14 @@ from sft_jax import inference_flags
 from sft_jax.evaluation import held_out
 from sft_jax.exports.model import export_model
 from sft_jax.exports.subject import open_subject
+from sft_jax.preparation.run_data import load_data
+from sft_jax.progress import silent
+from sft_jax.runs.base import base_of, open_base
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
-from sft_jax.training.base import base_of, open_base
 from sft_jax.training.held_out import Samples
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.progress import silent
-from sft_jax.training.restore import load_for_inference
-from sft_jax.training.run_data import load_data
-from sft_jax.training.sharding import inference_mesh
 from sft_jax.training.state import TrainState
 from tests import tiny
 from tests.models import families
@@ -108,7 +108,7 @@ def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(t
 
 def test_what_the_flag_says_reaches_the_model(tmp_path, monkeypatch):
     asked = {}
-    monkeypatch.setattr("sft_jax.training.restore.load_for_inference", lambda *arguments: asked.update(given=arguments))
+    monkeypatch.setattr("sft_jax.runs.restore.load_for_inference", lambda *arguments: asked.update(given=arguments))
     flags = {"PRODUCTS": "float32", "WEIGHTS": "ema", "MAX_POSITIONS": 99}
     for name, value in flags.items():
         monkeypatch.setattr(inference_flags, name, type("Flag", (), {"value": value}))

@@ -8,10 +8,10 @@ from configs.sft import source
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import check_reading
 from sft_jax.data.tokenizing import NoRowsError
-from sft_jax.training.inspection import inspect_data
+from sft_jax.preparation.inspection import inspect_data
+from sft_jax.preparation.run_data import load_data
+from sft_jax.progress import silent
 from sft_jax.training.loop import run
-from sft_jax.training.progress import silent
-from sft_jax.training.run_data import load_data
 from tests import tiny
 
 CHOSEN = {"data.reading.preference": "chosen"}

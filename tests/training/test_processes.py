@@ -13,9 +13,9 @@ import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sft_jax.runs import workdir as workdirs
+from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import run
-from sft_jax.training import workdir as workdirs
-from sft_jax.training.metric_log import read_metrics
 from tests import tiny
 from tests.models import families
 

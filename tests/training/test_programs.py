@@ -13,9 +13,9 @@ from sft_jax.generation import Generator
 from sft_jax.models import DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.initial import init_params
+from sft_jax.preparation.run_data import load_data
+from sft_jax.sharding import inference_mesh, placement
 from sft_jax.training import loop, run
-from sft_jax.training.run_data import load_data
-from sft_jax.training.sharding import inference_mesh, placement
 from tests import tiny
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -41,7 +41,7 @@ def compilations():
 @pytest.mark.parametrize("changes", [{}, {"ema.decay": 0.9, "ema.evaluate": True}, SCHEDULE_FREE])
 def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch):
     """Held-out metrics, samples and the choice of weights: all is compiled at the first of four evaluations."""
-    counts, make = [], loop._evaluation
+    counts, make = [], loop.compile_evaluation
 
     def counted(*arguments):
         evaluate = make(*arguments)
@@ -54,7 +54,7 @@ def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch)
 
         return evaluate_and_count
 
-    monkeypatch.setattr(loop, "_evaluation", counted)
+    monkeypatch.setattr(loop, "compile_evaluation", counted)
     settings = {"duration": "3 steps", "evaluation.every": "1 steps", "checkpoint.every": "0 steps"}
     samples = {"evaluation.samples": 2, "evaluation.sample_tokens": 20, "precision.products": "bfloat16"}
     run(tiny.config(tmp_path, **settings | samples | changes), tmp_path / "run")

@@ -19,11 +19,11 @@ import pytest
 from etils import epath
 
 import tests.training.poison  # noqa: F401  registers its objective
+from sft_jax.runs.checkpoints import Checkpoints
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.workdir import WorkdirError
+from sft_jax.sharding import make_mesh
 from sft_jax.training import loop, run
-from sft_jax.training.checkpoints import Checkpoints
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.sharding import make_mesh
-from sft_jax.training.workdir import WorkdirError
 from tests import clock, tiny
 from tests.training import moments
 

@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 from configs import sft
 from sft_jax.models.layouts import to_layout
 from sft_jax.objectives import Settings, cross_entropy
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.sharding import inference_mesh, make_mesh, path_string, shardings_of
 from sft_jax.training import run
-from sft_jax.training.metric_log import read_metrics
 from sft_jax.training.optimizer import OptimizerSettings, hyperparameters
-from sft_jax.training.restore import load_for_inference
 from sft_jax.training.rounding import kept_like, round_stochastically, rounding_key
 from sft_jax.training.setup import fresh_state
-from sft_jax.training.sharding import inference_mesh, make_mesh, path_string, shardings_of
 from sft_jax.training.step import StepSettings, updated
 from sft_jax.training.update_rules import RULES
 from tests import tiny

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sft_jax.preparation.run_data import load_data
+from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import run
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.run_data import load_data
-from sft_jax.training.run_findings import token_counts
+from sft_jax.training.run_findings import run_findings, token_counts
 from tests import tiny
 from tests.command_line import SFT, config_of, flags_in
 
@@ -29,13 +29,13 @@ def few_rows(root, **changes):
 
 
 def findings(config):
-    return {finding.check: finding for finding in load_data(config).report.findings}
+    return {finding.check: finding for finding in load_data(config, also=run_findings).report.findings}
 
 
 def test_a_batch_that_holds_the_data_several_times(tmp_path):
     config = few_rows(tmp_path)
     found = findings(config)["large_batch"]
-    times = 8 / len(load_data(config).plan.first_block)
+    times = 8 / len(load_data(config, also=run_findings).plan.first_block)
     assert times >= 2
     assert found.severity == "warning"
     assert found.title.startswith(
@@ -53,7 +53,7 @@ def test_a_smaller_batch_is_named_where_devices_divide_it(tmp_path):
     for flag in (fewer, shorter):
         config = few_rows(tmp_path, **mesh, **_set_by(flag))
         assert "large_batch" not in findings(config)
-        assert load_data(config).report.numbers["records"]["kept"] == 36
+        assert load_data(config, also=run_findings).report.numbers["records"]["kept"] == 36
     assert (
         "row_tokens"
         not in findings(few_rows(tmp_path, **{"data.packing": "none", "batch.rows": 80}))["large_batch"].advice

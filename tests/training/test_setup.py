@@ -9,12 +9,13 @@ import pytest
 
 from sft_jax.data.tokenized import TokenizedRows
 from sft_jax.models.config import DecoderConfig
-from sft_jax.training.base import open_base
+from sft_jax.models.sizes import check_sizes
+from sft_jax.preparation.run_data import load_data
+from sft_jax.runs.base import open_base
+from sft_jax.sharding import make_mesh, put_batch
 from sft_jax.training.checks import check_config
 from sft_jax.training.optimizer import hyperparameters
-from sft_jax.training.run_data import load_data
-from sft_jax.training.setup import check_sizes, init_state, make_model, resolve_execution, step_settings
-from sft_jax.training.sharding import make_mesh, put_batch
+from sft_jax.training.setup import init_state, make_model, resolve_execution, step_settings
 from sft_jax.training.step import compile_train_step
 from tests import tiny
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sft_jax.data.batches import train_batches
-from sft_jax.training import run, run_data
+from sft_jax.preparation import run_data
+from sft_jax.training import run
 from tests import tiny
 
 STEPS, WARMUP, PEAK, FINAL = 50, 5, 5e-3, 0.1

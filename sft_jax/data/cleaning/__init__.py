@@ -5,7 +5,6 @@ A step keeps a record, changes it or drops it, and every change and drop is note
 """
 
 from sft_jax.data import texts
-from sft_jax.data.checks.near_duplicates import SIMILARITY
 from sft_jax.data.cleaning import answers, balance, duplicates, private, similar, text
 from sft_jax.data.cleaning.pipeline import (
     Changed,
@@ -19,6 +18,7 @@ from sft_jax.data.cleaning.pipeline import (
 )
 from sft_jax.data.cleaning.registry import STEPS
 from sft_jax.data.cleaning.steps import Argument, Change, Context, Drop, Outcome, Step, StepKind, each
+from sft_jax.data.similarity.groups import SIMILARITY
 
 __all__ = [
     "STEPS",

@@ -1,20 +1,19 @@
 """Steps that drop what the checks call alike: near duplicates, and rows that overlap with what is measured.
 
-They find what the checks of the same names find (data/checks/), so that a finding is gone after its step. To do so they
-keep the rows while they look. Rows that came as tokens have no text and stay.
+They find what the checks of the same names find (audit/checks/), so that a finding is gone after its step. To do so
+they keep the rows while they look. Rows that came as tokens have no text and stay.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sft_jax.data.checks import Subject
-from sft_jax.data.checks.balance import labels_of
-from sft_jax.data.checks.near_duplicates import similar_groups, texts_compared
-from sft_jax.data.checks.overlap import asked_texts, rows_with_ngrams_of
-from sft_jax.data.checks.shingles import words
 from sft_jax.data.cleaning.steps import Act, Context, Drop, Step
 from sft_jax.data.conversations import TokenRow
+from sft_jax.data.labels import labels_of
 from sft_jax.data.records import Record
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.similarity.groups import similar_groups, texts_compared
+from sft_jax.data.similarity.ngrams import rows_with_ngrams_of
+from sft_jax.data.similarity.shingles import words
+from sft_jax.data.views import PromptTemplate, view_of
 
 HOW = ("exact", "words", "ngrams")
 
@@ -29,9 +28,9 @@ def drop_near_duplicates(_: Context, similarity: float) -> Step:
     """
 
     def decide(records: Sequence[Record]) -> dict[str, Drop]:
-        subject, drops = _subject(records), {}
-        labels = labels_of(subject.views) or [""] * len(records)
-        for group in similar_groups(texts_compared(subject), similarity):
+        views, drops = [view_of(record) for record in records], {}
+        labels = labels_of(views) or [""] * len(records)
+        for group in similar_groups(texts_compared(views, PromptTemplate.of_views(views)), similarity):
             firsts: dict[str, int] = {}
             for row in group:
                 first = firsts.setdefault(labels[row], row)
@@ -56,18 +55,18 @@ def _overlapping(measured: Sequence[Record], how: str, what: str) -> Step:
     """Drops what is asked in the measured rows, word for word, in the same words, or with a rare n-gram of them."""
 
     def decide(records: Sequence[Record]) -> dict[str, Drop]:
-        subject = _subject(records, _with_text(measured))
-        views = subject.held_out_views
-        main = [subject.main(view) for view in views]
+        trained, views = [view_of(record) for record in records], [view_of(record) for record in _with_text(measured)]
+        template = PromptTemplate.of_views(trained)
+        main = [template.main(view) for view in views]
         key = (lambda text: text) if how == "exact" else lambda text: tuple(words(text))
         asked = {key(text): view.id for text, view in zip(main, views, strict=True) if key(text)}
         drops = {}
-        for view in subject.views:
-            twin = next((asked[key(text)] for text in asked_texts(subject, view) if key(text) in asked), None)
+        for view in trained:
+            twin = next((asked[key(text)] for text in template.asked_texts(view) if key(text) in asked), None)
             if twin is not None:
                 drops[view.id] = Drop(what, twin)
         if how == "ngrams":
-            shared = rows_with_ngrams_of([subject.text(view) for view in subject.views], main)
+            shared = rows_with_ngrams_of([template.text(view) for view in trained], main)
             for row, at in shared.items():
                 drops.setdefault(records[row].id, Drop(f"shares an n-gram with what is {what}", views[at].id))
         return drops
@@ -92,7 +91,3 @@ def _looking(decide: _Decide) -> Step:
 
 def _with_text(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if not isinstance(record.example, TokenRow)]
-
-
-def _subject(records: Sequence[Record], measured: Sequence[Record] = ()) -> Subject:
-    return Subject(records, TokenizedRows.from_rows([], []), held_out_records=measured)

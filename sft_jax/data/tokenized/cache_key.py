@@ -22,13 +22,7 @@ _LONG = 1 << 30  # bytes that take a second or more
 _PACKAGES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 
 # Files and folders of the data layer that stand behind the row store: what they do, they do to its rows.
-LATER = (
-    "batch_text.py",
-    "batches.py",
-    "plan",
-    "preview",
-    "report",
-)
+LATER = ("batches.py", "plan")
 
 # Fields of `config.data` that rows do not depend on; files are in the key by their names and bytes, the date where the
 # template writes one.
@@ -127,7 +121,7 @@ def _file_digest(path: epath.Path, count: Callable[[int], object]) -> str:
 
 
 def code_digest(without: Sequence[str] = LATER, root: Path = Path(__file__).parents[1]) -> str:
-    """sha256 of the source of the data layer, by default without what stands behind the row store."""
+    """sha256 of the source of a package, by default of the data layer without what stands behind the row store."""
     paths = [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in without]
     return source_digest(paths, root)
 

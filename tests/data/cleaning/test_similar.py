@@ -2,9 +2,9 @@
 
 import pytest
 
-from sft_jax.data.checks import Subject
-from sft_jax.data.checks.near_duplicates import near_duplicates
-from sft_jax.data.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
+from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks.near_duplicates import near_duplicates
+from sft_jax.audit.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
 from sft_jax.data.cleaning import Context
 from sft_jax.data.conversations import TokenRow
 from sft_jax.data.records import Record

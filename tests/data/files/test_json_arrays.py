@@ -7,7 +7,7 @@ import pytest
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import RecordError, read_records
-from sft_jax.training.run_data import load_data
+from sft_jax.preparation.run_data import load_data
 from tests import tiny
 from tests.command_line import SFT, config_of, flags_in, reading_by
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from sft_jax.audit.report import plain_highlight
 from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow
 from sft_jax.data.reading import TEXT_ENDS
 from sft_jax.data.rendering import ConversationRenderer, RowError
 from sft_jax.data.rendering.masking import Masking
-from sft_jax.data.report import plain_highlight
 from tests.command_line import flags_in, reading_by
 from tests.data.rendering.chat_formats import FORMATS
 

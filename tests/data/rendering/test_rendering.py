@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
+from sft_jax.audit.report import plain_highlight
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.rendering import ConversationRenderer, RowError
-from sft_jax.data.report import plain_highlight
 from sft_jax.sources import load_tokenizer
 
 TWO_TURNS = ("user: Hi", "assistant: Hello!", "user: Bye", "assistant: Goodbye")

@@ -2,11 +2,11 @@
 
 import pytest
 
+from sft_jax.audit.report import plain_highlight
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.rendering.thinking import USUAL, empty_thinking, thinking_words
-from sft_jax.data.report import plain_highlight
 from tests.data.rendering.chat_formats import FORMATS
 
 ASK, ANSWER, REASONED = Message("user", "Q"), Message("assistant", "A"), Message("assistant", "A", reasoning="R")

@@ -2,11 +2,11 @@
 
 import pytest
 
+from sft_jax.audit.report import plain_highlight
 from sft_jax.data.conversations import Chat, Message, Segment, Segments, TokenRow
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer, RowError
 from sft_jax.data.rendering.masking import Masking
-from sft_jax.data.report import plain_highlight
 from sft_jax.data.tokenizing import tokenize_records
 
 SYSTEM, HI, HO = Message("system", "S"), Message("user", "Hi"), Message("assistant", "Ho")

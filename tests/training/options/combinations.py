@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import sft
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.sharding import make_mesh
 from sft_jax.training import loop, run
-from sft_jax.training.metric_log import read_metrics
-from sft_jax.training.sharding import make_mesh
 from tests import tiny
 from tests.models import families
 from tests.training.options import table

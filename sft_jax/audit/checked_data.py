@@ -1,0 +1,149 @@
+"""What is checked: the records of a run with their tokens, and what they must not overlap with.
+
+Checks read texts, whatever form a record has (data/views.py). Those that look for equal texts compare hashes
+(data/record_keys.py); so they look at all records, also where texts of the first ones alone are in memory.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sft_jax.data.records import Record
+from sft_jax.data.rendering.special_tokens import content_text
+from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
+from sft_jax.data.tokenized.record_keys import RecordKeys
+from sft_jax.data.views import PromptTemplate, View, view_of
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
+
+Made = TypeVar("Made")
+
+_SHOWN_QUESTION = 100  # characters of a question in a line
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """All that checks may look at.
+
+    Attributes:
+        records: the training data as read, or the first of it.
+        rows: what of it is trained on, as tokens.
+        dropped: rows left out by tokenization.
+        tokenizer: of the model.
+        row_tokens: tokens in a row of the batch.
+        stop_ids: tokens that end an answer, from `ConversationRenderer.stop_ids`.
+        held_out_records: rows kept for measuring.
+        benchmarks: prompts of benchmarks that must not be trained on, by name.
+        end_of_turn: whose end of turn is trained, `Masking.end_of_turn`.
+        too_long: what becomes of rows of more than `row_tokens`, `Masking.too_long`.
+        whole: all of the training data, of which `records` are the first; None where they are all.
+        trains_answers: whether turns of the assistant are trained, by `Masking.train_on`.
+        turn_headers: what the chat template writes before a user's turn and before the answer, from
+            `ConversationRenderer.turn_headers`.
+        trains_last: whether of the assistant's turns the last alone is trained.
+        new_tokens: special tokens that the run adds.
+        cleaning: names of the cleaning steps that the records have been through.
+    """
+
+    records: Sequence[Record]
+    rows: TokenizedRows
+    dropped: Sequence[DroppedRow] = ()
+    tokenizer: PreTrainedTokenizerBase | None = None
+    row_tokens: int = 1024
+    stop_ids: tuple[int, ...] = ()
+    held_out_records: Sequence[Record] = ()
+    benchmarks: Mapping[str, Sequence[Record]] = dataclasses.field(default_factory=dict)
+    end_of_turn: str = "turn"
+    too_long: str = "drop"
+    whole: Tokenized | None = None
+    trains_answers: bool = True
+    turn_headers: tuple[str, str] = ("", "")
+    trains_last: bool = False
+    new_tokens: tuple[str, ...] = ()
+    cleaning: tuple[str, ...] = ()
+    _made: dict[Callable[["Subject"], Any], Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def by_step(self, step: str, advice: str, after: str) -> str:
+        """Advice that names a cleaning step; `after` for what is found although the step was taken."""
+        return after if step in self.cleaning else advice
+
+    def once(self, make: Callable[["Subject"], Made]) -> Made:
+        """What several checks make of the data, made by the first of them."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
+
+    @functools.cached_property
+    def views(self) -> list[View]:
+        """The training records as texts."""
+        return [view_of(record, self.tokenizer) for record in self.records]
+
+    @functools.cached_property
+    def held_out_views(self) -> list[View]:
+        """The held-out records as texts."""
+        return [view_of(record, self.tokenizer) for record in self.held_out_records]
+
+    @functools.cached_property
+    def benchmark_views(self) -> dict[str, list[View]]:
+        """The prompts of benchmarks as texts."""
+        return {
+            name: [view_of(record, self.tokenizer) for record in records] for name, records in self.benchmarks.items()
+        }
+
+    @functools.cached_property
+    def template(self) -> PromptTemplate:
+        """What training questions begin and end with."""
+        return PromptTemplate.of_views(self.views) if self.whole is None else self.whole.keys.template
+
+    @functools.cached_property
+    def keys(self) -> RecordKeys:
+        """Hashes of all training records."""
+        return RecordKeys.of(self.views, self.template) if self.whole is None else self.whole.keys
+
+    def view(self, number: int) -> View:
+        """A training record as texts; behind those in memory as its tokens show it, whose prompt is in the template."""
+        if number < len(self.views):
+            return self.views[number]
+        return _view_of_tokens(self.whole, number, self.tokenizer)
+
+    def main(self, view: View) -> str:
+        """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
+        return self.template.main(view)
+
+    def prompt(self, view: View) -> tuple[str, str, str]:
+        """What makes prompts the same: system turns, tools, and what is asked without the prompt template."""
+        return self.template.prompt(view)
+
+    def text(self, view: View) -> str:
+        """What is asked and the last answer, without the prompt template."""
+        return self.template.text(view)
+
+    def line(self, view: View) -> str:
+        """A row for a person: what the user said last and the answer, without the prompt template."""
+        asked = self.template.own(view.question)
+        if len(asked) > _SHOWN_QUESTION:
+            asked = asked[:_SHOWN_QUESTION] + "…"
+        return f"{asked} -> {view.answer.strip()}" if asked else view.answer.strip()
+
+
+def _view_of_tokens(whole: Tokenized, number: int, tokenizer: PreTrainedTokenizerBase) -> View:
+    """What can be shown of a record that is not in memory: what its first row's prompt says last, and its answer."""
+    row = int(whole.first_rows[number])
+    if row < 0:
+        dropped = whole.dropped[-1 - row]
+        return View(dropped.id, "", "", "", (), "")
+    tokens, weights = whole.rows.row(row)
+    trained = np.flatnonzero(weights)
+    prompt = tokens[: trained[0]] if len(trained) else tokens
+    asked = _last_said(prompt, tokenizer)
+    answer = content_text(tokenizer, tokens[trained].tolist())
+    return View(whole.rows.ids[row], "", asked, asked, (answer,), whole.rows.groups[row])
+
+
+def _last_said(prompt: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The longer of the last two texts between special tokens: a question, and not the header of the answer to it."""
+    cuts = np.flatnonzero(np.isin(prompt, tokenizer.all_special_ids))
+    texts = [content_text(tokenizer, piece.tolist()).strip() for piece in np.split(prompt, cuts)]
+    return max([text for text in texts if text][-2:], key=len, default="")

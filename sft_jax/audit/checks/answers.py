@@ -1,0 +1,85 @@
+"""Answers that teach little: empty ones, single words, the same words over and over."""
+
+import collections
+from collections.abc import Sequence
+
+from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checks.json_answers import json_expected
+from sft_jax.audit.findings import Observation, counted, excerpt, observed, places
+from sft_jax.data.labels import labels_of
+from sft_jax.data.similarity.shingles import words
+from sft_jax.data.views import View, shared_beginning
+
+_HEAD_WORDS = 4  # answers that share so many words at an end are looked at for more
+_LEAST_ROWS = 5
+_LEAST_SHARE = 0.02
+_LONG_WORDS = 8  # shorter answers may well be equal
+
+
+def empty_answers(subject: Subject) -> list[Observation]:
+    """Rows with an answer that says nothing."""
+    empty = [view for view in subject.views if not all(answer.strip() for answer in view.answers)]
+    why = "they teach the model to end its turn at once."
+    advice = subject.by_step(
+        "drop_empty_answers", f"Fill them or drop them (drop_empty_answers): {why}", f"Fill them or remove them: {why}"
+    )
+    return _rows(subject, empty, "an empty answer", advice)
+
+
+def one_word_answers(subject: Subject) -> list[Observation]:
+    """Rows whose answer is one word, where answers are neither labels nor JSON (`["greet"]`)."""
+    views = subject.views
+    if labels_of(views) is not None or json_expected(views):
+        return []
+    short = [view for view in views if view.answers and len(words(view.answer)) == 1]
+    advice = "If the task is not that short, they pull all answers towards it."
+    return _rows(subject, short, "an answer of one word", advice)
+
+
+def repeated_answers(subject: Subject) -> list[Observation]:
+    """Rows whose long answer is word for word that of another prompt."""
+    prompts = collections.defaultdict(dict)
+    for view in subject.views:
+        if len(words(view.answer)) >= _LONG_WORDS:
+            prompts[view.answer.strip()].setdefault(subject.prompt(view), view)
+    groups = [list(found.values()) for found in prompts.values() if len(found) > 1]
+    rows = [view for group in groups for view in group[1:]]
+    advice = "The model learns it as a phrase: give each prompt an answer of its own, or keep one of the rows."
+    return _rows(subject, rows, f"an answer of {_LONG_WORDS} words or more that another prompt has too", advice)
+
+
+def boilerplate(subject: Subject) -> list[Observation]:
+    """Words at the beginning or the end that many answers share."""
+    if labels_of(subject.views) is not None or json_expected(subject.views):
+        return []
+    views = [view for view in subject.views if len(words(view.answer)) >= _LONG_WORDS]
+    return [*_shared(subject, views, "begin", 1), *_shared(subject, views, "end", -1)]
+
+
+def _shared(subject: Subject, views: Sequence[View], verb: str, step: int) -> list[Observation]:
+    """`step` -1 reads answers backwards."""
+    groups = collections.defaultdict(list)
+    for view in views:
+        groups[tuple(view.answer.split()[::step][:_HEAD_WORDS])].append(view)
+    least = max(_LEAST_ROWS, _LEAST_SHARE * len(subject.views))
+    large = sorted((group for group in groups.values() if len(group) >= least), key=len, reverse=True)
+    if not large:
+        return []
+    phrases = [shared_beginning([view.answer.strip()[::step] for view in group])[::step] for group in large]
+    count = sum(map(len, large))
+    examples = places((group[0].id, f"{len(group):,} x {phrase}") for group, phrase in zip(large, phrases, strict=True))
+    return [
+        Observation(
+            f"{count:,} answers {verb} with words that at least {min(map(len, large)):,} share",
+            count,
+            count / len(subject.views),
+            examples,
+            "If it is no format you want, cut it: what all answers share is learnt first and most.",
+            {"phrases": {excerpt(phrase): len(group) for phrase, group in zip(phrases[:20], large, strict=False)}},
+        )
+    ]
+
+
+def _rows(subject: Subject, views: Sequence[View], what: str, advice: str) -> list[Observation]:
+    title = f"{counted(len(views), 'row has', 'rows have')} {what}"
+    return observed(title, views, len(subject.views), lambda view: (view.id, subject.line(view)), advice)

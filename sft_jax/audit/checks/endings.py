@@ -1,0 +1,124 @@
+"""The end of a turn, and of a text: where it is not trained, the model never stops."""
+
+import numpy as np
+
+from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.findings import Observation, places
+from sft_jax.data.conversations import Chat, Example, Segments
+
+_FLAG = "--config.data.reading.text_end"
+
+
+def end_of_turn(subject: Subject) -> list[Observation]:
+    """Kept rows of conversations in which a trained answer is not followed by a trained end of turn.
+
+    Read off tokens and weights, whatever wrote them: a stop token right after a trained token must be trained, and the
+    last trained stretch of a row must hold one. What the run's masking leaves out on purpose is not asked for.
+    """
+    if subject.end_of_turn == "none":
+        return [Observation("No end of turn is trained, by --config.data.masking.end_of_turn=none", 0, 0.0)]
+    if not subject.trains_answers:
+        return [Observation("No answer is trained, by --config.data.masking.train_on", 0, 0.0)]
+    chats = {record.id for record in subject.records if _asks_for_ends(record.example)}
+    checked = np.array([row_id in chats for row_id in subject.rows.ids], bool)
+    if not checked.any():
+        return []
+    if not subject.stop_ids:
+        advice = "Give the tokens that end an answer to the subject of the checks."
+        return [Observation("The end of turns was not checked: no stop token is known", 0, 0.0, advice=advice)]
+    rows = subject.rows
+    stops = np.isin(rows.tokens, subject.stop_ids)
+    trained = rows.weights > 0
+    is_bad = _without_end(subject, stops, trained)
+    if subject.too_long == "truncate_right":
+        is_bad &= rows.lengths < subject.row_tokens
+    if subject.end_of_turn != "last":
+        is_bad |= _untrained_ends(subject, stops, trained)
+    bad = np.flatnonzero(checked & is_bad)
+    good = int(checked.sum()) - len(bad)
+    title = f"The end of turn is trained in {good / checked.sum():.0%} of {int(checked.sum()):,} kept conversations"
+    return [
+        Observation(
+            title if not len(bad) else f"{title}: not in {len(bad):,}",
+            len(bad),
+            len(bad) / int(checked.sum()),
+            places((rows.ids[row], _ending(subject, int(row))) for row in bad),
+            "The model will not learn to stop: train the end of turns (config.data.masking), and drop cut answers."
+            if len(bad)
+            else "",
+            {"rows": int(checked.sum()), "trained": good},
+        )
+    ]
+
+
+def text_ends(subject: Subject) -> list[Observation]:
+    """Whether rows of text and segments end with a stop token, which trains the model to stop after them.
+
+    Nothing is wrong with either; counted are rows that do not, where `Reading.text_end` does not say that it is meant.
+    """
+    asked = {record.id: record.example.ends for record in subject.records if isinstance(record.example, Segments)}
+    numbers = [number for number, row_id in enumerate(subject.rows.ids) if row_id in asked]
+    if not numbers or not subject.stop_ids:
+        return []
+    open_rows = [number for number in numbers if not _ends(subject, number)]
+    ended = len(numbers) - len(open_rows)
+    unasked = [number for number in open_rows if asked[subject.rows.ids[number]] is None]
+    after = "the others" if ended else "them"
+    learns = f"does not learn to stop after {after}" if open_rows else "learns to stop after them"
+    return [
+        Observation(
+            f"{ended:,} of {len(numbers):,} rows of text end with an end token: the model {learns}",
+            len(unasked),
+            len(unasked) / len(numbers),
+            places((subject.rows.ids[row], _ending(subject, row)) for row in open_rows),
+            f"{_FLAG}=eos puts the end token behind each of them, {_FLAG}=none says that it is meant."
+            if unasked
+            else "",
+            {"rows": len(numbers), "ended": ended},
+        )
+    ]
+
+
+def _ends(subject: Subject, row: int) -> bool:
+    """Whether a row ends with a stop token, perhaps with white space behind it."""
+    tokens, _ = subject.rows.row(row)
+    stops = np.flatnonzero(np.isin(tokens, subject.stop_ids))
+    if not len(stops):
+        return False
+    behind = tokens[stops[-1] + 1 :].tolist()
+    return not behind or (subject.tokenizer is not None and subject.tokenizer.decode(behind).isspace())
+
+
+def _asks_for_ends(example: Example) -> bool:
+    """A conversation; not one with a turn of weight 0 of which ranges are trained, and so no end."""
+    return isinstance(example, Chat) and not any(turn.weight == 0 and turn.ranges for turn in example.messages)
+
+
+def _untrained_ends(subject: Subject, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Rows in which a stop token behind a trained token, which is none itself, is not trained."""
+    at = np.flatnonzero(stops[1:] & ~trained[1:] & trained[:-1] & ~stops[:-1]) + 1
+    at = at[~np.isin(at, subject.rows.offsets)]  # the first token of a row stands behind another row's last
+    found = np.zeros(len(subject.rows), bool)
+    found[subject.rows.offsets.searchsorted(at, side="right") - 1] = True
+    return found
+
+
+def _without_end(subject: Subject, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Rows that have no trained stop token from the last stretch of trained tokens on."""
+    offsets = subject.rows.offsets
+    numbers = np.arange(len(trained))
+    first_of_row = np.zeros(len(trained), bool)
+    first_of_row[offsets[:-1]] = True
+    begins = trained & (first_of_row | ~np.concatenate([[False], trained[:-1]]))
+    stretch = np.maximum.reduceat(np.where(begins, numbers, -1), offsets[:-1])
+    last_stop = np.maximum.reduceat(np.where(stops & trained, numbers, -1), offsets[:-1])
+    return (stretch >= 0) & (last_stop < stretch)
+
+
+def _ending(subject: Subject, row: int) -> str:
+    tokens, weights = subject.rows.row(row)
+    last = int(np.flatnonzero(weights)[-1]) if weights.any() else 0
+    after = tokens[max(0, last - 8) : last + 4].tolist()
+    if subject.tokenizer is None:
+        return f"tokens around the end: {after}"
+    return f"ends with: {subject.tokenizer.decode(after)!r}"

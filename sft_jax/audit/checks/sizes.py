@@ -1,0 +1,145 @@
+"""How much there is: rows, tokens, their lengths, how well they pack, the longest; and what is left out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.findings import Observation, counted, observed, places
+from sft_jax.data.packing.best_fit import best_fit_decreasing
+from sft_jax.data.packing.bins import Bounds, Sizes
+from sft_jax.data.rendering.turns import STARTS_WITH_ANSWER
+from sft_jax.data.tokenized import DroppedRow, dropped_tokens, group_dropped
+
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+_BARS = 20
+_LENGTHS_SHOWN = 3  # that would keep some of the rows that are too long
+_SHORTENED = {
+    "truncate_left": "leaves out the oldest turns of those that have several",
+    "truncate_right": "cuts off their ends",
+    "split": "makes several rows of what is no conversation",
+}
+
+
+def sizes(subject: Subject) -> list[Observation]:
+    """Rows, tokens, the supervised share, quantiles and histogram of lengths, packing efficiency by row length."""
+    lengths, supervised = subject.rows.lengths, subject.rows.supervised
+    if not len(lengths):
+        return []
+    tokens, trained = int(lengths.sum()), int(supervised.sum())
+    longest = np.argsort(-lengths, kind="stable")[:5]
+    return [
+        Observation(
+            f"{len(lengths):,} rows, {tokens:,} tokens, {trained / tokens:.1%} of them trained; "
+            f"{int(np.median(lengths)):,} tokens in the middle row, {int(lengths.max()):,} in the longest",
+            0,
+            0.0,
+            places((subject.rows.ids[row], f"{lengths[row]:,} tokens, {supervised[row]:,} trained") for row in longest),
+            numbers={
+                "rows": len(lengths),
+                "tokens": tokens,
+                "supervised_tokens": trained,
+                "supervised_share": trained / tokens,
+                "length_quantiles": quantiles(lengths),
+                "supervised_quantiles": quantiles(supervised),
+                "length_histogram": histogram(lengths),
+                "packing": {size: packing_efficiency(lengths, size) for size in _row_lengths(subject)},
+            },
+        )
+    ]
+
+
+def dropped_rows(subject: Subject) -> list[Observation]:
+    """Rows that tokenization left out, by reason."""
+    groups = group_dropped(subject.dropped).items()
+    rows = read_rows(subject)
+    many = len(groups) > 1  # each of several reasons may be few, and all of them half
+    whole = _dropped_for_all(len(subject.dropped), rows, len(groups)) if many else []
+    return whole + [
+        observation
+        for reason, group in groups
+        for observation in observed(
+            f"{counted(len(group), 'row is', 'rows are')} dropped: {reason}",
+            group,
+            rows,
+            lambda row: (row.id, row.detail),
+            _how_to_keep(subject, reason, group),
+        )
+    ]
+
+
+def _how_to_keep(subject: Subject, reason: str, group: Sequence[DroppedRow]) -> str:
+    """What keeps the rows that are dropped for one reason."""
+    if reason == STARTS_WITH_ANSWER:
+        return "The cleaning step drop_leading_answers keeps their conversations from the first question on."
+    lengths = dropped_tokens(group)
+    if not lengths.all():
+        return "They are not trained on: repair them if they matter."
+    first, *more = _longer(subject.row_tokens, int(lengths.max()))
+    longer = [f"{first} would keep {_share(lengths, first)} of them", *(f"{n} {_share(lengths, n)}" for n in more)]
+    shorter = [f"={name} {what}" for name, what in _SHORTENED.items() if name != subject.too_long]
+    return (
+        f"--config.data.row_tokens={', '.join(longer)}, if the model has so many positions. "
+        f"--config.data.masking.too_long{'; '.join(shorter)}."
+    )
+
+
+def _longer(row_tokens: int, longest: int) -> list[int]:
+    """Lengths of a row to choose from: twice as long each, the last one long enough for all."""
+    lengths = []
+    while (row_tokens := 2 * row_tokens) < longest:
+        lengths.append(row_tokens)
+    return [*lengths[:_LENGTHS_SHOWN], longest]
+
+
+def _share(lengths: Sizes, size: int) -> str:
+    share = float(np.mean(lengths <= size))
+    return "all" if share == 1 else f"{share:.1%}"
+
+
+def read_rows(subject: Subject) -> int:
+    """How many rows were read, those that could not be made out among them."""
+    if subject.whole is not None:
+        return subject.whole.counts.kept + len(subject.dropped)
+    records = {record.id for record in subject.records}
+    return len(records) + sum(row.id not in records for row in subject.dropped)
+
+
+def _dropped_for_all(dropped: int, rows: int, reasons: int) -> list[Observation]:
+    title = f"{dropped:,} of {rows:,} rows are dropped, for {reasons} reasons"
+    return [Observation(title, dropped, dropped / rows, advice="They are not trained on: see each reason.")]
+
+
+def quantiles(sizes: Sizes) -> dict[str, int]:
+    """Sizes at shares of the rows: {"0%": smallest, ..., "50%": median, ..., "100%": largest}."""
+    values = np.quantile(sizes, _QUANTILES, method="higher")
+    return {f"{share:.0%}": int(value) for share, value in zip(_QUANTILES, values, strict=True)}
+
+
+def histogram(sizes: Sizes) -> dict[str, list[int]]:
+    """{"edges": e, "rows": n}: n[i] rows have a size in [e[i], e[i + 1]); widths grow by a factor where sizes do."""
+    low, high = int(sizes.min()), int(sizes.max()) + 1
+    spaced = np.geomspace if high > 10 * max(low, 1) else np.linspace
+    edges = np.unique(np.round(spaced(max(low, 1), high, _BARS + 1)).astype(np.int64))
+    edges[0] = low
+    counts, _ = np.histogram(sizes, edges)
+    return {"edges": edges.tolist(), "rows": counts.tolist()}
+
+
+def packing_efficiency(lengths: Sizes, row_tokens: int) -> dict[str, float]:
+    """Packed into rows of the batch of that length: share of positions that are used, and rows that are too long."""
+    fitting = lengths[lengths <= row_tokens]
+    bins = len(best_fit_decreasing(fitting, np.zeros_like(fitting), Bounds(row_tokens, row_tokens)))
+    return {
+        "efficiency": float(fitting.sum() / (bins * row_tokens)) if bins else 0.0,
+        "unpacked": float(fitting.mean() / row_tokens) if bins else 0.0,
+        "too_long": len(lengths) - len(fitting),
+    }
+
+
+def _row_lengths(subject: Subject) -> list[int]:
+    """Powers of two from the middle row's length to the first that holds the longest row, and the run's own."""
+    lengths = subject.rows.lengths
+    powers = [1 << exponent for exponent in range(7, 18)]
+    wanted = [size for size in powers if np.median(lengths) <= size < 2 * lengths.max()]
+    return sorted({*wanted, subject.row_tokens})

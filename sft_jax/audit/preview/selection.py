@@ -1,0 +1,131 @@
+"""Which rows are on the page: all where they are few, else those one wants to see and others at even distances."""
+
+import collections
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sft_jax.audit.checks import Finding, Subject
+from sft_jax.audit.preview.rows import KINDS, dropped_row, rendered_rows
+from sft_jax.data.records import Record
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenized import DroppedRow
+
+ROW_NAME = re.compile(r"[\w./-]+:\d+")  # an id in a text
+_LONGEST = 20  # rows that are on the page for their length
+_MAX_BYTES = 32_000_000  # of rows on the page: what browsers still open in a second or so
+
+Pair = tuple[Record, DroppedRow]
+
+
+@dataclasses.dataclass(frozen=True)
+class PageRows:
+    """Rows on the page, and of how many.
+
+    Attributes:
+        rows: from rows.py.
+        shown: of each kind, how many are on the page, and how many there are.
+    """
+
+    rows: list[dict[str, Any]]
+    shown: dict[str, tuple[int, int]]
+
+    @property
+    def note(self) -> str:
+        """What is on the page, in words."""
+        parts = [f"{some:,} of {of_all:,} {kind}" for kind, (some, of_all) in self.shown.items() if of_all]
+        if all(some == of_all for some, of_all in self.shown.values()):
+            return f"All rows are on this page: {', '.join(parts)}."
+        return (
+            f"On this page: {', '.join(parts)}. Those that findings name are among them, and the longest; the others "
+            "lie at even distances. --rows=N puts more on it."
+        )
+
+
+def select_rows(
+    subject: Subject,
+    renderer: ConversationRenderer,
+    removed: Sequence[Pair],
+    findings: Sequence[Finding],
+    notes: Mapping[str, str],
+    wanted: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> PageRows:
+    """The rows of the page.
+
+    Args:
+        subject: what was checked.
+        renderer: as in training.
+        removed: records that cleaning dropped.
+        findings: whose rows are to be on the page.
+        notes: by id, what else is to be said of a row.
+        wanted: most rows that are trained on; of the others there are up to a fifth and a tenth as many.
+        progress: called with (rows done, rows in all).
+    """
+    named = named_rows(findings)
+    kept, lost = _parted(subject, removed)
+    longest = {subject.rows.ids[int(i)] for i in np.argsort(-subject.rows.lengths, kind="stable")[:_LONGEST]}
+    trained = _some(kept, lambda record: record.id in named or record.id in longest, wanted)
+    dropped = _some(lost, lambda pair: pair[0].id in named, max(wanted // 5, 1))
+    held_out = _some(subject.held_out_records, lambda record: record.id in named, max(wanted // 10, 1))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from rendered_rows(trained, renderer, "trained", notes, subject.row_tokens, progress)
+        yield from (dropped_row(*pair) for pair in dropped)
+        yield from rendered_rows(held_out, renderer, "held out", {}, subject.row_tokens)
+
+    found = within_bytes(rows())
+    ids = collections.defaultdict(set)  # a record may be several rows
+    for row in found:
+        ids[row["kind"]].add(row["id"])
+    there = zip(KINDS, (len(kept), len(lost), len(subject.held_out_records)), strict=True)
+    return PageRows(found, {kind: (len(ids[kind]), count) for kind, count in there})
+
+
+def named_rows(findings: Sequence[Finding]) -> set[str]:
+    """Ids of the rows that findings name, as examples or in their texts."""
+    places = [place for finding in findings for place in finding.examples]
+    return {place.row_id for place in places} | {name for place in places for name in ROW_NAME.findall(place.text)}
+
+
+def chosen(count: int, named: Iterable[int], wanted: int) -> list[int]:
+    """At most `wanted` indices below `count`, in order: the named ones, and others at even distances.
+
+    chosen(10, [3], 4) -> [0, 3, 5, 9]
+    """
+    if wanted >= count:
+        return list(range(count))
+    kept = sorted(set(named))[:wanted]
+    others = np.setdiff1d(np.arange(count), kept)
+    left = wanted - len(kept)
+    even = others[np.linspace(0, len(others) - 1, left).round().astype(int)] if left else np.zeros(0, int)
+    return sorted({*kept, *even.tolist()})
+
+
+def within_bytes(rows: Iterable[dict[str, Any]], most: int = _MAX_BYTES) -> list[dict[str, Any]]:
+    """The first rows, as many as fit into so many bytes of JSON."""
+    kept, used = [], 0
+    for row in rows:
+        used += len(json.dumps(row))
+        if used > most:
+            break
+        kept.append(row)
+    return kept
+
+
+def _parted(subject: Subject, removed: Sequence[Pair]) -> tuple[list[Record], list[Pair]]:
+    """The records that are trained on, and all others with the reason."""
+    trained = set(subject.rows.ids)
+    reasons = {row.id: row for row in subject.dropped}
+    kept = [record for record in subject.records if record.id in trained]
+    lost = [(record, reasons[record.id]) for record in subject.records if record.id not in trained]
+    return kept, [*removed, *lost]
+
+
+def _some(items: Sequence[Any], is_named: Callable[[Any], bool], wanted: int) -> list[Any]:
+    named = (index for index, item in enumerate(items) if is_named(item))
+    return [items[index] for index in chosen(len(items), named, wanted)]

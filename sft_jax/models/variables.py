@@ -1,0 +1,106 @@
+"""What the decoder's `apply` takes, {"params": …, "adapters": …}: how such trees are split, merged and scaled."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
+
+from sft_jax.models import adapters
+from sft_jax.models.adapters import new_rows
+from sft_jax.models.quantization import dequantized_tree
+
+Tree = Any
+
+
+def split(tree: Tree, is_trained: Callable[[str], bool]) -> tuple[Tree, Tree]:
+    """(trained, frozen): two trees that hold each leaf once, by a predicate over its path `params/layers/…`."""
+    flat = flatten_dict(tree, sep="/")
+    trained = {path: leaf for path, leaf in flat.items() if is_trained(path)}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
+    return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
+
+
+def canonical_path(path: str) -> str:
+    """The name of a parameter in either layer layout, as patterns in a config see it.
+
+    `params/layers_3/ffn/up/kernel` and `params/layers/ffn/up/kernel` are both `layers/ffn/up/kernel`; adapters keep
+    their collection: `adapters/layers/ffn/up/a`.
+    """
+    return re.sub(r"(^|/)layers_\d+/", r"\1layers/", path).removeprefix("params/")
+
+
+def matrix_axes(path: str, ndim: int) -> int:
+    """How many of the last axes of a parameter are one matrix, or vector; those before count layers and experts."""
+    if path.endswith(("/scale", "/bias", "/magnitude")):
+        return 1
+    return min(2, ndim - ("/layers/" in path))
+
+
+def merge(trained: Tree, frozen: Tree) -> Tree:
+    """The inverse of `split`."""
+    return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trained)})
+
+
+def variables(trained: Tree, frozen: Tree, hyper: dict[str, Array]) -> Tree:
+    """What the decoder's `apply` takes: parameters, and adapters with their scale and dropout from `hyper`."""
+    tree = merge(trained, frozen)
+    if adapters.COLLECTION not in tree:
+        return tree
+    return {**tree, adapters.COLLECTION: scaled_adapters(tree[adapters.COLLECTION], hyper)}
+
+
+def scaled_adapters(arrays: Tree, hyper: dict[str, Array]) -> Tree:
+    """Adapters with their scale and dropout, which `hyper` has, beside their arrays."""
+    flat, added = flatten_dict(arrays), {}
+    for path, leaf in flat.items():
+        if path[-1] == "a":
+            stack = leaf.shape[:1] if path[0] == "layers" else ()
+            scale = adapter_scale(hyper, leaf.shape[-1])
+            added[(*path[:-1], "scale")] = jnp.broadcast_to(scale, stack)
+            added[(*path[:-1], "dropout")] = jnp.broadcast_to(hyper["adapter_dropout"], stack)
+    return unflatten_dict({**flat, **added})
+
+
+def adapter_scale(hyper: dict[str, Array], rank: int) -> Float[Array, ""]:
+    """alpha / rank, or alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023)."""
+    return hyper["adapter_alpha"] / jnp.float32(rank) ** hyper["adapter_rank_power"]
+
+
+def merge_adapters(tree: Tree, method: str, first_new_row: int | None = None) -> Tree:
+    """The parameters with adapters merged into them.
+
+    Args:
+        tree: what `variables` gives.
+        method: of the adapters; `none` where there are only rows of new tokens.
+        first_new_row: as in `AdapterSpec`.
+
+    Raises:
+        ValueError: an unknown method, or rows of new tokens without their place.
+    """
+    params = flatten_dict(dequantized_tree(tree["params"]))
+    beside = dict(tree[adapters.COLLECTION])
+    rows = beside.pop(new_rows.NAME, {})
+    if rows and first_new_row is None:
+        raise ValueError("there are rows of new tokens; give first_new_row, the id of the first")
+    by_weight: dict[tuple[str, ...], dict[str, Array]] = {}
+    for path, leaf in flatten_dict(beside).items():
+        by_weight.setdefault(path[:-1], {})[path[-1]] = leaf
+    for path, arrays in by_weight.items():
+        weight = path if path in params else (*path, "kernel")
+        params[weight] = adapters.get_method(method).merge(params[weight], arrays)
+    for name, own in rows.items():
+        params[(name,)] = new_rows.merge(name, params[(name,)], own, first_new_row)
+    return unflatten_dict(params)
+
+
+def head_weights(tree: Tree) -> Tree:
+    """What the vocabulary head reads of parameters and adapters, as a subtree; empty where `tree` has none."""
+    names = ("embedding", "head", new_rows.NAME)
+    return {
+        kind: {name: subtree[name] for name in names if name in subtree}
+        for kind, subtree in tree.items()
+        if kind in ("params", adapters.COLLECTION)
+    }

@@ -1,0 +1,103 @@
+"""A config's data looked at thoroughly: what load_data gives, with every row that cleaning dropped or changed.
+
+What `python -m sft_jax.preview` shows and writes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import ml_collections
+
+from sft_jax.audit.preview.page import page_html
+from sft_jax.audit.preview.selection import select_rows
+from sft_jax.data.cleaning import Changed
+from sft_jax.data.records import Record
+from sft_jax.data.tokenized import DroppedRow
+from sft_jax.preparation.earlier_runs import curve_of_runs
+from sft_jax.preparation.mixing import name_of
+from sft_jax.preparation.run_data import Data, FindingsOfRun, load_data
+from sft_jax.preparation.train_rows import ProgressFor
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """Data, and what became of the rows that are not in it as they were read.
+
+    Attributes:
+        data: with all checks done.
+        removed: records that cleaning dropped.
+        changed: records as they were before each change.
+    """
+
+    data: Data
+    removed: list[tuple[Record, DroppedRow]]
+    changed: list[tuple[Record, Changed]]
+
+    @property
+    def kept(self) -> list[Record]:
+        """Records that are trained on."""
+        trained = set(self.data.rows.ids)
+        return [record for record in self.data.subject.records if record.id in trained]
+
+    @property
+    def dropped(self) -> list[tuple[Record | None, DroppedRow]]:
+        """Rows that are not, with every reason; None for one that could not be read."""
+        records = {record.id: record for record in self.data.subject.records}
+        later = [(records.get(row.id), row) for row in self.data.subject.dropped]
+        return [*self.removed, *later]
+
+
+def inspect_data(
+    config: ml_collections.ConfigDict,
+    progress: ProgressFor,
+    earlier_runs: Sequence[str] = (),
+    also: FindingsOfRun | None = None,
+) -> Inspection:
+    """Reads, cleans, tokenizes and checks.
+
+    Args:
+        config: of which experiment.
+        progress: as for `load_data`.
+        earlier_runs: directories of runs on parts of the data; see `curve_of_runs`.
+        also: as for `load_data`.
+
+    Raises:
+        ValueError: bad config, bad data or no such runs; names the flag, or the file and row.
+    """
+    curve = curve_of_runs(earlier_runs)
+    removed: list[tuple[Record, DroppedRow]] = []
+    changed: list[tuple[Record, Changed]] = []
+
+    def keep(record: Record, noted: DroppedRow | Changed) -> None:
+        (removed if isinstance(noted, DroppedRow) else changed).append((record, noted))
+
+    data = load_data(config, progress, thorough=True, on_change=keep, curve=curve, also=also)
+    return Inspection(data, removed, changed)
+
+
+def preview_page(inspection: Inspection, config: ml_collections.ConfigDict, wanted: int, progress: ProgressFor) -> str:
+    """The preview as HTML.
+
+    Args:
+        inspection: what to show.
+        config: of which experiment.
+        wanted: most rows to search and page through.
+        progress: as for `load_data`.
+    """
+    data = inspection.data
+    notes: dict[str, str] = {}
+    for record, change in inspection.changed:
+        before = f"{notes[record.id]}; " if record.id in notes else ""
+        notes[record.id] = f"{before}{change.step}: {change.reason}"
+    page_rows = select_rows(
+        data.subject,
+        data.renderer,
+        inspection.removed,
+        data.report.findings,
+        notes,
+        wanted,
+        progress("rendering the page", min(wanted, len(data.rows))),
+    )
+    held_out = f" · held out: {config.data.held_out}" if config.data.held_out else ""
+    subtitle = f"as tokens of {config.model.source}{held_out}"
+    return page_html(name_of(config), subtitle, data.report, data.rows, page_rows)

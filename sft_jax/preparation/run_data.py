@@ -1,0 +1,347 @@
+"""From a config to the data of a run: read, cleaned, rendered, tokenized, checked, planned."""
+
+import dataclasses
+import datetime
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from sft_jax.audit.checks import LearningCurve, Subject, chosen_checks, run_checks
+from sft_jax.audit.findings import Finding, most_severe_first
+from sft_jax.audit.report import DataReport, data_report, token_pieces
+from sft_jax.audit.verdict import verdict
+from sft_jax.data.cleaning import Context, Sink, dropped_by_a_step, names_of_steps
+from sft_jax.data.packing import PackingReport, packing_report, supervised_capacity
+from sft_jax.data.plan import PackPlan, mixture_capacity
+from sft_jax.data.plan.mixture import Mixture
+from sft_jax.data.reading import NO_SPLIT, reading_of
+from sft_jax.data.records import Record, RecordReader
+from sft_jax.data.rendering import ConversationRenderer, Masking
+from sft_jax.data.tokenized import Tokenized, TokenizedRows, dropped_where, group_dropped
+from sft_jax.data.tokenized.cache import cache_directory
+from sft_jax.data.tokenized.cache_key import file_digests
+from sft_jax.data.tokenizing import NoRowsError, tokenize_records
+from sft_jax.models.vocabulary import with_new_tokens
+from sft_jax.preparation.benchmarks import files_of_benchmarks, read_benchmarks
+from sft_jax.preparation.mixing import mixture_of, reader_of
+from sft_jax.preparation.train_rows import (
+    CHECKED_RECORDS,
+    ProgressFor,
+    TrainingRecords,
+    rows_key_of,
+    training_findings,
+    training_rows,
+)
+from sft_jax.progress import silent
+from sft_jax.runs.base import load_base_tokenizer
+from sft_jax.runs.workdir import flatten
+
+FindingsOfRun = Callable[[ml_collections.ConfigDict, TokenizedRows, PackPlan, Sequence[int]], list[Finding]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data of a run.
+
+    Attributes:
+        renderer: chat template and tokenizer.
+        rows: tokenized training rows.
+        plan: their order over the whole run.
+        report: what is shown before training.
+        subject: what the checks looked at; None where not all of them did.
+        held_out_records: conversations kept for measuring; empty where the config names none.
+        held_out: their tokens; None where there are none.
+        held_out_targets: target slots of a held-out row.
+        held_out_note: how many rows there are, and which are left out; empty where there are none.
+        made_for: fields of the config that it was made of, by their names.
+    """
+
+    renderer: ConversationRenderer
+    rows: TokenizedRows
+    plan: PackPlan
+    report: DataReport
+    subject: Subject | None
+    held_out_records: list[Record]
+    held_out: TokenizedRows | None
+    held_out_targets: int
+    held_out_note: str
+    made_for: Mapping[str, Any]
+
+    def check_made_for(self, config: ml_collections.ConfigDict) -> None:
+        """Checks that it was made of a config with the same data, tokenizer, batch and seed.
+
+        Raises:
+            ValueError: it was not; names what differs.
+        """
+        wanted = _fields_of_data(config)
+        differ = sorted(name for name in wanted.keys() | self.made_for if wanted.get(name) != self.made_for.get(name))
+        date = config.data.date
+        if date and date != self.renderer.now.date().isoformat():
+            differ.append("data.date")
+        if differ:
+            raise ValueError(
+                f"the data that was given is of another config: {', '.join(f'--config.{name}' for name in differ)} "
+                "differ; give load_data(config)"
+            )
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the numbers depend on, of the data."""
+        prints = {"train": self.rows.fingerprint()}
+        return prints if self.held_out is None else prints | {"held_out": self.held_out.fingerprint()}
+
+
+# Sections and fields of a config that the data of a run depends on, and those within that change nothing of it.
+_MADE_OF = ("data", "model", "seed", "batch.rows", "objective.positions")
+_NOT_MADE_OF = ("data.date", "data.fail_on", "data.cache")
+
+
+def _fields_of_data(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    is_of = lambda name, sections: any(name == section or name.startswith(f"{section}.") for section in sections)
+    fields = flatten(config.to_dict())
+    return {name: value for name, value in fields.items() if is_of(name, _MADE_OF) and not is_of(name, _NOT_MADE_OF)}
+
+
+def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
+    """Tokenizer and chat template of `config.model`, with its new tokens, and what `config.data.masking` trains.
+
+    Templates that write the time are told the beginning of `config.data.date`, or of today.
+
+    Raises:
+        ValueError: no template, neither in the checkpoint nor in the config; or a new token that is none.
+    """
+    tokenizer = with_new_tokens(load_base_tokenizer(config.model.source, config.model.revision or None), config)
+    template = None
+    if config.model.chat_template:
+        path = epath.Path(config.model.chat_template)
+        if not path.exists():
+            raise ValueError(f"--config.model.chat_template={path} is not a file; expected a Jinja template")
+        template = path.read_text()
+    date = datetime.date.fromisoformat(config.data.date) if config.data.date else datetime.date.today()
+    now = datetime.datetime.combine(date, datetime.time())
+    return ConversationRenderer(tokenizer, template, Masking(**config.data.masking), now)
+
+
+def load_data(
+    config: ml_collections.ConfigDict,
+    progress: ProgressFor | None = None,
+    *,
+    thorough: bool = False,
+    on_change: Sink | None = None,
+    curve: LearningCurve | None = None,
+    also: FindingsOfRun | None = None,
+) -> Data:
+    """Reads, cleans, renders, tokenizes, checks and plans.
+
+    Args:
+        config: the experiment config.
+        progress: given a title and how many there are (see `ProgressBar`), shows how far it is; None: nothing is shown.
+        thorough: all checks on all records and a verdict; else the quick checks on the first records, whose findings
+            are kept in the cache like the rows.
+        on_change: given every record that cleaning drops or changes, as it was.
+        curve: what earlier runs say of more data, for the verdict.
+        also: what else to look for once all is planned, by config, rows, plan and ids of new tokens.
+    """
+    if not (config.data.train or config.data.mixture):
+        raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
+    show = progress or silent
+    renderer, reader = make_renderer(config), reader_of(config)
+    measured = _read_measured(config, reader.files)
+    records = TrainingRecords(config, measured.context, None if thorough else CHECKED_RECORDS, on_change, reader)
+    cache = cache_directory(config.data.cache) if records.reader.files and not thorough else None
+    cache_of_findings = None if measured.digests is None else cache
+    cache_of_rows = cache_of_findings if config.data.cleaning else cache
+    # Where nothing is kept, the files are not read for a key.
+    key = {} if cache_of_rows is None else rows_key_of(config, records, renderer, measured.digests or [], show)
+    try:
+        tokenized, origin = training_rows(config, records, renderer, show, cache_of_rows, key)
+    except NoRowsError as error:
+        raise NoRowsError(f"{error}{_too_long(config, error)}") from error
+    rows = tokenized.rows
+    plan = _plan(config, rows)
+    held_out = _held_out(config, renderer, measured)
+    subject = functools.cache(lambda: _subject(config, renderer, records, tokenized, held_out, measured))
+    look = lambda: run_checks(subject(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
+    findings = look() if thorough else training_findings(cache_of_findings, key, measured.digests or [], look)
+    new_ids = renderer.tokenizer.convert_tokens_to_ids(list(config.model.new_tokens))
+    if also is not None:
+        findings = most_severe_first([*findings, *also(config, rows, plan, new_ids)])
+    report = data_report(
+        rows,
+        tokenized.dropped,
+        _packing_report(config, plan, rows),
+        token_pieces(*rows.row(0), renderer.tokenizer),
+        read=[*tokenized.notes["read"], origin],
+        cleaning=tokenized.notes["cleaning"],
+        counts=tokenized.counts,
+        changed=tokenized.changed,
+        tokenizing=tokenized.notes["made"],
+        checked=_checked(len(tokenized.keys), thorough),
+        findings=findings,
+        verdict=verdict(subject(), findings, curve) if thorough else None,
+        in_short=not thorough,
+    )
+    made_for = _fields_of_data(config)
+    return Data(renderer, rows, plan, report, subject() if thorough else None, **held_out, made_for=made_for)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What is measured, as read: training rows may be cleaned of it, and are checked for it.
+
+    Attributes:
+        reader: of the held-out rows; None where there are none.
+        held_out: their records.
+        benchmarks: prompts of benchmarks, by the name of their file.
+        digests: of all of their files, taken before they were read; None where rows are streamed and cannot have any.
+    """
+
+    reader: RecordReader | None
+    held_out: list[Record]
+    benchmarks: dict[str, list[Record]]
+    digests: list[list[str]] | None
+
+    @property
+    def context(self) -> Context:
+        """As cleaning steps want it."""
+        return Context(self.held_out, [record for records in self.benchmarks.values() for record in records])
+
+
+def _read_measured(config: ml_collections.ConfigDict, trained: Sequence[tuple[str, epath.Path]]) -> _Measured:
+    """Of files that share a name with those that are trained on (`trained`), ids tell rows apart."""
+    reader, files = _held_out_reader(config, trained), files_of_benchmarks(config)
+    streamed = reader is not None and not reader.files
+    digests = None if streamed else file_digests(files + (reader.files if reader else []))
+    return _Measured(reader, list(reader or ()), read_benchmarks(config), digests)
+
+
+def _plan(config: ml_collections.ConfigDict, rows: TokenizedRows) -> PackPlan:
+    mixture = mixture_of(config)
+    return PackPlan(
+        rows,
+        row_tokens=config.data.row_tokens,
+        row_targets=_row_targets(rows, config, mixture),
+        rows_per_batch=config.batch.rows,
+        seed=config.seed,
+        packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
+        mixture=mixture,
+    )
+
+
+def _packing_report(config: ml_collections.ConfigDict, plan: PackPlan, rows: TokenizedRows) -> PackingReport:
+    return packing_report(
+        rows,
+        row_tokens=plan.row_tokens,
+        row_targets=plan.row_targets,
+        seed=config.seed,
+        packing=config.data.packing,
+        max_segments=config.data.max_segments_per_row,
+        bins=plan.first_block,
+        is_epoch=plan.has_epochs,
+    )
+
+
+def _subject(
+    config: ml_collections.ConfigDict,
+    renderer: ConversationRenderer,
+    records: TrainingRecords,
+    tokenized: Tokenized,
+    held_out: dict[str, Any],
+    measured: _Measured,
+) -> Subject:
+    """What checks look at: texts of all records or of the first, with their rows; and hashes of all."""
+    first = records.read_first()
+    rows = tokenized.rows.of_first(first)
+    dropped = dropped_where(tokenized.dropped, lambda reason: not dropped_by_a_step(reason))
+    return Subject(
+        first,
+        rows,
+        dropped,
+        renderer.tokenizer,
+        config.data.row_tokens,
+        renderer.stop_ids,
+        held_out["held_out_records"],
+        measured.benchmarks,
+        config.data.masking.end_of_turn,
+        config.data.masking.too_long,
+        tokenized,
+        "assistant" in Masking(**config.data.masking).roles(),
+        renderer.turn_headers,
+        config.data.masking.train_on == "last",
+        tuple(config.model.new_tokens),
+        names_of_steps(config.data.cleaning),
+    )
+
+
+def _checked(records: int, thorough: bool) -> dict[str, int]:
+    """How many records each check looks at."""
+    of_texts = records if thorough else min(records, CHECKED_RECORDS)
+    return {name: records if check.by_keys else of_texts for name, check in chosen_checks(quick=not thorough).items()}
+
+
+def _held_out_reader(
+    config: ml_collections.ConfigDict, trained: Sequence[tuple[str, epath.Path]]
+) -> RecordReader | None:
+    if not config.data.held_out:
+        return None
+    reading = reading_of(config.data.reading, split=config.data.reading.held_out_split)
+    if reading.split == NO_SPLIT:
+        reading = dataclasses.replace(reading, split="")
+    return RecordReader(config.data.held_out, reading, trained)
+
+
+def _held_out(
+    config: ml_collections.ConfigDict,
+    renderer: ConversationRenderer,
+    measured: _Measured,
+) -> dict[str, Any]:
+    """The fields of `Data` that are about held-out rows."""
+    reader, records = measured.reader, measured.held_out
+    if reader is None:
+        return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
+    try:
+        rows, dropped = tokenize_records(records, renderer, config.data.row_tokens)
+    except NoRowsError as error:
+        raise NoRowsError(_nothing_held_out(config, error)) from error
+    dropped = [*reader.dropped, *dropped]
+    kept = set(rows.ids)
+    note = f"Held out: {len(rows)} rows, {int(rows.supervised.sum()):,} supervised tokens ({'; '.join(reader.notes)})."
+    for reason, group in group_dropped(dropped).items():
+        note += f"\n  {len(group)} more dropped, {reason}: {', '.join(row.id for row in group[:5])}"
+        note += ", …" if len(group) > 5 else ""
+    return {
+        "held_out_records": [record for record in records if record.id in kept],
+        "held_out": rows,
+        "held_out_targets": _row_targets(rows, config),
+        "held_out_note": note,
+    }
+
+
+def _nothing_held_out(config: ml_collections.ConfigDict, error: NoRowsError) -> str:
+    return f"{config.data.held_out}: no held-out row is left to measure. {error}{_too_long(config, error)}"
+
+
+def _too_long(config: ml_collections.ConfigDict, error: NoRowsError) -> str:
+    """What keeps rows that are too long; empty where none is."""
+    if not error.longest:
+        return ""
+    ways = {"truncate_left": "by whole turns, where there are several", "truncate_right": "at the end"}
+    flags = [f"--config.data.masking.too_long={way} ({how})" for way, how in ways.items()]
+    shorter = [flag for way, flag in zip(ways, flags, strict=True) if way != config.data.masking.too_long]
+    return (
+        f"\nRows are whole under --config.data.row_tokens={error.longest}, if the model has so many positions; "
+        f"those longer than {config.data.row_tokens} are shortened by {' or '.join(shorter)}"
+    )
+
+
+def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict, mixture: Mixture | None = None) -> int:
+    if config.objective.positions == "all":
+        return config.data.row_tokens
+    sizes = (config.data.row_tokens, config.data.supervised_quantile)
+    how = {"packing": config.data.packing, "max_segments": config.data.max_segments_per_row}
+    if mixture is None:
+        return supervised_capacity(rows.lengths, rows.supervised, *sizes, **how)
+    return mixture_capacity(rows, mixture, *sizes, **how)

@@ -1,0 +1,170 @@
+"""The training rows of a config: from the cache, or streamed from the files through cleaning and tokenization.
+
+Serves `load_data` (run_data.py). However many records there are, few are in memory: the first ones, which the checks at
+the start of a run look at.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from sft_jax import audit
+from sft_jax.audit.checks import Finding, Place
+from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink, cleaning_values
+from sft_jax.data.mixed_records import MixedReader
+from sft_jax.data.records import DroppedRow, Record, RecordReader
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenized import Tokenized
+from sft_jax.data.tokenized.cache import cached_json, cached_rows
+from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, check_unchanged, code_digest, rows_key, source_digest
+from sft_jax.data.tokenized.row_store import RowStoreWriter
+from sft_jax.data.tokenizing.streaming import write_rows
+from sft_jax.data.tokenizing.workers import worker_count
+from sft_jax.preparation.mixing import reader_of, readings_of_sources
+from sft_jax.progress import ProgressBar, silent
+
+ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how many there are, see `ProgressBar`
+
+CHECKED_RECORDS = 20_000  # that checks at the start of a run look at: so many take some 60 MB
+
+# Files of this folder that join the data layer to the config: what is read, what rows are cleaned of, the renderer.
+_WIRING = ("benchmarks.py", "mixing.py", "run_data.py", "train_rows.py")
+
+
+class TrainingRecords:
+    """The training records of a config, one after the other, as cleaning leaves them.
+
+    Iterating reads from the beginning; rows that are dropped on the way come too, as such.
+
+    Attributes:
+        reader: of the files.
+        log: what cleaning did in the latest pass.
+        first: the first records of the latest pass.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        context: Context,
+        keep: int | None = CHECKED_RECORDS,
+        on_change: Sink | None = None,
+        reader: RecordReader | MixedReader | None = None,
+    ):
+        """Finds the files.
+
+        Args:
+            config: the experiment config.
+            context: what cleaning steps compare with.
+            keep: how many records stay in memory; None: all.
+            on_change: given every record that cleaning drops or changes, as it was.
+            reader: of the files, where there is one.
+
+        Raises:
+            RecordError: there is nothing to read.
+        """
+        self.reader = reader_of(config) if reader is None else reader
+        self._cleaner = Cleaner(config.data.cleaning, context)
+        self._keep, self._on_change = keep, on_change
+        self.log, self.first = CleaningLog(), []
+
+    def __iter__(self) -> Iterator[Record | DroppedRow]:
+        self.log, self.first = CleaningLog(self._on_change), []
+        for record in self._cleaner(lambda: self.reader, self.log):
+            if isinstance(record, Record) and (self._keep is None or len(self.first) < self._keep):
+                self.first.append(record)
+            yield record
+        yield from self.reader.dropped
+
+    def read_first(self) -> Sequence[Record]:
+        """The first records, read again if there was no pass."""
+        if not self.first:
+            for record in self:
+                if len(self.first) == self._keep:
+                    break
+                del record
+        return self.first
+
+
+def training_rows(
+    config: ml_collections.ConfigDict,
+    records: TrainingRecords,
+    renderer: ConversationRenderer,
+    show: ProgressFor,
+    cache: Path | None,
+    key: dict[str, Any],
+) -> tuple[Tokenized, str]:
+    """The rows of the records, and in words where they come from.
+
+    Args:
+        config: the experiment config.
+        records: the training records; not read if their rows are in the cache.
+        renderer: the chat template and tokenizer.
+        show: makes a progress callback.
+        cache: directory of the cache; None for none.
+        key: from `rows_key_of`; not looked at without a cache.
+
+    Raises:
+        ValueError: a file changed while it was read; see also `write_rows`.
+    """
+
+    def write(writer: RowStoreWriter) -> Mapping[str, Any]:
+        workers = worker_count(config.loader.tokenize_workers)
+        bar = functools.cache(lambda: show("tokenizing", None))  # shown when cleaning has looked at all rows
+        report = lambda work: bar().update(work.share, work.speed(), within=True)
+        share = lambda: records.reader.share
+        work = write_rows(writer, records, renderer, config.data.row_tokens, workers, report, share)
+        bar().update(work.share, work.speed())
+        writer.check(records.reader.rows)
+        if cache is not None:  # what was read must be what the entry is named after
+            check_unchanged(records.reader.files, key["files"])
+        made = {"records": work.records, "tokens": work.tokens, "seconds": work.seconds, "workers": work.workers}
+        return {"read": records.reader.notes, "cleaning": cleaning_values(records.log), "made": made}
+
+    waiting = lambda: show("waiting for a process that tokenizes the same data", 0)
+    return cached_rows(cache, key, write, waiting)
+
+
+def rows_key_of(
+    config: ml_collections.ConfigDict,
+    records: TrainingRecords,
+    renderer: ConversationRenderer,
+    compared_with: Sequence[Sequence[str]],
+    show: ProgressFor = silent,
+) -> dict[str, Any]:
+    """What the training rows depend on.
+
+    Args:
+        config: the experiment config.
+        records: the training records.
+        renderer: the chat template and tokenizer.
+        compared_with: digests of the files of other rows that cleaning steps may look at.
+        show: makes a progress callback.
+    """
+    bar = functools.cache(lambda: show("hashing files", None))  # shown where there is much to read
+    options = {name: value for name, value in config.data.to_dict().items() if name not in NOT_IN_ROWS}
+    options["sources"] = readings_of_sources(config)
+    key = rows_key(records.reader.files, renderer, options, lambda share: bar().update(share))
+    key["compared_with"] = list(map(list, compared_with)) if config.data.cleaning else []
+    return key | {"wiring": wiring_digest()}
+
+
+def wiring_digest(folder: Path = Path(__file__).parent) -> str:
+    """sha256 of the source between the config and the data layer: it shapes rows as the layer's own does."""
+    return source_digest([folder / name for name in _WIRING], folder)
+
+
+def training_findings(
+    cache: Path | None,
+    rows_key: dict[str, Any],
+    compared_with: Sequence[Sequence[str]],
+    check: Callable[[], list[Finding]],
+) -> list[Finding]:
+    """What the quick checks find, looked for once for the same rows, held-out rows and benchmarks."""
+    code = [code_digest(without=()), code_digest(without=(), root=Path(audit.__file__).parent)]
+    key = {"rows": rows_key, "compared_with": compared_with, "code": code}
+    found = cached_json(cache, key, lambda: [dataclasses.asdict(finding) for finding in check()])
+    return [Finding(**values | {"examples": tuple(Place(*place) for place in values["examples"])}) for values in found]

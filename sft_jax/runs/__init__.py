@@ -1,0 +1,1 @@
+"""What a run directory is, and how it is read: config, checkpoints, metrics, and the weights to put to use."""

@@ -1,0 +1,173 @@
+"""Which weights get an adapter, of which rank, and the adapters at step 0."""
+
+import re
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
+
+from sft_jax.models import adapters
+from sft_jax.models.adapters import new_rows
+from sft_jax.models.config import AdapterSpec
+from sft_jax.models.layouts import to_layout
+from sft_jax.models.variables import adapter_scale
+
+Tree = Any
+OUTSIDE = ("embedding", "head")  # weights that are no projection of a layer
+
+
+def weight_names(paths: Iterable[str]) -> dict[str, str]:
+    """What an adapter can be beside, by the name that patterns are about: `attention/query`, `embedding`, `head`.
+
+    Args:
+        paths: paths of parameters in the stacked layout.
+
+    Returns:
+        name -> path of the weight (`layers/attention/query/kernel`).
+    """
+    names = {}
+    for path in paths:
+        if path in OUTSIDE:
+            names[path] = path
+        elif path.endswith("/kernel"):
+            names[path.removesuffix("/kernel").removeprefix("layers/")] = path
+    return names
+
+
+def adapter_ranks(names: Iterable[str], config: ml_collections.ConfigDict) -> dict[str, int]:
+    """The rank of each weight that gets an adapter.
+
+    Args:
+        names: as `weight_names` has them.
+        config: `adapter` of the experiment config: `targets` are regular expressions that a name matches as a whole;
+            `ranks` are `pattern=rank`, of which the first that matches counts, before `rank`.
+
+    Raises:
+        ValueError: a pattern that matches nothing (lists what there is), or an entry of `ranks` of another form.
+    """
+    names = sorted(names)
+    targets = [name for name in names if any(re.fullmatch(pattern, name) for pattern in config.targets)]
+    unmatched = [pattern for pattern in config.targets if not any(re.fullmatch(pattern, name) for name in names)]
+    if unmatched or not targets:
+        raise ValueError(f"--config.adapter.targets={unmatched or '()'} match nothing; there are: {', '.join(names)}")
+    by_pattern = dict(_rank_entry(entry) for entry in config.ranks)
+    for pattern in by_pattern:
+        if not any(re.fullmatch(pattern, name) for name in targets):
+            raise ValueError(f"--config.adapter.ranks: {pattern!r} matches no target; there are: {', '.join(targets)}")
+    return {
+        name: next((rank for pattern, rank in by_pattern.items() if re.fullmatch(pattern, name)), config.rank)
+        for name in targets
+    }
+
+
+def _rank_entry(entry: str) -> tuple[str, int]:
+    pattern, _, rank = entry.rpartition("=")
+    if not pattern or not rank.isdigit() or int(rank) < 1:
+        raise ValueError(
+            f"--config.adapter.ranks: {entry!r} is not of the form pattern=rank, with a rank of at least 1"
+        )
+    return pattern, int(rank)
+
+
+def has_adapters(config: ml_collections.ConfigDict) -> bool:
+    """True where something is trained beside the weights, all of which are frozen then."""
+    return config.adapter.method != "none" or config.adapter.new_rows
+
+
+def adapter_spec(config: ml_collections.ConfigDict, rows: range, *, training: bool) -> AdapterSpec | None:
+    """What the decoder applies beside its weights; None where there is nothing.
+
+    Args:
+        config: the experiment config.
+        rows: ids of the new tokens.
+        training: whether dropout is drawn.
+
+    Raises:
+        ValueError: no method has that name.
+    """
+    if not has_adapters(config):
+        return None
+    method = config.adapter.method
+    if method != "none":
+        adapters.get_method(method)
+    dropout = training and method != "none" and config.adapter.dropout > 0
+    return AdapterSpec(method, dropout, rows.start if config.adapter.new_rows else None)
+
+
+def adapter_hyperparameters(config: ml_collections.ConfigDict) -> dict[str, Array]:
+    """Scale and dropout of adapters as float32 scalars, from `adapter` of the experiment config."""
+    values = {
+        "adapter_alpha": config.alpha,
+        "adapter_rank_power": {"rank": 1.0, "sqrt_rank": 0.5}[config.scaling],
+        "adapter_dropout": config.dropout,
+    }
+    return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+
+
+def init_beside(
+    params: Tree, config: ml_collections.ConfigDict, hyper: dict[str, Array], layout: str, rows: range
+) -> Tree:
+    """Everything that is trained beside `params` at step 0: adapters, and rows of new tokens.
+
+    Args:
+        params: parameters in the stacked layout, resized for the new tokens.
+        config: the experiment config.
+        hyper: the run's hyperparameters.
+        layout: layer layout of the result.
+        rows: ids of the new tokens.
+
+    Raises:
+        ValueError: see `init_adapters`.
+    """
+    made = {}
+    if config.adapter.method != "none":
+        made = init_adapters(params, config.adapter, hyper, config.seed, layout)
+    return made | ({new_rows.NAME: new_rows.init(params, rows)} if config.adapter.new_rows else {})
+
+
+def init_adapters(
+    params: Tree, config: ml_collections.ConfigDict, hyper: dict[str, Array], seed: int, layout: str
+) -> Tree:
+    """Fresh adapters beside `params`, float32, the same numbers in either layout.
+
+    Args:
+        params: parameters in the stacked layout.
+        config: `adapter` of the experiment config.
+        hyper: the run's hyperparameters, for the scale.
+        seed: of the initial values; each weight draws from its own stream.
+        layout: layer layout of the result.
+
+    Raises:
+        ValueError: bad patterns, or a method that cannot adapt what is asked for.
+    """
+    method = adapters.get_method(config.method)
+    flat = flatten_dict(params, sep="/")
+    names = weight_names(flat)
+    made, key = {}, jax.random.key(seed)
+    for name, rank in adapter_ranks(names, config).items():
+        path = names[name]
+        _check_method(config.method, name, tied="head" not in flat)
+        weight_path = path.removesuffix("/kernel")
+        path_key = jax.random.fold_in(key, zlib.crc32(weight_path.encode()))
+        init = method.init_embedding if name == "embedding" else method.init
+        made[weight_path] = init(path_key, flat[path], rank, adapter_scale(hyper, rank))
+    return to_layout(unflatten_dict(made, sep="/"), layout)
+
+
+def _check_method(name: str, weight: str, tied: bool) -> None:
+    method = adapters.get_method(name)
+    if weight.startswith("experts/") and weight != "experts/router" and not method.ON_EXPERTS:
+        raise ValueError(
+            f"--config.adapter.method={name} is not implemented for experts, and {weight} is a target: leave experts "
+            "out of --config.adapter.targets, or give --config.adapter.method=lora"
+        )
+    if weight == "embedding" and tied and not method.ON_TIED_EMBEDDING:
+        raise ValueError(
+            f"--config.adapter.method={name} is not implemented for an embedding that is the head too: leave "
+            "`embedding` out of --config.adapter.targets"
+        )

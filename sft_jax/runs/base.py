@@ -1,0 +1,351 @@
+"""What a run starts from, and what a result is applied to: a pretrained checkpoint, or the result of an earlier run.
+
+`runs/mine`, `runs/mine:best` and `runs/mine:<step>` name results of runs, a PEFT directory its adapter merged into the
+base model that it names; every other name is a source of a pretrained
+checkpoint (`sft_jax.sources`).
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+from jax.sharding import Mesh
+
+from sft_jax.models import adapters, positions
+from sft_jax.models.config import AdapterSpec, DecoderConfig, LayerLayout
+from sft_jax.models.layouts import to_layout
+from sft_jax.models.loading import decoder_config, load_params, placed_quantized
+from sft_jax.models.peft_loading import load_peft_adapter
+from sft_jax.models.variables import merge, merge_adapters, scaled_adapters, split, variables
+from sft_jax.models.vocabulary import add_new_tokens, grown, resized, with_new_tokens
+from sft_jax.runs.adapting import adapter_hyperparameters, adapter_spec
+from sft_jax.runs.averages import for_use, parts_of
+from sft_jax.runs.checkpoints import CONSTANTS, DIRECTORY, Checkpoints
+from sft_jax.runs.freezing import saved_shapes, trained_predicate, trains_all_weights
+from sft_jax.runs.saved_config import read_config
+from sft_jax.runs.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
+from sft_jax.sharding import abstract_like, placement, shardings_of
+from sft_jax.sources import load_tokenizer, open_checkpoint
+from sft_jax.sources.peft import is_peft_directory, open_peft_adapter
+from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
+
+Tree = Any
+_RUN = re.compile(r"(?P<directory>.+?)(?::(?P<which>\d+|latest|best))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """Weights to start from.
+
+    Attributes:
+        name: what was asked for, with the step that was found in a run.
+        location: file or directory.
+        decoder: what they are weights of.
+        hf_config: the same as a Hugging Face config.
+        fingerprint: changes with the weights.
+        revision: commit hash on the hub; None for other sources.
+        params: (layer layout, dtype, mesh, quantized) -> the parameters, on their devices; `quantized` is `none`, or
+            how kernels are stored in few bits.
+        new_rows: ids of the new tokens that a run adds (`base_of`); none of a source alone.
+        made_for: fields of `config.model` that `base_of` made it of; empty of a source alone.
+    """
+
+    name: str
+    location: str
+    decoder: DecoderConfig
+    hf_config: dict
+    fingerprint: str
+    revision: str | None
+    params: Callable[..., Tree]
+    new_rows: range = range(0)
+    made_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """Where the weights are from, for people."""
+        return {"name": self.name, "location": self.location, "revision": self.revision}
+
+    def check_made_for(self, config: ml_collections.ConfigDict) -> None:
+        """Checks that `base_of` made it of a config with the same model.
+
+        Raises:
+            ValueError: it did not; names what differs.
+        """
+        wanted = _fields_of_base(config)
+        differ = [
+            f"--config.model.{name}={wanted[name]!r}" for name in wanted if self.made_for.get(name) != wanted[name]
+        ]
+        if differ:
+            raise ValueError(
+                f"the base that was given, {self.name}, is not that of {', '.join(differ)}: give base_of(config)"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A checkpoint of a run.
+
+    Attributes:
+        directory: the run directory.
+        step: of the checkpoint.
+        config: the run's experiment config.
+        base: what the run started from, with the rows of its new tokens.
+        adapter: the adapter that the decoder applies; None after full fine-tuning.
+    """
+
+    directory: epath.Path
+    step: int
+    config: ml_collections.ConfigDict
+    base: Base
+    adapter: AdapterSpec | None
+
+    @property
+    def name(self) -> str:
+        """Names this checkpoint among all sources."""
+        return f"{self.directory}:{self.step}"
+
+    def template(self) -> str | None:
+        """The chat template that the run brought itself; None where it took that of its base.
+
+        Raises:
+            ValueError: the run's copy is gone.
+        """
+        path = self.directory / TEMPLATE
+        if path.exists():
+            return path.read_text()
+        if self.config.model.chat_template:
+            raise ValueError(f"{path} is missing: the run was trained with a chat template of its own. Put it back.")
+        return None
+
+    def fingerprint(self) -> str:
+        """Of what the weights follow from: base, data, config, step."""
+        made_of = [json.loads((self.directory / ENVIRONMENT).read_text())["fingerprints"], self.config.to_dict()]
+        return hashlib.sha256(json.dumps([*made_of, self.step], sort_keys=True, default=list).encode()).hexdigest()
+
+    def trained(self, layout: LayerLayout, mesh: Mesh, weights: str = "trained") -> Tree:
+        """{"params": …} or {"adapters": …}: what was trained.
+
+        Args:
+            layout: layer layout wanted; layers of which only the last were trained cannot be stacked.
+            mesh: where the arrays go.
+            weights: `trained`, the result of training, or `ema`, its average over the steps.
+
+        Raises:
+            ValueError: the run kept no average.
+        """
+        in_float32 = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+        checkpoints = Checkpoints(self.directory, keep_last=1_000_000, read_only=True)
+        try:
+            shapes, constants = saved_shapes(self.config, self.base.decoder, checkpoints.position(self.step).layout)
+            wanted = {}
+            for part in parts_of(self.config, weights):
+                like = jax.tree.map(in_float32, shapes) if part == "ema" else shapes
+                wanted[part] = abstract_like(like, shardings_of(like, mesh))
+            if constants:
+                wanted[CONSTANTS] = abstract_like(constants, shardings_of(constants, mesh))
+            parts = checkpoints.restore_parts(self.step, wanted)
+            constants = parts.pop(CONSTANTS, {})
+            chosen = merge(for_use(self.config, parts), constants)
+        finally:
+            checkpoints.close()
+        return {name: to_layout(tree, layout) for name, tree in chosen.items()}
+
+    def variables(self, layout: LayerLayout, mesh: Mesh, weights: str = "trained") -> Tree:
+        """What the decoder's `apply` takes, adapters beside their weights; `weights` as in `trained`."""
+        # Where only the last layers were trained, they meet the frozen ones before all are stacked.
+        through: LayerLayout = "unrolled" if self.config.trained.last_layers else layout
+        trained, frozen, precision = self.trained(through, mesh, weights), {}, self.config.precision
+        if not trains_all_weights(self.config):
+            params = {"params": self.base.params(through, precision.frozen, mesh, precision.quantized)}
+            _, frozen = split(params, trained_predicate(self.config, self.base.decoder.num_layers))
+        tree = variables(trained, frozen, adapter_hyperparameters(self.config.adapter))
+        return {name: to_layout(subtree, layout) for name, subtree in tree.items()}
+
+    def params(
+        self, layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none", weights: str = "trained"
+    ) -> Tree:
+        """The parameters, with adapters merged into them; `weights` as in `trained`."""
+        tree = self.variables(layout, mesh, weights)
+        if self.adapter is not None:
+            return _merged(tree, self.adapter, dtype, mesh, quantized)
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), tree["params"])
+        return placed_quantized(cast, quantized, placement(mesh))
+
+
+def open_base(source: str, revision: str | None = None) -> Base:
+    """What `config.model.source` names.
+
+    Raises:
+        ValueError: there is no such source, or no such checkpoint in a run; says what there is.
+    """
+    run = open_run(source)
+    if run is not None:
+        if revision:
+            raise ValueError(f"--config.model.revision={revision} is for hub names, and {source} is a run directory")
+        return Base(
+            name=run.name,
+            location=str(run.directory),
+            decoder=run.base.decoder,
+            hf_config=run.base.hf_config,
+            fingerprint=run.fingerprint(),
+            revision=None,
+            params=run.params,
+        )
+    if is_peft_directory(source):
+        return _merged_base(source, revision)
+    checkpoint = open_checkpoint(source, revision)
+    decoder = decoder_config(checkpoint)
+
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+        return load_params(checkpoint, decoder, layout, dtype, placement(mesh), quantized)
+
+    return Base(
+        name=source,
+        location=checkpoint.location,
+        decoder=decoder,
+        hf_config=checkpoint.config,
+        fingerprint=checkpoint.fingerprint,
+        revision=checkpoint.revision,
+        params=params,
+    )
+
+
+def _merged_base(source: str, revision: str | None) -> Base:
+    """A PEFT adapter, merged into the base model that it names."""
+    adapter = open_peft_adapter(source)
+    if revision or not adapter.base:
+        wrong = f"a revision ({revision}) is for hub names" if revision else "it names no base_model_name_or_path"
+        raise ValueError(f"{source} is a PEFT adapter, and {wrong}: see its adapter_config.json")
+    base = open_base(adapter.base, adapter.revision)
+    loaded = load_peft_adapter(adapter, base.hf_config, base.decoder)
+
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+        tree = {"params": base.params(layout, "float32", mesh)}
+        loaded.check_copies(tree["params"], source)
+        hyper = {name: jnp.float32(value) for name, value in loaded.settings.hyper().items()}
+        tree[adapters.COLLECTION] = scaled_adapters(jax.tree.map(jnp.asarray, loaded.in_layout(layout)), hyper)
+        return _merged(tree, AdapterSpec(loaded.settings.method), dtype, mesh, quantized)
+
+    fingerprint = hashlib.sha256(f"{base.fingerprint} {adapter.fingerprint}".encode()).hexdigest()
+    return dataclasses.replace(
+        base, name=source, location=adapter.location, fingerprint=fingerprint, revision=None, params=params
+    )
+
+
+def _merged(tree: Tree, adapter: AdapterSpec, dtype: str, mesh: Mesh, quantized: str) -> Tree:
+    """Parameters with the adapters beside them merged into them."""
+    merge = lambda tree: merge_adapters(tree, adapter.method, adapter.first_new_row)
+    shardings = shardings_of({"params": jax.eval_shape(merge, tree)}, mesh)["params"]
+    params = jax.jit(merge, out_shardings=shardings)(tree)
+    return placed_quantized(jax.tree.map(lambda leaf: leaf.astype(dtype), params), quantized, placement(mesh))
+
+
+def _fields_of_base(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    model = config.model
+    return {
+        "source": model.source,
+        "revision": model.revision,
+        "max_positions": model.max_positions,
+        "new_tokens": tuple(model.new_tokens),
+    }
+
+
+def base_of(config: ml_collections.ConfigDict) -> Base:
+    """What a run with this config starts from: `config.model.source` with its positions, resized for its new tokens.
+
+    Raises:
+        ValueError: see `open_base`; a new token that is none (`add_new_tokens`), or positions that cannot be lifted.
+    """
+    source, revision = config.model.source, config.model.revision or None
+    base = with_positions(open_base(source, revision), config.model.max_positions, "--config.model.max_positions")
+    base = dataclasses.replace(base, made_for=_fields_of_base(config))
+    if not config.model.new_tokens:
+        return base
+    rows = add_new_tokens(load_base_tokenizer(source, revision), config.model.new_tokens)
+    decoder = grown(base.decoder, rows)
+
+    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+        return resized(base.params(layout, dtype, mesh, quantized), decoder, rows, placement(mesh))
+
+    hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}
+    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_rows=rows)
+
+
+def with_positions(base: Base, count: int, flag: str) -> Base:
+    """The same weights with a limit of `count` positions; 0 leaves what they say themselves.
+
+    Raises:
+        ValueError: they have other positions that cannot be changed; names the flag.
+    """
+    try:
+        decoder, hf_config = positions.with_positions(base.decoder, base.hf_config, count)
+    except ValueError as error:
+        raise ValueError(f"{flag}={count}: {base.name}: {error}") from error
+    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config)
+
+
+def open_run(source: str) -> FinishedRun | None:
+    """The checkpoint of a run that `source` names; None where it names no run directory.
+
+    Raises:
+        ValueError: there is no such checkpoint (names those there are), or its base model is not the same any more.
+    """
+    match = _RUN.fullmatch(source)
+    if source.startswith("random:") or match is None:
+        return None
+    directory = epath.Path(match["directory"])
+    config = run_config(directory)
+    if config is None:
+        return None
+    checkpoints = Checkpoints(directory, keep_last=1_000_000, read_only=True)
+    try:
+        step = _step(directory, match["which"] or "latest", checkpoints)
+    finally:
+        checkpoints.close()
+    base = base_of(config)
+    check_inputs(directory, {"model": base.fingerprint})
+    return FinishedRun(directory, step, config, base, adapter_spec(config, base.new_rows, training=False))
+
+
+def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:
+    """The config of a run directory; None where `directory` is not one.
+
+    Raises:
+        ValueError: see `read_config`.
+    """
+    if not (directory / DIRECTORY).exists() or not (directory / CONFIG).exists():
+        return None
+    return read_config(directory)
+
+
+def load_base_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to `source`, with the new tokens and the chat template of a run there."""
+    run = open_run(source)
+    if run is None and is_peft_directory(source) and not (epath.Path(source) / "tokenizer_config.json").exists():
+        adapter = open_peft_adapter(source)
+        return load_base_tokenizer(adapter.base, adapter.revision)
+    if run is None:
+        return load_tokenizer(source, revision)
+    tokenizer = load_base_tokenizer(run.config.model.source, run.config.model.revision or None)
+    tokenizer = with_new_tokens(tokenizer, run.config)
+    tokenizer.chat_template = run.template() or tokenizer.chat_template
+    return tokenizer
+
+
+def _step(directory: epath.Path, which: str, checkpoints: Checkpoints) -> int:
+    steps = checkpoints.steps()
+    if not steps:
+        raise ValueError(f"{directory} holds no finished checkpoint yet")
+    found = {"latest": checkpoints.latest, "best": checkpoints.best}.get(which, lambda: int(which))()
+    if found is None:
+        raise ValueError(f"{directory}: no checkpoint has the metric that 'best' is chosen by; there are {steps}")
+    if found not in steps:
+        raise ValueError(f"{directory} has no checkpoint of step {found}; there are {steps}")
+    return found

@@ -1,0 +1,35 @@
+"""Records, their rows, and what the preview is made of."""
+
+import pytest
+
+from sft_jax.audit.checks import Subject
+from sft_jax.data.conversations import Chat, Message
+from sft_jax.data.records import Record
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenizing import tokenize_records
+
+
+@pytest.fixture(scope="session")
+def record():
+    """A record of a question and an answer."""
+
+    def make(number, answer="Yes.", question="Is it?", file="t", **more):
+        return Record(f"{file}:{number}", Chat((Message("user", question), Message("assistant", answer))), {}, **more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def renderer(chatml_tokenizer):
+    return ConversationRenderer(chatml_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def subject(renderer):
+    """What the checks look at, of some records."""
+
+    def make(records, row_tokens=1000, **more):
+        rows, dropped = tokenize_records(records, renderer, row_tokens)
+        return Subject(records, rows, dropped, renderer.tokenizer, row_tokens, renderer.stop_ids, **more)
+
+    return make

@@ -1,0 +1,218 @@
+"""Damaged checkpoints: each file cut, emptied, changed and removed is noticed, and the advice of the message works."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from sft_jax.runs import checkpoints as module
+from sft_jax.runs.checkpoints import Checkpoints, DamagedCheckpointError, RunPosition
+from sft_jax.runs.digests import FILE, damage_of, write_digests
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.restore import load_for_inference
+from sft_jax.sharding import inference_mesh
+from sft_jax.training import run
+from sft_jax.training.state import TrainState, saved_arrays, with_saved
+from tests import buckets, tiny
+
+METRIC = "held_out/nll"
+
+
+def state(step: int) -> TrainState:
+    zero = jnp.int32(0)
+    trained = {"params": {"embedding": jnp.arange(4000.0).reshape(400, 10) * step}}
+    counts = {"gradient": jnp.zeros(1, jnp.int32), "update": jnp.zeros(1, jnp.int32)}
+    return TrainState(jnp.int32(step), trained, {}, {"mu": jnp.ones(())}, {}, zero, zero, {}, counts)
+
+
+def opened(workdir, **options) -> Checkpoints:
+    return Checkpoints(epath.Path(workdir), **{"keep_last": 2, "best_metric": METRIC} | options)
+
+
+def save(workdir, steps=(2, 4)) -> None:
+    made = opened(workdir)
+    for step in steps:
+        made.save(
+            step, saved_arrays(state(step)), RunPosition("scan", 8 * step, {"examples": step}), {METRIC: 1.0 / step}
+        )
+    made.close()
+
+
+def read(workdir, step: int = 4) -> np.ndarray:
+    """What a command that reads a run, and never prunes, gets of it."""
+    found = opened(workdir, keep_last=1000, best_metric="", read_only=True)
+    try:
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state(step).trained)
+        return np.asarray(found.restore_parts(step, {"trained": like})["trained"]["params"]["embedding"])
+    finally:
+        found.close()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    made = tmp_path_factory.mktemp("saved")
+    save(made)
+    return made
+
+
+def files_of(workdir: Path, step: int = 4) -> list[Path]:
+    folder = workdir / "checkpoints" / str(step)
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, Path.unlink])
+def test_damage_to_any_file_is_noticed(saved, tmp_path, damage):
+    """By whoever reads the checkpoint, and by the run that goes on or is finished."""
+    names = files_of(saved)
+    assert len(names) >= 10
+    for number, name in enumerate(names):
+        workdir = tmp_path / str(number)
+        shutil.copytree(saved, workdir)
+        damage(workdir / "checkpoints" / "4" / name)
+        if (damage, name.name) == (Path.unlink, FILE):
+            assert read(workdir).sum() == read(saved).sum(), "nothing is wrong with what there is"
+            continue
+        for look in (read, opened):
+            with pytest.raises(DamagedCheckpointError, match=r"the checkpoint \S+/checkpoints/4 is damaged: ") as error:
+                look(workdir)
+            assert str(name) in str(error.value)
+            assert "that of step 2 is whole" in str(error.value)
+            assert f"remove the directory {workdir}/checkpoints/4 and start" in str(error.value)
+            by_name = f"takes that one by name too, {workdir}:2" in str(error.value)
+            assert by_name == (name.as_posix() != "metrics/metrics"), "orbax reads the metrics of all"
+        assert (workdir / "checkpoints" / "2").is_dir(), "nothing may be pruned for a damaged checkpoint"
+        if by_name:
+            assert read(workdir, 2).sum() == read(saved, 2).sum()
+
+
+def test_a_large_file_cut_to_1000_bytes(saved, tmp_path):
+    """Size before and after; and what there is to do where no other checkpoint is left."""
+    shutil.copytree(saved, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    largest = max((tmp_path / "run" / "checkpoints" / "4").rglob("*"), key=lambda path: path.stat().st_size)
+    size, whole = largest.stat().st_size, largest.read_bytes()
+    largest.write_bytes(whole[:1000])
+    message = (
+        rf"has 1,000 bytes in place of {size:,}\.\n.*there is no other one: else train again, with another --workdir"
+    )
+    with pytest.raises(DamagedCheckpointError, match=message) as error:
+        opened(tmp_path / "run")
+    assert "Put its files back from a copy if there is one" in str(error.value)
+    largest.write_bytes(whole)
+    assert read(tmp_path / "run").sum() == read(saved).sum()
+    assert str(error.value).endswith(f"or after removing {tmp_path / 'run'}.")
+    shutil.rmtree(tmp_path / "run")
+    for name in ("another", "run"):
+        save(tmp_path / name)
+        assert read(tmp_path / name).sum() == read(saved).sum()
+
+
+def test_all_are_damaged(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    for step in (2, 4):
+        flip(tmp_path / "run" / "checkpoints" / str(step) / "state" / "_METADATA")
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoints/4 is damaged.*\n.*the others are damaged too"):
+        opened(tmp_path / "run")
+
+
+def test_an_older_checkpoint_is_looked_at_when_it_is_read(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    flip(tmp_path / "run" / "checkpoints" / "2" / "state" / "_METADATA")
+    opened(tmp_path / "run").close()
+    assert read(tmp_path / "run").sum() == read(saved).sum()
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoints/2 is damaged: state/_METADATA"):
+        read(tmp_path / "run", 2)
+
+
+def test_a_checkpoint_whose_process_was_ended_before_its_digests(saved, tmp_path, monkeypatch):
+    """It is used with a warning, the one before it is kept until it could be read, and then it has digests."""
+    said = []
+    monkeypatch.setattr(module.logging, "warning", lambda text, *values: said.append(text % values))
+    shutil.copytree(saved, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "4"
+    (newest / FILE).unlink()
+    (newest / f"{FILE}.partial").write_text("{")
+    found = opened(tmp_path / "run", keep_last=1, best_metric="")
+    assert found.steps() == [2, 4]
+    mesh = inference_mesh()
+    with jax.set_mesh(mesh):
+        restored = with_saved(state(0), found.restore(4, saved_arrays(state(0)), "scan", mesh))
+    assert int(restored.step) == 4
+    assert len(said) == 1
+    assert "checkpoints/4 has no digests" in said[0]
+    found.close()
+    assert (newest / FILE).exists()
+    assert not damage_of(epath.Path(newest))
+    pruned = opened(tmp_path / "run", keep_last=1, best_metric="")
+    assert pruned.steps() == [4]
+    pruned.close()
+
+
+def test_without_digests_what_cannot_be_read_is_named_too(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "4"
+    (newest / FILE).unlink()
+    for path in (newest / "state" / "d").iterdir():
+        empty(path)
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoints/4 is damaged: what it holds cannot be read"):
+        read(tmp_path / "run")
+
+
+def test_digests_in_a_bucket():
+    directory = buckets.empty("digests")
+    (directory / "d").mkdir(parents=True)
+    for name in ("a", "d/b"):
+        (directory / name).write_bytes(name.encode() * 100)
+    write_digests(directory)
+    assert damage_of(directory) == []
+    (directory / "d" / "b").write_bytes(b"d/c" * 100)
+    assert damage_of(directory) == ["d/b has other bytes than were written"]
+    parts = [damage_of(directory, part, 3) for part in range(3)]
+    assert [line for part in parts for line in part] == damage_of(directory), "processes look at a part each"
+
+
+def test_a_run_goes_on_from_the_one_before_as_it_is_told(tmp_path):
+    """A finished run notices the damage to its result, so does what reads it; the advice, followed, mends both."""
+    config = tiny.config(tmp_path, **{"checkpoint.keep_last": 2, "checkpoint.best_metric": "", "data.held_out": ""})
+    run(config, tmp_path / "run")
+    lines = lambda: [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    before = lines()
+    newest = tmp_path / "run" / "checkpoints" / "6"
+    digests = json.loads((newest / FILE).read_text())["files"]
+    largest = max(digests, key=lambda name: digests[name][0])
+    (newest / largest).write_bytes((newest / largest).read_bytes()[:1000])
+    mesh = inference_mesh()
+    looks = (lambda: run(config, tmp_path / "run"), lambda: load_for_inference(str(tmp_path / "run"), mesh))
+    for look in looks:
+        with (
+            jax.set_mesh(mesh),
+            pytest.raises(DamagedCheckpointError, match=r"remove the directory (\S+) and") as error,
+        ):
+            look()
+    assert str(error.value).count("\n") == 1
+    with jax.set_mesh(mesh):
+        assert load_for_inference(f"{tmp_path}/run:4", mesh).name.endswith(":4")
+    shutil.rmtree(newest)
+    assert run(config, tmp_path / "run").step == 6
+    assert lines() == before
+    with jax.set_mesh(mesh):
+        assert load_for_inference(str(tmp_path / "run"), mesh).name.endswith(":6")
