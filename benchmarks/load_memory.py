@@ -82,7 +82,7 @@ def _measure(directory: Path, layout: str) -> None:
     from sft_jax.sharding import make_mesh, placement
     from sft_jax.sources import open_checkpoint
 
-    mesh = make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}))
+    mesh = make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}), jax.devices())
     checkpoint = open_checkpoint(directory)
     peak, stop = 0, threading.Event()
     before = _anonymous()

@@ -73,15 +73,15 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
     from sft_jax.data.batches import train_batches
     from sft_jax.preparation.run_data import load_data
     from sft_jax.runs.base import base_of
-    from sft_jax.sharding import make_mesh, put_batch
+    from sft_jax.sharding import make_mesh, platform_of, put_batch
     from sft_jax.training.held_out import held_out_metrics
     from sft_jax.training.optimizer import hyperparameters
     from sft_jax.training.setup import init_state, make_model, step_settings
     from sft_jax.training.step import compile_eval_step, compile_train_step
 
     config = _config(data_directory, arg, changes)
-    data, base, mesh = load_data(config), base_of(config), make_mesh(config.mesh)
-    model, settings = make_model(config, base.decoder), step_settings(config, mesh)
+    data, base, mesh = load_data(config), base_of(config), make_mesh(config.mesh, jax.devices())
+    model, settings = make_model(config, base.decoder, platform_of(mesh)), step_settings(config, mesh)
     batches = train_batches(data.rows, data.plan, start_step=0, end_step=_STEPS.value, normalize="tokens")
     with jax.set_mesh(mesh):
         hyper = hyperparameters(config, _STEPS.value // 10, _STEPS.value)

@@ -53,7 +53,7 @@ def ours(
 
     from configs import sft
     from sft_jax.runs.base import open_base
-    from sft_jax.sharding import make_mesh, put_batch
+    from sft_jax.sharding import make_mesh, platform_of, put_batch
     from sft_jax.training.optimizer import hyperparameters
     from sft_jax.training.setup import init_state, make_model, step_settings
     from sft_jax.training.step import compile_train_step
@@ -62,9 +62,9 @@ def ours(
     rows, length = batches[0]["tokens"].shape
     sizes = {"batch.rows": rows, "data.row_tokens": length, "optimizer.learning_rate": learning_rate}
     config.update_from_flattened_dict({**sizes, **overrides})
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, jax.devices())
     base = open_base(MODEL)
-    model = make_model(config, base.decoder)
+    model = make_model(config, base.decoder, platform_of(mesh))
     with jax.set_mesh(mesh):
         state = init_state(config, base, model, mesh, hyperparameters(config, 0, 1000))
         train_step = compile_train_step(model, step_settings(config, mesh), state, mesh)

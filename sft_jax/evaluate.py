@@ -65,7 +65,7 @@ def main(_: list[str]) -> None:
         reading = reading_flags.reading(_EXAMPLES_SPLIT.value)
         train = [record.conversation for record in read_records(_EXAMPLES_FROM.value, reading)]
         examples = choose_examples(train, _EXAMPLES.value, _SEED.value, [record.conversation for record in records])
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
         loaded = inference_flags.load(_MODEL.value, mesh)
         references = held_out.references_of(loaded, task)

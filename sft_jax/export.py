@@ -58,7 +58,7 @@ def main(_: list[str]) -> None:
     check_free(out, _FORCE.value)
     subject = open_subject(_CHECKPOINT.value, _WEIGHTS.value)
     check_format(subject, _FORMAT.value)
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
         arguments = (subject, out, mesh, _DTYPE.value, progress)
         settings = {"max_drift": _MAX_DRIFT.value, "force": _FORCE.value}

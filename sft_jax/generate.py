@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
         commands.refuse_unread(["out", "batch_size", *reading_flags.NAMES], "--prompts")
     inference_flags.sampling(_SEED.value)  # what is wrong with it is said before the model is loaded
     commands.start_jax()
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = inference_flags.load(_MODEL.value, mesh)
         if _PROMPTS.value is not None:

@@ -42,17 +42,16 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
 _STACKED = re.compile(r"(^|/)layers/")
 
 
-def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Mesh:
     """The mesh `replica, fsdp, expert, tensor`; an axis of size -1 takes the devices that are left.
 
     Args:
         config: `mesh` of the experiment config: one size an axis.
-        devices: by default all devices of all processes.
+        devices: `jax.devices()`, some of them, or those of a topology that is not here.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices, or these are more than one TPU slice.
     """
-    devices = jax.devices() if devices is None else devices
     sizes = {axis: int(config[axis]) for axis in MESH_AXES}
     asked = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
@@ -84,9 +83,14 @@ def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
-def inference_mesh() -> Mesh:
-    """All devices on `fsdp`: prompts and parameters are split over them."""
-    return make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "expert": 1, "tensor": 1}))
+def inference_mesh(devices: Sequence[Any]) -> Mesh:
+    """All of them on `fsdp`: prompts and parameters are split over them."""
+    return make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "expert": 1, "tensor": 1}), devices)
+
+
+def platform_of(mesh: Mesh) -> str:
+    """`cpu`, `gpu` or `tpu`."""
+    return mesh.devices.flat[0].platform
 
 
 def spec_of(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:

@@ -1,7 +1,6 @@
 """The mesh on devices that are wired as a torus, as TPUs are; what a device holds of a step."""
 
 import dataclasses
-import itertools
 import math
 import re
 
@@ -18,25 +17,7 @@ from sft_jax.runs.base import open_base
 from sft_jax.sharding import arranged
 from sft_jax.training import optimizer, setup, step
 from tests import tiny
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What JAX says of a TPU chip, as far as its place goes."""
-
-    id: int
-    coords: tuple[int, int, int]
-    process_index: int
-    slice_index: int = 0
-    core_on_chip: int = 0
-    platform: str = "tpu"
-    device_kind: str = "TPU v4"
-
-
-def torus(rows: int, columns: int) -> list[Chip]:
-    """Chips of hosts with 2 x 2 of them each."""
-    places = itertools.product(range(rows), range(columns))
-    return [Chip(i, (x, y, 0), x // 2 * (columns // 2) + y // 2) for i, (x, y) in enumerate(places)]
+from tests.chips import torus
 
 
 @pytest.mark.parametrize("tensor", [2, 4, 8])
@@ -63,8 +44,9 @@ MESH = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "execution.layer_la
 def compiled_step(root, arg: str) -> str:
     """What XLA makes of the train step for one device."""
     config = tiny.config(root, arg, **MESH, **{"batch.rows": ROWS, "data.row_tokens": TOKENS})
-    data, mesh, base = run_data.load_data(config), sharding.make_mesh(config.mesh), open_base(config.model.source)
-    model = setup.make_model(config, base.decoder)
+    data, base = run_data.load_data(config), open_base(config.model.source)
+    mesh = sharding.make_mesh(config.mesh, jax.devices())
+    model = setup.make_model(config, base.decoder, "cpu")
     with jax.set_mesh(mesh):
         state = setup.init_state(config, base, model, mesh, optimizer.hyperparameters(config, 2, 6))
         batch = assemble(data.rows, data.plan.batch_bins(0), row_tokens=TOKENS, row_targets=data.plan.row_targets)

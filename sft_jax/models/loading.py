@@ -40,8 +40,8 @@ def load_pretrained(
         revision: branch, tag or commit of a hub name.
 
     Returns:
-        The Linen module and a nested dict of parameters: `model.apply({"params": params}, tokens)` gives logits
-        [batch, sequence, vocab].
+        The Linen module and a nested dict of parameters on the first device: `model.apply({"params": params}, tokens)`
+        gives logits [batch, sequence, vocab].
 
     Raises:
         ValueError: the checkpoint is of a family or has a feature, a tensor or a shape that is not implemented; all
@@ -50,7 +50,7 @@ def load_pretrained(
     checkpoint = open_checkpoint(source, revision)
     execution = execution or Execution()
     model = Decoder(decoder_config(checkpoint), execution)
-    return model, load_params(checkpoint, model.config, execution.layer_layout, dtype)
+    return model, load_params(checkpoint, model.config, execution.layer_layout, dtype, on_one(jax.devices()[0]))
 
 
 def decoder_config(checkpoint: PretrainedCheckpoint) -> DecoderConfig:
@@ -65,12 +65,18 @@ def decoder_config(checkpoint: PretrainedCheckpoint) -> DecoderConfig:
         raise ValueError(f"{checkpoint.location}: {error}") from error
 
 
+def on_one(device: jax.Device) -> ShardingOf:
+    """Every array on this device."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    return lambda path, shape: sharding
+
+
 def load_params(
     checkpoint: PretrainedCheckpoint,
     config: DecoderConfig,
     layout: LayerLayout,
-    dtype: str = "float32",
-    sharding: ShardingOf | None = None,
+    dtype: str,
+    sharding: ShardingOf,
     quantized: str = "none",
 ) -> dict:
     """The parameters of a checkpoint as a nested dict in `layout`.
@@ -83,14 +89,12 @@ def load_params(
         config: its decoder.
         layout: layer layout of the result.
         dtype: dtype of the result.
-        sharding: where the array of a path and shape lives; by default on the first device.
+        sharding: where the array of a path and shape lives.
         quantized: `int8` or `nf4` for kernels in few bits (`models/quantization.py`), quantized one by one.
 
     Raises:
         ValueError: tensors that are missing, unknown or of another shape; all are named.
     """
-    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    sharding = sharding or (lambda path, shape: one_device)
     if checkpoint.random_seed is not None:
         deviation = ConfigReader(checkpoint.config).get("initializer_range", 0.02)
         params = init_params(config, layout, dtype, sharding, checkpoint.random_seed, deviation)

@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.models.config import Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.runs.base import load_base_tokenizer, open_base, open_run, with_positions
+from sft_jax.sharding import platform_of
 
 Tree = Any
 _FLAG = "--max_positions"
@@ -50,7 +50,7 @@ def load_for_inference(
             cannot have.
     """
     # One layer after the other is read faster token by token on CPU; scanned layers compile faster elsewhere.
-    layout = "unrolled" if jax.default_backend() == "cpu" else "scan"
+    layout = "unrolled" if platform_of(mesh) == "cpu" else "scan"
     execution = Execution(product_dtype=product_dtype, layer_layout=layout)
     renderer = ConversationRenderer(load_base_tokenizer(source))
     run = open_run(source)

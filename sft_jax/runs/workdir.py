@@ -14,7 +14,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -295,13 +295,19 @@ def _unlike_process_0(value: Any) -> list[int]:
     return np.flatnonzero((found != found[0]).any(axis=1)).tolist()
 
 
-def record_environment(workdir: epath.Path, fingerprints: dict[str, str], model: dict[str, str | None]) -> None:
+def record_environment(
+    workdir: epath.Path,
+    fingerprints: dict[str, str],
+    model: dict[str, str | None],
+    devices: Sequence[jax.Device],
+) -> None:
     """Writes versions, devices, git commit and what the run starts from; keeps those of earlier starts.
 
     Args:
         workdir: the run's directory.
         fingerprints: of data and base model.
         model: the base model's source, where it was found, and its commit on the hub if it is from there.
+        devices: of the run, in all processes.
     """
     path = workdir / ENVIRONMENT
     before = json.loads(path.read_text()) if path.exists() else None
@@ -311,8 +317,8 @@ def record_environment(workdir: epath.Path, fingerprints: dict[str, str], model:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "devices": [str(device) for device in jax.devices()],
-        "device_kind": jax.devices()[0].device_kind,
+        "devices": [str(device) for device in devices],
+        "device_kind": devices[0].device_kind,
         "processes": jax.process_count(),
         "git": git_state(),
         "model": model,

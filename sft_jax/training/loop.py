@@ -7,8 +7,9 @@ never wait for the host.
 
 import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -27,7 +28,7 @@ from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.base import Base, base_of
 from sft_jax.runs.checkpoints import Checkpoints, RunPosition
 from sft_jax.runs.metric_log import FILE, MetricLog, read_metrics
-from sft_jax.sharding import make_mesh, put_batch, rows_here
+from sft_jax.sharding import make_mesh, platform_of, put_batch, rows_here
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import timetable
 from sft_jax.training.effect import EffectWatch
@@ -69,6 +70,7 @@ def run(
     *,
     data: Data | None = None,
     base: Base | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> RunResult:
     """Trains as `config` says; continues where `workdir` holds the same run.
 
@@ -79,6 +81,7 @@ def run(
         console: where progress is shown; by default the terminal.
         data: what `load_data` made of the same `config.data`, so that many runs in one process read it once.
         base: what `base_of` made of the same `config.model`.
+        devices: to train on; by default all of all processes.
 
     Raises:
         WorkdirError: the directory holds another run.
@@ -89,6 +92,7 @@ def run(
         OtherProcessError: one of several processes refused what this one would not have.
     """
     emulation.reserve_threads()
+    devices = jax.devices() if devices is None else devices
     workdir, evaluators, first_process = epath.Path(workdir), evaluators or {}, jax.process_index() == 0
     console = console or Console(quiet=not first_process)
     with contextlib.ExitStack() as open_things:
@@ -97,19 +101,19 @@ def run(
         # ---- Check: all that is wrong with flags and directory ----------------------------------------------------
         with agreed():
             check_config(config)
-            mesh = make_mesh(config.mesh)
+            mesh = make_mesh(config.mesh, devices)
             settings = step_settings(config, mesh)
             base = base_of(config) if base is None else base
             initial = open_initial_adapter(config, base)
             config = config if initial is None else initial.in_config(config)
-            model = make_model(config, base.decoder, base.new_rows)
+            model = make_model(config, base.decoder, platform_of(mesh), base.new_rows)
             check_trained(config, base.decoder)
         config = workdirs.dated(workdir, config)
 
         # ---- Data: read, cleaned, tokenized, checked, planned; it fits model and directory -------------------------
         with agreed():
             workdirs.check_config_there(workdir, config)
-            data = _load(config, console) if data is None else data
+            data = _load(config, len(devices), console) if data is None else data
             data.check_made_for(config)
             base.check_made_for(config)
             _show(data, config, console)
@@ -132,7 +136,7 @@ def run(
             return _finished(config, done, checkpoints, workdir, console)
         with agreed():
             workdirs.keep_data_report(workdir, data.report.numbers)
-            workdirs.record_environment(workdir, fingerprints, base.origin)
+            workdirs.record_environment(workdir, fingerprints, base.origin, devices)
 
         # ---- State: weights, adapters and moments on their devices -------------------------------------------------
         state = init_state(config, base, model, mesh, hyper, initial)
@@ -158,7 +162,7 @@ def run(
         # ---- Log ---------------------------------------------------------------------------------------------------
         with agreed():
             log = MetricLog(workdir, -1 if done is None else done) if first_process else None
-            recorder = Recorder(config, data, model, workdir, log, -1 if done is None else done)
+            recorder = Recorder(config, data, model, devices, workdir, log, -1 if done is None else done)
         if log is not None:
             open_things.callback(log.close)
         open_things.callback(checkpoints.close)
@@ -233,9 +237,10 @@ def run(
         return RunResult(step, times.total_steps, latest)
 
 
-def _load(config: ml_collections.ConfigDict, console: Console) -> Data:
+def _load(config: ml_collections.ConfigDict, devices: int, console: Console) -> Data:
+    also = functools.partial(run_findings, device_count=lambda: devices)
     with ProgressBars(console) as progress:
-        return load_data(config, progress, also=run_findings)
+        return load_data(config, progress, also=also)
 
 
 def _show(data: Data, config: ml_collections.ConfigDict, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ class Recorder:
         config: ml_collections.ConfigDict,
         data: Data,
         model: Decoder,
+        devices: Sequence[jax.Device],
         workdir: epath.Path,
         log: MetricLog | None,
         resume_step: int = -1,
     ):
         """Prepares the recorder; skipped steps noted after `resume_step` (see `MetricLog`) are forgotten."""
         self._config, self._plan, self._log, self._workdir = config, data.plan, log, workdir
-        devices = jax.devices()
         # How much work a step needs where some of the weights are frozen is not worked out: no MFU then.
         known = has_adapters(config) or trains_all_weights(config)
         self._peak = peak_flops(devices[0].device_kind, len(devices)) if known else None

@@ -4,9 +4,8 @@ Findings beside those of the data's checks. Unlike those they depend on how rows
 they are not kept with the rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -24,7 +23,12 @@ _BLOCK = 1 << 24  # tokens that are looked at together
 
 
 def run_findings(
-    config: ml_collections.ConfigDict, rows: TokenizedRows, plan: PackPlan, new_token_ids: Sequence[int]
+    config: ml_collections.ConfigDict,
+    rows: TokenizedRows,
+    plan: PackPlan,
+    new_token_ids: Sequence[int],
+    *,
+    device_count: Callable[[], int],
 ) -> list[Finding]:
     """What to know before training.
 
@@ -33,9 +37,11 @@ def run_findings(
         rows: the training rows.
         plan: their order.
         new_token_ids: ids of `config.model.new_tokens`, in order.
+        device_count: how many devices the run has; called only where an advice depends on it, since JAX may have to
+            start them to know.
     """
     return [
-        *_large_batch(config, rows, plan),
+        *_large_batch(config, rows, plan, device_count),
         *_unused_new_tokens(tuple(config.model.new_tokens), rows, new_token_ids),
         *_no_learning_rate(config),
         *_clipped_away(config),
@@ -43,13 +49,15 @@ def run_findings(
     ]
 
 
-def _large_batch(config: ml_collections.ConfigDict, rows: TokenizedRows, plan: PackPlan) -> list[Finding]:
+def _large_batch(
+    config: ml_collections.ConfigDict, rows: TokenizedRows, plan: PackPlan, device_count: Callable[[], int]
+) -> list[Finding]:
     times = plan.counts(0)["examples"] / len(rows)
     if times < _SEVERAL:
         return []
     lines = len(plan.first_block)
     packed = f"all {len(rows):,} rows pack into {lines} of {config.data.row_tokens:,} tokens"
-    smaller = [f"--config.batch.rows={count}" for count in _fewer_rows(config, lines)]
+    smaller = [f"--config.batch.rows={count}" for count in _fewer_rows(config, lines, device_count())]
     smaller += [f"--config.data.row_tokens={size}" for size in _shorter_rows(config, rows)]
     give = f" Give {' or '.join(smaller)}." if smaller else ""
     return [
@@ -65,9 +73,9 @@ def _large_batch(config: ml_collections.ConfigDict, rows: TokenizedRows, plan: P
     ]
 
 
-def _fewer_rows(config: ml_collections.ConfigDict, lines: int) -> list[int]:
+def _fewer_rows(config: ml_collections.ConfigDict, lines: int, devices: int) -> list[int]:
     """The largest batch that an epoch fills and that micro-batches and devices divide; empty where there is none."""
-    least = config.batch.micro_batches * shards_asked(config.mesh, jax.device_count())
+    least = config.batch.micro_batches * shards_asked(config.mesh, devices)
     return [lines // least * least] if lines >= least else []
 
 

@@ -51,12 +51,15 @@ def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execu
     )
 
 
-def make_model(config: ml_collections.ConfigDict, decoder: DecoderConfig, new_rows: range = range(0)) -> Decoder:
+def make_model(
+    config: ml_collections.ConfigDict, decoder: DecoderConfig, platform: str, new_rows: range = range(0)
+) -> Decoder:
     """The decoder with its adapters, as the config asks, for training; `in_use` is what to measure.
 
     Args:
         config: the experiment config.
         decoder: of the base.
+        platform: of the devices it runs on (`sharding.platform_of`).
         new_rows: ids of the new tokens.
 
     Raises:
@@ -67,7 +70,7 @@ def make_model(config: ml_collections.ConfigDict, decoder: DecoderConfig, new_ro
             raise ValueError(f"--config.experts.capacity={config.experts.capacity}: this model has no experts")
         decoder = dataclasses.replace(decoder, expert_capacity=config.experts.capacity)
     spec = adapter_spec(config, new_rows, training=True)
-    return Decoder(decoder, resolve_execution(config, jax.default_backend()), spec)
+    return Decoder(decoder, resolve_execution(config, platform), spec)
 
 
 def in_use(model: Decoder) -> Decoder:

@@ -5,6 +5,7 @@ import functools
 import operator
 import re
 
+import jax
 import pytest
 
 from configs import sft
@@ -219,7 +220,8 @@ ROWS_OF_A_BATCH = ("sft_jax/training/setup.py", "(the mesh axes replica x fsdp x
 
 
 def test_rows_of_a_batch_are_a_multiple(root):
-    settings = lambda **changes: step_settings(config := tiny.config(root, **changes), make_mesh(config.mesh))
+    mesh_of = lambda config: make_mesh(config.mesh, jax.devices())
+    settings = lambda **changes: step_settings(config := tiny.config(root, **changes), mesh_of(config))
     given = {"batch.micro_batches": 3}
     with pytest.raises(ValueError, match="must be a multiple of ") as error:
         settings(**given)

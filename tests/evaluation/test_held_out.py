@@ -26,7 +26,7 @@ def loaded(tmp_path_factory):
     """An untrained model with the template of Qwen 3."""
     directory = tiny.write_checkpoint(tmp_path_factory.mktemp("model"), num_hidden_layers=1)
     (directory / "chat_template.jinja").write_text(FORMATS["Qwen 3"].template)
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         return load_for_inference(str(directory), mesh, "float32")
 
@@ -34,7 +34,7 @@ def loaded(tmp_path_factory):
 def test_what_a_model_writes_is_scored_whole(loaded, tmp_path):
     task = held_out.Task(ROWS, "exact_match", max_new_tokens=3, batch_size=8)
     references = held_out.references_of(loaded, task)
-    with jax.set_mesh(inference_mesh()):
+    with jax.set_mesh(inference_mesh(jax.devices())):
         written = held_out.generate_answers(loaded, task)
     answers = held_out.in_parts(loaded, task, written, references)
     scores = held_out.write_evaluation(

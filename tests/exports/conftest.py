@@ -40,7 +40,7 @@ def no_progress(title, total):
 
 
 def export(source, out, dtype="float32", weights="trained", **options):
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         return export_model(open_subject(str(source), weights), epath.Path(out), mesh, dtype, no_progress, **options)
 

@@ -43,7 +43,7 @@ def trained(tmp_path, **settings):
 
 
 def export(directory, out, **settings):
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         return export_adapter(open_subject(str(directory)), epath.Path(out), mesh, "source", silent, **settings)
 
@@ -69,7 +69,7 @@ def test_an_exported_adapter_is_the_same_in_peft(method, tmp_path):
     ids = np.asarray([json.loads((out / "golden.json").read_text())["ids"]])
     with torch.no_grad():
         theirs = wrapped(input_ids=torch.from_numpy(ids)).logits.numpy()
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(directory), mesh, "float32")
         ours = np.asarray(reference.jit(loaded.model.apply)(loaded.variables, ids))
@@ -105,7 +105,7 @@ def test_numbers_that_a_dtype_does_not_hold(lora, tmp_path):
             large = lambda path, leaf: leaf * 1e12 if path[-1].key == "b" else leaf
             return tree | {"adapters": jax.tree_util.tree_map_with_path(large, tree["adapters"])}
 
-    subject, mesh = Large(**vars(open_subject(str(lora)))), inference_mesh()
+    subject, mesh = Large(**vars(open_subject(str(lora)))), inference_mesh(jax.devices())
     export_as = lambda dtype: export_adapter(subject, epath.Path(tmp_path / "out"), mesh, dtype, silent)
     with jax.set_mesh(mesh):
         with pytest.raises(ExportError, match=r"_B has numbers that are not finite as float16") as error:
@@ -116,7 +116,7 @@ def test_numbers_that_a_dtype_does_not_hold(lora, tmp_path):
 
 def test_what_is_refused_leaves_nothing(tmp_path):
     tiny.write_checkpoint(tmp_path / "model")
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with pytest.raises(ExportError, match="has no adapter, so there is nothing for --format=peft"):
         export_adapter(open_subject(str(tmp_path / "model")), epath.Path(tmp_path / "out"), mesh, "source", silent)
     assert not (tmp_path / "out").exists()
@@ -136,7 +136,7 @@ def test_a_base_that_peft_does_not_load_is_exported_as_the_note_says(kind, whole
     given = dict(flag.removeprefix("--").split("=") for flag in flags_in(note))
     assert (given["out"], given["format"]) == ("BASE", whole)
     check_format(open_subject(given["checkpoint"]), given["format"])
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         export_model(open_subject(given["checkpoint"]), epath.Path(tmp_path / "BASE"), mesh, "source", silent)
         loaded = load_for_inference(str(directory), mesh, "float32")
@@ -174,7 +174,7 @@ def test_training_goes_on_from_the_adapter_itself_as_advised(tmp_path):
     assert abs(later - began) > 1e-4
 
     shutil.rmtree(tmp_path / "ADAPTER")
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "next"), mesh, "float32")
         ids = np.arange(3, 30)[None]

@@ -33,7 +33,7 @@ IDS = np.random.default_rng(5).integers(0, 300, (2, 24)).astype(np.int32)
 
 
 def our_logits(source, weights="trained"):
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(source), mesh, "float32", weights)
         return np.asarray(jax.jit(loaded.model.apply)(loaded.variables, IDS))
@@ -67,7 +67,7 @@ def test_what_was_exported_is_loaded_back_bit_for_bit(full, tmp_path):
     """load(export(x)) == x, and exporting that gives the same files again."""
     export(full, tmp_path / "one")
     export(tmp_path / "one", tmp_path / "two")
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     trained = open_subject(str(full)).variables(mesh)["params"]
     read = flatten_dict(open_base(str(tmp_path / "two")).params("unrolled", "float32", mesh), sep="/")
     for path, leaf in flatten_dict(trained, sep="/").items():
@@ -280,7 +280,7 @@ def test_what_is_damaged_is_not_exported(damage, message, full, tmp_path, monkey
 
 def test_numbers_that_a_dtype_does_not_hold(full, tmp_path):
     subject, checkpoint = open_subject(str(full)), tmp_path / "model"
-    weights = merged_weights(subject.variables(inference_mesh()), None)
+    weights = merged_weights(subject.variables(inference_mesh(jax.devices())), None)
     weights["final_norm/scale"] = lambda place: jax.numpy.full(32, 1e6)
     hf_config = subject.base.hf_config
     checkpoint.mkdir()

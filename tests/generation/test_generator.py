@@ -160,7 +160,8 @@ def test_progress_counts_rows(tiny_model, greedy, prompts):
 @pytest.mark.parametrize(("fsdp", "tensor", "sampling"), [(8, 1, SAMPLED), (4, 2, Sampling())])
 def test_a_mesh_gives_the_same_tokens(tiny_model, prompts, fsdp, tensor, sampling, answers, sampled):
     model, params = tiny_model
-    mesh = make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": fsdp, "expert": 1, "tensor": tensor}))
+    sizes = {"replica": 1, "fsdp": fsdp, "expert": 1, "tensor": tensor}
+    mesh = make_mesh(ml_collections.ConfigDict(sizes), jax.devices())
     variables = {"params": params}
     variables = jax.device_put(variables, shardings_of(variables, mesh))
     with jax.set_mesh(mesh):

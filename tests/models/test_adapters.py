@@ -277,7 +277,7 @@ def test_a_run_resumes_and_is_loaded(method, tmp_path):
     )
     assert whole == parts
     assert len(whole) == 4
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "parts"), mesh, "float32")
         assert np.isfinite(reference.apply(loaded.model, loaded.variables, reference.tokens(1, 8))).all()

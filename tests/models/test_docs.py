@@ -39,7 +39,7 @@ def test_the_adapter_method_shown_trains_and_merges(ia3, tmp_path):
         tmp_path, "lora", duration="2 steps", **{"adapter.method": "ia3", "optimizer.warmup": "0 steps"}
     )
     run(config, tmp_path / "run")
-    mesh, ids = inference_mesh(), reference.tokens(1, 8)
+    mesh, ids = inference_mesh(jax.devices()), reference.tokens(1, 8)
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
         adapted = np.asarray(reference.apply(loaded.model, loaded.variables, ids))

@@ -169,7 +169,7 @@ def test_a_run_trains_and_its_result_is_loaded(trainable):
     losses = [line["train/loss"] for line in read_metrics(root / "run" / "metrics.jsonl") if "train/loss" in line]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(root / "run"), mesh, "float32")
         assert np.isfinite(reference.apply(loaded.model, loaded.variables, reference.tokens(1, 8))).all()

@@ -53,7 +53,7 @@ def test_sizes_and_seed_are_chosen_in_the_name(directory):
 def test_numbers_do_not_depend_on_layout_or_mesh(directory):
     source = f"random:{directory}"
     expected = flat(source)
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     spread = reference.flat(jax.device_get(open_base(source).params("scan", "float32", mesh)))
     for found in (flat(source, "unrolled"), spread):
         assert found.keys() == expected.keys()

@@ -15,7 +15,7 @@ from sft_jax.models import Execution, load_pretrained
 from sft_jax.models.config import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from sft_jax.models.families import llama
 from sft_jax.models.layouts import to_layout
-from sft_jax.models.loading import load_params
+from sft_jax.models.loading import load_params, on_one
 from sft_jax.sources import SourceError, open_checkpoint
 from tests import tiny
 from tests.models import reference
@@ -69,12 +69,12 @@ def test_every_array_lies_where_it_is_asked_for(checkpoint, layout):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     opened = open_checkpoint(checkpoint)
     config = llama.decoder_config(opened.config)
-    plain = reference.flat(load_params(opened, config, layout))
+    plain = reference.flat(load_params(opened, config, layout, "float32", on_one(jax.devices()[0])))
 
     def over_all(path, shape):
         return NamedSharding(mesh, P(*(None,) * (len(shape) - 1), "x"))
 
-    placed = reference.flat(load_params(opened, config, layout, sharding=over_all))
+    placed = reference.flat(load_params(opened, config, layout, "float32", over_all))
     assert placed.keys() == plain.keys()
     for path, array in placed.items():
         assert len(array.addressable_shards) == 8
@@ -106,7 +106,7 @@ def test_names_shapes_and_dtypes_are_checked_before_any_tensor_is_read(checkpoin
         raise AssertionError("a tensor was read")
 
     opened = open_checkpoint(checkpoint)
-    config = llama.decoder_config(opened.config)
+    config, on_first = llama.decoder_config(opened.config), on_one(jax.devices()[0])
     entries = {name: dataclasses.replace(entry, read=read) for name, entry in opened.tensors.items()}
     last = "model.layers.2.mlp.down_proj.weight"
     wrong = dataclasses.replace(entries[last], shape=(1, 1))
@@ -117,7 +117,7 @@ def test_names_shapes_and_dtypes_are_checked_before_any_tensor_is_read(checkpoin
         ({"model.layers.3.mlp.down_proj.weight": entries[last]}, "layers.3.mlp.down_proj.weight is not used"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_params(dataclasses.replace(opened, tensors=entries | changed), config, "scan")
+            load_params(dataclasses.replace(opened, tensors=entries | changed), config, "scan", "float32", on_first)
 
 
 def test_a_file_that_is_cut_off_while_it_is_read_gives_no_model(checkpoint):
@@ -125,7 +125,7 @@ def test_a_file_that_is_cut_off_while_it_is_read_gives_no_model(checkpoint):
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(SourceError, match=r"model.safetensors: the file ends early"):
-        load_params(opened, llama.decoder_config(opened.config), "scan")
+        load_params(opened, llama.decoder_config(opened.config), "scan", "float32", on_one(jax.devices()[0]))
 
 
 def test_a_long_list_of_errors_is_cut_with_its_length(checkpoint):

@@ -101,7 +101,7 @@ def test_a_run_on_a_quantized_base(directory, tmp_path):
     run(config, tmp_path / "run")
     losses = [line["train/loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
     assert np.isfinite(losses).all()
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     read = reference.flat(open_base(str(directory)).params("scan", "float32", mesh, kind))
     whole = reference.flat(quantized(load_pretrained(directory)[1], kind))
     assert read.keys() == whole.keys()

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from sft_jax.models import Decoder, Execution
 from sft_jax.models.families import get_family
-from sft_jax.models.loading import decoder_config, load_params
+from sft_jax.models.loading import decoder_config, load_params, on_one
 from sft_jax.models.storing import pending_tensors
 from sft_jax.sources.checkpoint import PretrainedCheckpoint
 from sft_jax.sources.tensors import TensorEntry
@@ -43,7 +43,7 @@ def test_reading_what_was_written_gives_the_same_parameters(name):
     hf_config, config = families.hf_config(name), decoder_of(name)
     weights = random_weights(config)
     tensors = pending_tensors(makers(weights), hf_config, config, "float32")
-    read = load_params(checkpoint_of(tensors, hf_config), config, "unrolled")
+    read = load_params(checkpoint_of(tensors, hf_config), config, "unrolled", "float32", on_one(jax.devices()[0]))
     found = flatten_dict(read, sep="/")
     assert found.keys() == weights.keys()
     for path, array in weights.items():

@@ -118,14 +118,14 @@ def silent(title, total):
 
 
 def params_of(base):
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         return jax.device_get(base.params("unrolled", "float32", mesh))
 
 
 @functools.cache
 def loaded(source, weights="trained"):
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         found = load_for_inference(str(source), mesh, "float32", weights)
         return found, np.asarray(jax.jit(found.model.apply)(found.variables, IDS))
@@ -159,7 +159,7 @@ def test_rows_begin_at_the_mean_and_others_keep_their_bits(tmp_path, name, dtype
     """The mean of the rows of the 259 tokens there were; the unused row 262 of a padded vocabulary stays."""
     write_model(tmp_path, name)
     before_rows, tied, after_rows = MODELS[name]
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     source, base = open_base(str(tmp_path / "model")), base_of(config_of(tmp_path))
     assert (base.decoder.vocab_size, base.hf_config["vocab_size"], base.new_rows) == (after_rows, after_rows, NEW)
     assert base.fingerprint == source.fingerprint
@@ -298,7 +298,7 @@ def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
     counted = {"rows": 2 * in_contents, "trained": 2 * in_contents, "in_contents": 2}
     assert finding.numbers == {"token": "<|tool|>", "id": NEW[0]} | counted
     run(config, tmp_path / "run")
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         export_model(open_subject(str(tmp_path / "run")), epath.Path(tmp_path / "out"), mesh, "float32", silent)
     follow = config_with_calls(tmp_path, **changes, **{"model.source": str(tmp_path / "run"), "model.new_tokens": ()})
@@ -393,7 +393,7 @@ def test_the_mesh_does_not_matter(trained, tmp_path, monkeypatch):
 
 
 def exported_logits(source, out, **options):
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         export_model(open_subject(str(source), **options), epath.Path(out), mesh, "float32", lambda *_: lambda *_: None)
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="float32")

@@ -21,7 +21,7 @@ QUIET = {"checkpoint.best_metric": "", "evaluation.every": "0 steps", "duration"
 
 
 def loaded(directory, weights="trained"):
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         return reference.flat(load_for_inference(str(directory), mesh, "float32", weights).variables)
 

@@ -153,7 +153,7 @@ def test_a_checkpoint_whose_process_was_ended_before_its_digests(saved, tmp_path
     (newest / f"{FILE}.partial").write_text("{")
     found = opened(tmp_path / "run", keep_last=1, best_metric="")
     assert found.steps() == [2, 4]
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         restored = with_saved(state(0), found.restore(4, saved_arrays(state(0)), "scan", mesh))
     assert int(restored.step) == 4
@@ -200,7 +200,7 @@ def test_a_run_goes_on_from_the_one_before_as_it_is_told(tmp_path):
     digests = json.loads((newest / FILE).read_text())["files"]
     largest = max(digests, key=lambda name: digests[name][0])
     (newest / largest).write_bytes((newest / largest).read_bytes()[:1000])
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     looks = (lambda: run(config, tmp_path / "run"), lambda: load_for_inference(str(tmp_path / "run"), mesh))
     for look in looks:
         with (

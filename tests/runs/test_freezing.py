@@ -42,7 +42,7 @@ def root(tmp_path_factory):
 
 
 def loaded(source):
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         return reference.flat(load_for_inference(str(source), mesh, "float32").variables["params"])
 

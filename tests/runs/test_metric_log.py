@@ -5,6 +5,7 @@ import json
 import os
 import time
 
+import jax
 import pytest
 from etils import epath
 
@@ -108,15 +109,15 @@ def test_run_directory(workdir, tmp_path):
         workdirs.claim(workdir, config)
     workdirs.check_inputs(workdir, {"train": "a"})
     origin = {"name": "org/model", "location": "/cache/0123abc", "revision": "0123abc"}
-    workdirs.record_environment(workdir, {"train": "a"}, origin)
+    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices())
     environment = json.loads((workdir / "environment.json").read_text())
     assert environment["packages"]["jax"]
     assert environment["processes"] == 1
     assert environment["fingerprints"] == {"train": "a"}
     assert environment["model"] == origin
     workdirs.check_inputs(workdir, {"train": "a"})
-    workdirs.record_environment(workdir, {"train": "a"}, origin)
-    workdirs.record_environment(workdir, {"train": "a"}, origin)
+    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices())
+    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices())
     again = json.loads((workdir / "environment.json").read_text())
     assert len(again["earlier_starts"]) == 2
     assert again["earlier_starts"][0] == {name: environment[name] for name in environment if name != "earlier_starts"}

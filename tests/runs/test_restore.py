@@ -24,7 +24,7 @@ TOKENS = np.arange(3, 23, dtype=np.int32).reshape(2, 10)
 
 
 def logits(source):
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(source), mesh, "float32")
         return np.asarray(jax.jit(loaded.model.apply)(loaded.variables, TOKENS))
@@ -79,7 +79,7 @@ def test_the_template_goes_with_the_run(tmp_path):
     config = tiny.config(tmp_path, duration="1 steps", **{"model.chat_template": str(file)})
     run(config, tmp_path / "run")
     file.unlink()
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
     assert loaded.renderer.chat_template == TEMPLATE

@@ -55,7 +55,7 @@ def edit(workdir, changes=(), without=()):
 
 def put_to_use(workdir):
     """All that is done with a finished run: its weights and tokenizer, and what an export says of it."""
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = [load_for_inference(str(workdir), mesh, weights=weights) for weights in ("trained", "ema")]
     model_card._config(open_subject(str(workdir)))

@@ -5,7 +5,6 @@ after the other, as children of a process that has imported everything and start
 training.
 """
 
-import functools
 import json
 import os
 import signal
@@ -18,8 +17,7 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tests.training.poison  # noqa: F401  registers its objective
-from sft_jax.sharding import make_mesh
-from sft_jax.training import loop, run
+from sft_jax.training import run
 from tests import tiny
 from tests.training import moments
 
@@ -28,9 +26,9 @@ def train(spec: dict) -> None:
     jax.config.update("jax_num_cpu_devices", spec.get("devices", 8))
     if "coordinator" in spec:
         jax.distributed.initialize(spec["coordinator"], spec.get("processes", 2), spec["process"])
+    devices = None
     if "device_order" in spec:  # as devices may be arranged by how they are wired
         devices = [jax.devices()[number] for number in spec["device_order"]]
-        loop.make_mesh = functools.partial(make_mesh, devices=devices)
 
     def end() -> None:
         if "error" in spec:
@@ -45,7 +43,7 @@ def train(spec: dict) -> None:
         moments.at(spec["moment"], spec["step"], end)
     os.chdir(spec.get("cwd", "."))
     config = tiny.config(Path(spec["root"]), spec.get("arg", "full"), **spec.get("overrides", {}))
-    result = run(config, spec["workdir"])
+    result = run(config, spec["workdir"], devices=devices)
     print(json.dumps({"step": result.step, "interrupted": result.interrupted}), flush=True)
     jax.distributed.shutdown()  # waits for the others
 

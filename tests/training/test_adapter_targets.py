@@ -8,8 +8,7 @@ import pytest
 
 from sft_jax.models.adapters import METHODS
 from sft_jax.runs.metric_log import read_metrics
-from sft_jax.sharding import make_mesh
-from sft_jax.training import loop, run
+from sft_jax.training import run
 from tests import tiny
 from tests.models import families
 
@@ -37,16 +36,11 @@ def roots(tmp_path_factory):
     return made
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-
-
 def take_a_step(root, workdir, **changes):
     settings = {"duration": "1 steps", "precision.products": "bfloat16", "optimizer.warmup": "0 steps"}
     settings |= {"batch.rows": 2, "data.held_out": ""}
     config = tiny.config(root, "lora", **settings | changes)
-    result = run(config, workdir)
+    result = run(config, workdir, devices=jax.devices()[:1])
     assert result.step == 1
     (line,) = (line for line in read_metrics(workdir / "metrics.jsonl") if line["step"] == 1)
     assert line["train/skipped"] == 0

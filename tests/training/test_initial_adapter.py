@@ -61,7 +61,7 @@ def test_a_run_begins_where_the_adapter_is(tmp_path):
     assert abs(first_held_out(tmp_path / "run") - first_held_out(tmp_path / "merged")) < 1e-5
     run(tiny.config(tmp_path, "lora", duration="1 steps"), tmp_path / "plain")
     assert abs(first_held_out(tmp_path / "run") - first_held_out(tmp_path / "plain")) > 1e-3
-    mesh, ids = inference_mesh(), reference.tokens(1, 9)
+    mesh, ids = inference_mesh(jax.devices()), reference.tokens(1, 9)
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "adapter"), mesh, "float32")
         ours = np.asarray(reference.apply(loaded.model, loaded.variables, ids))

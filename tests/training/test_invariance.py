@@ -102,7 +102,7 @@ def build(root, arg, model: str = "", **overrides) -> Built:
     config = tiny.config(root / (model or arg), arg, **(REFERENCE | overrides))
     devices = make_mesh(config.mesh, jax.devices()[: math.prod(config.mesh.values())])
     base = open_base(config.model.source)
-    model = setup.make_model(config, base.decoder)
+    model = setup.make_model(config, base.decoder, "cpu")
     with jax.set_mesh(devices):
         state = setup.init_state(config, base, model, devices, hyperparameters(config, 0, 10))
         if arg == "lora":

@@ -80,7 +80,7 @@ def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(t
         run(long_rows(tmp_path, **settings), tmp_path / "refused")
     config = long_rows(tmp_path, **settings, **{"model.max_positions": 300})
     run(config, tmp_path / "run")
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
         plain = load_for_inference(config.model.source, mesh, "float32")
@@ -125,7 +125,7 @@ def test_a_sample_without_room_says_so(tmp_path):
     short = {"messages": long["messages"][2:]}
     Path(config.data.held_out).write_text(f"{json.dumps(long)}\n{json.dumps(short)}\n")
     run(config, tmp_path / "run")
-    mesh, data = inference_mesh(), load_data(config)
+    mesh, data = inference_mesh(jax.devices()), load_data(config)
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
         state = type("State", (), {"trained": loaded.variables, "frozen": {}, "hyper": {}})

@@ -66,7 +66,7 @@ def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch)
 def test_uses_of_one_model_share_its_programs(tmp_path):
     """Generators, losses by row, and logits of the golden conversation."""
     config = tiny.config(tmp_path)
-    data, mesh = load_data(config), inference_mesh()
+    data, mesh = load_data(config), inference_mesh(jax.devices())
     model = Decoder(DecoderConfig(320, 2, 32, 4, 2, 8, 48), Execution(product_dtype="bfloat16"))
     params = init_params(model.config, "scan", "float32", placement(mesh), 0, 0.02)
     golden = Golden((), "", np.arange(3, 20, dtype=np.int32), ())
@@ -90,6 +90,6 @@ def test_layers_in_arrays_of_their_own_are_made_by_one_program():
     for layers in (2, 12):
         config = DecoderConfig(320, layers, 32, 4, 2, 8, 40)
         with compilations() as seen:
-            init_params(config, "unrolled", "float32", placement(inference_mesh()), 0, 0.02)
+            init_params(config, "unrolled", "float32", placement(inference_mesh(jax.devices())), 0, 0.02)
         found.append(len(seen))
     assert 0 < found[1] <= found[0] + 1  # keys are split by a program for each number

@@ -1,6 +1,5 @@
 """A run that is ended at any moment and started again equals one that was not."""
 
-import functools
 import itertools
 import json
 import os
@@ -22,8 +21,7 @@ import tests.training.poison  # noqa: F401  registers its objective
 from sft_jax.runs.checkpoints import Checkpoints
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.workdir import WorkdirError
-from sft_jax.sharding import make_mesh
-from sft_jax.training import loop, run
+from sft_jax.training import run
 from tests import clock, tiny
 from tests.training import moments
 
@@ -246,10 +244,10 @@ def test_other_devices_and_another_layer_layout_go_on(root, uninterrupted):
     workdir = root / "topologies"
     for devices, layout, stop_after in ((8, "scan", 2), (4, "unrolled", 4), (1, "scan", None)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:devices]))
             if stop_after:
                 leave_at(stop_after, patch)
-            result = run(make_config(root, **{"execution.layer_layout": layout}), workdir)
+            config = make_config(root, **{"execution.layer_layout": layout})
+            result = run(config, workdir, devices=jax.devices()[:devices])
         assert result.step == (stop_after or STEPS)
     assert_close(history(workdir)["lines"], uninterrupted["lines"], 1e-5)
 

@@ -76,7 +76,7 @@ def test_bits_are_of_seed_step_name_and_layer_alone():
     flat = lambda tree: {name: leaf.astype(np.float32) for name, leaf in flatten_dict(tree, sep="/").items()}
     found = flat(rounded(tree))
     listed = rounded({"params": to_layout(tree["params"], "unrolled", np.stack)})
-    mesh = make_mesh(ConfigDict({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}))
+    mesh = make_mesh(ConfigDict({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}), jax.devices())
     split = rounded(jax.device_put(tree, shardings_of(tree, mesh)))
     for other in ({"params": to_layout(listed["params"], "scan", np.stack)}, split):
         for name, leaf in flat(other).items():
@@ -184,7 +184,7 @@ def test_a_run_in_bfloat16_learns_as_one_in_float32(tmp_path):
         fallen[params] = measured[0] - measured[-1]
     assert fallen["float32"] > 0.05
     assert fallen["bfloat16"] == pytest.approx(fallen["float32"], rel=0.1)
-    mesh = inference_mesh()
+    mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         kept = reference.flat(load_for_inference(str(tmp_path / "bfloat16"), mesh, "float32").variables)
     assert {leaf.dtype for leaf in kept.values()} == {np.dtype(BFLOAT16)}

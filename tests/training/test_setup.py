@@ -115,7 +115,7 @@ def test_the_state_is_overwritten_in_place(tmp_path):
     config = tiny.config(tmp_path, **{"mesh.fsdp": 1, "execution.layer_layout": "unrolled"})
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     base = open_base(config.model.source)
-    model = make_model(config, base.decoder)
+    model = make_model(config, base.decoder, "cpu")
     with jax.set_mesh(mesh):
         state = init_state(config, base, model, mesh, hyperparameters(config, 1, 6))
         step = compile_train_step(model, step_settings(config, mesh), state, mesh)

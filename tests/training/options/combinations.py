@@ -12,8 +12,7 @@ from safetensors.numpy import save_file
 
 from configs import sft
 from sft_jax.runs.metric_log import read_metrics
-from sft_jax.sharding import make_mesh
-from sft_jax.training import loop, run
+from sft_jax.training import RunResult, run
 from tests import tiny
 from tests.models import families
 from tests.training.options import table
@@ -87,18 +86,17 @@ def usual_with(combination: Row) -> Row:
     return usual | combination
 
 
-def start(row: Row, root: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> loop.RunResult:
+def start(row: Row, root: Path, workdir: Path) -> RunResult:
     """The run of a combination."""
     print(row)  # shown where the test fails
-    if row["mesh"] == "one device":
-        monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    devices = jax.devices()[:1] if row["mesh"] == "one device" else None
     evaluators = {"mine": lambda model, state: {"step": state.step}} if row["evaluators"] == "given" else None
-    return run(config_of(row, root), workdir, evaluators)
+    return run(config_of(row, root), workdir, evaluators, devices=devices)
 
 
-def check_two_steps(row: Row, root: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_two_steps(row: Row, root: Path, workdir: Path) -> None:
     """Two steps with an evaluation and a checkpoint, and everything measured is a number."""
-    result = start(row, root, workdir, monkeypatch)
+    result = start(row, root, workdir)
     assert result.step == result.total_steps == 2
     assert (workdir / "checkpoints" / "2").is_dir()
     expected = {"held_out/nll"} if row["data.held_out"] else set()

@@ -6,5 +6,5 @@ from tests.training.options.combinations import check_two_steps, part
 
 
 @pytest.mark.parametrize("row", part(2))
-def test_two_steps(row, root, tmp_path, monkeypatch):
-    check_two_steps(row, root, tmp_path / "run", monkeypatch)
+def test_two_steps(row, root, tmp_path):
+    check_two_steps(row, root, tmp_path / "run")

@@ -46,6 +46,6 @@ def test_what_is_refused_is_refused_before_anything_is_computed(combination, mes
 
     monkeypatch.setattr(loop, "init_state", compute)
     with pytest.raises(ValueError) as error:  # noqa: PT011  the message is compared below
-        start(usual_with(combination), root, tmp_path / "run", monkeypatch)
+        start(usual_with(combination), root, tmp_path / "run")
     assert re.search(message, str(error.value)), error.value
     assert not (tmp_path / "run").exists()
