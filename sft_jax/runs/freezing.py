@@ -12,6 +12,7 @@ from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
+from sft_jax.models.quantization import quantized_tree
 from sft_jax.models.variables import canonical_path, split
 from sft_jax.runs.adapting import adapter_hyperparameters, has_adapters, init_beside
 
@@ -45,28 +46,43 @@ def trains_all_weights(config: ml_collections.ConfigDict) -> bool:
     return not (has_adapters(config) or config.trained.weights or config.trained.last_layers)
 
 
-def all_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout: LayerLayout) -> Tree:
-    """Shapes and dtypes of {"params": …, "adapters": …} with the weights in the dtype of trained ones.
+def base_dtype(config: ml_collections.ConfigDict) -> str:
+    """The dtype in which the base's weights are read: where some of them are trained, that of the trained ones."""
+    return config.precision.frozen if has_adapters(config) else config.precision.params
+
+
+def weight_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout: LayerLayout) -> tuple[Tree, Tree]:
+    """(trained, frozen): shapes and dtypes of {"params": …, "adapters": …} as the state of a run holds them.
+
+    Args:
+        config: the experiment config.
+        decoder: of the base, with the rows of its new tokens.
+        layout: layer layout of the result.
 
     Raises:
-        ValueError: adapters have no place in this model; names the flag.
+        ValueError: adapters have no place in this model, or its kernels none in so few bits; says what to give.
     """
 
     def make() -> Tree:
         model = Decoder(decoder, Execution(layer_layout="scan"))
         params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-        cast = jax.tree.map(lambda leaf: leaf.astype(config.precision.params), params)
-        tree = {"params": to_layout(cast, layout)}
+        stored = jax.tree.map(lambda leaf: leaf.astype(base_dtype(config)), params)
+        if config.precision.quantized != "none":
+            stored = quantized_tree(stored, config.precision.quantized)
+        tree = {"params": to_layout(stored, layout)}
         if has_adapters(config):
             hyper = adapter_hyperparameters(config.adapter)
             rows = range(len(config.model.new_tokens))  # any as many: only shapes are asked for
             tree[adapters.COLLECTION] = init_beside(params, config, hyper, layout, rows)
         return tree
 
-    return jax.eval_shape(make)
+    trained, frozen = split(jax.eval_shape(make), trained_predicate(config, decoder.num_layers))
+    if not has_adapters(config):
+        frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.precision.frozen), frozen)
+    return trained, frozen
 
 
 def saved_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout: LayerLayout) -> tuple[Tree, Tree]:
-    """What `all_shapes` says of what is trained, and of the constants of adapters."""
-    trained, frozen = split(all_shapes(config, decoder, layout), trained_predicate(config, decoder.num_layers))
+    """What `weight_shapes` says of what a checkpoint holds: what is trained, and the constants of adapters."""
+    trained, frozen = weight_shapes(config, decoder, layout)
     return trained, {name: tree for name, tree in frozen.items() if name == adapters.COLLECTION}

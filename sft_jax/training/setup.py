@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -14,15 +13,15 @@ from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.quantization import dequantized_tree
-from sft_jax.models.variables import canonical_path, split
+from sft_jax.models.variables import canonical_path, merge, split
 from sft_jax.objectives import Settings, get_objective
 from sft_jax.runs.adapting import adapter_spec, has_adapters, init_beside
 from sft_jax.runs.base import Base
-from sft_jax.runs.freezing import trained_predicate, trains_all_weights
-from sft_jax.sharding import data_shards, shardings_of
-from sft_jax.training.effect import no_counts
+from sft_jax.runs.freezing import base_dtype, trained_predicate
+from sft_jax.sharding import data_shards
+from sft_jax.training.abstract import abstract_state, beside_given, filled, made_beside
 from sft_jax.training.initial_adapter import InitialAdapter
-from sft_jax.training.optimizer import OptimizerSettings, make_optimizer, optimizer_settings
+from sft_jax.training.optimizer import OptimizerSettings, optimizer_settings
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepSettings
 
@@ -120,29 +119,28 @@ def init_state(
     are made where they live.
     """
     layout = model.execution.layer_layout
-    adapted = has_adapters(config)
-    # Weights of which some are trained are read in the dtype of trained ones.
-    dtype = config.precision.frozen if adapted else config.precision.params
-    tree = {"params": base.params(layout, dtype, mesh, config.precision.quantized)}
-    if adapted:
-        tree[adapters.COLLECTION] = _fresh_adapters(config, base, tree["params"], mesh, hyper, layout)
+    abstract = abstract_state(config, base.decoder, mesh, layout)
+    tree = {"params": base.params(layout, base_dtype(config), mesh, config.precision.quantized)}
+    if has_adapters(config):
+        beside = merge(abstract.trained, abstract.frozen)[adapters.COLLECTION]
+        tree[adapters.COLLECTION] = _fresh_adapters(config, tree["params"], beside, hyper, layout, base.new_rows)
     if initial is not None:
         tree[adapters.COLLECTION] |= initial.placed(tree["params"], layout, mesh)
     trained, frozen = split(tree, trained_predicate(config, base.decoder.num_layers))
-    if not adapted and not trains_all_weights(config):
+    if not has_adapters(config):
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.precision.frozen), frozen)
-    return fresh_state(trained, frozen, hyper, optimizer_settings(config), mesh, ema=config.ema.decay > 0)
+    return fresh_state(abstract, trained, frozen, hyper, optimizer_settings(config))
 
 
 def _fresh_adapters(
     config: ml_collections.ConfigDict,
-    base: Base,
     params: Tree,
-    mesh: Mesh,
+    abstract: Tree,
     hyper: dict[str, jax.Array],
     layout: LayerLayout,
+    new_rows: range,
 ) -> Tree:
-    """What is trained beside the weights at step 0, one weight (of all layers) after the other.
+    """What is trained beside the weights at step 0, as `abstract` says, one weight (of all layers) after the other.
 
     So no more than one kernel is dequantized, or taken apart by PiSSA, at a time. All in one program would also set
     several decompositions and collectives side by side, in which emulated CPU devices were seen to wait for each other
@@ -151,10 +149,9 @@ def _fresh_adapters(
 
     def make(params: Tree) -> dict[str, jax.Array]:
         kernels = to_layout(dequantized_tree(params), "scan")
-        return flatten_dict(init_beside(kernels, config, hyper, layout, base.new_rows), sep="/")
+        return flatten_dict(init_beside(kernels, config, hyper, layout, new_rows), sep="/")
 
-    shapes = {adapters.COLLECTION: unflatten_dict(jax.eval_shape(make, params), sep="/")}
-    shardings = flatten_dict(shardings_of(shapes, mesh)[adapters.COLLECTION], sep="/")
+    shardings = {path: leaf.sharding for path, leaf in flatten_dict(abstract, sep="/").items()}
     by_weight: dict[str, list[str]] = {}
     for path in shardings:
         by_weight.setdefault(canonical_path(path).rpartition("/")[0], []).append(path)
@@ -170,34 +167,16 @@ def _only(arrays: dict[str, jax.Array], paths: list[str]) -> dict[str, jax.Array
 
 
 def fresh_state(
-    trained: Tree,
-    frozen: Tree,
-    hyper: dict[str, jax.Array],
-    optimizer: OptimizerSettings,
-    mesh: Mesh,
-    *,
-    ema: bool = False,
+    abstract: TrainState, trained: Tree, frozen: Tree, hyper: dict[str, jax.Array], optimizer: OptimizerSettings
 ) -> TrainState:
-    """A state at step 0 around parameters that are in place: moments are laid out like what they are of.
+    """The state at step 0 that `abstract` describes, around its parameters; the rest is made where it lives.
 
-    With `ema`, their average starts where they do.
+    Raises:
+        ValueError: these are not the parameters that it describes; names them.
     """
-
-    # Sums over all steps, of which a rule may have some, stay in float32 where parameters are not.
-    wide_scalar = lambda leaf: leaf if leaf.ndim or leaf.dtype != jnp.bfloat16 else leaf.astype(jnp.float32)
-
-    def rest(trained: Tree) -> dict[str, Tree]:
-        zero = jnp.zeros((), jnp.int32)
-        moments = make_optimizer(optimizer, hyper, hyper["learning_rate"]).init(trained)
-        return {
-            "step": zero,
-            "opt_state": jax.tree.map(wide_scalar, moments),
-            "skipped": zero,
-            "skipped_in_a_row": zero,
-            "ema": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained) if ema else {},
-            "effect": no_counts(trained),
-        }
-
-    made = jax.jit(rest, out_shardings=shardings_of(jax.eval_shape(rest, trained), mesh))(trained)
-    hyper = jax.device_put(hyper, shardings_of(hyper, mesh))
-    return TrainState(trained=trained, frozen=frozen, hyper=hyper, **made)
+    ema = bool(abstract.ema)
+    trained, frozen = filled((abstract.trained, abstract.frozen), (trained, frozen))
+    hyper = filled(abstract.hyper, hyper)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, beside_given(abstract))
+    made = jax.jit(lambda trained, hyper: made_beside(trained, hyper, optimizer, ema=ema), out_shardings=shardings)
+    return TrainState(trained=trained, frozen=frozen, hyper=hyper, **made(trained, hyper))

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.variables import canonical_path
-from sft_jax.runs.freezing import all_shapes, trained_predicate
+from sft_jax.runs.freezing import weight_shapes
 from sft_jax.training.groups import check_groups, parse_groups
 from sft_jax.training.update_rules import RULES
 
@@ -26,13 +26,12 @@ def check_trained(config: ml_collections.ConfigDict, decoder: DecoderConfig) -> 
     last = config.trained.last_layers
     if last > decoder.num_layers:
         raise ValueError(f"--config.trained.last_layers={last}: the model has {decoder.num_layers} layers")
-    shapes = flatten_dict(all_shapes(config, decoder, "unrolled" if last else "scan"), sep="/")
-    names = sorted({canonical_path(path) for path in shapes})
+    shapes = weight_shapes(config, decoder, "unrolled" if last else "scan")
+    paths, frozen = (list(flatten_dict(tree, sep="/")) for tree in shapes)
+    names = sorted({canonical_path(path) for path in (*paths, *frozen)})
     for pattern in config.trained.weights:
         if not any(re.fullmatch(pattern, name) for name in names):
             raise ValueError(f"--config.trained.weights: {pattern!r} matches no weight; there are: {', '.join(names)}")
-    is_trained = trained_predicate(config, decoder.num_layers)
-    paths = [path for path in shapes if is_trained(path)]
     if not paths:
         raise ValueError(
             f"--config.trained.weights={config.trained.weights!r} and --config.trained.last_layers={last} leave "

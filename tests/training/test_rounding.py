@@ -17,6 +17,7 @@ from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh, make_mesh, path_string, shardings_of
 from sft_jax.training import run
+from sft_jax.training.abstract import abstract_around
 from sft_jax.training.optimizer import OptimizerSettings, hyperparameters
 from sft_jax.training.rounding import kept_like, round_stochastically, rounding_key
 from sft_jax.training.setup import fresh_state
@@ -97,7 +98,8 @@ def after_steps(rule, dtype, gradients, betas=(0.9, 0.95), rate=2e-5):
     mesh = make_mesh(ConfigDict(ONE), jax.devices()[:1])
     params = jax.tree.map(lambda leaf: np.asarray(0.02 + 0.002 * leaf).astype(dtype), draw(0))
     params = jax.device_put(params, shardings_of(params, mesh))
-    state = fresh_state(params, {}, hyper, settings.optimizer, mesh)
+    abstract = abstract_around(params, {}, hyper, settings.optimizer, mesh)
+    state = fresh_state(abstract, params, {}, hyper, settings.optimizer)
     kinds = jax.tree.map(lambda leaf: leaf.dtype, (state.trained, state.opt_state))
 
     @jax.jit

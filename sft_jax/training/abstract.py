@@ -1,0 +1,105 @@
+"""What the state of a run is, without one: shapes, dtypes and where each array lives.
+
+It is known from the config, the decoder and the mesh: no weight is read, nothing is computed or placed, and the devices
+of the mesh need not be there. `init_state` fills it.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from sft_jax.models.config import DecoderConfig, LayerLayout
+from sft_jax.runs.freezing import weight_shapes
+from sft_jax.sharding import abstract_like, path_string, shardings_of
+from sft_jax.training.effect import no_counts
+from sft_jax.training.optimizer import OptimizerSettings, hyperparameters, make_optimizer, optimizer_settings
+from sft_jax.training.state import TrainState
+
+Tree = Any
+_GIVEN = ("trained", "frozen", "hyper")
+
+
+def abstract_state(
+    config: ml_collections.ConfigDict, decoder: DecoderConfig, mesh: Mesh, layout: LayerLayout
+) -> TrainState:
+    """Shapes, dtypes and shardings of the whole train state.
+
+    Args:
+        config: the experiment config, with what an adapter to begin with says of itself.
+        decoder: of the base, with the rows of its new tokens.
+        mesh: over which the arrays are spread; its devices are only named.
+        layout: layer layout of weights, adapters and moments.
+
+    Raises:
+        ValueError: adapters have no place in this model, or its kernels none in so few bits; says what to give.
+    """
+    trained, frozen = weight_shapes(config, decoder, layout)
+    hyper = jax.eval_shape(lambda: hyperparameters(config, warmup_steps=0, total_steps=1))
+    return abstract_around(trained, frozen, hyper, optimizer_settings(config), mesh, ema=config.ema.decay > 0)
+
+
+def abstract_around(
+    trained: Tree,
+    frozen: Tree,
+    hyper: dict[str, Any],
+    optimizer: OptimizerSettings,
+    mesh: Mesh,
+    *,
+    ema: bool = False,
+) -> TrainState:
+    """The same around parameters that are given, as arrays or as shapes: moments are laid out like what they are of."""
+    beside = jax.eval_shape(lambda trained, hyper: made_beside(trained, hyper, optimizer, ema=ema), trained, hyper)
+    shapes = TrainState(trained=trained, frozen=frozen, hyper=hyper, **beside)
+    return abstract_like(shapes, shardings_of(shapes, mesh))
+
+
+def made_beside(trained: Tree, hyper: dict[str, Array], optimizer: OptimizerSettings, *, ema: bool) -> dict[str, Tree]:
+    """What a state at step 0 has beside parameters and hyperparameters; with `ema`, an average that starts there."""
+    # Sums over all steps, of which a rule may have some, stay in float32 where parameters are not.
+    wide_scalar = lambda leaf: leaf if leaf.ndim or leaf.dtype != jnp.bfloat16 else leaf.astype(jnp.float32)
+    zero = jnp.zeros((), jnp.int32)
+    moments = make_optimizer(optimizer, hyper, hyper["learning_rate"]).init(trained)
+    return {
+        "step": zero,
+        "opt_state": jax.tree.map(wide_scalar, moments),
+        "skipped": zero,
+        "skipped_in_a_row": zero,
+        "ema": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained) if ema else {},
+        "effect": no_counts(trained),
+    }
+
+
+def beside_given(abstract: TrainState) -> dict[str, Tree]:
+    """What `abstract` says of what `made_beside` makes."""
+    names = (field.name for field in dataclasses.fields(abstract))
+    return {name: getattr(abstract, name) for name in names if name not in _GIVEN}
+
+
+def filled(abstract: Tree, arrays: Tree) -> Tree:
+    """`arrays`, each where `abstract` says it lives; those that are there already are not moved.
+
+    Raises:
+        ValueError: they are not what `abstract` describes; names those that are not.
+    """
+    described, found = _kinds(abstract), _kinds(arrays)
+    differ = [
+        f"{path} is {found.get(path, 'missing')}, expected {described.get(path, 'none')}"
+        for path in sorted(described.keys() | found.keys())
+        if described.get(path) != found.get(path)
+    ]
+    if differ:
+        listed = "\n  ".join(differ[:20]) + (f"\n  … and {len(differ) - 20} more" if len(differ) > 20 else "")
+        raise ValueError(f"the arrays of the state are not those that the config describes:\n  {listed}")
+    return jax.device_put(arrays, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+
+
+def _kinds(tree: Tree) -> dict[str, str]:
+    """`float32 [320, 32]` by path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_string(path): f"{np.dtype(leaf.dtype)} {list(leaf.shape)}" for path, leaf in leaves}
