@@ -12,6 +12,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,12 +24,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sft_jax.models.layouts import to_layout
-from sft_jax.runs.digests import damage_of, damage_of_opened, has_digests, write_digests
-from sft_jax.runs.workdir import check_processes_see, is_remote
+from sft_jax.runs.digests import MISSING, damage_of, damage_of_opened, has_digests, write_digests
+from sft_jax.runs.workdir import ENVIRONMENT, check_processes_see, is_remote
 from sft_jax.sharding import abstract_like, shardings_of
 
 Tree = Any
 DIRECTORY = "checkpoints"
+_LOST = "NOT_FOUND"
+_DAMAGE = (_LOST, "DATA_LOSS", "OUT_OF_RANGE")  # a file that is not there, cannot be parsed, or is cut
+_SHORT, _NAMED = 300, 5  # characters of an error, and names of arrays, that a message holds
+_FAILURES = (KeyError, ValueError, OSError)  # orbax wraps whatever fails in a KeyError of its own
 CONSTANTS = "constants"  # name in a checkpoint of what adapters have that is frozen: only where a method has some
 
 
@@ -49,6 +54,10 @@ class RunPosition:
 
 class DamagedCheckpointError(ValueError):
     """Files of a checkpoint are not those that were saved. The message says which, and how to go on."""
+
+
+class UnreadCheckpointError(ValueError):
+    """A checkpoint could not be read, and nothing shows that its files are damaged. The message says why."""
 
 
 class Checkpoints:
@@ -74,6 +83,7 @@ class Checkpoints:
 
         Raises:
             DamagedCheckpointError: a checkpoint cannot be opened; or not read_only, and the newest is damaged.
+            UnreadCheckpointError: read_only, and the run removed a checkpoint meanwhile.
             WorkdirError: not read_only, and another process finds another newest one.
         """
         from orbax.checkpoint import v1 as ocp  # slow to import
@@ -130,7 +140,7 @@ class Checkpoints:
         """Looks at what orbax reads of every checkpoint before one is asked for."""
         for step in _steps_in(self._directory):
             if damage := damage_of_opened(self._directory / str(step)):
-                raise self._damaged(step, damage, others_open=False)
+                raise self._replaced(step, damage) or self._damaged(step, damage, others_open=False)
 
     def _check(self, step: int) -> None:
         """Compares the files of a checkpoint with their digests, once; each process a part of them."""
@@ -138,12 +148,14 @@ class Checkpoints:
             return
         directory = self._directory / str(step)
         without_digests = not has_digests(directory)
+        damage = damage_of(directory, jax.process_index(), jax.process_count())
+        if damage and (replaced := self._replaced(step, damage)):
+            raise replaced
         if without_digests:
             logging.warning(
-                "%s has no digests: the process that saved it was ended before it wrote them. It is used as it is.",
+                "%s has no digests: it is not sealed yet, or what saved it could not write them. It is used as it is.",
                 directory,
             )
-        damage = damage_of(directory, jax.process_index(), jax.process_count())
         elsewhere = multihost_utils.process_allgather(np.int32(len(damage))) if jax.process_count() > 1 else 0
         if damage or np.any(elsewhere):
             raise self._damaged(step, damage or ["another process found it so"])
@@ -169,6 +181,72 @@ class Checkpoints:
             f"{directory} and start the same command again{named if others_open else ''}."
         )
 
+    def _replaced(self, step: int, damage: list[str]) -> UnreadCheckpointError | None:
+        """The error where files are missing because a run that goes on removes the checkpoint; None where it does not.
+
+        Args:
+            step: of the checkpoint.
+            damage: what is wrong with it, as lines.
+        """
+        directory, there = self._directory / str(step), _steps_in(self._directory)
+        is_removed = not directory.exists() or (max(there) > step and any(MISSING in line for line in damage))
+        if not self._read_only or not is_removed:
+            return None
+        newer = f"that of step {max(there)} is there" if there else "no other one is there yet"
+        return UnreadCheckpointError(
+            f"the checkpoint {directory} was replaced while it was read, as a run that goes on does with those before "
+            f"its latest; {newer}. Start the same command again; if it ends like this each time, files of the "
+            "checkpoint are lost."
+        )
+
+    def _not_read(self, step: int, error: Exception) -> ValueError:
+        """What to say where files could not be read that were found to be as they were saved, as far as is known."""
+        directory, causes = self._directory / str(step), list(_causes(error))
+        damage = damage_of(directory)
+        if not damage and not has_digests(directory) and any(_says(cause, *_DAMAGE) for cause in causes):
+            what = f"a file of its arrays {MISSING}" if _says(causes[-1], _LOST) else "what it holds cannot be read"
+            damage = [f"{what} ({_in_short(causes[-1])})"]
+        if damage:
+            return self._replaced(step, damage) or self._damaged(step, damage)
+        return UnreadCheckpointError(
+            f"the checkpoint {directory} could not be read: {_in_short(causes[-1])}. Its files are as far as is known "
+            "those that were saved: start the same command again."
+        )
+
+    def _described(self, step: int) -> Tree:
+        """Shapes and dtypes of what a checkpoint holds."""
+        try:
+            described = self._checkpointer.metadata(step).metadata
+        except _FAILURES as error:
+            raise self._not_read(step, error) from error
+        if described is None:  # orbax keeps the reason to itself; reading says it
+            self._load(step, None)
+            raise self._not_read(step, OSError("what it holds could not be found out, and then could"))
+        return described
+
+    def _check_holds(self, step: int, wanted: Tree, described: Tree, *, whole: bool) -> None:
+        """Checks that a checkpoint holds arrays of these names and shapes; `whole`: and no others.
+
+        Raises:
+            UnreadCheckpointError: it was saved by code with another state; names what differs.
+        """
+        here, there = _by_name(wanted), _by_name(described)
+        problems = []
+        if lacking := sorted(here.keys() - there.keys()):
+            problems.append(f"has no {_listed(lacking, here)}")
+        if whole and (more := sorted(there.keys() - here.keys())):
+            problems.append(f"has {_listed(more, there)}, of which this code knows nothing")
+        for name in sorted(here.keys() & there.keys()):
+            if tuple(here[name].shape) != tuple(there[name].shape):
+                problems.append(f"has {name} of shape {tuple(there[name].shape)}, not {tuple(here[name].shape)}")
+        if problems:
+            raise UnreadCheckpointError(
+                f"the checkpoint {self._directory / str(step)} was saved by other code: its state "
+                f"{'; it '.join(problems[:3])}. Use the code that saved it (its commit is in "
+                f"{self._workdir / ENVIRONMENT}), or train anew with another --workdir, on the result of that run if "
+                f"you like: --config.model.source={self._workdir}."
+            )
+
     def save(self, step: int, arrays: Tree, position: RunPosition, metrics: dict[str, float]) -> None:
         """Starts saving; arrays are copied before it returns, files are written in the background.
 
@@ -192,8 +270,16 @@ class Checkpoints:
     def _seal(self, step: int, response: Any) -> None:
         """Writes the digests of a checkpoint when it is complete; process 0 of all files."""
         response.result()
-        if jax.process_index() == 0:
+        self._write_digests(step)
+
+    def _write_digests(self, step: int) -> None:
+        """A complete checkpoint stays one without digests: it is then looked at when it is restored."""
+        if jax.process_index() != 0:
+            return
+        try:
             write_digests(self._directory / str(step))
+        except OSError as error:
+            logging.warning("%s stays without digests: %s", self._directory / str(step), error)
 
     def _wait_for_digests(self) -> None:
         sealed, self._sealed = self._sealed, None
@@ -216,7 +302,10 @@ class Checkpoints:
     def position(self, step: int) -> RunPosition:
         """What the checkpoint says beside its arrays."""
         self._check(step)
-        return RunPosition(**self._checkpointer.metadata(step).custom_metadata)
+        try:
+            return RunPosition(**self._checkpointer.metadata(step).custom_metadata)
+        except _FAILURES as error:
+            raise self._not_read(step, error) from error
 
     def restore(self, step: int, like: Tree, layout: str, mesh: Mesh) -> Tree:
         """The arrays that `save` was given.
@@ -229,10 +318,12 @@ class Checkpoints:
 
         Raises:
             DamagedCheckpointError: its files are not those that were saved.
+            UnreadCheckpointError: they could not be read, or hold the state of other code.
         """
         saved_layout = self.position(step).layout
         shapes = jax.eval_shape(lambda tree: convert(tree, saved_layout), like)
         abstract = abstract_like(shapes, shardings_of(shapes, mesh))
+        self._check_holds(step, abstract, self._described(step), whole=True)
         restored = self._load(step, abstract)
         if not self.is_whole(step):
             self._seal_restored(step)
@@ -243,8 +334,7 @@ class Checkpoints:
 
     def _seal_restored(self, step: int) -> None:
         """What could be restored is whole: it gets its digests, and what was kept beside it until then goes."""
-        if jax.process_index() == 0:
-            write_digests(self._directory / str(step))
+        self._write_digests(step)
         self._without_digests.discard(step)
         if step == self.latest() and not self._read_only:
             self._prune()
@@ -259,13 +349,13 @@ class Checkpoints:
 
         Raises:
             DamagedCheckpointError: its files are not those that were saved.
+            UnreadCheckpointError: they could not be read, or hold the state of other code.
         """
         from orbax.checkpoint import v1 as ocp
 
         self._check(step)
-        described = self._checkpointer.metadata(step).metadata
-        if described is None:
-            raise self._damaged(step, ["what it holds cannot be read"])
+        described = self._described(step)
+        self._check_holds(step, _nested(abstract), described, whole=False)
         wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, described)
         for path, tree in abstract.items():
             *parents, name = path.split("/")
@@ -276,10 +366,8 @@ class Checkpoints:
     def _load(self, step: int, wanted: Tree) -> Tree:
         try:
             return self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
-        except (KeyError, ValueError, OSError) as error:  # orbax wraps whatever fails in a KeyError of its own
-            if has_digests(self._directory / str(step)):
-                raise
-            raise self._damaged(step, ["what it holds cannot be read"]) from error
+        except _FAILURES as error:
+            raise self._not_read(step, error) from error
 
     def wait(self) -> None:
         """Returns when what was saved is on disk, with its digests."""
@@ -305,6 +393,50 @@ def _steps_in(directory: epath.Path) -> list[int]:
 def _absolute(path: epath.Path) -> epath.Path:
     """orbax refuses relative paths; a bucket path is absolute as it is."""
     return path if is_remote(path) else epath.Path(os.path.abspath(path))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came of, the first cause last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _says(error: BaseException, *kinds: str) -> bool:
+    """Whether tensorstore found one of these: it tells its errors apart by the first word of their text alone."""
+    return any(kind in str(error) for kind in kinds)
+
+
+def _in_short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:_SHORT]}"
+
+
+def _by_name(tree: Tree) -> dict[str, Any]:
+    """Leaves by their path, which is the same for a dict and for a tuple with names."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _listed(names: Sequence[str], among: Collection[str]) -> str:
+    """Names of arrays in short: a part of the state where all of it is meant."""
+    of = lambda part, paths: {path for path in paths if path.partition("/")[0] == part}
+    parts = dict.fromkeys(name.partition("/")[0] for name in names)
+    short = [name for part in parts for name in ([part] if of(part, names) == of(part, among) else of(part, names))]
+    more = f" and {len(short) - _NAMED} more" if len(short) > _NAMED else ""
+    return ", ".join(f"`{name}`" for name in sorted(short)[:_NAMED]) + more
+
+
+def _nested(trees: dict[str, Tree]) -> Tree:
+    """`{"a/b": tree}` -> `{"a": {"b": tree}}`."""
+    nested: dict[str, Any] = {}
+    for path, tree in trees.items():
+        *parents, name = path.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = tree
+    return nested
 
 
 def _at(tree: Tree, names: list[str]) -> Tree:

@@ -1,7 +1,7 @@
 """Digests of the files of a checkpoint: written into its directory when it is complete, compared when it is read.
 
 What a disk or a copy cut, emptied, changed or lost is found that way, whatever the file. A checkpoint without digests
-is of a process that was ended between the two: of its files only those can be checked that have a known form.
+was not sealed: of its files only those can be checked that have a known form.
 """
 
 import concurrent.futures
@@ -15,7 +15,8 @@ from sft_jax.runs.workdir import write_whole
 
 FILE = "digests.json"
 _METRICS = "metrics/metrics"  # JSON, which orbax reads of every checkpoint when it opens any; not all have some
-_METADATA = "_CHECKPOINT_METADATA"
+_METADATA, _ARRAYS = "_CHECKPOINT_METADATA", "state/_METADATA"  # JSON
+MISSING = "is missing"  # what is said last of a file that is not there
 _BLOCK = 1 << 22
 _THREADS = 8
 
@@ -49,17 +50,24 @@ def damage_of(directory: epath.Path, part: int = 0, parts: int = 1) -> list[str]
         parts: how many processes look.
     """
     if not has_digests(directory):
-        return damage_of_opened(directory) or _not_json(directory, _METADATA)
+        return _not_of_form(directory)
     expected, wrong = _expected(directory)
     names = sorted(expected)[part::parts]
     return wrong or _differences(directory, {name: expected[name] for name in names})
+
+
+def _not_of_form(directory: epath.Path) -> list[str]:
+    """What is wrong with the files that have a known form."""
+    has_metrics = (directory / _METRICS).exists()
+    names = (_METRICS, _METADATA, _ARRAYS) if has_metrics else (_METADATA, _ARRAYS)
+    return [line for name in names for line in _not_json(directory, name)]
 
 
 def _differences(directory: epath.Path, expected: dict[str, list]) -> list[str]:
     lines = []
     for (name, (size, digest)), found in zip(expected.items(), _digests(directory, expected), strict=True):
         if found is None:
-            lines.append(f"{name} is missing")
+            lines.append(f"{name} {MISSING}")
         elif found[0] != size:
             lines.append(f"{name} has {found[0]:,} bytes in place of {size:,}")
         elif found[1] != digest:
@@ -71,6 +79,8 @@ def _expected(directory: epath.Path) -> tuple[dict[str, list], list[str]]:
     """By file its size and digest; and what is wrong with the list of them itself."""
     try:
         return dict(json.loads((directory / FILE).read_bytes())["files"]), []
+    except FileNotFoundError:
+        return {}, [f"{FILE} {MISSING}"]
     except (ValueError, KeyError, TypeError):
         return {}, [f"{FILE} is no list of digests"]
 
@@ -79,7 +89,7 @@ def _not_json(directory: epath.Path, name: str) -> list[str]:
     try:
         json.loads((directory / name).read_bytes())
     except FileNotFoundError:
-        return [f"{name} is missing"]
+        return [f"{name} {MISSING}"]
     except ValueError:
         return [f"{name} is not JSON"]
     return []

@@ -91,6 +91,10 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "runs/test_checkpoints.py",
         "test_a_large_file_cut_to_1000_bytes",
     ),
+    ("sft_jax/runs/checkpoints.py", "Use the code that saved it (its commit is in {self._workdir / ENVIRONMENT})"): (
+        "runs/test_checkpoints.py",
+        "test_a_state_of_other_code_is_no_damage",
+    ),
     ("sft_jax/training/initial_adapter.py", "; leave it at {defaults[name]}, or give that"): (
         "training/test_initial_adapter.py",
         "test_flags_that_contradict_the_adapter",

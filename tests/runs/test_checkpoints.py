@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from orbax.checkpoint import v1 as ocp
 
 from sft_jax.runs import checkpoints as module
-from sft_jax.runs.checkpoints import Checkpoints, DamagedCheckpointError, RunPosition
-from sft_jax.runs.digests import FILE, damage_of, write_digests
+from sft_jax.runs import digests
+from sft_jax.runs.checkpoints import Checkpoints, DamagedCheckpointError, RunPosition, UnreadCheckpointError
+from sft_jax.runs.digests import FILE, damage_of, damage_of_opened, write_digests
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh
@@ -175,6 +178,134 @@ def test_without_digests_what_cannot_be_read_is_named_too(saved, tmp_path):
         empty(path)
     with pytest.raises(DamagedCheckpointError, match=r"checkpoints/4 is damaged: what it holds cannot be read"):
         read(tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", [cut, empty, Path.unlink])
+def test_without_digests_a_file_that_cannot_be_parsed_is_damage(saved, tmp_path, damage):
+    names = ["_CHECKPOINT_METADATA", "metrics/metrics", "state/_METADATA", "state/manifest.ocdbt"]
+    for number, name in enumerate(names):
+        if (damage, name) == (Path.unlink, "metrics/metrics"):
+            continue  # not all have some
+        newest = shutil.copytree(saved, tmp_path / str(number)) / "checkpoints" / "4"
+        (newest / FILE).unlink()
+        damage(newest / name)
+        with pytest.raises(DamagedCheckpointError, match="checkpoints/4 is damaged: "):
+            read(tmp_path / str(number))
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_state_of_other_code_is_no_damage(saved, tmp_path, sealed):
+    """The arrays that differ are named, and nobody is told to remove anything."""
+    shutil.copytree(saved, tmp_path / "run")
+    if not sealed:
+        (tmp_path / "run" / "checkpoints" / "4" / FILE).unlink()
+    arrays, mesh = saved_arrays(state(0)), inference_mesh()
+    step, effect = arrays["step"], arrays["effect"]
+    embedding = {"params": {"embedding": jnp.zeros((300, 10))}}
+    named = {
+        "has no `opt_state/nu`": arrays | {"opt_state": {**arrays["opt_state"], "nu": step}},
+        "has no `ema`": arrays | {"ema": embedding},
+        "has `effect`, of which this code knows nothing": arrays | {"effect": {}},
+        "has `effect/update`, of": arrays | {"effect": {"gradient": effect["gradient"]}},
+        "has trained/params/embedding of shape (400, 10), not (300, 10)": arrays | {"trained": embedding},
+    }
+    found = opened(tmp_path / "run", read_only=True)
+    with jax.set_mesh(mesh):
+        for differs, like in named.items():
+            with pytest.raises(
+                UnreadCheckpointError, match="checkpoints/4 was saved by other code: its state"
+            ) as error:
+                found.restore(4, like, "scan", mesh)
+            assert differs in str(error.value)
+            assert f"(its commit is in {tmp_path}/run/environment.json)" in str(error.value)
+            assert "remove" not in str(error.value)
+        with pytest.raises(UnreadCheckpointError, match=r"its state has no `ema`\."):
+            found.restore_parts(4, {"ema": embedding})
+        assert int(found.restore(4, arrays, "scan", mesh)["step"]) == 4
+    found.close()
+    assert read(tmp_path / "run").sum() == read(saved).sum(), "the weights alone can be trained on, as is said"
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_failed_read_is_no_damage(saved, tmp_path, monkeypatch, sealed):
+    shutil.copytree(saved, tmp_path / "run")
+    if not sealed:
+        (tmp_path / "run" / "checkpoints" / "4" / FILE).unlink()
+
+    def fails(self, *_, **__):
+        try:
+            raise ValueError("UNAVAILABLE: the bucket does not answer")
+        except ValueError as error:
+            raise KeyError("incompatible handler") from error
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "load_checkpointables", fails)
+    with pytest.raises(UnreadCheckpointError, match=r"could not be read: ValueError: UNAVAILABLE: the.*start the same"):
+        read(tmp_path / "run")
+    monkeypatch.setattr(ocp.training.Checkpointer, "metadata", lambda *_: types.SimpleNamespace(metadata=None))
+    with pytest.raises(UnreadCheckpointError, match="UNAVAILABLE"):
+        read(tmp_path / "run")
+
+
+@pytest.mark.parametrize("removed", [".", "state/manifest.ocdbt"])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_checkpoint_that_the_run_replaces_while_it_is_read(saved, tmp_path, monkeypatch, removed, sealed):
+    """Whatever of it is gone first, and whatever was read before: no damage, and no talk of an ended process."""
+    said = []
+    monkeypatch.setattr(module.logging, "warning", lambda text, *values: said.append(text % values))
+    shutil.copytree(saved, tmp_path / "run")
+    older = tmp_path / "run" / "checkpoints" / "2"
+    if not sealed:
+        (older / FILE).unlink()
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state(2).trained)
+    for looked_at_before in (False, True):
+        found = opened(tmp_path / "run", read_only=True)
+        if looked_at_before:
+            found.position(2)
+            said.clear()
+        shutil.move(older, tmp_path / "whole")
+        if removed != ".":
+            shutil.copytree(tmp_path / "whole", older)
+            (older / removed).unlink()
+        with pytest.raises(UnreadCheckpointError, match=r"2 was replaced while it was read.* that of step 4 is there"):
+            found.restore_parts(2, {"trained": like})
+        found.close()
+        assert removed != "." or said == []
+        shutil.rmtree(older, ignore_errors=True)
+        shutil.move(tmp_path / "whole", older)
+
+
+def test_digests_that_are_gone_while_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "has_digests", lambda _: True)
+    assert damage_of(epath.Path(tmp_path)) == [f"{FILE} is missing"]
+    assert damage_of_opened(epath.Path(tmp_path)) == []
+
+
+def test_a_file_of_the_newest_checkpoint_is_lost_and_not_replaced(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "4" / "state" / "manifest.ocdbt").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoints/4 is damaged: state/manifest.ocdbt is missing"):
+        read(tmp_path / "run")
+
+
+def test_a_run_survives_that_its_files_cannot_be_read_back(tmp_path, monkeypatch):
+    """The checkpoint is complete without digests; it is looked at when it is restored, and has them then."""
+    said = []
+    monkeypatch.setattr(module.logging, "warning", lambda text, *values: said.append(text % values))
+
+    def fails(directory):
+        raise OSError("the bucket does not answer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "write_digests", fails)
+        save(tmp_path)
+    assert [text.partition("checkpoints/")[2] for text in said] == [
+        f"{step} stays without digests: the bucket does not answer" for step in (2, 4)
+    ]
+    mesh, found = inference_mesh(), opened(tmp_path)
+    with jax.set_mesh(mesh):
+        assert int(found.restore(4, saved_arrays(state(0)), "scan", mesh)["step"]) == 4
+    found.close()
+    assert (tmp_path / "checkpoints" / "4" / FILE).exists()
 
 
 def test_digests_in_a_bucket():
