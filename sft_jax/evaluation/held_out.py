@@ -138,11 +138,11 @@ def references_of(loaded: Loaded, task: Task) -> list[Reference]:
     """The right answers as the model's chat template writes them, row by row.
 
     Raises:
-        ValueError: the template refuses a row, or the scorer cannot read its content.
+        ValueError: the template refuses a row, the scorer cannot read its content, or there is nothing to score.
     """
     references = [reference_of(loaded.renderer, record) for record in task.records]
     parts, ids = [reference.parts for reference in references], [record.id for record in task.records]
-    score_parts(task.scorer, parts, parts, ids)
+    aggregate(score_parts(task.scorer, parts, parts, ids, task.match_thinking), task.seed)
     return references
 
 

@@ -6,7 +6,8 @@ aggregated:
     bool   a proportion:                Wilson interval, exact McNemar test
     float  a mean of values in [0, 1]:  BCa bootstrap over rows, sign-flip permutation test
     int    a count, part of a ratio in `RATIOS` (micro-F1): BCa bootstrap over rows, swap permutation test
-    None   nothing of this row: it counts for no proportion and no mean, and adds 0 to a ratio
+    None   nothing of this row: it counts for no proportion and no mean, and adds 0 to a ratio; a column that is None
+           on every row is no metric
 
 So a new scorer is one function and one line in `SCORERS`. Outcomes hold plain Python values and go into JSON
 as they are.
@@ -146,15 +147,16 @@ def aggregate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Score]:
 def compare(first: Sequence[Outcome], second: Sequence[Outcome], seed: int) -> dict[str, Comparison]:
     """Metric -> paired comparison `second - first`, for two systems' outcomes on the same rows in the same order.
 
-    p-values are per metric and two-sided, not corrected for the number of metrics. Raises ValueError where the
-    numbers of rows or the columns differ.
+    p-values are per metric and two-sided, not corrected for the number of metrics. A metric of which one of them has no
+    value is left out. Raises ValueError where the numbers of rows or the columns differ.
     """
     if len(first) != len(second):
         raise ValueError(f"compare: {len(first)} rows against {len(second)}; a paired test needs the same rows")
-    if metrics_of(first) != metrics_of(second):
-        raise ValueError(f"compare: metrics {metrics_of(first)} against {metrics_of(second)}")
+    metrics = metrics_of(first), metrics_of(second)
+    if set(first[0]) != set(second[0]):
+        raise ValueError(f"compare: metrics {metrics[0]} against {metrics[1]}")
     comparisons = {}
-    for metric in metrics_of(first):
+    for metric in (metric for metric in metrics[0] if metric in metrics[1]):
         rows_first, rows_second = _rows_of_both(first, second, metric)
         columns_first, statistic, bounded = _columns(rows_first, metric)
         columns_second, _, _ = _columns(rows_second, metric)
@@ -170,7 +172,10 @@ def compare(first: Sequence[Outcome], second: Sequence[Outcome], seed: int) -> d
 
 
 def metrics_of(outcomes: Sequence[Outcome]) -> list[str]:
-    """Names of the metrics that the columns make up: ratios first, then the other columns in their order."""
+    """Names of the metrics that the columns make up: ratios first, then the other columns in their order.
+
+    A column that says nothing of any row is none: `content_match` where all references are calls alone.
+    """
     if not outcomes:
         raise ValueError("no outcomes to score: the set of rows is empty")
     columns = set(outcomes[0])
@@ -179,7 +184,8 @@ def metrics_of(outcomes: Sequence[Outcome]) -> list[str]:
             raise ValueError(f"outcome {index} has columns {sorted(row)}, outcome 0 has {sorted(columns)}")
     ratios = [name for name, ratio in RATIOS.items() if columns.issuperset(ratio.columns)]
     taken = {column for name in ratios for column in RATIOS[name].columns}
-    single = [column for column in outcomes[0] if column not in taken]
+    has_value = lambda column: any(row[column] is not None for row in outcomes)
+    single = [column for column in outcomes[0] if column not in taken and has_value(column)]
     for column in single:
         if any(type(row[column]) is int for row in outcomes):
             raise ValueError(f"column {column!r} is a count of no ratio in RATIOS; give a bool, a float or a ratio")

@@ -8,6 +8,7 @@ from etils import epath
 from sft_jax.data.conversations import Chat, Message, ToolCall
 from sft_jax.data.records import Record
 from sft_jax.evaluation import held_out
+from sft_jax.evaluation.scoring import compare
 from sft_jax.generation import Generated
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh
@@ -46,6 +47,24 @@ def test_what_a_model_writes_is_scored_whole(loaded, tmp_path):
     answers = held_out.in_parts(loaded, task, right, references)
     assert [outcome["exact_match"] for outcome in held_out.score_answers(task, answers)] == [True, True]
     assert answers.note() == ""
+
+
+@pytest.mark.parametrize("scorer", ["exact_match", "json_extraction"])
+def test_answers_that_are_calls_alone(loaded, tmp_path, scorer):
+    """There are no contents to compare: the calls are scored, and compared with those of another evaluation."""
+    task = held_out.Task(ROWS[1:], scorer)
+    references = held_out.references_of(loaded, task)
+    right = loaded.renderer.tokenizer(references[0].text, add_special_tokens=False).input_ids
+    for name, tokens in (("right", right), ("silent", [])):
+        written = [Generated(np.asarray(tokens, np.int32), "", "stop")]
+        answers = held_out.in_parts(loaded, task, written, references)
+        outcomes = held_out.score_answers(task, answers)
+        scores = held_out.write_evaluation(epath.Path(tmp_path / name), task, answers, outcomes)
+        assert scores.keys() == {"rows", "exact_match", "calls_match"}
+        assert scores["calls_match"]["value"] == (name == "right")
+    first, second = held_out.comparable(epath.Path(tmp_path / "silent"), epath.Path(tmp_path / "right"))
+    compared = compare(first, second, 0)
+    assert {name: one.difference.value for name, one in compared.items()} == {"exact_match": 1, "calls_match": 1}
 
 
 def test_references_that_a_scorer_cannot_read_are_named_before_anything_is_generated(loaded):
