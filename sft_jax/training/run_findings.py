@@ -215,5 +215,5 @@ def _slow_average(config: ml_collections.ConfigDict, steps: int) -> list[Finding
 
 
 def _faster(steps: int) -> float:
-    """The decay of which a tenth is left after so many steps, to three digits."""
-    return float(f"{0.1 ** (1 / steps):.3g}")
+    """The decay of which a tenth is left after so many steps; what it is short of 1 to two digits."""
+    return float(f"{1 - float(f'{1 - 0.1 ** (1 / steps):.2g}'):.12g}")

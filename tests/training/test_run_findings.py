@@ -12,6 +12,7 @@ from rich.console import Console
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import run
+from sft_jax.training.checks import check_config
 from sft_jax.training.run_findings import run_findings, token_counts
 from tests import tiny
 from tests.command_line import SFT, config_of, flags_in
@@ -140,6 +141,18 @@ def test_what_a_run_would_not_do_is_said_and_what_is_advised_does_it(tmp_path, c
     (name,) = changes
     value = functools.reduce(operator.getitem, name.split("."), taken) if taken else 6
     assert not findings(tiny.config(tmp_path, **{name: value})).keys() & SHORT.keys()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 300, 5_000, 100_000, 10_000_000])
+def test_the_advised_average_is_taken_and_leaves_its_beginning(tmp_path, steps):
+    """For runs of any length: a decay that the config may have, of which a tenth is left."""
+    changed = {"duration": f"{steps} steps", "optimizer.warmup": "0 steps", "ema.decay": 1 - 1e-9}
+    (flag,) = flags_in(findings(tiny.config(tmp_path, **changed))["slow_average"].advice)
+    decay = config_of(f"--config={SFT}", flag).ema.decay
+    advised = tiny.config(tmp_path, **changed | {"ema.decay": decay})
+    check_config(advised)
+    assert decay**steps == pytest.approx(0.1, rel=0.15)
+    assert "slow_average" not in findings(advised)
 
 
 @pytest.mark.parametrize(
