@@ -125,8 +125,13 @@ class FinishedRun:
         return None
 
     def fingerprint(self) -> str:
-        """Of what the weights follow from: base, data, config, step."""
-        made_of = [json.loads((self.directory / ENVIRONMENT).read_text())["fingerprints"], self.config.to_dict()]
+        """Of what the weights follow from: base, data, config, step.
+
+        The config is as at the run's first start: config.json changes where fields are added by hand for newer code, or
+        where the run goes on with another mesh. Runs that recorded none are known by their config.json.
+        """
+        environment = json.loads((self.directory / ENVIRONMENT).read_text())
+        made_of = [environment["fingerprints"], environment.get("config", self.config.to_dict())]
         return hashlib.sha256(json.dumps([*made_of, self.step], sort_keys=True, default=list).encode()).hexdigest()
 
     def trained(self, layout: LayerLayout, mesh: Mesh, weights: str = "trained") -> Tree:

@@ -140,7 +140,7 @@ class MetricLog:
         self._local = Path(tempfile.mkdtemp(prefix="sft_jax_log_")) if remote else Path(workdir)
         self._uploads = Uploads(self._local, workdir) if remote else None
         before = _cut_back(workdir / FILE, resume_step)
-        self._number = before if remote else 0
+        self._number = before if remote else max(before - 1, 0)  # a run copied from a bucket has several
         self._path = self._local / _part_name(self._number)
         self._file = self._path.open("a")
         self._tensorboard = _EventFile(self._local / TENSORBOARD, resume_step + 1)

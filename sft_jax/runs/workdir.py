@@ -79,7 +79,8 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
 
 def _of_other_code(workdir: epath.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """What to do where fields of the config came, or went, after the run was started."""
-    came, gone = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    only_in = lambda one, other: sorted(name for name in one.keys() - other.keys() if not _may_change(name))
+    came, gone = only_in(wanted, found), only_in(found, wanted)
     steps = []
     if came:
         steps.append(f"add {', '.join(came)} with the value that is what the code of then did")
@@ -300,6 +301,7 @@ def record_environment(
     fingerprints: dict[str, str],
     model: dict[str, str | None],
     devices: Sequence[jax.Device],
+    config: ml_collections.ConfigDict,
 ) -> None:
     """Writes versions, devices, git commit and what the run starts from; keeps those of earlier starts.
 
@@ -308,9 +310,11 @@ def record_environment(
         fingerprints: of data and base model.
         model: the base model's source, where it was found, and its commit on the hub if it is from there.
         devices: of the run, in all processes.
+        config: the run's; that of the first start is kept: others know the run by it, whatever becomes of config.json.
     """
     path = workdir / ENVIRONMENT
     before = json.loads(path.read_text()) if path.exists() else None
+    first = None if before is None else before.pop("config", None)
     environment = {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -323,10 +327,11 @@ def record_environment(
         "git": git_state(),
         "model": model,
         "fingerprints": fingerprints,
+        "config": config.to_dict() if first is None else first,
         "earlier_starts": [] if before is None else [*before.pop("earlier_starts", []), before],
     }
     if jax.process_index() == 0:
-        write_whole(path, json.dumps(environment, indent=2) + "\n")
+        write_whole(path, json.dumps(environment, indent=2, default=list) + "\n")
 
 
 def git_state() -> dict[str, Any]:

@@ -100,11 +100,20 @@ def check_best_metric(
     name = config.checkpoint.best_metric
     if not name or (data.held_out is None and not evaluators):
         return
-    measured = _held_out_names(config, data, vocab_size)
-    if name not in measured and not name.startswith(tuple(f"{evaluator}/" for evaluator in evaluators)):
-        known = [*sorted(measured), *(f"{evaluator}/…" for evaluator in evaluators)]
+    if not name.startswith(tuple(f"{evaluator}/" for evaluator in evaluators)):
+        measured = _held_out_names(config, data, vocab_size)
+        refuse_unmeasured(name, [*sorted(measured), *(f"{evaluator}/…" for evaluator in evaluators)])
+
+
+def refuse_unmeasured(name: str, measured: Collection[str]) -> None:
+    """Refuses a `checkpoint.best_metric` that is none of those measured; where nothing is, there is nothing to refuse.
+
+    Raises:
+        ValueError: it is not measured; says what is.
+    """
+    if name and measured and name not in measured:
         raise ValueError(
-            f"--config.checkpoint.best_metric={name!r} is not measured; there are {', '.join(known)}. Give one of "
+            f"--config.checkpoint.best_metric={name!r} is not measured; there are {', '.join(measured)}. Give one of "
             "them, or '' for none"
         )
 

@@ -32,7 +32,7 @@ from sft_jax.sharding import make_mesh, platform_of, put_batch, rows_here
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import timetable
 from sft_jax.training.effect import EffectWatch
-from sft_jax.training.held_out import Evaluator, check_best_metric, compile_evaluation
+from sft_jax.training.held_out import Evaluator, check_best_metric, compile_evaluation, refuse_unmeasured
 from sft_jax.training.initial_adapter import open_initial_adapter
 from sft_jax.training.interrupt import StopRequest
 from sft_jax.training.optimizer import hyperparameters
@@ -136,7 +136,7 @@ def run(
             return _finished(config, done, checkpoints, workdir, console)
         with agreed():
             workdirs.keep_data_report(workdir, data.report.numbers)
-            workdirs.record_environment(workdir, fingerprints, base.origin, devices)
+            workdirs.record_environment(workdir, fingerprints, base.origin, devices, config)
 
         # ---- State: weights, adapters and moments on their devices -------------------------------------------------
         state = init_state(config, base, model, mesh, hyper, initial)
@@ -195,7 +195,7 @@ def run(
             latest, texts = evaluate(state, shown(step))
             recorder.evaluation_at_start(latest, texts)
             with agreed():
-                _check_best_metric(config.checkpoint.best_metric, latest)
+                refuse_unmeasured(config.checkpoint.best_metric, sorted(latest))
         recorder.start_clock()
         while step < times.total_steps:
             batch = next(batches)
@@ -281,12 +281,4 @@ def _check_position(saved: RunPosition, planned: RunPosition, workdir: epath.Pat
             f"{workdir}: the checkpoint has seen {saved.counters} in {saved.position} rows of the batch, the plan says "
             f"{planned.counters} in {planned.position}: the code that packs has changed. Give another --workdir, or "
             "the code that started the run."
-        )
-
-
-def _check_best_metric(name: str, measured: dict[str, float]) -> None:
-    if name and measured and name not in measured:
-        raise ValueError(
-            f"--config.checkpoint.best_metric={name!r} is not measured; there are {', '.join(sorted(measured))}. Give "
-            "one of them, or '' for none"
         )

@@ -93,8 +93,8 @@ def test_a_run_of_code_that_packs_otherwise(root, tmp_path, monkeypatch):
 
 
 BEST = (
-    "sft_jax/training/loop.py",
-    "--config.checkpoint.best_metric={name} is not measured; there are {', '.join(sorted(measured))}",
+    "sft_jax/training/held_out.py",
+    "--config.checkpoint.best_metric={name} is not measured; there are {', '.join(measured)}",
 )
 
 

@@ -65,6 +65,16 @@ def test_what_is_flushed_is_in_the_event_file(tmp_path):
     log.close()
 
 
+def test_a_run_copied_from_a_bucket_goes_on_in_its_last_part(tmp_path):
+    for part, steps in (("", (0, 1)), (".00001", (2, 3)), (".00002", (4, 5))):
+        lines = "".join(json.dumps({"step": step, "train/loss": 1.0}) + "\n" for step in steps)
+        (tmp_path / f"metrics{part}.jsonl").write_text(lines)
+    for resumed in (4, 3, 3, 0):
+        write(epath.Path(tmp_path), resumed, range(resumed + 1, 7), 2.0)
+        assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(7))
+        assert [line["train/loss"] for line in read_metrics(tmp_path / "metrics.jsonl")][resumed + 1] == 2.0
+
+
 def test_a_run_started_afresh_forgets_everything(workdir):
     write(workdir, -1, range(3), 1.0)
     write(workdir, -1, range(1), 2.0)
@@ -109,18 +119,19 @@ def test_run_directory(workdir, tmp_path):
         workdirs.claim(workdir, config)
     workdirs.check_inputs(workdir, {"train": "a"})
     origin = {"name": "org/model", "location": "/cache/0123abc", "revision": "0123abc"}
-    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices())
+    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices(), config)
     environment = json.loads((workdir / "environment.json").read_text())
     assert environment["packages"]["jax"]
     assert environment["processes"] == 1
     assert environment["fingerprints"] == {"train": "a"}
     assert environment["model"] == origin
     workdirs.check_inputs(workdir, {"train": "a"})
-    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices())
-    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices())
+    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices(), config)
+    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices(), config)
     again = json.loads((workdir / "environment.json").read_text())
     assert len(again["earlier_starts"]) == 2
-    assert again["earlier_starts"][0] == {name: environment[name] for name in environment if name != "earlier_starts"}
+    kept_once = ("config", "earlier_starts")
+    assert again["earlier_starts"][0] == {name: environment[name] for name in environment if name not in kept_once}
     with pytest.raises(workdirs.WorkdirError, match="train changed since it started"):
         workdirs.check_inputs(workdir, {"train": "b"})
 
