@@ -1,6 +1,8 @@
 """Every shipped config is built and takes a step; no option is accepted and ignored; mistakes get a useful answer."""
 
+import functools
 import importlib
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -249,6 +251,34 @@ def test_a_config_without_a_field_says_which(tmp_path):
     del config.data.packing
     with pytest.raises(ValueError, match=r"config.data.packing is missing; a config has every field of configs/sft.py"):
         check_config(config)
+
+
+@pytest.mark.parametrize("name", [*flatten(sft.get_config().to_dict()), "data.mixture"])
+def test_every_field_is_missed_before_anything_is_read(name):
+    config = sft.get_config().copy_and_resolve_references().unlock()
+    *sections, field = name.split(".")
+    section = functools.reduce(operator.getitem, sections, config)
+    del section[field]
+    with pytest.raises(ValueError, match=rf"^config\.{name} is missing; a config has every field of configs/sft\.py$"):
+        check_config(config)
+
+
+def test_a_source_of_a_mixture_that_lacks_a_field():
+    config = sft.get_config().copy_and_resolve_references().unlock()
+    config.data.mixture.math = sft.source("math.jsonl", weight="1")
+    del config.data.mixture.math.reading["subset"]
+    with pytest.raises(ValueError, match=r"data\.mixture\.math must be what source\(path"):
+        check_config(config)
+
+
+def test_a_field_of_ones_own_is_added_to_the_default_config_too(tmp_path):
+    """Else the result of the run would be refused where it is used; a field of training alone is anyone's own."""
+    config = tiny.config(tmp_path).unlock()
+    config.trained.my_idea, config.batch.mine = 1, 2
+    with pytest.raises(ValueError, match=r"^config\.trained\.my_idea is no field of configs/sft\.py, .* add it there"):
+        check_config(config)
+    del config.trained.my_idea
+    check_config(config)
 
 
 def test_the_command_answers_mistakes_in_one_message(tmp_path):

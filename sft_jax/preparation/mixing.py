@@ -1,5 +1,7 @@
 """From `config.data` to what is read and how it is mixed: one data set, or the sources of `config.data.mixture`."""
 
+from collections.abc import Collection
+
 import ml_collections
 
 from sft_jax.data.mixed_records import MixedReader
@@ -75,7 +77,7 @@ def problems_in_mixture(config: ml_collections.ConfigDict) -> list[str]:
     if names and config.data.train:
         problems.append(f"--config.data.train={config.data.train}: {_FLAG} has {', '.join(names)}; give one of the two")
     for name in names:
-        problems += _problems_in_source(name, config.data.mixture[name])
+        problems += _problems_in_source(name, config.data.mixture[name], config.data.reading)
     if names and not problems:
         mixed = problems_of(tuple(_source(name, config.data.mixture[name]) for name in names))
         of_a_source = tuple(f"{name}{mark}" for name in names for mark in ":.")
@@ -83,9 +85,10 @@ def problems_in_mixture(config: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
-def _problems_in_source(name: str, section: ml_collections.ConfigDict) -> list[str]:
+def _problems_in_source(name: str, section: ml_collections.ConfigDict, reading_fields: Collection[str]) -> list[str]:
     flag = f"{_FLAG}.{name}"
-    if not isinstance(section, ml_collections.ConfigDict) or set(section) != set(FIELDS):
+    is_section = isinstance(section, ml_collections.ConfigDict) and set(section) == set(FIELDS)
+    if not is_section or not set(reading_fields) <= set(section.reading):
         return [f"{flag} must be what source(path, weight=…) or source(path, epochs=…) of configs/sft.py makes"]
     problems = [] if section.path else [f"{flag}.path is empty; give a file, a pattern or a data set"]
     if section.reading.held_out_split:

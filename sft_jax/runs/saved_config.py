@@ -3,16 +3,20 @@
 A field that is missing has no default here: only who trained knows what the code did before it existed.
 """
 
+import functools
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 from etils import epath
 
-from configs import sft
 from sft_jax.runs.workdir import CONFIG, ENVIRONMENT, config_there, flatten
 
+# Beside this package, by its path: a project that uses the package may have a `configs` of its own.
+_DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "sft.py"
 # What the weights are: here a field that nobody reads any more was read by what trained them.
 _SECTIONS = ("model", "adapter", "trained", "ema", "precision")
 # What says how a result is put to use, beside the sections above. All other fields are of training alone.
@@ -30,11 +34,28 @@ def read_config(directory: epath.Path) -> ml_collections.ConfigDict:
         ValueError: it lacks some, or has some that the code does not know; names the file and all of them.
     """
     there = config_there(directory)
-    known = flatten(sft.get_config().to_dict())
-    problems = [*_missing(there, known), *_unknown(there, known)]
+    known = known_fields()
+    problems = [*_missing(there, known), *_unknown(there)]
     if problems:
         raise ValueError(f"{directory / CONFIG}: " + "\n".join(problems))
     return ml_collections.ConfigDict(there, convert_dict=True)
+
+
+@functools.cache
+def known_fields() -> Mapping[str, Any]:
+    """The fields of configs/sft.py by their path, with their values."""
+    spec = importlib.util.spec_from_file_location("sft_jax_default_config", _DEFAULT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return flatten(module.get_config().to_dict())
+
+
+def unknown_fields(config: Mapping[str, Any]) -> list[str]:
+    """Fields for which the result of a run would be refused: in sections that say what weights are, nobody knows them.
+
+    A field that was read when the weights were trained, and is not any more, would otherwise be left out in silence.
+    """
+    return [name for name in flatten(config) if name.partition(".")[0] in _SECTIONS and name not in known_fields()]
 
 
 def _missing(there: dict[str, Any], known: Mapping[str, Any]) -> list[str]:
@@ -49,9 +70,8 @@ def _missing(there: dict[str, Any], known: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _unknown(there: dict[str, Any], known: Mapping[str, Any]) -> list[str]:
-    found = flatten(there)
-    unknown = [name for name in found if name.partition(".")[0] in _SECTIONS and name not in known]
+def _unknown(there: dict[str, Any]) -> list[str]:
+    unknown, found = unknown_fields(there), flatten(there)
     if not unknown:
         return []
     return [

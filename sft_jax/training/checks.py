@@ -31,6 +31,7 @@ from sft_jax.objectives import OBJECTIVES
 from sft_jax.preparation.mixing import problems_in_mixture
 from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import trains_all_weights
+from sft_jax.runs.saved_config import known_fields, unknown_fields
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import SCHEDULES
 from sft_jax.training.update_rules import RULES, unread_options
@@ -138,11 +139,7 @@ CHECKS: dict[str, Check] = {
 }
 
 
-# What `config.defaults` must know: options that some choices do not read.
-_DEFAULTS = {
-    "optimizer": ("final_share", "betas", "epsilon", "momentum", "decay_power"),
-    "adapter": ("method", "rank", "ranks", "alpha", "scaling", "dropout", "targets"),
-}
+_FILLED = ("data.mixture",)  # a section whose fields are those of a run alone
 
 
 def _unread_options(config: ml_collections.ConfigDict) -> list[str]:
@@ -164,7 +161,7 @@ def _unread_adapter_options(config: ml_collections.ConfigDict) -> list[str]:
     return [
         f"--config.adapter.{option}={adapter[option]!r} is not read under --config.adapter.method=none; leave it at "
         f"{defaults[option]!r}, or for an adapter give --config=configs/sft.py:lora"
-        for option in _DEFAULTS["adapter"]
+        for option in defaults
         if option != "method" and adapter[option] != defaults[option]
     ]
 
@@ -326,8 +323,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """
     problems = [
         f"config.{name} is missing; a config has every field of configs/sft.py"
-        for name in (*CHECKS, *(f"defaults.{section}.{name}" for section in _DEFAULTS for name in _DEFAULTS[section]))
+        for name in (*known_fields(), *_FILLED)
         if not _has(config, name)
+    ]
+    problems += [
+        f"config.{name} is no field of configs/sft.py, and the result of a run with it would be refused; add it there, "
+        "at the value that changes nothing"
+        for name in unknown_fields(config.to_dict())
     ]
     if problems:
         raise ValueError("\n".join(problems))

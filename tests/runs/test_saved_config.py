@@ -1,8 +1,11 @@
 """A run whose config was written by other code is put to use, or refused with the fields that are wrong."""
 
 import functools
+import importlib.util
 import json
 import re
+import sys
+import types
 
 import jax
 import numpy as np
@@ -11,6 +14,7 @@ from etils import epath
 
 from sft_jax.exports import model_card
 from sft_jax.exports.subject import open_subject
+from sft_jax.runs import saved_config
 from sft_jax.runs.base import open_base, open_run
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.runs.saved_config import read_config
@@ -89,6 +93,15 @@ def test_a_field_that_went_is_removed_as_advised(trained):
     assert put_to_use(workdir)
 
 
+def test_a_project_with_configs_of_its_own(trained, monkeypatch):
+    workdir, _ = trained
+    monkeypatch.setitem(sys.modules, "configs", types.ModuleType("configs"))
+    spec = importlib.util.spec_from_file_location("saved_config_elsewhere", saved_config.__file__)
+    elsewhere = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(elsewhere)
+    assert elsewhere.read_config(epath.Path(workdir)) == read_config(epath.Path(workdir))
+
+
 def test_every_field_that_is_read_is_missed_by_name(trained):
     """Each of them is refused alone; without all the others the result is put to use as it was."""
     workdir, text = trained
@@ -119,6 +132,33 @@ def test_a_run_goes_on_when_its_fields_are_mended_as_advised(trained):
     assert "and remove data.masking.old if at that value" in str(error.value)
     edit(workdir, {"objective.z_loss": 0.0}, without=["data.masking.old"])
     assert run(config, workdir).step == 1
+
+
+def test_a_run_that_needs_no_field_is_not_told_to_add_it(trained):
+    """What may change when a run goes on is not compared."""
+    workdir, _ = trained
+    edit(workdir, {"log.old": 1}, without=["objective.z_loss", "loader.threads", "defaults.adapter.rank"])
+    with pytest.raises(WorkdirError, match=r"config\.json: add objective\.z_loss with the value.*then did\. To train"):
+        run(inputs(workdir.parent), workdir)
+
+
+def test_a_run_stays_the_base_of_others_when_its_config_is_mended(trained, tmp_path):
+    """Those that started from it know it by the config of its first start."""
+    workdir, text = trained
+    before = open_base(str(workdir)).fingerprint
+    child = tiny.config(workdir.parent, duration="1 steps", **{"model.source": str(workdir), "data.held_out": ""})
+    run(child, tmp_path / "child")
+    edit(workdir, {"loader.threads": 0, "data.added": 1}, without=["objective.z_loss"])
+    assert open_base(str(workdir)).fingerprint == before
+    assert open_run(str(tmp_path / "child")).step == 1
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert environment["config"] == json.loads(text)
+    (workdir / "config.json").write_text(text)
+    del environment["config"]
+    recorded = (workdir / "environment.json").read_text()
+    (workdir / "environment.json").write_text(json.dumps(environment))
+    assert open_base(str(workdir)).fingerprint == before, "a run that recorded none is known by its config.json"
+    (workdir / "environment.json").write_text(recorded)
 
 
 @pytest.mark.parametrize(("text", "what"), [("{", "is not valid JSON"), ("[1]", "holds no object")])
