@@ -206,7 +206,7 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         message = f"{str(error).rstrip(' ?.')}. {_flags_like(error.flagname)}"
         raise _BadFlags("flags", message, _LISTED) from error
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # a value for a flag that takes none
         raise _BadFlags("flags", error, _LISTED) from error
     if len(rest) > 1:
         raise _BadFlags("flags", f"unexpected argument {rest[1]!r}; flags look like --name=value", _LISTED)

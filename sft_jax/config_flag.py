@@ -49,6 +49,8 @@ _KINDS = {
 
 flags.disclaim_key_flags()  # the flag is that of the command which defines it
 
+_ELEMENTS = {int: float}  # in a tuple of numbers a whole one may stand for any
+
 
 class ConfigError(flags.Error):
     """A config that cannot be loaded, or a field of it that cannot be set."""
@@ -218,7 +220,7 @@ def _check_value(old: Any, kind: type, name: str, override: _Override) -> None:
         example = next(iter(old), "FIELD")
         raise ConfigError(f"{override.flag}: {name} is a section: --{name}.{example}=VALUE. {_fields(old, name)}")
     if issubclass(kind, tuple):
-        _check_tuple(name, override)
+        _check_tuple(old, name, override)
     if kind in _KINDS and ("=" in override.flag or kind is not bool):
         parser, expected = _KINDS[kind]
         try:
@@ -227,8 +229,11 @@ def _check_value(old: Any, kind: type, name: str, override: _Override) -> None:
             raise ConfigError(f"{override.flag}: expected {expected}; {name} is {old!r} where it is not set.") from None
 
 
-def _check_tuple(name: str, override: _Override) -> None:
-    """Refuses what would become one text with brackets and commas in it, or is neither text nor tuple."""
+def _check_tuple(old: tuple, name: str, override: _Override) -> None:
+    """Refuses what would become one text with brackets and commas in it, or holds other things than the field does.
+
+    An empty field is one of texts.
+    """
     text = override.value or ""
     try:
         parsed = tuple_parser.TupleParser().parse(text)
@@ -241,6 +246,14 @@ def _check_tuple(name: str, override: _Override) -> None:
             f"{override.flag}: expected texts in quotes, in brackets: {meant} or, if it is one text, "
             f"{tuple_flag(name, [text])}"
         )
+    wanted = {_ELEMENTS.get(type(part), type(part)) for part in old} or {str}
+    if all(_ELEMENTS.get(type(part), type(part)) in wanted for part in parsed):
+        return
+    if wanted == {str}:
+        raise ConfigError(
+            f"{override.flag}: expected texts in quotes, in brackets: {tuple_flag(name, [*map(str, parsed)])}"
+        )
+    raise ConfigError(f"{override.flag}: expected what {name} is made of where it is not set, {old!r}")
 
 
 def tuple_flag(name: str, values: Sequence[str]) -> str:

@@ -28,6 +28,10 @@ TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
         ((*EVALUATE, "--config.data.reading.format=text"), "This command has no config: --reading.format"),
         ((*EVALUATE, "--n=1"), "--compare, --data, --examples, --examples_from"),
         ((*TRAIN, "--confg=x"), "Unknown command line flag 'confg'. Did you mean: config"),
+        (
+            (*TRAIN, "--noconfig.ema.evaluate=true"),
+            "error in the flags: --noconfig.ema.evaluate=true does not take an argument",
+        ),
         ((*TRAIN, "stray"), "unexpected argument 'stray'"),
         (("sft_jax.train", "--config=configs/sft.py:lorra", "--workdir=never_made"), "give ':full' or ':lora'"),
         (

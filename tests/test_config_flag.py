@@ -95,6 +95,30 @@ def test_booleans_need_no_value():
     assert (config.ema.evaluate, config.data.reading.streaming) == (True, False)
 
 
+TEXTS = ("optimizer.groups", "data.benchmarks", "data.reading.columns", "trained.weights", "adapter.targets")
+
+
+@pytest.mark.parametrize("field", TEXTS)
+@pytest.mark.parametrize("value", ["(1,)", "1", "('a', 2)", "(None,)", "(True,)"])
+def test_numbers_in_place_of_texts(field, value):
+    with pytest.raises(ConfigError) as error:
+        config_of(f"--config={SFT}", f"--config.{field}={value}")
+    assert str(error.value).startswith(f"--config.{field}={value}: expected texts in quotes, in brackets: ")
+    (flag,) = flags_in(str(error.value).split(": expected")[1])
+    assert config_of(f"--config={SFT}", flag)
+
+
+@pytest.mark.parametrize("value", ["('a', 'b')", "(0.9, 'b')", "0.9,b", "(True, 0.9)", "((0.9, 0.95),)"])
+def test_texts_in_place_of_numbers(value):
+    with pytest.raises(ConfigError, match=r"^--config\.optimizer\.betas=.*: expected"):
+        config_of(f"--config={SFT}", f"--config.optimizer.betas={value}")
+
+
+@pytest.mark.parametrize("value", ["(0, 0.9)", "(0.9, 0.99)", "0.9,0.99"])
+def test_numbers_of_both_kinds(value):
+    assert config_of(f"--config={SFT}", f"--config.optimizer.betas={value}").optimizer.betas[1] >= 0.9
+
+
 FILES = [  # (content, what follows the path, what the message says)
     ("x = 1\n", "", "has no function get_config"),
     ("get_config = 3\n", "", "has no function get_config"),
