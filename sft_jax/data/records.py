@@ -6,6 +6,7 @@ that.
 """
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -34,7 +35,7 @@ from sft_jax.data.reading import (
     RecordError,
     under_flags_of,
 )
-from sft_jax.data.suggestions import suggestion
+from sft_jax.data.suggestions import suggestion, suggestion_for_all
 
 __all__ = [
     "DroppedRow",
@@ -49,7 +50,7 @@ __all__ = [
 
 _UNREADABLE = "not a valid row"
 _MOST_COUNTED = 100_000  # rows that are looked at to say how many are bad
-_SAMPLE = 200  # rows on which a suggestion is tried
+_SAMPLE = 200  # rows on which a suggestion is tried, and that are counted where no file holds them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ class RecordReader:
                 record = self._record(parser, source, row)
             except RecordError as error:
                 if self._reading.on_bad_row == "error":
-                    raise RecordError(f"{error}{self._what_to_do(error, source)}") from error
+                    raise RecordError(f"{error}{self._what_to_do(error, source, row)}") from error
                 self.dropped.append(DroppedRow(f"{source.name}:{row.number}", _UNREADABLE, _detail(error, source)))
                 continue
             self.records += 1
@@ -201,47 +202,80 @@ class RecordReader:
         chosen = " (chosen answers)" if form == "preference" and self._reading.preference == CHOSEN else ""
         self._found[f"{source.title}, {form}{chosen}"].append(source.name)
 
-    def _what_to_do(self, error: RecordError, source: Source) -> str:
-        """How many rows are bad and how to leave them out, if others are good; else how they could be read."""
+    def _what_to_do(self, error: RecordError, source: Source, row: Row) -> str:
+        """How the row could be read, and how many are like it and how to leave them out, if others are good."""
         try:
-            rows, bad = self._counted(self._sources, _MOST_COUNTED)
-        except RecordError:  # of a whole file: no row can be left out instead
+            rows, bad = self._counted()
+        except (RecordError, OSError):  # of a whole file: no row can be left out instead
             return ""
+        has_no_format = isinstance(error, NoFormatError)
         if bad > rows - bad:
-            return self._suggestion(source) if isinstance(error, NoFormatError) else ""
-        which = f"{bad:,} of {'the first ' if rows == _MOST_COUNTED else ''}{rows:,} rows cannot be read."
+            return self._suggestion(source) if has_no_format else ""
+        which = f"{bad:,} of {'the first ' if rows == self._most_counted else ''}{rows:,} rows cannot be read."
         # Where all rows are measured or answered, none is left out.
         may_drop = self._reading.flags.startswith("--config.")
-        return f" {which}" + (f" To leave such rows out: {FLAGS}on_bad_row=drop" if may_drop else "")
+        drop = f" To leave such rows out: {FLAGS}on_bad_row=drop" if may_drop else ""
+        return f"{self._suggestion_for(row, source) if has_no_format else ''} {which}{drop}"
 
-    def _counted(self, sources: Sequence[Source], most: int, reading: Reading | None = None) -> tuple[int, int]:
+    @property
+    def _most_counted(self) -> int:
+        """Rows that are looked at to say how many are bad: few where they come over the network once more."""
+        return _MOST_COUNTED if self.files else _SAMPLE
+
+    def _counted(self) -> tuple[int, int]:
         """(rows, bad ones among them) of at most so many rows."""
         again, rows, bad = copy.copy(self), 0, 0
         again._ids = set()
-        for source in sources:
-            parser = _RowParser(reading or self._reading, source)
-            for row in source.rows():
-                if rows == most:
-                    break
+        for source in self._sources:
+            parser = _RowParser(self._reading, source)
+            for row in itertools.islice(source.rows(), self._most_counted - rows):
                 rows += 1
-                try:
-                    again._record(parser, source, row)
-                except RecordError:
-                    bad += 1
+                bad += not again._can_read(parser, source, row)
         return rows, bad
 
+    def _can_read(self, parser: "_RowParser", source: Source, row: Row) -> bool:
+        try:
+            self._record(parser, source, row)
+        except RecordError:
+            return False
+        return True
+
     def _suggestion(self, source: Source) -> str:
-        if not self._reading.flags:
-            return ""
+        """How most rows of a source could be read."""
+        sample, renamed = self._sample(source)
 
         def count_read(reading: Reading) -> int:
-            rows, bad = self._counted([source], _SAMPLE, reading)
-            return rows - bad
+            again, parser = copy.copy(self), _RowParser(reading, source)
+            again._ids = set()
+            return sum(again._can_read(parser, source, row) for row in sample)
 
-        parser = _RowParser(self._reading, source)
-        rows = [row for row in itertools.islice(source.rows(), _SAMPLE) if isinstance(row.content, dict)]
-        renamed = [parser.renamed(row.content, f"{source.where}:{row.number}") for row in rows]
-        return suggestion(renamed, self._reading, count_read)
+        return suggestion(renamed, self._reading, count_read) if renamed else ""
+
+    def _suggestion_for(self, row: Row, source: Source) -> str:
+        """How a row could be read that is of no format, unlike others; empty where the others would lose something."""
+
+        def reads(reading: Reading) -> bool:
+            again = copy.copy(self)
+            again._ids = set()
+            return again._can_read(_RowParser(reading, source), source, row)
+
+        _, renamed = self._sample(source)
+        return suggestion_for_all(renamed, self._reading, reads) if renamed else ""
+
+    def _sample(self, source: Source) -> tuple[list[Row], list[dict]]:
+        """The first rows of a source, and the columns of those that can be renamed; none where there are no flags."""
+        if not self._reading.flags:
+            return [], []
+        try:
+            rows = list(itertools.islice(source.rows(), _SAMPLE))
+        except (RecordError, OSError):  # a suggestion must not take the place of the error it belongs to
+            return [], []
+        parser, renamed = _RowParser(self._reading, source), []
+        for row in rows:
+            with contextlib.suppress(RecordError):
+                if isinstance(row.content, dict):
+                    renamed.append(parser.renamed(row.content, f"{source.where}:{row.number}"))
+        return rows, renamed
 
     def _record(self, parser: "_RowParser", source: Source, row: Row) -> Record:
         record = parser.record(row.content, row.number)
@@ -264,7 +298,7 @@ class _RowParser:
         self._reading, self._source = reading, source
         self._renames = [_rename(text) for text in reading.columns]
         self._own = {reading.id_column, reading.weight_column, reading.group_column}
-        self._formats: dict[frozenset[str], str] = {}
+        self._formats: dict[tuple[frozenset[str], frozenset[str]], str] = {}  # of columns, and of null ones
         self._first, self._first_columns = 0, frozenset[str]()  # of the row the format was found in
 
     def record(self, content: object, number: int) -> Record:
@@ -305,14 +339,14 @@ class _RowParser:
 
     def _format(self, fields: dict, number: int, where: str) -> str:
         columns = frozenset([name for name, value in fields.items() if value is not None])
-        name = self._formats.get(columns)
+        null = frozenset(fields) - columns - self._own
+        name = self._formats.get((columns, null))
         if name is None:
-            null = frozenset(fields) - columns - self._own
             try:
                 name = detect_format(columns - self._own, where, self._reading, null, self._source.empty)
             except NoFormatError as error:
                 raise NoFormatError(self._without(columns, where) or str(error)) from error
-            self._formats[columns] = name
+            self._formats[columns, null] = name
             if self._reading.label != DEFAULT.label and name not in ANNOTATED:
                 raise RecordError(
                     f"{where}: --config.data.reading.label={self._reading.label} is for {' and '.join(ANNOTATED)}, "

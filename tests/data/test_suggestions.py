@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from sft_jax.data import records as reading_rows
 from sft_jax.data.conversations import Chat, Preference, Segments
+from sft_jax.data.files import Row, Source
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import RecordError, RecordReader, read_prompts, read_records
 from tests.command_line import flags_in, reading_by
@@ -146,6 +148,66 @@ def test_cells_are_empty_and_values_null(place, tmp_path):
         read_records(tmp_path / "d.csv")
 
 
+LABELLED, UNLABELLED = ["a,x", "b,y"], ["c,", "d,", "e,"]
+
+
+@pytest.mark.parametrize("lines", [LABELLED + UNLABELLED, UNLABELLED + LABELLED])
+def test_rows_of_a_table_without_their_label_are_no_plain_text(lines, tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,category\n" + "\n".join(lines))
+    for on_bad_row in ("error", "drop"):
+        with pytest.raises(RecordError) as error:
+            list(RecordReader(path, Reading(on_bad_row=on_bad_row)))
+        said = str(error.value)
+        assert "no format fits the columns: 'category" in said
+        assert "on_bad_row" not in said
+        flags = flags_in(said)
+        assert [flag.partition("=")[0][-8:] for flag in flags] == ["template"] * 2
+        reader = RecordReader(path, reading_by(*flags, "--config.data.reading.on_bad_row=drop"))
+        assert sorted(values_in(record) for record in reader) == ["a x", "b y"]
+        assert len(reader.dropped) == 3
+
+
+def test_an_empty_cell_is_named_where_it_hides_the_format(tmp_path):
+    (tmp_path / "d.csv").write_text("text,category\na,\n")
+    with pytest.raises(RecordError, match=r"no format fits the columns: 'category' \(empty\), 'text'\."):
+        read_records(tmp_path / "d.csv")
+
+
+def test_a_column_that_is_empty_in_every_row_can_be_left_out(tmp_path):
+    (tmp_path / "d.csv").write_text("text,notes,title\na,,t\nb,,\n")
+    with pytest.raises(RecordError, match="Nearest is text: ") as error:
+        read_records(tmp_path / "d.csv")
+    assert [
+        values_in(record) for record in read_records(tmp_path / "d.csv", reading_by(*flags_in(str(error.value))))
+    ] == [
+        "a",
+        "b",
+    ]
+
+
+@pytest.mark.parametrize("value", ["t", None])
+def test_columns_that_not_all_rows_have(value, tmp_path):
+    rows = [{"text": "a"}, {"text": "b", "title": value}, {"text": "c", "date": None}]
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert [values_in(record) for record in read_records(tmp_path / "d.jsonl")] == ["a", "b", "c"]
+    rows = [{"messages": TURNS[0][0]}, {"messages": TURNS[0][0], "tools": None, "topic": value}]
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert [values_in(record) for record in read_records(tmp_path / "d.jsonl")] == ["<a> <b>"] * 2
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_nearest_format_comes_before_leaving_rows_out(place, tmp_path):
+    rows = [{"text": "c"}] * 3
+    rows[place:place] = [{"text": "a", "category": "x"}] * 2
+    said = said_by(tmp_path / "d.jsonl", rows)
+    assert "no format fits the columns: 'category', 'text'. Nearest is table: " in said
+    assert said.endswith(" 2 of 5 rows cannot be read. To leave such rows out: --config.data.reading.on_bad_row=drop")
+    *flags, _ = flags_in(said)
+    reader = RecordReader(tmp_path / "d.jsonl", reading_by(*flags, "--config.data.reading.on_bad_row=drop"))
+    assert [values_in(record) for record in reader] == ["a x"] * 2
+
+
 GOOD = {"instruction": "do", "input": "x", "output": "b"}
 ODD = {  # the odd one among rows of alpaca -> what is said of it
     "null": ({"instruction": None, "input": "x", "output": "b"}, "'instruction' is null"),
@@ -192,6 +254,49 @@ def test_rows_that_cannot_be_read_in_any_file(tmp_path):
     with pytest.raises(RecordError, match=r"none of 1 rows can be read.*Nearest is prompt_completion: ") as error:
         list(RecordReader(tmp_path / "a.jsonl", Reading(on_bad_row="drop")))
     assert len(read_records(tmp_path / "a.jsonl", reading_by(*flags_in(str(error.value))))) == 1
+
+
+def test_a_suggestion_does_not_take_the_place_of_its_error(tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps({"question": "a", "answer": "b"}) + "\n")
+    with pytest.raises(RecordError, match=r"none of 1 rows can be read. The first: .* no column 'foo' to be renamed"):
+        list(RecordReader(tmp_path / "d.jsonl", Reading(columns=("prompt=foo",), on_bad_row="drop")))
+
+
+class Streamed:
+    """Rows of the network: of which a few may be fetched once more, and which may be gone by then."""
+
+    def __init__(self, rows, broken_after=None):
+        self.rows, self.broken_after, self.fetched, self.passes = rows, broken_after, 0, 0
+
+    def __call__(self):
+        self.passes += 1
+        for number, content in enumerate(self.rows, 1):
+            if self.passes > 1 and number == self.broken_after:
+                raise OSError("connection reset")
+            self.fetched += 1
+            yield Row(number, content)
+
+    def read(self, monkeypatch):
+        source = Source("set", "owner/set", "data set of the hub", self)
+        monkeypatch.setattr(reading_rows, "sources_of", lambda path, reading: [source])
+        with pytest.raises(RecordError) as error:
+            read_records("owner/set")
+        return str(error.value)
+
+
+def test_of_streamed_rows_few_are_fetched_again(monkeypatch):
+    streamed = Streamed([GOOD | {"output": 3}] + [GOOD] * 10_000)
+    said = streamed.read(monkeypatch)
+    assert said.startswith('owner/set:1: "output": expected a string, got a number')
+    assert " 1 of the first 200 rows cannot be read." in said
+    assert streamed.fetched <= 1 + 200
+
+
+@pytest.mark.parametrize("bad", [GOOD | {"output": 3}, {"question": "a"}])
+def test_an_error_stays_where_rows_cannot_be_fetched_again(bad, monkeypatch):
+    said = Streamed([bad] + [GOOD] * 10, broken_after=3).read(monkeypatch)
+    assert said.startswith("owner/set:1: ")
+    assert "connection" not in said
 
 
 def test_a_source_of_a_mixture_has_flags_of_its_own(tmp_path):

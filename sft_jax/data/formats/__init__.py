@@ -62,6 +62,8 @@ def detect_format(
 ) -> str:
     """Name of the format of a row.
 
+    A column that is null is a column all the same: what would be of another format with it is not of one without it.
+
     Args:
         columns: those of the row that are not null, without the columns that the config gives another use.
         where: stands in errors.
@@ -77,15 +79,17 @@ def detect_format(
         return reading.format
     if reading.prompt_template:
         return next((name for name, known in ANNOTATED.items() if known.detect(columns)), "table")
-    fitting = _fitting(columns)
+    fitting = _fitting(columns, null)
     if not fitting and reading.prompts_only:
-        fitting = _fitting(columns | _ANSWERS)
+        fitting = _fitting(columns | _ANSWERS, null)
     if len(fitting) == 1:
         return fitting[0]
     keys = ", ".join(map(repr, sorted(columns))) or "none"
     if fitting:
         force = " or ".join(f"--config.data.reading.format={name}" for name in fitting)
         raise RecordError(f"{where}: the columns fit {' and '.join(fitting)}: {keys}. Force one: {force}")
+    if _fitting(columns):  # but not with the null ones
+        keys = ", ".join(f"{name!r} ({empty})" if name in null else repr(name) for name in sorted(columns | null))
     why = _null(columns, null, empty) or f"no format fits the columns: {keys}.{_without_answer(columns)}"
     raise NoFormatError(f"{where}: {why}")
 
@@ -105,8 +109,9 @@ def annotations_of(fields: dict) -> dict[str, dict[str, str]]:
     return found
 
 
-def _fitting(columns: Set[str]) -> list[str]:
-    return [name for name, known in FORMATS.items() if known.detect(columns)]
+def _fitting(columns: Set[str], null: Set[str] = frozenset()) -> list[str]:
+    """Formats that the columns fit, those that are null left out and not."""
+    return [name for name, known in FORMATS.items() if known.detect(columns) and known.detect(columns | null)]
 
 
 def _null(columns: Set[str], null: Set[str], empty: str) -> str:

@@ -22,7 +22,7 @@ _LABELS = ("label", "class", "category", "intent", "sentiment", "emotion", "topi
 _DESCRIBING = {"id", "idx", "index", "uuid", "url", "source", "title", "date", "timestamp", "meta", "metadata"}
 _DESCRIBING |= {"language", "license", "split", "dataset", "category", "topic", "type", "difficulty", "author"}
 _DESCRIBING |= {"unnamed"}  # the index of pandas: "Unnamed: 0"
-_SYSTEM = {"system"}  # read in every form of a conversation
+SYSTEM = {"system"}  # read in every form of a conversation
 _NOT_IN_TEMPLATES = set("{}|")
 
 
@@ -84,7 +84,7 @@ def _by_roles(name: str, roles: dict[str, Sequence[str]], columns: Sequence[str]
         chosen[role] = column
     renames = tuple(f"{role}={column}" for role, column in chosen.items() if role != column)
     options = {"columns": renames} if renames else {"format": name}
-    yield Nearest(name, options, frozenset(chosen.values()) | _SYSTEM)
+    yield Nearest(name, options, frozenset(chosen.values()) | SYSTEM)
 
 
 def _labelled(columns: Sequence[str]) -> Iterator[Nearest]:
