@@ -62,7 +62,7 @@ def main(_: list[str]) -> None:
     if _EXAMPLES.value:
         if not _EXAMPLES_FROM.value:
             raise ValueError("--examples needs --examples_from, the training rows to draw them from")
-        reading = reading_flags.reading(_EXAMPLES_SPLIT.value)
+        reading = reading_flags.reading(_EXAMPLES_SPLIT.value, f"--{_EXAMPLES_SPLIT.name}")
         train = [record.conversation for record in read_records(_EXAMPLES_FROM.value, reading)]
         examples = choose_examples(train, _EXAMPLES.value, _SEED.value, [record.conversation for record in records])
     mesh = inference_mesh(jax.devices())

@@ -33,7 +33,7 @@ _FLAGS = {name: _define(name, getattr(DEFAULT, name)) for name in OPTIONS if nam
 NAMES = tuple(flag.name for flag in _FLAGS.values())
 
 
-def reading(split: str = "") -> Reading:
+def reading(split: str = "", split_flag: str = DEFAULT.split_flag) -> Reading:
     """How rows are read, as the flags ask for; `split` takes the place of theirs, unless empty."""
-    given = {name: flag.value for name, flag in _FLAGS.items()} | {"flags": "--reading."}
+    given = {name: flag.value for name, flag in _FLAGS.items()} | {"flags": "--reading.", "split_flag": split_flag}
     return dataclasses.replace(DEFAULT, **given | ({"split": split} if split else {}))

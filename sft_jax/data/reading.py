@@ -14,6 +14,7 @@ import ml_collections
 AUTO = "auto"
 NO_SPLIT = "none"  # as `held_out_split`: held-out rows that have no splits, where the training rows have some
 FLAGS = "--config.data.reading."  # what the flags of these options begin with, in messages
+_HELD_OUT_SPLIT = f"{FLAGS}held_out_split"
 ON_BAD_ROW = ("error", "drop")
 LABELS = ("unanimous", "majority", "adjudicated")
 TIES = ("error", "first")
@@ -58,6 +59,8 @@ class Reading:
         on_bad_row: "error" stops at the first row that cannot be read, "drop" lists it among the dropped rows.
         prompts_only: rows are to be answered, so an answer may be missing. Not an option of a config.
         flags: what the flags that set these options begin with, for advice; empty: there are none. No option either.
+        split_flag: the flag that says which split these rows are, for advice; that of held-out rows is another. No
+            option either.
     """
 
     format: str = AUTO
@@ -82,30 +85,39 @@ class Reading:
     on_bad_row: str = "error"
     prompts_only: bool = False
     flags: str = FLAGS
+    split_flag: str = f"{FLAGS}split"
 
 
 DEFAULT = Reading()
-OPTIONS = tuple(field.name for field in dataclasses.fields(Reading) if field.name not in ("prompts_only", "flags"))
+_NO_OPTIONS = ("prompts_only", "flags", "split_flag")
+OPTIONS = tuple(field.name for field in dataclasses.fields(Reading) if field.name not in _NO_OPTIONS)
 
 
-def reading_of(config: ml_collections.ConfigDict, split: str = "", flags: str = FLAGS) -> Reading:
+def reading_of(config: ml_collections.ConfigDict, flags: str = FLAGS) -> Reading:
     """The options of `config.data.reading`.
 
     Args:
         config: the section of the config.
-        split: takes the place of `config.split`, unless empty.
         flags: what the flags of this section begin with.
     """
     options = {name: config[name] for name in OPTIONS}
     for name in ("columns", "ignore"):
         options[name] = tuple(options[name])
-    return Reading(**options | ({"split": split} if split else {}), flags=flags)
+    return Reading(**options, flags=flags)
+
+
+def held_out_reading_of(config: ml_collections.ConfigDict) -> Reading:
+    """How held-out rows are read by `config.data.reading`: like the training rows, but for their split."""
+    own = config.held_out_split
+    split = "" if own == NO_SPLIT else own or config.split
+    return dataclasses.replace(reading_of(config), split=split, split_flag=_HELD_OUT_SPLIT)
 
 
 def leave_split(reading: Reading) -> str:
     """What to do with `split` where rows have no splits."""
-    held_out = f"; if only the held-out rows have none, {FLAGS}held_out_split={NO_SPLIT}"
-    return f"Leave {FLAGS}split empty{held_out if reading.flags == FLAGS else ''}"
+    if reading.split_flag == _HELD_OUT_SPLIT:  # where it is empty, that of the training rows takes its place
+        return f"Give {FLAGS}held_out_split={NO_SPLIT}"
+    return f"Leave {reading.split_flag} empty"
 
 
 def given(options: Mapping[str, str | Sequence[str]]) -> str:

@@ -17,7 +17,7 @@ from sft_jax.data.cleaning import Context, Sink, dropped_by_a_step, names_of_ste
 from sft_jax.data.packing import PackingReport, packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan, mixture_capacity
 from sft_jax.data.plan.mixture import Mixture
-from sft_jax.data.reading import NO_SPLIT, reading_of
+from sft_jax.data.reading import held_out_reading_of
 from sft_jax.data.records import Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.tokenized import Tokenized, TokenizedRows, dropped_where, group_dropped
@@ -287,10 +287,7 @@ def _held_out_reader(
 ) -> RecordReader | None:
     if not config.data.held_out:
         return None
-    reading = reading_of(config.data.reading, split=config.data.reading.held_out_split)
-    if reading.split == NO_SPLIT:
-        reading = dataclasses.replace(reading, split="")
-    return RecordReader(config.data.held_out, reading, trained)
+    return RecordReader(config.data.held_out, held_out_reading_of(config.data.reading), trained)
 
 
 def _held_out(

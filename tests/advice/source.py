@@ -9,7 +9,7 @@ from sft_jax.data.cleaning import STEPS
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "sft_jax").rglob("*.py"))
-_NAMED = re.compile(rf"--[a-z]|\{{_?FLAGS?\}}|python -m|\b({'|'.join(STEPS)})\b")
+_NAMED = re.compile(rf"--[a-z]|\{{_?FLAGS?\}}|\{{reading\.split_flag\}}|python -m|\b({'|'.join(STEPS)})\b")
 _VERBS = (
     "give|leave|choose|take|read by|force|say|set|lower|raise|decide|use|export|accept|name|keeps|repairs|thin|drop"
 )

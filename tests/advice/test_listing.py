@@ -25,6 +25,10 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "audit/preview/test_selection.py",
         "test_rows_that_findings_name_are_there",
     ),
+    ("sft_jax/data/reading.py", "Give {FLAGS}held_out_split={NO_SPLIT}"): (
+        "data/files/test_json_arrays.py",
+        "test_held_out_rows_without_splits_beside_training_rows_with_some",
+    ),
     ("sft_jax/data/reading.py", "{FLAGS}{name}="): (
         "data/test_suggestions.py",
         "test_the_nearest_format_and_its_flags",

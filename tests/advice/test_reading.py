@@ -95,7 +95,7 @@ def test_unwanted_rows_are_left_out_and_listed(tmp_path):
 
 RECORDS = "sft_jax/data/records.py"
 OPTIONS = {  # (file, part of its advice) -> (name of a file, content, what was given, what is given instead, texts)
-    ("sft_jax/data/reading.py", "Leave {FLAGS}split empty"): (
+    ("sft_jax/data/reading.py", "Leave {reading.split_flag} empty"): (
         *("a.jsonl", line(**PAIR)),
         *({"split": "train"}, {"split": ""}),
         ["<a>", "<b>"],
@@ -182,11 +182,11 @@ def test_an_option_has_the_label_that_reads_it(name, value):
 
 
 SPLITS = {  # (file, part of its advice) -> what makes something with the splits "a" of 2 rows and "b" of 1
-    ("sft_jax/data/files/data_sets.py", "; choose one by --config.data.reading.split:"): lambda path, rows: (
+    ("sft_jax/data/files/data_sets.py", "; choose one by {reading.split_flag}:"): lambda path, rows: (
         datasets.DatasetDict({name: datasets.Dataset.from_list(some) for name, some in rows.items()}).save_to_disk(path)
     ),
-    ("sft_jax/data/files/json_array.py", "; choose one by --config.data.reading.split:"): lambda path, rows: (
-        path.write_text(json.dumps(rows))
+    ("sft_jax/data/files/json_array.py", "; choose one by {reading.split_flag}:"): lambda path, rows: path.write_text(
+        json.dumps(rows)
     ),
 }
 
@@ -197,7 +197,7 @@ def test_each_split_that_is_listed_can_be_chosen(key, split, tmp_path):
     SPLITS[key](tmp_path / "a.json", {"a": [PAIR] * 2, "b": [PAIR]})
     with pytest.raises(RecordError, match="choose one by") as error:
         read_records(tmp_path / "a.json", Reading(split=split))
-    listed = str(error.value).partition(key[1])[2]
+    listed = str(error.value).partition("; choose one by --config.data.reading.split:")[2]
     names = re.findall(r"\b[a-z]\b", listed)
     assert names == ["a", "b"]
     sizes = [

@@ -33,7 +33,7 @@ def saved(path: epath.Path, reading: Reading) -> Source:
         raise RecordError(f"{path}: the saved data set cannot be read ({error}).") from error
     name, folder = path.name, path
     if isinstance(found, datasets.DatasetDict):
-        split = chosen_split(reading.split, list(found), str(path))
+        split = _chosen_split(reading, list(found), str(path))
         found, name, folder = found[split], f"{name}/{split}", path / split
     elif reading.split:
         raise RecordError(f"{path}: has no splits. {leave_split(reading)}")
@@ -54,7 +54,7 @@ def hub(name: str, reading: Reading) -> Source:
         split = reading.split
         if not split:
             options = {"config_name": reading.subset or None, "revision": reading.revision or None}
-            split = chosen_split("", datasets.get_dataset_split_names(name, **options), name)
+            split = _chosen_split(reading, datasets.get_dataset_split_names(name, **options), name)
         found = datasets.load_dataset(
             name,
             reading.subset or None,
@@ -84,18 +84,19 @@ def _source(data_set: Any, name: str, where: str, title: str, files: tuple[epath
     return Source(name, where, title, rows, files, share)
 
 
-def chosen_split(split: str, splits: list[str], where: str) -> str:
+def _chosen_split(reading: Reading, splits: list[str], where: str) -> str:
     """The split that was asked for, or the only one.
 
     Raises:
         RecordError: there is no such split, or several to choose from.
     """
+    split = reading.split
     if not split and len(splits) == 1:
         return splits[0]
     if split in splits:
         return split
     what = f"there is no split {split!r}" if split else "there are several splits"
-    raise RecordError(f"{where}: {what}; choose one by --config.data.reading.split: {', '.join(splits)}.")
+    raise RecordError(f"{where}: {what}; choose one by {reading.split_flag}: {', '.join(splits)}.")
 
 
 def _rows(data_set: Any, where: str) -> Iterator[Row]:

@@ -54,7 +54,7 @@ def _array(value: object, reading: Reading, where: str, on_one_line: bool) -> li
         raise RecordError(f"{where}: expected {_EXPECTED}, got an object without one.{hint}")
     what = f"there is no array {split!r}" if split else "there are several arrays of rows"
     choices = ", ".join(f"{name} ({count:,} rows)" for name, count in arrays.items())
-    raise RecordError(f"{where}: {what}; choose one by --config.data.reading.split: {choices}")
+    raise RecordError(f"{where}: {what}; choose one by {reading.split_flag}: {choices}")
 
 
 def _arrays(value: Mapping[str, object]) -> dict[str, int]:

@@ -136,8 +136,8 @@ def _file_source(path: epath.Path, name: str, reading: Reading) -> Source:
     kind, share = CONTAINERS[container], Share()
     if reading.split and container != "json":
         raise RecordError(
-            f"{path}: --config.data.reading.split={reading.split!r} is for data sets of the hub, saved ones and JSON "
-            f"files of several arrays, this file is {kind.title}. {leave_split(reading)}"
+            f"{path}: the split {reading.split!r} is for data sets of the hub, saved ones and JSON files of several "
+            f"arrays, this file is {kind.title}. {leave_split(reading)}"
         )
     options, below = {"reading": reading} if kind.by_reading else {}, f"/{reading.split}" if reading.split else ""
 

@@ -109,7 +109,9 @@ def test_what_is_advised_for_pairs_reads_them(tmp_path):
 @pytest.mark.parametrize("name", ["d.jsonl", "d.csv"])
 def test_other_files_have_no_splits(name, tmp_path):
     (tmp_path / name).write_text("prompt,completion\na,b\n" if name.endswith("csv") else '{"prompt": "a"}')
-    with pytest.raises(RecordError, match=r"split='train' is for data sets of the hub, saved ones and JSON files of"):
+    with pytest.raises(
+        RecordError, match=r"the split 'train' is for data sets of the hub, saved ones and JSON files of"
+    ):
         read_records(tmp_path / name, Reading(split="train"))
 
 
@@ -133,6 +135,21 @@ def test_held_out_rows_without_splits_beside_training_rows_with_some(tmp_path):
     config.data.fail_on = "never"
     with pytest.raises(RecordError) as error:
         load_data(config)
-    (flag,) = [flag for flag in flags_in(str(error.value)) if "held_out" in flag]
+    (flag,) = flags_in(str(error.value))
+    assert flag == "--config.data.reading.held_out_split=none"
     config.data.reading.held_out_split = config_of(f"--config={SFT}", flag).data.reading.held_out_split
     assert [record.id for record in load_data(config).held_out_records] == ["h.json:1"]
+
+
+@pytest.mark.parametrize("asked", ["", "validation"])
+def test_the_split_of_held_out_rows_is_chosen_by_its_own_flag(asked, tmp_path):
+    (tmp_path / "d.json").write_text(json.dumps({"train": [["a", "b"]] * 9, "val": [["c", "d"]]}))
+    (tmp_path / "h.json").write_text(json.dumps({"val": [["e", "f"]], "test": [["g", "h"]]}))
+    options = {"data.reading.columns": RENAMES["columns"], "data.reading.split": "train"}
+    config = tiny.config(tmp_path, **options, **{"data.reading.held_out_split": asked}).unlock()
+    config.data.train, config.data.held_out = str(tmp_path / "d.json"), str(tmp_path / "h.json")
+    with pytest.raises(RecordError, match=rf"h.json: there is no array '{asked or 'train'}'") as error:
+        load_data(config)
+    assert "choose one by --config.data.reading.held_out_split: val (1 rows), test (1 rows)" in str(error.value)
+    config.data.reading.held_out_split = "val"
+    assert [record.id for record in load_data(config).held_out_records] == ["h.json/val:1"]
