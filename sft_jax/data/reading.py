@@ -113,6 +113,11 @@ def held_out_reading_of(config: ml_collections.ConfigDict) -> Reading:
     return dataclasses.replace(reading_of(config), split=split, split_flag=_HELD_OUT_SPLIT)
 
 
+def flags_of_source(name: str) -> str:
+    """What the flags begin with that say how the rows of a source are read; of a mixture, unless the name is empty."""
+    return f"--config.data.mixture.{name}.reading." if name else FLAGS
+
+
 def leave_split(reading: Reading) -> str:
     """What to do with `split` where rows have no splits."""
     if reading.split_flag == _HELD_OUT_SPLIT:  # where it is empty, that of the training rows takes its place

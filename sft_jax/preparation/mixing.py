@@ -1,12 +1,12 @@
 """From `config.data` to what is read and how it is mixed: one data set, or the sources of `config.data.mixture`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import ml_collections
 
 from sft_jax.data.mixed_records import MixedReader
 from sft_jax.data.plan.mixture import PACKING, Mixture, Schedule, Source, problems_of
-from sft_jax.data.reading import FLAGS, Reading, reading_of, under_flags_of
+from sft_jax.data.reading import DEFAULT, FLAGS, OPTIONS, Reading, flags_of_source, reading_of, under_flags_of
 from sft_jax.data.records import RecordReader, check_reading
 
 FIELDS = ("path", "weight", "epochs", "replacement", "reading")
@@ -27,7 +27,7 @@ def reader_of(config: ml_collections.ConfigDict) -> RecordReader | MixedReader:
 
 
 def _reading(name: str, section: ml_collections.ConfigDict) -> Reading:
-    return reading_of(section.reading, flags=f"{_FLAG}.{name}.reading.")
+    return reading_of(section.reading, flags=flags_of_source(name))
 
 
 def name_of(config: ml_collections.ConfigDict) -> str:
@@ -78,11 +78,24 @@ def problems_in_mixture(config: ml_collections.ConfigDict) -> list[str]:
         problems.append(f"--config.data.train={config.data.train}: {_FLAG} has {', '.join(names)}; give one of the two")
     for name in names:
         problems += _problems_in_source(name, config.data.mixture[name], config.data.reading)
+    if names and not config.data.held_out:
+        problems += _unread_options(config.data.reading, names)
     if names and not problems:
         mixed = problems_of(tuple(_source(name, config.data.mixture[name]) for name in names))
         of_a_source = tuple(f"{name}{mark}" for name in names for mark in ":.")
         problems += [f"{_FLAG}{'.' if text.startswith(of_a_source) else ': '}{text}" for text in mixed]
     return problems
+
+
+def _unread_options(reading: ml_collections.ConfigDict, names: Sequence[str]) -> list[str]:
+    """Options of the rows that are read beside a mixture, of which there are none."""
+    asked = reading_of(reading)
+    return [
+        f"{FLAGS}{option}={getattr(asked, option)!r} is not read: each source of {_FLAG} has options of its own, "
+        f"{flags_of_source(names[0])}{option} and so on; leave it at {getattr(DEFAULT, option)!r}"
+        for option in OPTIONS
+        if getattr(asked, option) != getattr(DEFAULT, option)
+    ]
 
 
 def _problems_in_source(name: str, section: ml_collections.ConfigDict, reading_fields: Collection[str]) -> list[str]:

@@ -23,7 +23,7 @@ from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.tokenized import Tokenized, TokenizedRows, dropped_where, group_dropped
 from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenized.cache_key import file_digests
-from sft_jax.data.tokenizing import NoRowsError, tokenize_records
+from sft_jax.data.tokenizing import NoRowsError, nothing_left, tokenize_records
 from sft_jax.models.vocabulary import with_new_tokens
 from sft_jax.preparation.benchmarks import files_of_benchmarks, read_benchmarks
 from sft_jax.preparation.mixing import mixture_of, reader_of
@@ -160,6 +160,7 @@ def load_data(
     except NoRowsError as error:
         raise NoRowsError(f"{error}{_too_long(config, error)}") from error
     rows = tokenized.rows
+    _check_sources(config, tokenized)
     plan = _plan(config, rows)
     held_out = _held_out(config, renderer, measured)
     subject = functools.cache(lambda: _subject(config, renderer, records, tokenized, held_out, measured))
@@ -215,6 +216,21 @@ def _read_measured(config: ml_collections.ConfigDict, trained: Sequence[tuple[st
     streamed = reader is not None and not reader.files
     digests = None if streamed else file_digests(files + (reader.files if reader else []))
     return _Measured(reader, list(reader or ()), read_benchmarks(config), digests)
+
+
+def _check_sources(config: ml_collections.ConfigDict, tokenized: Tokenized) -> None:
+    """Checks that something is left of every source of a mixture.
+
+    Raises:
+        NoRowsError: nothing is; says why.
+    """
+    for name in config.data.mixture:
+        if name in tokenized.rows.sources.names:
+            continue
+        dropped = [row for row in tokenized.dropped if row.id.startswith(f"{name}/")]
+        error = nothing_left(len(dropped), dropped)
+        where = f"the source {name!r} of the mixture has no row that can be trained on; mend it or remove it."
+        raise NoRowsError(f"{where} {error}{_too_long(config, error)}", error.longest)
 
 
 def _plan(config: ml_collections.ConfigDict, rows: TokenizedRows) -> PackPlan:

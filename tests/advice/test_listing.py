@@ -29,6 +29,10 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "data/files/test_json_arrays.py",
         "test_held_out_rows_without_splits_beside_training_rows_with_some",
     ),
+    ("sft_jax/preparation/mixing.py", "is not read: each source of {_FLAG} has options of its own"): (
+        "preparation/test_mixing.py",
+        "test_bad_values_name_their_flag",
+    ),
     ("sft_jax/data/reading.py", "{FLAGS}{name}="): (
         "data/test_suggestions.py",
         "test_the_nearest_format_and_its_flags",
@@ -163,6 +167,7 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ),
 }
 EXEMPT = {  # (file, part of it) -> why there is nothing to follow
+    ("sft_jax/data/reading.py", "--config.data.mixture.{name}.reading."): "the beginning of flags too",
     ("sft_jax/preparation/mixing.py", "{_FLAG}.{name}"): "the beginning of flags that other texts say something of",
     ("sft_jax/sources/locate.py", ". Install it again: `pip install --force-reinstall"): "it needs a package index",
 }

@@ -11,13 +11,14 @@ from configs.sft import source
 from sft_jax.data.batches import assemble, train_batches
 from sft_jax.data.plan import order
 from sft_jax.data.records import RecordError
+from sft_jax.data.tokenizing import NoRowsError
 from sft_jax.preparation.mixing import mixture_of, reader_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import loop, run
 from sft_jax.training.checks import check_config
 from tests import tiny
-from tests.command_line import config_of
+from tests.command_line import config_of, flags_in
 from tests.training import moments
 
 MIXTURE_FILE = """
@@ -78,12 +79,54 @@ def mixed(root, mixing="after", **overrides):
             {"data.mixture.code.reading.held_out_split": "test"},
             "--config.data.mixture.code.reading.held_out_split='test' is not read: held-out rows are those of",
         ),
+        (
+            {"data.reading.text_end": "eos", "data.held_out": ""},
+            "--config.data.reading.text_end='eos' is not read: each source of --config.data.mixture has options of its "
+            "own, --config.data.mixture.code.reading.text_end and so on; leave it at ''",
+        ),
     ],
 )
 def test_bad_values_name_their_flag(root, change, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011  the message is compared below
         check_config(mixed(root, **change))
     assert message in str(error.value)
+
+
+def test_held_out_rows_beside_a_mixture_are_read_by_options_of_their_own(root):
+    check_config(mixed(root, **{"data.reading.system": "Be brief.", "data.held_out": str(root / "held_out.jsonl")}))
+
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_source_of_which_no_row_is_left_says_why_and_by_which_flag(root):
+    config = mixed(root, **{"data.fail_on": "never"}).unlock()
+    config.data.mixture.pref = source(write(root / "pairs.jsonl", PAIR, PAIR | {"prompt": "d"}), weight=1)
+    with pytest.raises(
+        NoRowsError, match="the source 'pref' of the mixture has no row that can be trained on"
+    ) as error:
+        load_data(config)
+    assert "All 2 rows were dropped" in str(error.value)
+    assert "2 x a pair of answers is not an example to imitate (first: pref/pairs.jsonl:1, " in str(error.value)
+    (flag,) = flags_in(str(error.value))
+    name, _, value = flag.partition("=")
+    assert name == "--config.data.mixture.pref.reading.preference"
+    config.data.mixture.pref.reading.preference = value
+    assert "pref" in load_data(config).rows.sources.names
+
+
+def test_the_end_of_texts_is_advised_by_the_flag_of_their_source(root):
+    config = mixed(root, **{"data.fail_on": "never"}).unlock()
+    config.data.mixture.prose = source(write(root / "prose.jsonl", {"text": "ab"}, {"text": "cd"}), weight=1)
+    advice = lambda: {finding.check: finding.advice for finding in load_data(config).report.findings}["text_ends"]
+    assert flags_in(advice()) == [f"--config.data.mixture.prose.reading.text_end={end}" for end in ("eos", "none")]
+    config.data.mixture.prose.reading.text_end = "eos"
+    assert not advice()
 
 
 def test_a_source_is_overridden_from_the_command_line(tmp_path):

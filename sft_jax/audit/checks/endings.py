@@ -1,12 +1,14 @@
 """The end of a turn, and of a text: where it is not trained, the model never stops."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sft_jax.audit.checked_data import Subject
 from sft_jax.audit.findings import Observation, places
 from sft_jax.data.conversations import Chat, Example, Segments
-
-_FLAG = "--config.data.reading.text_end"
+from sft_jax.data.reading import flags_of_source
+from sft_jax.data.records import Record
 
 
 def end_of_turn(subject: Subject) -> list[Observation]:
@@ -52,17 +54,22 @@ def end_of_turn(subject: Subject) -> list[Observation]:
 
 
 def text_ends(subject: Subject) -> list[Observation]:
-    """Whether rows of text and segments end with a stop token, which trains the model to stop after them.
+    """Whether rows of text and segments end with a trained stop token, which trains the model to stop after them.
 
     Nothing is wrong with either; counted are rows that do not, where `Reading.text_end` does not say that it is meant.
+    Of a record that is split the last piece is looked at; one that is cut at its end cannot end.
     """
-    asked = {record.id: record.example.ends for record in subject.records if isinstance(record.example, Segments)}
-    numbers = [number for number, row_id in enumerate(subject.rows.ids) if row_id in asked]
+    texts = {record.id: record for record in subject.records if isinstance(record.example, Segments)}
+    last = {row_id: number for number, row_id in enumerate(subject.rows.ids) if row_id in texts}
+    numbers = [number for number in last.values() if not _is_cut(subject, number)]
     if not numbers or not subject.stop_ids:
         return []
     open_rows = [number for number in numbers if not _ends(subject, number)]
     ended = len(numbers) - len(open_rows)
-    unasked = [number for number in open_rows if asked[subject.rows.ids[number]] is None]
+    of = {number: texts[subject.rows.ids[number]] for number in open_rows}
+    untrained = [number for number in open_rows if not _trains_last(subject, number)]
+    without = [number for number in open_rows if number not in untrained and of[number].example.ends is None]
+    unasked = sorted({*without, *(number for number in untrained if of[number].example.ends is not False)})
     after = "the others" if ended else "them"
     learns = f"does not learn to stop after {after}" if open_rows else "learns to stop after them"
     return [
@@ -71,19 +78,44 @@ def text_ends(subject: Subject) -> list[Observation]:
             len(unasked),
             len(unasked) / len(numbers),
             places((subject.rows.ids[row], _ending(subject, row)) for row in open_rows),
-            f"{_FLAG}=eos puts the end token behind each of them, {_FLAG}=none says that it is meant."
-            if unasked
-            else "",
+            _advice([of[number] for number in without], [of[n] for n in unasked], len(unasked) - len(without)),
             {"rows": len(numbers), "ended": ended},
         )
     ]
 
 
+def _advice(without: Sequence[Record], unasked: Sequence[Record], untrained: int) -> str:
+    """What puts an end token behind rows, what trains it where the last segment is not trained, what says neither."""
+    if not unasked:
+        return ""
+    ways = [f"{_options(without, 'eos')} puts the end token behind each of them"] if without else []
+    if untrained:
+        ways.append(f"a weight above 0 for the last segment of {untrained:,} trains their end")
+    ways.append(f"{_options(unasked, 'none')} says that it is meant")
+    return f"{', '.join(ways)}."
+
+
+def _options(records: Sequence[Record], value: str) -> str:
+    """The flags that give the option this value for the sources of these records."""
+    flags = dict.fromkeys(flags_of_source(record.source) for record in records)
+    return " and ".join(f"{flag}text_end={value}" for flag in flags)
+
+
+def _is_cut(subject: Subject, row: int) -> bool:
+    """Whether the end of a row was cut off, or may have been."""
+    return subject.too_long == "truncate_right" and int(subject.rows.lengths[row]) >= subject.row_tokens
+
+
+def _trains_last(subject: Subject, row: int) -> bool:
+    """Whether the last token of a row is trained, as one behind it would be."""
+    return bool(subject.rows.row(row)[1][-1] > 0)
+
+
 def _ends(subject: Subject, row: int) -> bool:
-    """Whether a row ends with a stop token, perhaps with white space behind it."""
-    tokens, _ = subject.rows.row(row)
+    """Whether a row ends with a trained stop token, perhaps with white space behind it."""
+    tokens, weights = subject.rows.row(row)
     stops = np.flatnonzero(np.isin(tokens, subject.stop_ids))
-    if not len(stops):
+    if not len(stops) or not weights[stops[-1]]:
         return False
     behind = tokens[stops[-1] + 1 :].tolist()
     return not behind or (subject.tokenizer is not None and subject.tokenizer.decode(behind).isspace())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sft_jax.data.reading import FLAGS, flags_of_source
 from sft_jax.data.records import Record, RecordError
 from sft_jax.data.rendering import ConversationRenderer, RenderedRow, RowError
 from sft_jax.data.tokenized import Counts, DroppedRow, Tokenized, TokenizedRows, group_dropped
@@ -96,8 +97,17 @@ def _outcomes(
 def _dropped(record: Record, error: RowError) -> DroppedRow:
     """Raises ValueError where the run is to stop."""
     if error.stops:
-        raise ValueError(f"{record.id}: {error}")
-    return DroppedRow(record.id, error.reason, error.detail, error.tokens)
+        raise ValueError(_said_of(record, error))
+    return DroppedRow(record.id, error.reason, _under_flags_of(record, error.detail), error.tokens)
+
+
+def _said_of(record: Record, error: ValueError) -> str:
+    return _under_flags_of(record, f"{record.id}: {error}")
+
+
+def _under_flags_of(record: Record, text: str) -> str:
+    """Advice about how rows are read names the flags of the source that the record is from."""
+    return text.replace(FLAGS, flags_of_source(record.source))
 
 
 def _weightless(record: Record) -> DroppedRow | None:
@@ -127,7 +137,7 @@ def _render_named(record: Record, renderer: ConversationRenderer, max_tokens_per
     try:
         renderer.render_many([record.example], max_tokens_per_row)
     except ValueError as error:
-        raise ValueError(f"{record.id}: {error}") from error
+        raise ValueError(_said_of(record, error)) from error
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise RuntimeError(f"{record.id}: rendering fails ({type(error).__name__}: {error})") from error
 

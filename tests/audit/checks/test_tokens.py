@@ -14,6 +14,7 @@ from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.tokenized import DroppedRow, TokenizedRows
 from sft_jax.data.tokenizing import tokenize_records
+from tests.command_line import flags_in
 
 END = 9
 
@@ -106,13 +107,52 @@ def test_whether_texts_end(chatml_tokenizer, texts, ends, title, count):
         assert all(rows.row(row)[0][-1] == end and rows.row(row)[1][-1] == 1 for row in (0, 1))
 
 
-def test_texts_that_are_cut_say_so(chatml_tokenizer):
-    """The option was given, so it is not advised."""
-    made = [Record("a:1", Segments((Segment("abcdef", 1.0),), ends=True), {})]
-    renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(too_long="truncate_right"))
-    rows, _ = tokenize_records(made, renderer, 3)
+TOO_LONG = [  # (masking.too_long, texts, rows that are looked at, those that end, those that are counted)
+    ("truncate_right", ["abcdef", "ab"], 1, 0, 1),
+    ("truncate_right", ["abcdef<|im_end|>", "a<|im_end|>"], 1, 1, 0),
+    ("split", ["abcdefgh<|im_end|>", "abcdef", "a<|im_end|>"], 3, 2, 1),
+]
+
+
+@pytest.mark.parametrize(("too_long", "texts", "looked_at", "ended", "count"), TOO_LONG)
+def test_texts_end_in_the_last_piece_and_not_where_they_are_cut(
+    chatml_tokenizer, too_long, texts, looked_at, ended, count
+):
+    made = [Record(f"a:{n}", Segments((Segment(text, 1.0),)), {}) for n, text in enumerate(texts)]
+    renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(too_long=too_long))
+    rows, _ = tokenize_records(made, renderer, 4)
+    subject = Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer, row_tokens=4)
+    (seen,) = text_ends(dataclasses.replace(subject, too_long=too_long))
+    assert (seen.numbers, seen.count) == ({"rows": looked_at, "ended": ended}, count)
+
+
+@pytest.mark.parametrize(
+    ("ends", "count", "advised"),
+    [
+        (None, 1, ["--config.data.reading.text_end=none"]),
+        (True, 1, ["--config.data.reading.text_end=none"]),
+        (False, 0, []),
+    ],
+)
+def test_an_end_that_is_not_trained_is_none(chatml_tokenizer, ends, count, advised):
+    """No end token is advised where one would not be trained either."""
+    made = [Record("a:1", Segments((Segment("abc", 1.0), Segment("<|im_end|>", 0.0)), ends), {})]
+    renderer = ConversationRenderer(chatml_tokenizer)
+    rows, _ = tokenize_records(made, renderer, 100)
     (seen,) = text_ends(Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
-    assert (seen.numbers, seen.advice) == ({"rows": 1, "ended": 0}, "")
+    assert (seen.numbers, seen.count) == ({"rows": 1, "ended": 0}, count)
+    assert flags_in(seen.advice) == advised
+    assert ("a weight above 0 for the last segment of 1 trains their end" in seen.advice) == bool(count)
+
+
+def test_the_end_of_texts_is_advised_source_by_source(chatml_tokenizer):
+    made = [Record(f"{s}/a:1", Segments((Segment("abc", 1.0),)), {}, source=s) for s in ("prose", "code")]
+    renderer = ConversationRenderer(chatml_tokenizer)
+    rows, _ = tokenize_records(made, renderer, 100)
+    (seen,) = text_ends(Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
+    assert flags_in(seen.advice) == [
+        f"--config.data.mixture.{name}.reading.text_end={end}" for end in ("eos", "none") for name in ("prose", "code")
+    ]
 
 
 def test_what_the_renderer_makes_is_good(chatml_tokenizer, records):
