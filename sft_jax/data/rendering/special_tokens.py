@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import re
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from sft_jax.data.rendering.rendered import Offsets, RowError, Span, TokenIds
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 _IN_CONTENTS = "special_tokens_in_contents"  # field of tokenizer_config.json, which transformers keeps as it is
+# What `_hidden` found, and in which state of the tokenizer: reading all added tokens takes longer than decoding a row.
+_HIDDEN: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, dict[int, str]]] = weakref.WeakKeyDictionary()
 
 
 def tokens_in_contents(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -41,10 +44,21 @@ def count_in_contents(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str])
 
 def content_text(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], kept: Sequence[str] = ()) -> str:
     """Ids as text, in which of special tokens only those are left that count in contents, and those of `kept`."""
-    left = {*tokens_in_contents(tokenizer), *kept}
-    added = tokenizer.added_tokens_decoder.items()
-    hidden = {number for number, token in added if token.special and token.content not in left}
-    return tokenizer.decode([int(i) for i in ids if int(i) not in hidden], skip_special_tokens=False)
+    hidden = _hidden(tokenizer)
+    left = [number for number in map(int, ids) if number not in hidden or hidden[number] in kept]
+    return tokenizer.decode(left, skip_special_tokens=False)
+
+
+def _hidden(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The special tokens that do not count in contents, by id; found once, and again when tokens were added."""
+    state = (len(tokenizer), repr(tokenizer.init_kwargs.get(_IN_CONTENTS)))
+    known, hidden = _HIDDEN.get(tokenizer, (None, {}))
+    if known != state:
+        in_contents, added = tokens_in_contents(tokenizer), tokenizer.added_tokens_decoder.items()
+        hidden = {number: token.content for number, token in added if token.special}
+        hidden = {number: text for number, text in hidden.items() if text not in in_contents}
+        _HIDDEN[tokenizer] = state, hidden
+    return hidden
 
 
 @dataclasses.dataclass(frozen=True)
