@@ -26,12 +26,9 @@ def parse(fields: dict, where: str, reading: Reading) -> Chat:
             one that is not wanted; there is a history, which would be lost.
     """
     if str(fields.get("label")).lower() == "false" and "label" not in reading.ignore:
-        drop = (
-            "" if reading.on_bad_row == "drop" else "Leave such rows out by --config.data.reading.on_bad_row=drop, or s"
-        )
         raise RecordError(
             f'{where}: "label" is false, which marks an answer that is not wanted; it would be imitated. '
-            f"{drop or 'S'}ay that it means something else by --config.data.reading.ignore=\"('label',)\"."
+            "Say that it means something else by --config.data.reading.ignore=\"('label',)\"."
         )
     if fields.get("history"):
         raise RecordError(
