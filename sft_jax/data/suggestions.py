@@ -31,16 +31,15 @@ def suggestion(rows: Sequence[Mapping], reading: Reading, count_read: Callable[[
     chosen = first_that_reads(nearest(columns, reading.prompts_only))
     if chosen is None:
         chosen = first_that_reads(as_table(columns))
-        example = "" if chosen is None else f" A table reads any columns, for example {given(chosen[1])}"
+        example = "" if chosen is None else f" A table reads any columns, for example {_with_unread(*chosen, columns)}"
         return f" Formats are: {', '.join(FORMATS)}; what their rows look like stands in docs/data.md.{example}"
     found, options = chosen
     unread = found.unread(columns)
-    said = f" Nearest is {found.format}: {given(options)}"
-    if not unread:
-        return said
-    said += f" (not read then: {', '.join(map(repr, unread))})"
+    said = f" Nearest is {found.format}: {_with_unread(found, options, columns)}"
     whole = None if all(map(describes, unread)) else first_that_reads(as_table(columns))
-    return said + (f" or, with all of them in a question and its answer, {given(whole[1])}" if whole else "")
+    if whole is None or not set(whole[0].unread(columns)) < set(unread):
+        return said
+    return f"{said} or, as a question and its answer, {_with_unread(*whole, columns)}"
 
 
 def suggestion_for_all(rows: Sequence[Mapping], reading: Reading, reads: Callable[[Reading], bool]) -> str:
@@ -59,6 +58,12 @@ def suggestion_for_all(rows: Sequence[Mapping], reading: Reading, reads: Callabl
         if all(map(describes, found.unread(columns))) and reads(dataclasses.replace(reading, **options)):
             return f" Nearest is {found.format}: {given(options)}."
     return ""
+
+
+def _with_unread(found: Nearest, options: dict, columns: Sequence[str]) -> str:
+    """The flags, and the columns that nothing reads under them."""
+    unread = ", ".join(map(repr, found.unread(columns)))
+    return given(options) + (f" (not read then: {unread})" if unread else "")
 
 
 def _columns(rows: Sequence[Mapping], reading: Reading) -> list[str]:

@@ -35,7 +35,23 @@ SUGGESTED = [  # (columns, the options that are suggested first, what nothing re
     ("content, url", """columns='("text=content",)'""", "url"),
     ("article, summary", "prompt_template='{article}' answer_template='{summary}'", ""),
     ("what's asked, reply", """prompt_template='{what'"'"'s asked}' answer_template='{reply}'""", ""),
-    ('a, "b"', "prompt_template='{a}' answer_template='{\"b\"}'", ""),
+    ('a, "reply"', "prompt_template='{a}' answer_template='{\"reply\"}'", ""),
+    (
+        "question, best_answer, incorrect_answers",
+        "prompt_template='{question}' answer_template='{best_answer}'",
+        "incorrect_answers",
+    ),
+    (
+        "type, question, bestAnswer, correctAnswers, badAnswers",
+        "prompt_template='{question}' answer_template='{bestAnswer}'",
+        "type, correctAnswers, badAnswers",
+    ),
+    (
+        "premise, answer_options, model_response",
+        "prompt_template='{premise} {answer_options}' answer_template='{model_response}'",
+        "",
+    ),
+    ("premise, answer_text", "prompt_template='{premise}' answer_template='{answer_text}'", ""),
     ("question, chosen, rejected", """columns='("prompt=question",)'""", ""),
     ("problem, hint, solution", """columns='("prompt=problem","completion=solution",)'""", "hint"),
 ]
@@ -129,6 +145,13 @@ def test_rows_to_be_answered_need_no_answer(tmp_path):
 def test_a_question_without_an_answer_gets_no_flag(tmp_path):
     assert flags_in(said_by(tmp_path / "d.jsonl", [{"prompt": "a"}])) == []
     said = said_by(tmp_path / "d.jsonl", [{"x": [1]}])
+    assert "Formats are: messages, prompt_completion, alpaca," in said
+    assert flags_in(said) == []
+
+
+@pytest.mark.parametrize("columns", ["a, b", "question, wrong_answer", "question, negative", "premise, hypothesis"])
+def test_no_column_is_taken_for_an_answer_that_is_not_named_like_one(columns, tmp_path):
+    said = said_by(tmp_path / "d.jsonl", [{name: f"<{name}>" for name in columns.split(", ")}])
     assert "Formats are: messages, prompt_completion, alpaca," in said
     assert flags_in(said) == []
 

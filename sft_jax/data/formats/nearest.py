@@ -5,7 +5,7 @@ Names only: records.py reads rows with a suggestion before it is made.
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 _QUESTIONS = ("prompt", "question", "query", "instruction", "input", "request", "problem", "user", "human", "source")
@@ -14,6 +14,7 @@ _ANSWERS = ("completion", "answer", "response", "output", "reply", "solution", "
 _CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns")
 _CHOSEN = ("chosen", "preferred", "accepted")
 _REJECTED = ("rejected", "dispreferred", "refused")
+_UNWANTED = {"incorrect", "wrong", "bad", "negative", *_REJECTED}  # parts of names of answers that are not right
 _TEXTS = ("text", "content", "context", "document", "passage", "article", "body", "story", "code", "page")
 _TEXTS += ("sentence", "utterance", "review", "comment", "tweet")
 _LABELS = ("label", "class", "category", "intent", "sentiment", "emotion", "topic", "tag")
@@ -104,12 +105,19 @@ def _texts(columns: Sequence[str]) -> Iterator[Nearest]:
 
 
 def as_table(columns: Sequence[str]) -> Iterator[Nearest]:
-    """A question of all columns but one, which answers it: what it is called says so, or it is the last."""
+    """A question of all columns but those of answers, and one that answers it, whose name says so.
+
+    Nothing without such a name; answers that are not wanted, and other answers than the one, take no part.
+    """
     if {*_CHOSEN} & {*columns} and {*_REJECTED} & {*columns}:
         return  # two answers, of which neither is asked
-    telling = [column for column in columns if not describes(column)]
-    answer = _like(_ANSWERS + _LABELS, columns) or next(iter(telling[-1:]), None)
-    asked = tuple(column for column in telling if column != answer)
+    telling = [column for column in columns if not describes(column) and not _names(_words(column), _UNWANTED)]
+    answers = _ANSWERS + _LABELS
+    ends = [column for column in telling if _names(_words(column)[-1:], answers)]  # best_answer before answer_text
+    named = ends or [column for column in telling if _names(_words(column), answers)]
+    answer = _like(answers, columns) or next(iter(named), None)
+    others = {column for column in telling if _names(_words(column)[-1:], _ANSWERS)} - {*_QUESTIONS}
+    asked = tuple(column for column in telling if column != answer and column not in others)
     if asked and answer is not None:
         yield from _asked(asked, answer)
 
@@ -130,6 +138,16 @@ def _like(names: Sequence[str], columns: Sequence[str]) -> str | None:
         return exact
     similar = (difflib.get_close_matches(name, plain, n=1, cutoff=0.85) for name in names)
     return next((plain[found[0]] for found in similar if found), None)
+
+
+def _words(column: str) -> list[str]:
+    """The words of a name: best_answer, bestAnswer and "Best Answer" have two."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", column)]
+
+
+def _names(words: Sequence[str], names: Container[str]) -> bool:
+    """Whether one of the words is one of the names, or several of it."""
+    return any(word in names or word.removesuffix("s") in names for word in words)
 
 
 def _plain(name: str) -> str:
