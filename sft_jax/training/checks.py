@@ -269,6 +269,11 @@ def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
         problems.append(
             "--config.adapter.new_rows=True: there are no new rows to train; give --config.model.new_tokens too"
         )
+    if not config.model.new_tokens and not config.model.get("new_tokens_in_contents", True):
+        problems.append(
+            "--config.model.new_tokens_in_contents=False is not read without --config.model.new_tokens; leave it at "
+            "True"
+        )
     return problems
 
 

@@ -49,6 +49,11 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
         {"data.reading.held_out_split": "test"},
         {"data.held_out": "b.jsonl"},
     ),
+    (OF_CHECKS, "is not read without --config.model.new_tokens; leave it at True"): (
+        "full",
+        {"model.new_tokens_in_contents": False},
+        {"model.new_tokens_in_contents": True},
+    ),
     ("sft_jax/preparation/mixing.py", "is not read without sources in"): (
         "full",
         {"data.mixture_packing": "before"},

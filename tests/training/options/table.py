@@ -5,6 +5,7 @@ the reason why it need not be tried beside every other option.
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 
 import ml_collections
@@ -247,6 +248,18 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
         r"--config\.precision\.quantized=\w+",
     ),
     ({"adapter.new_rows": (True,), "model.new_tokens": ((),)}, r"--config\.adapter\.new_rows=True"),
+    (
+        {"model.new_tokens_in_contents": (False,), "model.new_tokens": ((),)},
+        r"--config\.model\.new_tokens_in_contents=False is not read",
+    ),
+    *(  # sources have options of their own, and nothing else is read
+        (
+            {"mixture": ("after", "before"), "data.held_out": ("",), name: values[1:]},
+            rf"--config\.{re.escape(name)}=.* is not read: each source",
+        )
+        for name, values in FIELDS.items()
+        if name.startswith("data.reading.")
+    ),
     ({"experts.capacity": (1.5,), "model": ("tied", "untied")}, r"--config\.experts\.capacity=1\.5"),
     *((beside | {"optimizer.name": ("muon",)}, r"--config\.optimizer\.name=muon") for beside in _BESIDE),
     ({"optimizer.name": ("muon",), "trained.weights": ((".*norm/scale",),)}, r"--config\.optimizer\.name=muon"),
