@@ -35,6 +35,7 @@ _DAMAGE = (_LOST, "DATA_LOSS", "OUT_OF_RANGE")  # a file that is not there, cann
 _SHORT, _NAMED = 300, 5  # characters of an error, and names of arrays, that a message holds
 _FAILURES = (KeyError, ValueError, OSError)  # orbax wraps whatever fails in a KeyError of its own
 CONSTANTS = "constants"  # name in a checkpoint of what adapters have that is frozen: only where a method has some
+_SLICE_BYTES = 1 << 20  # from this size on, copies of an array write a part of it each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policy,
             cleanup_tmp_directories=not read_only,  # a half-written one may be another process's, in the making
+            context=ocp.Context(array_options=_how_arrays_are_saved()),
         )
         if not read_only:
             check_processes_see(workdir, self.latest())  # they compare its files together
@@ -381,6 +383,14 @@ class Checkpoints:
         finally:
             self._sealing.shutdown()
             self._checkpointer.close()
+
+
+def _how_arrays_are_saved() -> Any:
+    """Each slice of another shape is another program to compile: of small arrays one copy writes the whole."""
+    from orbax.checkpoint import v1 as ocp
+
+    saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=_SLICE_BYTES)
+    return ocp.options.ArrayOptions(saving=saving)
 
 
 def _steps_in(directory: epath.Path) -> list[int]:

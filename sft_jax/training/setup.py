@@ -140,11 +140,11 @@ def _fresh_adapters(
     layout: LayerLayout,
     new_rows: range,
 ) -> Tree:
-    """What is trained beside the weights at step 0, as `abstract` says, one weight (of all layers) after the other.
+    """What is trained beside the weights at step 0, as `abstract` says.
 
-    So no more than one kernel is dequantized, or taken apart by PiSSA, at a time. All in one program would also set
-    several decompositions and collectives side by side, in which emulated CPU devices were seen to wait for each other
-    for ever.
+    Where kernels are read for it, one weight (of all layers) after the other: so no more than one is dequantized, or
+    taken apart by PiSSA, at a time. All in one program would also set several decompositions and collectives side by
+    side, in which emulated CPU devices were seen to wait for each other for ever.
     """
 
     def make(params: Tree) -> dict[str, jax.Array]:
@@ -152,11 +152,13 @@ def _fresh_adapters(
         return flatten_dict(init_beside(kernels, config, hyper, layout, new_rows), sep="/")
 
     shardings = {path: leaf.sharding for path, leaf in flatten_dict(abstract, sep="/").items()}
-    by_weight: dict[str, list[str]] = {}
+    reads = config.adapter.method != "none" and adapters.get_method(config.adapter.method).INIT_READS_KERNEL
+    by_program: dict[str, list[str]] = {}
     for path in shardings:
-        by_weight.setdefault(canonical_path(path).rpartition("/")[0], []).append(path)
+        weight = canonical_path(path).rpartition("/")[0]
+        by_program.setdefault(weight if reads else "", []).append(path)
     made: dict[str, jax.Array] = {}
-    for paths in by_weight.values():
+    for paths in by_program.values():
         pick = lambda params, paths=paths: _only(make(params), paths)
         made |= jax.block_until_ready(jax.jit(pick, out_shardings={path: shardings[path] for path in paths})(params))
     return unflatten_dict(made, sep="/")

@@ -3,6 +3,7 @@
 A method is one module and its line in `METHODS`:
 
 - `init(key, kernel, rank, scale) -> arrays`, and `init_embedding` likewise for a token embedding [V, D];
+- `INIT_READS_KERNEL`: whether these read the kernel's numbers, not only its shape;
 - `apply(x, kernel, output, adapter, product) -> output`, where `adapter` holds the arrays and `scale`;
 - `merge(kernel, adapter) -> kernel`;
 - `ON_EXPERTS`: whether it can adapt those;

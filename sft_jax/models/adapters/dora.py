@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sft_jax.models.adapters import lora
 from sft_jax.models.products import contract
 
+INIT_READS_KERNEL = True
 ON_EXPERTS = False  # magnitudes of one expert's columns would have to find its rows
 ON_TIED_EMBEDDING = False  # as a head, the embedding has other columns
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+INIT_READS_KERNEL = False
 ON_EXPERTS = True
 ON_TIED_EMBEDDING = True
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from sft_jax.models.adapters import lora
 
+INIT_READS_KERNEL = True
 ON_EXPERTS = True
 ON_TIED_EMBEDDING = True
 

@@ -103,7 +103,7 @@ FIELDS: dict[str, tuple] = {
     "log.every": (1, 2),
     "loader.threads": (1, 0),
     "loader.batches_ahead": (4, 1),
-    "profile.start": (0, 1),
+    "profile.start": (0, 2),  # the second step: a trace of the first is of all the Python that makes its program
 }
 
 # Options that set several fields at once, or none: name -> label -> fields.
