@@ -1,5 +1,6 @@
 """Shared set-up: eight emulated CPU devices, shape checks at run time, strict rank promotion, no network."""
 
+import gc
 import os
 import platform
 from importlib.metadata import version
@@ -25,11 +26,9 @@ import jax  # noqa: E402 (flags come first)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from jaxtyping import install_import_hook  # noqa: E402 (devices come first)
+from tests import type_checks  # noqa: E402 (devices come first)
 
-from tests.type_checks import checked  # noqa: E402
-
-install_import_hook("sft_jax", f"{checked.__module__}.{checked.__name__}")
+type_checks.install("sft_jax")
 
 from sft_jax import emulation  # noqa: E402
 from tests import compilations  # noqa: E402
@@ -49,6 +48,12 @@ def pytest_addoption(parser):
 def pytest_report_header():
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "numpy", "transformers"))
     return f"versions: Python {platform.python_version()}, {packages}"
+
+
+def pytest_collection_finish():
+    """What was imported stays, and tracing programs makes many objects: looking for unused ones takes a tenth."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_terminal_summary(terminalreporter, config):

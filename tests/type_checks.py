@@ -1,8 +1,9 @@
-"""Types at run time: typeguard's verdict, asked for only where a value does not plainly fit its annotation.
+"""Types at run time: jaxtyping's and typeguard's verdict, asked for only where a call does not plainly fit.
 
-jaxtyping has each function of the package decorated with `checked`. Most values fit at first sight; for those,
-typeguard's own way, which binds a signature and looks at every annotation anew in each call, is most of the time of a
-test that calls small functions often. What does not fit at first sight is typeguard's to accept or refuse.
+Each function of the package is decorated with `checked`. Most calls fit their annotations at first sight; for those,
+the way of the two packages, which binds a signature and looks at every annotation anew in each call, and at those of
+arguments twice, is much of the time of a test that traces programs. What does not fit at first sight is theirs to
+accept or refuse.
 """
 
 import functools
@@ -11,9 +12,11 @@ import types
 import typing
 from collections.abc import Callable, Sequence, Set
 
+import jaxtyping
 import typeguard
 
 Fits = Callable[[object], bool]
+_jaxtyped = jaxtyping.jaxtyped
 _check_type = typeguard.check_type.__wrapped__  # jaxtyping replaces it, to have it know `A | B`, which is slow
 
 
@@ -27,24 +30,59 @@ def _check_type_or_union(argname, value, expected_type, memo=None, **scope):
 typeguard.check_type = _check_type_or_union
 
 
+def install(package: str) -> None:
+    """Has every function and dataclass of a package checked that is imported from now on."""
+    jaxtyping.install_import_hook(package, "typeguard.typechecked")
+    jaxtyping.jaxtyped = _decorator  # what the hook writes above each of them
+
+
+def _decorator(*, typechecker: Callable) -> Callable:
+    return lambda target: checked(target) if inspect.isfunction(target) else _jaxtyped(target, typechecker=typechecker)
+
+
 def checked(function: Callable) -> Callable:
-    """`typeguard.typechecked` for jaxtyping's functions, which do nothing: one may be called a second time."""
-    ask = typeguard.typechecked(function)
-    if ask is function:  # there is nothing to check
+    """`jaxtyped(typechecker=typeguard.typechecked)`, asked from the first call on that does not plainly fit."""
+    if not function.__annotations__:
         return function
-    fitting = None
+    fitting = asked = None
 
     @functools.wraps(function)
     def call(*arguments, **named):
-        nonlocal fitting
-        if fitting is None:  # annotations may name what a module defines further down
-            fitting = _Fitting(function)
-        if not fitting.arguments(arguments, named):
-            return ask(*arguments, **named)
-        result = function(*arguments, **named)
-        return result if fitting.result(result) else ask(*arguments, **named)
+        nonlocal fitting, asked
+        if asked is None:
+            fitting = fitting or _fitting_of(function)  # annotations may name what a module defines further down
+            with _jaxtyped("context"):  # a dimension is one number in a call
+                fits = fitting.arguments(arguments, named)
+                if fits:
+                    result = function(*arguments, **named)
+                    if fitting.result(result):
+                        return result
+            asked = _ask(function)
+            if fits:
+                return _ask(_giving(function, result))(*arguments, **named)
+        return asked(*arguments, **named)
 
     return call
+
+
+def _ask(function: Callable) -> Callable:
+    return _jaxtyped(function, typechecker=typeguard.typechecked)
+
+
+def _giving(function: Callable, result: object) -> Callable:
+    """A function with the same annotations, which gives what it has given: it is not called a second time."""
+    return functools.wraps(function)(lambda *_, **__: result)
+
+
+_fittings: dict[types.CodeType, tuple[dict, "_Fitting"]] = {}  # a function within another is made anew in each call
+
+
+def _fitting_of(function: Callable) -> "_Fitting":
+    annotations, fitting = _fittings.get(function.__code__, (None, None))
+    if annotations != function.__annotations__:
+        fitting = _Fitting(function)
+        _fittings[function.__code__] = function.__annotations__, fitting
+    return fitting
 
 
 class _Fitting:
