@@ -81,6 +81,11 @@ class MixedReader:
         """What was read, in a line each: "math: train.jsonl: JSONL, messages". Complete once all is read."""
         return [f"{name}: {note}" for name, reader in self._readers.items() for note in reader.notes]
 
+    @property
+    def unread_options(self) -> list[str]:
+        """The flags of sources that were given and that no format of their rows reads. Complete once all is read."""
+        return [flag for reader in self._readers.values() for flag in reader.unread_options]
+
 
 def _of_source(name: str, error: Exception) -> str:
     return f"the source {name!r} of the mixture: {error}"

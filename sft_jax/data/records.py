@@ -48,6 +48,7 @@ __all__ = [
     "read_records",
 ]
 
+_READ_BY = {"text_end": ("text", "segments"), "preference": ("preference",)}  # option -> formats that read it
 _UNREADABLE = "not a valid row"
 _MOST_COUNTED = 100_000  # rows that are looked at to say how many are bad
 _SAMPLE = 200  # rows on which a suggestion is tried, and that are counted where no file holds them
@@ -138,12 +139,23 @@ class RecordReader:
         self.rows, self.records, self.dropped = 0, 0, []
         self._at: int | None = None  # number of the source that is being read
         self._found: dict[str, list[str]] = collections.defaultdict(list)  # "JSONL, messages" -> names
+        self._formats: set[str] = set()
         self._ids: set[str] = set()
 
     @property
     def notes(self) -> list[str]:
         """What was read, in a line each: "train.jsonl: JSONL, messages". Complete once all is read."""
         return [f"{_listed(names)}: {what}" for what, names in self._found.items()]
+
+    @property
+    def unread_options(self) -> list[str]:
+        """The flags that were given and that no format of these rows reads. Complete once all is read."""
+        given = {name: getattr(self._reading, name) for name in _READ_BY}
+        return [
+            f"{self._reading.flags}{name}={value}"
+            for name, value in given.items()
+            if value != getattr(DEFAULT, name) and self._formats.isdisjoint(_READ_BY[name])
+        ]
 
     @property
     def size(self) -> int:
@@ -199,6 +211,7 @@ class RecordReader:
         if self.rows == begun:
             raise RecordError(f"{source.where}: the file is empty. Expected rows of one of: {', '.join(FORMATS)}.")
         form = parser.format or "no row can be read"
+        self._formats.add(form)
         chosen = " (chosen answers)" if form == "preference" and self._reading.preference == CHOSEN else ""
         self._found[f"{source.title}, {form}{chosen}"].append(source.name)
 

@@ -167,6 +167,7 @@ def load_data(
     look = lambda: run_checks(subject(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
     findings = look() if thorough else training_findings(cache_of_findings, key, measured.digests or [], look)
     new_ids = renderer.tokenizer.convert_tokens_to_ids(list(config.model.new_tokens))
+    findings = most_severe_first([*findings, *_unread_options(tokenized.notes["unread_options"])])
     if also is not None:
         findings = most_severe_first([*findings, *also(config, rows, plan, new_ids)])
     report = data_report(
@@ -216,6 +217,14 @@ def _read_measured(config: ml_collections.ConfigDict, trained: Sequence[tuple[st
     streamed = reader is not None and not reader.files
     digests = None if streamed else file_digests(files + (reader.files if reader else []))
     return _Measured(reader, list(reader or ()), read_benchmarks(config), digests)
+
+
+def _unread_options(flags: Sequence[str]) -> list[Finding]:
+    """That options of the rows were given which no row of their format reads."""
+    return [
+        Finding("unread_options", "info", f"{flag} changes nothing: no row is of a format that reads it", 0)
+        for flag in flags
+    ]
 
 
 def _check_sources(config: ml_collections.ConfigDict, tokenized: Tokenized) -> None:

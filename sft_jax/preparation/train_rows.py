@@ -122,7 +122,8 @@ def training_rows(
         if cache is not None:  # what was read must be what the entry is named after
             check_unchanged(records.reader.files, key["files"])
         made = {"records": work.records, "tokens": work.tokens, "seconds": work.seconds, "workers": work.workers}
-        return {"read": records.reader.notes, "cleaning": cleaning_values(records.log), "made": made}
+        read = {"read": records.reader.notes, "unread_options": records.reader.unread_options}
+        return read | {"cleaning": cleaning_values(records.log), "made": made}
 
     waiting = lambda: show("waiting for a process that tokenizes the same data", 0)
     return cached_rows(cache, key, write, waiting)

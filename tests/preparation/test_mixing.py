@@ -253,3 +253,15 @@ def test_held_out_loss_by_group(root, tmp_path):
     for level, part in parts.items():
         alone = run(mixed(root, **one_step, **{"data.held_out": str(part)}), tmp_path / level).metrics
         assert found[f"held_out/loss/{level}"] == pytest.approx(alone["held_out/loss"], rel=1e-5)
+
+
+def test_options_that_no_row_reads_are_said(root):
+    config = mixed(root, **{"data.fail_on": "never"}).unlock()
+    config.data.mixture.math.reading.text_end = "eos"
+    config.data.mixture.code.reading.preference = "chosen"
+    config.data.mixture.prose = source(write(root / "prose.jsonl", {"text": "ab"}), weight=1, text_end="eos")
+    said = {finding.title for finding in load_data(config).report.findings if finding.check == "unread_options"}
+    assert said == {
+        f"--config.data.mixture.{flag} changes nothing: no row is of a format that reads it"
+        for flag in ("math.reading.text_end=eos", "code.reading.preference=chosen")
+    }
