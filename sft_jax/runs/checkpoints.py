@@ -111,7 +111,7 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policy,
             cleanup_tmp_directories=not read_only,  # a half-written one may be another process's, in the making
-            context=ocp.Context(array_options=_how_arrays_are_saved()),
+            context=_saving_small_arrays_whole(),
         )
         if not read_only:
             check_processes_see(workdir, self.latest())  # they compare its files together
@@ -385,12 +385,13 @@ class Checkpoints:
             self._checkpointer.close()
 
 
-def _how_arrays_are_saved() -> Any:
+def _saving_small_arrays_whole() -> Any:
     """Each slice of another shape is another program to compile: of small arrays one copy writes the whole."""
     from orbax.checkpoint import v1 as ocp
 
-    saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=_SLICE_BYTES)
-    return ocp.options.ArrayOptions(saving=saving)
+    context = ocp.Context()
+    context.array_options.saving.min_slice_bytes_for_replica_parallel = _SLICE_BYTES
+    return context
 
 
 def _steps_in(directory: epath.Path) -> list[int]:
