@@ -28,10 +28,8 @@ _STATUS_OF_FINDINGS = 3
 
 def main(_: list[str]) -> None:
     """Runs what the flags ask for."""
-    import functools
     import json
 
-    import jax
     from etils import epath
     from rich.console import Console
 
@@ -50,12 +48,11 @@ def main(_: list[str]) -> None:
     if not _WRITE.value:
         commands.refuse_unread(["force"], "--write")
     config, console = _CONFIG.value, Console()
-    also = functools.partial(run_findings, device_count=jax.device_count)
     check_config(config)
     if _WRITE.value:
         check_free(epath.Path(_WRITE.value), _FORCE.value)
     with ProgressBars(console) as progress:
-        inspection = inspect_data(config, progress, _EARLIER_RUNS.value, also)
+        inspection = inspect_data(config, progress, _EARLIER_RUNS.value, run_findings)
         page = preview_page(inspection, config, _ROWS.value, progress) if _OUT.value else ""
     report = inspection.data.report
     if _WRITE.value:

@@ -6,6 +6,7 @@ they are not kept with the rows.
 
 from collections.abc import Callable, Sequence
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -27,8 +28,7 @@ def run_findings(
     rows: TokenizedRows,
     plan: PackPlan,
     new_token_ids: Sequence[int],
-    *,
-    device_count: Callable[[], int],
+    device_count: Callable[[], int] = jax.device_count,
 ) -> list[Finding]:
     """What to know before training.
 
@@ -37,8 +37,8 @@ def run_findings(
         rows: the training rows.
         plan: their order.
         new_token_ids: ids of `config.model.new_tokens`, in order.
-        device_count: how many devices the run has; called only where an advice depends on it, since JAX may have to
-            start them to know.
+        device_count: how many devices the run has, by default all that there are; called only where an advice depends
+            on it, since JAX may have to start them to know.
     """
     return [
         *_large_batch(config, rows, plan, device_count),

@@ -4,7 +4,6 @@ import functools
 import json
 import operator
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -19,8 +18,6 @@ from tests.command_line import SFT, config_of, flags_in
 
 FEW = {"data.held_out": "", "checkpoint.best_metric": "", "duration": "1 epochs", "optimizer.warmup": "3 percent"}
 
-ALSO = functools.partial(run_findings, device_count=jax.device_count)
-
 
 def few_rows(root, **changes):
     """36 short rows that pack into a few of 512 tokens: one step, whose warm-up of 3 percent is one step."""
@@ -33,13 +30,13 @@ def few_rows(root, **changes):
 
 
 def findings(config):
-    return {finding.check: finding for finding in load_data(config, also=ALSO).report.findings}
+    return {finding.check: finding for finding in load_data(config, also=run_findings).report.findings}
 
 
 def test_a_batch_that_holds_the_data_several_times(tmp_path):
     config = few_rows(tmp_path)
     found = findings(config)["large_batch"]
-    times = 8 / len(load_data(config, also=ALSO).plan.first_block)
+    times = 8 / len(load_data(config, also=run_findings).plan.first_block)
     assert times >= 2
     assert found.severity == "warning"
     assert found.title.startswith(
@@ -57,7 +54,7 @@ def test_a_smaller_batch_is_named_where_devices_divide_it(tmp_path):
     for flag in (fewer, shorter):
         config = few_rows(tmp_path, **mesh, **_set_by(flag))
         assert "large_batch" not in findings(config)
-        assert load_data(config, also=ALSO).report.numbers["records"]["kept"] == 36
+        assert load_data(config, also=run_findings).report.numbers["records"]["kept"] == 36
     assert (
         "row_tokens"
         not in findings(few_rows(tmp_path, **{"data.packing": "none", "batch.rows": 80}))["large_batch"].advice
