@@ -8,11 +8,12 @@ All randomness comes from the given seed.
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from scipy import special
 
 # Column sums [..., columns] -> statistic [...].
@@ -182,33 +183,20 @@ def _bca_limits(
     """Limits of the BCa interval, or None where the resampled statistic has no spread (one row included)."""
     if len(columns) < 2:
         return None
-    found = np.concatenate([statistic(sums) for sums in _resampled_sums(columns, resamples, seed)])
-    same = 1e-12 * max(1.0, abs(value))
-    if np.ptp(found) <= same:
+    from scipy import stats  # slow to import
+
+    def of_rows(rows: Int64[np.ndarray, "... rows"], axis: int) -> Float[np.ndarray, "..."]:
+        sums = np.stack([column[rows].sum(axis) for column in columns.T], axis=-1)
+        return np.asarray(np.round(statistic(sums), 12))  # what is equal but for rounding is equal: ties count
+
+    options = {"n_resamples": resamples, "confidence_level": confidence, "rng": np.random.default_rng(seed)}
+    batch = max(1, ELEMENTS_AT_ONCE // len(columns))
+    with warnings.catch_warnings(action="ignore"):  # no spread is a case of its own
+        found = stats.bootstrap((np.arange(len(columns)),), of_rows, vectorized=True, batch=batch, **options)
+    limits = found.confidence_interval
+    if np.ptp(found.bootstrap_distribution) <= 1e-12 * max(1.0, abs(value)) or np.isnan(limits).any():
         return None
-    # Bias: ties with the value count half, rounding apart (as in scipy.stats.bootstrap).
-    below = (np.mean(found < value - same) + np.mean(found <= value + same)) / 2
-    bias = special.ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
-    left_out = statistic(columns.sum(0)[None] - columns)
-    deviation = left_out.mean() - left_out
-    spread = np.sum(deviation**2)
-    acceleration = np.sum(deviation**3) / (6 * spread**1.5) if spread > 0 else 0.0
-    z = bias + special.ndtri([0.5 - confidence / 2, 0.5 + confidence / 2])
-    low, high = np.quantile(found, special.ndtr(bias + z / (1 - acceleration * z)))
-    return float(low), float(high)
-
-
-def _resampled_sums(
-    columns: Float[np.ndarray, "rows columns"], resamples: int, seed: int
-) -> Iterator[Float[np.ndarray, "chunk columns"]]:
-    rows = len(columns)
-    rng = np.random.default_rng(seed)
-    chunk = max(1, ELEMENTS_AT_ONCE // rows)
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        picked = rng.integers(0, rows, size=(size, rows)) + np.arange(size)[:, None] * rows
-        counts = np.bincount(picked.ravel(), minlength=size * rows).reshape(size, rows)
-        yield counts.astype(np.float64) @ columns
+    return float(limits.low), float(limits.high)
 
 
 def _random_swaps(rows: int, permutations: int, seed: int) -> Iterator[Bool[np.ndarray, "chunk rows"]]:
