@@ -10,7 +10,6 @@ from jaxtyping import Int64
 
 from sft_jax.audit.checked_data import Subject
 from sft_jax.audit.findings import EXAMPLES_SHOWN, Observation, counted, places
-from sft_jax.data.sorting import by_hash
 from sft_jax.data.tokenized.record_keys import NOTHING, Hashes
 from sft_jax.data.views import shared_beginning
 
@@ -32,10 +31,13 @@ class EqualKeys:
     @classmethod
     def of(cls, keys: Hashes) -> "EqualKeys":
         """Groups the records of these keys."""
-        parts = [_equal_ones(keys, records) for records in by_hash(keys, but=NOTHING)]
-        members = np.concatenate([some for some, _ in parts])
-        is_first = np.concatenate([firsts for _, firsts in parts])
-        return cls(members, np.append(np.flatnonzero(is_first), len(members)))
+        records = np.argsort(keys, kind="stable")
+        records = records[keys[records] != NOTHING]
+        ordered = keys[records]
+        equal = ordered[1:] == ordered[:-1]
+        as_before, as_after = np.append(False, equal)[: len(records)], np.append(equal, False)[: len(records)]
+        chosen = np.flatnonzero(as_before | as_after)
+        return cls(records[chosen], np.append(np.flatnonzero(~as_before[chosen]), len(chosen)))
 
     @property
     def sizes(self) -> Int64[np.ndarray, "groups"]:
@@ -52,15 +54,6 @@ class EqualKeys:
         begins = self.members[self.starts[:-1]]
         chosen = np.argsort(begins, kind="stable")[:count]
         return [self.members[self.starts[group] : self.starts[group + 1]].tolist() for group in chosen]
-
-
-def _equal_ones(keys: Hashes, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of records in the order of their keys those whose key another one has, and which of them come first."""
-    ordered = keys[records]
-    equal = ordered[1:] == ordered[:-1]
-    as_before, as_after = np.append(False, equal)[: len(records)], np.append(equal, False)[: len(records)]
-    chosen = np.flatnonzero(as_before | as_after)
-    return records[chosen], ~as_before[chosen]
 
 
 def exact_duplicates(subject: Subject) -> list[Observation]:

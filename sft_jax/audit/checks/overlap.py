@@ -9,7 +9,6 @@ from sft_jax.audit.checked_data import Subject
 from sft_jax.audit.findings import Observation, counted, observed
 from sft_jax.data.similarity.ngrams import shared_ngrams
 from sft_jax.data.similarity.shingles import words
-from sft_jax.data.sorting import blocks
 from sft_jax.data.tokenized.record_keys import NOTHING, Hashes, RecordKeys, text_key
 from sft_jax.data.views import View
 
@@ -33,10 +32,9 @@ def first_asking(keys: RecordKeys, texts: Hashes) -> Int64[np.ndarray, "texts"]:
     wanted, at = np.unique(np.append(texts, np.uint64(NOTHING)), return_inverse=True)
     first = np.full(len(wanted), len(keys), np.int64)
     for asked in (keys.mains, keys.questions):
-        for block in blocks(len(keys)):
-            places = np.minimum(wanted.searchsorted(asked[block]), len(wanted) - 1)
-            hits = np.flatnonzero((wanted[places] == asked[block]) & (asked[block] != NOTHING))
-            np.minimum.at(first, places[hits], hits + block.start)
+        places = np.minimum(wanted.searchsorted(asked), len(wanted) - 1)
+        hits = np.flatnonzero((wanted[places] == asked) & (asked != NOTHING))
+        np.minimum.at(first, places[hits], hits)
     return np.where(first < len(keys), first, -1)[at[:-1]]
 
 

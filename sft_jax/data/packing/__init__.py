@@ -13,7 +13,7 @@ import numpy as np
 from sft_jax.data.packing.best_fit import best_fit_decreasing
 from sft_jax.data.packing.bins import Bins, Bounds, Sizes
 from sft_jax.data.packing.first_fit import first_fit_decreasing, in_windows
-from sft_jax.data.sorting import begin_of_permutation, blocks, permutation, row_numbers
+from sft_jax.data.sorting import begin_of_permutation, permutation
 from sft_jax.data.tokenized import TokenizedRows
 
 Pack = Callable[[Sizes, Sizes, Bounds], Bins]
@@ -33,18 +33,15 @@ def next_fit(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
     """
     bounds.check_rows(lengths, supervised)
     count = len(lengths)
-    after, starts = row_numbers(count), [0]  # where a bin that begins at each row ends, and where bins begin
-    for block in blocks(count):
-        after[block] = np.minimum(np.arange(block.start, block.stop) + (bounds.segments or count), count)
+    # Where a bin that begins at each row ends.
+    after = np.minimum(np.arange(count) + (bounds.segments or count), count)
     for sizes, bound in ((lengths, bounds.tokens), (supervised, bounds.targets)):
         running = np.zeros(count + 1, np.int64)
         np.cumsum(sizes, out=running[1:])
-        for block in blocks(count):
-            after[block] = np.minimum(after[block], running.searchsorted(running[block] + bound, side="right") - 1)
-    for block in blocks(count):
-        ends = after[block].tolist()
-        while starts[-1] < block.stop:
-            starts.append(ends[starts[-1] - block.start])
+        after = np.minimum(after, running.searchsorted(running[:-1] + bound, side="right") - 1)
+    starts = [0]
+    while starts[-1] < count:
+        starts.append(int(after[starts[-1]]))
     return Bins(np.arange(count, dtype=np.int32), np.array(starts, np.int64))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sft_jax.data.packing.bins import Bins, Bounds, Sizes
 from sft_jax.data.packing.first_fit import first_fit_decreasing, in_windows
-from sft_jax.data.sorting import by_number, counted
+from sft_jax.data.sorting import by_number
 
 
 def best_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
@@ -87,13 +87,13 @@ def _by_tokens(lengths: Sizes, bounds: Bounds) -> Bins:
     # Of a small dtype the stable sorts in `by_number` are radix sorts.
     dtype = np.min_scalar_type(bounds.tokens)
     shortfalls = np.subtract(bounds.tokens, lengths, dtype=dtype, casting="unsafe")
-    counts = counted(shortfalls, bounds.tokens + 1)
+    counts = np.bincount(shortfalls)
     numbers, open_bins, done = np.empty(len(lengths), np.int32), _OpenBins(bounds), 0
     for shortfall in np.flatnonzero(counts).tolist():
         count = int(counts[shortfall])
         open_bins.place(bounds.tokens - shortfall, numbers[done : done + count])
         done += count
-    return Bins.by_number(by_number(shortfalls, counts), numbers, open_bins.count)
+    return Bins.by_number(by_number(shortfalls), numbers, open_bins.count)
 
 
 class _OpenBins:

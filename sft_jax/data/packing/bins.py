@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
-from sft_jax.data.sorting import BLOCK_ROWS, RowNumbers, blocks, by_number, counted, row_numbers
+from sft_jax.data.sorting import BLOCK_ROWS, RowNumbers, blocks, by_number, row_numbers
 
 Bin = Int[np.ndarray, "_"]  # indices of the rows in one row of the batch
 Sizes = Int[np.ndarray, "rows"]
@@ -70,8 +70,7 @@ class Bins(Sequence[Bin]):
     @classmethod
     def by_number(cls, rows: RowNumbers, numbers: np.ndarray, count: int) -> "Bins":
         """Bins from the number of each row's bin; within a bin rows keep the order in which they are given."""
-        sizes = counted(numbers, count)
-        return cls.of_sizes(by_number(numbers, sizes, rows), sizes)
+        return cls.of_sizes(by_number(numbers, rows), np.bincount(numbers, minlength=count))
 
     @classmethod
     def concatenated(cls, parts: Sequence["Bins"]) -> "Bins":

@@ -11,8 +11,6 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt8
 
-from sft_jax.data.sorting import blocks
-
 
 def encode_text(text: str) -> bytes:
     """UTF-8; JSON can spell half a character (a lone surrogate), which comes through too."""
@@ -70,12 +68,10 @@ class Labels:
         self, sizes: Int[np.ndarray, "rows"] | None = None, chosen: Int[np.ndarray, "chosen"] | None = None
     ) -> Int64[np.ndarray, "names"]:
         """How many rows each name has, or what they have of `sizes` together; of all rows or of chosen ones."""
-        found = np.zeros(len(self.names))  # exact for whole numbers below 2**53
-        for block in blocks(len(self.codes if chosen is None else chosen)):
-            rows = block if chosen is None else chosen[block]
-            weights = None if sizes is None else sizes[rows]
-            found += np.bincount(self.codes[rows], weights=weights, minlength=len(self.names))
-        return found.astype(np.int64)
+        rows = slice(None) if chosen is None else chosen
+        weights = None if sizes is None else sizes[rows]
+        # Exact: sums of whole numbers below 2**53.
+        return np.bincount(self.codes[rows], weights=weights, minlength=len(self.names)).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.codes)
