@@ -15,7 +15,7 @@ COMMANDS = sorted(
     path.stem for path in (ROOT / "sft_jax").glob("*.py") if 'if __name__ == "__main__":' in path.read_text()
 )
 # Each takes from a fifth of a second to several.
-HEAVY = ("datasets", "grain", "orbax.checkpoint", "pyarrow", "scipy.stats", "tensorboardX", "torch", "transformers")
+HEAVY = ("datasets", "orbax.checkpoint", "pyarrow", "scipy.stats", "tensorboardX", "torch", "transformers")
 _IMPORTED = "import json, sys; print(json.dumps(sorted(set(sys.modules) & set(%r))))"
 _HELP = """
 import runpy, sys

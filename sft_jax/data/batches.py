@@ -1,10 +1,13 @@
-"""Batches: bins of rows as arrays of static shape, loaded ahead of the training loop by grain.
+"""Batches: bins of rows as arrays of static shape, assembled ahead of the training loop.
 
 The end of the data layer: from here on there are only arrays. R rows of the batch, S tokens and P target slots
 a row.
 """
 
-from collections.abc import Iterator, Sequence
+import collections
+import concurrent.futures
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -137,24 +140,33 @@ def train_batches(
     Raises:
         ValueError: see `assemble`.
     """
-    import grain  # slow to import: with orbax
-
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
 
     def load(step: int) -> Batch:
         return assemble(
             rows,
-            _own(plan.batch_bins(int(step)), own),
+            _own(plan.batch_bins(step), own),
             row_tokens=plan.row_tokens,
             row_targets=plan.row_targets,
             normalize=normalize,
             slices=several(rows.sources),
         )
 
-    steps = grain.MapDataset.range(start_step, 2**62 if end_step is None else max(end_step, start_step))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batches_ahead if threads else 0)
-    return iter(steps.map(load).to_iter_dataset(options))
+    steps = itertools.count(start_step) if end_step is None else range(start_step, end_step)
+    return _ahead(load, steps, threads, batches_ahead) if threads else map(load, steps)
+
+
+def _ahead(load: Callable[[int], Batch], steps: Iterable[int], threads: int, batches_ahead: int) -> Iterator[Batch]:
+    """The batches of the steps, in order, so many of them begun before they are asked for."""
+    begun: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for step in steps:
+            begun.append(pool.submit(load, step))
+            if len(begun) > batches_ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
 def held_out_bins(

@@ -45,7 +45,7 @@ MAY_CHANGE = (
     "loader",
     "checkpoint.keep_last",
 )
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 
 
 class WorkdirError(ValueError):

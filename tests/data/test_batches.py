@@ -2,7 +2,6 @@
 
 import itertools
 
-import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -260,11 +259,31 @@ def test_threads_change_nothing(planned, threads):
         assert_same(batch, expected)
 
 
-def test_the_loader_is_grains_and_endless(planned):
+def test_the_loader_is_endless_and_reads_no_further_ahead_than_it_is_told(planned, monkeypatch):
     rows, plan = planned
-    stream = train_batches(rows, plan, 10**3)
-    assert isinstance(stream, grain.DatasetIterator)
+    begun, bins = [], plan.batch_bins
+    monkeypatch.setattr(plan, "batch_bins", lambda step: begun.append(step) or bins(step))
+    stream = train_batches(rows, plan, 10**3, batches_ahead=3)
     assert next(stream)["tokens"].shape == (4, 24)
+    stream.close()
+    assert sorted(begun) == [10**3 + ahead for ahead in range(4)]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_of_assembling_reaches_the_reader_at_its_batch(planned, monkeypatch, threads):
+    rows, plan = planned
+    bins = plan.batch_bins
+
+    def broken_from_2_on(step):
+        if step >= 2:
+            raise ValueError(f"step {step} is broken")
+        return bins(step)
+
+    monkeypatch.setattr(plan, "batch_bins", broken_from_2_on)
+    stream = train_batches(rows, plan, threads=threads)
+    next(stream), next(stream)
+    with pytest.raises(ValueError, match="step 2 is broken"):
+        next(stream)
 
 
 def test_ids_of_a_step_are_the_rows_in_its_batch(planned):
