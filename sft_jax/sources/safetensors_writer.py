@@ -103,9 +103,6 @@ def _header(tensors: Mapping[str, PendingTensor]) -> bytes:
         dtype = DTYPE_NAMES[np.dtype(pending.dtype)]
         entries[name] = {"dtype": dtype, "shape": list(pending.shape), "data_offsets": [begin, end]}
         begin = end
-    text = _padded(json.dumps(entries, separators=(",", ":")).encode())
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
-
-
-def _padded(text: bytes) -> bytes:
-    return text + b" " * (-len(text) % _ALIGNMENT)
