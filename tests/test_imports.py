@@ -25,6 +25,11 @@ try:
 except SystemExit:
     pass
 """
+_NO_TORCH = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] == "torch" else find(name, *where)
+"""
 
 
 def python(*arguments, **environment):
@@ -70,7 +75,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("imports")
     tiny.config(root)
     (root / "torch_free").mkdir()
-    (root / "torch_free" / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    (root / "torch_free" / "sitecustomize.py").write_text(_NO_TORCH)
     return root
 
 
