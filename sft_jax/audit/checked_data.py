@@ -1,7 +1,7 @@
 """What is checked: the records of a run with their tokens, and what they must not overlap with.
 
 Checks read texts, whatever form a record has (data/views.py). Those that look for equal texts compare hashes
-(data/record_keys.py); so they look at all records, also where texts of the first ones alone are in memory.
+(data/tokenized/record_keys.py); so they look at all records, also where texts of the first ones alone are in memory.
 """
 
 import dataclasses

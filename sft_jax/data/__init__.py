@@ -7,6 +7,6 @@ Files in that order:
 - rendering/: an example as tokens with weights.
 - tokenizing/: many of them, here or in other processes; tokenized/: what keeps them, in memory, on disk, in the cache.
 - packing/: rows that share a row of the batch; plan/: which row is trained on when; batches.py: its arrays.
-- checks/ find what is wrong with the data; report/ shows it all to a person before training, preview/ row by row on a
-  page.
+- Beside the way: views.py (records as texts), labels.py and similarity/, which cleaning shares with the checks of
+  `sft_jax.audit`.
 """

@@ -1,4 +1,4 @@
-"""Training: state, step, sharding, checkpoints, and the loop that ties them together."""
+"""Training: the run (loop.py), its state, step, optimizer, schedules and recorder."""
 
 from sft_jax.training.loop import RunResult, run
 
