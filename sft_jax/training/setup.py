@@ -1,4 +1,4 @@
-"""From a config to what a run needs beside its data (preparation/run_data.py): model, step, state. No side effects but reading."""
+"""From a config to what a run needs beside its data (preparation/run_data.py): model, step, state. It only reads."""
 
 import dataclasses
 from typing import Any
