@@ -386,7 +386,7 @@ FILES = {  # name -> (file name, content, options, words of the error after the 
         "a.csv",
         b"text\na\n",
         {"split": "train"},
-        "a.csv: --config.data.reading.split='train' is for data",
+        "a.csv: the split 'train' is for data sets of the hub",
     ),
     "gzip that is none": ("a.jsonl.gz", PAIR, {}, "a.jsonl.gz: the suffix says gzip, but the content is not"),
     "gzip that is cut off": (
