@@ -46,7 +46,7 @@ def main(_: list[str]) -> None:
     from sft_jax.exports.adapter import base_note, export_adapter
     from sft_jax.exports.directory import check_free
     from sft_jax.exports.model import export_model
-    from sft_jax.exports.subject import check_format, open_subject
+    from sft_jax.exports.source import check_format, open_source
     from sft_jax.exports.summary import summary_table
     from sft_jax.progress import ProgressBars
     from sft_jax.sharding import inference_mesh
@@ -56,18 +56,18 @@ def main(_: list[str]) -> None:
     commands.start_jax()
     out, console = epath.Path(_OUT.value), Console()
     check_free(out, _FORCE.value)
-    subject = open_subject(_CHECKPOINT.value, _WEIGHTS.value)
-    check_format(subject, _FORMAT.value)
+    source = open_source(_CHECKPOINT.value, _WEIGHTS.value)
+    check_format(source, _FORMAT.value)
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
-        arguments = (subject, out, mesh, _DTYPE.value, progress)
+        arguments = (source, out, mesh, _DTYPE.value, progress)
         settings = {"max_drift": _MAX_DRIFT.value, "force": _FORCE.value}
         if _FORMAT.value == "peft":
             exported = export_adapter(*arguments, **settings)
         else:
             exported = export_model(*arguments, max_shard_bytes=int(_SHARD.value * 1e9), **settings)
-    console.print(summary_table(subject.name, exported))
-    if _FORMAT.value == "peft" and (note := base_note(subject)):
+    console.print(summary_table(source.name, exported))
+    if _FORMAT.value == "peft" and (note := base_note(source)):
         console.print(note, soft_wrap=True)
     console.print(f"Exported: {out}")
 

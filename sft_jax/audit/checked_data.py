@@ -24,7 +24,7 @@ _SHOWN_QUESTION = 100  # characters of a question in a line
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class CheckedData:
     """All that checks may look at.
 
     Attributes:
@@ -63,13 +63,13 @@ class Subject:
     trains_last: bool = False
     new_tokens: tuple[str, ...] = ()
     cleaning: tuple[str, ...] = ()
-    _made: dict[Callable[["Subject"], Any], Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _made: dict[Callable[["CheckedData"], Any], Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def by_step(self, step: str, advice: str, after: str) -> str:
         """Advice that names a cleaning step; `after` for what is found although the step was taken."""
         return after if step in self.cleaning else advice
 
-    def once(self, make: Callable[["Subject"], Made]) -> Made:
+    def once(self, make: Callable[["CheckedData"], Made]) -> Made:
         """What several checks make of the data, made by the first of them."""
         if make not in self._made:
             self._made[make] = make(self)

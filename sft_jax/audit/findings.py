@@ -1,7 +1,7 @@
-"""What checks say: a finding, how grave it is, and the rows it names.
+"""What checks say: a finding, how severe it is, and the rows it names.
 
 A check observes; `run_checks` turns what it observed into findings, with the severity that the table of checks gives to
-such a share of the rows. Nothing else decides what is grave.
+such a share of the rows. Nothing else decides it.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from sft_jax.data.texts import private_spans, redacted
 Row = TypeVar("Row")
 Severity = Literal["info", "warning", "error"]
 FAIL_ON = ("error", "warning", "never")  # what `config.data.fail_on` may be
-SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # from light to grave
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # from light to severe
 
 EXAMPLES_SHOWN = 5
 NEVER = math.inf
@@ -64,14 +64,14 @@ class Observation:
     numbers: dict = dataclasses.field(default_factory=dict)
 
 
-class Grave(NamedTuple):
+class Thresholds(NamedTuple):
     """Above which share of the rows a finding is a warning, and an error; `ANY` and `NEVER` are such shares."""
 
     warning: float
     error: float
 
     def severity(self, observation: Observation) -> Severity:
-        """How grave that share of rows is; what concerns no row is for information."""
+        """How severe that share of rows is; what concerns no row is for information."""
         if not observation.count:
             return "info"
         return "error" if observation.share > self.error else "warning" if observation.share > self.warning else "info"
@@ -129,7 +129,7 @@ def observed(
     return [Observation(title, len(rows), len(rows) / of, places(map(show, rows)), advice, numbers or {})]
 
 
-def gravest(findings: Sequence[Finding]) -> Severity:
+def worst(findings: Sequence[Finding]) -> Severity:
     """The highest severity among findings; "info" where there are none."""
     return max((finding.severity for finding in findings), key=SEVERITIES.index, default="info")
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.checks.sizes import read_rows
 from sft_jax.audit.findings import Finding
 from sft_jax.audit.learning_curve import LearningCurve
@@ -66,22 +66,22 @@ class Verdict:
     reasons: tuple[Reason, ...]
 
 
-def verdict(subject: Subject, findings: Sequence[Finding], curve: LearningCurve | None = None) -> Verdict:
+def verdict(data: CheckedData, findings: Sequence[Finding], curve: LearningCurve | None = None) -> Verdict:
     """Weighs what is known.
 
     Args:
-        subject: the data.
+        data: the data.
         findings: what `run_checks` found in it.
         curve: of earlier runs on the same task.
     """
     reasons = [
-        _size(subject),
-        *_dropped(subject),
-        *_rows_a_label(subject),
-        *_repeated(subject, findings),
-        *_conflicts(subject, findings),
+        _size(data),
+        *_dropped(data),
+        *_rows_a_label(data),
+        *_repeated(data, findings),
+        *_conflicts(data, findings),
         *_agreement(findings),
-        *_measurable(subject, findings),
+        *_measurable(data, findings),
         *_errors(findings),
         *_more_data(curve),
     ]
@@ -89,19 +89,19 @@ def verdict(subject: Subject, findings: Sequence[Finding], curve: LearningCurve 
     return Verdict(decision, tuple(sorted(reasons, key=lambda reason: reason.favours != decision)))
 
 
-def _size(subject: Subject) -> Reason:
-    lengths, supervised = subject.rows.lengths, subject.rows.supervised
+def _size(data: CheckedData) -> Reason:
+    lengths, supervised = data.rows.lengths, data.rows.supervised
     return Reason(f"{len(lengths):,} rows with {int(supervised.sum()):,} trained tokens", "ready")
 
 
-def _dropped(subject: Subject) -> Iterator[Reason]:
-    if subject.dropped:
-        share = len(subject.dropped) / read_rows(subject)
+def _dropped(data: CheckedData) -> Iterator[Reason]:
+    if data.dropped:
+        share = len(data.dropped) / read_rows(data)
         yield Reason(f"{share:.1%} of the rows that were read are dropped", "ready")
 
 
-def _rows_a_label(subject: Subject) -> Iterator[Reason]:
-    labels = labels_of(subject.views)
+def _rows_a_label(data: CheckedData) -> Iterator[Reason]:
+    labels = labels_of(data.views)
     if labels is None:
         return
     counts = collections.Counter(labels)
@@ -114,19 +114,19 @@ def _rows_a_label(subject: Subject) -> Iterator[Reason]:
     yield Reason(f"{len(counts):,} labels{fewer}; {middle:,} rows of the middle one", "ready")
 
 
-def _repeated(subject: Subject, findings: Sequence[Finding]) -> Iterator[Reason]:
+def _repeated(data: CheckedData, findings: Sequence[Finding]) -> Iterator[Reason]:
     copies = sum(_numbers(findings, check).get("copies", 0) for check in ("exact_duplicates", "near_duplicates"))
-    share = copies / max(len(subject.records), 1)
+    share = copies / max(len(data.records), 1)
     if share > THRESHOLDS.repeated:
         yield Reason(f"{share:.0%} of the rows repeat another one: they vary less than they are many", "clean_first")
     elif copies:
         yield Reason(f"{share:.1%} of the rows repeat another one, exactly or nearly", "ready")
 
 
-def _conflicts(subject: Subject, findings: Sequence[Finding]) -> Iterator[Reason]:
+def _conflicts(data: CheckedData, findings: Sequence[Finding]) -> Iterator[Reason]:
     rows = _numbers(findings, "contradictions").get("rows", 0)
-    share = rows / max(len(subject.records), 1)
-    if rows and labels_of(subject.views) is not None and share > THRESHOLDS.conflicting_labels:
+    share = rows / max(len(data.records), 1)
+    if rows and labels_of(data.views) is not None and share > THRESHOLDS.conflicting_labels:
         yield Reason(f"{share:.1%} of the rows have a label that another row contradicts", "clean_first")
     elif rows:
         yield Reason(f"{share:.1%} of the rows have a prompt that is answered otherwise elsewhere", "ready")
@@ -141,8 +141,8 @@ def _agreement(findings: Sequence[Finding]) -> Iterator[Reason]:
             yield Reason(agreed, "ready")
 
 
-def _measurable(subject: Subject, findings: Sequence[Finding]) -> Iterator[Reason]:
-    if not subject.held_out_records:
+def _measurable(data: CheckedData, findings: Sequence[Finding]) -> Iterator[Reason]:
+    if not data.held_out_records:
         yield Reason("there are no held-out rows: nobody will know whether tuning helped", "ready")
     for finding in findings:
         if finding.check in ("exact_overlap", "loose_overlap") and finding.severity != "error":

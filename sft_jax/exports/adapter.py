@@ -16,7 +16,7 @@ from sft_jax.exports.golden import Golden, golden_logits, golden_of
 from sft_jax.exports.model import TOLERANCES, Exported, Logits, ProgressFor
 from sft_jax.exports.model_card import model_card
 from sft_jax.exports.proof import Drift, check_drift, check_files, check_finite, drift
-from sft_jax.exports.subject import Subject, check_format, source_directory
+from sft_jax.exports.source import ExportSource, check_format, source_directory
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, Execution
 from sft_jax.models.decoder import Decoder
@@ -33,7 +33,7 @@ _OF_THE_RUN = ("scale", "dropout")
 
 
 def export_adapter(
-    subject: Subject,
+    source: ExportSource,
     out: epath.Path,
     mesh: Mesh,
     dtype: str,
@@ -44,7 +44,7 @@ def export_adapter(
     """Writes and proves a PEFT directory; nothing is there under its name before it is proven.
 
     Args:
-        subject: a run that trained an adapter.
+        source: a run that trained an adapter.
         out: the directory.
         mesh: where the parameters are meanwhile.
         dtype: of the adapter: float32, bfloat16 or float16; `source` is float32.
@@ -55,42 +55,42 @@ def export_adapter(
     Raises:
         ExportError: there is no adapter, `peft` has no words for it, the directory is taken, or the proof fails.
     """
-    check_format(subject, "peft")
+    check_format(source, "peft")
     dtype = "float32" if dtype == "source" else dtype
-    golden = golden_of(subject.tokenizer, subject.decoder.max_positions)
-    settings = settings_of(subject.run.config.adapter)
-    name, revision = _base(subject)
+    golden = golden_of(source.tokenizer, source.decoder.max_positions)
+    settings = settings_of(source.run.config.adapter)
+    name, revision = _base(source)
     with filled(out, force) as staging:
-        variables = subject.variables(mesh)
-        before = _logits(subject, variables, subject.adapter, golden)
+        variables = source.variables(mesh)
+        before = _logits(source, variables, source.adapter, golden)
         try:
             fields, tensors = peft_adapter(
-                _arrays(variables), settings, subject.base.hf_config, subject.decoder, name, revision, dtype
+                _arrays(variables), settings, source.base.hf_config, source.decoder, name, revision, dtype
             )
         except ValueError as error:
-            raise ExportError(f"{subject.name}: {error}") from error
+            raise ExportError(f"{source.name}: {error}") from error
         hf_files.write_json(staging / CONFIG, fields)
         _write(staging / WEIGHTS, tensors, progress)
-        hf_files.write_tokenizer(staging, subject.tokenizer, source_directory(subject))
+        hf_files.write_tokenizer(staging, source.tokenizer, source_directory(source))
         _check_tensors(staging, tensors)
-        after = _logits(subject, *_reread(staging, subject, variables["params"]), golden)
+        after = _logits(source, *_reread(staging, source, variables["params"]), golden)
         measured = drift(before, after)
         largest = TOLERANCES[dtype] if max_drift is None else max_drift
         check_drift(measured, largest, f"storing the adapter in {dtype}", dtype)
         hf_files.write_json(staging / GOLDEN, golden.as_dict(after))
-        (staging / "README.md").write_text(model_card(subject, golden, "adapter", _notes(subject, dtype, measured)))
-        check_files(staging, golden, subject.tokenizer, configs=())
+        (staging / "README.md").write_text(model_card(source, golden, "adapter", _notes(source, dtype, measured)))
+        check_files(staging, golden, source.tokenizer, configs=())
         files = {name: file.stat().length for name, file in files_in(staging).items()}
     parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
     return Exported(files, parameters, dtype, measured, golden)
 
 
-def _base(subject: Subject) -> tuple[str, str | None]:
+def _base(source: ExportSource) -> tuple[str, str | None]:
     """(name, revision) of the base model as `peft` asks for it."""
-    name = subject.base.name
+    name = source.base.name
     if name in SHORT_NAMES:
         return SHORT_NAMES[name].repository, None
-    return name, subject.base.revision
+    return name, source.base.revision
 
 
 def _arrays(variables: Tree) -> Tree:
@@ -123,22 +123,22 @@ def _check_tensors(directory: epath.Path, tensors: dict[str, PendingTensor]) -> 
         check_finite(name, expected)
 
 
-def _reread(directory: epath.Path, subject: Subject, params: Tree) -> tuple[Tree, AdapterSpec]:
+def _reread(directory: epath.Path, source: ExportSource, params: Tree) -> tuple[Tree, AdapterSpec]:
     """(variables, adapter) of the directory beside the base's parameters."""
-    loaded = load_peft_adapter(open_peft_adapter(directory), subject.base.hf_config, subject.decoder)
+    loaded = load_peft_adapter(open_peft_adapter(directory), source.base.hf_config, source.decoder)
     hyper = {name: jnp.float32(value) for name, value in loaded.settings.hyper().items()}
     arrays = jax.tree.map(jnp.asarray, loaded.in_layout("unrolled"))
     return {"params": params, adapters.COLLECTION: scaled_adapters(arrays, hyper)}, AdapterSpec(loaded.settings.method)
 
 
-def _logits(subject: Subject, variables: Tree, adapter: AdapterSpec, golden: Golden) -> Logits:
-    model = Decoder(subject.decoder, Execution(product_dtype="float32", layer_layout="unrolled"), adapter)
+def _logits(source: ExportSource, variables: Tree, adapter: AdapterSpec, golden: Golden) -> Logits:
+    model = Decoder(source.decoder, Execution(product_dtype="float32", layer_layout="unrolled"), adapter)
     return golden_logits(model, variables, golden)
 
 
-def base_note(subject: Subject) -> str:
+def base_note(source: ExportSource) -> str:
     """How `peft` gets the base model, where it cannot load what the adapter names; empty where it can."""
-    base = subject.base
+    base = source.base
     run = open_run(base.name)
     if run is None and epath.Path(base.location).is_dir() and not is_peft_directory(base.name):
         return ""
@@ -150,20 +150,20 @@ def base_note(subject: Subject) -> str:
     )
 
 
-def _notes(subject: Subject, dtype: str, measured: Drift) -> list[str]:
-    notes = [f"A {subject.adapter.method} adapter in {dtype}, in the form of the peft library."]
-    if subject.adapter.method == "pissa":
+def _notes(source: ExportSource, dtype: str, measured: Drift) -> list[str]:
+    notes = [f"A {source.adapter.method} adapter in {dtype}, in the form of the peft library."]
+    if source.adapter.method == "pissa":
         notes.append("PiSSA is written as a LoRA of twice the rank beside the unchanged base model.")
-    if subject.run.config.precision.quantized != "none":
-        notes.append(f"It was trained beside weights in few bits ({subject.run.config.precision.quantized}).")
-    known = subject.run.config.model.max_positions
+    if source.run.config.precision.quantized != "none":
+        notes.append(f"It was trained beside weights in few bits ({source.run.config.precision.quantized}).")
+    known = source.run.config.model.max_positions
     if known:
         notes.append(
             f"It was trained with a limit of {known} positions, which it does not carry: the base's is its own."
         )
     return [
         *notes,
-        *filter(None, [base_note(subject)]),
+        *filter(None, [base_note(source)]),
         f"Logits along the golden conversation, before and after: at most {measured.logits:.3g} apart "
         f"({measured.relative:.3g} of their standard deviation); same likeliest token at {measured.same_choice:.1%} of "
         "positions.",

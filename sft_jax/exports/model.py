@@ -14,7 +14,7 @@ from sft_jax.exports.directory import GOLDEN, ExportError, files_in, filled
 from sft_jax.exports.golden import Golden, golden_logits, golden_of
 from sft_jax.exports.model_card import model_card
 from sft_jax.exports.proof import Drift, check_drift, check_files, check_weights, drift
-from sft_jax.exports.subject import Subject, merged_weights, source_directory
+from sft_jax.exports.source import ExportSource, merged_weights, source_directory
 from sft_jax.models.config import Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.storing import WeightMaker, pending_tensors
@@ -50,7 +50,7 @@ class Exported:
 
 
 def export_model(
-    subject: Subject,
+    source: ExportSource,
     out: epath.Path,
     mesh: Mesh,
     dtype: str,
@@ -65,7 +65,7 @@ def export_model(
     after the other.
 
     Args:
-        subject: what to export.
+        source: what to export.
         out: the directory.
         mesh: where the parameters are meanwhile.
         dtype: of the weights: float32, bfloat16 or float16; `source` for that of the base checkpoint's config.
@@ -77,28 +77,28 @@ def export_model(
     Raises:
         ExportError: the directory is taken, or the proof fails.
     """
-    dtype = source_dtype(subject.base.hf_config) if dtype == "source" else dtype
-    golden = golden_of(subject.tokenizer, subject.decoder.max_positions)
+    dtype = source_dtype(source.base.hf_config) if dtype == "source" else dtype
+    golden = golden_of(source.tokenizer, source.decoder.max_positions)
     with filled(out, force) as staging:
-        variables = subject.variables(mesh)
-        before = _logits(subject, variables, golden)
-        weights = merged_weights(variables, subject.adapter)
+        variables = source.variables(mesh)
+        before = _logits(source, variables, golden)
+        weights = merged_weights(variables, source.adapter)
         hf_config = hf_files.model_config(
-            subject.base.hf_config, subject.decoder, golden.stop_ids, subject.tokenizer, dtype
+            source.base.hf_config, source.decoder, golden.stop_ids, source.tokenizer, dtype
         )
-        tensors = pending_tensors(weights, hf_config, subject.decoder, dtype)
+        tensors = pending_tensors(weights, hf_config, source.decoder, dtype)
         _write_weights(staging, tensors, max_shard_bytes, progress)
-        _write_files(staging, subject, hf_config, golden)
-        _check_weights(staging, weights, hf_config, subject, tensors, progress)
+        _write_files(staging, source, hf_config, golden)
+        _check_weights(staging, weights, hf_config, source, tensors, progress)
         del variables, weights
         after = reread_logits(staging, mesh, golden)
         measured = drift(before, after)
-        merged = "" if subject.adapter is None else "merging what was trained beside the weights and "
+        merged = "" if source.adapter is None else "merging what was trained beside the weights and "
         largest = TOLERANCES[dtype] if max_drift is None else max_drift
         check_drift(measured, largest, f"{merged}storing the weights in {dtype}", dtype)
         hf_files.write_json(staging / GOLDEN, golden.as_dict(after))
-        (staging / "README.md").write_text(model_card(subject, golden, "model", _notes(subject, dtype, measured)))
-        check_files(staging, golden, subject.tokenizer)
+        (staging / "README.md").write_text(model_card(source, golden, "model", _notes(source, dtype, measured)))
+        check_files(staging, golden, source.tokenizer)
         files = {name: file.stat().length for name, file in files_in(staging).items()}
     parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
     return Exported(files, parameters, dtype, measured, golden)
@@ -123,8 +123,8 @@ def reread_logits(directory: epath.Path, mesh: Mesh, golden: Golden) -> Logits:
     return golden_logits(model, {"params": base.params("unrolled", "float32", mesh)}, golden)
 
 
-def _logits(subject: Subject, variables: Tree, golden: Golden) -> Logits:
-    model = Decoder(subject.decoder, Execution(product_dtype="float32", layer_layout="unrolled"), subject.adapter)
+def _logits(source: ExportSource, variables: Tree, golden: Golden) -> Logits:
+    model = Decoder(source.decoder, Execution(product_dtype="float32", layer_layout="unrolled"), source.adapter)
     return golden_logits(model, variables, golden)
 
 
@@ -139,24 +139,24 @@ def _write_weights(
         hf_files.write_json(staging / INDEX, index_of(shards))
 
 
-def _write_files(staging: epath.Path, subject: Subject, hf_config: dict, golden: Golden) -> None:
-    source = source_directory(subject)
+def _write_files(staging: epath.Path, source: ExportSource, hf_config: dict, golden: Golden) -> None:
+    directory = source_directory(source)
     hf_files.write_json(staging / hf_files.CONFIG, hf_config)
-    generation = hf_files.generation_config(source, golden.stop_ids, subject.tokenizer)
+    generation = hf_files.generation_config(directory, golden.stop_ids, source.tokenizer)
     hf_files.write_json(staging / hf_files.GENERATION_CONFIG, generation)
-    hf_files.write_tokenizer(staging, subject.tokenizer, source)
+    hf_files.write_tokenizer(staging, source.tokenizer, directory)
 
 
 def _check_weights(
     staging: epath.Path,
     weights: dict[str, WeightMaker],
     hf_config: dict,
-    subject: Subject,
+    source: ExportSource,
     tensors: dict[str, PendingTensor],
     progress: ProgressFor,
 ) -> None:
     compared = _Counter(progress, "comparing, MB", sum(tensor.num_bytes for tensor in tensors.values()))
-    check_weights(staging, weights, hf_config, subject.decoder, compared)
+    check_weights(staging, weights, hf_config, source.decoder, compared)
 
 
 class _Counter:
@@ -175,8 +175,8 @@ def _megabytes(num_bytes: int) -> int:
     return -(-num_bytes // 1_000_000)
 
 
-def _notes(subject: Subject, dtype: str, measured: Drift) -> list[str]:
-    merged = [] if subject.adapter is None else [f"Merged in float32: {subject.adapter}."]
+def _notes(source: ExportSource, dtype: str, measured: Drift) -> list[str]:
+    merged = [] if source.adapter is None else [f"Merged in float32: {source.adapter}."]
     return [
         *merged,
         f"Weights in {dtype}.",

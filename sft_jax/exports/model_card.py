@@ -8,7 +8,7 @@ from etils import epath
 
 from sft_jax.evaluation.held_out import SCORES
 from sft_jax.exports.golden import Golden
-from sft_jax.exports.subject import Subject
+from sft_jax.exports.source import ExportSource
 from sft_jax.runs.metric_log import FILE, read_metrics
 from sft_jax.runs.workdir import ENVIRONMENT
 
@@ -16,29 +16,29 @@ _MEASURED = ("held_out/", "train/loss", "progress/tokens", "progress/examples")
 _PATHS = ("data.train", "data.held_out", "data.cache", "model.source", "model.chat_template", "adapter.initial")
 
 
-def model_card(subject: Subject, golden: Golden, kind: str, notes: list[str]) -> str:
+def model_card(source: ExportSource, golden: Golden, kind: str, notes: list[str]) -> str:
     """Markdown with the front matter that the hub reads.
 
     Directories of the machine it was trained on are not named: of paths it has the last part.
 
     Args:
-        subject: what is exported.
+        source: what is exported.
         golden: for the example of how it is used.
         kind: `model` or `adapter`.
         notes: lines about how it was exported.
     """
-    parts = [_front_matter(subject, kind), f"# {_title(subject)}", _origin(subject), _usage(subject, golden, kind)]
-    if subject.run is not None:
-        parts += [_results(subject), _evaluations(subject.run.directory), _config(subject)]
+    parts = [_front_matter(source, kind), f"# {_title(source)}", _origin(source), _usage(source, golden, kind)]
+    if source.run is not None:
+        parts += [_results(source), _evaluations(source.run.directory), _config(source)]
     parts.append("## Export\n\n" + "\n".join(f"- {note}" for note in notes))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(subject: Subject, kind: str) -> str:
+def _front_matter(source: ExportSource, kind: str) -> str:
     fields = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": "text-generation"}
-    if _is_hub_name(subject.base.name):
-        fields["base_model"] = subject.base.name
-    tags = ["sft"] + ([subject.adapter.method] if subject.adapter and subject.adapter.method != "none" else [])
+    if _is_hub_name(source.base.name):
+        fields["base_model"] = source.base.name
+    tags = ["sft"] + ([source.adapter.method] if source.adapter and source.adapter.method != "none" else [])
     lines = [f"{name}: {value}" for name, value in fields.items()]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
@@ -47,32 +47,32 @@ def _is_hub_name(name: str) -> bool:
     return name.count("/") == 1 and not epath.Path(name).exists()
 
 
-def _title(subject: Subject) -> str:
-    if subject.run is None:
-        return PurePath(subject.name).name
-    return f"{subject.run.directory.name}, step {subject.run.step}"
+def _title(source: ExportSource) -> str:
+    if source.run is None:
+        return PurePath(source.name).name
+    return f"{source.run.directory.name}, step {source.run.step}"
 
 
-def _origin(subject: Subject) -> str:
-    base = subject.base
+def _origin(source: ExportSource) -> str:
+    base = source.base
     lines = [f"Base model: `{_short(base.name)}`" + (f" at `{base.revision}`" if base.revision else "")]
     lines.append(f"Fingerprint of its weights: `{base.fingerprint}`")
-    if subject.run is not None:
-        environment = json.loads((subject.run.directory / ENVIRONMENT).read_text())
+    if source.run is not None:
+        environment = json.loads((source.run.directory / ENVIRONMENT).read_text())
         for name, value in environment["fingerprints"].items():
             if name != "model":
                 lines.append(f"Fingerprint of the data, `{name}`: `{value}`")
         lines.append(f"Trained with: {', '.join(f'{n} {v}' for n, v in environment['packages'].items())}")
         if commit := environment["git"].get("commit"):
             lines.append(f"Code: commit `{commit}`" + (", changed since" if environment["git"]["modified"] else ""))
-        lines.append(f"Weights: {'an average over the steps' if subject.weights == 'ema' else 'of the last step'}")
+        lines.append(f"Weights: {'an average over the steps' if source.weights == 'ema' else 'of the last step'}")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _usage(subject: Subject, golden: Golden, kind: str) -> str:
+def _usage(source: ExportSource, golden: Golden, kind: str) -> str:
     adapted = kind == "adapter"
-    model = _short(subject.base.name) if adapted else "DIRECTORY"
-    stops = ", ".join(f"{i} ({subject.tokenizer.convert_ids_to_tokens(i)})" for i in golden.stop_ids)
+    model = _short(source.base.name) if adapted else "DIRECTORY"
+    stops = ", ".join(f"{i} ({source.tokenizer.convert_ids_to_tokens(i)})" for i in golden.stop_ids)
     return "\n".join(
         [
             "## Use",
@@ -92,14 +92,14 @@ def _usage(subject: Subject, golden: Golden, kind: str) -> str:
     )
 
 
-def _results(subject: Subject) -> str:
+def _results(source: ExportSource) -> str:
     """What the run measured last up to this step."""
-    path = subject.run.directory / FILE
+    path = source.run.directory / FILE
     if not path.exists():
         return ""
     found: dict[str, tuple[int, float]] = {}
     for row in read_metrics(path):
-        if row["step"] <= subject.run.step:
+        if row["step"] <= source.run.step:
             found |= {
                 name: (row["step"], value)
                 for name, value in row.items()
@@ -124,8 +124,8 @@ def _evaluations(directory: epath.Path) -> str:
     return "\n".join(["## Evaluations", "", "| | | value and 95 % interval |", "|---|---|---|", *lines])
 
 
-def _config(subject: Subject) -> str:
-    config = subject.run.config.copy_and_resolve_references()
+def _config(source: ExportSource) -> str:
+    config = source.run.config.copy_and_resolve_references()
     with config.unlocked():
         for name in _PATHS:
             section, field = name.split(".")

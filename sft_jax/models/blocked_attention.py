@@ -141,8 +141,8 @@ def _read(weights, values, product_dtype):
 def _collect(weights, queries, product_dtype):
     """[B, K, G, s, T] with [B, K, G, s, N] -> [B, K, T, N].
 
-    Not folded: over two axes XLA turns the weights while it writes them; over one it would not, and CPUs have no fast
-    product for operands that lie that way.
+    Not folded: over two axes XLA transposes the weights while it writes them; over one it would not, and CPUs have no
+    fast product for operands that lie that way.
     """
     return contract("bkgst,bkgsn->bktn", weights, queries, product_dtype)
 

@@ -37,7 +37,7 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling:
-    """YaRN (Peng et al. 2023): frequencies interpolated by how often they turn, and a factor on cosine and sine."""
+    """YaRN (Peng et al. 2023): frequencies interpolated by how often they rotate, and a factor on cosine and sine."""
 
     factor: float
     original_max_positions: int
@@ -77,11 +77,11 @@ class DecoderConfig:
         norm_offset: added to every norm's scale (Gemma: 1).
         norm_placement: norms before attention and feed-forward (`pre`), on what they give (`post`), `both`; or before
             both, which then read the same input (`parallel`).
-        qk_norm: norm of queries and keys before they are turned: of each `head`, or of all heads together (`flat`).
+        qk_norm: norm of queries and keys before they are rotated: of each `head`, or of all heads together (`flat`).
         rope_theta: base of the rotary frequencies.
         rope_scaling: how they are stretched.
-        rope_dim: leading part of a head that is turned; 0 is all of it.
-        rope_layers: for each layer whether it turns queries and keys; empty is all.
+        rope_dim: leading part of a head that is rotated; 0 is all of it.
+        rope_layers: for each layer whether it rotates queries and keys; empty is all.
         local_rope_theta: another base, without scaling, for the layers that have a window; 0 is none.
         layer_windows: for each layer how many positions a query sees, itself included; 0 is all. Empty is all 0.
         learned_positions: a learned embedding of each position, in place of rotary embeddings.
@@ -161,7 +161,7 @@ class DecoderConfig:
         if self.num_experts and (not self.ffn_gated or self.ffn_bias):
             raise ValueError("experts are gated and have no biases: ffn_gated and not ffn_bias")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs")
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings rotate pairs")
 
     def matmul_params(self) -> tuple[int, int]:
         """Weights that take part in matrix products per token: (in the layers, in the head)."""

@@ -77,27 +77,27 @@ def init_cache(config: DecoderConfig, execution: Execution, batch: int, slots: i
 
 
 @flax.struct.dataclass
-class Traits:
+class LayerValues:
     """In what a layer differs from the others: numbers, so that all layers are one program, scanned or not.
 
     Attributes:
         window: positions a query sees.
-        rope: which of the model's rotations turns queries and keys.
+        rope: which of the model's rotations is that of queries and keys.
     """
 
     window: Int[Array | np.ndarray, "*L"]
     rope: Int[Array | np.ndarray, "*L"]
 
 
-def layer_traits(config: DecoderConfig) -> Traits | None:
-    """The traits of all layers, [L] each; None where the layers do not differ."""
+def layer_values(config: DecoderConfig) -> LayerValues | None:
+    """The values of all layers, [L] each; None where the layers do not differ."""
     kinds = rope.layer_kinds(config)
     if not any(config.layer_windows) and len(set(kinds)) == 1:
         return None
     everything = np.iinfo(np.int32).max
     windows = [window or everything for window in config.layer_windows or (0,) * config.num_layers]
     index = [sorted(set(kinds)).index(kind) for kind in kinds]
-    return Traits(np.asarray(windows, np.int32), np.asarray(index, np.int32))
+    return LayerValues(np.asarray(windows, np.int32), np.asarray(index, np.int32))
 
 
 @flax.struct.dataclass
@@ -109,11 +109,11 @@ class Context:
     visibility: Visibility
     write_at: Int[Array, ""] | None
 
-    def turn(self, traits: Traits | None) -> tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]:
+    def rotation(self, values: LayerValues | None) -> tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]:
         """Cosine and sine for a layer."""
-        if traits is None:
+        if values is None:
             return self.cos[0], self.sin[0]
-        return jnp.take(self.cos, traits.rope, axis=0), jnp.take(self.sin, traits.rope, axis=0)
+        return jnp.take(self.cos, values.rope, axis=0), jnp.take(self.sin, values.rope, axis=0)
 
 
 class Attention(nn.Module):
@@ -125,7 +125,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], context: Context, traits: Traits | None, cache: LayerCache | None
+        self, x: Float[Array, "B S D"], context: Context, values: LayerValues | None, cache: LayerCache | None
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
         """Mixes positions; with a cache, keys and values are written at `context.write_at` and all are read."""
         config, execution = self.config, self.execution
@@ -133,7 +133,7 @@ class Attention(nn.Module):
         key = self._normed("key_norm", self._projected("key", x, config.num_kv_heads))
         value = self._projected("value", x, config.num_kv_heads)
         if not config.learned_positions:
-            cos, sin = context.turn(traits)
+            cos, sin = context.rotation(values)
             query, key = rope.rotate(query, cos, sin), rope.rotate(key, cos, sin)
         if cache is not None:
             start = (0, context.write_at, 0, 0)
@@ -149,7 +149,7 @@ class Attention(nn.Module):
             context.visibility,
             execution.product_dtype,
             execution.attention_backend,
-            window=None if traits is None else traits.window,
+            window=None if values is None else values.window,
             scale=config.query_scale,
             softcap=config.attention_softcap,
         )
@@ -215,12 +215,12 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], context: Context, traits: Traits | None, cache: LayerCache | None
+        self, x: Float[Array, "B S D"], context: Context, values: LayerValues | None, cache: LayerCache | None
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
         """One after the other; or both from the same input, where the norms are `parallel`."""
         parts = (self.config, self.execution, self.adapter)
         with jax.named_scope("attention"):
-            mixed, cache = Attention(*parts, name="attention")(self._before("attention", x), context, traits, cache)
+            mixed, cache = Attention(*parts, name="attention")(self._before("attention", x), context, values, cache)
             mixed = self._after("attention", mixed)
             between = constrain(x + mixed, BATCH_AXES, None, None)
         with jax.named_scope("ffn"):
@@ -312,13 +312,13 @@ class Decoder(nn.Module):
             x = self._embedded(tokens, jnp.where(segment_ids > 0, positions, 0))
             x = (x if noise is None else x + noise).astype(self.execution.activation_dtype)
             x = constrain(x, BATCH_AXES, None, None)
-        layer_caches, traits = None if cache is None else cache.layers, layer_traits(self.config)
+        layer_caches, values = None if cache is None else cache.layers, layer_values(self.config)
         if self.execution.layer_layout == "scan":
-            x, layer_caches = self.layers(x, context, traits, layer_caches)
+            x, layer_caches = self.layers(x, context, values, layer_caches)
         else:
             updated = []
             for index, layer in enumerate(self.layers):
-                own = jax.tree.map(lambda numbers, index=index: np.asarray(numbers[index]), traits)
+                own = jax.tree.map(lambda numbers, index=index: np.asarray(numbers[index]), values)
                 x, layer_cache = layer(x, context, own, None if cache is None else layer_caches[index])
                 updated.append(layer_cache)
             layer_caches = tuple(updated)
@@ -398,7 +398,7 @@ class Decoder(nn.Module):
     def _tied_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Of the embedding, and of what an adapter adds to it, in products that read their weights as these lie.
 
-        The gradient of a weight that is turned over first is a product in a form that XLA has for CPUs in float32 only.
+        The gradient of a weight that is transposed first is a product in a form that XLA has for CPUs in float32 only.
         """
         product = functools.partial(self._product, "bsd,vd->bsv")
         logits, arrays = product(hidden, self.embedding), self._adapter_of("embedding")

@@ -281,7 +281,7 @@ def _config(
         "use_dora": settings.method == "dora",
         "init_lora_weights": True,
         "bias": "none",
-        "fan_in_fan_out": any(rule.turned for adapted in modules for rule in adapted.rules),
+        "fan_in_fan_out": any(rule.transposed for adapted in modules for rule in adapted.rules),
         "ensure_weight_tying": tied == [_TIED_BY_PEFT],
         "modules_to_save": None,
     }

@@ -80,7 +80,7 @@ class PeftModule:
             size = rule.shape[0]
             start = size if rule.path.endswith("/up/kernel") else 0
             return rule.view(outputs[start : start + size])
-        return rule.view(outputs.T if rule.turned else outputs)
+        return rule.view(outputs.T if rule.transposed else outputs)
 
 
 def peft_modules(hf_config: dict, config: DecoderConfig) -> list[PeftModule]:
@@ -116,7 +116,7 @@ def _live(rule: TensorRule) -> tuple[str, str]:
 
 def _module(module: str, parameter: str, rules: list[TensorRule]) -> PeftModule:
     first, embedding = rules[0], rules[0].path == "embedding"
-    fan_out, fan_in = first.shape[::-1] if first.turned or embedding else first.shape
+    fan_out, fan_in = first.shape[::-1] if first.transposed or embedding else first.shape
     num_experts = first.part[1] if parameter and first.part else 0
     if parameter == "gate_up_proj":
         fan_out *= 2

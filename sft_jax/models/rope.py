@@ -8,18 +8,18 @@ from jaxtyping import Array, Float, Int
 
 from sft_jax.models.config import DecoderConfig, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
-NONE, GLOBAL, LOCAL = 0, 1, 2  # how a layer turns: not at all, with the model's base, with that of windowed layers
+NONE, GLOBAL, LOCAL = 0, 1, 2  # how a layer rotates: not at all, with the model's base, with that of windowed layers
 
 
 def layer_kinds(config: DecoderConfig) -> tuple[int, ...]:
     """NONE, GLOBAL or LOCAL for each layer."""
     if config.learned_positions:
         return (NONE,) * config.num_layers
-    turned = config.rope_layers or (True,) * config.num_layers
+    rotates = config.rope_layers or (True,) * config.num_layers
     windows = config.layer_windows or (0,) * config.num_layers
     local = [bool(window and config.local_rope_theta) for window in windows]
     return tuple(
-        (LOCAL if is_local else GLOBAL) if turns else NONE for turns, is_local in zip(turned, local, strict=True)
+        (LOCAL if is_local else GLOBAL) if rotated else NONE for rotated, is_local in zip(rotates, local, strict=True)
     )
 
 
@@ -54,14 +54,14 @@ def _scaled(inverse: np.ndarray, scaling: RopeScaling | None, theta: float) -> n
 def _scale_llama3(inverse: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
     """Slow frequencies are divided by `factor`, fast ones kept, those between interpolated (Llama 3.1)."""
     wavelength = 2 * math.pi / inverse
-    turns = scaling.original_max_positions / wavelength
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    rotations = scaling.original_max_positions / wavelength
+    kept = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = np.clip(kept, 0.0, 1.0)
     return (1 - kept) * inverse / scaling.factor + kept * inverse
 
 
 def _scale_yarn(inverse: np.ndarray, scaling: YarnScaling, theta: float) -> np.ndarray:
-    """Interpolates between the pairs that turn `beta_fast` and `beta_slow` times in the original context."""
+    """Interpolates between the pairs that rotate `beta_fast` and `beta_slow` times in the original context."""
     dim = 2 * len(inverse)
 
     def pair_that_turns(times: float) -> float:
@@ -93,5 +93,5 @@ def rotate(
     half = cos.shape[-1]
     wide = x.astype(jnp.float32)
     first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    return rotated.astype(x.dtype)

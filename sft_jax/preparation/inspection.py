@@ -37,13 +37,13 @@ class Inspection:
     def kept(self) -> list[Record]:
         """Records that are trained on."""
         trained = set(self.data.rows.ids)
-        return [record for record in self.data.subject.records if record.id in trained]
+        return [record for record in self.data.checked.records if record.id in trained]
 
     @property
     def dropped(self) -> list[tuple[Record | None, DroppedRow]]:
         """Rows that are not, with every reason; None for one that could not be read."""
-        records = {record.id: record for record in self.data.subject.records}
-        later = [(records.get(row.id), row) for row in self.data.subject.dropped]
+        records = {record.id: record for record in self.data.checked.records}
+        later = [(records.get(row.id), row) for row in self.data.checked.dropped]
         return [*self.removed, *later]
 
 
@@ -90,7 +90,7 @@ def preview_page(inspection: Inspection, config: ml_collections.ConfigDict, want
         before = f"{notes[record.id]}; " if record.id in notes else ""
         notes[record.id] = f"{before}{change.step}: {change.reason}"
     page_rows = select_rows(
-        data.subject,
+        data.checked,
         data.renderer,
         inspection.removed,
         data.report.findings,

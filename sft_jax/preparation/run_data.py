@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from sft_jax.audit.checks import LearningCurve, Subject, chosen_checks, run_checks
+from sft_jax.audit.checks import CheckedData, LearningCurve, chosen_checks, run_checks
 from sft_jax.audit.findings import Finding, most_severe_first
 from sft_jax.audit.report import DataReport, data_report, token_pieces
 from sft_jax.audit.verdict import verdict
@@ -51,7 +51,7 @@ class Data:
         rows: tokenized training rows.
         plan: their order over the whole run.
         report: what is shown before training.
-        subject: what the checks looked at; None where not all of them did.
+        checked: what the checks looked at; None where not all of them did.
         held_out_records: conversations kept for measuring; empty where the config names none.
         held_out: their tokens; None where there are none.
         held_out_targets: target slots of a held-out row.
@@ -63,7 +63,7 @@ class Data:
     rows: TokenizedRows
     plan: PackPlan
     report: DataReport
-    subject: Subject | None
+    checked: CheckedData | None
     held_out_records: list[Record]
     held_out: TokenizedRows | None
     held_out_targets: int
@@ -163,8 +163,8 @@ def load_data(
     _check_sources(config, tokenized)
     plan = _plan(config, rows)
     held_out = _held_out(config, renderer, measured)
-    subject = functools.cache(lambda: _subject(config, renderer, records, tokenized, held_out, measured))
-    look = lambda: run_checks(subject(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
+    checked = functools.cache(lambda: _checked_data(config, renderer, records, tokenized, held_out, measured))
+    look = lambda: run_checks(checked(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
     findings = look() if thorough else training_findings(cache_of_findings, key, measured.digests or [], look)
     new_ids = renderer.tokenizer.convert_tokens_to_ids(list(config.model.new_tokens))
     findings = most_severe_first([*findings, *_unread_options(tokenized.notes["unread_options"])])
@@ -182,11 +182,11 @@ def load_data(
         tokenizing=tokenized.notes["made"],
         checked=_checked(len(tokenized.keys), thorough),
         findings=findings,
-        verdict=verdict(subject(), findings, curve) if thorough else None,
+        verdict=verdict(checked(), findings, curve) if thorough else None,
         in_short=not thorough,
     )
     made_for = _fields_of_data(config)
-    return Data(renderer, rows, plan, report, subject() if thorough else None, **held_out, made_for=made_for)
+    return Data(renderer, rows, plan, report, checked() if thorough else None, **held_out, made_for=made_for)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,19 +269,19 @@ def _packing_report(config: ml_collections.ConfigDict, plan: PackPlan, rows: Tok
     )
 
 
-def _subject(
+def _checked_data(
     config: ml_collections.ConfigDict,
     renderer: ConversationRenderer,
     records: TrainingRecords,
     tokenized: Tokenized,
     held_out: dict[str, Any],
     measured: _Measured,
-) -> Subject:
+) -> CheckedData:
     """What checks look at: texts of all records or of the first, with their rows; and hashes of all."""
     first = records.read_first()
     rows = tokenized.rows.of_first(first)
     dropped = dropped_where(tokenized.dropped, lambda reason: not dropped_by_a_step(reason))
-    return Subject(
+    return CheckedData(
         first,
         rows,
         dropped,

@@ -90,6 +90,6 @@ def _llama3_divisors(head_dim: int, rope_theta: float, scaling: dict) -> Float32
     """What each rotary frequency is divided by (as in transformers' `_compute_llama3_parameters`)."""
     wavelength = 2 * math.pi * rope_theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] / wavelength
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    rotations = scaling["original_max_position_embeddings"] / wavelength
+    smooth = np.clip((rotations - low) / (high - low), 0.0, 1.0)
     return (1.0 / ((1.0 - smooth) / scaling["factor"] + smooth)).astype(np.float32)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks import CheckedData
 from sft_jax.audit.checks.answers import empty_answers
 from sft_jax.audit.checks.balance import label_balance
 from sft_jax.audit.checks.duplicates import exact_duplicates
@@ -16,9 +16,9 @@ from sft_jax.data.records import Record
 from sft_jax.data.tokenized import TokenizedRows
 
 
-def heavy_label(subject):
+def heavy_label(checked):
     """What is said of a label that outweighs all others."""
-    return [seen for seen in label_balance(subject) if "of the rows have the label" in seen.title]
+    return [seen for seen in label_balance(checked) if "of the rows have the label" in seen.title]
 
 
 FOUND = {  # (file, part of its advice) -> (check, answers of rows, how many rows are left)
@@ -51,9 +51,9 @@ def records_of(answers):
     return [Record(f"a:{number}", turns(answer), {}) for number, answer in enumerate(answers, 1)]
 
 
-def subject_of(records, cleaning=()):
+def checked_data_of(records, cleaning=()):
     rows = TokenizedRows.from_rows([([1, 2], [0, 1])] * len(records), [record.id for record in records])
-    return Subject(records, rows, cleaning=cleaning)
+    return CheckedData(records, rows, cleaning=cleaning)
 
 
 @pytest.mark.parametrize("key", FOUND, ids=[key[1] for key in FOUND])
@@ -61,13 +61,13 @@ def test_steps_take_out_what_was_found(key):
     """A step that was taken is not named again where something is found all the same."""
     check, answers, left = FOUND[key]
     records = records_of(answers)
-    (seen,) = check(subject_of(records))
+    (seen,) = check(checked_data_of(records))
     (name,) = [name for name in STEPS if name in seen.advice]
     step = re.search(rf"{name}(=\w+)?", seen.advice)[0]
     kept = [record for record in Cleaner([step])(lambda: records, CleaningLog()) if isinstance(record, Record)]
     assert len(kept) == left
-    assert check(subject_of(kept)) == []
-    for again in check(subject_of(records, cleaning=(name,))):
+    assert check(checked_data_of(kept)) == []
+    for again in check(checked_data_of(records, cleaning=(name,))):
         assert again.advice != seen.advice
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks import CheckedData
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import TokenizedRows
@@ -22,13 +22,13 @@ def records():
 
 
 @pytest.fixture(scope="session")
-def subject(records):
-    """A subject of (question, answer) pairs, each three tokens long."""
+def checked(records):
+    """A checked of (question, answer) pairs, each three tokens long."""
 
     def make(*pairs, **fields):
         made = records(*pairs)
         rows = TokenizedRows.from_rows([([1, 2, 3], [0, 1, 1])] * len(made), [record.id for record in made])
-        return Subject(made, rows, **fields)
+        return CheckedData(made, rows, **fields)
 
     return make
 

@@ -10,12 +10,12 @@ from sft_jax.audit.findings import ANY, NEVER
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_check_that_is_shown(subject):
+def test_the_check_that_is_shown(checked):
     section = (DOCS / "extending.md").read_text().partition("\n## A check\n")[2]
     code = re.search(r"```python\n(.*?)```", section, re.S)[1]
     with mock.patch.dict(checks.CHECKS):
         exec(compile(code, "extending.md", "exec"), {})
-        findings = checks.run_checks(subject(("q", "Fine, thank you very much."), ("r", "FINE, THANK YOU VERY MUCH.")))
+        findings = checks.run_checks(checked(("q", "Fine, thank you very much."), ("r", "FINE, THANK YOU VERY MUCH.")))
     (found,) = [finding for finding in findings if finding.check == "capitals"]
     assert (found.severity, found.title) == ("warning", "1 answer is in capitals")
     assert found.examples == (("a:2", "r -> FINE, THANK YOU VERY MUCH."),)
@@ -31,7 +31,7 @@ def test_the_table_of_checks():
     rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \| (.*) \|(.*)\|$", (DOCS / "data.md").read_text(), re.M)
     shown = {name: (warning, error, start.strip()) for name, warning, error, start in rows if name in checks.CHECKS}
     expected = {
-        name: (share(check.grave.warning), share(check.grave.error), at_start(check))
+        name: (share(check.thresholds.warning), share(check.thresholds.error), at_start(check))
         for name, check in checks.CHECKS.items()
     }
     assert shown == expected

@@ -39,15 +39,15 @@ def finding(check, severity="warning", count=1, **numbers):
         (varied(100), [finding("agreement", "info", question="q", kappa=0.6)], "ready", "kappa 0.60"),
     ],
 )  # fmt: skip
-def test_decisions(subject, records, pairs, findings, decision, words):
-    made = verdict(subject(*pairs, held_out_records=records(*HELD_OUT, file="h")), findings)
+def test_decisions(checked, records, pairs, findings, decision, words):
+    made = verdict(checked(*pairs, held_out_records=records(*HELD_OUT, file="h")), findings)
     assert made.decision == decision
     assert made.reasons[0].favours == decision
     assert any(words in reason.text for reason in made.reasons if reason.favours == decision), made.reasons
 
 
-def test_any_reason_to_clean_decides_and_all_reasons_are_listed(subject):
-    made = verdict(subject(*varied(10)), [finding("keys", "error")])
+def test_any_reason_to_clean_decides_and_all_reasons_are_listed(checked):
+    made = verdict(checked(*varied(10)), [finding("keys", "error")])
     assert made.decision == "clean_first"
     assert [reason.favours for reason in made.reasons] == ["clean_first", "ready", "ready"]
     assert "no held-out rows" in made.reasons[2].text
@@ -62,8 +62,8 @@ def test_any_reason_to_clean_decides_and_all_reasons_are_listed(subject):
         [(f"READ: 0{n}7 QTY 1 @ 4.{n:02} SUBTTL 9.{n:02}", f"TOTAL: {n}.99 CASH") for n in range(100)],
     ],
 )
-def test_how_rows_are_worded_gives_no_reason(subject, pairs):
-    made, plain = (verdict(subject(*some), []) for some in (pairs, varied(100)))
+def test_how_rows_are_worded_gives_no_reason(checked, pairs):
+    made, plain = (verdict(checked(*some), []) for some in (pairs, varied(100)))
     assert made == plain
 
 
@@ -76,16 +76,16 @@ def test_how_rows_are_worded_gives_no_reason(subject, pairs):
         (0.1, None, "5.0%; too few sizes"),
     ],
 )
-def test_learning_curve(subject, gain, error, words):
+def test_learning_curve(checked, gain, error, words):
     curve = LearningCurve((RunPoint(100, 3.0), RunPoint(200, 2.0)), gain, error)
-    without, with_curve = verdict(subject(*varied(60)), []), verdict(subject(*varied(60)), [], curve)
+    without, with_curve = verdict(checked(*varied(60)), []), verdict(checked(*varied(60)), [], curve)
     (reason,) = set(with_curve.reasons) - set(without.reasons)
     assert words in reason.text
     assert "3.000 at 100 rows, 2.000 at 200 rows" in reason.text
 
 
-def test_dropped_rows_do_not_count_and_their_share_is_said(subject):
-    made = subject(*varied(60))
+def test_dropped_rows_do_not_count_and_their_share_is_said(checked):
+    made = checked(*varied(60))
     rows = type(made.rows).from_rows([([1, 2], [0, 1])] * 57, [f"a:{n}" for n in range(4, 61)])
     few = dataclasses.replace(made, rows=rows, dropped=[DroppedRow(f"a:{n}", "too long") for n in (1, 2, 3)])
     texts = [reason.text for reason in verdict(few, []).reasons]

@@ -7,7 +7,7 @@ import transformers
 from etils import epath
 
 from sft_jax.exports.model import export_model
-from sft_jax.exports.subject import open_subject
+from sft_jax.exports.source import open_source
 from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
 from tests import tiny
@@ -42,7 +42,7 @@ def no_progress(title, total):
 def export(source, out, dtype="float32", weights="trained", **options):
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
-        return export_model(open_subject(str(source), weights), epath.Path(out), mesh, dtype, no_progress, **options)
+        return export_model(open_source(str(source), weights), epath.Path(out), mesh, dtype, no_progress, **options)
 
 
 def in_torch(directory):

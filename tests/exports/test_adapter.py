@@ -18,7 +18,7 @@ from sft_jax.exports import adapter
 from sft_jax.exports.adapter import base_note, export_adapter
 from sft_jax.exports.directory import ExportError
 from sft_jax.exports.model import export_model
-from sft_jax.exports.subject import Subject, check_format, open_subject
+from sft_jax.exports.source import ExportSource, check_format, open_source
 from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
@@ -45,7 +45,7 @@ def trained(tmp_path, **settings):
 def export(directory, out, **settings):
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
-        return export_adapter(open_subject(str(directory)), epath.Path(out), mesh, "source", silent, **settings)
+        return export_adapter(open_source(str(directory)), epath.Path(out), mesh, "source", silent, **settings)
 
 
 @pytest.mark.parametrize("method", ["pissa", "dora"])
@@ -99,14 +99,14 @@ def test_what_reads_back_as_something_else_is_refused(lora, tmp_path, monkeypatc
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_numbers_that_a_dtype_does_not_hold(lora, tmp_path):
-    class Large(Subject):
+    class Large(ExportSource):
         def variables(self, mesh):
             tree = super().variables(mesh)
             large = lambda path, leaf: leaf * 1e12 if path[-1].key == "b" else leaf
             return tree | {"adapters": jax.tree_util.tree_map_with_path(large, tree["adapters"])}
 
-    subject, mesh = Large(**vars(open_subject(str(lora)))), inference_mesh(jax.devices())
-    export_as = lambda dtype: export_adapter(subject, epath.Path(tmp_path / "out"), mesh, dtype, silent)
+    source, mesh = Large(**vars(open_source(str(lora)))), inference_mesh(jax.devices())
+    export_as = lambda dtype: export_adapter(source, epath.Path(tmp_path / "out"), mesh, dtype, silent)
     with jax.set_mesh(mesh):
         with pytest.raises(ExportError, match=r"_B has numbers that are not finite as float16") as error:
             export_as("float16")
@@ -118,27 +118,27 @@ def test_what_is_refused_leaves_nothing(tmp_path):
     tiny.write_checkpoint(tmp_path / "model")
     mesh = inference_mesh(jax.devices())
     with pytest.raises(ExportError, match="has no adapter, so there is nothing for --format=peft"):
-        export_adapter(open_subject(str(tmp_path / "model")), epath.Path(tmp_path / "out"), mesh, "source", silent)
+        export_adapter(open_source(str(tmp_path / "model")), epath.Path(tmp_path / "out"), mesh, "source", silent)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("kind", "whole"), [("full", "hf"), ("lora", "merged"), ("PEFT directory", "hf")])
 def test_a_base_that_peft_does_not_load_is_exported_as_the_note_says(kind, whole, request, tmp_path):
     first = request.getfixturevalue("full" if kind == "full" else "lora")
-    assert base_note(open_subject(str(first))) == ""
+    assert base_note(open_source(str(first))) == ""
     if kind == "PEFT directory":
         export(first, tmp_path / "first")
         first = tmp_path / "first"
     directory = trained(tmp_path, **{"model.source": str(first)})
     export(directory, tmp_path / "out")
-    note = base_note(open_subject(str(directory)))
+    note = base_note(open_source(str(directory)))
     assert note in (tmp_path / "out" / "README.md").read_text()
     given = dict(flag.removeprefix("--").split("=") for flag in flags_in(note))
     assert (given["out"], given["format"]) == ("BASE", whole)
-    check_format(open_subject(given["checkpoint"]), given["format"])
+    check_format(open_source(given["checkpoint"]), given["format"])
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
-        export_model(open_subject(given["checkpoint"]), epath.Path(tmp_path / "BASE"), mesh, "source", silent)
+        export_model(open_source(given["checkpoint"]), epath.Path(tmp_path / "BASE"), mesh, "source", silent)
         loaded = load_for_inference(str(directory), mesh, "float32")
         ids = np.arange(3, 30)[None]
         ours = np.asarray(reference.jit(loaded.model.apply)(loaded.variables, ids))
@@ -179,7 +179,7 @@ def test_training_goes_on_from_the_adapter_itself_as_advised(tmp_path):
         loaded = load_for_inference(str(tmp_path / "next"), mesh, "float32")
         ids = np.arange(3, 30)[None]
         ours = np.asarray(reference.jit(loaded.model.apply)(loaded.variables, ids))
-        export_model(open_subject(str(tmp_path / "next")), epath.Path(tmp_path / "whole"), mesh, "source", silent)
+        export_model(open_source(str(tmp_path / "next")), epath.Path(tmp_path / "whole"), mesh, "source", silent)
     export(tmp_path / "next", tmp_path / "out")
     said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert said["base_model_name_or_path"] == str(tmp_path / "model")

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from sft_jax.exports import model as exports
 from sft_jax.exports import proof
 from sft_jax.exports.directory import ExportError
-from sft_jax.exports.subject import check_format, merged_weights, open_subject
+from sft_jax.exports.source import check_format, merged_weights, open_source
 from sft_jax.models.storing import pending_tensors
 from sft_jax.runs.base import open_base
 from sft_jax.runs.restore import load_for_inference
@@ -68,7 +68,7 @@ def test_what_was_exported_is_loaded_back_bit_for_bit(full, tmp_path):
     export(full, tmp_path / "one")
     export(tmp_path / "one", tmp_path / "two")
     mesh = inference_mesh(jax.devices())
-    trained = open_subject(str(full)).variables(mesh)["params"]
+    trained = open_source(str(full)).variables(mesh)["params"]
     read = flatten_dict(open_base(str(tmp_path / "two")).params("unrolled", "float32", mesh), sep="/")
     for path, leaf in flatten_dict(trained, sep="/").items():
         np.testing.assert_array_equal(read[path], leaf, err_msg=path)
@@ -279,17 +279,17 @@ def test_what_is_damaged_is_not_exported(damage, message, full, tmp_path, monkey
 
 
 def test_numbers_that_a_dtype_does_not_hold(full, tmp_path):
-    subject, checkpoint = open_subject(str(full)), tmp_path / "model"
-    weights = merged_weights(subject.variables(inference_mesh(jax.devices())), None)
+    source, checkpoint = open_source(str(full)), tmp_path / "model"
+    weights = merged_weights(source.variables(inference_mesh(jax.devices())), None)
     weights["final_norm/scale"] = lambda place: jax.numpy.full(32, 1e6)
-    hf_config = subject.base.hf_config
+    hf_config = source.base.hf_config
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text(json.dumps(hf_config))
 
     def check(dtype):
-        tensors = pending_tensors(weights, hf_config, subject.decoder, dtype)
+        tensors = pending_tensors(weights, hf_config, source.decoder, dtype)
         write_safetensors(epath.Path(checkpoint / "model.safetensors"), tensors)
-        proof.check_weights(epath.Path(checkpoint), weights, hf_config, subject.decoder, lambda num_bytes: None)
+        proof.check_weights(epath.Path(checkpoint), weights, hf_config, source.decoder, lambda num_bytes: None)
 
     with pytest.raises(ExportError, match=r"model\.norm\.weight has numbers that are not finite as float16") as error:
         check("float16")
@@ -313,14 +313,14 @@ def formats_in(message):
 
 @pytest.mark.parametrize(("name", "kind", "advised"), FORMATS)
 def test_a_format_that_does_not_fit_is_refused_by_one_that_does(name, kind, advised, request):
-    subject = open_subject(str(request.getfixturevalue(name)))
+    source = open_source(str(request.getfixturevalue(name)))
     with pytest.raises(
         ExportError, match=r"; give --format=hf$|: give --format=peft for the adapter alone, or"
     ) as error:
-        check_format(subject, kind)
+        check_format(source, kind)
     assert formats_in(str(error.value)) == advised
     for format_there in advised:
-        check_format(subject, format_there)
+        check_format(source, format_there)
 
 
 def test_rows_of_new_tokens_are_merged(root, tmp_path):
@@ -329,7 +329,7 @@ def test_rows_of_new_tokens_are_merged(root, tmp_path):
     run(config, tmp_path / "run")
     for kind in ("peft", "hf"):
         with pytest.raises(ExportError) as error:
-            check_format(open_subject(str(tmp_path / "run")), kind)
+            check_format(open_source(str(tmp_path / "run")), kind)
         assert formats_in(str(error.value)) == ["merged"]
     export(tmp_path / "run", tmp_path / "out")
     assert "<|a|>" in transformers.AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
@@ -339,7 +339,7 @@ def test_rows_of_new_tokens_are_merged(root, tmp_path):
 
 def test_an_average_is_of_a_run(full):
     with pytest.raises(ValueError, match="--weights=ema is for runs"):
-        open_subject(str(full.parent / "model"), "ema")
+        open_source(str(full.parent / "model"), "ema")
 
 
 def test_the_card(lora, tmp_path):

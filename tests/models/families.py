@@ -61,7 +61,7 @@ def in_a_row(config, params):
     return dataclasses.replace(config, norm_placement="pre"), params
 
 
-def all_layers_turn(config, params):
+def all_layers_rotate(config, params):
     assert 0 in layer_kinds(config)
     return dataclasses.replace(config, rope_layers=()), params
 
@@ -74,7 +74,7 @@ NO_WINDOW = {
     ),
 }
 QKV_BIAS = {f"bias of {name}": without(f"attention/{name}/bias", 0.0) for name in ("query", "key", "value")}
-# Where nothing turns, a bias of the keys adds the same number to all scores of a query: it changes nothing.
+# Where nothing is rotated, a bias of the keys adds the same number to all scores of a query: it changes nothing.
 QUERY_VALUE_BIAS = {name: edit for name, edit in QKV_BIAS.items() if "key" not in name}
 OTHER_BIAS = {f"bias of {name}": without(f"{name}/bias", 0.0) for name in ("attention/out", "ffn/up", "ffn/down")}
 LAYER_NORM = {
@@ -123,7 +123,7 @@ CASES: dict[str, tuple[dict, dict[str, Edit]]] = {
     ),
     "smollm3": (
         {"model_type": "smollm3", "num_hidden_layers": 4, "no_rope_layer_interval": 2, "tie_word_embeddings": True},
-        {"layers without rope": all_layers_turn},
+        {"layers without rope": all_layers_rotate},
     ),
     "mistral": ({"model_type": "mistral", "sliding_window": WINDOW}, NO_WINDOW),
     "qwen2": ({"model_type": "qwen2"}, QKV_BIAS),
@@ -177,7 +177,7 @@ CASES: dict[str, tuple[dict, dict[str, Edit]]] = {
             "model_type": "phi3",
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
         },
-        {"part that turns": changed(rope_dim=0)},
+        {"rotated part": changed(rope_dim=0)},
     ),
     "mixtral": (
         {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -227,7 +227,7 @@ CASES: dict[str, tuple[dict, dict[str, Edit]]] = {
         LAYER_NORM
         | QKV_BIAS
         | OTHER_BIAS
-        | {"part that turns": changed(rope_dim=0), "parallel residual": in_a_row, "gelu": changed(activation="silu")},
+        | {"rotated part": changed(rope_dim=0), "parallel residual": in_a_row, "gelu": changed(activation="silu")},
     ),
     "gpt_neox in a row": (
         {"model_type": "gpt_neox", "use_parallel_residual": False},

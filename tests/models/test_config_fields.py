@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory):
         ),
         ({"rope_parameters": {"rope_theta": {}}}, "rope_theta={}; expected a number"),
         ({"partial_rotary_factor": 0}, "partial_rotary_factor=0; expected a number from 1e-06 to 1"),
-        ({"partial_rotary_factor": 0.01}, "turns 0.01 of heads of 8; expected a pair at least"),
+        ({"partial_rotary_factor": 0.01}, "rotates 0.01 of heads of 8; expected a pair at least"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor=1.5; expected"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false'; expected true or false"),
         ({"attention_bias": 1}, "attention_bias=1; expected true or false"),
@@ -120,8 +120,8 @@ def test_a_changed_config_is_a_model_or_an_error_that_names_the_field(hf_config,
     assert all(type(getattr(config, name)) is int and getattr(config, name) > 0 for name in SIZES)
     assert np.float32(config.norm_eps) > 0
     for kind in set(layer_kinds(config)) - {NONE}:
-        turned = frequencies(config, kind)
-        assert np.isfinite(turned).all()
-        assert (turned >= 0).all()
+        found = frequencies(config, kind)
+        assert np.isfinite(found).all()
+        assert (found >= 0).all()
         assert math.isfinite(magnitude(config, kind))
     get_family(hf_config).tensor_table(config)

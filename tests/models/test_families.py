@@ -12,7 +12,7 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 from transformers.core_model_loading import revert_weight_conversion
 
-from sft_jax.exports.subject import merged_weights
+from sft_jax.exports.source import merged_weights
 from sft_jax.generation import Generator
 from sft_jax.models import Decoder, Execution, load_pretrained
 from sft_jax.models.decoder import init_cache

@@ -98,7 +98,7 @@ def test_limits_that_are_none(case, message):
 
 
 def test_a_config_may_leave_yarn_to_its_positions():
-    """The case in which a new limit alone would turn otherwise."""
+    """The case in which a new limit alone would rotate otherwise."""
     fields = families.hf_config("llama") | {"rope_scaling": YARN | {"factor": 4.0}}
     decoder, naive = get_family(fields).decoder_config(fields), fields | {"max_position_embeddings": 1000}
     assert get_family(naive).decoder_config(naive) != dataclasses.replace(decoder, max_positions=1000)

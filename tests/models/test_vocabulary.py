@@ -17,7 +17,7 @@ from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.rendering.special_tokens import content_text
 from sft_jax.exports.directory import ExportError
 from sft_jax.exports.model import export_model
-from sft_jax.exports.subject import check_format, open_subject
+from sft_jax.exports.source import check_format, open_source
 from sft_jax.models import Decoder, Execution
 from sft_jax.models.vocabulary import add_new_tokens, grown
 from sft_jax.preparation.run_data import load_data, make_renderer
@@ -300,7 +300,7 @@ def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
     run(config, tmp_path / "run")
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
-        export_model(open_subject(str(tmp_path / "run")), epath.Path(tmp_path / "out"), mesh, "float32", silent)
+        export_model(open_source(str(tmp_path / "run")), epath.Path(tmp_path / "out"), mesh, "float32", silent)
     follow = config_with_calls(tmp_path, **changes, **{"model.source": str(tmp_path / "run"), "model.new_tokens": ()})
     found = [load_for_inference(str(tmp_path / name), mesh, "float32").renderer for name in ("run", "out")]
     question, answer = (Message("user", "<|tool|>?"), Message("assistant", "<|tool|>ring"))
@@ -395,7 +395,7 @@ def test_the_mesh_does_not_matter(trained, tmp_path, monkeypatch):
 def exported_logits(source, out, **options):
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
-        export_model(open_subject(str(source), **options), epath.Path(out), mesh, "float32", lambda *_: lambda *_: None)
+        export_model(open_source(str(source), **options), epath.Path(out), mesh, "float32", lambda *_: lambda *_: None)
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="float32")
     return model, reference.torch_logits(model, IDS)
 
@@ -415,11 +415,11 @@ def test_torch_reads_the_export(trained, tmp_path, weights):
 
 @TIED
 def test_formats_that_fit(trained):
-    subject = open_subject(str(trained.root / "run"))
-    check_format(subject, "merged")
+    source = open_source(str(trained.root / "run"))
+    check_format(source, "merged")
     for kind, message in (("hf", r"\(rows of new tokens\): give"), ("peft", "which --format=peft does not hold")):
         with pytest.raises(ExportError, match=message):
-            check_format(subject, kind)
+            check_format(source, kind)
 
 
 @pytest.mark.parametrize("kind", ["lora on a quantized base", "all weights"])

@@ -236,7 +236,7 @@ def test_equal_texts_are_found_among_all_records(tmp_path, few_in_memory):
         "empty_answers": 5,
     }
     assert set(preview.report.numbers["checked"].values()) == {40}
-    by_texts = run_checks(dataclasses.replace(preview.subject, whole=None))
+    by_texts = run_checks(dataclasses.replace(preview.checked, whole=None))
     found = chosen(cold.report.findings)
     assert set(found) == set(BY_KEYS)
     for thorough in (chosen(preview.report.findings), chosen(by_texts)):
@@ -275,8 +275,8 @@ def test_few_records_are_kept_for_the_checks(tmp_path, few_in_memory):
     made = many_rows(tmp_path)
     data = load_data(made)
     assert "empty_answers" not in [finding.check for finding in data.report.findings]  # it stands in row 35
-    assert data.subject is None
-    assert len(load_data(made, thorough=True).subject.records) == 40
+    assert data.checked is None
+    assert len(load_data(made, thorough=True).checked.records) == 40
 
 
 def test_what_cannot_be_read_is_among_the_dropped_rows(tmp_path):
@@ -288,7 +288,7 @@ def test_what_cannot_be_read_is_among_the_dropped_rows(tmp_path):
         assert data.report.numbers["records"] == {"records": 49, "kept": 48, "dropped": 1, "rows": 48}
         assert data.report.numbers["dropped_rows"] == 1
         assert list(data.report.numbers["dropped"]) == ["not a valid row"]
-    assert isinstance(load_data(made, thorough=True).subject.dropped[0], DroppedRow)
+    assert isinstance(load_data(made, thorough=True).checked.dropped[0], DroppedRow)
 
 
 def test_weights_of_rows(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from sft_jax.exports import model_card
-from sft_jax.exports.subject import open_subject
+from sft_jax.exports.source import open_source
 from sft_jax.runs import saved_config
 from sft_jax.runs.base import open_base, open_run
 from sft_jax.runs.restore import load_for_inference
@@ -62,7 +62,7 @@ def put_to_use(workdir):
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = [load_for_inference(str(workdir), mesh, weights=weights) for weights in ("trained", "ema")]
-    model_card._config(open_subject(str(workdir)))
+    model_card._config(open_source(str(workdir)))
     open_base(str(workdir))
     return jax.tree.leaves([one.variables for one in loaded])
 

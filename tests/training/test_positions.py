@@ -14,7 +14,7 @@ from etils import epath
 from sft_jax import inference_flags
 from sft_jax.evaluation import held_out
 from sft_jax.exports.model import export_model
-from sft_jax.exports.subject import open_subject
+from sft_jax.exports.source import open_source
 from sft_jax.preparation.run_data import load_data
 from sft_jax.progress import silent
 from sft_jax.runs.base import base_of, open_base
@@ -99,7 +99,7 @@ def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(t
         assert all(
             row["loss_weight"] > 0 for row in held_out.measure_loss(loaded, held_out.reference_rows(loaded, task), mesh)
         )
-        export_model(open_subject(str(tmp_path / "run")), epath.Path(tmp_path / "out"), mesh, "float32", silent)
+        export_model(open_source(str(tmp_path / "run")), epath.Path(tmp_path / "out"), mesh, "float32", silent)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 300
     assert open_base(str(tmp_path / "out")).decoder == base_of(config).decoder
     with pytest.raises(ValueError, match=re.escape("must be at least 0")):

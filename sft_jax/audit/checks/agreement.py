@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Mapping, Sequence
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.findings import Observation, counted, places
 from sft_jax.audit.kappa import cohen_kappa, confusions, fleiss_kappa, ratings_table
 from sft_jax.data.formats import annotations_of
@@ -13,13 +13,13 @@ _CONFUSIONS = 20  # pairs of labels in the numbers
 Labelled = tuple[str, Mapping[str, str]]  # id of a row; annotator -> label
 
 
-def agreement(subject: Subject) -> list[Observation]:
+def agreement(data: CheckedData) -> list[Observation]:
     """For each question that several people answered: kappa, the rows on which they differ, the labels they confuse.
 
     Cohen's kappa where the same two people labelled all of these rows, else Fleiss'.
     """
     by_question: dict[str, list[Labelled]] = collections.defaultdict(list)
-    for record in subject.records:
+    for record in data.records:
         for question, labels in annotations_of(record.fields).items():
             if len(labels) > 1:
                 by_question[question].append((record.id, labels))

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int64
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.findings import EXAMPLES_SHOWN, Observation, counted, places
 from sft_jax.data.tokenized.record_keys import NOTHING, Hashes
 from sft_jax.data.views import shared_beginning
@@ -56,9 +56,9 @@ class EqualKeys:
         return [self.members[self.starts[group] : self.starts[group + 1]].tolist() for group in chosen]
 
 
-def exact_duplicates(subject: Subject) -> list[Observation]:
+def exact_duplicates(data: CheckedData) -> list[Observation]:
     """Rows whose prompt and answers another row has had before them."""
-    found = EqualKeys.of(subject.keys.contents)
+    found = EqualKeys.of(data.keys.contents)
     groups = len(found.sizes)
     copies = len(found.members) - groups
     if not copies:
@@ -67,9 +67,9 @@ def exact_duplicates(subject: Subject) -> list[Observation]:
         Observation(
             f"{counted(copies, 'row is an exact copy', 'rows are exact copies')} of another row",
             copies,
-            copies / len(subject.keys),
-            places(_copy(subject, group) for group in found.first(EXAMPLES_SHOWN)),
-            subject.by_step(
+            copies / len(data.keys),
+            places(_copy(data, group) for group in found.first(EXAMPLES_SHOWN)),
+            data.by_step(
                 "drop_exact_duplicates",
                 "Remove them (drop_exact_duplicates): a row that stands there twice weighs double.",
                 "Remove them: a row that stands there twice weighs double.",
@@ -79,15 +79,15 @@ def exact_duplicates(subject: Subject) -> list[Observation]:
     ]
 
 
-def _copy(subject: Subject, group: list[int]) -> tuple[str, str]:
-    view = subject.view(group[0])
-    others = ", ".join(subject.view(number).id for number in group[1 : 1 + _COPIES_NAMED])
-    return view.id, f"also {others}: {subject.line(view)}"
+def _copy(data: CheckedData, group: list[int]) -> tuple[str, str]:
+    view = data.view(group[0])
+    others = ", ".join(data.view(number).id for number in group[1 : 1 + _COPIES_NAMED])
+    return view.id, f"also {others}: {data.line(view)}"
 
 
-def contradictions(subject: Subject) -> list[Observation]:
+def contradictions(data: CheckedData) -> list[Observation]:
     """Rows whose prompt another row answers otherwise."""
-    found = _contradicting(subject.keys.prompts, subject.keys.answers)
+    found = _contradicting(data.keys.prompts, data.keys.answers)
     prompts, count = len(found.sizes), len(found.members)
     if not prompts:
         return []
@@ -95,8 +95,8 @@ def contradictions(subject: Subject) -> list[Observation]:
         Observation(
             f"{counted(prompts, 'prompt has', 'prompts have')} different answers ({count:,} rows)",
             count,
-            count / len(subject.keys),
-            places(_contradiction(subject, group) for group in found.first(EXAMPLES_SHOWN)),
+            count / len(data.keys),
+            places(_contradiction(data, group) for group in found.first(EXAMPLES_SHOWN)),
             "Decide for one answer where one is right; where several are, this is what you want.",
             {"prompts": prompts, "rows": count},
         )
@@ -113,10 +113,10 @@ def _contradicting(prompts: Hashes, answers: Hashes) -> EqualKeys:
     return found.where(np.logical_or.reduceat(differ, found.starts[:-1]))
 
 
-def _contradiction(subject: Subject, group: list[int]) -> tuple[str, str]:
-    answers = subject.keys.answers
+def _contradiction(data: CheckedData, group: list[int]) -> tuple[str, str]:
+    answers = data.keys.answers
     other = next(number for number in group if answers[number] != answers[group[0]])
-    pair = subject.view(group[0]), subject.view(other)
+    pair = data.view(group[0]), data.view(other)
     at = max(0, len(shared_beginning([view.answer.strip() for view in pair])) - 20)
     says = " | ".join(f"{view.id}: {view.answer.strip()[at : at + 60]!r}" for view in pair)
-    return pair[0].id, f"{says}, asked: {subject.template.own(pair[0].question)}"
+    return pair[0].id, f"{says}, asked: {data.template.own(pair[0].question)}"

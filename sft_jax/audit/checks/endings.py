@@ -4,38 +4,38 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.findings import Observation, places
 from sft_jax.data.conversations import Chat, Example, Segments
 from sft_jax.data.reading import flags_of_source
 from sft_jax.data.records import Record
 
 
-def end_of_turn(subject: Subject) -> list[Observation]:
+def end_of_turn(data: CheckedData) -> list[Observation]:
     """Kept rows of conversations in which a trained answer is not followed by a trained end of turn.
 
     Read off tokens and weights, whatever wrote them: a stop token right after a trained token must be trained, and the
     last trained stretch of a row must hold one. What the run's masking leaves out on purpose is not asked for.
     """
-    if subject.end_of_turn == "none":
+    if data.end_of_turn == "none":
         return [Observation("No end of turn is trained, by --config.data.masking.end_of_turn=none", 0, 0.0)]
-    if not subject.trains_answers:
+    if not data.trains_answers:
         return [Observation("No answer is trained, by --config.data.masking.train_on", 0, 0.0)]
-    chats = {record.id for record in subject.records if _asks_for_ends(record.example)}
-    checked = np.array([row_id in chats for row_id in subject.rows.ids], bool)
+    chats = {record.id for record in data.records if _asks_for_ends(record.example)}
+    checked = np.array([row_id in chats for row_id in data.rows.ids], bool)
     if not checked.any():
         return []
-    if not subject.stop_ids:
-        advice = "Give the tokens that end an answer to the subject of the checks."
+    if not data.stop_ids:
+        advice = "Give the tokens that end an answer to the data of the checks."
         return [Observation("The end of turns was not checked: no stop token is known", 0, 0.0, advice=advice)]
-    rows = subject.rows
-    stops = np.isin(rows.tokens, subject.stop_ids)
+    rows = data.rows
+    stops = np.isin(rows.tokens, data.stop_ids)
     trained = rows.weights > 0
-    is_bad = _without_end(subject, stops, trained)
-    if subject.too_long == "truncate_right":
-        is_bad &= rows.lengths < subject.row_tokens
-    if subject.end_of_turn != "last":
-        is_bad |= _untrained_ends(subject, stops, trained)
+    is_bad = _without_end(data, stops, trained)
+    if data.too_long == "truncate_right":
+        is_bad &= rows.lengths < data.row_tokens
+    if data.end_of_turn != "last":
+        is_bad |= _untrained_ends(data, stops, trained)
     bad = np.flatnonzero(checked & is_bad)
     good = int(checked.sum()) - len(bad)
     title = f"The end of turn is trained in {good / checked.sum():.0%} of {int(checked.sum()):,} kept conversations"
@@ -44,7 +44,7 @@ def end_of_turn(subject: Subject) -> list[Observation]:
             title if not len(bad) else f"{title}: not in {len(bad):,}",
             len(bad),
             len(bad) / int(checked.sum()),
-            places((rows.ids[row], _ending(subject, int(row))) for row in bad),
+            places((rows.ids[row], _ending(data, int(row))) for row in bad),
             "The model will not learn to stop: train the end of turns (config.data.masking), and drop cut answers."
             if len(bad)
             else "",
@@ -53,21 +53,21 @@ def end_of_turn(subject: Subject) -> list[Observation]:
     ]
 
 
-def text_ends(subject: Subject) -> list[Observation]:
+def text_ends(data: CheckedData) -> list[Observation]:
     """Whether rows of text and segments end with a trained stop token, which trains the model to stop after them.
 
     Nothing is wrong with either; counted are rows that do not, where `Reading.text_end` does not say that it is meant.
     Of a record that is split the last piece is looked at; one that is cut at its end cannot end.
     """
-    texts = {record.id: record for record in subject.records if isinstance(record.example, Segments)}
-    last = {row_id: number for number, row_id in enumerate(subject.rows.ids) if row_id in texts}
-    numbers = [number for number in last.values() if not _is_cut(subject, number)]
-    if not numbers or not subject.stop_ids:
+    texts = {record.id: record for record in data.records if isinstance(record.example, Segments)}
+    last = {row_id: number for number, row_id in enumerate(data.rows.ids) if row_id in texts}
+    numbers = [number for number in last.values() if not _is_cut(data, number)]
+    if not numbers or not data.stop_ids:
         return []
-    open_rows = [number for number in numbers if not _ends(subject, number)]
+    open_rows = [number for number in numbers if not _ends(data, number)]
     ended = len(numbers) - len(open_rows)
-    of = {number: texts[subject.rows.ids[number]] for number in open_rows}
-    untrained = [number for number in open_rows if not _trains_last(subject, number)]
+    of = {number: texts[data.rows.ids[number]] for number in open_rows}
+    untrained = [number for number in open_rows if not _trains_last(data, number)]
     without = [number for number in open_rows if number not in untrained and of[number].example.ends is None]
     unasked = sorted({*without, *(number for number in untrained if of[number].example.ends is not False)})
     after = "the others" if ended else "them"
@@ -77,7 +77,7 @@ def text_ends(subject: Subject) -> list[Observation]:
             f"{ended:,} of {len(numbers):,} rows of text end with an end token: the model {learns}",
             len(unasked),
             len(unasked) / len(numbers),
-            places((subject.rows.ids[row], _ending(subject, row)) for row in open_rows),
+            places((data.rows.ids[row], _ending(data, row)) for row in open_rows),
             _advice([of[number] for number in without], [of[n] for n in unasked], len(unasked) - len(without)),
             {"rows": len(numbers), "ended": ended},
         )
@@ -101,24 +101,24 @@ def _options(records: Sequence[Record], value: str) -> str:
     return " and ".join(f"{flag}text_end={value}" for flag in flags)
 
 
-def _is_cut(subject: Subject, row: int) -> bool:
+def _is_cut(data: CheckedData, row: int) -> bool:
     """Whether the end of a row was cut off, or may have been."""
-    return subject.too_long == "truncate_right" and int(subject.rows.lengths[row]) >= subject.row_tokens
+    return data.too_long == "truncate_right" and int(data.rows.lengths[row]) >= data.row_tokens
 
 
-def _trains_last(subject: Subject, row: int) -> bool:
+def _trains_last(data: CheckedData, row: int) -> bool:
     """Whether the last token of a row is trained, as one behind it would be."""
-    return bool(subject.rows.row(row)[1][-1] > 0)
+    return bool(data.rows.row(row)[1][-1] > 0)
 
 
-def _ends(subject: Subject, row: int) -> bool:
+def _ends(data: CheckedData, row: int) -> bool:
     """Whether a row ends with a trained stop token, perhaps with white space behind it."""
-    tokens, weights = subject.rows.row(row)
-    stops = np.flatnonzero(np.isin(tokens, subject.stop_ids))
+    tokens, weights = data.rows.row(row)
+    stops = np.flatnonzero(np.isin(tokens, data.stop_ids))
     if not len(stops) or not weights[stops[-1]]:
         return False
     behind = tokens[stops[-1] + 1 :].tolist()
-    return not behind or (subject.tokenizer is not None and subject.tokenizer.decode(behind).isspace())
+    return not behind or (data.tokenizer is not None and data.tokenizer.decode(behind).isspace())
 
 
 def _asks_for_ends(example: Example) -> bool:
@@ -126,18 +126,18 @@ def _asks_for_ends(example: Example) -> bool:
     return isinstance(example, Chat) and not any(turn.weight == 0 and turn.ranges for turn in example.messages)
 
 
-def _untrained_ends(subject: Subject, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
+def _untrained_ends(data: CheckedData, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
     """Rows in which a stop token behind a trained token, which is none itself, is not trained."""
     at = np.flatnonzero(stops[1:] & ~trained[1:] & trained[:-1] & ~stops[:-1]) + 1
-    at = at[~np.isin(at, subject.rows.offsets)]  # the first token of a row stands behind another row's last
-    found = np.zeros(len(subject.rows), bool)
-    found[subject.rows.offsets.searchsorted(at, side="right") - 1] = True
+    at = at[~np.isin(at, data.rows.offsets)]  # the first token of a row stands behind another row's last
+    found = np.zeros(len(data.rows), bool)
+    found[data.rows.offsets.searchsorted(at, side="right") - 1] = True
     return found
 
 
-def _without_end(subject: Subject, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
+def _without_end(data: CheckedData, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
     """Rows that have no trained stop token from the last stretch of trained tokens on."""
-    offsets = subject.rows.offsets
+    offsets = data.rows.offsets
     numbers = np.arange(len(trained))
     first_of_row = np.zeros(len(trained), bool)
     first_of_row[offsets[:-1]] = True
@@ -147,10 +147,10 @@ def _without_end(subject: Subject, stops: np.ndarray, trained: np.ndarray) -> np
     return (stretch >= 0) & (last_stop < stretch)
 
 
-def _ending(subject: Subject, row: int) -> str:
-    tokens, weights = subject.rows.row(row)
+def _ending(data: CheckedData, row: int) -> str:
+    tokens, weights = data.rows.row(row)
     last = int(np.flatnonzero(weights)[-1]) if weights.any() else 0
     after = tokens[max(0, last - 8) : last + 4].tolist()
-    if subject.tokenizer is None:
+    if data.tokenizer is None:
         return f"tokens around the end: {after}"
-    return f"ends with: {subject.tokenizer.decode(after)!r}"
+    return f"ends with: {data.tokenizer.decode(after)!r}"

@@ -2,7 +2,7 @@
 
 import re
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.findings import Observation, counted, excerpt_around, observed
 
 PLACEHOLDER = re.compile(
@@ -12,14 +12,14 @@ PLACEHOLDER = re.compile(
 )
 
 
-def placeholders(subject: Subject) -> list[Observation]:
+def placeholders(data: CheckedData) -> list[Observation]:
     """Rows whose prompt or last answer holds one."""
-    hits = [(view, match) for view in subject.views if (match := PLACEHOLDER.search(view.text))]
+    hits = [(view, match) for view in data.views if (match := PLACEHOLDER.search(view.text))]
     in_answers = sum(1 for view, _ in hits if PLACEHOLDER.search(view.answer))
     return observed(
         f"{counted(len(hits), 'row holds', 'rows hold')} an unfilled placeholder, {in_answers:,} in the answer",
         hits,
-        len(subject.views),
+        len(data.views),
         lambda hit: (hit[0].id, f"{hit[1][0]} in: {excerpt_around(hit[0].text, hit[1].start())}"),
         "Fill them in: a model trained on them writes them out as they stand.",
         {"placeholders": sorted({match[0] for _, match in hits})[:20], "in_answers": in_answers},

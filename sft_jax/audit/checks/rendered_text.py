@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.findings import Observation, counted, excerpt_around, observed
 from sft_jax.data.conversations import Chat, Preference
 
@@ -28,14 +28,14 @@ HEADERS = (
 Hit = tuple[str, str, int]  # id of the row, text, where the first header stands
 
 
-def rendered_text(subject: Subject) -> list[Observation]:
+def rendered_text(data: CheckedData) -> list[Observation]:
     """Rows with a user's turn and an answer to it, with their headers, in what is trained of a text or in a message.
 
     Headers are those of the model's own template and those of `HEADERS`.
     """
-    headers = [pair for pair in dict.fromkeys((subject.turn_headers, *HEADERS)) if all(pair)]
+    headers = [pair for pair in dict.fromkeys((data.turn_headers, *HEADERS)) if all(pair)]
     texts, chats = [], []
-    for record, view in zip(subject.records, subject.views, strict=True):
+    for record, view in zip(data.records, data.views, strict=True):
         is_chat = isinstance(record.example, Chat | Preference)
         said = _contents(record.example) if is_chat else ["".join(view.answers)]
         hits = ((record.id, text, at) for text in said if (at := _first_header(text, headers)) >= 0)
@@ -43,7 +43,7 @@ def rendered_text(subject: Subject) -> list[Observation]:
             (chats if is_chat else texts).append(hit)
     return [
         *_rows(
-            subject,
+            data,
             texts,
             "of text holds a whole conversation: what users say is trained like the answers",
             "of text hold whole conversations: what users say is trained like the answers",
@@ -51,7 +51,7 @@ def rendered_text(subject: Subject) -> list[Observation]:
             "segments that say what is trained.",
         ),
         *_rows(
-            subject,
+            data,
             chats,
             "has a message that holds a whole conversation, headers included",
             "have a message that holds a whole conversation, headers included",
@@ -71,7 +71,7 @@ def _first_header(text: str, headers: list[tuple[str, str]]) -> int:
     return min(found, default=-1)
 
 
-def _rows(subject: Subject, hits: list[Hit], one: str, many: str, advice: str) -> list[Observation]:
+def _rows(data: CheckedData, hits: list[Hit], one: str, many: str, advice: str) -> list[Observation]:
     title = counted(len(hits), f"row {one}", f"rows {many}")
     show = lambda hit: (hit[0], excerpt_around(hit[1], hit[2]))
-    return observed(title, hits, len(subject.views), show, advice)
+    return observed(title, hits, len(data.views), show, advice)

@@ -9,7 +9,7 @@ import functools
 import unicodedata
 from collections.abc import Mapping
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.findings import Observation, counted, observed
 
 _MAIN_SHARE = 0.9  # of the rows' texts in one script: then others are out of place
@@ -43,9 +43,9 @@ def script_counts(text: str) -> Mapping[str, int]:
     return counts
 
 
-def scripts(subject: Subject) -> list[Observation]:
+def scripts(data: CheckedData) -> list[Observation]:
     """Letters by script, and rows whose answer is mostly in another script than nearly all answers."""
-    views = subject.views
+    views = data.views
     by_row = [script_counts(view.answer) for view in views]
     letters = sum((collections.Counter(counts) for counts in by_row), collections.Counter())
     if not letters:
@@ -61,7 +61,7 @@ def scripts(subject: Subject) -> list[Observation]:
     title = (
         f"{counted(len(others), 'answer is', 'answers are')} not mostly in {_name(usual)} letters, as the others are"
     )
-    show = lambda view: (view.id, subject.line(view))
+    show = lambda view: (view.id, data.line(view))
     return found + observed(title, others, len(views), show, "Another language? Keep it on purpose, or drop it.")
 
 
@@ -69,14 +69,14 @@ def _name(script: str) -> str:
     return script if script == "CJK" else script.title()
 
 
-def mixed_words(subject: Subject) -> list[Observation]:
+def mixed_words(data: CheckedData) -> list[Observation]:
     """Rows with a word of letters that look alike in two scripts: a Cyrillic "а" in "bаnk"."""
-    hits = [(view, word) for view in subject.views if (word := _mixed_word(view.text))]
+    hits = [(view, word) for view in data.views if (word := _mixed_word(view.text))]
     return observed(
         f"{counted(len(hits), 'row has', 'rows have')} a word in two scripts that look alike",
         hits,
-        len(subject.views),
-        lambda hit: (hit[0].id, f"{hit[1]!r} in: {subject.line(hit[0])}"),
+        len(data.views),
+        lambda hit: (hit[0].id, f"{hit[1]!r} in: {data.line(hit[0])}"),
         "Misread by optical recognition, or meant to pass a filter: the model sees other tokens than a reader.",
     )
 

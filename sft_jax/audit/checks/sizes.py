@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.findings import Observation, counted, observed, places
 from sft_jax.data.packing.best_fit import best_fit_decreasing
 from sft_jax.data.packing.bins import Bounds, Sizes
@@ -21,9 +21,9 @@ _SHORTENED = {
 }
 
 
-def sizes(subject: Subject) -> list[Observation]:
+def sizes(data: CheckedData) -> list[Observation]:
     """Rows, tokens, the supervised share, quantiles and histogram of lengths, packing efficiency by row length."""
-    lengths, supervised = subject.rows.lengths, subject.rows.supervised
+    lengths, supervised = data.rows.lengths, data.rows.supervised
     if not len(lengths):
         return []
     tokens, trained = int(lengths.sum()), int(supervised.sum())
@@ -34,7 +34,7 @@ def sizes(subject: Subject) -> list[Observation]:
             f"{int(np.median(lengths)):,} tokens in the middle row, {int(lengths.max()):,} in the longest",
             0,
             0.0,
-            places((subject.rows.ids[row], f"{lengths[row]:,} tokens, {supervised[row]:,} trained") for row in longest),
+            places((data.rows.ids[row], f"{lengths[row]:,} tokens, {supervised[row]:,} trained") for row in longest),
             numbers={
                 "rows": len(lengths),
                 "tokens": tokens,
@@ -43,18 +43,18 @@ def sizes(subject: Subject) -> list[Observation]:
                 "length_quantiles": quantiles(lengths),
                 "supervised_quantiles": quantiles(supervised),
                 "length_histogram": histogram(lengths),
-                "packing": {size: packing_efficiency(lengths, size) for size in _row_lengths(subject)},
+                "packing": {size: packing_efficiency(lengths, size) for size in _row_lengths(data)},
             },
         )
     ]
 
 
-def dropped_rows(subject: Subject) -> list[Observation]:
+def dropped_rows(data: CheckedData) -> list[Observation]:
     """Rows that tokenization left out, by reason."""
-    groups = group_dropped(subject.dropped).items()
-    rows = read_rows(subject)
+    groups = group_dropped(data.dropped).items()
+    rows = read_rows(data)
     many = len(groups) > 1  # each of several reasons may be few, and all of them half
-    whole = _dropped_for_all(len(subject.dropped), rows, len(groups)) if many else []
+    whole = _dropped_for_all(len(data.dropped), rows, len(groups)) if many else []
     return whole + [
         observation
         for reason, group in groups
@@ -63,21 +63,21 @@ def dropped_rows(subject: Subject) -> list[Observation]:
             group,
             rows,
             lambda row: (row.id, row.detail),
-            _how_to_keep(subject, reason, group),
+            _how_to_keep(data, reason, group),
         )
     ]
 
 
-def _how_to_keep(subject: Subject, reason: str, group: Sequence[DroppedRow]) -> str:
+def _how_to_keep(data: CheckedData, reason: str, group: Sequence[DroppedRow]) -> str:
     """What keeps the rows that are dropped for one reason."""
     if reason == STARTS_WITH_ANSWER:
         return "The cleaning step drop_leading_answers keeps their conversations from the first question on."
     lengths = dropped_tokens(group)
     if not lengths.all():
         return "They are not trained on: repair them if they matter."
-    first, *more = _longer(subject.row_tokens, int(lengths.max()))
+    first, *more = _longer(data.row_tokens, int(lengths.max()))
     longer = [f"{first} would keep {_share(lengths, first)} of them", *(f"{n} {_share(lengths, n)}" for n in more)]
-    shorter = [f"={name} {what}" for name, what in _SHORTENED.items() if name != subject.too_long]
+    shorter = [f"={name} {what}" for name, what in _SHORTENED.items() if name != data.too_long]
     return (
         f"--config.data.row_tokens={', '.join(longer)}, if the model has so many positions. "
         f"--config.data.masking.too_long{'; '.join(shorter)}."
@@ -97,12 +97,12 @@ def _share(lengths: Sizes, size: int) -> str:
     return "all" if share == 1 else f"{share:.1%}"
 
 
-def read_rows(subject: Subject) -> int:
+def read_rows(data: CheckedData) -> int:
     """How many rows were read, those that could not be made out among them."""
-    if subject.whole is not None:
-        return subject.whole.counts.kept + len(subject.dropped)
-    records = {record.id for record in subject.records}
-    return len(records) + sum(row.id not in records for row in subject.dropped)
+    if data.whole is not None:
+        return data.whole.counts.kept + len(data.dropped)
+    records = {record.id for record in data.records}
+    return len(records) + sum(row.id not in records for row in data.dropped)
 
 
 def _dropped_for_all(dropped: int, rows: int, reasons: int) -> list[Observation]:
@@ -137,9 +137,9 @@ def packing_efficiency(lengths: Sizes, row_tokens: int) -> dict[str, float]:
     }
 
 
-def _row_lengths(subject: Subject) -> list[int]:
+def _row_lengths(data: CheckedData) -> list[int]:
     """Powers of two from the middle row's length to the first that holds the longest row, and the run's own."""
-    lengths = subject.rows.lengths
+    lengths = data.rows.lengths
     powers = [1 << exponent for exponent in range(7, 18)]
     wanted = [size for size in powers if np.median(lengths) <= size < 2 * lengths.max()]
-    return sorted({*wanted, subject.row_tokens})
+    return sorted({*wanted, data.row_tokens})

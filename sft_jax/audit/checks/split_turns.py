@@ -2,21 +2,21 @@
 
 import itertools
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.findings import Observation, counted, observed
 from sft_jax.data.conversations import Chat, Conversation, Message, Preference
 
 
-def split_turns(subject: Subject) -> list[Observation]:
+def split_turns(data: CheckedData) -> list[Observation]:
     """Rows in which a call stands in a message of its own right behind another one of the assistant.
 
     Behind another call, the model learns to stop after one; behind text, not to call. Not where the end of the first
     message is not trained.
     """
-    if subject.end_of_turn in ("none", "last") or subject.trains_last or not subject.trains_answers:
+    if data.end_of_turn in ("none", "last") or data.trains_last or not data.trains_answers:
         return []
     hits = []
-    for record in subject.records:
+    for record in data.records:
         pairs = itertools.pairwise(_turns(record.example))
         if pair := next((pair for pair in pairs if _is_split(*pair)), None):
             hits.append((record.id, *pair))
@@ -25,7 +25,7 @@ def split_turns(subject: Subject) -> list[Observation]:
         f"{counted(len(hits), 'row has', 'rows have')} a call in a turn of its own right behind another turn of the "
         f"assistant, {calls:,} of them behind another call",
         hits,
-        len(subject.records),
+        len(data.records),
         lambda hit: (hit[0], f"{_shown(hit[1])} | {_shown(hit[2])}"),
         "The model learns to end its turn between the two. Make them one turn: the calls in one list of tool_calls (in "
         "ShareGPT's form one JSON list as the value of a function_call), what is said before them as its content.",

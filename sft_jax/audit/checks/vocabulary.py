@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from sft_jax.audit.checked_data import Subject
+from sft_jax.audit.checked_data import CheckedData
 from sft_jax.audit.findings import Observation, counted, observed
 from sft_jax.data.rendering.byte_offsets import token_bytes
 from sft_jax.data.rendering.special_tokens import content_text
@@ -17,49 +17,49 @@ _WHOLE_CHARACTERS = 1.0  # tokens a character: above, the vocabulary spells char
 _FEWEST_BYTES = 40  # of text in a row that is judged: words and not a name
 
 
-def vocabulary(subject: Subject) -> list[Observation]:
+def vocabulary(data: CheckedData) -> list[Observation]:
     """Tokens a byte, rows far above the middle one, characters spelt by their bytes, rows with the unknown token."""
-    if subject.tokenizer is None or not len(subject.rows):
+    if data.tokenizer is None or not len(data.rows):
         return []
-    rows = subject.rows
-    texts = token_texts(subject.tokenizer)
+    rows = data.rows
+    texts = token_texts(data.tokenizer)
     known = np.minimum(rows.tokens, len(texts.sizes) - 1)
     text_bytes = _sums(texts.sizes[known], rows.offsets)
     text_characters = _sums(texts.characters[known], rows.offsets)
     text_tokens = _sums((texts.sizes[known] > 0).astype(np.int64), rows.offsets)
     judged = text_bytes >= _FEWEST_BYTES
-    found = _unknown(subject)
+    found = _unknown(data)
     if judged.any():
         rates = np.where(judged, text_tokens / np.maximum(text_bytes, 1), 0.0)
-        found += _rates(subject, rates, float(np.median(rates[judged])))
+        found += _rates(data, rates, float(np.median(rates[judged])))
         spelt = text_tokens[judged] / np.maximum(text_characters[judged], 1)
-        found += _spelt_by_bytes(subject, float(np.median(spelt)))
+        found += _spelt_by_bytes(data, float(np.median(spelt)))
     return found
 
 
-def _rates(subject: Subject, rates: np.ndarray, middle: float) -> list[Observation]:
+def _rates(data: CheckedData, rates: np.ndarray, middle: float) -> list[Observation]:
     bad = np.flatnonzero(rates > _TIMES_MIDDLE * middle)
     found = [Observation(f"{middle:.2f} tokens a byte in the middle row", 0, 0.0, numbers={"median": middle})]
     return found + observed(
         f"{counted(len(bad), 'row needs', 'rows need')} over {_TIMES_MIDDLE:g} times the middle row's tokens a byte",
         bad[np.argsort(-rates[bad], kind="stable")].tolist(),
-        len(subject.rows),
-        lambda row: (subject.rows.ids[row], f"{rates[row]:.2f} tokens a byte: {_text(subject, row)}"),
+        len(data.rows),
+        lambda row: (data.rows.ids[row], f"{rates[row]:.2f} tokens a byte: {_text(data, row)}"),
         "Look whether they belong there: keys, base64 and other scripts are such rows.",
     )
 
 
-def _spelt_by_bytes(subject: Subject, middle: float) -> list[Observation]:
+def _spelt_by_bytes(data: CheckedData, middle: float) -> list[Observation]:
     """Data of which more than half the rows have more tokens than characters; letters, digits and signs cannot."""
     if middle <= _WHOLE_CHARACTERS:
         return []
     title = f"The vocabulary of the model spells characters by their bytes: {middle:.2f} tokens a character"
     numbers = {"tokens_a_character": middle}
-    return [Observation(f"{title} in the middle row", len(subject.rows), 1.0, numbers=numbers)]
+    return [Observation(f"{title} in the middle row", len(data.rows), 1.0, numbers=numbers)]
 
 
-def _unknown(subject: Subject) -> list[Observation]:
-    rows, unknown = subject.rows, _unknown_id(subject.tokenizer)
+def _unknown(data: CheckedData) -> list[Observation]:
+    rows, unknown = data.rows, _unknown_id(data.tokenizer)
     if unknown is None:
         return []
     counts = _sums((rows.tokens == unknown).astype(np.int64), rows.offsets)
@@ -68,7 +68,7 @@ def _unknown(subject: Subject) -> list[Observation]:
         f"{counted(len(bad), 'row holds', 'rows hold')} text that the vocabulary does not know (the unknown token)",
         bad,
         len(rows),
-        lambda row: (rows.ids[row], f"{counts[row]} unknown: {_text(subject, row)}"),
+        lambda row: (rows.ids[row], f"{counts[row]} unknown: {_text(data, row)}"),
         "What it stood for is lost: remove such characters or choose another base model.",
     )
 
@@ -118,5 +118,5 @@ def _sums(values: Int64[np.ndarray, "total"], offsets: Int64[np.ndarray, "rows_a
     return np.diff(running[offsets])
 
 
-def _text(subject: Subject, row: int) -> str:
-    return repr(content_text(subject.tokenizer, subject.rows.row(row)[0].tolist())[-150:])
+def _text(data: CheckedData, row: int) -> str:
+    return repr(content_text(data.tokenizer, data.rows.row(row)[0].tolist())[-150:])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.audit.checks import Finding, Subject
+from sft_jax.audit.checks import CheckedData, Finding
 from sft_jax.audit.preview.rows import KINDS, dropped_row, rendered_rows
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
@@ -47,7 +47,7 @@ class PageRows:
 
 
 def select_rows(
-    subject: Subject,
+    data: CheckedData,
     renderer: ConversationRenderer,
     removed: Sequence[Pair],
     findings: Sequence[Finding],
@@ -58,7 +58,7 @@ def select_rows(
     """The rows of the page.
 
     Args:
-        subject: what was checked.
+        data: what was checked.
         renderer: as in training.
         removed: records that cleaning dropped.
         findings: whose rows are to be on the page.
@@ -67,22 +67,22 @@ def select_rows(
         progress: called with (rows done, rows in all).
     """
     named = named_rows(findings)
-    kept, lost = _parted(subject, removed)
-    longest = {subject.rows.ids[int(i)] for i in np.argsort(-subject.rows.lengths, kind="stable")[:_LONGEST]}
+    kept, lost = _parted(data, removed)
+    longest = {data.rows.ids[int(i)] for i in np.argsort(-data.rows.lengths, kind="stable")[:_LONGEST]}
     trained = _some(kept, lambda record: record.id in named or record.id in longest, wanted)
     dropped = _some(lost, lambda pair: pair[0].id in named, max(wanted // 5, 1))
-    held_out = _some(subject.held_out_records, lambda record: record.id in named, max(wanted // 10, 1))
+    held_out = _some(data.held_out_records, lambda record: record.id in named, max(wanted // 10, 1))
 
     def rows() -> Iterator[dict[str, Any]]:
-        yield from rendered_rows(trained, renderer, "trained", notes, subject.row_tokens, progress)
+        yield from rendered_rows(trained, renderer, "trained", notes, data.row_tokens, progress)
         yield from (dropped_row(*pair) for pair in dropped)
-        yield from rendered_rows(held_out, renderer, "held out", {}, subject.row_tokens)
+        yield from rendered_rows(held_out, renderer, "held out", {}, data.row_tokens)
 
     found = within_bytes(rows())
     ids = collections.defaultdict(set)  # a record may be several rows
     for row in found:
         ids[row["kind"]].add(row["id"])
-    there = zip(KINDS, (len(kept), len(lost), len(subject.held_out_records)), strict=True)
+    there = zip(KINDS, (len(kept), len(lost), len(data.held_out_records)), strict=True)
     return PageRows(found, {kind: (len(ids[kind]), count) for kind, count in there})
 
 
@@ -117,12 +117,12 @@ def within_bytes(rows: Iterable[dict[str, Any]], most: int = _MAX_BYTES) -> list
     return kept
 
 
-def _parted(subject: Subject, removed: Sequence[Pair]) -> tuple[list[Record], list[Pair]]:
+def _parted(data: CheckedData, removed: Sequence[Pair]) -> tuple[list[Record], list[Pair]]:
     """The records that are trained on, and all others with the reason."""
-    trained = set(subject.rows.ids)
-    reasons = {row.id: row for row in subject.dropped}
-    kept = [record for record in subject.records if record.id in trained]
-    lost = [(record, reasons[record.id]) for record in subject.records if record.id not in trained]
+    trained = set(data.rows.ids)
+    reasons = {row.id: row for row in data.dropped}
+    kept = [record for record in data.records if record.id in trained]
+    lost = [(record, reasons[record.id]) for record in data.records if record.id not in trained]
     return kept, [*removed, *lost]
 
 

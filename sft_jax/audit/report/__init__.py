@@ -45,7 +45,7 @@ class DataReport:
     Attributes:
         numbers: plain values, ready for JSON; findings and verdict among them.
         example: one row as (text, trained) runs; empty for none.
-        findings: of the checks, the gravest first.
+        findings: of the checks, the worst first.
         verdict: None where it was not asked for.
         in_short: show only findings that are not just for information, and no verdict.
     """

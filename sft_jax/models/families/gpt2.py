@@ -61,7 +61,7 @@ def tensor_table(config: DecoderConfig) -> list[TensorRule]:
         layers |= {"mlp.c_fc": {f"{path}/ffn/up": ffn}, "mlp.c_proj": {f"{path}/ffn/down": model}}
         for name, paths in layers.items():
             fan_in = ffn if name == "mlp.c_proj" else model
-            table += tables.fused_linear(f"{source}.{name}", paths, fan_in, bias=True, turned=True)
+            table += tables.fused_linear(f"{source}.{name}", paths, fan_in, bias=True, transposed=True)
         table += [
             *tables.norm(f"{source}.ln_1", f"{path}/attention_norm", model, bias=True),
             *tables.norm(f"{source}.ln_2", f"{path}/ffn_norm", model, bias=True),

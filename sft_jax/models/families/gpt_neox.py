@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia (`gpt_neox`): attention and feed-forward side by side, heads that turn in part."""
+"""GPT-NeoX and Pythia (`gpt_neox`): attention and feed-forward side by side, heads that are rotated in part."""
 
 import functools
 

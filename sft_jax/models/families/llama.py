@@ -1,4 +1,4 @@
-"""Llama, SmolLM2, TinyLlama (`llama`); SmolLM3, some of whose layers do not turn (`smollm3`); Mistral (`mistral`) and
+"""Llama, SmolLM2, TinyLlama (`llama`); SmolLM3, some of whose layers do not rotate (`smollm3`); Mistral (`mistral`) and
 its mixture of experts (`mixtral`)."""
 
 from collections.abc import Callable
@@ -53,12 +53,12 @@ def _windows(config: ConfigReader, kind: str, num_layers: int) -> tuple[int, ...
 
 
 def _rope_layers(config: ConfigReader, num_layers: int) -> tuple[bool, ...]:
-    """`no_rope_layers` has 1 for a layer that does turn; by default every fourth does not."""
+    """`no_rope_layers` has 1 for a layer that does rotate; by default every fourth does not."""
     interval = config.get("no_rope_layer_interval", 4)
     stated = config.get("no_rope_layers", [(layer + 1) % interval != 0 for layer in range(num_layers)])
     if len(stated) < num_layers:
         raise ValueError(f"config.json has {len(stated)} no_rope_layers; expected one for each of {num_layers} layers")
-    return tuple(bool(turns) for turns in stated[:num_layers])
+    return tuple(bool(rotates) for rotates in stated[:num_layers])
 
 
 def tensor_table(config: DecoderConfig, mixture: Callable[..., list[TensorRule]] | None = None) -> list[TensorRule]:

@@ -279,13 +279,13 @@ def rope(config: ConfigReader, head_dim: int, theta_key: str = "rope_theta", def
     theta = given.get("rope_theta", config.get(theta_key, default_theta))
     share = given.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct", 1.0)))
     known = config.get("original_max_position_embeddings", config.get("max_position_embeddings", 2048))
-    turned = int(head_dim * share)
-    if turned < 2:
-        raise ValueError(f"config.json turns {share} of heads of {head_dim}; expected a pair at least")
+    rotated = int(head_dim * share)
+    if rotated < 2:
+        raise ValueError(f"config.json rotates {share} of heads of {head_dim}; expected a pair at least")
     return {
         "rope_theta": float(theta),
         "rope_scaling": _scaling(given, known),
-        "rope_dim": 0 if turned == head_dim else turned,
+        "rope_dim": 0 if rotated == head_dim else rotated,
     }
 
 
@@ -390,7 +390,7 @@ class TensorRule:
         equal_to: an ignored duplicate must equal this other tensor.
         required: False for a tensor that a checkpoint may leave out.
         part: (number, count) where `count` such tensors, along a new leading axis, make the parameter.
-        turned: a layer's weight that is stored as [in, out], where others are [out, in].
+        transposed: a layer's weight that is stored as [in, out], where others are [out, in].
     """
 
     source: str
@@ -402,7 +402,7 @@ class TensorRule:
     equal_to: str = ""
     required: bool = True
     part: tuple[int, int] | None = None
-    turned: bool = False
+    transposed: bool = False
 
     def read(self, stored: np.ndarray) -> np.ndarray:
         """Our parameter, or a piece of it, of an array of `shape`."""
@@ -428,7 +428,7 @@ def linear(source: str, path: str, fan_in: int, fan_out: int, bias: bool = False
 
 
 def fused_linear(
-    source: str, paths: dict[str, int], fan_in: int, bias: bool = False, turned: bool = False
+    source: str, paths: dict[str, int], fan_in: int, bias: bool = False, transposed: bool = False
 ) -> list[TensorRule]:
     """One stored layer that is several here, one after the other along its outputs.
 
@@ -437,14 +437,14 @@ def fused_linear(
         paths: our path and the number of outputs of each part, in order.
         fan_in: inputs.
         bias: it has a bias.
-        turned: it is stored as [in, out] (GPT-2's Conv1D).
+        transposed: it is stored as [in, out] (GPT-2's Conv1D).
     """
     total, start, rules = sum(paths.values()), 0, []
     for path, size in paths.items():
         part = functools.partial(_part, start=start, size=size)
-        kernel = functools.partial(_kernel_part, start=start, size=size, turned=turned)
-        shape = (fan_in, total) if turned else (total, fan_in)
-        rules.append(TensorRule(f"{source}.weight", f"{path}/kernel", shape, kernel, turned=turned))
+        kernel = functools.partial(_kernel_part, start=start, size=size, transposed=transposed)
+        shape = (fan_in, total) if transposed else (total, fan_in)
+        rules.append(TensorRule(f"{source}.weight", f"{path}/kernel", shape, kernel, transposed=transposed))
         if bias:
             rules.append(TensorRule(f"{source}.bias", f"{path}/bias", (total,), part))
         start += size
@@ -455,8 +455,8 @@ def _part(array: np.ndarray, start: int, size: int) -> np.ndarray:
     return array[start : start + size]
 
 
-def _kernel_part(array: np.ndarray, start: int, size: int, turned: bool) -> np.ndarray:
-    return _part(array.T, start, size).T if turned else _part(array, start, size).T
+def _kernel_part(array: np.ndarray, start: int, size: int, transposed: bool) -> np.ndarray:
+    return _part(array.T, start, size).T if transposed else _part(array, start, size).T
 
 
 def expert_linear(source: str, path: str, number: int, count: int, fan_in: int, fan_out: int) -> TensorRule:

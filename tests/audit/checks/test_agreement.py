@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks import CheckedData
 from sft_jax.audit.checks.agreement import agreement
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
@@ -19,9 +19,9 @@ def task(number, **labels):
     return Record(f"a:{number}", Chat((Message("user", "t"), Message("assistant", "good"))), fields)
 
 
-def subject_of(tasks):
+def checked_data_of(tasks):
     rows = TokenizedRows.from_rows([([1, 2], [0, 1])] * len(tasks), [record.id for record in tasks])
-    return Subject(tasks, rows)
+    return CheckedData(tasks, rows)
 
 
 def two_people():
@@ -40,7 +40,7 @@ def two_people():
     ],
 )  # fmt: skip
 def test_kappa_and_confusions(tasks, kind, kappa, differ, confused):
-    (seen,) = agreement(subject_of(tasks))
+    (seen,) = agreement(checked_data_of(tasks))
     assert seen.numbers["kappa"] == pytest.approx(kappa)
     assert seen.numbers["kind"] == kind
     assert seen.numbers["confusions"] == confused
@@ -48,8 +48,8 @@ def test_kappa_and_confusions(tasks, kind, kappa, differ, confused):
     assert seen.title.endswith(f"{kind}'s kappa {kappa:.2f}")
 
 
-def test_who_said_what_is_shown(subject):
-    (seen,) = agreement(subject_of([task(1, ann="a", bob="b"), task(2, ann="a", bob="a"), task(3, ann="a")]))
+def test_who_said_what_is_shown(checked):
+    (seen,) = agreement(checked_data_of([task(1, ann="a", bob="b"), task(2, ann="a", bob="a"), task(3, ann="a")]))
     assert seen.examples == (("a:1", "ann: a; bob: b"),)
     assert seen.numbers["rows"] == 2  # one label alone agrees with nobody
-    assert agreement(subject(("q", "a"))) == []
+    assert agreement(checked(("q", "a"))) == []

@@ -30,25 +30,25 @@ PHRASES = [f"As an AI model I say {word} and no more of it, I hope this helps yo
         (placeholders, ["Hello ${user}", "%(city)s", "100% (sure)s", "Lorem ipsum dolor"], ["a:1", "a:2", "a:4"]),
     ],
 )
-def test_rows(subject, shown, check, answers, found):
-    seen = check(subject(*((f"q{n}", answer) for n, answer in enumerate(answers))))
+def test_rows(checked, shown, check, answers, found):
+    seen = check(checked(*((f"q{n}", answer) for n, answer in enumerate(answers))))
     assert [row for one in seen for row in shown(one)] == found
     assert [one.share for one in seen] == [len(found) / len(answers)] * bool(found)
 
 
-def test_every_answer_of_a_conversation_counts(subject):
+def test_every_answer_of_a_conversation_counts(checked):
     turns = (Message("user", "a"), Message("assistant", ""), Message("user", "b"), Message("assistant", "c"))
-    made = subject(("q", "a"))
+    made = checked(("q", "a"))
     made.records[0] = Record("a:1", Chat(turns), {})
     assert empty_answers(made)[0].count == 1
 
 
-def test_boilerplate_is_named_as_far_as_it_goes(subject):
-    begins, ends = boilerplate(subject(*((f"q{n}", phrase) for n, phrase in enumerate(PHRASES))))
+def test_boilerplate_is_named_as_far_as_it_goes(checked):
+    begins, ends = boilerplate(checked(*((f"q{n}", phrase) for n, phrase in enumerate(PHRASES))))
     assert begins.examples[0].text == "10 x As an AI model I say "
     assert ends.examples[0].text == "10 x  and no more of it, I hope this helps you."
     assert begins.share == 1
-    assert boilerplate(subject(*((f"q{n}", phrase) for n, phrase in enumerate(PHRASES[:4])))) == []
+    assert boilerplate(checked(*((f"q{n}", phrase) for n, phrase in enumerate(PHRASES[:4])))) == []
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_boilerplate_is_named_as_far_as_it_goes(subject):
         (["[1]", '{"a": NaN}', '{"a": 1}'], 1, "NaN is not JSON at character 1: {"),
     ],
 )
-def test_json(subject, answers, count, text):
-    seen = json_answers(subject(*((f"q{n}", answer) for n, answer in enumerate(answers))))
+def test_json(checked, answers, count, text):
+    seen = json_answers(checked(*((f"q{n}", answer) for n, answer in enumerate(answers))))
     assert sum(one.count for one in seen) == count
     assert all(one.examples[0].text.startswith(text) for one in seen)

@@ -27,8 +27,8 @@ def test_labels(records, labels, are_labels):
     assert found == ([label.strip() for label in labels] if are_labels else None)
 
 
-def test_rare_and_heavy_labels(subject):
-    spread, rare, heavy = label_balance(subject(*labelled(*["a"] * 30, *["b"] * 12, *["c"] * 3)))
+def test_rare_and_heavy_labels(checked):
+    spread, rare, heavy = label_balance(checked(*labelled(*["a"] * 30, *["b"] * 12, *["c"] * 3)))
     assert spread.title == "3 labels of 3 to 30 rows, 12 in the middle"
     assert spread.numbers["rows"] == {"a": 30, "b": 12, "c": 3}
     assert spread.numbers["evenness"] == pytest.approx(0.7312, abs=1e-4)  # 0.8033 nats over log 3
@@ -40,15 +40,15 @@ def test_rare_and_heavy_labels(subject):
     )
 
 
-def test_a_cap_that_was_given_is_not_advised(subject):
-    *_, heavy = label_balance(subject(*labelled(*["a"] * 30, *["b"] * 12), cleaning=("cap_labels",)))
+def test_a_cap_that_was_given_is_not_advised(checked):
+    *_, heavy = label_balance(checked(*labelled(*["a"] * 30, *["b"] * 12), cleaning=("cap_labels",)))
     assert heavy.title == "71% of the rows have the label 'a'"
     assert heavy.advice == "Accuracy looks good for that label alone: measure F1 by label."
 
 
-def test_spellings_and_labels_that_are_measured_only(subject, records):
+def test_spellings_and_labels_that_are_measured_only(checked, records):
     held_out = records(("q", "red"), ("q", "blue"), file="h")
-    made = subject(*labelled(*["Red card"] * 40, *["red_card"] * 20, *["red"] * 20), held_out_records=held_out)
+    made = checked(*labelled(*["Red card"] * 40, *["red_card"] * 20, *["red"] * 20), held_out_records=held_out)
     _, spellings, untrained = label_balance(made)
     assert spellings.advice == "Choose one spelling: 'Red card' / 'red_card'"
     assert (spellings.count, spellings.examples[0].row_id) == (20, "a:41")
@@ -56,9 +56,9 @@ def test_spellings_and_labels_that_are_measured_only(subject, records):
     assert untrained.share == 0.5
 
 
-def test_groups(subject, records):
-    assert group_balance(subject(("q", "a"))) == []
-    made = subject(("q", "a"))
+def test_groups(checked, records):
+    assert group_balance(checked(("q", "a"))) == []
+    made = checked(("q", "a"))
     made.records.extend(records(("q", "a"), ("q", "b"), file="g", group="north"))
     spread, without = group_balance(made)
     assert spread.title == "1 group of 2 to 2 rows, 2 in the middle"

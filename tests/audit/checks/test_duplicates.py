@@ -20,8 +20,8 @@ from sft_jax.data.records import Record
         ([("q", "a"), ("r", "b"), ("r", "b"), ("q", "a")], 2, ["a:1", "a:2"]),
     ],
 )
-def test_exact_duplicates(subject, shown, pairs, copies, first):
-    found = exact_duplicates(subject(*pairs))
+def test_exact_duplicates(checked, shown, pairs, copies, first):
+    found = exact_duplicates(checked(*pairs))
     assert sum(seen.count for seen in found) == copies
     assert [row for seen in found for row in shown(seen)] == first
     assert all(seen.share == copies / len(pairs) for seen in found)
@@ -35,19 +35,19 @@ def test_exact_duplicates(subject, shown, pairs, copies, first):
         ([("q", "a"), ("q ", " a")], 0, []),
     ],
 )
-def test_contradictions(subject, shown, pairs, rows, first):
-    found = contradictions(subject(*pairs))
+def test_contradictions(checked, shown, pairs, rows, first):
+    found = contradictions(checked(*pairs))
     assert sum(seen.count for seen in found) == rows
     assert [row for seen in found for row in shown(seen)] == first
 
 
-def test_a_contradiction_names_both_rows(subject):
-    (seen,) = contradictions(subject(("q", "a"), ("q", "b")))
+def test_a_contradiction_names_both_rows(checked):
+    (seen,) = contradictions(checked(("q", "a"), ("q", "b")))
     assert seen.examples[0].text == "a:1: 'a' | a:2: 'b', asked: q"
     assert seen.numbers == {"prompts": 1, "rows": 2}
 
 
-def test_tools_belong_to_a_prompt(subject, records):
+def test_tools_belong_to_a_prompt(checked, records):
     """Other tools make the same question another one: neither copies nor contradictions."""
     tools = [({"name": name},) for name in ("f", "g")]
     for answers in (("a", "a"), ("a", "b")):
@@ -55,14 +55,14 @@ def test_tools_belong_to_a_prompt(subject, records):
             dataclasses.replace(record, example=dataclasses.replace(record.example, tools=own))
             for record, own in zip(records(*(("q", answer) for answer in answers)), tools, strict=True)
         ]
-        different = dataclasses.replace(subject(("q", "a")), records=made)
+        different = dataclasses.replace(checked(("q", "a")), records=made)
         assert sum(seen.count for seen in [*exact_duplicates(different), *contradictions(different)]) == 0
         same = dataclasses.replace(different, records=[made[0], dataclasses.replace(made[0], id="a:2")])
         assert [seen.count for seen in exact_duplicates(same)] == [1]
 
 
 @pytest.mark.parametrize(("rejected", "copies"), [("bad", 1), ("worse", 0)])
-def test_pairs_are_copies_with_both_answers(subject, rejected, copies):
+def test_pairs_are_copies_with_both_answers(checked, rejected, copies):
     pairs = [
         Record(
             f"a:{n}",
@@ -71,7 +71,7 @@ def test_pairs_are_copies_with_both_answers(subject, rejected, copies):
         )
         for n, bad in enumerate(("bad", rejected), 1)
     ]
-    found = exact_duplicates(dataclasses.replace(subject(("q", "a")), records=pairs))
+    found = exact_duplicates(dataclasses.replace(checked(("q", "a")), records=pairs))
     assert sum(seen.count for seen in found) == copies
 
 

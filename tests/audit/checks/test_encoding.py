@@ -24,12 +24,12 @@ TOKEN = "ghp_" + "a1B2" * 9
         ("plain", False),
     ],
 )
-def test_mojibake(subject, text, is_misread):
-    assert bool(mojibake(subject(("q", text)))) == is_misread
+def test_mojibake(checked, text, is_misread):
+    assert bool(mojibake(checked(("q", text)))) == is_misread
 
 
-def test_what_it_was_is_said(subject):
-    (seen,) = mojibake(subject(("q", "Ã©tÃ© à Paris")))
+def test_what_it_was_is_said(checked):
+    (seen,) = mojibake(checked(("q", "Ã©tÃ© à Paris")))
     assert seen.numbers == {"words": ["Ã©tÃ© -> été"]}
     assert repair_mojibake("Ã©tÃ© à Paris") == "Ã©tÃ© à Paris"
 
@@ -48,8 +48,8 @@ def test_what_it_was_is_said(subject):
         (white_space, "a b\nc", None),
     ],
 )
-def test_characters_are_shown_as_escapes(subject, check, answer, shown_as):
-    seen = check(subject(("q", answer)))
+def test_characters_are_shown_as_escapes(checked, check, answer, shown_as):
+    seen = check(checked(("q", answer)))
     assert [place.text for one in seen for place in one.examples] == ([shown_as] if shown_as else [])
 
 
@@ -62,10 +62,10 @@ GIVEN = {  # step -> (check, answer of which it leaves what is found)
 
 
 @pytest.mark.parametrize("step", GIVEN)
-def test_a_step_that_was_given_is_not_advised(subject, step):
+def test_a_step_that_was_given_is_not_advised(checked, step):
     check, answer = GIVEN[step]
-    (seen,) = check(subject(("q", answer)))
-    (again,) = check(subject(("q", answer), cleaning=("drop_empty_answers", step)))
+    (seen,) = check(checked(("q", answer)))
+    (again,) = check(checked(("q", answer), cleaning=("drop_empty_answers", step)))
     assert f"cleaning step {step}" in seen.advice
     assert f"cleaning step {step}" not in again.advice
     assert again.advice
@@ -84,22 +84,22 @@ def test_script_counts(text, counts):
     assert script_counts(text) == counts
 
 
-def test_an_answer_in_another_script(subject, shown):
+def test_an_answer_in_another_script(checked, shown):
     latin = [(f"q{n}", "an answer") for n in range(19)]
-    shares, other = scripts(subject(*latin, ("q", "это ответ")))
+    shares, other = scripts(checked(*latin, ("q", "это ответ")))
     assert shares.title.startswith("Letters of the answers: Latin 95.0%, Cyrillic")
     assert shown(other) == ["a:20"]
-    assert len(scripts(subject(*latin[:3], ("q", "это ответ")))) == 1  # both scripts are at home
+    assert len(scripts(checked(*latin[:3], ("q", "это ответ")))) == 1  # both scripts are at home
 
 
-def test_scripts_are_named_as_people_write_them(subject):
-    (seen,) = scripts(subject(("q", "日本の no")))
+def test_scripts_are_named_as_people_write_them(checked):
+    (seen,) = scripts(checked(("q", "日本の no")))
     assert seen.title == "Letters of the answers: CJK 60.0%, Latin 40.0%"
 
 
-def test_words_of_two_scripts(subject):
+def test_words_of_two_scripts(checked):
     sane = ("my банк, my bank", "α-helix", "5 μm", "αMSH", "Δx and Δt", "SQLзапрос", "βcell", "kΩ")
-    (seen,) = mixed_words(subject(("q", "my bаnk"), *(("q", text) for text in sane)))
+    (seen,) = mixed_words(checked(("q", "my bаnk"), *(("q", text) for text in sane)))
     assert seen.examples == (("a:1", "'bаnk' in: q -> my bаnk"),)
 
 
@@ -120,14 +120,14 @@ def test_words_of_two_scripts(subject):
         (keys, "sk_live_4eC39HqLyjWDarjtT1zdp7dc", "q\\n[KEY]"),
     ],
 )
-def test_private_data_is_found_and_not_shown(subject, check, text, shown_as):
-    seen = check(subject(("q", text)))
+def test_private_data_is_found_and_not_shown(checked, check, text, shown_as):
+    seen = check(checked(("q", text)))
     assert [place.text for one in seen for place in one.examples] == ([shown_as] if shown_as else [])
 
 
-def test_no_example_shows_what_is_private(subject):
+def test_no_example_shows_what_is_private(checked):
     """Not even where it is cut, or where something else was looked for."""
-    (seen,) = lost_characters(subject(("x" * 90 + f" {TOKEN} \ufffd ann@example.com", "a")))
+    (seen,) = lost_characters(checked(("x" * 90 + f" {TOKEN} \ufffd ann@example.com", "a")))
     assert TOKEN[-8:] not in seen.examples[0].text
     assert "ann" not in seen.examples[0].text
     assert redacted(f"{TOKEN} ann@example.com") == "[KEY] [EMAIL]"

@@ -127,28 +127,28 @@ def test_similarities_that_cannot_be_found(similarity):
         similar_groups(["a", "b"], similarity)
 
 
-def test_exact_copies_are_not_counted_and_labels_compared(subject):
+def test_exact_copies_are_not_counted_and_labels_compared(checked):
     rng = np.random.default_rng(3)
     pairs = [(sentence(rng, 15), f"label {n % 2}") for n in range(20)]
     pairs += [pairs[0], (pairs[1][0] + " now", "label 0"), (pairs[2][0] + " !", "label 0")]
-    (near,), (differ,) = near_duplicates(subject(*pairs)), near_contradictions(subject(*pairs))
+    (near,), (differ,) = near_duplicates(checked(*pairs)), near_contradictions(checked(*pairs))
     assert (near.count, near.numbers["groups"]) == (2, 2)
     assert near.examples[0].row_id == "a:2"
     assert differ.count == 1
     assert differ.examples[0].text.endswith(f"a:22: {pairs[21][0]} -> label 0")
-    assert near_duplicates(subject(*pairs[:20])) == near_contradictions(subject(*pairs[:20])) == []
-    twice = subject(pairs[0], (pairs[0][0], "label 1"), *pairs[:19])  # the same prompt: a contradiction, not near one
+    assert near_duplicates(checked(*pairs[:20])) == near_contradictions(checked(*pairs[:20])) == []
+    twice = checked(pairs[0], (pairs[0][0], "label 1"), *pairs[:19])  # the same prompt: a contradiction, not near one
     assert near_contradictions(twice) == []
     assert (
-        near_contradictions(subject(*((question, f"{answer} of {n}") for n, (question, answer) in enumerate(pairs))))
+        near_contradictions(checked(*((question, f"{answer} of {n}") for n, (question, answer) in enumerate(pairs))))
         == []
     )
 
 
-def test_groups_are_looked_for_once(subject, monkeypatch):
+def test_groups_are_looked_for_once(checked, monkeypatch):
     calls = []
     module = sys.modules[near_duplicates.__module__]  # whose name in the package is that of the check
     monkeypatch.setattr(module, "similar_groups", lambda texts: calls.append(len(texts)) or [])
-    one = subject(*((f"question {number}", f"label {number % 2}") for number in range(20)))
+    one = checked(*((f"question {number}", f"label {number % 2}") for number in range(20)))
     assert near_duplicates(one) == near_contradictions(one) == []
     assert calls == [20]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks import CheckedData
 from sft_jax.audit.checks.new_tokens import ends_in_contents, new_tokens
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.rendering.special_tokens import count_in_contents
@@ -11,7 +11,7 @@ from sft_jax.data.tokenizing import tokenize_records
 
 @pytest.fixture
 def looked_at(byte_tokenizer, chatml, records):
-    """A subject of rendered (question, answer) pairs."""
+    """A checked of rendered (question, answer) pairs."""
 
     def make(*pairs, counting=("<|tool|>", "<|im_end|>")):
         tokenizer = byte_tokenizer("<|im_start|>", "<|im_end|>", "<|tool|>", "<|never|>", chat_template=chatml)
@@ -19,7 +19,7 @@ def looked_at(byte_tokenizer, chatml, records):
         renderer, made = ConversationRenderer(tokenizer), records(*pairs)
         rows, _ = tokenize_records(made, renderer, 500)
         added = ("<|tool|>", "<|im_end|>", "<|never|>")
-        return Subject(made, rows, tokenizer=tokenizer, stop_ids=renderer.stop_ids, new_tokens=added)
+        return CheckedData(made, rows, tokenizer=tokenizer, stop_ids=renderer.stop_ids, new_tokens=added)
 
     return make
 
@@ -53,5 +53,5 @@ def test_ends_of_turns_in_contents(looked_at, shown):
     assert ends_in_contents(looked_at(*pairs, counting=())) == []
 
 
-def test_without_new_tokens_nothing_is_said(subject):
-    assert new_tokens(subject(("q", "a"))) == ends_in_contents(subject(("q", "a"))) == []
+def test_without_new_tokens_nothing_is_said(checked):
+    assert new_tokens(checked(("q", "a"))) == ends_in_contents(checked(("q", "a"))) == []

@@ -20,26 +20,26 @@ NUMBERS = COUNTING.split()
         ([("where  is my card", "card"), ("Is it open?", "-")], ["h:2"], ["h:1"]),
     ],
 )
-def test_held_out_rows(subject, records, shown, held_out, exact, loose):
-    made = subject(*TRAIN, held_out_records=records(*held_out, file="h"))
+def test_held_out_rows(checked, records, shown, held_out, exact, loose):
+    made = checked(*TRAIN, held_out_records=records(*held_out, file="h"))
     for check, expected in ((exact_overlap, exact), (loose_overlap, loose)):
         seen = check(made)
         assert [row for one in seen for row in shown(one)] == expected
         assert [one.share for one in seen] == [len(expected) / len(held_out)] * bool(expected)
 
 
-def test_benchmarks_by_name(subject, records):
+def test_benchmarks_by_name(checked, records):
     benchmarks = {"ours": records(("Is it open?", "-"), file="o"), "theirs": records(("no", "-"), file="t")}
-    (seen,) = exact_overlap(subject(*TRAIN, benchmarks=benchmarks))
+    (seen,) = exact_overlap(checked(*TRAIN, benchmarks=benchmarks))
     assert seen.title == "1 prompt of ours is also in the training data"
     assert seen.examples == (("o:1", "also a:2: Is it open?"),)
 
 
-def test_a_prompt_template_does_not_hide_or_make_overlap(subject, records):
+def test_a_prompt_template_does_not_hide_or_make_overlap(checked, records):
     template = "Answer the question of a customer, in one word, as quickly and as kindly as you can: {} Answer:"
     train = [(template.format(f"\n{word}?"), word) for word in NUMBERS]
     held_out = records((template.format("two?"), "two"), (template.format("twenty?"), "-"), file="h")
-    made = subject(*train, held_out_records=held_out)
+    made = checked(*train, held_out_records=held_out)
     (seen,) = exact_overlap(made)
     assert seen.examples == (("h:1", "also a:2: two?"),)
     assert ngram_overlap(made) == []
@@ -76,10 +76,10 @@ def test_training_rows_with_ngrams_of_what_is_measured():
     assert rows_with_ngrams_of(train, ["a b"]) == rows_with_ngrams_of([], measured) == {}
 
 
-def test_ngram_overlap_leaves_out_whole_rows_and_sorts(subject, records):
+def test_ngram_overlap_leaves_out_whole_rows_and_sorts(checked, records):
     train = [(text(*range(14)), "a"), ("q", "It is " + text(*range(2, 16)))]
     held_out = [(text(*range(14)), "-"), (text(*range(2, 15)) + " x y z", "-"), (text(*range(2, 15)), "-")]
-    (seen,) = ngram_overlap(subject(*train, held_out_records=records(*held_out, file="h")))
+    (seen,) = ngram_overlap(checked(*train, held_out_records=records(*held_out, file="h")))
     assert [place.row_id for place in seen.examples] == ["h:3", "h:2"]
     assert seen.examples[0].text.startswith("also a:2 (100% of its n-grams): ")
     assert json.loads(json.dumps(seen.numbers)) == {"measured": 3, "found": 2, "more_than_half_shared": 1}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.audit.checks import Subject, run_checks
+from sft_jax.audit.checks import CheckedData, run_checks
 from sft_jax.audit.checks.rendered_text import HEADERS, rendered_text
 from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow
 from sft_jax.data.records import Record
@@ -17,7 +17,7 @@ PLAIN = "The marker <|im_start|>user begins what a user says, and <|im_end|> end
 def seen(*examples, **fields):
     records = [Record(f"a:{number}", example, {}) for number, example in enumerate(examples, 1)]
     rows = TokenizedRows.from_rows([([1, 2], [0, 1])] * len(records), [record.id for record in records])
-    return rendered_text(Subject(records, rows, **fields))
+    return rendered_text(CheckedData(records, rows, **fields))
 
 
 def text(content, weight=1.0):
@@ -94,5 +94,5 @@ def test_messages_that_hold_a_conversation(example):
 def test_it_is_looked_for_at_the_start_of_a_run(chatml_tokenizer):
     records = [Record("a:1", text(RENDERED), {})]
     rows = TokenizedRows.from_rows([([1, 2], [0, 1])], ["a:1"])
-    found = [f for f in run_checks(Subject(records, rows), quick=True) if f.check == "rendered_text"]
+    found = [f for f in run_checks(CheckedData(records, rows), quick=True) if f.check == "rendered_text"]
     assert [finding.severity for finding in found] == ["warning"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks import CheckedData
 from sft_jax.audit.checks.split_turns import split_turns
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.reading import DEFAULT
@@ -26,7 +26,7 @@ def row(*turns):
 
 def seen(*examples, **fields):
     records = [Record(f"a:{number}", example, {}) for number, example in enumerate(examples, 1)]
-    return split_turns(Subject(records, TokenizedRows.from_rows([], []), **fields))
+    return split_turns(CheckedData(records, TokenizedRows.from_rows([], []), **fields))
 
 
 TWO_CALLS = row(called(CALLS[0]), called(CALLS[1]), RESULT, RESULT)

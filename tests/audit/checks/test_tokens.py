@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks import CheckedData
 from sft_jax.audit.checks.endings import end_of_turn, text_ends
 from sft_jax.audit.checks.sizes import dropped_rows, histogram, packing_efficiency, sizes
 from sft_jax.audit.checks.vocabulary import token_texts, vocabulary
@@ -37,7 +37,7 @@ def test_end_of_turn(tokens, weights, is_good):
     good = ([END, 1, 6, END], [0, 0, 1, 1])  # begins with one: not the end of the row before
     rows = TokenizedRows.from_rows([good, (tokens, weights), good], ["a:1", "a:2", "a:3"])
     records = [Record(row_id, Chat((Message("user", "q"), Message("assistant", "a"))), {}) for row_id in rows.ids]
-    (seen,) = end_of_turn(Subject(records, rows, stop_ids=(END,)))
+    (seen,) = end_of_turn(CheckedData(records, rows, stop_ids=(END,)))
     assert seen.count == (0 if is_good else 1)
     assert [place.row_id for place in seen.examples] == ([] if is_good else ["a:2"])
     assert seen.numbers == {"rows": 3, "trained": 3 if is_good else 2}
@@ -57,7 +57,7 @@ def test_end_of_turn(tokens, weights, is_good):
 )
 def test_end_of_turn_follows_the_masking(masking, row, bad):
     records = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
-    (seen,) = end_of_turn(Subject(records, TokenizedRows.from_rows([row], ["a:1"]), stop_ids=(END,), **masking))
+    (seen,) = end_of_turn(CheckedData(records, TokenizedRows.from_rows([row], ["a:1"]), stop_ids=(END,), **masking))
     assert seen.count == bad
 
 
@@ -65,16 +65,16 @@ def test_end_of_turn_follows_the_masking(masking, row, bad):
 def test_a_turn_of_which_ranges_alone_are_trained_has_no_end(weight, counted):
     answer = Message("assistant", "abc", weight=weight, ranges=((0, 1, 1.0),))
     records = [Record("a:1", Chat((Message("user", "q"), answer)), {})]
-    subject = Subject(records, TokenizedRows.from_rows([([1, 6, END], [0, 1, 0])], ["a:1"]), stop_ids=(END,))
-    assert sum(seen.count for seen in end_of_turn(subject)) == counted
+    checked = CheckedData(records, TokenizedRows.from_rows([([1, 6, END], [0, 1, 0])], ["a:1"]), stop_ids=(END,))
+    assert sum(seen.count for seen in end_of_turn(checked)) == counted
 
 
 def test_only_conversations_must_end_and_not_knowing_is_said():
     rows = TokenizedRows.from_rows([([1, 2], [0, 1])], ["a:1"])
     text = [Record("a:1", Segments((Segment("t", 1.0),)), {})]
-    assert end_of_turn(Subject(text, rows, stop_ids=(END,))) == []
+    assert end_of_turn(CheckedData(text, rows, stop_ids=(END,))) == []
     chat = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
-    assert "not checked" in end_of_turn(Subject(chat, rows))[0].title
+    assert "not checked" in end_of_turn(CheckedData(chat, rows))[0].title
 
 
 ALL = "2 of 2 rows of text end with an end token: the model learns to stop after them"
@@ -98,7 +98,7 @@ def test_whether_texts_end(chatml_tokenizer, texts, ends, title, count):
     made = [Record(f"a:{n}", Segments((Segment(text, 1.0),), ends), {}) for n, text in enumerate(texts)]
     renderer = ConversationRenderer(chatml_tokenizer)
     rows, _ = tokenize_records(made, renderer, 100)
-    (seen,) = text_ends(Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
+    (seen,) = text_ends(CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
     assert (seen.title, seen.count) == (title, count)
     assert ("--config.data.reading.text_end=eos" in seen.advice) == bool(count)
     end = chatml_tokenizer.eos_token_id
@@ -121,8 +121,8 @@ def test_texts_end_in_the_last_piece_and_not_where_they_are_cut(
     made = [Record(f"a:{n}", Segments((Segment(text, 1.0),)), {}) for n, text in enumerate(texts)]
     renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(too_long=too_long))
     rows, _ = tokenize_records(made, renderer, 4)
-    subject = Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer, row_tokens=4)
-    (seen,) = text_ends(dataclasses.replace(subject, too_long=too_long))
+    checked = CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer, row_tokens=4)
+    (seen,) = text_ends(dataclasses.replace(checked, too_long=too_long))
     assert (seen.numbers, seen.count) == ({"rows": looked_at, "ended": ended}, count)
 
 
@@ -139,7 +139,7 @@ def test_an_end_that_is_not_trained_is_none(chatml_tokenizer, ends, count, advis
     made = [Record("a:1", Segments((Segment("abc", 1.0), Segment("<|im_end|>", 0.0)), ends), {})]
     renderer = ConversationRenderer(chatml_tokenizer)
     rows, _ = tokenize_records(made, renderer, 100)
-    (seen,) = text_ends(Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
+    (seen,) = text_ends(CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
     assert (seen.numbers, seen.count) == ({"rows": 1, "ended": 0}, count)
     assert flags_in(seen.advice) == advised
     assert ("a weight above 0 for the last segment of 1 trains their end" in seen.advice) == bool(count)
@@ -149,7 +149,7 @@ def test_the_end_of_texts_is_advised_source_by_source(chatml_tokenizer):
     made = [Record(f"{s}/a:1", Segments((Segment("abc", 1.0),)), {}, source=s) for s in ("prose", "code")]
     renderer = ConversationRenderer(chatml_tokenizer)
     rows, _ = tokenize_records(made, renderer, 100)
-    (seen,) = text_ends(Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
+    (seen,) = text_ends(CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
     assert flags_in(seen.advice) == [
         f"--config.data.mixture.{name}.reading.text_end={end}" for end in ("eos", "none") for name in ("prose", "code")
     ]
@@ -159,10 +159,10 @@ def test_what_the_renderer_makes_is_good(chatml_tokenizer, records):
     renderer = ConversationRenderer(chatml_tokenizer)
     made = records(("Hi", "Ho"), ("the", "thing"))
     rows, _ = tokenize_records(made, renderer, 100)
-    subject = Subject(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer)
-    assert end_of_turn(subject)[0].count == 0
+    checked = CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer)
+    assert end_of_turn(checked)[0].count == 0
     weights = np.where(np.isin(rows.tokens, renderer.stop_ids), 0, rows.weights)
-    (seen,) = end_of_turn(dataclasses.replace(subject, rows=dataclasses.replace(rows, weights=weights)))
+    (seen,) = end_of_turn(dataclasses.replace(checked, rows=dataclasses.replace(rows, weights=weights)))
     assert seen.count == 2
     assert seen.examples[0].text.startswith("ends with: ")
     assert "Ho<|im_end|>" in seen.examples[0].text
@@ -170,7 +170,7 @@ def test_what_the_renderer_makes_is_good(chatml_tokenizer, records):
 
 def test_sizes():
     rows = TokenizedRows.from_rows([(range(n), [0] * (n - 1) + [1]) for n in (2, 4, 6, 8)], list("abcd"))
-    (seen,) = sizes(Subject([], rows, row_tokens=10))
+    (seen,) = sizes(CheckedData([], rows, row_tokens=10))
     assert seen.title.startswith(
         "4 rows, 20 tokens, 20.0% of them trained; 5 tokens in the middle row, 8 in the longest"
     )
@@ -203,13 +203,13 @@ def test_histogram_counts_every_row(values):
     assert len(found["edges"]) == len(found["rows"]) + 1
 
 
-def test_dropped_rows_by_reason(subject):
+def test_dropped_rows_by_reason(checked):
     dropped = [DroppedRow("a:7", "too long", "9 tokens"), DroppedRow("a:8", "too long"), DroppedRow("a:9", "odd")]
-    whole, many, one = dropped_rows(subject(("q", "a"), ("r", "a"), dropped=dropped))
+    whole, many, one = dropped_rows(checked(("q", "a"), ("r", "a"), dropped=dropped))
     assert (many.title, many.examples[0]) == ("2 rows are dropped: too long", ("a:7", "9 tokens"))
     assert (whole.title, whole.share) == ("3 of 5 rows are dropped, for 2 reasons", 3 / 5)
     assert (many.share, one.share) == (2 / 5, 1 / 5)  # of all rows that were read, also those that are no records
-    (read,) = dropped_rows(subject(("q", "a"), ("r", "a"), dropped=[DroppedRow("a:1", "too long")]))
+    (read,) = dropped_rows(checked(("q", "a"), ("r", "a"), dropped=[DroppedRow("a:1", "too long")]))
     assert read.share == 1 / 2
     assert one.title == "1 row is dropped: odd"
 
@@ -225,7 +225,7 @@ def test_rows_the_vocabulary_handles_badly(chatml_tokenizer, records):
     """ "the" is one token of three bytes, everything else a token a byte."""
     made = records(*[("the" * 40, "the" * 10)] * 5, ("ж" * 40, "x"), ("y", "z"))
     rows, _ = tokenize_records(made, ConversationRenderer(chatml_tokenizer), 500)
-    middle, bad = vocabulary(Subject(made, rows, tokenizer=chatml_tokenizer))
+    middle, bad = vocabulary(CheckedData(made, rows, tokenizer=chatml_tokenizer))
     assert middle.numbers["median"] < 0.5
     assert [place.row_id for place in bad.examples] == ["a:6"]
 
@@ -242,7 +242,7 @@ def test_a_script_is_foreign_to_the_vocabulary_where_it_spells_characters_by_byt
 ):
     made = records((text, text))
     rows, _ = tokenize_records(made, ConversationRenderer(chatml_tokenizer), 500)
-    titles = [seen.title for seen in vocabulary(Subject(made, rows, tokenizer=chatml_tokenizer))]
+    titles = [seen.title for seen in vocabulary(CheckedData(made, rows, tokenizer=chatml_tokenizer))]
     assert any("spells characters by their bytes" in title for title in titles) == spelt
 
 
@@ -256,6 +256,6 @@ def test_unknown_tokens(byte_tokenizer, records):
     tokenizer.unk_token = "<unk>"
     unknown = tokenizer.unk_token_id
     rows = TokenizedRows.from_rows([([1, 2], [0, 1]), ([1, unknown, unknown], [0, 1, 1])], ["a:1", "a:2"])
-    (seen,) = vocabulary(Subject([], rows, tokenizer=tokenizer))
+    (seen,) = vocabulary(CheckedData([], rows, tokenizer=tokenizer))
     assert seen.examples[0].row_id == "a:2"
     assert seen.examples[0].text.startswith("2 unknown: ")

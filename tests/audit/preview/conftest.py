@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks import CheckedData
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
@@ -25,11 +25,11 @@ def renderer(chatml_tokenizer):
 
 
 @pytest.fixture(scope="session")
-def subject(renderer):
+def checked(renderer):
     """What the checks look at, of some records."""
 
     def make(records, row_tokens=1000, **more):
         rows, dropped = tokenize_records(records, renderer, row_tokens)
-        return Subject(records, rows, dropped, renderer.tokenizer, row_tokens, renderer.stop_ids, **more)
+        return CheckedData(records, rows, dropped, renderer.tokenizer, row_tokens, renderer.stop_ids, **more)
 
     return make

@@ -45,10 +45,10 @@ class Parsed(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(renderer, record, subject):
+def page(renderer, record, checked):
     """A page on which every text that comes from the data is hostile."""
     records = [record(1, EVIL, EVIL), record(2, "fine")]
-    made = subject(records)
+    made = checked(records)
     finding = Finding("c", "error", EVIL, 1, (Place("t:1", f"also t:2, t:9: {EVIL}"),), EVIL, {"evil": {"x": EVIL}})
     log = CleaningLog()
     log.note_change(records[0], "step", EVIL)

@@ -31,8 +31,8 @@ def test_bytes_are_bounded():
     assert len(within_bytes(rows, 350)) == 3
 
 
-def test_all_rows_where_they_are_few(renderer, record, subject):
-    made = subject([record(n) for n in (1, 2)], held_out_records=[record(1, file="h")])
+def test_all_rows_where_they_are_few(renderer, record, checked):
+    made = checked([record(n) for n in (1, 2)], held_out_records=[record(1, file="h")])
     removed = [(record(3), DroppedRow("t:3", "step: why"))]
     page = select_rows(made, renderer, removed, [], {}, 20)
     assert [(row["id"], row["kind"]) for row in page.rows] == [
@@ -44,9 +44,9 @@ def test_all_rows_where_they_are_few(renderer, record, subject):
     assert page.note == "All rows are on this page: 2 of 2 trained, 1 of 1 dropped, 1 of 1 held out."
 
 
-def test_rows_that_findings_name_are_there(renderer, record, subject):
+def test_rows_that_findings_name_are_there(renderer, record, checked):
     records = [record(n, "a" * (150 if n in (33, 57) else 1)) for n in range(100)]
-    made = subject(records, held_out_records=[record(n, file="h") for n in range(50)])
+    made = checked(records, held_out_records=[record(n, file="h") for n in range(50)])
     finding = Finding("c", "warning", "title", 2, (Place("h:41", "also t:58: text"), Place("t:61", "text")))
     page = select_rows(made, renderer, [], [finding], {}, 40)
     ids = {row["id"] for row in page.rows}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.audit.checks import Subject
+from sft_jax.audit.checks import CheckedData
 from sft_jax.audit.checks.near_duplicates import near_duplicates
 from sft_jax.audit.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
 from sft_jax.data.cleaning import Context
@@ -18,8 +18,8 @@ def names(records):
     return "".join(record.id[2:] for record in records)
 
 
-def subject(records, held_out=()):
-    return Subject(records, TokenizedRows.from_rows([], []), held_out_records=held_out)
+def checked_data(records, held_out=()):
+    return CheckedData(records, TokenizedRows.from_rows([], []), held_out_records=held_out)
 
 
 def test_near_duplicates(record, clean):
@@ -27,8 +27,8 @@ def test_near_duplicates(record, clean):
     kept, log = clean(rows, "drop_near_duplicates")
     assert names(kept) == "024"  # in the words that make rows alike, case and punctuation do not count
     assert [(row.id, row.detail) for row in log.dropped] == [("t:1", "t:0"), ("t:3", "t:0"), ("t:5", "t:4")]
-    assert near_duplicates(subject(rows)) != []
-    assert near_duplicates(subject(kept)) == []
+    assert near_duplicates(checked_data(rows)) != []
+    assert near_duplicates(checked_data(kept)) == []
 
 
 ASKED = ["Where is it?", "where is it", LONG, f"He said: {LONG}", "Where is it", "Where?", f"{LONG[:90]} or not", "no"]
@@ -57,7 +57,7 @@ def test_overlap(record, clean, how, left, step, field):
     assert {row.detail for row in log.dropped} == {"h:0", "h:1"}
     checks = {"exact": [exact_overlap], "words": [exact_overlap, loose_overlap]}
     for check in checks.get(how, [exact_overlap, loose_overlap, ngram_overlap]):
-        assert check(subject(kept, measured)) == []
+        assert check(checked_data(kept, measured)) == []
 
 
 def test_the_same_rows_twice(record, clean):

@@ -25,7 +25,7 @@ Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class ExportSource:
     """A model to be exported.
 
     Attributes:
@@ -59,7 +59,7 @@ class Subject:
         return {"params": self.base.params("unrolled", "float32", mesh)}
 
 
-def open_subject(source: str, weights: str = "trained") -> Subject:
+def open_source(source: str, weights: str = "trained") -> ExportSource:
     """What `source` names; no array is read yet.
 
     Args:
@@ -72,39 +72,39 @@ def open_subject(source: str, weights: str = "trained") -> Subject:
     run = open_run(source)
     tokenizer = load_base_tokenizer(source)
     if run is not None:
-        return Subject(run.name, run.base, run, tokenizer, weights)
+        return ExportSource(run.name, run.base, run, tokenizer, weights)
     if weights != "trained":
         raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
-    return Subject(source, open_base(source), None, tokenizer, weights)
+    return ExportSource(source, open_base(source), None, tokenizer, weights)
 
 
-def check_format(subject: Subject, kind: str) -> None:
+def check_format(source: ExportSource, kind: str) -> None:
     """Checks that a format fits what was trained.
 
     Args:
-        subject: what is exported.
+        source: what is exported.
         kind: `hf`, `merged` or `peft`.
 
     Raises:
         ExportError: it does not; says which do.
     """
-    if subject.adapter is not None and kind == "hf":
-        alone = "" if subject.base.new_rows else "--format=peft for the adapter alone, or "
+    if source.adapter is not None and kind == "hf":
+        alone = "" if source.base.new_rows else "--format=peft for the adapter alone, or "
         raise ExportError(
-            f"{subject.name} is trained beside frozen weights ({subject.adapter}): give {alone}--format=merged for the "
+            f"{source.name} is trained beside frozen weights ({source.adapter}): give {alone}--format=merged for the "
             "whole model"
         )
-    if subject.adapter is None and kind != "hf":
-        raise ExportError(f"{subject.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")
-    if kind == "peft" and subject.base.new_rows:
+    if source.adapter is None and kind != "hf":
+        raise ExportError(f"{source.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")
+    if kind == "peft" and source.base.new_rows:
         raise ExportError(
-            f"{subject.name} has rows of new tokens, which --format=peft does not hold; give --format=merged"
+            f"{source.name} has rows of new tokens, which --format=peft does not hold; give --format=merged"
         )
 
 
-def source_directory(subject: Subject) -> epath.Path | None:
+def source_directory(source: ExportSource) -> epath.Path | None:
     """The Hugging Face directory that the model first came from; None where it came from a file of another format."""
-    base = subject.base
+    base = source.base
     while (earlier := open_run(base.name)) is not None:
         base = earlier.base
     location = epath.Path(base.location)
@@ -115,7 +115,7 @@ def merged_weights(variables: Tree, adapter: AdapterSpec | None) -> dict[str, We
     """The parameters, adapters merged into them in float32, each made when it is asked for.
 
     Args:
-        variables: of `Subject.variables`.
+        variables: of `ExportSource.variables`.
         adapter: what lies beside the parameters.
     """
     beside = flatten_dict(variables.get(adapters.COLLECTION, {}), sep="/")

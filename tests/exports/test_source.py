@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sft_jax.exports.subject import merged_weights
+from sft_jax.exports.source import merged_weights
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec
 from sft_jax.models.quantization import dequantized_tree, quantized_tree
