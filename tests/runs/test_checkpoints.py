@@ -199,7 +199,7 @@ def test_a_state_of_other_code_is_no_damage(saved, tmp_path, sealed):
     shutil.copytree(saved, tmp_path / "run")
     if not sealed:
         (tmp_path / "run" / "checkpoints" / "4" / FILE).unlink()
-    arrays, mesh = saved_arrays(state(0)), inference_mesh()
+    arrays, mesh = saved_arrays(state(0)), inference_mesh(jax.devices())
     step, effect = arrays["step"], arrays["effect"]
     embedding = {"params": {"embedding": jnp.zeros((300, 10))}}
     named = {
@@ -301,7 +301,7 @@ def test_a_run_survives_that_its_files_cannot_be_read_back(tmp_path, monkeypatch
     assert [text.partition("checkpoints/")[2] for text in said] == [
         f"{step} stays without digests: the bucket does not answer" for step in (2, 4)
     ]
-    mesh, found = inference_mesh(), opened(tmp_path)
+    mesh, found = inference_mesh(jax.devices()), opened(tmp_path)
     with jax.set_mesh(mesh):
         assert int(found.restore(4, saved_arrays(state(0)), "scan", mesh)["step"]) == 4
     found.close()

@@ -112,6 +112,9 @@ def as_table(columns: Sequence[str]) -> Iterator[Nearest]:
     if {*_CHOSEN} & {*columns} and {*_REJECTED} & {*columns}:
         return  # two answers, of which neither is asked
     telling = [column for column in columns if not describes(column) and not _names(_words(column), _UNWANTED)]
+    if all(column.isdigit() for column in columns):  # rows that are arrays have no names: the answer comes last
+        yield from _asked(tuple(telling[:-1]), telling[-1])
+        return
     answers = _ANSWERS + _LABELS
     ends = [column for column in telling if _names(_words(column)[-1:], answers)]  # best_answer before answer_text
     named = ends or [column for column in telling if _names(_words(column), answers)]
