@@ -167,9 +167,13 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.profile.start = 0  # first step to profile; 0: none
     config.profile.steps = 3
 
-    # How a run knows what was asked for: of options that its optimizer, its schedule or a run without adapters does not
-    # read, or that an adapter to begin with brings, other values than these are refused.
+    # How a run knows what was asked for: of options that it does not read (by its optimizer or schedule, without
+    # adapters, a mixture, new tokens or frozen weights), or that an adapter to begin with brings, other values than
+    # these are refused.
     config.defaults = ConfigDict()
+    config.defaults.model = _copied(config.model, "new_tokens_in_contents")
+    config.defaults.data = _copied(config.data, "mixture_packing")
+    config.defaults.precision = _copied(config.precision, "frozen")
     config.defaults.optimizer = _copied(config.optimizer, "final_share", "betas", "epsilon", "momentum", "decay_power")
     config.defaults.adapter = _copied(
         config.adapter, "method", "rank", "ranks", "alpha", "scaling", "dropout", "targets"

@@ -82,25 +82,30 @@ class Tracked(ml_collections.ConfigDict):
         return super().__getattr__(name)
 
 
+def fields_read_by(config: ml_collections.ConfigDict, workdir: Path) -> set[str]:
+    """The leaves of a config that a run reads."""
+    read: set[str] = set()
+    config.unlock()
+    config.duration = "2 steps"
+    config.evaluation.samples, config.evaluation.sample_tokens = 1, 1
+    config.profile.start = 1
+    config.profile.steps = 1
+    config.data.date = "2026-01-31"
+    run(Tracked(config.lock(), read), workdir)
+    return read
+
+
 def test_every_field_is_read(tmp_path, monkeypatch):
-    """Checks and records of the whole config do not count."""
+    """By a run with adapters or one without. Checks, what they compare with, and records of the whole do not count."""
     from sft_jax.runs import workdir
     from sft_jax.training import loop
 
-    read: set[str] = set()
-    plain = small(tiny.config(tmp_path, "lora"), tmp_path).unlock()
-    plain.duration = "2 steps"
-    plain.evaluation.samples, plain.evaluation.sample_tokens = 1, 1
-    plain.profile.start = 1
-    plain.profile.steps = 1
-    plain.data.date = "2026-01-31"
-    plain.lock()
     monkeypatch.setattr(loop, "check_config", lambda config: None)
     monkeypatch.setattr(workdir, "claim", lambda workdir, config: workdir.mkdir())
-    run(Tracked(plain, read), tmp_path / "run")
-    unread = flatten(plain.to_dict()).keys() - read
-    # Checks compare with the defaults; the dtype of trained weights is that of adapters only where it is float32.
-    assert {name for name in unread if not name.startswith("defaults.")} == {"precision.params"}
+    configs = {arg: small(tiny.config(tmp_path, arg), tmp_path) for arg in ("lora", "full")}
+    fields = {name for name in flatten(configs["lora"].to_dict()) if not name.startswith("defaults.")}
+    read = [fields_read_by(config, tmp_path / f"run {arg}") for arg, config in configs.items()]
+    assert fields - set().union(*read) == set()
 
 
 @pytest.mark.parametrize("name", ["sft"])
@@ -171,6 +176,18 @@ def test_a_fork_has_defaults_of_its_own(option):
     config.optimizer[option] = sft.get_config().optimizer[option]
     with pytest.raises(ValueError, match=f"optimizer.{option}=.* is not read by .*; leave it out"):
         check_config(config)
+
+
+def test_no_default_of_a_fork_is_refused():
+    """Values that a run does not read pass where the config file has them, whatever they are in the one shipped."""
+    config = sft.get_config().copy_and_resolve_references()
+    asked = {"model.new_tokens_in_contents": False, "data.mixture_packing": "before", "precision.frozen": "bfloat16"}
+    config.update_from_flattened_dict(asked)
+    with pytest.raises(ValueError, match="leave it at") as error:
+        check_config(config)
+    assert all(f"--config.{name}=" in str(error.value) for name in asked)
+    config.update_from_flattened_dict({f"defaults.{name}": value for name, value in asked.items()})
+    check_config(config)
 
 
 BAD = [

@@ -10,7 +10,6 @@ from sft_jax.data.reading import DEFAULT, FLAGS, OPTIONS, Reading, flags_of_sour
 from sft_jax.data.records import RecordReader, check_reading
 
 FIELDS = ("path", "weight", "epochs", "replacement", "reading")
-_UNMIXED = "after"  # `mixture_packing` where there is no mixture
 _FLAG = "--config.data.mixture"
 
 
@@ -65,14 +64,15 @@ def _source(name: str, section: ml_collections.ConfigDict) -> Source:
 def problems_in_mixture(config: ml_collections.ConfigDict) -> list[str]:
     """What is wrong with `config.data.mixture` and with what does not go with it; each problem names its flag."""
     names, problems = list(config.data.mixture), []
+    default = config.defaults.data.mixture_packing
     if config.data.mixture_packing not in PACKING:
         problems.append(
             f"--config.data.mixture_packing={config.data.mixture_packing!r} must be one of {', '.join(PACKING)}"
         )
-    elif not names and config.data.mixture_packing != _UNMIXED:
+    elif not names and config.data.mixture_packing != default:
         problems.append(
             f"--config.data.mixture_packing={config.data.mixture_packing} is not read without sources in {_FLAG}; "
-            f"leave it at {_UNMIXED}"
+            f"leave it at {default}"
         )
     if names and config.data.train:
         problems.append(f"--config.data.train={config.data.train}: {_FLAG} has {', '.join(names)}; give one of the two")

@@ -242,11 +242,12 @@ def _quantized(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def _frozen_dtype(config: ml_collections.ConfigDict) -> list[str]:
-    if config.precision.frozen == "float32" or not trains_all_weights(config):
+    default = config.defaults.precision.frozen
+    if config.precision.frozen == default or not trains_all_weights(config):
         return []
     return [
         f"--config.precision.frozen={config.precision.frozen} is of weights that are not trained, and here all are; "
-        "leave it at float32. The trained weights are --config.precision.params"
+        f"leave it at {default}. The trained weights are --config.precision.params"
     ]
 
 
@@ -269,10 +270,11 @@ def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
         problems.append(
             "--config.adapter.new_rows=True: there are no new rows to train; give --config.model.new_tokens too"
         )
-    if not config.model.new_tokens and not config.model.get("new_tokens_in_contents", True):
+    in_contents, default = config.model.new_tokens_in_contents, config.defaults.model.new_tokens_in_contents
+    if not config.model.new_tokens and in_contents != default:
         problems.append(
-            "--config.model.new_tokens_in_contents=False is not read without --config.model.new_tokens; leave it at "
-            "True"
+            f"--config.model.new_tokens_in_contents={in_contents} is not read without --config.model.new_tokens; leave "
+            f"it at {default}"
         )
     return problems
 

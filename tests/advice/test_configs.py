@@ -49,7 +49,7 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
         {"data.reading.held_out_split": "test"},
         {"data.held_out": "b.jsonl"},
     ),
-    (OF_CHECKS, "is not read without --config.model.new_tokens; leave it at True"): (
+    (OF_CHECKS, "is not read without --config.model.new_tokens; leave it at {default}"): (
         "full",
         {"model.new_tokens_in_contents": False},
         {"model.new_tokens_in_contents": True},
