@@ -107,17 +107,17 @@ def _texts(columns: Sequence[str]) -> Iterator[Nearest]:
 def as_table(columns: Sequence[str]) -> Iterator[Nearest]:
     """A question of all columns but those of answers, and one that answers it, whose name says so.
 
-    Nothing without such a name; answers that are not wanted, and other answers than the one, take no part.
+    Nothing without such a name, but where rows are arrays: their columns are numbers, and the answer comes last.
+    Answers that are not wanted, and other answers than the one, take no part.
     """
     if {*_CHOSEN} & {*columns} and {*_REJECTED} & {*columns}:
         return  # two answers, of which neither is asked
     telling = [column for column in columns if not describes(column) and not _names(_words(column), _UNWANTED)]
-    if all(column.isdigit() for column in columns):  # rows that are arrays have no names: the answer comes last
-        yield from _asked(tuple(telling[:-1]), telling[-1])
-        return
     answers = _ANSWERS + _LABELS
     ends = [column for column in telling if _names(_words(column)[-1:], answers)]  # best_answer before answer_text
     named = ends or [column for column in telling if _names(_words(column), answers)]
+    if all(column.isdigit() for column in telling):
+        named = telling[-1:]
     answer = _like(answers, columns) or next(iter(named), None)
     others = {column for column in telling if _names(_words(column)[-1:], _ANSWERS)} - {*_QUESTIONS}
     asked = tuple(column for column in telling if column != answer and column not in others)
