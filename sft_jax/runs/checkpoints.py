@@ -12,7 +12,6 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,15 +23,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sft_jax.models.layouts import to_layout
-from sft_jax.runs.digests import MISSING, damage_of, damage_of_opened, has_digests, write_digests
-from sft_jax.runs.workdir import ENVIRONMENT, check_processes_see, is_remote
+from sft_jax.runs.checkpoint_errors import CheckpointErrors, steps_in
+from sft_jax.runs.digests import damage_of, damage_of_opened, has_digests, write_digests
+from sft_jax.runs.workdir import check_processes_see, is_remote
 from sft_jax.sharding import abstract_like, shardings_of
 
 Tree = Any
 DIRECTORY = "checkpoints"
-_LOST = "NOT_FOUND"
-_DAMAGE = (_LOST, "DATA_LOSS", "OUT_OF_RANGE")  # a file that is not there, cannot be parsed, or is cut
-_SHORT, _NAMED = 300, 5  # characters of an error, and names of arrays, that a message holds
 _FAILURES = (KeyError, ValueError, OSError)  # orbax wraps whatever fails in a KeyError of its own
 CONSTANTS = "constants"  # name in a checkpoint of what adapters have that is frozen: only where a method has some
 _SLICE_BYTES = 1 << 20  # from this size on, copies of an array write a part of it each
@@ -51,14 +48,6 @@ class RunPosition:
     layout: str
     position: int
     counters: dict[str, int]
-
-
-class DamagedCheckpointError(ValueError):
-    """Files of a checkpoint are not those that were saved. The message says which, and how to go on."""
-
-
-class UnreadCheckpointError(ValueError):
-    """A checkpoint could not be read, and nothing shows that its files are damaged. The message says why."""
 
 
 class Checkpoints:
@@ -91,6 +80,7 @@ class Checkpoints:
 
         self._workdir, self._directory = workdir, _absolute(workdir) / DIRECTORY
         self._read_only = read_only
+        self._errors = CheckpointErrors(workdir, self._directory, read_only)
         self._whole: set[int] = set()  # steps whose files have been compared
         self._without_digests: set[int] = set()  # of those, which had none to compare with
         self._sealing = concurrent.futures.ThreadPoolExecutor(1, "digests")
@@ -115,9 +105,7 @@ class Checkpoints:
         )
         if not read_only:
             check_processes_see(workdir, self.latest())  # they compare its files together
-        if not read_only and self.latest() is not None:
-            self._check(self.latest())
-            if self.is_whole(self.latest()):
+            if self.latest() is not None and self.is_whole(self.latest()):
                 self._prune()
 
     def _prune(self) -> None:
@@ -140,9 +128,9 @@ class Checkpoints:
 
     def _check_opened(self) -> None:
         """Looks at what orbax reads of every checkpoint before one is asked for."""
-        for step in _steps_in(self._directory):
+        for step in steps_in(self._directory):
             if damage := damage_of_opened(self._directory / str(step)):
-                raise self._replaced(step, damage) or self._damaged(step, damage, others_open=False)
+                raise self._errors.replaced(step, damage) or self._errors.damaged(step, damage, others_open=False)
 
     def _check(self, step: int) -> None:
         """Compares the files of a checkpoint with their digests, once; each process a part of them."""
@@ -151,103 +139,29 @@ class Checkpoints:
         directory = self._directory / str(step)
         without_digests = not has_digests(directory)
         damage = damage_of(directory, jax.process_index(), jax.process_count())
-        if damage and (replaced := self._replaced(step, damage)):
-            raise replaced
+        elsewhere = multihost_utils.process_allgather(np.int32(len(damage))) if jax.process_count() > 1 else 0
+        if damage or np.any(elsewhere):
+            damage = damage or ["another process found it so"]
+            raise self._errors.replaced(step, damage) or self._errors.damaged(step, damage)
         if without_digests:
             logging.warning(
                 "%s has no digests: it is not sealed yet, or what saved it could not write them. It is used as it is.",
                 directory,
             )
-        elsewhere = multihost_utils.process_allgather(np.int32(len(damage))) if jax.process_count() > 1 else 0
-        if damage or np.any(elsewhere):
-            raise self._damaged(step, damage or ["another process found it so"])
         self._whole.add(step)
         if without_digests:
             self._without_digests.add(step)
-
-    def _damaged(self, step: int, damage: list[str], others_open: bool = True) -> DamagedCheckpointError:
-        """The error, with what there is beside this checkpoint; `others_open`: that can be read while it is there."""
-        directory, others = self._directory / str(step), [s for s in _steps_in(self._directory) if s != step]
-        more = f" (and {len(damage) - 1} more files)" if len(damage) > 1 else ""
-        said = f"the checkpoint {directory} is damaged: {damage[0]}{more}."
-        whole = [other for other in others if not damage_of(self._directory / str(other))]
-        if not whole:
-            there = "the others are damaged too" if others else "there is no other one"
-            return DamagedCheckpointError(
-                f"{said}\nPut its files back from a copy if there is one; {there}: else train again, with another "
-                f"--workdir or after removing {self._workdir}."
-            )
-        named = f"; a command that reads a run takes that one by name too, {self._workdir}:{max(whole)}"
-        return DamagedCheckpointError(
-            f"{said}\nOf the others that of step {max(whole)} is whole. To go on from there remove the directory "
-            f"{directory} and start the same command again{named if others_open else ''}."
-        )
-
-    def _replaced(self, step: int, damage: list[str]) -> UnreadCheckpointError | None:
-        """The error where files are missing because a run that goes on removes the checkpoint; None where it does not.
-
-        Args:
-            step: of the checkpoint.
-            damage: what is wrong with it, as lines.
-        """
-        directory, there = self._directory / str(step), _steps_in(self._directory)
-        is_removed = not directory.exists() or (max(there) > step and any(MISSING in line for line in damage))
-        if not self._read_only or not is_removed:
-            return None
-        newer = f"that of step {max(there)} is there" if there else "no other one is there yet"
-        return UnreadCheckpointError(
-            f"the checkpoint {directory} was replaced while it was read, as a run that goes on does with those before "
-            f"its latest; {newer}. Start the same command again; if it ends like this each time, files of the "
-            "checkpoint are lost."
-        )
-
-    def _not_read(self, step: int, error: Exception) -> ValueError:
-        """What to say where files could not be read that were found to be as they were saved, as far as is known."""
-        directory, causes = self._directory / str(step), list(_causes(error))
-        damage = damage_of(directory)
-        if not damage and not has_digests(directory) and any(_says(cause, *_DAMAGE) for cause in causes):
-            what = f"a file of its arrays {MISSING}" if _says(causes[-1], _LOST) else "what it holds cannot be read"
-            damage = [f"{what} ({_in_short(causes[-1])})"]
-        if damage:
-            return self._replaced(step, damage) or self._damaged(step, damage)
-        return UnreadCheckpointError(
-            f"the checkpoint {directory} could not be read: {_in_short(causes[-1])}. Its files are as far as is known "
-            "those that were saved: start the same command again."
-        )
 
     def _described(self, step: int) -> Tree:
         """Shapes and dtypes of what a checkpoint holds."""
         try:
             described = self._checkpointer.metadata(step).metadata
         except _FAILURES as error:
-            raise self._not_read(step, error) from error
+            raise self._errors.not_read(step, error) from error
         if described is None:  # orbax keeps the reason to itself; reading says it
             self._load(step, None)
-            raise self._not_read(step, OSError("what it holds could not be found out, and then could"))
+            raise self._errors.not_read(step, OSError("what it holds could not be found out, and then could"))
         return described
-
-    def _check_holds(self, step: int, wanted: Tree, described: Tree, *, whole: bool) -> None:
-        """Checks that a checkpoint holds arrays of these names and shapes; `whole`: and no others.
-
-        Raises:
-            UnreadCheckpointError: it was saved by code with another state; names what differs.
-        """
-        here, there = _by_name(wanted), _by_name(described)
-        problems = []
-        if lacking := sorted(here.keys() - there.keys()):
-            problems.append(f"has no {_listed(lacking, here)}")
-        if whole and (more := sorted(there.keys() - here.keys())):
-            problems.append(f"has {_listed(more, there)}, of which this code knows nothing")
-        for name in sorted(here.keys() & there.keys()):
-            if tuple(here[name].shape) != tuple(there[name].shape):
-                problems.append(f"has {name} of shape {tuple(there[name].shape)}, not {tuple(here[name].shape)}")
-        if problems:
-            raise UnreadCheckpointError(
-                f"the checkpoint {self._directory / str(step)} was saved by other code: its state "
-                f"{'; it '.join(problems[:3])}. Use the code that saved it (its commit is in "
-                f"{self._workdir / ENVIRONMENT}), or train anew with another --workdir, on the result of that run if "
-                f"you like: --config.model.source={self._workdir}."
-            )
 
     def save(self, step: int, arrays: Tree, position: RunPosition, metrics: dict[str, float]) -> None:
         """Starts saving; arrays are copied before it returns, files are written in the background.
@@ -307,7 +221,7 @@ class Checkpoints:
         try:
             return RunPosition(**self._checkpointer.metadata(step).custom_metadata)
         except _FAILURES as error:
-            raise self._not_read(step, error) from error
+            raise self._errors.not_read(step, error) from error
 
     def restore(self, step: int, like: Tree, layout: str, mesh: Mesh) -> Tree:
         """The arrays that `save` was given.
@@ -325,7 +239,7 @@ class Checkpoints:
         saved_layout = self.position(step).layout
         shapes = jax.eval_shape(lambda tree: convert(tree, saved_layout), like)
         abstract = abstract_like(shapes, shardings_of(shapes, mesh))
-        self._check_holds(step, abstract, self._described(step), whole=True)
+        self._errors.check_holds(step, abstract, self._described(step), whole=True)
         restored = self._load(step, abstract)
         if not self.is_whole(step):
             self._seal_restored(step)
@@ -357,7 +271,7 @@ class Checkpoints:
 
         self._check(step)
         described = self._described(step)
-        self._check_holds(step, _nested(abstract), described, whole=False)
+        self._errors.check_holds(step, _nested(abstract), described, whole=False)
         wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, described)
         for path, tree in abstract.items():
             *parents, name = path.split("/")
@@ -369,7 +283,7 @@ class Checkpoints:
         try:
             return self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
         except _FAILURES as error:
-            raise self._not_read(step, error) from error
+            raise self._errors.not_read(step, error) from error
 
     def wait(self) -> None:
         """Returns when what was saved is on disk, with its digests."""
@@ -394,48 +308,9 @@ def _saving_small_arrays_whole() -> Any:
     return context
 
 
-def _steps_in(directory: epath.Path) -> list[int]:
-    """Steps of the checkpoints in a directory, in order; they have their final name when they are complete."""
-    if not directory.exists():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
-
-
 def _absolute(path: epath.Path) -> epath.Path:
     """orbax refuses relative paths; a bucket path is absolute as it is."""
     return path if is_remote(path) else epath.Path(os.path.abspath(path))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came of, the first cause last."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def _says(error: BaseException, *kinds: str) -> bool:
-    """Whether tensorstore found one of these: it tells its errors apart by the first word of their text alone."""
-    return any(kind in str(error) for kind in kinds)
-
-
-def _in_short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error)[:_SHORT]}"
-
-
-def _by_name(tree: Tree) -> dict[str, Any]:
-    """Leaves by their path, which is the same for a dict and for a tuple with names."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _listed(names: Sequence[str], among: Collection[str]) -> str:
-    """Names of arrays in short: a part of the state where all of it is meant."""
-    of = lambda part, paths: {path for path in paths if path.partition("/")[0] == part}
-    parts = dict.fromkeys(name.partition("/")[0] for name in names)
-    short = [name for part in parts for name in ([part] if of(part, names) == of(part, among) else of(part, names))]
-    more = f" and {len(short) - _NAMED} more" if len(short) > _NAMED else ""
-    return ", ".join(f"`{name}`" for name in sorted(short)[:_NAMED]) + more
 
 
 def _nested(trees: dict[str, Tree]) -> Tree:

@@ -95,11 +95,14 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_advice.py",
         "test_checkpoints_in_few_bits_are_refused_by_name",
     ),
-    ("sft_jax/runs/checkpoints.py", ": else train again, with another --workdir or after removing"): (
+    ("sft_jax/runs/checkpoint_errors.py", ": else train again, with another --workdir or after removing"): (
         "runs/test_checkpoints.py",
         "test_a_large_file_cut_to_1000_bytes",
     ),
-    ("sft_jax/runs/checkpoints.py", "Use the code that saved it (its commit is in {self._workdir / ENVIRONMENT})"): (
+    (
+        "sft_jax/runs/checkpoint_errors.py",
+        "Use the code that saved it (its commit is in {self.workdir / ENVIRONMENT})",
+    ): (
         "runs/test_checkpoints.py",
         "test_a_state_of_other_code_is_no_damage",
     ),

@@ -14,7 +14,8 @@ from orbax.checkpoint import v1 as ocp
 
 from sft_jax.runs import checkpoints as module
 from sft_jax.runs import digests
-from sft_jax.runs.checkpoints import Checkpoints, DamagedCheckpointError, RunPosition, UnreadCheckpointError
+from sft_jax.runs.checkpoint_errors import DamagedCheckpointError, UnreadCheckpointError
+from sft_jax.runs.checkpoints import Checkpoints, RunPosition
 from sft_jax.runs.digests import FILE, damage_of, damage_of_opened, write_digests
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
