@@ -2,7 +2,7 @@
 
 Files in that order:
 
-- reading.py, files/ and formats/ under records.py: rows of a file as examples (conversations.py).
+- reading.py, files/ and formats/ under records.py and row_parser.py: rows of a file as examples (conversations.py).
 - cleaning/: records changed and dropped before they are rendered.
 - rendering/: an example as tokens with weights.
 - tokenizing/: many of them, here or in other processes; tokenized/: what keeps them, in memory, on disk, in the cache.

@@ -95,24 +95,24 @@ def test_unwanted_rows_are_left_out_and_listed(tmp_path):
         assert "on_bad_row" not in str(error.value)
 
 
-RECORDS = "sft_jax/data/records.py"
+RECORDS, ROW_PARSER = "sft_jax/data/records.py", "sft_jax/data/row_parser.py"
 OPTIONS = {  # (file, part of its advice) -> (name of a file, content, what was given, what is given instead, texts)
     ("sft_jax/data/reading.py", "Leave {reading.split_flag} empty"): (
         *("a.jsonl", line(**PAIR)),
         *({"split": "train"}, {"split": ""}),
         ["<a>", "<b>"],
     ),
-    (RECORDS, ": --config.data.reading.system is for conversations, this"): (
+    (ROW_PARSER, ": --config.data.reading.system is for conversations, this"): (
         *("a.jsonl", line(text="<a> <b>")),
         *({"system": "Be brief."}, {"system": ""}),
         ["<a> <b>"],
     ),
-    (RECORDS, "this row is {name}. Leave it at {DEFAULT.label}."): (
+    (ROW_PARSER, "this row is {name}. Leave it at {DEFAULT.label}."): (
         *("a.csv", "prompt,completion\n<a>,<b>\n"),
         *({"label": "majority"}, {"label": "unanimous"}),
         ["<a>", "<b>"],
     ),
-    (RECORDS, '--config.data.reading.columns: {text} is no rename; expected "new=old"'): (
+    (ROW_PARSER, '--config.data.reading.columns: {text} is no rename; expected "new=old"'): (
         *("a.jsonl", line(question="<a>", completion="<b>")),
         *({"columns": ("prompt",)}, {"columns": ("prompt=question",)}),
         ["<a>", "<b>"],
