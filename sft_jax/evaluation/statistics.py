@@ -180,7 +180,11 @@ def _bca_limits(
     confidence: float,
     resamples: int,
 ) -> tuple[float, float] | None:
-    """Limits of the BCa interval, or None where the resampled statistic has no spread (one row included)."""
+    """Limits of the BCa interval, or None where the resampled statistic has no spread (one row included).
+
+    Where BCa has no limits (leaving any one row out gives the same value, or all resamples lie on one side of it), they
+    are those of the percentiles.
+    """
     if len(columns) < 2:
         return None
     from scipy import stats  # slow to import
@@ -189,13 +193,17 @@ def _bca_limits(
         sums = np.stack([column[rows].sum(axis) for column in columns.T], axis=-1)
         return np.asarray(np.round(statistic(sums), 12))  # what is equal but for rounding is equal: ties count
 
-    options = {"n_resamples": resamples, "confidence_level": confidence, "rng": np.random.default_rng(seed)}
-    batch = max(1, ELEMENTS_AT_ONCE // len(columns))
+    def bootstrap(**options: Any) -> Any:
+        return stats.bootstrap((np.arange(len(columns)),), of_rows, vectorized=True, **shared, **options)
+
+    shared = {"confidence_level": confidence, "batch": max(1, ELEMENTS_AT_ONCE // len(columns))}
     with warnings.catch_warnings(action="ignore"):  # no spread is a case of its own
-        found = stats.bootstrap((np.arange(len(columns)),), of_rows, vectorized=True, batch=batch, **options)
-    limits = found.confidence_interval
-    if np.ptp(found.bootstrap_distribution) <= 1e-12 * max(1.0, abs(value)) or np.isnan(limits).any():
+        found = bootstrap(n_resamples=resamples, rng=np.random.default_rng(seed))
+    if np.ptp(found.bootstrap_distribution) <= 1e-12 * max(1.0, abs(value)):
         return None
+    limits = found.confidence_interval
+    if np.isnan(limits).any():
+        limits = bootstrap(n_resamples=0, bootstrap_result=found, method="percentile").confidence_interval
     return float(limits.low), float(limits.high)
 
 

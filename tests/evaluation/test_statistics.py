@@ -129,6 +129,13 @@ def test_too_few_rows():
         bootstrap_interval(np.zeros((0, 3)), micro_f1, seed=0, bounded=True)
 
 
+def test_spread_without_limits_of_bca_is_no_certainty():
+    """Of two rows each gives 0 alone and both give 1: leaving one out says nothing, and resamples differ."""
+    product = lambda sums: sums[..., 0] * sums[..., 1]
+    score = bootstrap_interval(np.eye(2), product, seed=0, bounded=False)
+    assert (score.value, score.low, score.high) == (1, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("sums", "f1"),
     [([3, 4, 5], 6 / 9), ([0, 0, 5], 0.0), ([0, 5, 0], 0.0), ([0, 0, 0], 1.0), ([5, 5, 5], 1.0)],
