@@ -35,7 +35,7 @@ def write_inputs(root: Path) -> Path:
     """Three models, an adapter that fits them, data."""
     for name, tied, layers in (("tied", True, 2), ("untied", False, 1)):
         tiny.write_checkpoint(root / name, tie_word_embeddings=tied, num_hidden_layers=layers)
-    families.save(families.torch_model("mixtral", num_hidden_layers=1), root / "experts")
+    families.save(families.torch_model("mixtral"), root / "experts")
     tiny.tokenizer().save_pretrained(root / "experts")
     (root / "template.jinja").write_text(tiny.CHATML.replace("'\\n' + message", "': ' + message"))
     for name, count, seed in (("train", 24, 0), ("other", 24, 2), ("held_out", 6, 1)):
