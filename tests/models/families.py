@@ -242,9 +242,9 @@ def hf_config(case: str) -> dict:
     return copy.deepcopy(sizes | fields)
 
 
-def torch_model(case: str, seed: int = 0, **changes: object) -> transformers.PreTrainedModel:
-    """The torch model of a case, with changes to its config, see `random_model`."""
-    fields = hf_config(case) | changes
+def torch_model(case: str, seed: int = 0) -> transformers.PreTrainedModel:
+    """The torch model of a case, see `random_model`."""
+    fields = hf_config(case)
     return random_model(transformers.AutoConfig.for_model(fields.pop("model_type"), **fields), seed)
 
 
