@@ -80,6 +80,7 @@ class _Builder:
             members = [numbers[item] for item in combination.items()]
             for member in members:
                 self._forbidden[member].append(_set_of(members))
+        self._values = {name: _set_of(members) for name, members in self._of_option.items()}
         self._constrained = [name for name in self._of_option if any(self._forbidden[n] for n in self._of_option[name])]
         self._free = [name for name in self._of_option if name not in self._constrained]
         self._random = random.Random(1)  # of a few seeds the one with the fewest rows
@@ -101,7 +102,9 @@ class _Builder:
         given = {self._items[one][0], self._items[other][0]}
         # What is constrained comes first, while there is most choice.
         names = [*self._shuffled(self._constrained), *self._shuffled(self._free)]
-        made = self._filled([one, other], 1 << one | 1 << other, [name for name in names if name not in given])
+        members = 1 << one | 1 << other
+        allowed = self._narrowed(one, members, self._narrowed(other, members, (1 << len(self._items)) - 1))
+        made = self._filled([one, other], members, allowed, [name for name in names if name not in given])
         if made is None:
             pair = dict(self._items[number] for number in sorted((one, other)))
             raise ValueError(f"no row may hold {pair}: what is forbidden excludes it, so it must be forbidden itself")
@@ -120,21 +123,33 @@ class _Builder:
     def as_row(self, row: list[int]) -> Row:
         return dict(self._items[number] for number in sorted(row))
 
-    def _shuffled(self, names: list[str]) -> list[str]:
-        return self._random.sample(names, len(names))
+    def _shuffled(self, members: list) -> list:
+        return self._random.sample(members, len(members))
 
     def _may_join(self, number: int, members: int) -> bool:
         """Whether items, with this one among them, hold no forbidden combination with it."""
         return not any(combination & members == combination for combination in self._forbidden[number])
 
-    def _filled(self, row: list[int], members: int, names: list[str]) -> list[int] | None:
+    def _narrowed(self, number: int, members: int, allowed: int) -> int:
+        """Of the items that were allowed, those that may still join now that this one is among the members."""
+        for combination in self._forbidden[number]:
+            left = combination & ~members
+            if left.bit_count() == 1:
+                allowed &= ~left
+        return allowed
+
+    def _filled(self, row: list[int], members: int, allowed: int, names: list[str]) -> list[int] | None:
+        """The row with a value of each option, or None: values are taken back as soon as an option has none left."""
         if not names:
             return row
         name, *later = names
-        gain = lambda number: (self._missing[number] & members).bit_count()
-        for number in sorted(self._shuffled(self._of_option[name]), key=gain, reverse=True):
+        values = [number for number in self._shuffled(self._of_option[name]) if allowed >> number & 1]
+        for number in sorted(values, key=lambda value: (self._missing[value] & members).bit_count(), reverse=True):
             longer = members | 1 << number
-            if self._may_join(number, longer) and (made := self._filled([*row, number], longer, later)) is not None:
+            still = self._narrowed(number, longer, allowed)
+            if not all(self._values[other] & still for other in later):
+                continue
+            if (made := self._filled([*row, number], longer, still, later)) is not None:
                 return made
         return None
 
