@@ -24,9 +24,7 @@ def main(_: list[str]) -> None:
     """
     batches = steps.text_batches(_STEPS.value, 2, 128)
     rate = sft.get_config().optimizer.learning_rate
-    ours = steps.ours(
-        batches, learning_rate=rate, **{"precision.products": "float32", "optimizer.schedule": "constant"}
-    )
+    ours = steps.ours(batches, learning_rate=rate, **{"precision.matmul": "float32", "optimizer.schedule": "constant"})
     torch, rounded = (steps.plain_torch(batches, learning_rate=rate, noise=noise) for noise in (0.0, 1e-7))
     largest = 0.0
     for number in range(1, _STEPS.value + 1):

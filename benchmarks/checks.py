@@ -14,7 +14,7 @@ from absl import app, flags
 from sft_jax.audit.checks import CHECKS, Subject, run_checks
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 _ROWS = flags.DEFINE_integer("rows", 100_000, "Number of rows.")
 
@@ -42,7 +42,7 @@ def subject_of(count: int) -> Subject:
     records = made_up(count, "train", 0)
     tokens, weights = np.arange(3, 3 + _TOKENS), np.arange(_TOKENS) >= _ASKED
     tokens[-1] = _STOP
-    rows = TokenizedRows.from_rows([(tokens, weights)] * count, [record.id for record in records])
+    rows = TokenizedExamples.from_examples([(tokens, weights)] * count, [record.id for record in records])
     return Subject(records, rows, stop_ids=(_STOP,), held_out_records=made_up(max(count // 50, 1), "held_out", 1))
 
 

@@ -1,6 +1,6 @@
 """What a training step holds in memory, by role, and what the model has learnt after the same steps.
 
-    python -m benchmarks.memory [--steps=100] [--rows=2] [--row_tokens=256] [--only=lora,lora_nf4]
+    python -m benchmarks.memory [--steps=100] [--rows=2] [--sequence_length=256] [--only=lora,lora_nf4]
 
 SmolLM2-135M on the quickstart's documents: full fine-tuning with AdamW, and with moments in 8 bits; LoRA beside weights
 in float32, bfloat16, int8 and NF4. Each variant runs in a process of its own, on the same batches in the same order,
@@ -25,7 +25,9 @@ from benchmarks.steps import MODEL
 
 _STEPS = flags.DEFINE_integer("steps", 100, "Optimizer steps.", lower_bound=2)
 _ROWS = flags.DEFINE_integer("rows", 2, "Rows of a batch.", lower_bound=1)
-_ROW_TOKENS = flags.DEFINE_integer("row_tokens", 256, "Tokens of a row; longer documents are left out.", lower_bound=2)
+_ROW_TOKENS = flags.DEFINE_integer(
+    "sequence_length", 256, "Tokens of a row; longer documents are left out.", lower_bound=2
+)
 _HELD_OUT_ROWS = flags.DEFINE_integer("held_out_rows", 32, "Documents to measure with.", lower_bound=1)
 _ONLY = flags.DEFINE_list("only", [], "Names of variants; by default all.")
 _DATA = flags.DEFINE_string("data", "", "Measure the one variant of --only in this process, on this directory's data.")
@@ -59,7 +61,7 @@ def main(_: list[str]) -> None:
 
 def _in_process(name: str, directory: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.memory", f"--only={name}", f"--data={directory}"]
-    command += [f"--steps={_STEPS.value}", f"--rows={_ROWS.value}", f"--row_tokens={_ROW_TOKENS.value}"]
+    command += [f"--steps={_STEPS.value}", f"--rows={_ROWS.value}", f"--sequence_length={_ROW_TOKENS.value}"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result = json.loads(done.stdout.splitlines()[-1])
     print(name, {key: round(value, 4) for key, value in result.items()}, flush=True)
@@ -112,10 +114,10 @@ def _config(data_directory: Path, arg: str, changes: dict[str, Any]):
         "model.source": MODEL,
         "data.train": str(data_directory / "train.jsonl"),
         "data.held_out": str(data_directory / "held_out.jsonl"),
-        "data.row_tokens": _ROW_TOKENS.value,
+        "data.sequence_length": _ROW_TOKENS.value,
         "duration": f"{_STEPS.value} steps",
-        "batch.rows": _ROWS.value,
-        "evaluation.batch_rows": _ROWS.value,
+        "batch.sequences": _ROWS.value,
+        "evaluation.batch_sequences": _ROWS.value,
         "execution.layer_layout": "scan",
         "execution.remat": "full",
     }

@@ -20,7 +20,7 @@ from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized.columns import Labels
 
 _ROWS = flags.DEFINE_multi_integer("rows", [10_000, 1_000_000], "Numbers of rows.")
-_ROW_TOKENS = flags.DEFINE_integer("row_tokens", 2048, "Tokens in a row of the batch.")
+_ROW_TOKENS = flags.DEFINE_integer("sequence_length", 2048, "Tokens in a row of the batch.")
 
 Result = TypeVar("Result")
 
@@ -32,17 +32,17 @@ def timed(function: Callable[[], Result]) -> tuple[Result, float]:
     return found, time.process_time() - start
 
 
-def made_up(count: int, row_tokens: int) -> tuple[Sizes, Sizes]:
+def made_up(count: int, sequence_length: int) -> tuple[Sizes, Sizes]:
     """Lengths and supervised tokens of some rows."""
     rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(5.2, 1, count), 2, row_tokens).astype(np.int64)
+    lengths = np.clip(rng.lognormal(5.2, 1, count), 2, sequence_length).astype(np.int64)
     answers = np.clip(rng.lognormal(4, 0.8, count), 1, 300).astype(np.int64)
     return lengths, np.minimum(answers, lengths - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """What a plan asks of `TokenizedRows`, without the tokens, which would take gigabytes."""
+    """What a plan asks of `TokenizedExamples`, without the tokens, which would take gigabytes."""
 
     lengths: Sizes
     supervised: Sizes
@@ -71,7 +71,9 @@ def _print_packing(name: str, lengths: Sizes, supervised: Sizes, size: int) -> N
     targets = supervised_capacity(lengths, supervised, size, 0.95, name)
 
     def packed(bound: int) -> Bins:
-        return pack_epoch(lengths, supervised, row_tokens=size, row_targets=bound, seed=0, epoch=0, packing=name)
+        return pack_epoch(
+            lengths, supervised, sequence_length=size, sequence_targets=bound, seed=0, epoch=0, packing=name
+        )
 
     bins, seconds = timed(lambda: packed(targets))
     full, full_alone = (f"{lengths.sum() / len(some) / size:.4f}" for some in (bins, packed(size)))
@@ -83,10 +85,10 @@ def _plan_seconds(rows: Sized, size: int) -> float:
 
     def planned() -> None:
         targets = supervised_capacity(rows.lengths, rows.supervised, size, 0.95)
-        plan = PackPlan(rows, row_tokens=size, row_targets=targets, rows_per_batch=64, seed=0)
+        plan = PackPlan(rows, sequence_length=size, sequence_targets=targets, sequences_per_batch=64, seed=0)
         plan.steps_for("epochs", 1)
         plan.batch_bins(0)
-        packing_report(rows, row_tokens=size, row_targets=targets, bins=plan.first_block)
+        packing_report(rows, sequence_length=size, sequence_targets=targets, bins=plan.first_block)
 
     return timed(planned)[1]
 

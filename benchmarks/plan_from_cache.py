@@ -17,25 +17,25 @@ from sft_jax.audit.checks.duplicates import EqualKeys
 from sft_jax.audit.checks.overlap import first_asking
 from sft_jax.data.packing import supervised_capacity
 from sft_jax.data.plan import PackPlan
-from sft_jax.data.tokenized import Counts, Tokenized, TokenizedRows
+from sft_jax.data.tokenized import Counts, Tokenized, TokenizedExamples
 from sft_jax.data.tokenized.columns import Labels
+from sft_jax.data.tokenized.example_store import ExampleStoreWriter, open_examples
 from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
-from sft_jax.data.tokenized.row_store import RowStoreWriter, open_rows
 
 _ROWS = flags.DEFINE_integer("rows", 1_000_000, "Number of rows.")
 _REPEAT = flags.DEFINE_integer("repeat", 3, "How often it is measured.")
-_ROW_TOKENS = flags.DEFINE_integer("row_tokens", 1024, "Tokens in a row of the batch.")
+_ROW_TOKENS = flags.DEFINE_integer("sequence_length", 1024, "Tokens in a row of the batch.")
 _PART = 10_000  # rows written at a time
 
 
-def _random_rows(rng: np.random.Generator, first: int) -> TokenizedRows:
+def _random_rows(rng: np.random.Generator, first: int) -> TokenizedExamples:
     offsets = np.concatenate([[0], np.cumsum(rng.integers(15, 36, _PART))]).astype(np.int64)
     weights = np.ones(offsets[-1], np.float32)
     weights[offsets[:-1]] = 0
     tokens = rng.integers(0, 49_152, offsets[-1]).astype(np.int32)
     ids = [f"train.jsonl:{number}" for number in range(first, first + _PART)]
     same = Labels(np.zeros(_PART, np.int32), ("",))
-    return TokenizedRows(tokens, weights, offsets, ids, same, same)
+    return TokenizedExamples(tokens, weights, offsets, ids, same, same)
 
 
 def _random_keys(rng: np.random.Generator) -> RecordKeys:
@@ -47,10 +47,10 @@ def _random_keys(rng: np.random.Generator) -> RecordKeys:
 
 def _write(directory: Path) -> None:
     rng = np.random.default_rng(0)
-    with RowStoreWriter(directory) as writer:
+    with ExampleStoreWriter(directory) as writer:
         for first in range(0, _ROWS.value, _PART):
             rows, counts = _random_rows(rng, first), Counts(_PART, _PART, 0, _PART)
-            writer.append(Tokenized(rows, [], counts, keys=_random_keys(rng), first_rows=np.arange(_PART)))
+            writer.append(Tokenized(rows, [], counts, keys=_random_keys(rng), first_examples=np.arange(_PART)))
         writer.finish({}, {})
 
 
@@ -60,12 +60,12 @@ def main(_: list[str]) -> None:
         _write(Path(directory))
         for _ in range(_REPEAT.value):
             start = time.perf_counter()
-            whole = open_rows(Path(directory))
+            whole = open_examples(Path(directory))
             rows = whole.rows
             opened = time.perf_counter()
             targets = supervised_capacity(rows.lengths, rows.supervised, _ROW_TOKENS.value, 0.95)
             bounded = time.perf_counter()
-            PackPlan(rows, row_tokens=_ROW_TOKENS.value, row_targets=targets, rows_per_batch=8, seed=0)
+            PackPlan(rows, sequence_length=_ROW_TOKENS.value, sequence_targets=targets, sequences_per_batch=8, seed=0)
             end = time.perf_counter()
             repeats = EqualKeys.of(whole.keys.contents), EqualKeys.of(whole.keys.prompts)
             assert all(len(found.members) == 2 * _ROWS.value // 100 for found in repeats)

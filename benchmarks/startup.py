@@ -41,7 +41,7 @@ def _first_step(root: Path, arg: str, workdir: Path) -> float:
     """Seconds from the start of the command until the metrics of its first step are read (4 rows of 256 tokens)."""
     command = [sys.executable, "-m", "sft_jax.train", f"--config=configs/sft.py:{arg}", f"--workdir={workdir}"]
     command += [f"--config.data.train={root / 'train.jsonl'}", "--config.duration=1 steps"]
-    command += ["--config.batch.rows=4", "--config.data.row_tokens=256"]
+    command += ["--config.batch.sequences=4", "--config.data.sequence_length=256"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(root / "cache"), "PYTHONUNBUFFERED": "1"}
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)

@@ -22,7 +22,7 @@ def main(_: list[str]) -> None:
     """Times and prints."""
     every = [steps.make_batch(ROWS, LENGTH)]
     tenth = [steps.make_batch(ROWS, LENGTH, supervised=0.1)]
-    fp32 = {"precision.products": "float32"}
+    fp32 = {"precision.matmul": "float32"}
     comparisons = {
         "float32": {
             "torch, float32": (steps.plain_torch, {"batches": every}),

@@ -60,7 +60,7 @@ def ours(
 
     config = sft.get_config(arg).copy_and_resolve_references()
     rows, length = batches[0]["tokens"].shape
-    sizes = {"batch.rows": rows, "data.row_tokens": length, "optimizer.learning_rate": learning_rate}
+    sizes = {"batch.sequences": rows, "data.sequence_length": length, "optimizer.learning_rate": learning_rate}
     config.update_from_flattened_dict({**sizes, **overrides})
     mesh = make_mesh(config.mesh, jax.devices())
     base = open_base(MODEL)

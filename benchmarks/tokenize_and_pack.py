@@ -25,7 +25,7 @@ from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.packing import pack_epoch, supervised_capacity
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized.row_store import RowStoreWriter, open_rows
+from sft_jax.data.tokenized.example_store import ExampleStoreWriter, open_examples
 from sft_jax.data.tokenizing import ROWS_PER_CALL
 from sft_jax.data.tokenizing.streaming import chunked
 from sft_jax.data.tokenizing.workers import Workers, tokenized_chunks
@@ -35,7 +35,7 @@ _ROWS = flags.DEFINE_integer("rows", 20_000, "Number of made-up rows, of some 20
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes that tokenize; 0: this one alone.")
 _REPEAT = flags.DEFINE_integer("repeat", 3, "How often each is measured; the best counts.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "smollm2-135m-instruct", "Where the tokenizer comes from.")
-_ROW_TOKENS = flags.DEFINE_integer("row_tokens", 2048, "Tokens in a row of the batch.")
+_ROW_TOKENS = flags.DEFINE_integer("sequence_length", 2048, "Tokens in a row of the batch.")
 _LIBRARY = flags.DEFINE_bool("library", False, "Measure the library alone, in this process.")
 
 _WORDS = (
@@ -117,16 +117,16 @@ def _once(records: list[Record], convert: Callable) -> tuple[int, float, float]:
     """Tokens, seconds of all, seconds of packing."""
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()
-        with RowStoreWriter(Path(directory)) as writer:
+        with ExampleStoreWriter(Path(directory)) as writer:
             for part in convert(chunked(records)):
                 writer.append(part)
             writer.check(len(records))
             writer.finish({}, {})
-        rows = open_rows(Path(directory)).rows
+        rows = open_examples(Path(directory)).rows
         tokenized = time.perf_counter()
         sizes = rows.lengths, rows.supervised
         targets = supervised_capacity(*sizes, _ROW_TOKENS.value, 0.95)
-        pack_epoch(*sizes, row_tokens=_ROW_TOKENS.value, row_targets=targets, seed=0, epoch=0)
+        pack_epoch(*sizes, sequence_length=_ROW_TOKENS.value, sequence_targets=targets, seed=0, epoch=0)
         end = time.perf_counter()
     return len(rows.tokens), end - start, end - tokenized
 

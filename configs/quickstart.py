@@ -14,8 +14,10 @@ def get_config(arg: str = "") -> ConfigDict:
         config.duration = "48 steps"
         config.data.train = "runs/quickstart/data/train.jsonl"
         config.data.held_out = "runs/quickstart/data/validation.jsonl"
-        config.data.row_tokens = 512  # two documents a row; on CPUs attention over longer rows costs more than padding
-        config.batch.rows = 4
+        config.data.sequence_length = (
+            512  # two documents a row; on CPUs attention over longer rows costs more than padding
+        )
+        config.batch.sequences = 4
         config.optimizer.learning_rate = 2e-3
         config.optimizer.warmup = "10 percent"
         config.evaluation.every = "16 steps"

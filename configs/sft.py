@@ -27,7 +27,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     # positions take another number: it is a limit, and changes no frequency. Learned positions end with their table.
     config.model.max_positions = 0
     # Special tokens to add: ("<|tool|>", "<|end|>"). Their rows of embedding and head begin at the mean of the others;
-    # all weights are trained, or under config.adapter.new_rows only those rows.
+    # all weights are trained, or under config.adapter.train_new_tokens only those rows.
     config.model.new_tokens = ()
     # They count where contents spell them too; False: where the chat template writes them, as other special tokens do.
     config.model.new_tokens_in_contents = True
@@ -48,11 +48,11 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.data.fail_on = "error"  # findings of the data's checks that stop a run: "error", "warning" (both), "never"
     # Directory that keeps tokenized rows for the next run; "auto": ~/.cache/sft_jax/data; empty: none.
     config.data.cache = "auto"
-    config.data.row_tokens = 1024  # tokens in a row of the batch
+    config.data.sequence_length = 1024  # tokens in a row of the batch
     # Several examples in a row of the batch, invisible to one another: "best_fit", "first_fit" or "sequential", which
     # keeps the order of the file; "none": one each.
     config.data.packing = "best_fit"
-    config.data.max_segments_per_row = 0  # examples in a row of the batch, at most; 0: any number
+    config.data.max_examples_per_sequence = 0  # examples in a row of the batch, at most; 0: any number
     config.data.supervised_quantile = 0.95  # of supervised tokens in a row: sets the static size of the head's input
 
     config.data.masking = ConfigDict()  # what is trained
@@ -64,11 +64,11 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Where the chat template shows earlier turns otherwise (without reasoning): "refuse" the row, or "expand" it into
     # several, so that each turn is trained after what the model sees when it writes it.
     config.data.masking.history = "refuse"
-    # Rows of more than row_tokens: "drop", "error", "truncate_left", "truncate_right"; "split" makes several of text.
+    # Rows of more than sequence_length: "drop", "error", "truncate_left", "truncate_right"; "split" makes several of text.
     config.data.masking.too_long = "drop"
 
     config.batch = ConfigDict()
-    config.batch.rows = 8  # rows of the global batch: one optimizer step
+    config.batch.sequences = 8  # rows of the global batch: one optimizer step
     config.batch.micro_batches = 1  # parts into which it is split to save memory; the numbers stay the same
 
     config.objective = ConfigDict()
@@ -95,7 +95,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.adapter.dropout = 0.0
     config.adapter.targets = ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)")
     # Rows of config.model.new_tokens are trained beside the adapter; with method "none" they alone, all else frozen.
-    config.adapter.new_rows = False
+    config.adapter.train_new_tokens = False
 
     config.trained = ConfigDict()  # of the weights; under adapters all of them are frozen
     # Patterns; () for all. Biases: (".*/bias",); norms: (".*norm/scale", ".*norm/bias"); no embedding: ("layers/.*",).
@@ -129,8 +129,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.precision.params = "float32"
     config.precision.frozen = "float32"  # of weights under adapters
     config.precision.quantized = "none"  # kernels under adapters in few bits: "int8", or "nf4" as in QLoRA
-    config.precision.products = "bfloat16"  # inputs of matrix products; accumulated in float32
-    config.precision.activations = "float32"  # between products; "bfloat16" halves that memory on accelerators
+    config.precision.matmul = "bfloat16"  # inputs of matrix products; accumulated in float32
+    config.precision.activations = "float32"  # between matrix products; "bfloat16" halves that memory on accelerators
 
     config.execution = ConfigDict()
     config.execution.layer_layout = "auto"  # or "scan", "unrolled"
@@ -145,7 +145,7 @@ def get_config(arg: str = "full") -> ConfigDict:
 
     config.evaluation = ConfigDict()
     config.evaluation.every = "100 steps"  # and at the start and the end
-    config.evaluation.batch_rows = 8
+    config.evaluation.batch_sequences = 8
     config.evaluation.samples = 3  # answers to held-out prompts shown in TensorBoard; 0: none
     config.evaluation.sample_tokens = 128
 

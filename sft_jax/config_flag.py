@@ -1,4 +1,4 @@
-"""The flag `--config` and what is set in it, `--config.batch.rows=16`: every mistake names its flag and what there is.
+"""The flag `--config` and what is set in it, `--config.batch.sequences=16`: every mistake names its flag and what there is.
 
 `config_flags` loads the file and sets the fields; what it would say in the words of Python is said here before it does.
 """

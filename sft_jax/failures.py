@@ -33,7 +33,7 @@ _ADVICE = {
     errno.EMFILE: "Too many files are open; ulimit -n raises how many may be.",
 }
 _MEMORY = (
-    "In training less is needed with more --config.batch.micro_batches, fewer --config.data.row_tokens, "
+    "In training less is needed with more --config.batch.micro_batches, fewer --config.data.sequence_length, "
     "--config.execution.remat=full, --config.precision.activations=bfloat16, --config.objective.head_chunk_tokens=128, "
     "an adapter (--config=configs/sft.py:lora), or more devices on --config.mesh.fsdp; for answers with a smaller "
     "--batch_size."

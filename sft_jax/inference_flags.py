@@ -14,7 +14,7 @@ MAX_POSITIONS = flags.DEFINE_integer(
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "Prompts at a time; the answers do not depend on it.", lower_bound=1
 )
-PRODUCTS = flags.DEFINE_enum("products", "bfloat16", ["bfloat16", "float32"], "dtype of the inputs of matrix products.")
+MATMUL = flags.DEFINE_enum("matmul", "bfloat16", ["bfloat16", "float32"], "dtype of the inputs of matrix products.")
 WEIGHTS = flags.DEFINE_enum(
     "weights", "trained", ["trained", "ema"], "Of a run: the result of training, or the average it kept (config.ema)."
 )
@@ -27,7 +27,7 @@ def load(source: str, mesh):
     """The model that `source` names, as the flags ask for it."""
     from sft_jax.runs.restore import load_for_inference  # after the flags are checked
 
-    return load_for_inference(source, mesh, PRODUCTS.value, WEIGHTS.value, MAX_POSITIONS.value)
+    return load_for_inference(source, mesh, MATMUL.value, WEIGHTS.value, MAX_POSITIONS.value)
 
 
 def sampling(seed: int):

@@ -151,7 +151,7 @@ def shards_asked(config: ml_collections.ConfigDict, devices: int) -> int:
     return math.prod(size if size > 0 else left for size in (sizes[axis] for axis in BATCH_AXES))
 
 
-def rows_here(mesh: Mesh, rows: int) -> list[int]:
+def sequences_here(mesh: Mesh, rows: int) -> list[int]:
     """Which rows of a batch of `rows` the devices of this process hold, ascending.
 
     Processes between which an axis lies that does not split rows (`tensor`) hold the same ones. Where devices are
@@ -162,9 +162,9 @@ def rows_here(mesh: Mesh, rows: int) -> list[int]:
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch, of which `batch` has the rows that this process holds (`rows_here`)."""
+    """The global batch, of which `batch` has the rows that this process holds (`sequences_here`)."""
     sharding, shards = batch_sharding(mesh), data_shards(mesh)
-    held = rows_here(mesh, shards)  # a row a shard: the shards
+    held = sequences_here(mesh, shards)  # a row a shard: the shards
 
     def put(own: np.ndarray) -> jax.Array:
         size = len(own) // len(held)

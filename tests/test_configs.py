@@ -33,8 +33,8 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
     config = config.copy_and_resolve_references().unlock()
     config.model.source = tiny_config.model.source
     config.data.train, config.data.held_out = tiny_config.data.train, tiny_config.data.held_out
-    config.data.row_tokens, config.data.cache = 128, ""
-    config.batch.rows = 8
+    config.data.sequence_length, config.data.cache = 128, ""
+    config.batch.sequences = 8
     config.duration = "1 steps"
     config.evaluation.sample_tokens = min(config.evaluation.sample_tokens, 4)
     config.evaluation.samples = min(config.evaluation.samples, 1)
@@ -147,7 +147,7 @@ def test_every_number_and_name_is_checked(name):
         "data.reading.ignore",
         "data.reading.adjudicator",
         "adapter.initial",
-        "adapter.new_rows",
+        "adapter.train_new_tokens",
         "adapter.ranks",
         "trained.weights",
         "optimizer.groups",
@@ -197,12 +197,12 @@ BAD = [
     ("data.masking.too_long", "cut", "must be one of error, drop, truncate_left, truncate_right"),
     ("data.date", "31.01.2026", 'must be a date like "2026-01-31", or empty'),
     ("data.date", "20260131", 'must be a date like "2026-01-31", or empty'),
-    ("data.row_tokens", 0, "must be at least 2"),
+    ("data.sequence_length", 0, "must be at least 2"),
     ("data.packing", "bestfit", "must be one of best_fit, first_fit, sequential, none"),
     ("data.packing", "False", "none gives each example a row of its own"),
-    ("data.max_segments_per_row", -1, "must be at least 0"),
-    ("batch.rows", 0, "must be at least 1"),
-    ("batch.micro_batches", 3, "batch.rows=8 must be a multiple of --config.batch.micro_batches=3 x 8"),
+    ("data.max_examples_per_sequence", -1, "must be at least 0"),
+    ("batch.sequences", 0, "must be at least 1"),
+    ("batch.micro_batches", 3, "batch.sequences=8 must be a multiple of --config.batch.micro_batches=3 x 8"),
     ("objective.name", "dpo", "must be one of cross_entropy"),
     ("objective.normalize", "rows", "must be one of tokens, examples"),
     ("objective.label_smoothing", 1.0, "must lie in [0, 1)"),
@@ -215,9 +215,9 @@ BAD = [
     ("optimizer.betas", (0.9, 1.0), "must be two numbers in [0, 1)"),
     ("optimizer.schedule", "cosin", "must be one of constant, linear, cosine"),
     ("optimizer.warmup", "3 minutes", "is not a duration"),
-    ("precision.products", "bf16", "must be one of float32, bfloat16"),
+    ("precision.matmul", "bf16", "must be one of float32, bfloat16"),
     ("execution.remat", "some", "must be one of auto, none, full"),
-    ("evaluation.batch_rows", 0, "must be at least 1"),
+    ("evaluation.batch_sequences", 0, "must be at least 1"),
     ("evaluation.every", "5 percent", "percent of the run makes no sense here"),
     ("checkpoint.keep_last", 0, "must be at least 1"),
     ("checkpoint.best_is", "least", "must be one of min, max"),
@@ -255,8 +255,8 @@ def test_overrides():
     [
         ("--config.optimizer.learning_rat=1", "learning_rate"),
         ("--config.optimiser.learning_rate=1", "optimizer"),
-        ("--config.batch.rows=many", "many"),
-        ("--config.batch.rows=1.5", "1.5"),
+        ("--config.batch.sequences=many", "many"),
+        ("--config.batch.sequences=1.5", "1.5"),
     ],
 )
 def test_typos_and_wrong_types_fail(override, message):
@@ -301,7 +301,7 @@ def test_a_field_of_ones_own_is_added_to_the_default_config_too(tmp_path):
 
 def test_the_command_answers_mistakes_in_one_message(tmp_path):
     """No traceback: the flag, what was expected, exit status 1."""
-    arguments = ["--config=configs/sft.py", f"--workdir={tmp_path / 'run'}", "--config.batch.rows=0"]
+    arguments = ["--config=configs/sft.py", f"--workdir={tmp_path / 'run'}", "--config.batch.sequences=0"]
     done = subprocess.run(
         [sys.executable, "-m", "sft_jax.train", *arguments],
         capture_output=True,
@@ -309,6 +309,6 @@ def test_the_command_answers_mistakes_in_one_message(tmp_path):
         cwd=CONFIGS.parent,
     )
     assert done.returncode == 1
-    assert "--config.batch.rows=0 must be at least 1" in done.stderr
+    assert "--config.batch.sequences=0 must be at least 1" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()

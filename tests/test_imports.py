@@ -87,12 +87,17 @@ def without_torch(root, *arguments, **environment):
 def config_flags(root):
     values = {"model.source": "model", "data.train": "train.jsonl", "data.held_out": "held_out.jsonl"}
     flags = [f"--config.{name}={root / value}" for name, value in values.items()]
-    return ["--config=configs/sft.py", *flags, "--config.data.row_tokens=128", "--config.data.cache="]
+    return ["--config=configs/sft.py", *flags, "--config.data.sequence_length=128", "--config.data.cache="]
 
 
 @pytest.fixture(scope="module")
 def trained(root):
-    flags = [*config_flags(root), "--config.batch.rows=8", "--config.duration=1 steps", f"--workdir={root / 'run'}"]
+    flags = [
+        *config_flags(root),
+        "--config.batch.sequences=8",
+        "--config.duration=1 steps",
+        f"--workdir={root / 'run'}",
+    ]
     return without_torch(root, "sft_jax.train", *flags)
 
 

@@ -35,7 +35,7 @@ def data(tmp_path):
     values = {"model.source": "model", "data.train": "train.jsonl", "data.held_out": "test.jsonl"}
     return [
         *(f"--config.{name}={tmp_path / value}" for name, value in values.items()),
-        "--config.data.row_tokens=128",
+        "--config.data.sequence_length=128",
         "--config.data.cleaning=('strip_whitespace', 'drop_exact_duplicates')",
     ]
 

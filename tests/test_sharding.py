@@ -43,13 +43,15 @@ MESH = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "execution.layer_la
 
 def compiled_step(root, arg: str) -> str:
     """What XLA makes of the train step for one device."""
-    config = tiny.config(root, arg, **MESH, **{"batch.rows": ROWS, "data.row_tokens": TOKENS})
+    config = tiny.config(root, arg, **MESH, **{"batch.sequences": ROWS, "data.sequence_length": TOKENS})
     data, base = run_data.load_data(config), open_base(config.model.source)
     mesh = sharding.make_mesh(config.mesh, jax.devices())
     model = setup.make_model(config, base.decoder, "cpu")
     with jax.set_mesh(mesh):
         state = setup.init_state(config, base, model, mesh, optimizer.hyperparameters(config, 2, 6))
-        batch = assemble(data.rows, data.plan.batch_bins(0), row_tokens=TOKENS, row_targets=data.plan.row_targets)
+        batch = assemble(
+            data.rows, data.plan.batch_bins(0), sequence_length=TOKENS, sequence_targets=data.plan.sequence_targets
+        )
         train_step = step.compile_train_step(model, setup.step_settings(config, mesh), state, mesh)
         return train_step.lower(state, sharding.put_batch(batch, mesh)).compile().as_text()
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sft_jax.data.records import Record
 from sft_jax.data.rendering.special_tokens import content_text
-from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedRows
+from sft_jax.data.tokenized import DroppedRow, Tokenized, TokenizedExamples
 from sft_jax.data.tokenized.record_keys import RecordKeys
 from sft_jax.data.views import PromptTemplate, View, view_of
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
@@ -32,12 +32,12 @@ class CheckedData:
         rows: what of it is trained on, as tokens.
         dropped: rows left out by tokenization.
         tokenizer: of the model.
-        row_tokens: tokens in a row of the batch.
+        sequence_length: tokens in a row of the batch.
         stop_ids: tokens that end an answer, from `ConversationRenderer.stop_ids`.
         held_out_records: rows kept for measuring.
         benchmarks: prompts of benchmarks that must not be trained on, by name.
         end_of_turn: whose end of turn is trained, `Masking.end_of_turn`.
-        too_long: what becomes of rows of more than `row_tokens`, `Masking.too_long`.
+        too_long: what becomes of rows of more than `sequence_length`, `Masking.too_long`.
         whole: all of the training data, of which `records` are the first; None where they are all.
         trains_answers: whether turns of the assistant are trained, by `Masking.train_on`.
         turn_headers: what the chat template writes before a user's turn and before the answer, from
@@ -48,10 +48,10 @@ class CheckedData:
     """
 
     records: Sequence[Record]
-    rows: TokenizedRows
+    rows: TokenizedExamples
     dropped: Sequence[DroppedRow] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
-    row_tokens: int = 1024
+    sequence_length: int = 1024
     stop_ids: tuple[int, ...] = ()
     held_out_records: Sequence[Record] = ()
     benchmarks: Mapping[str, Sequence[Record]] = dataclasses.field(default_factory=dict)
@@ -130,11 +130,11 @@ class CheckedData:
 
 def _view_of_tokens(whole: Tokenized, number: int, tokenizer: PreTrainedTokenizerBase) -> View:
     """What can be shown of a record that is not in memory: what its first row's prompt says last, and its answer."""
-    row = int(whole.first_rows[number])
+    row = int(whole.first_examples[number])
     if row < 0:
         dropped = whole.dropped[-1 - row]
         return View(dropped.id, "", "", "", (), "")
-    tokens, weights = whole.rows.row(row)
+    tokens, weights = whole.rows.example(row)
     trained = np.flatnonzero(weights)
     prompt = tokens[: trained[0]] if len(trained) else tokens
     asked = _last_said(prompt, tokenizer)

@@ -15,22 +15,22 @@ from jaxtyping import Float32, Shaped
 from sft_jax.data.packing import get_packing
 from sft_jax.data.packing.bins import Bin, Bins, Bounds
 from sft_jax.data.plan import PackPlan
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.data.tokenized.columns import Labels
 
 Batch = dict[str, Shaped[np.ndarray, "rows _"]]
 TokenWeights = Float32[np.ndarray, "rows tokens"]
-OwnRows = Sequence[int] | None
+OwnSequences = Sequence[int] | None
 
 NORMALIZE = ("tokens", "examples")
 
 
 def assemble(
-    rows: TokenizedRows,
+    rows: TokenizedExamples,
     bins: Sequence[Bin],
     *,
-    row_tokens: int,
-    row_targets: int,
+    sequence_length: int,
+    sequence_targets: int,
     normalize: str = "tokens",
     slices: Labels | None = None,
 ) -> Batch:
@@ -43,13 +43,13 @@ def assemble(
         target_slots  1 3 0 0         the hidden state at this position predicts
         targets       7 9 0 0         this token of the same segment
         weights       1 1 0 0         with this weight; 0 is an unused slot
-    With row_targets == row_tokens slot i is position i: targets are the next tokens, where the weight is not 0.
+    With sequence_targets == sequence_length slot i is position i: targets are the next tokens, where the weight is not 0.
 
     Args:
         rows: the tokenized data.
         bins: R arrays of row indices; an empty one gives a row of padding.
-        row_tokens: S.
-        row_targets: P.
+        sequence_length: S.
+        sequence_targets: P.
         normalize: "tokens" keeps weights; "examples" divides each example's weights by their sum, so that the
             weights of a batch sum up to the number of its examples.
         slices: which slice of the data each row belongs to, where that is to be measured.
@@ -63,44 +63,44 @@ def assemble(
     """
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
-    batch = _empty_batch(len(bins), row_tokens, row_targets)
+    batch = _empty_batch(len(bins), sequence_length, sequence_targets)
     codes = None if slices is None else slices.codes
     if codes is not None:
-        batch["slices"] = np.zeros((len(bins), row_targets), np.int32)
+        batch["slices"] = np.zeros((len(bins), sequence_targets), np.int32)
     for line, members in enumerate(bins):
-        _fill_row({name: array[line] for name, array in batch.items()}, rows, members, normalize, codes)
+        _fill_sequence({name: array[line] for name, array in batch.items()}, rows, members, normalize, codes)
     return batch
 
 
-def _empty_batch(count: int, row_tokens: int, row_targets: int) -> Batch:
-    slots = np.arange(row_targets) if row_targets == row_tokens else np.zeros(row_targets)
+def _empty_batch(count: int, sequence_length: int, sequence_targets: int) -> Batch:
+    slots = np.arange(sequence_targets) if sequence_targets == sequence_length else np.zeros(sequence_targets)
     return {
-        "tokens": np.zeros((count, row_tokens), np.int32),
-        "positions": np.tile(np.arange(row_tokens, dtype=np.int32), (count, 1)),
-        "segment_ids": np.zeros((count, row_tokens), np.int32),
+        "tokens": np.zeros((count, sequence_length), np.int32),
+        "positions": np.tile(np.arange(sequence_length, dtype=np.int32), (count, 1)),
+        "segment_ids": np.zeros((count, sequence_length), np.int32),
         "target_slots": np.tile(slots.astype(np.int32), (count, 1)),
-        "targets": np.zeros((count, row_targets), np.int32),
-        "weights": np.zeros((count, row_targets), np.float32),
+        "targets": np.zeros((count, sequence_targets), np.int32),
+        "weights": np.zeros((count, sequence_targets), np.float32),
     }
 
 
-def _fill_row(
-    line: dict[str, np.ndarray], rows: TokenizedRows, members: Bin, normalize: str, codes: np.ndarray | None
+def _fill_sequence(
+    line: dict[str, np.ndarray], rows: TokenizedExamples, members: Bin, normalize: str, codes: np.ndarray | None
 ) -> None:
     """Writes the rows of one bin into one row of the batch (views)."""
-    row_tokens, row_targets = len(line["tokens"]), len(line["targets"])
-    every_position = row_targets == row_tokens
+    sequence_length, sequence_targets = len(line["tokens"]), len(line["targets"])
+    every_position = sequence_targets == sequence_length
     begin, used = 0, 0
     for segment, member in enumerate(members, 1):
-        tokens, weights = rows.row(member)
+        tokens, weights = rows.example(member)
         end = begin + len(tokens)
         at = np.flatnonzero(weights[1:])  # the state at `at` predicts token at + 1
-        if end > row_tokens or (not every_position and used + len(at) > row_targets):
+        if end > sequence_length or (not every_position and used + len(at) > sequence_targets):
             raise ValueError(
-                f"Rows {[rows.ids[i] for i in members]} do not fit into {row_tokens} tokens and {row_targets} targets."
+                f"Rows {[rows.ids[i] for i in members]} do not fit into {sequence_length} tokens and {sequence_targets} targets."
             )
         line["tokens"][begin:end] = tokens
-        line["positions"][begin:] = np.arange(row_tokens - begin)
+        line["positions"][begin:] = np.arange(sequence_length - begin)
         line["segment_ids"][begin:end] = segment
         slots = begin + at if every_position else slice(used, used + len(at))
         line["target_slots"][slots] = begin + at
@@ -113,12 +113,12 @@ def _fill_row(
 
 
 def train_batches(
-    rows: TokenizedRows,
+    rows: TokenizedExamples,
     plan: PackPlan,
     start_step: int = 0,
     end_step: int | None = None,
     *,
-    own: OwnRows = None,
+    own: OwnSequences = None,
     normalize: str = "tokens",
     threads: int = 2,
     batches_ahead: int = 4,
@@ -147,8 +147,8 @@ def train_batches(
         return assemble(
             rows,
             _own(plan.batch_bins(step), own),
-            row_tokens=plan.row_tokens,
-            row_targets=plan.row_targets,
+            sequence_length=plan.sequence_length,
+            sequence_targets=plan.sequence_targets,
             normalize=normalize,
             slices=several(rows.sources),
         )
@@ -170,50 +170,54 @@ def _ahead(load: Callable[[int], Batch], steps: Iterable[int], threads: int, bat
 
 
 def held_out_bins(
-    rows: TokenizedRows, row_tokens: int, row_targets: int, packing: str = "best_fit", max_segments: int = 0
+    rows: TokenizedExamples,
+    sequence_length: int,
+    sequence_targets: int,
+    packing: str = "best_fit",
+    max_segments: int = 0,
 ) -> Bins:
     """Bins of the held-out rows: each row once, no shuffling, the same whatever the batch size.
 
     Raises:
         ValueError: a row alone exceeds a bound.
     """
-    return get_packing(packing)(rows.lengths, rows.supervised, Bounds(row_tokens, row_targets, max_segments))
+    return get_packing(packing)(rows.lengths, rows.supervised, Bounds(sequence_length, sequence_targets, max_segments))
 
 
 def held_out_batches(
-    rows: TokenizedRows,
-    row_tokens: int,
-    row_targets: int,
-    batch_rows: int,
+    rows: TokenizedExamples,
+    sequence_length: int,
+    sequence_targets: int,
+    batch_sequences: int,
     *,
     packing: str = "best_fit",
     max_segments: int = 0,
     normalize: str = "tokens",
-    own: OwnRows = None,
+    own: OwnSequences = None,
 ) -> Iterator[Batch]:
-    """Every held-out row exactly once, as (this process's rows, see `train_batches`, of) batches of `batch_rows` rows.
+    """Every held-out row exactly once, as (this process's rows, see `train_batches`, of) batches of `batch_sequences` rows.
 
-    The bins do not depend on `batch_rows`; the last batch is filled up with rows of padding (weights 0), so that there
+    The bins do not depend on `batch_sequences`; the last batch is filled up with rows of padding (weights 0), so that there
     is one shape.
 
     Raises:
         ValueError: a row alone exceeds a bound; see also `assemble`.
     """
-    bins = held_out_bins(rows, row_tokens, row_targets, packing, max_segments)
-    for start in range(0, len(bins), batch_rows):
-        batch = [*bins[start : start + batch_rows]]
-        batch += [np.zeros(0, np.int32)] * (batch_rows - len(batch))
+    bins = held_out_bins(rows, sequence_length, sequence_targets, packing, max_segments)
+    for start in range(0, len(bins), batch_sequences):
+        batch = [*bins[start : start + batch_sequences]]
+        batch += [np.zeros(0, np.int32)] * (batch_sequences - len(batch))
         yield assemble(
             rows,
             _own(batch, own),
-            row_tokens=row_tokens,
-            row_targets=row_targets,
+            sequence_length=sequence_length,
+            sequence_targets=sequence_targets,
             normalize=normalize,
             slices=several(rows.groups),
         )
 
 
-def _own(bins: list[Bin], own: OwnRows) -> list[Bin]:
+def _own(bins: list[Bin], own: OwnSequences) -> list[Bin]:
     return bins if own is None else [bins[row] for row in own]
 
 

@@ -84,7 +84,7 @@ class Segments:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenRow:
+class TokenExample:
     """A row that is tokenized already: ids, and the weight of each as a target."""
 
     tokens: Sequence[int]
@@ -101,4 +101,4 @@ class Preference:
     tools: tuple[Mapping[str, Any], ...] = ()
 
 
-Example = Chat | Segments | TokenRow | Preference
+Example = Chat | Segments | TokenExample | Preference

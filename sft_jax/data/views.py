@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenRow
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenExample
 from sft_jax.data.records import Record
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
@@ -131,7 +131,7 @@ def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> Texts
             last = max((i for i, part in enumerate(parts) if part.weight), default=0)
             before = "".join(part.text for part in parts[:last])
             return "", before, before, tuple(part.text for part in parts if part.weight)
-        case TokenRow(tokens, weights):
+        case TokenExample(tokens, weights):
             return _token_texts(tokens, weights, tokenizer)
     raise TypeError(f"{type(example).__name__} is not a form of example that checks can read.")
 

@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 
 from sft_jax.data.conversations import Conversation
 from sft_jax.data.records import Record
-from sft_jax.data.rendering import RowError
+from sft_jax.data.rendering import ExampleError
 from sft_jax.data.rendering.answers import Answer
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.baselines import with_examples
-from sft_jax.evaluation.held_out_loss import row_losses
+from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.evaluation.parts import Reference, as_fields, differing_parts, read_parts, reference_of, score_parts
 from sft_jax.evaluation.scoring import Outcome, aggregate
 from sft_jax.generation import MAX_POSITIONS, Generated, Generator, Sampling, problem_of_prompt
@@ -108,7 +108,7 @@ def generate_answers(
         try:
             turns = with_examples(question_of(record), examples)
             prompts.append(loaded.renderer.render_prompt(turns, record.example.tools))
-        except RowError as error:
+        except ExampleError as error:
             raise ValueError(f"{record.id}: {error}") from error
         if problem := problem_of_prompt(prompts[-1], loaded.model.config):
             raise ValueError(f"the prompt of {record.id} {problem}")
@@ -175,24 +175,26 @@ def check_task(task: Task, compare_with: epath.Path | None = None) -> None:
         raise ValueError(f"{compare_with} is an evaluation of different rows; a paired test needs the same rows")
 
 
-def reference_rows(loaded: Loaded, task: Task) -> TokenizedRows:
+def reference_rows(loaded: Loaded, task: Task) -> TokenizedExamples:
     """The held-out rows with their reference answers as tokens, for `measure_loss`.
 
     Raises:
         ValueError: a row cannot be rendered, or is longer than the model's positions (rows of two models could not be
             paired without it).
     """
-    rows, dropped = tokenize_records(list(task.records), loaded.renderer, max_tokens_per_row=2**30)
+    rows, dropped = tokenize_records(list(task.records), loaded.renderer, max_example_tokens=2**30)
     if dropped:
         raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
     check_sizes(loaded.model.config, rows, remedy="Measure without such rows, or with --noloss")
     return rows
 
 
-def measure_loss(loaded: Loaded, rows: TokenizedRows, mesh: Mesh, progress: ProgressFor | None = None) -> list[Outcome]:
+def measure_loss(
+    loaded: Loaded, rows: TokenizedExamples, mesh: Mesh, progress: ProgressFor | None = None
+) -> list[Outcome]:
     """Loss of the reference answers, row by row; `rows` are those of `reference_rows`."""
     callback = progress("held-out loss", len(rows)) if progress else None
-    return row_losses(loaded.model, loaded.variables, rows, mesh, progress=callback)
+    return example_losses(loaded.model, loaded.variables, rows, mesh, progress=callback)
 
 
 def write_evaluation(

@@ -10,24 +10,24 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from sft_jax.data.batches import held_out_batches
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.evaluation.scoring import Outcome
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives import Settings, cross_entropy
 from sft_jax.objectives.head import gather_targets
-from sft_jax.sharding import data_shards, put_batch, rows_here
+from sft_jax.sharding import data_shards, put_batch, sequences_here
 
 Tree = Any
 Progress = Callable[[int, int], None]
 
 
-def row_losses(
+def example_losses(
     model: Decoder,
     variables: Tree,
-    rows: TokenizedRows,
+    rows: TokenizedExamples,
     mesh: Mesh,
     *,
-    batch_rows: int = 8,
+    batch_sequences: int = 8,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """One outcome a row: `loss_sum` (nats, over its supervised tokens) and `loss_weight` (how many they weigh).
@@ -37,18 +37,20 @@ def row_losses(
         variables: what its `apply` takes.
         rows: held-out rows.
         mesh: the mesh in force.
-        batch_rows: rows at a time, rounded up so that the mesh divides it.
+        batch_sequences: rows at a time, rounded up so that the mesh divides it.
         progress: called with (rows done, rows in all).
     """
     shards = data_shards(mesh)
-    batch_rows = -(-batch_rows // shards) * shards
+    batch_sequences = -(-batch_sequences // shards) * shards
     length = -(-int(rows.lengths.max()) // 64) * 64
     targets = min(-(-int(rows.supervised.max()) // 8) * 8, length)
     sums: list[np.ndarray] = []
-    for batch in held_out_batches(rows, length, targets, batch_rows, packing="none", own=rows_here(mesh, batch_rows)):
+    for batch in held_out_batches(
+        rows, length, targets, batch_sequences, packing="none", own=sequences_here(mesh, batch_sequences)
+    ):
         sums.append(np.stack(jax.device_get(_row_sums(model, variables, put_batch(batch, mesh))), axis=1))
         if progress:
-            progress(min(len(sums) * batch_rows, len(rows)), len(rows))
+            progress(min(len(sums) * batch_sequences, len(rows)), len(rows))
     every = np.concatenate(sums)[: len(rows)]
     return [{"loss_sum": float(total), "loss_weight": float(weight)} for total, weight in every]
 

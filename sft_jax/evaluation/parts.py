@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.data.records import Record
-from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.data.rendering.answers import Answer, same_calls
 from sft_jax.evaluation.scoring import Outcome, score_rows, score_text
 
@@ -38,7 +38,7 @@ def reference_of(renderer: ConversationRenderer, record: Record) -> Reference:
     tools, message = record.example.tools, record.conversation[-1]
     try:
         text = renderer.answer_text(record.conversation, tools)
-    except RowError as error:
+    except ExampleError as error:
         raise ValueError(f"{record.id}: {error}") from error
     parts = renderer.read_answer(text, tools, bool(message.tool_calls))
     if message.tool_calls and not same_calls(parts.calls, message.tool_calls):
@@ -56,7 +56,7 @@ def score_parts(
     scorer: str,
     answers: Sequence[Answer],
     references: Sequence[Answer],
-    row_ids: Sequence[str],
+    example_ids: Sequence[str],
     match_thinking: bool = False,
 ) -> list[Outcome]:
     """Outcomes in the order of the rows: the scorer's of contents, with the parts beside them where there are others.
@@ -70,7 +70,7 @@ def score_parts(
     said = [number for number, reference in enumerate(references) if reference.content or not reference.calls]
     of = lambda values: [values[number] for number in said]
     contents = [[answer.content for answer in of(values)] for values in (answers, references)]
-    scored = dict(zip(said, score_rows(scorer, *contents, of(row_ids)), strict=True))
+    scored = dict(zip(said, score_rows(scorer, *contents, of(example_ids)), strict=True))
     columns = dict.fromkeys((column for row in scored.values() for column in row), None)
     has_calls, has_thinking = any(one.calls for one in references), any(one.thinking for one in references)
     outcomes = []

@@ -111,7 +111,7 @@ class Comparison:
 
 
 def score_rows(
-    scorer: str, predictions: Sequence[str], references: Sequence[str], row_ids: Sequence[str]
+    scorer: str, predictions: Sequence[str], references: Sequence[str], example_ids: Sequence[str]
 ) -> list[Outcome]:
     """Outcomes in the order of the rows.
 
@@ -120,7 +120,7 @@ def score_rows(
     if scorer not in SCORERS:
         raise ValueError(f"no scorer named {scorer!r}; there are {', '.join(sorted(SCORERS))}")
     outcomes = []
-    for row_id, prediction, reference in zip(row_ids, predictions, references, strict=True):
+    for row_id, prediction, reference in zip(example_ids, predictions, references, strict=True):
         try:
             outcomes.append(SCORERS[scorer](prediction, reference))
         except ValueError as error:

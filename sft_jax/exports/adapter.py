@@ -132,7 +132,7 @@ def _reread(directory: epath.Path, source: ExportSource, params: Tree) -> tuple[
 
 
 def _logits(source: ExportSource, variables: Tree, adapter: AdapterSpec, golden: Golden) -> Logits:
-    model = Decoder(source.decoder, Execution(product_dtype="float32", layer_layout="unrolled"), adapter)
+    model = Decoder(source.decoder, Execution(matmul_dtype="float32", layer_layout="unrolled"), adapter)
     return golden_logits(model, variables, golden)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from sft_jax.data.cleaning import Changed
-from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenRow
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenExample
 from sft_jax.data.formats.media import media_columns
 from sft_jax.data.formats.values import no_json
 from sft_jax.data.reading import TEXT_ENDS, given
@@ -34,7 +34,7 @@ _READ = {"messages", "tools", "prompt", "completion", "conversations", "instruct
 _READ |= {"history", "text", "segments", "chosen", "rejected", "input_ids", "tokens", "labels", "weights"}
 _READ |= {"loss_mask", "completion_mask", "assistant_masks", "attention_mask", "id", "functions"}
 _READ |= {"chat_template_kwargs"}
-_FORMS = {Chat: "messages", Segments: "segments", TokenRow: "tokens", Preference: "preference"}
+_FORMS = {Chat: "messages", Segments: "segments", TokenExample: "tokens", Preference: "preference"}
 
 
 def check_free(out: epath.Path, force: bool) -> None:

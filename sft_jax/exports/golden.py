@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from sft_jax.data.conversations import Chat, Conversation, Message
-from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.models.decoder import Decoder
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
@@ -86,10 +86,10 @@ def golden_of(tokenizer: PreTrainedTokenizerBase, max_positions: int) -> Golden:
 def _rendered(renderer: ConversationRenderer, max_positions: int) -> Golden:
     """The whole conversation; its first question and answer where the template takes no more, or it is too long."""
     whole, short = renderer.render_many([Chat(_TURNS), Chat(_TURNS[:2])])
-    if isinstance(whole, RowError) and isinstance(short, RowError):
+    if isinstance(whole, ExampleError) and isinstance(short, ExampleError):
         raise short
-    too_long = not isinstance(whole, RowError) and len(whole[0].tokens) > max_positions
-    if isinstance(whole, RowError) or (too_long and not isinstance(short, RowError)):
+    too_long = not isinstance(whole, ExampleError) and len(whole[0].tokens) > max_positions
+    if isinstance(whole, ExampleError) or (too_long and not isinstance(short, ExampleError)):
         return Golden(_TURNS[:2], short[0].text, short[0].tokens, renderer.stop_ids)
     return Golden(_TURNS, whole[0].text, whole[0].tokens, renderer.stop_ids)
 

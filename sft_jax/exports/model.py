@@ -119,12 +119,12 @@ def source_dtype(hf_config: dict) -> str:
 def reread_logits(directory: epath.Path, mesh: Mesh, golden: Golden) -> Logits:
     """What the model in a Hugging Face directory predicts along the golden text."""
     base = open_base(str(directory))
-    model = Decoder(base.decoder, Execution(product_dtype="float32", layer_layout="unrolled"))
+    model = Decoder(base.decoder, Execution(matmul_dtype="float32", layer_layout="unrolled"))
     return golden_logits(model, {"params": base.params("unrolled", "float32", mesh)}, golden)
 
 
 def _logits(source: ExportSource, variables: Tree, golden: Golden) -> Logits:
-    model = Decoder(source.decoder, Execution(product_dtype="float32", layer_layout="unrolled"), source.adapter)
+    model = Decoder(source.decoder, Execution(matmul_dtype="float32", layer_layout="unrolled"), source.adapter)
     return golden_logits(model, variables, golden)
 
 

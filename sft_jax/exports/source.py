@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from sft_jax.exports.directory import ExportError
 from sft_jax.models import adapters
-from sft_jax.models.adapters import new_rows
+from sft_jax.models.adapters import new_tokens
 from sft_jax.models.config import AdapterSpec, DecoderConfig
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.storing import WeightMaker
@@ -89,14 +89,14 @@ def check_format(source: ExportSource, kind: str) -> None:
         ExportError: it does not; says which do.
     """
     if source.adapter is not None and kind == "hf":
-        alone = "" if source.base.new_rows else "--format=peft for the adapter alone, or "
+        alone = "" if source.base.new_token_ids else "--format=peft for the adapter alone, or "
         raise ExportError(
             f"{source.name} is trained beside frozen weights ({source.adapter}): give {alone}--format=merged for the "
             "whole model"
         )
     if source.adapter is None and kind != "hf":
         raise ExportError(f"{source.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")
-    if kind == "peft" and source.base.new_rows:
+    if kind == "peft" and source.base.new_token_ids:
         raise ExportError(
             f"{source.name} has rows of new tokens, which --format=peft does not hold; give --format=merged"
         )
@@ -127,7 +127,7 @@ def merged_weights(variables: Tree, adapter: AdapterSpec | None) -> dict[str, We
     for path, arrays in pieces.items():
         stem = path.removesuffix("/kernel") + "/"
         near = {name.removeprefix(stem): leaf for name, leaf in beside.items() if name.startswith(stem)}
-        rows = beside.get(f"{new_rows.NAME}/{path}")
+        rows = beside.get(f"{new_tokens.NAME}/{path}")
         if not near and rows is None and "" in arrays:
             weights[path] = arrays[""].__getitem__
         else:
@@ -150,7 +150,7 @@ def _merged(
     if name == "kernel":
         tree = {"params": {"layer": {name: weight}}, adapters.COLLECTION: {"layer": near} if near else {}}
     else:
-        beside = ({name: near} if near else {}) | ({} if rows is None else {new_rows.NAME: {name: rows}})
+        beside = ({name: near} if near else {}) | ({} if rows is None else {new_tokens.NAME: {name: rows}})
         tree = {"params": {name: weight}, adapters.COLLECTION: beside}
     return _merge(tree, adapter)
 
@@ -160,7 +160,7 @@ def _merge(tree: Tree, adapter: AdapterSpec | None) -> Array:
     wide = lambda leaf: leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
     tree = tree | {"params": jax.tree.map(wide, tree["params"])}
     if tree[adapters.COLLECTION]:
-        merged = merge_adapters(tree, adapter.method, adapter.first_new_row)
+        merged = merge_adapters(tree, adapter.method, adapter.first_new_token)
     else:
         merged = dequantized_tree(tree["params"])
     (leaf,) = jax.tree.leaves(merged)

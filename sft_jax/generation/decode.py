@@ -55,7 +55,7 @@ class DecodeState:
         count: tokens of the answer chosen so far, the stop token included, the same for every row.
         done: rows whose answer is at its end: by a stop token, or because the model knows no position after it.
         stopped: rows that have chosen a stop token.
-        row_ids: what a row's randomness is folded from.
+        example_ids: what a row's randomness is folded from.
         answer: chosen tokens, filled up to `count`; 0 after a row is done.
         lengths: tokens of each answer, without the stop token.
     """
@@ -66,20 +66,20 @@ class DecodeState:
     count: Int[Array, ""]
     done: Bool[Array, "B"]
     stopped: Bool[Array, "B"]
-    row_ids: Int[Array, "B"]
+    example_ids: Int[Array, "B"]
     answer: Int[Array, "B new"]
     lengths: Int[Array, "B"]
 
 
 def choose(
-    logits: Float[Array, "B V"], row_ids: Int[Array, "B"], count: Int[Array, ""], sampling: Sampling
+    logits: Float[Array, "B V"], example_ids: Int[Array, "B"], count: Int[Array, ""], sampling: Sampling
 ) -> Int[Array, "B"]:
     """One token a row."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     kept = keep_likely(logits / sampling.temperature, sampling.top_k, sampling.top_p)
     key = jax.random.key(sampling.seed)
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), count))(row_ids)
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), count))(example_ids)
     return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
 
 
@@ -106,7 +106,7 @@ def prefill(
     prefix: Int[Array, "shared"],
     prompts: Int[Array, "B T"],
     lengths: Int[Array, "B"],
-    row_ids: Int[Array, "B"],
+    example_ids: Int[Array, "B"],
     *,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
@@ -121,7 +121,7 @@ def prefill(
         prompts: the rest of each prompt, at least one token, padded at the end.
         lengths: tokens of each rest; 0 for a row that only fills up the batch. With the prefix fewer than the positions
             that the model knows.
-        row_ids: identity of each row.
+        example_ids: identity of each row.
         max_new_tokens: size of the answers.
         stop_ids: tokens that end an answer.
         sampling: how tokens are chosen.
@@ -140,7 +140,7 @@ def prefill(
         count=jnp.zeros((), jnp.int32),
         done=lengths == 0,
         stopped=jnp.zeros(batch, bool),
-        row_ids=row_ids,
+        example_ids=example_ids,
         answer=jnp.zeros((batch, max_new_tokens), jnp.int32),
         lengths=jnp.zeros(batch, jnp.int32),
     )
@@ -166,7 +166,7 @@ def _choose_next(model, variables, hidden, state: DecodeState, stop_ids, samplin
     A row whose token is at the model's last position is done, whatever its neighbours still write.
     """
     logits = constrain(model.apply(variables, hidden, method="head")[:, 0], BATCH_AXES, None)
-    token = choose(logits, state.row_ids, state.count, sampling)
+    token = choose(logits, state.example_ids, state.count, sampling)
     stopped = jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32)[None], axis=1)
     is_text = ~state.done & ~stopped
     shown, position = jnp.where(is_text, token, 0), state.position + 1

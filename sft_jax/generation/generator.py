@@ -91,7 +91,7 @@ class Generator:
         shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         self._rows_sharding = None if mesh.empty else NamedSharding(jax.sharding.get_mesh(), P(BATCH_AXES))
         self.batch_size = -(-batch_size // shards) * shards
-        self._product_dtype, self._config = model.execution.product_dtype, model.config
+        self._matmul_dtype, self._config = model.execution.matmul_dtype, model.config
         options = {"stop_ids": tuple(int(i) for i in stop_ids), "sampling": sampling or Sampling()}
         self._prefill = functools.partial(_prefill, model, max_new_tokens=max_new_tokens, **options)
         self._block = functools.partial(_decode_block, model, block=_BLOCK, **options)
@@ -100,7 +100,7 @@ class Generator:
         self,
         variables: Tree,
         prompts: Sequence[Prompt],
-        row_ids: Sequence[int] | None = None,
+        example_ids: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> list[Generated]:
         """Answers to `prompts`, in their order.
@@ -108,7 +108,7 @@ class Generator:
         Args:
             variables: what the model's `apply` takes, in its layer layout.
             prompts: token ids, each at least one token.
-            row_ids: identity of each row, from which its randomness is folded; by default its index.
+            example_ids: identity of each row, from which its randomness is folded; by default its index.
             progress: called with (rows done, rows in all).
 
         Raises:
@@ -116,16 +116,16 @@ class Generator:
                 each prompt.
         """
         self._check_prompts(prompts)
-        row_ids = range(len(prompts)) if row_ids is None else row_ids
-        if len(row_ids) != len(prompts):
-            raise ValueError(f"{len(row_ids)} row_ids for {len(prompts)} prompts; give one for each")
+        example_ids = range(len(prompts)) if example_ids is None else example_ids
+        if len(example_ids) != len(prompts):
+            raise ValueError(f"{len(example_ids)} example_ids for {len(prompts)} prompts; give one for each")
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-        variables = _cast_kernels(variables, self._product_dtype)
+        variables = _cast_kernels(variables, self._matmul_dtype)
         shared = _shared_tokens(prompts)
         answers: list[Generated | None] = [None] * len(prompts)
         for start in range(0, len(order), self.batch_size):
             members = order[start : start + self.batch_size]
-            state = self._start(variables, [prompts[i] for i in members], [row_ids[i] for i in members], shared)
+            state = self._start(variables, [prompts[i] for i in members], [example_ids[i] for i in members], shared)
             while not self._finished(state):
                 state = self._block(variables, state)
             for index, answer in zip(members, self._answers(state), strict=False):
@@ -141,7 +141,7 @@ class Generator:
             ValueError: the prompt is empty or cannot be answered (see `problem_of_prompt`).
         """
         self._check_prompts([prompt])
-        variables = _cast_kernels(variables, self._product_dtype)
+        variables = _cast_kernels(variables, self._matmul_dtype)
         state = self._start(variables, [prompt], [row_id], shared=0)
         while True:
             yield next(iter(self._answers(state)))
@@ -149,7 +149,7 @@ class Generator:
                 return
             state = self._block(variables, state)
 
-    def _start(self, variables: Tree, prompts: list[Prompt], row_ids: list[int], shared: int) -> DecodeState:
+    def _start(self, variables: Tree, prompts: list[Prompt], example_ids: list[int], shared: int) -> DecodeState:
         """The state after the prompts, which have their first `shared` tokens in common."""
         prefix = np.asarray(prompts[0][:shared], np.int32)
         prompts = [prompt[shared:] for prompt in prompts]
@@ -157,7 +157,7 @@ class Generator:
         tokens = np.zeros((self.batch_size, slots), np.int32)
         lengths = np.zeros(self.batch_size, np.int32)
         ids = np.zeros(self.batch_size, np.int32)
-        for line, (prompt, row_id) in enumerate(zip(prompts, row_ids, strict=True)):
+        for line, (prompt, row_id) in enumerate(zip(prompts, example_ids, strict=True)):
             tokens[line, : len(prompt)] = prompt
             lengths[line], ids[line] = len(prompt), row_id
         return self._prefill(variables, prefix, *(self._put(array) for array in (tokens, lengths, ids)))

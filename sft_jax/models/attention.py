@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.models.blocked_attention import blocked_attention
-from sft_jax.models.products import einsum
+from sft_jax.models.matmul import einsum
 
 
 @flax.struct.dataclass
@@ -43,7 +43,7 @@ def attention(
     key: Float[Array, "B T K N"],
     value: Float[Array, "B T K N"],
     visibility: Visibility,
-    product_dtype: str,
+    matmul_dtype: str,
     backend: str = "whole",
     window: Int[Array | np.ndarray, ""] | int | None = None,
     scale: float = 0.0,
@@ -56,7 +56,7 @@ def attention(
         key: K key heads.
         value: K value heads.
         visibility: who may see whom.
-        product_dtype: dtype of the inputs of the products.
+        matmul_dtype: dtype of the inputs of the products.
         backend: `whole` scores at once, the reference; or `blocked`, which serves where `visibility.in_order`, and
             leaves the rest (reading into a cache) to `whole`.
         window: positions a query sees, itself included; None is all.
@@ -65,19 +65,19 @@ def attention(
     """
     mask, scale = visibility.mask(window), scale or query.shape[-1] ** -0.5
     if backend == "blocked" and visibility.in_order:
-        return blocked_attention(query, key, value, mask, product_dtype, scale, softcap)
-    return _whole(query, key, value, mask, product_dtype, scale, softcap)
+        return blocked_attention(query, key, value, mask, matmul_dtype, scale, softcap)
+    return _whole(query, key, value, mask, matmul_dtype, scale, softcap)
 
 
-def _whole(query, key, value, mask, product_dtype, scale, softcap):
+def _whole(query, key, value, mask, matmul_dtype, scale, softcap):
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = einsum("bskgn,btkn->bkgst", grouped, key, product_dtype, "float32") * scale
+    scores = einsum("bskgn,btkn->bkgst", grouped, key, matmul_dtype, "float32") * scale
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     # A finite value: a query with no visible key must give a finite answer, in the forward and the backward pass.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
-    mixed = einsum("bkgst,btkn->bskgn", weights, value, product_dtype, str(query.dtype))
+    mixed = einsum("bkgst,btkn->bskgn", weights, value, matmul_dtype, str(query.dtype))
     return mixed.reshape(batch, length, heads, head_dim)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from sft_jax.models.products import contract
+from sft_jax.models.matmul import contract
 
 MIN_BLOCK, MAX_BLOCKS = 128, 16  # longer rows get longer blocks: each is a part of the compiled program
 KEPT = "blocked_attention"  # name, for remat policies, of what the backward pass needs beside the inputs
@@ -29,7 +29,7 @@ def blocked_attention(
     key: Float[Array, "B S K N"],
     value: Float[Array, "B S K N"],
     mask: Bool[Array, "B S S"],
-    product_dtype: str,
+    matmul_dtype: str,
     scale: float,
     softcap: float = 0.0,
 ) -> Float[Array, "B S H N"]:
@@ -41,30 +41,30 @@ def blocked_attention(
         value: K value heads.
         mask: True where the query (second axis) sees the key (third axis). What lies behind the diagonal is not read;
             every query must see at least one key.
-        product_dtype: dtype of the inputs of the products.
+        matmul_dtype: dtype of the inputs of the products.
         scale: factor on scores.
         softcap: scores x become softcap tanh(x / softcap); 0 leaves them.
     """
-    return _forward(query, key, value, mask, product_dtype, scale, softcap)[0]
+    return _forward(query, key, value, mask, matmul_dtype, scale, softcap)[0]
 
 
-def _forward(query, key, value, mask, product_dtype, scale, softcap):
+def _forward(query, key, value, mask, matmul_dtype, scale, softcap):
     queries, keys, values = _scaled(query, key.shape[2], scale), _heads_first(key), _heads_first(value)
     mixed, log_sums = [], []
     for start, end in _blocks(query.shape[1]):
         block = queries[..., start:end, :]
-        scores, _ = _scores(block, keys[:, :, :end], mask[:, start:end, :end], product_dtype, softcap)
+        scores, _ = _scores(block, keys[:, :, :end], mask[:, start:end, :end], matmul_dtype, softcap)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed.append(_read(weights, values[:, :, :end], product_dtype) / total)
+        mixed.append(_read(weights, values[:, :, :end], matmul_dtype) / total)
         log_sums.append(largest + jnp.log(total))
     out = _heads_last(jnp.concatenate(mixed, axis=3)).astype(query.dtype)
     out, log_sums = (checkpoint_name(x, KEPT) for x in (out, jnp.concatenate(log_sums, axis=3)))
     return out, (query, key, value, mask, out, log_sums)
 
 
-def _backward(product_dtype, scale, softcap, residuals, cotangent):
+def _backward(matmul_dtype, scale, softcap, residuals, cotangent):
     query, key, value, mask, out, log_sums = residuals
     length, kv_heads = query.shape[1], key.shape[2]
     queries, keys, values = _scaled(query, kv_heads, scale), _heads_first(key), _heads_first(value)
@@ -74,14 +74,14 @@ def _backward(product_dtype, scale, softcap, residuals, cotangent):
     query_gradients, key_gradient, value_gradient = [], 0.0, 0.0
     for start, end in _blocks(length):
         block = (..., slice(start, end), slice(None))
-        scores, slopes = _scores(queries[block], keys[:, :, :end], mask[:, start:end, :end], product_dtype, softcap)
+        scores, slopes = _scores(queries[block], keys[:, :, :end], mask[:, start:end, :end], matmul_dtype, softcap)
         weights = jnp.exp(scores - log_sums[block])
-        weight_cotangents = _compare(cotangents[block], values[:, :, :end], product_dtype)
+        weight_cotangents = _compare(cotangents[block], values[:, :, :end], matmul_dtype)
         score_cotangents = weights * (weight_cotangents - deltas[block]) * slopes
-        query_gradients.append(_read(score_cotangents, keys[:, :, :end], product_dtype))
+        query_gradients.append(_read(score_cotangents, keys[:, :, :end], matmul_dtype))
         behind = ((0, 0), (0, 0), (0, length - end), (0, 0))
-        key_gradient += jnp.pad(_collect(score_cotangents, queries[block], product_dtype), behind)
-        value_gradient += jnp.pad(_collect(weights, cotangents[block], product_dtype), behind)
+        key_gradient += jnp.pad(_collect(score_cotangents, queries[block], matmul_dtype), behind)
+        value_gradient += jnp.pad(_collect(weights, cotangents[block], matmul_dtype), behind)
     query_gradient = _heads_last(jnp.concatenate(query_gradients, axis=3)) * scale
     return (
         query_gradient.astype(query.dtype),
@@ -119,32 +119,32 @@ def _heads_last(x: Float[Array, "B K G S N"]) -> Float[Array, "B S H N"]:
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, head_dim)
 
 
-def _scores(queries, keys, mask, product_dtype, softcap):
+def _scores(queries, keys, mask, matmul_dtype, softcap):
     """Scores, and their derivative by what they were before they were capped."""
-    scores, slopes = _compare(queries, keys, product_dtype), 1.0
+    scores, slopes = _compare(queries, keys, matmul_dtype), 1.0
     if softcap:
         capped = jnp.tanh(scores / softcap)
         scores, slopes = softcap * capped, 1 - capped**2
     return jnp.where(mask[:, None, None], scores, _LOWEST), slopes
 
 
-def _compare(queries, keys, product_dtype):
+def _compare(queries, keys, matmul_dtype):
     """[B, K, G, s, N] with [B, K, T, N] -> [B, K, G, s, T]."""
-    return contract("bksn,bktn->bkst", _fold(queries), keys, product_dtype).reshape(*queries.shape[:4], -1)
+    return contract("bksn,bktn->bkst", _fold(queries), keys, matmul_dtype).reshape(*queries.shape[:4], -1)
 
 
-def _read(weights, values, product_dtype):
+def _read(weights, values, matmul_dtype):
     """[B, K, G, s, T] with [B, K, T, N] -> [B, K, G, s, N]."""
-    return contract("bkst,bktn->bksn", _fold(weights), values, product_dtype).reshape(*weights.shape[:4], -1)
+    return contract("bkst,bktn->bksn", _fold(weights), values, matmul_dtype).reshape(*weights.shape[:4], -1)
 
 
-def _collect(weights, queries, product_dtype):
+def _collect(weights, queries, matmul_dtype):
     """[B, K, G, s, T] with [B, K, G, s, N] -> [B, K, T, N].
 
     Not folded: over two axes XLA transposes the weights while it writes them; over one it would not, and CPUs have no
     fast product for operands that lie that way.
     """
-    return contract("bkgst,bkgsn->bktn", weights, queries, product_dtype)
+    return contract("bkgst,bkgsn->bktn", weights, queries, matmul_dtype)
 
 
 def _fold(x: Array) -> Array:

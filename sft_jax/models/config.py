@@ -177,7 +177,7 @@ class Execution:
     """How a decoder is run. None of these fields changes the function beyond rounding.
 
     Attributes:
-        product_dtype: dtype of the two inputs of every matrix product; accumulation is always float32.
+        matmul_dtype: dtype of the two inputs of every matrix product; accumulation is always float32.
         activation_dtype: dtype of the residual stream and of what lies between products.
         layer_layout: `scan` over stacked layer parameters (compiles fast) or `unrolled` (one subtree a layer).
         remat: what the backward pass recomputes: `none`, `full` (all of a layer), `dots` (all but matrix products),
@@ -186,7 +186,7 @@ class Execution:
             reference it is tested against).
     """
 
-    product_dtype: str = "float32"
+    matmul_dtype: str = "float32"
     activation_dtype: str = "float32"
     layer_layout: LayerLayout = "scan"
     remat: str = "none"
@@ -194,7 +194,7 @@ class Execution:
 
     def __post_init__(self):
         for name, allowed in (
-            ("product_dtype", PRODUCT_DTYPES),
+            ("matmul_dtype", PRODUCT_DTYPES),
             ("activation_dtype", PRODUCT_DTYPES),
             ("layer_layout", ("scan", "unrolled")),
             ("remat", REMAT_POLICIES),
@@ -211,13 +211,13 @@ class AdapterSpec:
     Attributes:
         method: adapter method of the projections; `none` where there are only rows of new tokens.
         dropout: whether adapter dropout is drawn.
-        first_new_row: id of the first token whose row is trained beside the embedding; None where there is no such row.
+        first_new_token: id of the first token whose row is trained beside the embedding; None where there is no such row.
     """
 
     method: str
     dropout: bool = False
-    first_new_row: int | None = None
+    first_new_token: int | None = None
 
     def __str__(self) -> str:
         parts = [] if self.method == "none" else [f"{self.method} adapter"]
-        return " with ".join(parts + ([] if self.first_new_row is None else ["rows of new tokens"]))
+        return " with ".join(parts + ([] if self.first_new_token is None else ["rows of new tokens"]))

@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sft_jax.models import adapters, rope
-from sft_jax.models.adapters import new_rows
+from sft_jax.models.adapters import new_tokens
 from sft_jax.models.attention import Visibility, attention
 from sft_jax.models.blocked_attention import KEPT
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.experts import ROUTING, Experts
 from sft_jax.models.layers import Linear, Norm, activated, adapted, gated
+from sft_jax.models.matmul import einsum
 from sft_jax.models.partitioning import BATCH_AXES, constrain
-from sft_jax.models.products import einsum
 
 Tokens = Int[Array | np.ndarray, "B S"]
 
@@ -147,7 +147,7 @@ class Attention(nn.Module):
             key,
             value,
             context.visibility,
-            execution.product_dtype,
+            execution.matmul_dtype,
             execution.attention_backend,
             window=None if values is None else values.window,
             scale=config.query_scale,
@@ -345,13 +345,13 @@ class Decoder(nn.Module):
 
         if arrays is not None:
             x = adapted(self.adapter, tokens, self.embedding, x, arrays, product, None)
-        return x if rows is None else new_rows.look_up(x, tokens, rows["embedding"], self.adapter.first_new_row)
+        return x if rows is None else new_tokens.look_up(x, tokens, rows["embedding"], self.adapter.first_new_token)
 
     def _new_rows(self) -> dict[str, Array] | None:
         """Rows of new tokens that take the place of those of the embedding and the head."""
-        if self.adapter is None or self.adapter.first_new_row is None:
+        if self.adapter is None or self.adapter.first_new_token is None:
             return None
-        return self._adapter_of(new_rows.NAME)
+        return self._adapter_of(new_tokens.NAME)
 
     def _adapter_of(self, name: str) -> dict[str, Array] | None:
         """What an adapter has beside the embedding or the head."""
@@ -360,7 +360,7 @@ class Decoder(nn.Module):
         return self.variables.get(adapters.COLLECTION, {}).get(name)
 
     def _product(self, spec: str, x: Array, weight: Array) -> Float[Array, "..."]:
-        return einsum(spec, x, weight, self.execution.product_dtype, "float32")
+        return einsum(spec, x, weight, self.execution.matmul_dtype, "float32")
 
     def _context(self, positions, segment_ids, cache):
         kinds = sorted(set(rope.layer_kinds(self.config)))
@@ -391,7 +391,7 @@ class Decoder(nn.Module):
             if rows is not None:
                 spec, name = own_rows
                 own = self._product(spec, hidden, rows[name])
-                logits = new_rows.in_logits(logits, own, self.adapter.first_new_row)
+                logits = new_tokens.in_logits(logits, own, self.adapter.first_new_token)
             cap = self.config.final_softcap
             return cap * jnp.tanh(logits / cap) if cap else logits
 

@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.layers import Linear, Product, adapted, gated, stored_kernel
+from sft_jax.models.matmul import einsum, grouped_matmul
 from sft_jax.models.partitioning import BATCH_AXES, constrain, fit_spec
-from sft_jax.models.products import einsum, grouped_product
 from sft_jax.models.quantization import dequantized
 
 ROUTING = "routing"  # the collection that holds a `Routing` of each layer, where `apply` is asked for it
@@ -75,7 +75,7 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], used: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
         """Acts on each position alone; `used` is False for padding, which is not counted."""
-        config, keys, dtype = self.config, {}, self.execution.product_dtype
+        config, keys, dtype = self.config, {}, self.execution.matmul_dtype
         weights, chosen = self._route(x, used)
         inward = (config.num_experts, config.model_dim, config.ffn_dim)
         shapes = {"gate": inward, "up": inward, "down": (config.num_experts, config.ffn_dim, config.model_dim)}
@@ -172,14 +172,14 @@ def _own_keys(keys: Keys, axis_names: tuple[str, ...]) -> Keys:
 def _serve(parts, params, keys, x, chosen, weights, first):
     """What the experts `first`, `first + 1`, … whose weights are in `params` contribute to the tokens `x`."""
     (batch, length, width), takes = x.shape, chosen.shape[-1]
-    count, product_dtype = params["up"]["kernel"].shape[0], parts[1].product_dtype
+    count, matmul_dtype = params["up"]["kernel"].shape[0], parts[1].matmul_dtype
     number = chosen.reshape(-1) - first
     number = jnp.where((number >= 0) & (number < count), number, count)  # those held elsewhere are sorted to the end
     order = jnp.argsort(number, stable=True)
     sizes = jnp.bincount(number, length=count).astype(jnp.int32)
 
     def product(rows: Array, kernels: Array) -> Array:
-        return grouped_product(rows, kernels, sizes, product_dtype, "float32")
+        return grouped_matmul(rows, kernels, sizes, matmul_dtype, "float32")
 
     rows = _feed_forward(parts, product, params, keys, jnp.take(x.reshape(-1, width), order // takes, axis=0))
     rows = jnp.take(rows, jnp.argsort(order), axis=0).reshape(batch, length, takes, width)
@@ -211,7 +211,7 @@ def _bounded(parts, params, keys, x, chosen, weights, used):
     taken = taken.reshape(batch, config.num_experts, places, width)
 
     def product(rows: Array, kernels: Array) -> Array:
-        return einsum("ebci,eio->ebco", rows, kernels, execution.product_dtype, "float32")
+        return einsum("ebci,eio->ebco", rows, kernels, execution.matmul_dtype, "float32")
 
     # Experts first: with another axis before theirs, CPUs have no product in bfloat16.
     taken = constrain(jnp.moveaxis(taken, 1, 0), "expert", ("replica", "fsdp"), None, None)

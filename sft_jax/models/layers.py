@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
-from sft_jax.models.products import einsum
+from sft_jax.models.matmul import einsum
 from sft_jax.models.quantization import dequantized, is_quantized
 
 Product = Callable[[Array, Array], Array]  # rows and weights -> rows, float32
@@ -71,7 +71,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B S I"]) -> Float[Array, "B S O"]:
         """Applies the kernel [I, O] and what the adapter adds to it."""
-        kernel, dtype = stored_kernel(self), self.execution.product_dtype
+        kernel, dtype = stored_kernel(self), self.execution.matmul_dtype
         if kernel is None:
             kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
 

@@ -1,11 +1,11 @@
 """Whether a model has a place for every token of the data."""
 
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.models import positions
 from sft_jax.models.config import DecoderConfig
 
 
-def check_sizes(decoder: DecoderConfig, *data: TokenizedRows | None, remedy: str = "") -> None:
+def check_sizes(decoder: DecoderConfig, *data: TokenizedExamples | None, remedy: str = "") -> None:
     """Checks that the model has a place for every token of the data.
 
     Args:
@@ -21,7 +21,7 @@ def check_sizes(decoder: DecoderConfig, *data: TokenizedRows | None, remedy: str
             continue
         longest = int(rows.lengths.argmax())
         if rows.lengths[longest] > decoder.max_positions:
-            remedy = remedy or f"--config.data.row_tokens={decoder.max_positions} leaves such rows out"
+            remedy = remedy or f"--config.data.sequence_length={decoder.max_positions} leaves such rows out"
             raise ValueError(
                 f"{rows.ids[longest]} has {rows.lengths[longest]} tokens; the model knows {decoder.max_positions} "
                 f"positions. {remedy}{positions.advice(decoder)}."

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from sft_jax.models import adapters
-from sft_jax.models.adapters import new_rows
+from sft_jax.models.adapters import new_tokens
 from sft_jax.models.quantization import dequantized_tree
 
 Tree = Any
@@ -69,22 +69,22 @@ def adapter_scale(hyper: dict[str, Array], rank: int) -> Float[Array, ""]:
     return hyper["adapter_alpha"] / jnp.float32(rank) ** hyper["adapter_rank_power"]
 
 
-def merge_adapters(tree: Tree, method: str, first_new_row: int | None = None) -> Tree:
+def merge_adapters(tree: Tree, method: str, first_new_token: int | None = None) -> Tree:
     """The parameters with adapters merged into them.
 
     Args:
         tree: what `variables` gives.
         method: of the adapters; `none` where there are only rows of new tokens.
-        first_new_row: as in `AdapterSpec`.
+        first_new_token: as in `AdapterSpec`.
 
     Raises:
         ValueError: an unknown method, or rows of new tokens without their place.
     """
     params = flatten_dict(dequantized_tree(tree["params"]))
     beside = dict(tree[adapters.COLLECTION])
-    rows = beside.pop(new_rows.NAME, {})
-    if rows and first_new_row is None:
-        raise ValueError("there are rows of new tokens; give first_new_row, the id of the first")
+    rows = beside.pop(new_tokens.NAME, {})
+    if rows and first_new_token is None:
+        raise ValueError("there are rows of new tokens; give first_new_token, the id of the first")
     by_weight: dict[tuple[str, ...], dict[str, Array]] = {}
     for path, leaf in flatten_dict(beside).items():
         by_weight.setdefault(path[:-1], {})[path[-1]] = leaf
@@ -92,13 +92,13 @@ def merge_adapters(tree: Tree, method: str, first_new_row: int | None = None) ->
         weight = path if path in params else (*path, "kernel")
         params[weight] = adapters.get_method(method).merge(params[weight], arrays)
     for name, own in rows.items():
-        params[(name,)] = new_rows.merge(name, params[(name,)], own, first_new_row)
+        params[(name,)] = new_tokens.merge(name, params[(name,)], own, first_new_token)
     return unflatten_dict(params)
 
 
 def head_weights(tree: Tree) -> Tree:
     """What the vocabulary head reads of parameters and adapters, as a subtree; empty where `tree` has none."""
-    names = ("embedding", "head", new_rows.NAME)
+    names = ("embedding", "head", new_tokens.NAME)
     return {
         kind: {name: subtree[name] for name in names if name in subtree}
         for kind, subtree in tree.items()

@@ -16,7 +16,7 @@ from sft_jax.data.tokenized import DroppedRow
 from sft_jax.preparation.earlier_runs import curve_of_runs
 from sft_jax.preparation.mixing import name_of
 from sft_jax.preparation.run_data import Data, FindingsOfRun, load_data
-from sft_jax.preparation.train_rows import ProgressFor
+from sft_jax.preparation.train_examples import ProgressFor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,26 +20,26 @@ from sft_jax.data.plan.mixture import Mixture
 from sft_jax.data.reading import held_out_reading_of
 from sft_jax.data.records import Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer, Masking
-from sft_jax.data.tokenized import Tokenized, TokenizedRows, dropped_where, group_dropped
+from sft_jax.data.tokenized import Tokenized, TokenizedExamples, dropped_where, group_dropped
 from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenized.cache_key import file_digests
-from sft_jax.data.tokenizing import NoRowsError, nothing_left, tokenize_records
+from sft_jax.data.tokenizing import NoExamplesError, nothing_left, tokenize_records
 from sft_jax.models.vocabulary import with_new_tokens
 from sft_jax.preparation.benchmarks import files_of_benchmarks, read_benchmarks
 from sft_jax.preparation.mixing import mixture_of, reader_of
-from sft_jax.preparation.train_rows import (
+from sft_jax.preparation.train_examples import (
     CHECKED_RECORDS,
     ProgressFor,
     TrainingRecords,
-    rows_key_of,
+    examples_key_of,
+    training_examples,
     training_findings,
-    training_rows,
 )
 from sft_jax.progress import silent
 from sft_jax.runs.base import load_base_tokenizer
 from sft_jax.runs.workdir import flatten
 
-FindingsOfRun = Callable[[ml_collections.ConfigDict, TokenizedRows, PackPlan, Sequence[int]], list[Finding]]
+FindingsOfRun = Callable[[ml_collections.ConfigDict, TokenizedExamples, PackPlan, Sequence[int]], list[Finding]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Data:
     """
 
     renderer: ConversationRenderer
-    rows: TokenizedRows
+    rows: TokenizedExamples
     plan: PackPlan
     report: DataReport
     checked: CheckedData | None
     held_out_records: list[Record]
-    held_out: TokenizedRows | None
+    held_out: TokenizedExamples | None
     held_out_targets: int
     held_out_note: str
     made_for: Mapping[str, Any]
@@ -94,7 +94,7 @@ class Data:
 
 
 # Sections and fields of a config that the data of a run depends on, and those within that change nothing of it.
-_MADE_OF = ("data", "model", "seed", "batch.rows", "objective.positions")
+_MADE_OF = ("data", "model", "seed", "batch.sequences", "objective.positions")
 _NOT_MADE_OF = ("data.date", "data.fail_on", "data.cache")
 
 
@@ -154,11 +154,11 @@ def load_data(
     cache_of_findings = None if measured.digests is None else cache
     cache_of_rows = cache_of_findings if config.data.cleaning else cache
     # Where nothing is kept, the files are not read for a key.
-    key = {} if cache_of_rows is None else rows_key_of(config, records, renderer, measured.digests or [], show)
+    key = {} if cache_of_rows is None else examples_key_of(config, records, renderer, measured.digests or [], show)
     try:
-        tokenized, origin = training_rows(config, records, renderer, show, cache_of_rows, key)
-    except NoRowsError as error:
-        raise NoRowsError(f"{error}{_too_long(config, error)}") from error
+        tokenized, origin = training_examples(config, records, renderer, show, cache_of_rows, key)
+    except NoExamplesError as error:
+        raise NoExamplesError(f"{error}{_too_long(config, error)}") from error
     rows = tokenized.rows
     _check_sources(config, tokenized)
     plan = _plan(config, rows)
@@ -174,7 +174,7 @@ def load_data(
         rows,
         tokenized.dropped,
         _packing_report(config, plan, rows),
-        token_pieces(*rows.row(0), renderer.tokenizer),
+        token_pieces(*rows.example(0), renderer.tokenizer),
         read=[*tokenized.notes["read"], origin],
         cleaning=tokenized.notes["cleaning"],
         counts=tokenized.counts,
@@ -231,7 +231,7 @@ def _check_sources(config: ml_collections.ConfigDict, tokenized: Tokenized) -> N
     """Checks that something is left of every source of a mixture.
 
     Raises:
-        NoRowsError: nothing is; says why.
+        NoExamplesError: nothing is; says why.
     """
     for name in config.data.mixture:
         if name in tokenized.rows.sources.names:
@@ -239,31 +239,31 @@ def _check_sources(config: ml_collections.ConfigDict, tokenized: Tokenized) -> N
         dropped = [row for row in tokenized.dropped if row.id.startswith(f"{name}/")]
         error = nothing_left(len(dropped), dropped)
         where = f"the source {name!r} of the mixture has no row that can be trained on; mend it or remove it."
-        raise NoRowsError(f"{where} {error}{_too_long(config, error)}", error.longest)
+        raise NoExamplesError(f"{where} {error}{_too_long(config, error)}", error.longest)
 
 
-def _plan(config: ml_collections.ConfigDict, rows: TokenizedRows) -> PackPlan:
+def _plan(config: ml_collections.ConfigDict, rows: TokenizedExamples) -> PackPlan:
     mixture = mixture_of(config)
     return PackPlan(
         rows,
-        row_tokens=config.data.row_tokens,
-        row_targets=_row_targets(rows, config, mixture),
-        rows_per_batch=config.batch.rows,
+        sequence_length=config.data.sequence_length,
+        sequence_targets=_sequence_targets(rows, config, mixture),
+        sequences_per_batch=config.batch.sequences,
         seed=config.seed,
         packing=config.data.packing,
-        max_segments=config.data.max_segments_per_row,
+        max_segments=config.data.max_examples_per_sequence,
         mixture=mixture,
     )
 
 
-def _packing_report(config: ml_collections.ConfigDict, plan: PackPlan, rows: TokenizedRows) -> PackingReport:
+def _packing_report(config: ml_collections.ConfigDict, plan: PackPlan, rows: TokenizedExamples) -> PackingReport:
     return packing_report(
         rows,
-        row_tokens=plan.row_tokens,
-        row_targets=plan.row_targets,
+        sequence_length=plan.sequence_length,
+        sequence_targets=plan.sequence_targets,
         seed=config.seed,
         packing=config.data.packing,
-        max_segments=config.data.max_segments_per_row,
+        max_segments=config.data.max_examples_per_sequence,
         bins=plan.first_block,
         is_epoch=plan.has_epochs,
     )
@@ -286,7 +286,7 @@ def _checked_data(
         rows,
         dropped,
         renderer.tokenizer,
-        config.data.row_tokens,
+        config.data.sequence_length,
         renderer.stop_ids,
         held_out["held_out_records"],
         measured.benchmarks,
@@ -325,9 +325,9 @@ def _held_out(
     if reader is None:
         return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
     try:
-        rows, dropped = tokenize_records(records, renderer, config.data.row_tokens)
-    except NoRowsError as error:
-        raise NoRowsError(_nothing_held_out(config, error)) from error
+        rows, dropped = tokenize_records(records, renderer, config.data.sequence_length)
+    except NoExamplesError as error:
+        raise NoExamplesError(_nothing_held_out(config, error)) from error
     dropped = [*reader.dropped, *dropped]
     kept = set(rows.ids)
     note = f"Held out: {len(rows)} rows, {int(rows.supervised.sum()):,} supervised tokens ({'; '.join(reader.notes)})."
@@ -337,16 +337,16 @@ def _held_out(
     return {
         "held_out_records": [record for record in records if record.id in kept],
         "held_out": rows,
-        "held_out_targets": _row_targets(rows, config),
+        "held_out_targets": _sequence_targets(rows, config),
         "held_out_note": note,
     }
 
 
-def _nothing_held_out(config: ml_collections.ConfigDict, error: NoRowsError) -> str:
+def _nothing_held_out(config: ml_collections.ConfigDict, error: NoExamplesError) -> str:
     return f"{config.data.held_out}: no held-out row is left to measure. {error}{_too_long(config, error)}"
 
 
-def _too_long(config: ml_collections.ConfigDict, error: NoRowsError) -> str:
+def _too_long(config: ml_collections.ConfigDict, error: NoExamplesError) -> str:
     """What keeps rows that are too long; empty where none is."""
     if not error.longest:
         return ""
@@ -354,16 +354,18 @@ def _too_long(config: ml_collections.ConfigDict, error: NoRowsError) -> str:
     flags = [f"--config.data.masking.too_long={way} ({how})" for way, how in ways.items()]
     shorter = [flag for way, flag in zip(ways, flags, strict=True) if way != config.data.masking.too_long]
     return (
-        f"\nRows are whole under --config.data.row_tokens={error.longest}, if the model has so many positions; "
-        f"those longer than {config.data.row_tokens} are shortened by {' or '.join(shorter)}"
+        f"\nRows are whole under --config.data.sequence_length={error.longest}, if the model has so many positions; "
+        f"those longer than {config.data.sequence_length} are shortened by {' or '.join(shorter)}"
     )
 
 
-def _row_targets(rows: TokenizedRows, config: ml_collections.ConfigDict, mixture: Mixture | None = None) -> int:
+def _sequence_targets(
+    rows: TokenizedExamples, config: ml_collections.ConfigDict, mixture: Mixture | None = None
+) -> int:
     if config.objective.positions == "all":
-        return config.data.row_tokens
-    sizes = (config.data.row_tokens, config.data.supervised_quantile)
-    how = {"packing": config.data.packing, "max_segments": config.data.max_segments_per_row}
+        return config.data.sequence_length
+    sizes = (config.data.sequence_length, config.data.supervised_quantile)
+    how = {"packing": config.data.packing, "max_segments": config.data.max_examples_per_sequence}
     if mixture is None:
         return supervised_capacity(rows.lengths, rows.supervised, *sizes, **how)
     return mixture_capacity(rows, mixture, *sizes, **how)

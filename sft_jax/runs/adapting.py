@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from sft_jax.models import adapters
-from sft_jax.models.adapters import new_rows
+from sft_jax.models.adapters import new_tokens
 from sft_jax.models.config import AdapterSpec
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.variables import adapter_scale
@@ -76,7 +76,7 @@ def _rank_entry(entry: str) -> tuple[str, int]:
 
 def has_adapters(config: ml_collections.ConfigDict) -> bool:
     """True where something is trained beside the weights, all of which are frozen then."""
-    return config.adapter.method != "none" or config.adapter.new_rows
+    return config.adapter.method != "none" or config.adapter.train_new_tokens
 
 
 def adapter_spec(config: ml_collections.ConfigDict, rows: range, *, training: bool) -> AdapterSpec | None:
@@ -96,7 +96,7 @@ def adapter_spec(config: ml_collections.ConfigDict, rows: range, *, training: bo
     if method != "none":
         adapters.get_method(method)
     dropout = training and method != "none" and config.adapter.dropout > 0
-    return AdapterSpec(method, dropout, rows.start if config.adapter.new_rows else None)
+    return AdapterSpec(method, dropout, rows.start if config.adapter.train_new_tokens else None)
 
 
 def adapter_hyperparameters(config: ml_collections.ConfigDict) -> dict[str, Array]:
@@ -127,7 +127,7 @@ def init_beside(
     made = {}
     if config.adapter.method != "none":
         made = init_adapters(params, config.adapter, hyper, config.seed, layout)
-    return made | ({new_rows.NAME: new_rows.init(params, rows)} if config.adapter.new_rows else {})
+    return made | ({new_tokens.NAME: new_tokens.init(params, rows)} if config.adapter.train_new_tokens else {})
 
 
 def init_adapters(

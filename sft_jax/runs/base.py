@@ -53,7 +53,7 @@ class Base:
         revision: commit hash on the hub; None for other sources.
         params: (layer layout, dtype, mesh, quantized) -> the parameters, on their devices; `quantized` is `none`, or
             how kernels are stored in few bits.
-        new_rows: ids of the new tokens that a run adds (`base_of`); none of a source alone.
+        new_token_ids: ids of the new tokens that a run adds (`base_of`); none of a source alone.
         made_for: fields of `config.model` that `base_of` made it of; empty of a source alone.
     """
 
@@ -64,7 +64,7 @@ class Base:
     fingerprint: str
     revision: str | None
     params: Callable[..., Tree]
-    new_rows: range = range(0)
+    new_token_ids: range = range(0)
     made_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -246,7 +246,7 @@ def _merged_base(source: str, revision: str | None) -> Base:
 
 def _merged(tree: Tree, adapter: AdapterSpec, dtype: str, mesh: Mesh, quantized: str) -> Tree:
     """Parameters with the adapters beside them merged into them."""
-    merge = lambda tree: merge_adapters(tree, adapter.method, adapter.first_new_row)
+    merge = lambda tree: merge_adapters(tree, adapter.method, adapter.first_new_token)
     shardings = shardings_of({"params": jax.eval_shape(merge, tree)}, mesh)["params"]
     params = jax.jit(merge, out_shardings=shardings)(tree)
     return placed_quantized(jax.tree.map(lambda leaf: leaf.astype(dtype), params), quantized, placement(mesh))
@@ -280,7 +280,7 @@ def base_of(config: ml_collections.ConfigDict) -> Base:
         return resized(base.params(layout, dtype, mesh, quantized), decoder, rows, placement(mesh))
 
     hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}
-    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_rows=rows)
+    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_token_ids=rows)
 
 
 def with_positions(base: Base, count: int, flag: str) -> Base:
@@ -316,7 +316,7 @@ def open_run(source: str) -> FinishedRun | None:
         checkpoints.close()
     base = base_of(config)
     check_inputs(directory, {"model": base.fingerprint})
-    return FinishedRun(directory, step, config, base, adapter_spec(config, base.new_rows, training=False))
+    return FinishedRun(directory, step, config, base, adapter_spec(config, base.new_token_ids, training=False))
 
 
 def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:

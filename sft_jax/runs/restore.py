@@ -33,7 +33,7 @@ class Loaded:
 
 
 def load_for_inference(
-    source: str, mesh: Mesh, product_dtype: str = "bfloat16", weights: str = "trained", max_positions: int = 0
+    source: str, mesh: Mesh, matmul_dtype: str = "bfloat16", weights: str = "trained", max_positions: int = 0
 ) -> Loaded:
     """Loads a model to generate with or to measure.
 
@@ -41,7 +41,7 @@ def load_for_inference(
         source: a run directory, with `:best`, `:latest` (the default) or `:<step>`; or any source of a pretrained
             checkpoint.
         mesh: where its arrays go.
-        product_dtype: dtype of the inputs of matrix products.
+        matmul_dtype: dtype of the inputs of matrix products.
         weights: `trained`, or `ema` for the average that the run kept.
         max_positions: limit of prompt and answer together; 0 for what the checkpoint says.
 
@@ -51,7 +51,7 @@ def load_for_inference(
     """
     # One layer after the other is read faster token by token on CPU; scanned layers compile faster elsewhere.
     layout = "unrolled" if platform_of(mesh) == "cpu" else "scan"
-    execution = Execution(product_dtype=product_dtype, layer_layout=layout)
+    execution = Execution(matmul_dtype=matmul_dtype, layer_layout=layout)
     renderer = ConversationRenderer(load_base_tokenizer(source))
     run = open_run(source)
     if run is not None:

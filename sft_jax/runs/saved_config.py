@@ -22,7 +22,7 @@ _SECTIONS = ("model", "adapter", "trained", "ema", "precision")
 # What says how a result is put to use, beside the sections above. All other fields are of training alone.
 _READ = ("seed", "data.train", "data.held_out", "experts.balance_loss", "objective.neftune_alpha", "optimizer.")
 # Without effect where the run is only put to use, though in one of the sections.
-_OF_TRAINING = {"precision.products", "precision.activations", "ema.evaluate", "adapter.initial"}
+_OF_TRAINING = {"precision.matmul", "precision.activations", "ema.evaluate", "adapter.initial"}
 # A run of before this choice has none: to it new tokens were text in contents, see vocabulary.py.
 _MAY_LACK = {"model.new_tokens_in_contents"}
 

@@ -72,7 +72,7 @@ CHECKS: dict[str, Check] = {
     "model.max_positions": _at_least(0),
     "data.date": (_is_date, 'must be a date like "2026-01-31", or empty for the day of the first start'),
     "data.fail_on": _one_of(*FAIL_ON),
-    "data.row_tokens": _at_least(2),
+    "data.sequence_length": _at_least(2),
     "data.reading.format": _known(FORMATS, AUTO),
     "data.reading.container": _known(CONTAINERS, AUTO, *DATA_SETS),
     "data.reading.label": _one_of(*LABELS),
@@ -84,11 +84,11 @@ CHECKS: dict[str, Check] = {
         lambda value: value in PACKINGS,
         f"must be one of {', '.join(PACKINGS)} (best_fit packs, none gives each example a row of its own)",
     ),
-    "data.max_segments_per_row": _at_least(0),
+    "data.max_examples_per_sequence": _at_least(0),
     "data.supervised_quantile": _SHARE,
     "data.masking.train_on": (masking.names_roles, masking.TRAIN_ON),
     **{f"data.masking.{name}": _one_of(*known) for name, known in masking.CHOICES.items()},
-    "batch.rows": _at_least(1),
+    "batch.sequences": _at_least(1),
     "batch.micro_batches": _at_least(1),
     "objective.name": _known(OBJECTIVES),
     "objective.normalize": _one_of(*NORMALIZE),
@@ -120,12 +120,12 @@ CHECKS: dict[str, Check] = {
     "precision.params": _one_of(*_TRAINED),
     "precision.frozen": _one_of(*PRODUCT_DTYPES),
     "precision.quantized": _one_of(*KINDS),
-    "precision.products": _one_of(*_TRAINED),
+    "precision.matmul": _one_of(*_TRAINED),
     "precision.activations": _one_of(*_TRAINED),
     "execution.layer_layout": _one_of("auto", "scan", "unrolled"),
     "execution.remat": _one_of("auto", *REMAT_POLICIES),
     "execution.attention": _one_of(*ATTENTION_BACKENDS),
-    "evaluation.batch_rows": _at_least(1),
+    "evaluation.batch_sequences": _at_least(1),
     "evaluation.samples": _at_least(0),
     "evaluation.sample_tokens": _at_least(1),
     "checkpoint.keep_last": _at_least(1),
@@ -214,7 +214,7 @@ def _trained_weights(config: ml_collections.ConfigDict) -> list[str]:
     problems = []
     if has_adapters(config) and (weights or last):
         method = config.adapter.method
-        under = "--config.adapter.new_rows" if method == "none" else f"--config.adapter.method={method}"
+        under = "--config.adapter.train_new_tokens" if method == "none" else f"--config.adapter.method={method}"
         problems.append(
             f"--config.trained.weights={weights!r} --config.trained.last_layers={last}: under {under} all weights are "
             "frozen; leave them at () and 0"
@@ -266,9 +266,9 @@ def _cleaning(config: ml_collections.ConfigDict) -> list[str]:
 
 def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
     problems = problems_of(tuple(config.model.new_tokens))
-    if config.adapter.new_rows and not config.model.new_tokens:
+    if config.adapter.train_new_tokens and not config.model.new_tokens:
         problems.append(
-            "--config.adapter.new_rows=True: there are no new rows to train; give --config.model.new_tokens too"
+            "--config.adapter.train_new_tokens=True: there are no new rows to train; give --config.model.new_tokens too"
         )
     in_contents, default = config.model.new_tokens_in_contents, config.defaults.model.new_tokens_in_contents
     if not config.model.new_tokens and in_contents != default:

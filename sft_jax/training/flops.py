@@ -19,7 +19,9 @@ PEAK_FLOPS = {
 }
 
 
-def train_flops(config: DecoderConfig, tokens: int, targets: int, row_tokens: int, *, train_weights: bool) -> float:
+def train_flops(
+    config: DecoderConfig, tokens: int, targets: int, sequence_length: int, *, train_weights: bool
+) -> float:
     """Floating-point operations that one optimizer step needs, recomputation left out (as MFU is defined).
 
     Forward and input gradient cost 2 operations each per weight and token; the weight gradient 2 more where the weights
@@ -29,12 +31,12 @@ def train_flops(config: DecoderConfig, tokens: int, targets: int, row_tokens: in
         config: the decoder.
         tokens: slots of the batch that go through the layers, padding included.
         targets: slots that go through the head.
-        row_tokens: length of a row.
+        sequence_length: length of a row.
         train_weights: True for full fine-tuning, False where the weights are frozen under adapters.
     """
     layers, head = config.matmul_params()
     passes = 6 if train_weights else 4
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * row_tokens
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * sequence_length
     return passes * (layers * tokens + head * targets) + attention * tokens
 
 

@@ -22,7 +22,7 @@ from sft_jax.objectives import Settings, get_objective
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.preparation.run_data import Data
 from sft_jax.runs.averages import for_use, parts_of
-from sft_jax.sharding import data_shards, put_batch, rows_here
+from sft_jax.sharding import data_shards, put_batch, sequences_here
 from sft_jax.training.setup import in_use
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepSettings, compile_eval_step
@@ -65,19 +65,19 @@ def held_out_metrics(
     `progress` is called with (batches done, batches in all).
     """
     shards = data_shards(mesh)
-    batch_rows = -(-config.evaluation.batch_rows // shards) * shards
-    sizes = (data.held_out, config.data.row_tokens, data.held_out_targets)
-    how = {"packing": config.data.packing, "max_segments": config.data.max_segments_per_row}
+    batch_sequences = -(-config.evaluation.batch_sequences // shards) * shards
+    sizes = (data.held_out, config.data.sequence_length, data.held_out_targets)
+    how = {"packing": config.data.packing, "max_segments": config.data.max_examples_per_sequence}
     batches = held_out_batches(
         *sizes,
-        batch_rows,
+        batch_sequences,
         **how,
         normalize=config.objective.normalize,
-        own=rows_here(mesh, batch_rows),
+        own=sequences_here(mesh, batch_sequences),
     )
     if progress:
         bins = held_out_bins(*sizes, **how)
-        batches = _counted(batches, -(-len(bins) // batch_rows), progress)
+        batches = _counted(batches, -(-len(bins) // batch_sequences), progress)
     means = mean_metrics(step, state, batches, mesh, data.held_out.groups.names)
     return {f"held_out/{name}": value for name, value in means.items()}
 
@@ -165,7 +165,7 @@ class Samples:
             return {}
         weights = variables(state.trained, state.frozen, state.hyper)
         numbers = [number for number, problem in enumerate(self._problems) if not problem]
-        answers = self._generator(weights, [self._pairs[number][0] for number in numbers], row_ids=numbers)
+        answers = self._generator(weights, [self._pairs[number][0] for number in numbers], example_ids=numbers)
         shown = [f"**answer**: none, the prompt {problem}" for problem in self._problems]
         for number, answer in zip(numbers, answers, strict=True):
             text = self._written[number](answer.tokens)

@@ -28,7 +28,7 @@ from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.base import Base, base_of
 from sft_jax.runs.checkpoints import Checkpoints, RunPosition
 from sft_jax.runs.metric_log import FILE, MetricLog, read_metrics
-from sft_jax.sharding import make_mesh, platform_of, put_batch, rows_here
+from sft_jax.sharding import make_mesh, platform_of, put_batch, sequences_here
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import timetable
 from sft_jax.training.effect import EffectWatch
@@ -106,7 +106,7 @@ def run(
             base = base_of(config) if base is None else base
             initial = open_initial_adapter(config, base)
             config = config if initial is None else initial.in_config(config)
-            model = make_model(config, base.decoder, platform_of(mesh), base.new_rows)
+            model = make_model(config, base.decoder, platform_of(mesh), base.new_token_ids)
             check_trained(config, base.decoder)
         config = workdirs.dated(workdir, config)
 
@@ -148,7 +148,7 @@ def run(
 
         # ---- Restore -----------------------------------------------------------------------------------------------
         position = lambda step: RunPosition(
-            model.execution.layer_layout, step * config.batch.rows, data.plan.cumulative_counts(step)
+            model.execution.layer_layout, step * config.batch.sequences, data.plan.cumulative_counts(step)
         )
         if done is not None:
             with agreed():
@@ -186,7 +186,7 @@ def run(
             data.plan,
             start_step=step,
             end_step=times.total_steps,
-            own=rows_here(mesh, config.batch.rows),
+            own=sequences_here(mesh, config.batch.sequences),
             normalize=config.objective.normalize,
             threads=config.loader.threads,
             batches_ahead=config.loader.batches_ahead,

@@ -48,9 +48,9 @@ class Recorder:
         self._peak = peak_flops(devices[0].device_kind, len(devices)) if known else None
         self._flops = train_flops(
             model.config,
-            config.batch.rows * config.data.row_tokens,
-            config.batch.rows * data.plan.row_targets,
-            config.data.row_tokens,
+            config.batch.sequences * config.data.sequence_length,
+            config.batch.sequences * data.plan.sequence_targets,
+            config.data.sequence_length,
             train_weights=not has_adapters(config),
         )
         self._skipped: list[str] = []
@@ -138,7 +138,7 @@ class Recorder:
 
     def _note_skipped(self, step: int) -> None:
         if self._log is not None:
-            self._skipped.append(json.dumps({"step": step, "row_ids": self._plan.row_ids(step - 1)}) + "\n")
+            self._skipped.append(json.dumps({"step": step, "example_ids": self._plan.example_ids(step - 1)}) + "\n")
             self._log.write(SKIPPED, "".join(self._skipped))  # whole each time: there are few
 
     def evaluation_at_start(self, scalars: dict[str, float], texts: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from sft_jax.audit.checks import Finding
 from sft_jax.audit.findings import counted
 from sft_jax.data.plan import PackPlan
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.sharding import shards_asked
 from sft_jax.training.durations import in_steps, parse, run_steps
 from sft_jax.training.update_rules import unread_options
@@ -25,7 +25,7 @@ _BLOCK = 1 << 24  # tokens that are looked at together
 
 def run_findings(
     config: ml_collections.ConfigDict,
-    rows: TokenizedRows,
+    rows: TokenizedExamples,
     plan: PackPlan,
     new_token_ids: Sequence[int],
     device_count: Callable[[], int] = jax.device_count,
@@ -50,15 +50,15 @@ def run_findings(
 
 
 def _large_batch(
-    config: ml_collections.ConfigDict, rows: TokenizedRows, plan: PackPlan, device_count: Callable[[], int]
+    config: ml_collections.ConfigDict, rows: TokenizedExamples, plan: PackPlan, device_count: Callable[[], int]
 ) -> list[Finding]:
     times = plan.counts(0)["examples"] / len(rows)
     if times < _SEVERAL:
         return []
     lines = len(plan.first_block)
-    packed = f"all {len(rows):,} rows pack into {lines} of {config.data.row_tokens:,} tokens"
-    smaller = [f"--config.batch.rows={count}" for count in _fewer_rows(config, lines, device_count())]
-    smaller += [f"--config.data.row_tokens={size}" for size in _shorter_rows(config, rows)]
+    packed = f"all {len(rows):,} rows pack into {lines} of {config.data.sequence_length:,} tokens"
+    smaller = [f"--config.batch.sequences={count}" for count in _fewer_rows(config, lines, device_count())]
+    smaller += [f"--config.data.sequence_length={size}" for size in _shorter_rows(config, rows)]
     give = f" Give {' or '.join(smaller)}." if smaller else ""
     return [
         Finding(
@@ -79,15 +79,15 @@ def _fewer_rows(config: ml_collections.ConfigDict, lines: int, devices: int) -> 
     return [lines // least * least] if lines >= least else []
 
 
-def _shorter_rows(config: ml_collections.ConfigDict, rows: TokenizedRows) -> list[int]:
+def _shorter_rows(config: ml_collections.ConfigDict, rows: TokenizedExamples) -> list[int]:
     """Tokens of rows that fill a batch, or half of one, and are as long as the longest example; else empty."""
     tokens, longest = int(rows.lengths.sum()), int(rows.lengths.max())
-    size = max(longest, tokens // config.batch.rows)
-    fills = config.data.packing != "none" and _SEVERAL * tokens > config.batch.rows * size
-    return [size] if fills and size < config.data.row_tokens else []
+    size = max(longest, tokens // config.batch.sequences)
+    fills = config.data.packing != "none" and _SEVERAL * tokens > config.batch.sequences * size
+    return [size] if fills and size < config.data.sequence_length else []
 
 
-def _unused_new_tokens(texts: Sequence[str], rows: TokenizedRows, ids: Sequence[int]) -> list[Finding]:
+def _unused_new_tokens(texts: Sequence[str], rows: TokenizedExamples, ids: Sequence[int]) -> list[Finding]:
     uses = token_counts(rows.tokens, ids)
     unused = [text for text, count in zip(texts, uses, strict=True) if not count]
     if not unused:

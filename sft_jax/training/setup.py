@@ -38,11 +38,11 @@ def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execu
     array, trained or not.
     """
     layout, remat = config.execution.layer_layout, config.execution.remat
-    tokens = config.batch.rows * config.data.row_tokens // config.batch.micro_batches
+    tokens = config.batch.sequences * config.data.sequence_length // config.batch.micro_batches
     in_little_memory = platform != "cpu" or (has_adapters(config) and tokens > _SCAN_TOKENS)
     scanned = in_little_memory and not config.trained.last_layers
     return Execution(
-        product_dtype=config.precision.products,
+        matmul_dtype=config.precision.matmul,
         activation_dtype=config.precision.activations,
         layer_layout=("scan" if scanned else "unrolled") if layout == "auto" else layout,
         remat=("full" if in_little_memory else "none") if remat == "auto" else remat,
@@ -51,7 +51,7 @@ def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execu
 
 
 def make_model(
-    config: ml_collections.ConfigDict, decoder: DecoderConfig, platform: str, new_rows: range = range(0)
+    config: ml_collections.ConfigDict, decoder: DecoderConfig, platform: str, new_token_ids: range = range(0)
 ) -> Decoder:
     """The decoder with its adapters, as the config asks, for training; `in_use` is what to measure.
 
@@ -59,7 +59,7 @@ def make_model(
         config: the experiment config.
         decoder: of the base.
         platform: of the devices it runs on (`sharding.platform_of`).
-        new_rows: ids of the new tokens.
+        new_token_ids: ids of the new tokens.
 
     Raises:
         ValueError: a bound on experts for a model that has none.
@@ -68,7 +68,7 @@ def make_model(
         if not decoder.num_experts:
             raise ValueError(f"--config.experts.capacity={config.experts.capacity}: this model has no experts")
         decoder = dataclasses.replace(decoder, expert_capacity=config.experts.capacity)
-    spec = adapter_spec(config, new_rows, training=True)
+    spec = adapter_spec(config, new_token_ids, training=True)
     return Decoder(decoder, resolve_execution(config, platform), spec)
 
 
@@ -84,10 +84,10 @@ def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings
     Raises:
         ValueError: rows, micro-batches and mesh do not divide; names the flags.
     """
-    rows, parts, shards = config.batch.rows, config.batch.micro_batches, data_shards(mesh)
+    rows, parts, shards = config.batch.sequences, config.batch.micro_batches, data_shards(mesh)
     if rows % (parts * shards):
         raise ValueError(
-            f"--config.batch.rows={rows} must be a multiple of --config.batch.micro_batches={parts} x {shards} "
+            f"--config.batch.sequences={rows} must be a multiple of --config.batch.micro_batches={parts} x {shards} "
             "(the mesh axes replica x fsdp x expert, over which rows are split)"
         )
     chunk_tokens = config.objective.head_chunk_tokens
@@ -123,7 +123,7 @@ def init_state(
     tree = {"params": base.params(layout, base_dtype(config), mesh, config.precision.quantized)}
     if has_adapters(config):
         beside = merge(abstract.trained, abstract.frozen)[adapters.COLLECTION]
-        tree[adapters.COLLECTION] = _fresh_adapters(config, tree["params"], beside, hyper, layout, base.new_rows)
+        tree[adapters.COLLECTION] = _fresh_adapters(config, tree["params"], beside, hyper, layout, base.new_token_ids)
     if initial is not None:
         tree[adapters.COLLECTION] |= initial.placed(tree["params"], layout, mesh)
     trained, frozen = split(tree, trained_predicate(config, base.decoder.num_layers))
@@ -138,7 +138,7 @@ def _fresh_adapters(
     abstract: Tree,
     hyper: dict[str, jax.Array],
     layout: LayerLayout,
-    new_rows: range,
+    new_token_ids: range,
 ) -> Tree:
     """What is trained beside the weights at step 0, as `abstract` says.
 
@@ -149,7 +149,7 @@ def _fresh_adapters(
 
     def make(params: Tree) -> dict[str, jax.Array]:
         kernels = to_layout(dequantized_tree(params), "scan")
-        return flatten_dict(init_beside(kernels, config, hyper, layout, new_rows), sep="/")
+        return flatten_dict(init_beside(kernels, config, hyper, layout, new_token_ids), sep="/")
 
     shardings = {path: leaf.sharding for path, leaf in flatten_dict(abstract, sep="/").items()}
     reads = config.adapter.method != "none" and adapters.get_method(config.adapter.method).INIT_READS_KERNEL

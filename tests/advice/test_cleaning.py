@@ -13,7 +13,7 @@ from sft_jax.audit.checks.json_answers import json_answers
 from sft_jax.data.cleaning import STEPS, Cleaner, CleaningLog, problems_of
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 
 def heavy_label(checked):
@@ -52,7 +52,7 @@ def records_of(answers):
 
 
 def checked_data_of(records, cleaning=()):
-    rows = TokenizedRows.from_rows([([1, 2], [0, 1])] * len(records), [record.id for record in records])
+    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])] * len(records), [record.id for record in records])
     return CheckedData(records, rows, cleaning=cleaning)
 
 

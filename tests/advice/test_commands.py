@@ -27,7 +27,7 @@ def test_a_config_file_makes_a_config(key, tmp_path):
     with pytest.raises(ConfigError, match=r"no function get_config, which makes|expected a ConfigDict"):
         config_of(f"--config={tmp_path / 'mine.py'}")
     (tmp_path / "mine.py").write_text(MADE)
-    assert config_of(f"--config={tmp_path / 'mine.py'}").batch.rows == 8
+    assert config_of(f"--config={tmp_path / 'mine.py'}").batch.sequences == 8
 
 
 OVERRIDE = (CONFIG_FLAG, ": expected --config.SECTION.FIELD=VALUE.")
@@ -38,7 +38,7 @@ def test_a_field_is_set_by_section_and_name():
         config_of(f"--config={SFT}", "--config.batch..rows=2")
     form = re.search(r"expected (--\S+)\. ", str(error.value))[1]
     flag = form.replace("SECTION", "batch").replace("FIELD", "rows").replace("VALUE", "2")
-    assert config_of(f"--config={SFT}", flag).batch.rows == 2
+    assert config_of(f"--config={SFT}", flag).batch.sequences == 2
 
 
 def called(code, *arguments):

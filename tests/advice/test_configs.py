@@ -84,7 +84,7 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
     ),
     (OF_CHECKS, "there are no new rows to train; give"): (
         "lora",
-        {"adapter.new_rows": True},
+        {"adapter.train_new_tokens": True},
         {"model.new_tokens": ("<|tool|>",)},
     ),
 }
@@ -232,7 +232,7 @@ def test_rows_of_a_batch_are_a_multiple(root):
         settings(**given)
     parts, shards = re.search(r"micro_batches=(\d+) x (\d+) ", str(error.value)).groups()
     for times in (1, 2):
-        settings(**given, **{"batch.rows": times * int(parts) * int(shards)})
+        settings(**given, **{"batch.sequences": times * int(parts) * int(shards)})
 
 
 WEIGHTS = ("sft_jax/runs/averages.py", "--weights={weights} must be one of {', '.join(WEIGHTS)}")

@@ -56,7 +56,7 @@ CACHES = {  # (file, part of its advice) -> a directory that will not do, whethe
     (CACHE, ": must be a directory on a local disk; rows are read from it"): ("gs://bucket/rows", False),
     (CACHE, ". Give a local directory to keep tokenized rows in, or an"): ("{root}/train.jsonl/rows", True),
     (CACHE, "). Give a directory on a local disk, which has locks, or an"): ("{root}/no locks", True),
-    ("sft_jax/data/tokenized/row_store.py", "). Rows need room on a local disk: free some, or give"): (
+    ("sft_jax/data/tokenized/example_store.py", "). Rows need room on a local disk: free some, or give"): (
         "{root}/full",
         False,
     ),

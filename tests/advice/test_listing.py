@@ -43,7 +43,7 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "test_a_model_without_a_chat_template",
     ),
     ("sft_jax/data/rendering/named_templates.py", "with tools: give the one that is meant as a file,"): NAMED,
-    ("sft_jax/data/rendering/row_plans.py", "give --config.data.reading.text_end=none, and spell the token"): (
+    ("sft_jax/data/rendering/example_texts.py", "give --config.data.reading.text_end=none, and spell the token"): (
         "data/rendering/test_masking.py",
         "test_an_end_token_that_the_tokenizer_does_not_have",
     ),

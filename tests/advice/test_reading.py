@@ -9,7 +9,7 @@ import pytest
 from sft_jax.data.files import jsonl
 from sft_jax.data.reading import DEFAULT, Reading
 from sft_jax.data.records import RecordError, RecordReader, check_reading, read_records
-from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.data.rendering.masking import Masking
 from tests import tiny
 from tests.command_line import flags_in, reading_by
@@ -244,7 +244,7 @@ WEIGHTS = ("sft_jax/data/rendering/masking.py", "); name the role in --config.da
 def test_a_weight_on_a_turn_that_is_not_trained(tmp_path):
     (tmp_path / "a.jsonl").write_text(line(messages=[USER | {"weight": 1}, ANSWER | {"weight": 1}]))
     (record,) = read_records(tmp_path / "a.jsonl")
-    with pytest.raises(RowError, match=r"message 0 \(user\); name the role in") as error:
+    with pytest.raises(ExampleError, match=r"message 0 \(user\); name the role in") as error:
         ConversationRenderer(tiny.tokenizer()).render(record.conversation)
     by_role = ConversationRenderer(tiny.tokenizer(), masking=Masking(train_on="user,assistant"))
     assert by_role.render(record.conversation).weights.sum() > len("<a><b>")

@@ -70,7 +70,7 @@ def test_what_stopped_goes_through_with_the_value_that_is_advised(key, root, tmp
     if "skipped_steps.jsonl" in str(error.value):
         rows = (root / "train.jsonl").read_text().splitlines()
         noted = [json.loads(line) for line in (tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()]
-        names = [name for step in noted for name in step["row_ids"]]
+        names = [name for step in noted for name in step["example_ids"]]
         assert names
         assert all(json.loads(rows[int(name.removeprefix("train.jsonl:")) - 1]) for name in names)
 

@@ -5,7 +5,7 @@ import pytest
 from sft_jax.audit.checks import CheckedData
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def checked(records):
 
     def make(*pairs, **fields):
         made = records(*pairs)
-        rows = TokenizedRows.from_rows([([1, 2, 3], [0, 1, 1])] * len(made), [record.id for record in made])
+        rows = TokenizedExamples.from_examples([([1, 2, 3], [0, 1, 1])] * len(made), [record.id for record in made])
         return CheckedData(made, rows, **fields)
 
     return make

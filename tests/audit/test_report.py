@@ -12,7 +12,7 @@ from sft_jax.data.conversations import Chat
 from sft_jax.data.packing import packing_report
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import DroppedRow, TokenizedRows
+from sft_jax.data.tokenized import DroppedRow, TokenizedExamples
 
 FINDINGS = (
     Finding(
@@ -24,8 +24,10 @@ VERDICT = Verdict("clean_first", (Reason("3 held-out | rows", "clean_first"), Re
 
 
 def make_report(example=(), dropped=(), **more):
-    rows = TokenizedRows.from_rows([(range(4), [0, 0, 1, 1]), (range(6), [0, 0, 0, 0, 1, 1])], ["a", "b"])
-    return data_report(rows, list(dropped), packing_report(rows, row_tokens=10, row_targets=8), example, **more)
+    rows = TokenizedExamples.from_examples([(range(4), [0, 0, 1, 1]), (range(6), [0, 0, 0, 0, 1, 1])], ["a", "b"])
+    return data_report(
+        rows, list(dropped), packing_report(rows, sequence_length=10, sequence_targets=8), example, **more
+    )
 
 
 def shown(report):

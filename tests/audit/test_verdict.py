@@ -86,7 +86,7 @@ def test_learning_curve(checked, gain, error, words):
 
 def test_dropped_rows_do_not_count_and_their_share_is_said(checked):
     made = checked(*varied(60))
-    rows = type(made.rows).from_rows([([1, 2], [0, 1])] * 57, [f"a:{n}" for n in range(4, 61)])
+    rows = type(made.rows).from_examples([([1, 2], [0, 1])] * 57, [f"a:{n}" for n in range(4, 61)])
     few = dataclasses.replace(made, rows=rows, dropped=[DroppedRow(f"a:{n}", "too long") for n in (1, 2, 3)])
     texts = [reason.text for reason in verdict(few, []).reasons]
     assert texts[:2] == ["57 rows with 57 trained tokens", "5.0% of the rows that were read are dropped"]

@@ -11,7 +11,7 @@ from sft_jax.data.batches import assemble, held_out_batches, held_out_bins, trai
 from sft_jax.data.packing import PACKINGS, get_packing
 from sft_jax.data.packing.bins import Bounds
 from sft_jax.data.plan import PackPlan
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 BATCH_KEYS = ["tokens", "positions", "segment_ids", "target_slots", "targets", "weights"]
 
@@ -26,11 +26,11 @@ def assert_same(one, other):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-TWO_ROWS = TokenizedRows.from_rows([([5, 6, 7], [0, 0, 1]), ([8, 9], [0, 1])], ["a", "b"])
+TWO_ROWS = TokenizedExamples.from_examples([([5, 6, 7], [0, 0, 1]), ([8, 9], [0, 1])], ["a", "b"])
 
 
 @pytest.mark.parametrize(
-    ("row_targets", "expected"),
+    ("sequence_targets", "expected"),
     [
         (4, {"target_slots": [1, 3, 0, 0], "targets": [7, 9, 0, 0], "weights": [1, 1, 0, 0]}),
         (
@@ -43,8 +43,8 @@ TWO_ROWS = TokenizedRows.from_rows([([5, 6, 7], [0, 0, 1]), ([8, 9], [0, 1])], [
         ),
     ],
 )
-def test_docstring_table(row_targets, expected):
-    batch = assemble(TWO_ROWS, [np.array([0, 1])], row_tokens=6, row_targets=row_targets)
+def test_docstring_table(sequence_targets, expected):
+    batch = assemble(TWO_ROWS, [np.array([0, 1])], sequence_length=6, sequence_targets=sequence_targets)
     expected |= {"tokens": [5, 6, 7, 8, 9, 0], "positions": [0, 1, 2, 0, 1, 2], "segment_ids": [1, 1, 1, 2, 2, 0]}
     assert {name: array[0].tolist() for name, array in batch.items()} == expected
     assert [str(batch[name].dtype) for name in BATCH_KEYS] == ["int32"] * 5 + ["float32"]
@@ -52,14 +52,14 @@ def test_docstring_table(row_targets, expected):
 
 def test_padding_counts_on():
     """torchtune: positions in the padding go on counting; ours pads targets with weight 0 in place of -100."""
-    rows = TokenizedRows.from_rows([(range(9), [0] * 9), ([5], [0])], ["a", "b"])
-    batch = assemble(rows, [np.array([0, 1]), np.array([], np.int64)], row_tokens=12, row_targets=2)
+    rows = TokenizedExamples.from_examples([(range(9), [0] * 9), ([5], [0])], ["a", "b"])
+    batch = assemble(rows, [np.array([0, 1]), np.array([], np.int64)], sequence_length=12, sequence_targets=2)
     assert batch["positions"].tolist() == [[*range(9), 0, 1, 2], list(range(12))]
     assert batch["segment_ids"].tolist() == [[1] * 9 + [2, 0, 0], [0] * 12]
     assert not batch["weights"].any()
 
 
-TRL = [  # (rows, row_tokens, rows of the batch, lengths of the examples in them)
+TRL = [  # (rows, sequence_length, rows of the batch, lengths of the examples in them)
     ([[1, 2, 3], [4, 5, 6, 7], [8]], 4, [[4, 5, 6, 7], [1, 2, 3, 8]], [[4], [3, 1]]),
     # bfd cuts [1..5] at 4 and throws 5 away; here too_long=truncate_right did that before
     ([[1, 2, 3, 4], [6, 7], [8, 9, 10, 11], [12]], 4, [[1, 2, 3, 4], [8, 9, 10, 11], [6, 7, 12]], [[4], [4], [2, 1]]),
@@ -70,12 +70,12 @@ TRL = [  # (rows, row_tokens, rows of the batch, lengths of the examples in them
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "first_fit"])
-@pytest.mark.parametrize(("tokens", "row_tokens", "packed", "lengths"), TRL)
-def test_trls_tables(tokens, row_tokens, packed, lengths, packing):
+@pytest.mark.parametrize(("tokens", "sequence_length", "packed", "lengths"), TRL)
+def test_trls_tables(tokens, sequence_length, packed, lengths, packing):
     """What stands in the rows of a batch, in the order in which TRL's bfd gives them."""
-    rows = TokenizedRows.from_rows([(row, [0] * len(row)) for row in tokens], [str(row) for row in tokens])
-    bins = get_packing(packing)(rows.lengths, rows.supervised, Bounds(row_tokens, row_tokens))
-    batch = assemble(rows, list(bins), row_tokens=row_tokens, row_targets=row_tokens)
+    rows = TokenizedExamples.from_examples([(row, [0] * len(row)) for row in tokens], [str(row) for row in tokens])
+    bins = get_packing(packing)(rows.lengths, rows.supervised, Bounds(sequence_length, sequence_length))
+    batch = assemble(rows, list(bins), sequence_length=sequence_length, sequence_targets=sequence_length)
     used = batch["segment_ids"] > 0
     assert [line[mask].tolist() for line, mask in zip(batch["tokens"], used, strict=True)] == packed
     assert [np.bincount(line)[1:].tolist() for line in batch["segment_ids"]] == lengths
@@ -84,9 +84,11 @@ def test_trls_tables(tokens, row_tokens, packed, lengths, packing):
 @pytest.mark.parametrize("length", [2, 5])
 def test_rows_of_one_length(length):
     """torchtune: 1000 of them in rows of 25; positions begin anew with each, and count on in what is left."""
-    rows = TokenizedRows.from_rows([([i] * length, [0] * length) for i in range(1000)], [str(i) for i in range(1000)])
+    rows = TokenizedExamples.from_examples(
+        [([i] * length, [0] * length) for i in range(1000)], [str(i) for i in range(1000)]
+    )
     (line, *_, last) = held_out_bins(rows, 25, 25, "sequential")
-    batch = assemble(rows, [line, last], row_tokens=25, row_targets=1)
+    batch = assemble(rows, [line, last], sequence_length=25, sequence_targets=1)
     whole, left = divmod(25, length)
     assert batch["tokens"][0].tolist() == [i for i in range(whole) for _ in range(length)] + [0] * left
     assert batch["positions"][0].tolist() == [*list(range(length)) * whole, *range(length, length + left)]
@@ -95,17 +97,19 @@ def test_rows_of_one_length(length):
 
 
 def test_normalize_by_examples():
-    rows = TokenizedRows.from_rows([(range(5), [0, 1, 1, 1, 1]), (range(3), [0, 0, 3]), ([1], [0])], list("abc"))
-    batch = assemble(rows, [np.array([0, 1, 2])], row_tokens=9, row_targets=8, normalize="examples")
+    rows = TokenizedExamples.from_examples(
+        [(range(5), [0, 1, 1, 1, 1]), (range(3), [0, 0, 3]), ([1], [0])], list("abc")
+    )
+    batch = assemble(rows, [np.array([0, 1, 2])], sequence_length=9, sequence_targets=8, normalize="examples")
     assert batch["weights"].tolist() == [[0.25, 0.25, 0.25, 0.25, 1, 0, 0, 0]]
     with pytest.raises(ValueError, match="normalize must be one of tokens, examples, got 'rows'"):
-        assemble(rows, [np.array([0])], row_tokens=9, row_targets=8, normalize="rows")
+        assemble(rows, [np.array([0])], sequence_length=9, sequence_targets=8, normalize="rows")
 
 
 def test_bins_that_do_not_fit():
-    for row_tokens, row_targets in ((4, 4), (6, 1)):
+    for sequence_length, sequence_targets in ((4, 4), (6, 1)):
         with pytest.raises(ValueError, match=r"Rows \['a', 'b'\] do not fit"):
-            assemble(TWO_ROWS, [np.array([0, 1])], row_tokens=row_tokens, row_targets=row_targets)
+            assemble(TWO_ROWS, [np.array([0, 1])], sequence_length=sequence_length, sequence_targets=sequence_targets)
 
 
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.0, 0.5, 1.0]), min_size=1, max_size=16)
@@ -116,7 +120,7 @@ def make_rows(drawn):
     """Tokens are all different, so that a misplaced one shows."""
     starts = np.cumsum([1, *map(len, drawn)])
     pairs = [(np.arange(start, start + len(w)), w) for start, w in zip(starts, drawn, strict=False)]
-    return TokenizedRows.from_rows(pairs, [f"r{i}" for i in range(len(drawn))])
+    return TokenizedExamples.from_examples(pairs, [f"r{i}" for i in range(len(drawn))])
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -124,13 +128,13 @@ def make_rows(drawn):
 def test_naive_definition(drawn, every_position):
     """Slots of a bin: for each token of its rows with a weight, but the first, (the place before it, it, weight)."""
     rows = make_rows(drawn)
-    row_targets = 20 if every_position else max(int(rows.supervised.max()), 1)
-    bins = held_out_bins(rows, 20, row_targets)
-    batch = assemble(rows, bins, row_tokens=20, row_targets=row_targets)
+    sequence_targets = 20 if every_position else max(int(rows.supervised.max()), 1)
+    bins = held_out_bins(rows, 20, sequence_targets)
+    batch = assemble(rows, bins, sequence_length=20, sequence_targets=sequence_targets)
     for line, members in enumerate(bins):
         expected, begin = [], 0
         for segment, member in enumerate(members, 1):
-            tokens, weights = rows.row(member)
+            tokens, weights = rows.example(member)
             inside = slice(begin, begin + len(tokens))
             assert batch["tokens"][line, inside].tolist() == tokens.tolist()
             assert batch["positions"][line, inside].tolist() == list(range(len(tokens)))
@@ -154,7 +158,7 @@ def test_packed_positions_step_by_one_or_restart():
     """torchtitan's invariant, on 100 packed rows, not vacuous."""
     rng = np.random.default_rng(0)
     rows = make_rows([[0.0] + [1.0] * n for n in rng.integers(1, 15, 400)])
-    plan = PackPlan(rows, row_tokens=32, row_targets=32, rows_per_batch=4, seed=0)
+    plan = PackPlan(rows, sequence_length=32, sequence_targets=32, sequences_per_batch=4, seed=0)
     batch = stack(train_batches(rows, plan, 0, 25))
     steps, segments = np.diff(batch["positions"]), batch["segment_ids"]
     restarts = batch["positions"][:, 1:] == 0
@@ -169,8 +173,8 @@ def test_no_target_crosses_a_document(packing):
     begin, end = 1, 2
     rng = np.random.default_rng(0)
     pairs = [([begin, *range(3, 3 + n), end], [0.0] + [1.0] * (n + 1)) for n in rng.integers(1, 13, 3000)]
-    rows = TokenizedRows.from_rows(pairs, [str(i) for i in range(3000)])
-    plan = PackPlan(rows, row_tokens=32, row_targets=32, rows_per_batch=4, seed=0, packing=packing)
+    rows = TokenizedExamples.from_examples(pairs, [str(i) for i in range(3000)])
+    plan = PackPlan(rows, sequence_length=32, sequence_targets=32, sequences_per_batch=4, seed=0, packing=packing)
     interior = 0
     for batch in train_batches(rows, plan, 0, 100):
         tokens, predicted = batch["tokens"], batch["weights"] > 0
@@ -186,21 +190,28 @@ def test_no_target_crosses_a_document(packing):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-@pytest.mark.parametrize("rows_per_batch", [1, 2])
-@pytest.mark.parametrize("row_tokens", [512, 4096])
+@pytest.mark.parametrize("sequences_per_batch", [1, 2])
+@pytest.mark.parametrize("sequence_length", [512, 4096])
 @pytest.mark.parametrize("packing", ["best_fit", "sequential"])
-def test_an_epoch_has_every_row_once_in_rows_of_the_batch_that_hold_them(threads, rows_per_batch, row_tokens, packing):
+def test_an_epoch_has_every_row_once_in_rows_of_the_batch_that_hold_them(
+    threads, sequences_per_batch, sequence_length, packing
+):
     """axolotl's sampler: batch sizes, workers, lengths, sequential or not."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4.5, 1, 200), 1, 512).astype(int)
-    rows = TokenizedRows.from_rows(
+    rows = TokenizedExamples.from_examples(
         [(np.full(n, i), np.ones(n)) for i, n in enumerate(lengths)], [str(i) for i in range(200)]
     )
     plan = PackPlan(
-        rows, row_tokens=row_tokens, row_targets=row_tokens, rows_per_batch=rows_per_batch, seed=0, packing=packing
+        rows,
+        sequence_length=sequence_length,
+        sequence_targets=sequence_length,
+        sequences_per_batch=sequences_per_batch,
+        seed=0,
+        packing=packing,
     )
     bins = len(plan.first_block)
-    batches = train_batches(rows, plan, 0, -(-bins // rows_per_batch), threads=threads)
+    batches = train_batches(rows, plan, 0, -(-bins // sequences_per_batch), threads=threads)
     epoch = {name: array[:bins] for name, array in stack(batches).items()}
     seen = []
     for tokens, segments in zip(epoch["tokens"], epoch["segment_ids"], strict=True):
@@ -215,7 +226,7 @@ def test_an_epoch_has_every_row_once_in_rows_of_the_batch_that_hold_them(threads
 def planned():
     rng = np.random.default_rng(1)
     rows = make_rows([[0.0, *rng.choice([0.0, 1.0], n).tolist()] for n in rng.integers(1, 15, 70)])
-    return rows, PackPlan(rows, row_tokens=24, row_targets=12, rows_per_batch=4, seed=0)
+    return rows, PackPlan(rows, sequence_length=24, sequence_targets=12, sequences_per_batch=4, seed=0)
 
 
 def test_resume_from_any_step_is_the_uninterrupted_stream(planned):
@@ -232,7 +243,7 @@ def test_resume_from_any_step_is_the_uninterrupted_stream(planned):
 def test_each_of_two_processes_resumes_over_the_end_of_an_epoch(process):
     """torchtitan's: 12 batches of 10 rows, then 4 more, which a new loader gives too."""
     rows = make_rows([[0.0] + [1.0] * n for n in range(3, 13)])
-    how = {"row_tokens": 16, "row_targets": 16, "rows_per_batch": 2, "seed": 0}
+    how = {"sequence_length": 16, "sequence_targets": 16, "sequences_per_batch": 2, "seed": 0}
     whole = list(train_batches(rows, PackPlan(rows, **how), 0, 16, own=[process]))
     fresh = PackPlan(rows, **how)
     assert 1 < fresh.epochs_at(12) < fresh.epochs_at(16)
@@ -289,7 +300,7 @@ def test_an_error_of_assembling_reaches_the_reader_at_its_batch(planned, monkeyp
 def test_ids_of_a_step_are_the_rows_in_its_batch(planned):
     rows, plan = planned
     for step, batch in enumerate(itertools.islice(train_batches(rows, plan), 20)):
-        tokens = np.concatenate([rows.row(rows.ids.index(name))[0] for name in plan.row_ids(step)])
+        tokens = np.concatenate([rows.example(rows.ids.index(name))[0] for name in plan.example_ids(step)])
         np.testing.assert_array_equal(batch["tokens"][batch["segment_ids"] > 0], tokens)
         assert plan.counts(step)["supervised_tokens"] == np.count_nonzero(batch["weights"])
         assert plan.counts(step)["tokens"] == np.count_nonzero(batch["segment_ids"])
@@ -301,14 +312,14 @@ def test_held_out_once_whatever_the_batch_size(planned, packing, process_count):
     rows, _ = planned
     bins = held_out_bins(rows, 24, 24, packing)
     assert sorted(np.concatenate(bins).tolist()) == list(range(len(rows)))
-    whole = assemble(rows, bins, row_tokens=24, row_targets=24)
-    for batch_rows in (2, 4, 8, len(bins) + len(bins) % 2):
+    whole = assemble(rows, bins, sequence_length=24, sequence_targets=24)
+    for batch_sequences in (2, 4, 8, len(bins) + len(bins) % 2):
         streams = [
-            held_out_batches(rows, 24, 24, batch_rows, packing=packing, own=own.tolist())
-            for own in np.split(np.arange(batch_rows), process_count)
+            held_out_batches(rows, 24, 24, batch_sequences, packing=packing, own=own.tolist())
+            for own in np.split(np.arange(batch_sequences), process_count)
         ]
         batches = [stack(parts) for parts in zip(*streams, strict=True)]
-        assert {batch["tokens"].shape for batch in batches} == {(batch_rows, 24)}
+        assert {batch["tokens"].shape for batch in batches} == {(batch_sequences, 24)}
         together = stack(batches)
         assert_same({name: array[: len(bins)] for name, array in together.items()}, whole)
         assert not together["weights"][len(bins) :].any()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.data.conversations import Chat, Preference, Segments, TokenRow
+from sft_jax.data.conversations import Chat, Preference, Segments, TokenExample
 from sft_jax.data.files import CONTAINERS
 from sft_jax.data.formats import FORMATS, annotations_of
 from sft_jax.data.reading import Reading
@@ -115,7 +115,7 @@ def outcome(call):
 @given(fields=ROWS, reading=READINGS)
 def test_rows(name, fields, reading):
     parsed = outcome(lambda: FORMATS[name].parse(fields, "here", reading))
-    assert isinstance(parsed, Chat | Segments | TokenRow | Preference) or parsed.startswith("here: ")
+    assert isinstance(parsed, Chat | Segments | TokenExample | Preference) or parsed.startswith("here: ")
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)

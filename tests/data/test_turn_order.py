@@ -4,7 +4,7 @@ import pytest
 
 from sft_jax.data.formats import FORMATS as RECORDS
 from sft_jax.data.reading import Reading, RecordError
-from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from tests.data.rendering.chat_formats import FORMATS
 
 SYSTEM, USER, ANSWER = ({"role": role, "content": role.upper()} for role in ("system", "user", "assistant"))
@@ -49,9 +49,9 @@ def test_order_of_turns(turns, name, words):
     chat = RECORDS["messages"].parse({"messages": turns}, "here", Reading())
     (found,) = ConversationRenderer(FORMATS[name].tokenizer()).render_many([chat])
     if words is None:
-        assert not isinstance(found, RowError), found
+        assert not isinstance(found, ExampleError), found
     else:
-        assert isinstance(found, RowError)
+        assert isinstance(found, ExampleError)
         assert words in str(found)
 
 

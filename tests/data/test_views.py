@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow, ToolCall
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample, ToolCall
 from sft_jax.data.records import Record
 from sft_jax.data.views import NO_TEMPLATE, PromptTemplate, View, shared_beginning, view_of
 
@@ -30,7 +30,7 @@ def test_views(example, expected):
 
 def test_tokens_are_decoded(chatml_tokenizer):
     ids = chatml_tokenizer("ask tell", add_special_tokens=False)["input_ids"]
-    row = Record("a:1", TokenRow(ids, [0, 0, 0, 0, 1, 1, 1, 1]), {})
+    row = Record("a:1", TokenExample(ids, [0, 0, 0, 0, 1, 1, 1, 1]), {})
     assert view_of(row, chatml_tokenizer) == View("a:1", "", "ask ", "ask ", ("tell",), "")
     with pytest.raises(ValueError, match="give one to `view_of`"):
         view_of(row)

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from sft_jax.data.cleaning import Changed
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow, ToolCall
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample, ToolCall
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import DroppedRow, Record, read_records
 from sft_jax.exports.data_set import check_free, data_files, reading_flags, write_data_set
@@ -32,7 +32,7 @@ EXAMPLES = [
         tools=(TOOL,),
     ),
     Segments((Segment("a", 0.0), Segment("b", 0.25))),
-    TokenRow([5, 6, 7], [0.0, 1.0, 0.5]),
+    TokenExample([5, 6, 7], [0.0, 1.0, 0.5]),
     Preference((ASK,), (Message("assistant", "b"),), (Message("assistant", "c"),)),
 ]
 

@@ -99,7 +99,7 @@ def test_batch_size_and_order_do_not_matter(tiny_model, prompts, sampling, batch
     expected = ids(answers) if sampling == Sampling() else sampled
     made = generator(tiny_model[0], sampling=sampling, batch_size=batch_size)
     order = [7, 2, 9, 0, 4, 1, 8, 3, 6, 5]
-    found = made({"params": tiny_model[1]}, [prompts[i] for i in order], row_ids=order)
+    found = made({"params": tiny_model[1]}, [prompts[i] for i in order], example_ids=order)
     assert ids(found) == [expected[i] for i in order]
 
 
@@ -115,7 +115,7 @@ def test_seed_and_row_id_matter(tiny_model, sampler, prompts, sampled):
     model, params = tiny_model
     other = generator(model, sampling=Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=4))
     assert all(a != b for a, b in zip(ids(other({"params": params}, prompts)), sampled, strict=True))
-    same = sampler({"params": params}, [prompts[0]] * 3, row_ids=[0, 1, 0])
+    same = sampler({"params": params}, [prompts[0]] * 3, example_ids=[0, 1, 0])
     first, second, third = ids(same)
     assert first == third == sampled[0] != second
 
@@ -173,7 +173,7 @@ def test_a_mesh_gives_the_same_tokens(tiny_model, prompts, fsdp, tensor, samplin
 
 def test_low_precision_products(tiny_model, prompts, answers):
     """Kernels are cast once; the first token of nearly every answer is that of float32."""
-    model = Decoder(tiny_model[0].config, Execution(product_dtype="bfloat16"))
+    model = Decoder(tiny_model[0].config, Execution(matmul_dtype="bfloat16"))
     found = generator(model, max_new_tokens=1)({"params": tiny_model[1]}, prompts)
     same = [a.tokens[0] == b.tokens[0] for a, b in zip(found, answers, strict=True)]
     assert sum(same) >= 8
@@ -189,9 +189,9 @@ def test_bad_calls_are_refused(tiny_model, greedy, prompts):
         greedy(variables, [prompts[0], empty, empty])
     with pytest.raises(ValueError, match=r"prompts \[0\] are empty"):
         list(greedy.stream(variables, empty))
-    for row_ids in ([0], [0, 1, 2]):
-        with pytest.raises(ValueError, match=f"{len(row_ids)} row_ids for 2 prompts"):
-            greedy(variables, prompts[:2], row_ids=row_ids)
+    for example_ids in ([0], [0, 1, 2]):
+        with pytest.raises(ValueError, match=f"{len(example_ids)} example_ids for 2 prompts"):
+            greedy(variables, prompts[:2], example_ids=example_ids)
     for options in ({"max_new_tokens": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=r"max_new_tokens=\d+ and batch_size=\d+ must be at least 1"):
             generator(tiny_model[0], **options)
@@ -234,7 +234,7 @@ def test_answers_end_at_the_last_position(short, sampling):
     assert [len(answer.tokens) for answer in found] == [1, 4, 20]
     assert [answer.finish_reason for answer in found] == ["max_positions", "max_positions", "max_positions"]
     assert not any(answer.stopped for answer in found)
-    alone = [generator(model, sampling=sampling)(variables, [p], row_ids=[i])[0] for i, p in enumerate(prompts)]
+    alone = [generator(model, sampling=sampling)(variables, [p], example_ids=[i])[0] for i, p in enumerate(prompts)]
     assert ids(alone) == ids(found)
     (streamed,) = [list(generator(model, sampling=sampling).stream(variables, prompts[1], row_id=1))[-1]]
     assert (streamed.tokens.tolist(), streamed.finish_reason) == (ids(found)[1], "max_positions")
@@ -249,7 +249,7 @@ def test_every_reason_to_end_in_one_batch(short):
     model, variables, prompts = short
     stop = int(generator(model, sampling=SAMPLED)(variables, prompts)[2].tokens[1])
     ended = generator(model, sampling=SAMPLED, stop_ids=(stop,), max_new_tokens=2)
-    found = ended(variables, [prompts[0], prompts[2], prompts[1]], row_ids=[0, 2, 1])
+    found = ended(variables, [prompts[0], prompts[2], prompts[1]], example_ids=[0, 2, 1])
     assert [answer.finish_reason for answer in found] == ["max_positions", "stop", "max_new_tokens"]
     assert [answer.stopped for answer in found] == [False, True, False]
 

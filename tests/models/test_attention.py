@@ -31,12 +31,12 @@ def inputs(length, seed=0):
     return [jnp.asarray(rng.normal(size=(2, length, n, HEAD_DIM)), jnp.float32) for n in heads]
 
 
-def ours(backend, length, product_dtype="float32"):
+def ours(backend, length, matmul_dtype="float32"):
     query, key, value, cotangent = inputs(length)
     visibility = packed_visibility(length)
 
     def run(*arrays):
-        return attention(*arrays, visibility, product_dtype, backend)
+        return attention(*arrays, visibility, matmul_dtype, backend)
 
     @reference.jit
     def both(query, key, value):

@@ -139,9 +139,9 @@ def test_remat_policies_recompute_what_they_say(layout):
 def test_bfloat16_products_are_close_and_are_all_there_is(layout):
     ids = reference.tokens(2, 10)
     exact = logits(ids, layer_layout=layout)
-    rounded = logits(ids, layer_layout=layout, product_dtype="bfloat16")
+    rounded = logits(ids, layer_layout=layout, matmul_dtype="bfloat16")
     assert 1e-4 < reference.relative(rounded, exact) < 0.03
-    model = Decoder(CONFIG, Execution(layer_layout=layout, product_dtype="bfloat16"))
+    model = Decoder(CONFIG, Execution(layer_layout=layout, matmul_dtype="bfloat16"))
     found = programs.dot_dtypes(jax.grad(scalar(model)), to_layout(PARAMS, layout))
     layers = 1 if layout == "scan" else CONFIG.num_layers
     # 7 projections a layer, and the head: three products each. Attention: two forward, and five backward.
@@ -152,7 +152,7 @@ def test_bfloat16_products_are_close_and_are_all_there_is(layout):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_activations(dtype):
     ids = reference.tokens(2, 10)
-    model = Decoder(CONFIG, Execution(product_dtype=dtype, activation_dtype=dtype))
+    model = Decoder(CONFIG, Execution(matmul_dtype=dtype, activation_dtype=dtype))
     params = to_layout(PARAMS, "scan")
     hidden, _ = reference.jit(lambda p: model.apply({"params": p}, ids, method="hidden"))(params)
     rounded = reference.logits_of(model, params, ids)
@@ -204,7 +204,7 @@ def test_initialised_parameters_have_the_tree_that_is_loaded(layout):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: Execution(product_dtype="int8"), "product_dtype='int8' is not one of"),
+        (lambda: Execution(matmul_dtype="int8"), "matmul_dtype='int8' is not one of"),
         (lambda: Execution(remat="some"), "remat='some' is not one of none, full, dots"),
         (lambda: Execution(attention_backend="magic"), "attention_backend='magic' is not one of blocked, whole"),
         (lambda: DecoderConfig(8, 1, 8, num_heads=3, num_kv_heads=2, head_dim=4, ffn_dim=8), "num_heads=3 must be a"),

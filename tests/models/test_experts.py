@@ -12,7 +12,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from sft_jax.models import Decoder, Execution, load_pretrained
 from sft_jax.models.experts import ROUTING, _places, _weight_specs, total_routing
-from sft_jax.models.products import grouped_product
+from sft_jax.models.matmul import grouped_matmul
 from sft_jax.objectives.balance import balance_loss
 from tests.models import families, programs, reference
 
@@ -39,7 +39,7 @@ def test_grouped_product_is_one_product_a_group(sizes, dtype):
         out[start:end] = rounded[0][start:end] @ rounded[1][group]
         dx[start:end] = rounded[2][start:end] @ rounded[1][group].T
         dw[group] = rounded[0][start:end].T @ rounded[2][start:end]
-    function = lambda x, w: grouped_product(x, w, jnp.asarray(sizes, jnp.int32), dtype, "float32")
+    function = lambda x, w: grouped_matmul(x, w, jnp.asarray(sizes, jnp.int32), dtype, "float32")
     found, pull = jax.vjp(function, jnp.asarray(x), jnp.asarray(weights))
     for ours, theirs in zip((found, *pull(jnp.asarray(cotangent))), (out, dx, dw), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -47,7 +47,7 @@ def test_grouped_product_is_one_product_a_group(sizes, dtype):
 
 def test_grouped_product_multiplies_in_the_product_dtype():
     x, w, sizes = jnp.ones((4, 3)), jnp.ones((2, 3, 5)), jnp.asarray([2, 2], jnp.int32)
-    loss = lambda x, w: jnp.sum(grouped_product(x, w, sizes, "bfloat16", "float32"))
+    loss = lambda x, w: jnp.sum(grouped_matmul(x, w, sizes, "bfloat16", "float32"))
     kinds = {
         tuple(str(v.aval.dtype) for v in (*e.invars[:2], e.outvars[0]))
         for e in programs.equations(jax.grad(loss, (0, 1)), x, w)

@@ -44,7 +44,7 @@ MODELS |= {"untied, grown": (256 + 4, False, 264)}
 STEPS = 4
 SETTINGS = {
     "model.new_tokens": TOKENS,
-    "adapter.new_rows": True,
+    "adapter.train_new_tokens": True,
     "duration": f"{STEPS} steps",
     "optimizer.warmup": "0 steps",
     "optimizer.learning_rate": 0.05,
@@ -136,7 +136,7 @@ def losses_of(directory, name="train/loss"):
 
 
 def rows_of(trained):
-    return jax.device_get(trained.state.trained["adapters"]["new_rows"])
+    return jax.device_get(trained.state.trained["adapters"]["new_tokens"])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_rows_begin_at_the_mean_and_others_keep_their_bits(tmp_path, name, dtype
     before_rows, tied, after_rows = MODELS[name]
     mesh = inference_mesh(jax.devices())
     source, base = open_base(str(tmp_path / "model")), base_of(config_of(tmp_path))
-    assert (base.decoder.vocab_size, base.hf_config["vocab_size"], base.new_rows) == (after_rows, after_rows, NEW)
+    assert (base.decoder.vocab_size, base.hf_config["vocab_size"], base.new_token_ids) == (after_rows, after_rows, NEW)
     assert base.fingerprint == source.fingerprint
     with jax.set_mesh(mesh):
         before, after = (reference.flat(b.params("scan", dtype, mesh)) for b in (source, base))
@@ -203,8 +203,11 @@ def test_what_is_no_new_token_is_refused(tokens, message, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.new_tokens": ()}, r"new_rows=True: there are no new rows to train; give --config\.model\.new_tokens"),
-        ({"trained.weights": ("embedding",)}, r"under --config\.adapter\.new_rows all weights are frozen"),
+        (
+            {"model.new_tokens": ()},
+            r"new_tokens=True: there are no new rows to train; give --config\.model\.new_tokens",
+        ),
+        ({"trained.weights": ("embedding",)}, r"under --config\.adapter\.train_new_tokens all weights are frozen"),
         ({"optimizer.name": "muon"}, "made for kernels of layers, and none is trained"),
     ],
 )
@@ -288,11 +291,11 @@ def config_with_calls(root, **changes):
 @pytest.mark.parametrize("in_contents", [True, False])
 def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
     """Rows, the prompts of the finished run, the next run, and the export encode alike; the findings count the rows."""
-    changes = {"model.new_tokens_in_contents": in_contents, "adapter.new_rows": False, "duration": "1 steps"}
+    changes = {"model.new_tokens_in_contents": in_contents, "adapter.train_new_tokens": False, "duration": "1 steps"}
     changes |= {"data.held_out": "", "checkpoint.best_metric": "", "ema.decay": 0.0}
     config = config_with_calls(tmp_path, **changes)
     rows = load_data(config).rows
-    labels = [rows.row(row)[0][rows.row(row)[1] > 0].tolist().count(NEW[0]) for row in range(3)]
+    labels = [rows.example(row)[0][rows.example(row)[1] > 0].tolist().count(NEW[0]) for row in range(3)]
     assert labels == ([1, 1, 0] if in_contents else [0, 0, 0])
     finding = next(finding for finding in load_data(config).report.findings if finding.check == "new_tokens")
     counted = {"rows": 2 * in_contents, "trained": 2 * in_contents, "in_contents": 2}
@@ -321,8 +324,8 @@ def test_only_the_new_rows_are_trained(trained):
     base, after = params_of(base_of(trained.config)), params_of(open_base(str(trained.root / "run")))
     width, tied = 32, trained.model.config.tie_embeddings
     sizes = {path: leaf.shape for path, leaf in reference.flat(trained.state.trained).items()}
-    assert sizes == {"adapters/new_rows/embedding": (2, width)} | (
-        {} if tied else {"adapters/new_rows/head": (width, 2)}
+    assert sizes == {"adapters/new_tokens/embedding": (2, width)} | (
+        {} if tied else {"adapters/new_tokens/head": (width, 2)}
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(trained.state.trained))
     moments = trained.state.opt_state[0]
@@ -344,12 +347,12 @@ def test_only_the_new_rows_are_trained(trained):
 
 def test_beside_the_weights_is_the_same_function_as_merged(trained):
     found, logits = loaded(trained.root / "run")
-    assert found.model.adapter.first_new_row == NEW[0]
+    assert found.model.adapter.first_new_token == NEW[0]
     merged = params_of(open_base(str(trained.root / "run")))
     plain = Decoder(found.model.config, Execution(layer_layout="unrolled"))
     np.testing.assert_allclose(logits, jax.jit(plain.apply)({"params": merged}, IDS), atol=1e-4)
     before, _ = loaded(trained.root / "run", "ema")
-    ours, average = (reference.flat(x.variables["adapters"])["new_rows/embedding"] for x in (found, before))
+    ours, average = (reference.flat(x.variables["adapters"])["new_tokens/embedding"] for x in (found, before))
     assert np.abs(np.asarray(ours) - np.asarray(average)).max() > 1e-3
     assert found.renderer.tokenizer.convert_tokens_to_ids(TOKENS[1]) == NEW[1]
 
@@ -428,13 +431,13 @@ def test_other_ways_to_train_them(tmp_path, monkeypatch, kind):
     write_model(tmp_path, "untied, grown")
     changes = {"duration": "2 steps", "ema.decay": 0.0, "data.held_out": "", "checkpoint.best_metric": ""}
     if kind == "all weights":
-        changes |= {"adapter.new_rows": False, "optimizer.learning_rate": 1e-3}
+        changes |= {"adapter.train_new_tokens": False, "optimizer.learning_rate": 1e-3}
     else:
         changes |= {"adapter.method": "lora", "adapter.targets": ("attention/.*", "embedding", "head")}
         changes |= {"precision.quantized": "int8"}
     done = train(tmp_path, tmp_path / "run", monkeypatch, **changes)
     trained = reference.flat(done.state.trained)
-    head = "params/head" if kind == "all weights" else "adapters/new_rows/head"
+    head = "params/head" if kind == "all weights" else "adapters/new_tokens/head"
     assert trained[head].shape == ((32, 264) if kind == "all weights" else (32, 2))
     _, ours = loaded(tmp_path / "run")
     _, theirs = exported_logits(tmp_path / "run", tmp_path / "out")

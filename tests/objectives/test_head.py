@@ -64,12 +64,12 @@ def test_frozen_head_alone():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("product_dtype", ["float32", "bfloat16"])
-def test_the_decoder_s_head_tied_and_untied(tied, product_dtype):
+@pytest.mark.parametrize("matmul_dtype", ["float32", "bfloat16"])
+def test_the_decoder_s_head_tied_and_untied(tied, matmul_dtype):
     from sft_jax.models import Execution
 
     config, params = reference.random_params({"tie_word_embeddings": tied, "num_hidden_layers": 1})
-    model = Decoder(config, Execution(layer_layout="unrolled", product_dtype=product_dtype))
+    model = Decoder(config, Execution(layer_layout="unrolled", matmul_dtype=matmul_dtype))
     weights_of_head = {"params": {"embedding": params["embedding"]} if tied else {"head": params["head"]}}
     other = {} if tied else {"params": {"embedding": params["embedding"]}}
     _, _, hidden, targets, weights = arrays(dim=config.model_dim)
@@ -84,7 +84,7 @@ def test_the_decoder_s_head_tied_and_untied(tied, product_dtype):
         )
         for chunk in (3, 0)
     ]
-    assert_close(*found) if product_dtype == "float32" else jax.tree.map(
+    assert_close(*found) if matmul_dtype == "float32" else jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2), *found
     )
 

@@ -45,7 +45,7 @@ def test_conversations_cut_out_of_longer_ones(conversations, thorough):
 @pytest.fixture
 def lengths(tmp_path):
     """A config whose 20 rows have 50 tokens and more; 8 are longer than a row of 64."""
-    config = tiny.config(tmp_path, **{"data.row_tokens": 64})
+    config = tiny.config(tmp_path, **{"data.sequence_length": 64})
     rows = [{"prompt": "p", "completion": "a" * (20 if n < 12 else 60 + 40 * n)} for n in range(20)]
     write(tmp_path / "train.jsonl", rows)
     return config
@@ -61,7 +61,7 @@ def test_what_a_longer_row_would_keep(lengths, tmp_path, from_cache):
     says = dict(re.findall(r"(\d+)(?: would keep)? ([\d.]+%|all)", found.advice))
     assert list(says)[:3] == ["128", "256", "512"]
     for size, share in says.items():
-        lengths.data.row_tokens = int(size)
+        lengths.data.sequence_length = int(size)
         kept = load_data(lengths).report.numbers["records"]["kept"] - 12
         assert share == ("all" if kept == 8 else f"{kept / 8:.1%}")
 
@@ -70,9 +70,9 @@ def test_text_that_is_split_is_whole(lengths, tmp_path):
     lengths.data.masking.too_long = "drop"
     write(tmp_path / "train.jsonl", [{"text": "a" * 20}] + [{"text": "b" * 200}] * 4)
     assert "=split makes several rows of what is no conversation" in finding(lengths).advice
-    lengths.data.row_tokens = 2048
+    lengths.data.sequence_length = 2048
     targets = load_data(lengths).report.numbers["supervised_tokens"]
-    lengths.data.row_tokens, lengths.data.masking.too_long = 64, "split"
+    lengths.data.sequence_length, lengths.data.masking.too_long = 64, "split"
     report = load_data(lengths).report.numbers
     assert report["supervised_tokens"] == targets
     assert report["records"] == {"records": 5, "kept": 5, "dropped": 0, "rows": 1 + 4 * 4}

@@ -11,7 +11,7 @@ from configs.sft import source
 from sft_jax.data.batches import assemble, train_batches
 from sft_jax.data.plan import order
 from sft_jax.data.records import RecordError
-from sft_jax.data.tokenizing import NoRowsError
+from sft_jax.data.tokenizing import NoExamplesError
 from sft_jax.preparation.mixing import mixture_of, reader_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.metric_log import read_metrics
@@ -108,7 +108,7 @@ def test_a_source_of_which_no_row_is_left_says_why_and_by_which_flag(root):
     config = mixed(root, **{"data.fail_on": "never"}).unlock()
     config.data.mixture.pref = source(write(root / "pairs.jsonl", PAIR, PAIR | {"prompt": "d"}), weight=1)
     with pytest.raises(
-        NoRowsError, match="the source 'pref' of the mixture has no row that can be trained on"
+        NoExamplesError, match="the source 'pref' of the mixture has no row that can be trained on"
     ) as error:
         load_data(config)
     assert "All 2 rows were dropped" in str(error.value)
@@ -177,8 +177,8 @@ def test_processes_and_threads_see_one_sequence_from_any_step(root, mixing, proc
         assemble(
             data.rows,
             data.plan.batch_bins(step),
-            row_tokens=128,
-            row_targets=data.plan.row_targets,
+            sequence_length=128,
+            sequence_targets=data.plan.sequence_targets,
             slices=data.rows.sources,
         )
         for step in range(12)
@@ -219,7 +219,7 @@ def test_metrics_by_source(root, uninterrupted):
 
 
 def test_loss_by_source_does_not_depend_on_micro_batches_and_devices(root, uninterrupted, tmp_path):
-    config = mixed(root, **{"batch.micro_batches": 2, "batch.rows": 8, "mesh.fsdp": 4, "mesh.tensor": 2})
+    config = mixed(root, **{"batch.micro_batches": 2, "batch.sequences": 8, "mesh.fsdp": 4, "mesh.tensor": 2})
     run(config, tmp_path / "run")
     for line, other in zip(read_metrics(tmp_path / "run" / "metrics.jsonl"), uninterrupted, strict=True):
         losses = [name for name in other if name.startswith("train/loss")]

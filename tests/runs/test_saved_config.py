@@ -25,7 +25,9 @@ from tests import tiny
 
 
 def inputs(root):
-    return tiny.config(root, "lora", duration="1 steps", **{"ema.decay": 0.5, "data.held_out": "", "batch.rows": 8})
+    return tiny.config(
+        root, "lora", duration="1 steps", **{"ema.decay": 0.5, "data.held_out": "", "batch.sequences": 8}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +76,13 @@ def advised(message):
 
 def test_a_field_that_came_later_is_added_as_advised(trained):
     workdir, _ = trained
-    edit(workdir, without=["model.max_positions", "adapter.new_rows"])
-    with pytest.raises(ValueError, match=r"run/config\.json: the run has no adapter\.new_rows, model\.max_p") as error:
+    edit(workdir, without=["model.max_positions", "adapter.train_new_tokens"])
+    with pytest.raises(
+        ValueError, match=r"run/config\.json: the run has no adapter\.train_new_tokens, model\.max_p"
+    ) as error:
         open_run(str(workdir))
     fields = advised(str(error.value))
-    assert fields == {"model.max_positions": 0, "adapter.new_rows": False}
+    assert fields == {"model.max_positions": 0, "adapter.train_new_tokens": False}
     edit(workdir, fields)
     assert put_to_use(workdir)
 
@@ -116,7 +120,7 @@ def test_every_field_that_is_read_is_missed_by_name(trained):
             read.add(name)
         (workdir / "config.json").write_text(text)
     assert {"seed", "model.source", "adapter.rank", "optimizer.name"} <= read
-    assert {"data.packing", "batch.rows", "objective.z_loss", "model.new_tokens_in_contents"} <= others
+    assert {"data.packing", "batch.sequences", "objective.z_loss", "model.new_tokens_in_contents"} <= others
     edit(workdir, without=others)
     for found, before in zip(put_to_use(workdir), expected, strict=True):
         np.testing.assert_array_equal(found, before)

@@ -37,12 +37,16 @@ CASES: dict[str, tuple[str, str, dict]] = {  # model, argument of the config, op
     "LoRA and new rows beside 4 bits": (
         "tied",
         "lora",
-        {**UNROLLED, **CUBE, **NEW, "precision.quantized": "nf4", "adapter.new_rows": True},
+        {**UNROLLED, **CUBE, **NEW, "precision.quantized": "nf4", "adapter.train_new_tokens": True},
     ),
     "LoRA of experts": ("experts", "lora", {**UNROLLED, **EXPERTS, **ALL, "precision.quantized": "nf4"}),
     "DoRA beside float16": ("untied", "lora", {"adapter.method": "dora", "precision.frozen": "float16"}),
     "PiSSA": ("untied", "lora", {**SCAN, **CUBE, **ALL, "adapter.method": "pissa"}),
-    "new rows alone": ("untied", "full", {**SCAN, **NEW, "adapter.new_rows": True, "precision.frozen": "bfloat16"}),
+    "new rows alone": (
+        "untied",
+        "full",
+        {**SCAN, **NEW, "adapter.train_new_tokens": True, "precision.frozen": "bfloat16"},
+    ),
     "an adapter to begin with": ("tied", "full", {"adapter.method": "lora", "adapter.initial": "adapter"}),
 }
 
@@ -68,7 +72,7 @@ def made_state(root, case):
     """What the run of a case begins with, and what is said of it."""
     config, base, initial = set_up(root, case)
     mesh = make_mesh(config.mesh, jax.devices())
-    model = make_model(config, base.decoder, platform_of(mesh), base.new_rows)
+    model = make_model(config, base.decoder, platform_of(mesh), base.new_token_ids)
     described = abstract_state(config, base.decoder, mesh, model.execution.layer_layout)
     with jax.set_mesh(mesh):
         return init_state(config, base, model, mesh, hyperparameters(config, 2, 6), initial), described

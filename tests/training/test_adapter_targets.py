@@ -37,8 +37,8 @@ def roots(tmp_path_factory):
 
 
 def take_a_step(root, workdir, **changes):
-    settings = {"duration": "1 steps", "precision.products": "bfloat16", "optimizer.warmup": "0 steps"}
-    settings |= {"batch.rows": 2, "data.held_out": ""}
+    settings = {"duration": "1 steps", "precision.matmul": "bfloat16", "optimizer.warmup": "0 steps"}
+    settings |= {"batch.sequences": 2, "data.held_out": ""}
     config = tiny.config(root, "lora", **settings | changes)
     result = run(config, workdir, devices=jax.devices()[:1])
     assert result.step == 1
@@ -62,7 +62,7 @@ def test_other_methods_beside_embedding_and_head(method, model, target, roots, t
 
 @pytest.mark.parametrize("model", ["tied", "untied"])
 def test_rows_of_new_tokens(model, roots, tmp_path):
-    changes = {"model.new_tokens": ("<|x|>", "<|y|>"), "adapter.new_rows": True, "adapter.method": "none"}
+    changes = {"model.new_tokens": ("<|x|>", "<|y|>"), "adapter.train_new_tokens": True, "adapter.method": "none"}
     take_a_step(roots[model], tmp_path / "run", **changes)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sft_jax.data.plan import PackPlan
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.training.durations import in_steps, parse, run_steps
 
 
@@ -35,10 +35,10 @@ def test_bad_durations_name_the_flag(text):
 @pytest.fixture(scope="module")
 def plan():
     """10 conversations of 8 tokens, one a row, 4 rows a batch: 2.5 batches an epoch, 32 tokens a step."""
-    rows = TokenizedRows.from_rows(
+    rows = TokenizedExamples.from_examples(
         [(list(range(8)), [0.0] * 4 + [1.0] * 4)] * 10, [f"train.jsonl:{i}" for i in range(1, 11)]
     )
-    return PackPlan(rows, row_tokens=8, row_targets=8, rows_per_batch=4, seed=0)
+    return PackPlan(rows, sequence_length=8, sequence_targets=8, sequences_per_batch=4, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_runs_with_what_was_read_once(tmp_path, monkeypatch):
     ("changes", "named"),
     [
         ({"seed": 7}, ["seed"]),
-        ({"data.row_tokens": 96, "batch.rows": 16}, ["batch.rows", "data.row_tokens"]),
+        ({"data.sequence_length": 96, "batch.sequences": 16}, ["batch.sequences", "data.sequence_length"]),
         ({"objective.positions": "all"}, ["objective.positions"]),
         ({"data.masking.train_on": "all"}, ["data.masking.train_on"]),
         ({"data.date": "1999-01-01"}, ["data.date"]),

@@ -30,7 +30,7 @@ REFERENCE = {
     "execution.remat": "none",
     "execution.attention": "whole",
     "objective.head_chunk_tokens": 0,
-    "batch.rows": 8,
+    "batch.sequences": 8,
 }
 
 
@@ -133,8 +133,8 @@ def batch_of(built: Built, normalize: str = "tokens") -> dict:
     return assemble(
         rows,
         bins,
-        row_tokens=192,
-        row_targets=192 if built.config.objective.positions == "all" else 72,
+        sequence_length=192,
+        sequence_targets=192 if built.config.objective.positions == "all" else 72,
         normalize=normalize,
     )
 
@@ -225,7 +225,7 @@ def naive_loss(root, rows, members, normalize: str) -> float:
     logits = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
     per_example = []
     for member in members:
-        tokens, weights = rows.row(member)
+        tokens, weights = rows.example(member)
         padded = np.zeros((1, 96), np.int32)
         padded[0, : len(tokens)] = tokens
         scores = np.asarray(logits(padded), np.float64)[0]
@@ -247,12 +247,12 @@ def test_loss_is_its_definition(root, normalize):
 
 def test_held_out_loss_does_not_depend_on_batch_size_or_devices(root):
     bins, found = 0, []
-    for batch_rows, devices in ((1, 1), (4, 1), (8, 1), ("all", 1), (1, 2)):
-        built = build(root, "full", **mesh(1, devices, 1), **{"data.row_tokens": 128})
+    for batch_sequences, devices in ((1, 1), (4, 1), (8, 1), ("all", 1), (1, 2)):
+        built = build(root, "full", **mesh(1, devices, 1), **{"data.sequence_length": 128})
         data = built.data
         bins = len(held_out_bins(data.held_out, 128, data.held_out_targets))
         with built.config.unlocked():
-            built.config.evaluation.batch_rows = bins if batch_rows == "all" else batch_rows
+            built.config.evaluation.batch_sequences = bins if batch_sequences == "all" else batch_sequences
         with jax.set_mesh(built.mesh):
             step = compile_eval_step(built.model, built.settings, built.state, built.mesh)
             found.append(held_out.held_out_metrics(step, built.state, data, built.config, built.mesh))
@@ -267,7 +267,7 @@ def test_held_out_loss_does_not_depend_on_batch_size_or_devices(root):
 @pytest.mark.slow
 def test_micro_batches_draw_their_own_dropout(root):
     """Two equal rows as two micro-batches: were their masks alike, the loss would be twice that of one row."""
-    overrides = {"adapter.dropout": 0.5, "batch.rows": 2}
+    overrides = {"adapter.dropout": 0.5, "batch.sequences": 2}
     one_key, two_keys = (jax.random.key_data(jax.random.split(jax.random.key(0), n))[0] for n in (1, 2))
     np.testing.assert_array_equal(one_key, two_keys)  # the first micro-batch draws as a batch of one row does
     totals = {}

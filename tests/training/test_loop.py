@@ -191,7 +191,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
                 "objective.head_chunk_tokens": 0,
                 "optimizer.max_skipped_in_a_row": 100,
                 "duration": "8 steps",
-                "data.row_tokens": 96,
+                "data.sequence_length": 96,
                 "data.held_out": "",
                 "checkpoint.every": "100 steps",
                 "optimizer.warmup": "0 steps",
@@ -205,7 +205,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
         assert all(jax.tree.leaves(same)) == (step in skipped), step
     noted = [json.loads(line) for line in (tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()]
     assert [line["step"] for line in noted] == skipped
-    assert all(re.fullmatch(r"train\.jsonl:\d+", name) for line in noted for name in line["row_ids"])
+    assert all(re.fullmatch(r"train\.jsonl:\d+", name) for line in noted for name in line["example_ids"])
 
 
 def test_many_such_steps_stop_the_run(tmp_path):
@@ -319,7 +319,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed(tmp_path):
             "optimizer.learning_rate": 0.0,
             "data.held_out": "",
             "checkpoint.every": "100 steps",
-            "batch.rows": 24,  # a whole epoch, so that each batch holds the same conversations
+            "batch.sequences": 24,  # a whole epoch, so that each batch holds the same conversations
             "adapter.alpha": 64.0,
         }
         run(tiny.config(tmp_path, "lora", **common, **overrides), tmp_path / name)

@@ -44,15 +44,17 @@ def learned(tmp_path_factory):
 def test_rows_of_the_batch_may_be_longer_than_the_positions(learned, packing):
     """Every step counts, and what is measured does not depend on how much padding there is."""
     found = {}
-    for row_tokens in (POSITIONS, 256):
-        config = tiny.config(learned, **{"data.row_tokens": row_tokens, "data.packing": packing, "duration": "3 steps"})
+    for sequence_length in (POSITIONS, 256):
+        config = tiny.config(
+            learned, **{"data.sequence_length": sequence_length, "data.packing": packing, "duration": "3 steps"}
+        )
         with config.unlocked():
             config.evaluation.samples, config.evaluation.sample_tokens = 1, 70
-        directory = learned / f"{packing} {row_tokens}"
+        directory = learned / f"{packing} {sequence_length}"
         run(config, directory)
         lines = read_metrics(directory / "metrics.jsonl")
         assert not any(line["train/skipped"] for line in lines if "train/skipped" in line)
-        found[row_tokens] = [line["held_out/nll"] for line in lines if "held_out/nll" in line]
+        found[sequence_length] = [line["held_out/nll"] for line in lines if "held_out/nll" in line]
     assert np.isfinite(found[256]).all()
     assert found[256][0] == pytest.approx(found[POSITIONS][0], rel=1e-5)
 
@@ -109,7 +111,7 @@ def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(t
 def test_what_the_flag_says_reaches_the_model(tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr("sft_jax.runs.restore.load_for_inference", lambda *arguments: asked.update(given=arguments))
-    flags = {"PRODUCTS": "float32", "WEIGHTS": "ema", "MAX_POSITIONS": 99}
+    flags = {"MATMUL": "float32", "WEIGHTS": "ema", "MAX_POSITIONS": 99}
     for name, value in flags.items():
         monkeypatch.setattr(inference_flags, name, type("Flag", (), {"value": value}))
     inference_flags.load("source", "mesh")
@@ -118,7 +120,7 @@ def test_what_the_flag_says_reaches_the_model(tmp_path, monkeypatch):
 
 def test_a_sample_without_room_says_so(tmp_path):
     """Training rows are cut to fit, prompts of samples are not."""
-    settings = {"data.masking.too_long": "truncate_left", "data.row_tokens": 40, "data.fail_on": "never"}
+    settings = {"data.masking.too_long": "truncate_left", "data.sequence_length": 40, "data.fail_on": "never"}
     config = long_rows(tmp_path, **settings, **{"evaluation.samples": 3, "evaluation.sample_tokens": 2})
     turns = [("user", "word " * 30), ("assistant", "so"), ("user", "a"), ("assistant", "no")]
     long = {"messages": [{"role": role, "content": text} for role, text in turns]}

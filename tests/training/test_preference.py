@@ -7,7 +7,7 @@ import pytest
 from configs.sft import source
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import check_reading
-from sft_jax.data.tokenizing import NoRowsError
+from sft_jax.data.tokenizing import NoExamplesError
 from sft_jax.preparation.inspection import inspect_data
 from sft_jax.preparation.run_data import load_data
 from sft_jax.progress import silent
@@ -49,7 +49,9 @@ def told(tmp_path):
 
 
 def test_they_are_refused_with_the_flag(tmp_path):
-    with pytest.raises(NoRowsError, match=r"40 x a pair of answers is not .*--config.data.reading.preference=chosen"):
+    with pytest.raises(
+        NoExamplesError, match=r"40 x a pair of answers is not .*--config.data.reading.preference=chosen"
+    ):
         load_data(config_of(tmp_path, pairs(40)))
 
 

@@ -24,8 +24,8 @@ STEPS = 4
 OVERRIDES = {
     "duration": f"{STEPS} steps",
     "optimizer.learning_rate": 1e-3,  # so that what differs by rounding is not blown up from step to step
-    "batch.rows": 8,
-    "data.row_tokens": 96,
+    "batch.sequences": 8,
+    "data.sequence_length": 96,
     "execution.layer_layout": "scan",
     "evaluation.every": "2 steps",
     "evaluation.samples": 3,
@@ -271,14 +271,17 @@ def commands(arguments: list[list[str]]) -> list[tuple[int, str]]:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ("--config.batch.rows=many", "error in the config: --config.batch.rows=many: expected a whole number"),
+        (
+            "--config.batch.sequences=many",
+            "error in the config: --config.batch.sequences=many: expected a whole number",
+        ),
         (
             "--config.batch.row=8",
             "error in the config: --config.batch.row=8: the section config.batch has no field 'row",
         ),
         ("--wrkdir=x", "error in the flags: Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         ("stray", "error in the flags: unexpected argument 'stray'; flags look like --name=value"),
-        ("--config.batch.rows=0", "--config.batch.rows=0 must be at least 1"),
+        ("--config.batch.sequences=0", "--config.batch.sequences=0 must be at least 1"),
     ],
 )
 @pytest.mark.parametrize("failing", [0, 1])
@@ -295,6 +298,6 @@ def test_flags_of_one_process_that_are_wrong(tmp_path, failing, bad, reason):
 
 @pytest.mark.slow
 def test_flags_that_are_wrong_on_all_processes(tmp_path):
-    ends = commands([[f"--workdir={tmp_path / 'run'}", "--config.batch.rows=many"]] * 2)
+    ends = commands([[f"--workdir={tmp_path / 'run'}", "--config.batch.sequences=many"]] * 2)
     assert [status for status, _ in ends] == [1, 1], ends
-    assert all(text.startswith("error in the config: --config.batch.rows=many") for _, text in ends), ends
+    assert all(text.startswith("error in the config: --config.batch.sequences=many") for _, text in ends), ends

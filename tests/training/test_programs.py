@@ -7,7 +7,7 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from sft_jax.evaluation.held_out_loss import row_losses
+from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.exports.golden import Golden, golden_logits
 from sft_jax.generation import Generator
 from sft_jax.models import DecoderConfig, Execution
@@ -56,7 +56,7 @@ def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch)
 
     monkeypatch.setattr(loop, "compile_evaluation", counted)
     settings = {"duration": "3 steps", "evaluation.every": "1 steps", "checkpoint.every": "0 steps"}
-    samples = {"evaluation.samples": 2, "evaluation.sample_tokens": 20, "precision.products": "bfloat16"}
+    samples = {"evaluation.samples": 2, "evaluation.sample_tokens": 20, "precision.matmul": "bfloat16"}
     run(tiny.config(tmp_path, **settings | samples | changes), tmp_path / "run")
     assert len(counts) == 4
     assert counts[0] > 0
@@ -67,7 +67,7 @@ def test_uses_of_one_model_share_its_programs(tmp_path):
     """Generators, losses by row, and logits of the golden conversation."""
     config = tiny.config(tmp_path)
     data, mesh = load_data(config), inference_mesh(jax.devices())
-    model = Decoder(DecoderConfig(320, 2, 32, 4, 2, 8, 48), Execution(product_dtype="bfloat16"))
+    model = Decoder(DecoderConfig(320, 2, 32, 4, 2, 8, 48), Execution(matmul_dtype="bfloat16"))
     params = init_params(model.config, "scan", "float32", placement(mesh), 0, 0.02)
     golden = Golden((), "", np.arange(3, 20, dtype=np.int32), ())
 
@@ -75,7 +75,7 @@ def test_uses_of_one_model_share_its_programs(tmp_path):
         with jax.set_mesh(mesh):
             generator = Generator(model, data.renderer.tokenizer, (2,), max_new_tokens=4, batch_size=8)
             generator({"params": params}, [np.arange(3, 9, dtype=np.int32)])
-            row_losses(model, {"params": params}, data.held_out, mesh)
+            example_losses(model, {"params": params}, data.held_out, mesh)
             golden_logits(model, {"params": params}, golden)
 
     use()

@@ -30,8 +30,8 @@ STEPS = 7
 # Evaluations (3, 6, 7) and saves (2, 3, 4, 6, 7) do not coincide; some steps are skipped.
 OVERRIDES = {
     "duration": f"{STEPS} steps",
-    "batch.rows": 8,
-    "data.row_tokens": 96,
+    "batch.sequences": 8,
+    "data.sequence_length": 96,
     "objective.name": "poisoned",
     "objective.head_chunk_tokens": 0,
     "optimizer.max_skipped_in_a_row": 100,
@@ -111,7 +111,7 @@ def test_the_uninterrupted_run(uninterrupted):
     """What the other tests compare with says something: steps were skipped and trained, two evaluations kept."""
     skipped = [line["step"] for line in uninterrupted["skipped"]]
     assert 0 < len(skipped) < STEPS - 1
-    assert all(len(line["row_ids"]) >= 8 for line in uninterrupted["skipped"])
+    assert all(len(line["example_ids"]) >= 8 for line in uninterrupted["skipped"])
     assert skipped == [line["step"] for line in uninterrupted["lines"] if line.get("train/skipped")]
     assert uninterrupted["arrays"]["skipped"] == len(skipped)
     assert uninterrupted["step"] == STEPS
@@ -191,7 +191,7 @@ def test_the_command_leaves_with_a_message(root):
     flags = {
         "model.source": config.model.source,
         "data.train": config.data.train,
-        "data.row_tokens": 128,
+        "data.sequence_length": 128,
         "duration": "5000 steps",
         "checkpoint.every": "1000 steps",
     }

@@ -22,7 +22,7 @@ FEW = {"data.held_out": "", "checkpoint.best_metric": "", "duration": "1 epochs"
 def few_rows(root, **changes):
     """36 short rows that pack into a few of 512 tokens: one step, whose warm-up of 3 percent is one step."""
     rows = [{"prompt": f"Say {i % 10}", "completion": "x"} for i in range(36)]
-    config = tiny.config(root, "lora", **(FEW | {"data.row_tokens": 512} | changes))
+    config = tiny.config(root, "lora", **(FEW | {"data.sequence_length": 512} | changes))
     (root / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with config.unlocked():
         config.data.train = str(root / "few.jsonl")
@@ -50,14 +50,14 @@ def test_a_smaller_batch_is_named_where_devices_divide_it(tmp_path):
     mesh = {"mesh.fsdp": 1, "mesh.tensor": 8}
     found = findings(few_rows(tmp_path, **mesh))["large_batch"]
     fewer, shorter = flags_in(found.advice)
-    assert fewer != "--config.batch.rows=8"
+    assert fewer != "--config.batch.sequences=8"
     for flag in (fewer, shorter):
         config = few_rows(tmp_path, **mesh, **_set_by(flag))
         assert "large_batch" not in findings(config)
         assert load_data(config, also=run_findings).report.numbers["records"]["kept"] == 36
     assert (
-        "row_tokens"
-        not in findings(few_rows(tmp_path, **{"data.packing": "none", "batch.rows": 80}))["large_batch"].advice
+        "sequence_length"
+        not in findings(few_rows(tmp_path, **{"data.packing": "none", "batch.sequences": 80}))["large_batch"].advice
     )
 
 

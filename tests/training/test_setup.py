@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.sizes import check_sizes
 from sft_jax.preparation.run_data import load_data
@@ -26,7 +26,7 @@ DECODER = DecoderConfig(
 
 def rows(*lists, file="t"):
     names = [f"{file}:{number}" for number in range(1, len(lists) + 1)]
-    return TokenizedRows.from_rows([(row, [1.0] * len(row)) for row in lists], names)
+    return TokenizedExamples.from_examples([(row, [1.0] * len(row)) for row in lists], names)
 
 
 def test_data_that_fits():
@@ -37,7 +37,7 @@ def test_data_that_fits():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([rows([1], [1] * 7)], "t:2 has 7 tokens; the model knows 6 positions. --config.data.row_tokens=6"),
+        ([rows([1], [1] * 7)], "t:2 has 7 tokens; the model knows 6 positions. --config.data.sequence_length=6"),
         ([rows([1]), rows([1] * 8, file="h")], "h:1 has 8 tokens"),
         ([rows([1, 2], [3, 10, 4])], "t:2 has token 10; the model's embedding has 10 rows"),
         ([rows([1]), rows([11], file="h")], "h:1 has token 11"),
@@ -94,7 +94,7 @@ def test_training_rows_are_cleaned(tmp_path):
     ],
 )
 def test_execution_by_platform_and_tokens(tmp_path, arg, rows, micro_batches, platform, expected):
-    config = tiny.config(tmp_path, arg, **{"batch.rows": rows, "batch.micro_batches": micro_batches})
+    config = tiny.config(tmp_path, arg, **{"batch.sequences": rows, "batch.micro_batches": micro_batches})
     execution = resolve_execution(config, platform)
     assert (execution.layer_layout, execution.remat) == expected
 
@@ -106,8 +106,8 @@ def test_an_execution_that_is_asked_for(tmp_path):
 
 
 def test_float16_is_not_trained_in(tmp_path):
-    with pytest.raises(ValueError, match=r"--config\.precision\.products='float16' .*float32.*bfloat16"):
-        check_config(tiny.config(tmp_path, **{"precision.products": "float16"}))
+    with pytest.raises(ValueError, match=r"--config\.precision\.matmul='float16' .*float32.*bfloat16"):
+        check_config(tiny.config(tmp_path, **{"precision.matmul": "float16"}))
 
 
 def test_the_state_is_overwritten_in_place(tmp_path):
@@ -119,7 +119,7 @@ def test_the_state_is_overwritten_in_place(tmp_path):
     with jax.set_mesh(mesh):
         state = init_state(config, base, model, mesh, hyperparameters(config, 1, 6))
         step = compile_train_step(model, step_settings(config, mesh), state, mesh)
-        shape = (config.batch.rows, config.data.row_tokens)
+        shape = (config.batch.sequences, config.data.sequence_length)
         integers = {name: np.ones(shape, np.int32) for name in ("tokens", "positions", "segment_ids", "target_slots")}
         batch = integers | {"targets": np.ones(shape, np.int32), "weights": np.ones(shape, np.float32)}
         text = step.lower(state, put_batch(batch, mesh)).compile().as_text()

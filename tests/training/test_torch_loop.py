@@ -21,10 +21,10 @@ def config_for(root):
         **{
             "duration": f"{STEPS} steps",
             "data.held_out": "",
-            "data.row_tokens": 96,
+            "data.sequence_length": 96,
             "mesh.fsdp": 4,
             "mesh.tensor": 2,
-            "batch.rows": 4,
+            "batch.sequences": 4,
             "optimizer.learning_rate": PEAK,
             "optimizer.warmup": f"{WARMUP} steps",
             "optimizer.final_share": FINAL,

@@ -33,7 +33,7 @@ def end_of_turn(data: CheckedData) -> list[Observation]:
     trained = rows.weights > 0
     is_bad = _without_end(data, stops, trained)
     if data.too_long == "truncate_right":
-        is_bad &= rows.lengths < data.row_tokens
+        is_bad &= rows.lengths < data.sequence_length
     if data.end_of_turn != "last":
         is_bad |= _untrained_ends(data, stops, trained)
     bad = np.flatnonzero(checked & is_bad)
@@ -64,20 +64,20 @@ def text_ends(data: CheckedData) -> list[Observation]:
     numbers = [number for number in last.values() if not _is_cut(data, number)]
     if not numbers or not data.stop_ids:
         return []
-    open_rows = [number for number in numbers if not _ends(data, number)]
-    ended = len(numbers) - len(open_rows)
-    of = {number: texts[data.rows.ids[number]] for number in open_rows}
-    untrained = [number for number in open_rows if not _trains_last(data, number)]
-    without = [number for number in open_rows if number not in untrained and of[number].example.ends is None]
+    open_examples = [number for number in numbers if not _ends(data, number)]
+    ended = len(numbers) - len(open_examples)
+    of = {number: texts[data.rows.ids[number]] for number in open_examples}
+    untrained = [number for number in open_examples if not _trains_last(data, number)]
+    without = [number for number in open_examples if number not in untrained and of[number].example.ends is None]
     unasked = sorted({*without, *(number for number in untrained if of[number].example.ends is not False)})
     after = "the others" if ended else "them"
-    learns = f"does not learn to stop after {after}" if open_rows else "learns to stop after them"
+    learns = f"does not learn to stop after {after}" if open_examples else "learns to stop after them"
     return [
         Observation(
             f"{ended:,} of {len(numbers):,} rows of text end with an end token: the model {learns}",
             len(unasked),
             len(unasked) / len(numbers),
-            places((data.rows.ids[row], _ending(data, row)) for row in open_rows),
+            places((data.rows.ids[row], _ending(data, row)) for row in open_examples),
             _advice([of[number] for number in without], [of[n] for n in unasked], len(unasked) - len(without)),
             {"rows": len(numbers), "ended": ended},
         )
@@ -103,17 +103,17 @@ def _options(records: Sequence[Record], value: str) -> str:
 
 def _is_cut(data: CheckedData, row: int) -> bool:
     """Whether the end of a row was cut off, or may have been."""
-    return data.too_long == "truncate_right" and int(data.rows.lengths[row]) >= data.row_tokens
+    return data.too_long == "truncate_right" and int(data.rows.lengths[row]) >= data.sequence_length
 
 
 def _trains_last(data: CheckedData, row: int) -> bool:
     """Whether the last token of a row is trained, as one behind it would be."""
-    return bool(data.rows.row(row)[1][-1] > 0)
+    return bool(data.rows.example(row)[1][-1] > 0)
 
 
 def _ends(data: CheckedData, row: int) -> bool:
     """Whether a row ends with a trained stop token, perhaps with white space behind it."""
-    tokens, weights = data.rows.row(row)
+    tokens, weights = data.rows.example(row)
     stops = np.flatnonzero(np.isin(tokens, data.stop_ids))
     if not len(stops) or not weights[stops[-1]]:
         return False
@@ -148,7 +148,7 @@ def _without_end(data: CheckedData, stops: np.ndarray, trained: np.ndarray) -> n
 
 
 def _ending(data: CheckedData, row: int) -> str:
-    tokens, weights = data.rows.row(row)
+    tokens, weights = data.rows.example(row)
     last = int(np.flatnonzero(weights)[-1]) if weights.any() else 0
     after = tokens[max(0, last - 8) : last + 4].tolist()
     if data.tokenizer is None:

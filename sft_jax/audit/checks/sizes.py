@@ -75,20 +75,20 @@ def _how_to_keep(data: CheckedData, reason: str, group: Sequence[DroppedRow]) ->
     lengths = dropped_tokens(group)
     if not lengths.all():
         return "They are not trained on: repair them if they matter."
-    first, *more = _longer(data.row_tokens, int(lengths.max()))
+    first, *more = _longer(data.sequence_length, int(lengths.max()))
     longer = [f"{first} would keep {_share(lengths, first)} of them", *(f"{n} {_share(lengths, n)}" for n in more)]
     shorter = [f"={name} {what}" for name, what in _SHORTENED.items() if name != data.too_long]
     return (
-        f"--config.data.row_tokens={', '.join(longer)}, if the model has so many positions. "
+        f"--config.data.sequence_length={', '.join(longer)}, if the model has so many positions. "
         f"--config.data.masking.too_long{'; '.join(shorter)}."
     )
 
 
-def _longer(row_tokens: int, longest: int) -> list[int]:
+def _longer(sequence_length: int, longest: int) -> list[int]:
     """Lengths of a row to choose from: twice as long each, the last one long enough for all."""
     lengths = []
-    while (row_tokens := 2 * row_tokens) < longest:
-        lengths.append(row_tokens)
+    while (sequence_length := 2 * sequence_length) < longest:
+        lengths.append(sequence_length)
     return [*lengths[:_LENGTHS_SHOWN], longest]
 
 
@@ -126,13 +126,13 @@ def histogram(sizes: Sizes) -> dict[str, list[int]]:
     return {"edges": edges.tolist(), "rows": counts.tolist()}
 
 
-def packing_efficiency(lengths: Sizes, row_tokens: int) -> dict[str, float]:
+def packing_efficiency(lengths: Sizes, sequence_length: int) -> dict[str, float]:
     """Packed into rows of the batch of that length: share of positions that are used, and rows that are too long."""
-    fitting = lengths[lengths <= row_tokens]
-    bins = len(best_fit_decreasing(fitting, np.zeros_like(fitting), Bounds(row_tokens, row_tokens)))
+    fitting = lengths[lengths <= sequence_length]
+    bins = len(best_fit_decreasing(fitting, np.zeros_like(fitting), Bounds(sequence_length, sequence_length)))
     return {
-        "efficiency": float(fitting.sum() / (bins * row_tokens)) if bins else 0.0,
-        "unpacked": float(fitting.mean() / row_tokens) if bins else 0.0,
+        "efficiency": float(fitting.sum() / (bins * sequence_length)) if bins else 0.0,
+        "unpacked": float(fitting.mean() / sequence_length) if bins else 0.0,
         "too_long": len(lengths) - len(fitting),
     }
 
@@ -142,4 +142,4 @@ def _row_lengths(data: CheckedData) -> list[int]:
     lengths = data.rows.lengths
     powers = [1 << exponent for exponent in range(7, 18)]
     wanted = [size for size in powers if np.median(lengths) <= size < 2 * lengths.max()]
-    return sorted({*wanted, data.row_tokens})
+    return sorted({*wanted, data.sequence_length})

@@ -119,4 +119,4 @@ def _sums(values: Int64[np.ndarray, "total"], offsets: Int64[np.ndarray, "rows_a
 
 
 def _text(data: CheckedData, row: int) -> str:
-    return repr(content_text(data.tokenizer, data.rows.row(row)[0].tolist())[-150:])
+    return repr(content_text(data.tokenizer, data.rows.example(row)[0].tolist())[-150:])

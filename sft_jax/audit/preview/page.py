@@ -18,14 +18,14 @@ from sft_jax.audit.preview.rows import KINDS
 from sft_jax.audit.preview.selection import ROW_NAME, PageRows
 from sft_jax.audit.report import DataReport, report_lines
 from sft_jax.audit.report.findings import DECISIONS
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 _PAGER = """<div class="controls"><button class="previous">← Previous</button><span>Page
 <input class="page-number" type="number" min="1" aria-label="Page"> <span class="pages"></span></span>
 <button class="next">Next →</button><span class="range quiet"></span></div>"""
 
 
-def page_html(title: str, subtitle: str, report: DataReport, rows: TokenizedRows, page_rows: PageRows) -> str:
+def page_html(title: str, subtitle: str, report: DataReport, rows: TokenizedExamples, page_rows: PageRows) -> str:
     """The page.
 
     Args:
@@ -76,7 +76,7 @@ def _tiles(numbers: dict) -> str:
         (f"{numbers['tokens']:,}", "tokens"),
         (f"{numbers['supervised_share']:.1%}", f"of tokens trained ({numbers['supervised_tokens']:,})"),
         (f"{lengths['50%']:,}", f"tokens in the median row (longest {lengths['100%']:,})"),
-        (f"{packing['efficiency']:.1%}", f"of batch rows of {packing['row_tokens']:,} tokens used"),
+        (f"{packing['efficiency']:.1%}", f"of batch rows of {packing['sequence_length']:,} tokens used"),
         (f"{numbers['dropped_rows']:,}", "rows left out"),
     ]
     if numbers["cleaning"]["changed"]:
@@ -130,7 +130,7 @@ def _in_url(name: str) -> str:
     return urllib.parse.quote(name, safe="")
 
 
-def _lengths(numbers: dict, rows: TokenizedRows) -> str:
+def _lengths(numbers: dict, rows: TokenizedExamples) -> str:
     charts = [("Tokens a row", rows.lengths, "tokens"), ("Trained tokens a row", rows.supervised, "trained tokens")]
     cards = [f'<div class="card"><h3>{title}</h3>{histogram_svg(sizes, what)}</div>' for title, sizes, what in charts]
     lines = "".join(

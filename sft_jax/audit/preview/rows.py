@@ -12,7 +12,7 @@ from typing import Any
 
 from sft_jax.data.conversations import Chat, Preference, Segments
 from sft_jax.data.records import Record
-from sft_jax.data.rendering import ConversationRenderer, RenderedRow, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError, RenderedExample
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
@@ -26,7 +26,7 @@ def rendered_rows(
     renderer: ConversationRenderer,
     kind: str,
     notes: Mapping[str, str],
-    row_tokens: int,
+    sequence_length: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Page rows of records that are trained on, or measured with.
@@ -36,15 +36,15 @@ def rendered_rows(
         renderer: as in training.
         kind: one of KINDS.
         notes: by id, what else is to be said of a row.
-        row_tokens: the longest a row may be.
+        sequence_length: the longest a row may be.
         progress: called with (records done, records in all).
     """
     for start in range(0, len(records), _ROWS_PER_CALL):
         chunk = records[start : start + _ROWS_PER_CALL]
         for record, found in zip(
-            chunk, renderer.render_many([record.example for record in chunk], row_tokens), strict=True
+            chunk, renderer.render_many([record.example for record in chunk], sequence_length), strict=True
         ):
-            if isinstance(found, RowError):
+            if isinstance(found, ExampleError):
                 yield dropped_row(record, DroppedRow(record.id, found.reason, found.detail))
                 continue
             for row in found:
@@ -80,7 +80,7 @@ def _about(record: Record, kind: str, note: str) -> dict[str, Any]:
 
 
 def _page_row(
-    record: Record, row: RenderedRow, kind: str, note: str, tokenizer: PreTrainedTokenizerBase
+    record: Record, row: RenderedExample, kind: str, note: str, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     tokens, weights = row.tokens[:_MAX_PIECES].tolist(), row.weights[:_MAX_PIECES].tolist()
     pieces = list(_pieces(row, tokenizer, tokens))
@@ -97,7 +97,9 @@ def _page_row(
     }
 
 
-def _pieces(row: RenderedRow, tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> Iterator[tuple[int, int, str]]:
+def _pieces(
+    row: RenderedExample, tokenizer: PreTrainedTokenizerBase, tokens: list[int]
+) -> Iterator[tuple[int, int, str]]:
     """(first token, last token + 1, text) in order; characters that no token has go with the token after them."""
     if not row.text:  # came as ids
         yield from ((number, number + 1, tokenizer.decode([token])) for number, token in enumerate(tokens))

@@ -74,9 +74,9 @@ def select_rows(
     held_out = _some(data.held_out_records, lambda record: record.id in named, max(wanted // 10, 1))
 
     def rows() -> Iterator[dict[str, Any]]:
-        yield from rendered_rows(trained, renderer, "trained", notes, data.row_tokens, progress)
+        yield from rendered_rows(trained, renderer, "trained", notes, data.sequence_length, progress)
         yield from (dropped_row(*pair) for pair in dropped)
-        yield from rendered_rows(held_out, renderer, "held out", {}, data.row_tokens)
+        yield from rendered_rows(held_out, renderer, "held out", {}, data.sequence_length)
 
     found = within_bytes(rows())
     ids = collections.defaultdict(set)  # a record may be several rows

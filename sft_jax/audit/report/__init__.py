@@ -27,8 +27,8 @@ from sft_jax.audit.report.findings import (
 )
 from sft_jax.data.cleaning import CleaningLog, cleaning_values
 from sft_jax.data.packing import PackingReport
-from sft_jax.data.rendering import RenderedRow
-from sft_jax.data.tokenized import Counts, DroppedRow, TokenizedRows, group_dropped
+from sft_jax.data.rendering import RenderedExample
+from sft_jax.data.tokenized import Counts, DroppedRow, TokenizedExamples, group_dropped
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -94,7 +94,7 @@ class DataReport:
 
 
 def data_report(
-    rows: TokenizedRows,
+    rows: TokenizedExamples,
     dropped: Sequence[DroppedRow],
     packing: PackingReport,
     example: Sequence[Piece] = (),
@@ -158,7 +158,7 @@ def _with_speed(work: Mapping[str, float]) -> dict[str, float]:
     return {**work, **speeds}
 
 
-def pieces(row: RenderedRow) -> list[Piece]:
+def pieces(row: RenderedExample) -> list[Piece]:
     """The text of a row in runs of (text, trained), token by token: exactly what the weights say."""
     trained = np.zeros(len(row.text), bool)
     for (start, end), weight in zip(row.offsets.tolist(), row.weights.tolist(), strict=True):
@@ -167,7 +167,7 @@ def pieces(row: RenderedRow) -> list[Piece]:
     return [(row.text[a:b], bool(trained[a])) for a, b in itertools.pairwise(cuts) if a < b]
 
 
-def highlight(row: RenderedRow) -> Text:
+def highlight(row: RenderedExample) -> Text:
     """The text of a row with its trained part coloured."""
     return coloured(pieces(row))
 
@@ -177,7 +177,7 @@ def coloured(runs: Sequence[Piece]) -> Text:
     return Text.assemble(*((text, _TRAINED_STYLE if trained else "dim") for text, trained in runs))
 
 
-def plain_highlight(row: RenderedRow) -> str:
+def plain_highlight(row: RenderedExample) -> str:
     """The text of a row with its trained parts in ⟦ ⟧."""
     return bracketed(pieces(row))
 
@@ -224,7 +224,7 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
         *_sources(packing),
         (
             "rows of the batch an epoch" if packing["is_epoch"] else "rows of the batch, the first",
-            f"{packing['bins']:,} of {packing['row_tokens']:,} tokens",
+            f"{packing['bins']:,} of {packing['sequence_length']:,} tokens",
         ),
         (
             "packing efficiency",
@@ -233,7 +233,7 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
         *_packing_by_length(numbers["findings"]),
         (
             "target slots a row of the batch",
-            f"{packing['row_targets']:,}, {packing['target_efficiency']:.1%} of them used",
+            f"{packing['sequence_targets']:,}, {packing['target_efficiency']:.1%} of them used",
         ),
         ("dropped rows", f"{numbers['dropped_rows']:,}"),
         *_checked(numbers["checked"]),

@@ -6,7 +6,7 @@ from typing import Any
 
 from sft_jax.data.cleaning.contents import edited, prompt_of
 from sft_jax.data.cleaning.steps import Act, Context, Drop, Outcome, Step
-from sft_jax.data.conversations import Chat, Example, TokenRow
+from sft_jax.data.conversations import Chat, Example, TokenExample
 from sft_jax.data.records import Record
 
 _DIGEST_BYTES = 16
@@ -19,7 +19,7 @@ def digest_of(value: Any) -> bytes:
 
 def _content(example: Example) -> Any:
     """What has to be equal in duplicates: everything but whitespace around texts."""
-    if isinstance(example, TokenRow):
+    if isinstance(example, TokenExample):
         return [int(token) for token in example.tokens], [float(weight) for weight in example.weights]
     return edited(example, str.strip)
 

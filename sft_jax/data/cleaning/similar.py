@@ -7,7 +7,7 @@ they keep the rows while they look. Rows that came as tokens have no text and st
 from collections.abc import Callable, Mapping, Sequence
 
 from sft_jax.data.cleaning.steps import Act, Context, Drop, Step
-from sft_jax.data.conversations import TokenRow
+from sft_jax.data.conversations import TokenExample
 from sft_jax.data.labels import labels_of
 from sft_jax.data.records import Record
 from sft_jax.data.similarity.groups import similar_groups, texts_compared
@@ -83,11 +83,11 @@ def _looking(decide: _Decide) -> Step:
         return lambda record: drops.get(record.id)
 
     def look(record: Record) -> None:
-        if not isinstance(record.example, TokenRow):
+        if not isinstance(record.example, TokenExample):
             records.append(record)
 
     return Step(begin, look)
 
 
 def _with_text(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if not isinstance(record.example, TokenRow)]
+    return [record for record in records if not isinstance(record.example, TokenExample)]

@@ -7,7 +7,7 @@ That is one or more of "labels" (the ids themselves, -100 where not trained, not
 import math
 from collections.abc import Set
 
-from sft_jax.data.conversations import TokenRow
+from sft_jax.data.conversations import TokenExample
 from sft_jax.data.formats.values import kind
 from sft_jax.data.reading import Reading, RecordError
 
@@ -24,7 +24,7 @@ def detect(columns: Set[str]) -> bool:
     return "input_ids" in columns or ("tokens" in columns and not columns.isdisjoint(_TRAINED))
 
 
-def parse(fields: dict, where: str, reading: Reading) -> TokenRow:
+def parse(fields: dict, where: str, reading: Reading) -> TokenExample:
     """The ids of a row and their weights.
 
     Raises:
@@ -50,7 +50,7 @@ def parse(fields: dict, where: str, reading: Reading) -> TokenRow:
         for number, (one, two) in enumerate(zip(weights, found, strict=True)):
             if one != two:
                 raise RecordError(f'{where}: "{first}" and "{other}" disagree at token {number}. Keep one of the two.')
-    return TokenRow(ids, weights)
+    return TokenExample(ids, weights)
 
 
 def _masks_combined(given: dict[str, list[float]]) -> dict[str, list[float]]:

@@ -14,7 +14,7 @@ from sft_jax.data.packing.best_fit import best_fit_decreasing
 from sft_jax.data.packing.bins import Bins, Bounds, Sizes
 from sft_jax.data.packing.first_fit import first_fit_decreasing, in_windows
 from sft_jax.data.sorting import begin_of_permutation, permutation
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 Pack = Callable[[Sizes, Sizes, Bounds], Bins]
 
@@ -31,7 +31,7 @@ def next_fit(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
     Raises:
         ValueError: a row alone exceeds a bound.
     """
-    bounds.check_rows(lengths, supervised)
+    bounds.check_examples(lengths, supervised)
     count = len(lengths)
     # Where a bin that begins at each row ends.
     after = np.minimum(np.arange(count) + (bounds.segments or count), count)
@@ -45,13 +45,13 @@ def next_fit(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
     return Bins(np.arange(count, dtype=np.int32), np.array(starts, np.int64))
 
 
-def one_row_each(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
+def one_example_each(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
     """A bin for each row.
 
     Raises:
         ValueError: a row alone exceeds a bound.
     """
-    bounds.check_rows(lengths, supervised)
+    bounds.check_examples(lengths, supervised)
     return Bins(np.arange(len(lengths), dtype=np.int32), np.arange(len(lengths) + 1))
 
 
@@ -59,7 +59,7 @@ PACKINGS: dict[str, Pack] = {
     "best_fit": best_fit_decreasing,
     "first_fit": functools.partial(in_windows, first_fit_decreasing),
     "sequential": next_fit,
-    "none": one_row_each,
+    "none": one_example_each,
 }
 KEEP_ORDER = ("sequential",)  # packings under which nothing is shuffled
 
@@ -79,8 +79,8 @@ def pack_epoch(
     lengths: Sizes,
     supervised: Sizes,
     *,
-    row_tokens: int,
-    row_targets: int,
+    sequence_length: int,
+    sequence_targets: int,
     seed: int,
     epoch: int,
     packing: str = "best_fit",
@@ -94,8 +94,8 @@ def pack_epoch(
     Args:
         lengths: tokens of each row.
         supervised: supervised tokens of each row.
-        row_tokens: tokens S in a row of the batch.
-        row_targets: target slots P in a row of the batch.
+        sequence_length: tokens S in a row of the batch.
+        sequence_targets: target slots P in a row of the batch.
         seed: of the order.
         epoch: counted from 0.
         packing: a name in PACKINGS.
@@ -104,7 +104,7 @@ def pack_epoch(
     Raises:
         ValueError: another name, or a row alone exceeds a bound.
     """
-    pack, bounds = get_packing(packing), Bounds(row_tokens, row_targets, max_segments)
+    pack, bounds = get_packing(packing), Bounds(sequence_length, sequence_targets, max_segments)
     if packing in KEEP_ORDER:
         return pack(lengths, supervised, bounds)
     order = permutation(len(lengths), seed, epoch, 0)
@@ -115,7 +115,7 @@ def pack_epoch(
 def supervised_capacity(
     lengths: Sizes,
     supervised: Sizes,
-    row_tokens: int,
+    sequence_length: int,
     quantile: int | float,
     packing: str = "best_fit",
     max_segments: int = 0,
@@ -124,44 +124,44 @@ def supervised_capacity(
 
     Rows (a sample, where there are very many) are packed by tokens alone; P is that quantile of the supervised tokens
     of a bin, at least those of any single row (so that none is lost), rounded up to a multiple of 8. Where nearly all
-    positions are supervised P is row_tokens, which means "every position has its slot" and needs no gathering.
+    positions are supervised P is sequence_length, which means "every position has its slot" and needs no gathering.
 
     Args:
         lengths: tokens of each row.
         supervised: supervised tokens of each row.
-        row_tokens: tokens S in a row of the batch.
+        sequence_length: tokens S in a row of the batch.
         quantile: between 0 (tightest bound, bins close early) and 1 (no bin ever closes early).
         packing: a name in PACKINGS.
         max_segments: cap on rows in a bin; 0: none.
 
     Raises:
-        ValueError: quantile outside [0, 1], no rows, or a row longer than `row_tokens`.
+        ValueError: quantile outside [0, 1], no rows, or a row longer than `sequence_length`.
     """
     if not len(lengths):
         raise ValueError("There are no rows to take the number of supervised tokens from.")
     sample = _sample(len(lengths), packing)
-    Bounds(row_tokens, row_tokens).check_rows(lengths, supervised)
+    Bounds(sequence_length, sequence_length).check_examples(lengths, supervised)
     found = supervised[sample]
     bins = pack_epoch(
         lengths[sample],
         found,
-        row_tokens=row_tokens,
-        row_targets=row_tokens,
+        sequence_length=sequence_length,
+        sequence_targets=sequence_length,
         seed=0,
         epoch=0,
         packing=packing,
         max_segments=max_segments,
     )
-    return target_slots(bins.sums(found), int(supervised.max()), row_tokens, quantile)
+    return target_slots(bins.sums(found), int(supervised.max()), sequence_length, quantile)
 
 
-def target_slots(in_bins: Sizes, largest: int, row_tokens: int, quantile: int | float) -> int:
+def target_slots(in_bins: Sizes, largest: int, sequence_length: int, quantile: int | float) -> int:
     """P from the supervised tokens of bins that were closed by tokens alone; see `supervised_capacity`.
 
     Args:
         in_bins: supervised tokens of each bin.
         largest: supervised tokens of the row that has most.
-        row_tokens: tokens S in a row of the batch.
+        sequence_length: tokens S in a row of the batch.
         quantile: of `in_bins`.
 
     Raises:
@@ -171,7 +171,7 @@ def target_slots(in_bins: Sizes, largest: int, row_tokens: int, quantile: int | 
         raise ValueError(f"The quantile of supervised tokens must lie between 0 and 1, got {quantile}.")
     wanted = max(int(np.ceil(np.quantile(in_bins, quantile))), largest, 1)
     rounded = -(-wanted // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
-    return row_tokens if rounded >= _NEARLY_ALL * row_tokens else rounded
+    return sequence_length if rounded >= _NEARLY_ALL * sequence_length else rounded
 
 
 def _sample(count: int, packing: str) -> np.ndarray:
@@ -188,10 +188,10 @@ class PackingReport:
     Attributes:
         rows: rows (examples) of the data set.
         bins: rows of the batch that hold them.
-        row_tokens: tokens S in a bin.
-        row_targets: target slots P in a bin.
-        efficiency: tokens / (bins * row_tokens).
-        target_efficiency: supervised tokens / (bins * row_targets).
+        sequence_length: tokens S in a bin.
+        sequence_targets: target slots P in a bin.
+        efficiency: tokens / (bins * sequence_length).
+        target_efficiency: supervised tokens / (bins * sequence_targets).
         efficiency_without_bound: `efficiency` if bins were closed by tokens alone; of a sample, where there are very
             many rows.
         is_epoch: True if `bins` are those of an epoch; a mixture whose sources have weights has none.
@@ -200,8 +200,8 @@ class PackingReport:
 
     rows: int
     bins: int
-    row_tokens: int
-    row_targets: int
+    sequence_length: int
+    sequence_targets: int
     efficiency: float
     target_efficiency: float
     efficiency_without_bound: float
@@ -210,10 +210,10 @@ class PackingReport:
 
 
 def packing_report(
-    rows: TokenizedRows,
+    rows: TokenizedExamples,
     *,
-    row_tokens: int,
-    row_targets: int,
+    sequence_length: int,
+    sequence_targets: int,
     seed: int = 0,
     packing: str = "best_fit",
     max_segments: int = 0,
@@ -226,25 +226,31 @@ def packing_report(
     as in `pack_epoch`.
     """
     lengths, supervised = rows.lengths, rows.supervised
-    how = {"row_tokens": row_tokens, "seed": seed, "epoch": 0, "packing": packing, "max_segments": max_segments}
+    how = {
+        "sequence_length": sequence_length,
+        "seed": seed,
+        "epoch": 0,
+        "packing": packing,
+        "max_segments": max_segments,
+    }
     if bins is None:
-        bins = pack_epoch(lengths, supervised, row_targets=row_targets, **how)
+        bins = pack_epoch(lengths, supervised, sequence_targets=sequence_targets, **how)
     sample = _sample(len(rows), packing)
-    unbounded = pack_epoch(lengths[sample], supervised[sample], row_targets=row_tokens, **how)
+    unbounded = pack_epoch(lengths[sample], supervised[sample], sequence_targets=sequence_length, **how)
     return PackingReport(
         rows=len(rows),
         bins=len(bins),
-        row_tokens=row_tokens,
-        row_targets=row_targets,
-        efficiency=int(bins.sums(lengths).sum()) / max(len(bins) * row_tokens, 1),
-        target_efficiency=int(bins.sums(supervised).sum()) / max(len(bins) * row_targets, 1),
-        efficiency_without_bound=int(lengths[sample].sum()) / max(len(unbounded) * row_tokens, 1),
+        sequence_length=sequence_length,
+        sequence_targets=sequence_targets,
+        efficiency=int(bins.sums(lengths).sum()) / max(len(bins) * sequence_length, 1),
+        target_efficiency=int(bins.sums(supervised).sum()) / max(len(bins) * sequence_targets, 1),
+        efficiency_without_bound=int(lengths[sample].sum()) / max(len(unbounded) * sequence_length, 1),
         is_epoch=is_epoch,
         sources=_by_source(rows, lengths, bins),
     )
 
 
-def _by_source(rows: TokenizedRows, lengths: Sizes, bins: Bins) -> dict[str, dict[str, float]]:
+def _by_source(rows: TokenizedExamples, lengths: Sizes, bins: Bins) -> dict[str, dict[str, float]]:
     names = rows.sources.names
     if len(names) < 2:
         return {}

@@ -33,7 +33,7 @@ def best_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bi
     Raises:
         ValueError: a row alone exceeds a bound.
     """
-    bounds.check_rows(lengths, supervised)
+    bounds.check_examples(lengths, supervised)
     bins = _by_tokens(lengths, bounds)
     targets = bins.sums(supervised)
     if not len(bins) or targets.max() <= bounds.targets:

@@ -33,7 +33,7 @@ class Bounds:
         if self.tokens < 1 or self.targets < 1 or self.segments < 0:
             raise ValueError(f"A bin has at least one token and one target, and no negative cap on rows; got {self}.")
 
-    def check_rows(self, lengths: Sizes, supervised: Sizes) -> None:
+    def check_examples(self, lengths: Sizes, supervised: Sizes) -> None:
         """Checks that each row fits into a bin of its own.
 
         Raises:

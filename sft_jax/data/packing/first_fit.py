@@ -6,7 +6,7 @@ import numpy as np
 
 from sft_jax.data.packing.bins import Bins, Bounds, Sizes
 
-WINDOW_ROWS = 8192  # rows packed together where all at once would cost too much; a window costs < 1 bin
+WINDOW_EXAMPLES = 8192  # rows packed together where all at once would cost too much; a window costs < 1 bin
 
 
 def first_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
@@ -29,7 +29,7 @@ def first_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> B
     Raises:
         ValueError: a row alone exceeds a bound.
     """
-    bounds.check_rows(lengths, supervised)
+    bounds.check_examples(lengths, supervised)
     sizes = np.maximum(lengths * np.int64(bounds.targets), supervised * np.int64(bounds.tokens))
     order = np.argsort(-sizes, kind="stable").astype(np.int32)
     numbers = np.empty(len(order), np.int32)
@@ -60,11 +60,11 @@ def in_windows(
     lengths: Sizes,
     supervised: Sizes,
     bounds: Bounds,
-    window_rows: int = WINDOW_ROWS,
+    window_examples: int = WINDOW_EXAMPLES,
 ) -> Bins:
-    """Packs `window_rows` rows at a time, as they come."""
+    """Packs `window_examples` rows at a time, as they come."""
     parts = []
-    for start in range(0, len(lengths), window_rows):
-        window = np.arange(start, min(start + window_rows, len(lengths)), dtype=np.int32)
+    for start in range(0, len(lengths), window_examples):
+        window = np.arange(start, min(start + window_examples, len(lengths)), dtype=np.int32)
         parts.append(pack(lengths[window], supervised[window], bounds).renamed(window))
     return Bins.concatenated(parts)

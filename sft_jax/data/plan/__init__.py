@@ -15,7 +15,7 @@ from sft_jax.data.packing.bins import Bin, Bins, Bounds
 from sft_jax.data.plan.mixture import Mixture
 from sft_jax.data.plan.order import Packed, make_blocks
 from sft_jax.data.plan.stream import BinStream
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 COUNTED = ("examples", "tokens", "supervised_tokens")
 
@@ -28,11 +28,11 @@ class PackPlan:
 
     def __init__(
         self,
-        rows: TokenizedRows,
+        rows: TokenizedExamples,
         *,
-        row_tokens: int,
-        row_targets: int,
-        rows_per_batch: int,
+        sequence_length: int,
+        sequence_targets: int,
+        sequences_per_batch: int,
         seed: int,
         packing: str = "best_fit",
         max_segments: int = 0,
@@ -42,9 +42,9 @@ class PackPlan:
 
         Args:
             rows: the training rows.
-            row_tokens: tokens S in a row of the batch.
-            row_targets: target slots P in a row of the batch, from `supervised_capacity` or `mixture_capacity`.
-            rows_per_batch: rows R of the global batch.
+            sequence_length: tokens S in a row of the batch.
+            sequence_targets: target slots P in a row of the batch, from `supervised_capacity` or `mixture_capacity`.
+            sequences_per_batch: rows R of the global batch.
             seed: of the order; the same seed gives the same order everywhere.
             packing: a name in PACKINGS (sft_jax.data.packing).
             max_segments: most rows of data in a row of the batch; 0 for any number.
@@ -53,21 +53,29 @@ class PackPlan:
         Raises:
             ValueError: no rows (of a source), a size below 1, an unknown packing, or a row that exceeds a bound.
         """
-        sizes = {"row_tokens": row_tokens, "row_targets": row_targets, "rows_per_batch": rows_per_batch}
+        sizes = {
+            "sequence_length": sequence_length,
+            "sequence_targets": sequence_targets,
+            "sequences_per_batch": sequences_per_batch,
+        }
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if not len(rows):
             raise ValueError("There are no rows to plan.")
-        self.row_tokens, self.row_targets, self.rows_per_batch = row_tokens, row_targets, rows_per_batch
+        self.sequence_length, self.sequence_targets, self.sequences_per_batch = (
+            sequence_length,
+            sequence_targets,
+            sequences_per_batch,
+        )
         self.ids, self.has_epochs = rows.ids, mixture is None or not mixture.weighted
         self.sources = rows.sources.names if len(rows.sources.names) > 1 else ()
         self._rows_of_source = rows.sources.totals()
         self._codes = rows.sources.codes
         self._packed = Packed(
-            rows.lengths, rows.supervised, Bounds(row_tokens, row_targets, max_segments), seed, packing
+            rows.lengths, rows.supervised, Bounds(sequence_length, sequence_targets, max_segments), seed, packing
         )
-        self._stream = BinStream(make_blocks(self._packed, rows.sources, mixture, rows_per_batch), self._measure)
+        self._stream = BinStream(make_blocks(self._packed, rows.sources, mixture, sequences_per_batch), self._measure)
         self._stream.block(0)
 
     def _measure(self, bins: Bins) -> np.ndarray:
@@ -89,9 +97,9 @@ class PackPlan:
 
     def batch_bins(self, step: int) -> list[Bin]:
         """The bins of global batch `step`."""
-        return self.bins(step * self.rows_per_batch, self.rows_per_batch)
+        return self.bins(step * self.sequences_per_batch, self.sequences_per_batch)
 
-    def row_ids(self, step: int) -> list[str]:
+    def example_ids(self, step: int) -> list[str]:
         """Names of all rows in global batch `step`."""
         return [self.ids[row] for rows in self.batch_bins(step) for row in rows]
 
@@ -121,7 +129,7 @@ class PackPlan:
         return self._before(step)[len(COUNTED) :].reshape(2, len(self.sources))
 
     def _before(self, step: int) -> np.ndarray:
-        return self._stream.counts_before(step * self.rows_per_batch)
+        return self._stream.counts_before(step * self.sequences_per_batch)
 
     def epochs_at(self, step: int) -> float:
         """Epochs done before `step`, with the fraction of the current one's bins.
@@ -130,7 +138,7 @@ class PackPlan:
             ValueError: the plan has no epochs.
         """
         self._check_epochs()
-        epoch, inside = self._stream.locate(step * self.rows_per_batch)
+        epoch, inside = self._stream.locate(step * self.sequences_per_batch)
         return epoch + inside / len(self._stream.block(epoch))
 
     @property
@@ -142,7 +150,7 @@ class PackPlan:
     def steps_per_epoch(self) -> float:
         """Global batches of the first epoch (others may differ by a bin or so)."""
         self._check_epochs()
-        return len(self._stream.block(0)) / self.rows_per_batch
+        return len(self._stream.block(0)) / self.sequences_per_batch
 
     def _check_epochs(self) -> None:
         if not self.has_epochs:
@@ -165,16 +173,16 @@ class PackPlan:
             self._check_epochs()
             epoch = math.floor(amount)
             inside = math.ceil((amount - epoch) * len(self._stream.block(epoch))) if amount > epoch else 0
-            return -(-(self._stream.start(epoch) + inside) // self.rows_per_batch)
+            return -(-(self._stream.start(epoch) + inside) // self.sequences_per_batch)
         if unit not in ("examples", "tokens"):
             raise ValueError(f"Unknown unit of duration {unit!r}: expected steps, examples, tokens or epochs.")
-        return -(-self._stream.position_of(COUNTED.index(unit), amount) // self.rows_per_batch)
+        return -(-self._stream.position_of(COUNTED.index(unit), amount) // self.sequences_per_batch)
 
 
 def mixture_capacity(
-    rows: TokenizedRows,
+    rows: TokenizedExamples,
     mixture: Mixture,
-    row_tokens: int,
+    sequence_length: int,
     quantile: int | float,
     packing: str = "best_fit",
     max_segments: int = 0,
@@ -187,11 +195,13 @@ def mixture_capacity(
     Raises:
         ValueError: as in `supervised_capacity`, or a source without rows.
     """
-    by_tokens = Packed(rows.lengths, rows.supervised, Bounds(row_tokens, row_tokens, max_segments), 0, packing)
+    by_tokens = Packed(
+        rows.lengths, rows.supervised, Bounds(sequence_length, sequence_length, max_segments), 0, packing
+    )
     largest = int(rows.supervised.max())
 
     def slots(mixture: Mixture) -> int:
-        bins = make_blocks(by_tokens, rows.sources, mixture, rows_per_batch=1)(0)
-        return target_slots(bins.sums(rows.supervised), largest, row_tokens, quantile)
+        bins = make_blocks(by_tokens, rows.sources, mixture, sequences_per_batch=1)(0)
+        return target_slots(bins.sums(rows.supervised), largest, sequence_length, quantile)
 
     return max(slots(mixture.fixed_at(step)) for step in mixture.knots)

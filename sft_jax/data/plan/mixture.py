@@ -69,7 +69,7 @@ class Source:
     epochs: float = 0.0
     replacement: bool = False
 
-    def rows_before(self, epoch: int, count: int) -> int:
+    def examples_before(self, epoch: int, count: int) -> int:
         """How many rows are taken in the epochs of the mixture before `epoch`, of a source of `count` rows."""
         return math.floor(fractions.Fraction(str(self.epochs)) * count * epoch)
 

@@ -50,7 +50,7 @@ class Packed:
         """True where rows stay in the order of their files."""
         return self.packing in KEEP_ORDER
 
-    def rows_a_bin(self, mean_tokens: float) -> float:
+    def examples_a_bin(self, mean_tokens: float) -> float:
         """How many rows of a mean length about fill a bin."""
         if self.packing == "none":
             return 1.0
@@ -66,14 +66,14 @@ class Packed:
         return bins if self.keeps_order else bins.take(permutation(len(bins), self.seed, *key, _SHUFFLED_BINS))
 
 
-def make_blocks(packed: Packed, sources: Labels, mixture: Mixture | None, rows_per_batch: int) -> MakeBlock:
+def make_blocks(packed: Packed, sources: Labels, mixture: Mixture | None, sequences_per_batch: int) -> MakeBlock:
     """The blocks of a data set or a mixture.
 
     Args:
         packed: the rows and how they become bins.
         sources: the source of each row.
         mixture: how much of each source is trained on; None for every row once an epoch.
-        rows_per_batch: bins of a step.
+        sequences_per_batch: bins of a step.
 
     Raises:
         ValueError: a source of the mixture has no rows, or an epoch of it has none.
@@ -85,11 +85,11 @@ def make_blocks(packed: Packed, sources: Labels, mixture: Mixture | None, rows_p
         rows = _rows_of(sources, source.name)
         if not len(rows):
             raise ValueError(f"The source {source.name!r} has no rows left to train on; remove it or look at its rows.")
-        found.append(SourceRows(source, rows, number, packed))
+        found.append(SourceExamples(source, rows, number, packed))
     if mixture.weighted:
-        return WeightedDraws(mixture, found, packed, rows_per_batch)
+        return WeightedDraws(mixture, found, packed, sequences_per_batch)
     counts = {source: len(rows) for source, rows in zip(mixture.sources, found, strict=True)}
-    if not any(source.rows_before(1, count) for source, count in counts.items()):
+    if not any(source.examples_before(1, count) for source, count in counts.items()):
         epochs = ", ".join(
             f"{source.name}.epochs={source.epochs:g} of {count} rows" for source, count in counts.items()
         )
@@ -107,8 +107,8 @@ def epochs_of(packed: Packed) -> MakeBlock:
     return lambda epoch: pack_epoch(
         packed.lengths,
         packed.supervised,
-        row_tokens=packed.bounds.tokens,
-        row_targets=packed.bounds.targets,
+        sequence_length=packed.bounds.tokens,
+        sequence_targets=packed.bounds.targets,
         seed=packed.seed,
         epoch=epoch,
         packing=packed.packing,
@@ -116,7 +116,7 @@ def epochs_of(packed: Packed) -> MakeBlock:
     )
 
 
-class SourceRows:
+class SourceExamples:
     """The rows of one source in the order they are drawn, without end."""
 
     def __init__(self, source: Source, rows: Rows, number: int, packed: Packed):
@@ -148,13 +148,13 @@ class SourceRows:
         return self._rows[permutation(len(self._rows), *self._key, number, _PASS)]
 
 
-def mixed_epochs(mixture: Mixture, sources: list[SourceRows], packed: Packed) -> MakeBlock:
+def mixed_epochs(mixture: Mixture, sources: list[SourceExamples], packed: Packed) -> MakeBlock:
     """Blocks of a mixture whose sources have epochs: epochs of the mixture."""
 
     def make(epoch: int) -> Bins:
         drawn = []
         for source, rows in zip(mixture.sources, sources, strict=True):
-            start, end = (source.rows_before(number, len(rows)) for number in (epoch, epoch + 1))
+            start, end = (source.examples_before(number, len(rows)) for number in (epoch, epoch + 1))
             drawn.append(rows.drawn(start, end - start))
         if mixture.packing == "before":
             parts = [packed.pack(rows) for rows in drawn]
@@ -199,9 +199,14 @@ class _Drawn:
 class WeightedDraws:
     """Blocks of a mixture whose sources have weights."""
 
-    def __init__(self, mixture: Mixture, sources: list[SourceRows], packed: Packed, rows_per_batch: int):
-        """Weights that change do so by step, of `rows_per_batch` bins."""
-        self._mixture, self._sources, self._packed, self._rows_per_batch = mixture, sources, packed, rows_per_batch
+    def __init__(self, mixture: Mixture, sources: list[SourceExamples], packed: Packed, sequences_per_batch: int):
+        """Weights that change do so by step, of `sequences_per_batch` bins."""
+        self._mixture, self._sources, self._packed, self._sequences_per_batch = (
+            mixture,
+            sources,
+            packed,
+            sequences_per_batch,
+        )
         count = len(sources)
         self._starts = [
             _Drawn(0, np.zeros(count, np.int64), np.zeros(count))
@@ -223,7 +228,7 @@ class WeightedDraws:
     def _of_bins(self, start: _Drawn, block: int) -> tuple[Bins, np.ndarray, np.ndarray]:
         """Bins of one source each: what is drawn are bins."""
         del block
-        steps = (start.bins + np.arange(_BLOCK_BINS)) // self._rows_per_batch
+        steps = (start.bins + np.arange(_BLOCK_BINS)) // self._sequences_per_batch
         turns, owed = interleave(self._mixture.shares(steps), start.owed)
         taken = np.bincount(turns, minlength=len(self._sources))
         members = [
@@ -238,13 +243,13 @@ class WeightedDraws:
 
     def _of_rows(self, start: _Drawn, block: int) -> tuple[Bins, np.ndarray, np.ndarray]:
         """Bins of rows of all sources: what is drawn are rows."""
-        here = start.bins // self._rows_per_batch
+        here = start.bins // self._sequences_per_batch
         mean_tokens = float(self._mixture.shares(np.array([here]))[0] @ self._mean_tokens)
         wanted = _CHANGING_BLOCK_BINS if self._mixture.changes else _BLOCK_BINS
-        rows_a_bin = self._packed.rows_a_bin(mean_tokens)
-        count = max(1, round(wanted * rows_a_bin))
+        examples_a_bin = self._packed.examples_a_bin(mean_tokens)
+        count = max(1, round(wanted * examples_a_bin))
         # Which step a row falls into is known when it is packed; before, from how many of them fill a bin.
-        steps = here + np.arange(count) / rows_a_bin / self._rows_per_batch
+        steps = here + np.arange(count) / examples_a_bin / self._sequences_per_batch
         turns, owed = interleave(self._mixture.shares(steps), start.owed)
         taken = np.bincount(turns, minlength=len(self._sources))
         rows = row_numbers(count)
@@ -252,7 +257,7 @@ class WeightedDraws:
             rows[turns == number] = source.drawn(int(first), int(taken[number]))
         return self._packed.shuffled(self._packed.pack(rows), block), taken, owed
 
-    def _pack_pass(self, rows: SourceRows, number: int) -> Bins:
+    def _pack_pass(self, rows: SourceExamples, number: int) -> Bins:
         bins = self._packed.pack(rows.drawn(number * len(rows), len(rows)))
         return self._packed.shuffled(bins, rows.number, number)
 

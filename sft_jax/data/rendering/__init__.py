@@ -13,8 +13,9 @@ from itertools import islice
 
 import numpy as np
 
-from sft_jax.data.conversations import Chat, Conversation, Example, Message, TokenRow, ToolCall
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, TokenExample, ToolCall
 from sft_jax.data.rendering.answers import Answer
+from sft_jax.data.rendering.example_texts import ExampleText, ExampleTexts
 from sft_jax.data.rendering.masking import Masking, lost_at_edges, token_weights
 from sft_jax.data.rendering.named_templates import (
     DEFAULT,
@@ -24,19 +25,18 @@ from sft_jax.data.rendering.named_templates import (
     used_templates,
 )
 from sft_jax.data.rendering.outlines import shared_length
-from sft_jax.data.rendering.rendered import RenderedRow, RowError, TokenIds
-from sft_jax.data.rendering.row_plans import RowPlan, RowPlanner
+from sft_jax.data.rendering.rendered import ExampleError, RenderedExample, TokenIds
 from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder, content_text
 from sft_jax.data.rendering.templates import ChatTemplate, Tools
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
-__all__ = ["ConversationRenderer", "Masking", "RenderedRow", "RowError"]
+__all__ = ["ConversationRenderer", "ExampleError", "Masking", "RenderedExample"]
 
 _PROVEN_ROWS = 64  # rows whose ids are compared with the plain tokenizer's at run time
 
 _AT_EDGES = "tokens over an edge of what is trained are not trained"
 
-Rows = list[RenderedRow] | RowError
+Rows = list[RenderedExample] | ExampleError
 
 
 class ConversationRenderer:
@@ -77,7 +77,7 @@ class ConversationRenderer:
         self._sources = templates_of(tokenizer) if chat_template is None else chat_template
         special_tokens = dict(tokenizer.special_tokens_map)
         self._planners = {
-            name: RowPlanner(
+            name: ExampleTexts(
                 ChatTemplate(source, special_tokens, encoder.text_pattern, self.now, encoder.beginning),
                 encoder,
                 self.masking,
@@ -105,22 +105,22 @@ class ConversationRenderer:
         """The chat template of conversations with these tools.
 
         Raises:
-            RowError: there is none.
+            ExampleError: there is none.
         """
         return self._planner(tools).template
 
-    def render(self, conversation: Conversation, tools: Tools = ()) -> RenderedRow:
+    def render(self, conversation: Conversation, tools: Tools = ()) -> RenderedExample:
         """Tokens and weights of one conversation that makes one row.
 
         Raises:
-            RowError: it cannot be trained on, or makes several rows; says why.
+            ExampleError: it cannot be trained on, or makes several rows; says why.
             RuntimeError: ids differ from the plain tokenizer's.
         """
         (rows,) = self.render_many([Chat(tuple(conversation), tuple(tools))])
-        if isinstance(rows, RowError):
+        if isinstance(rows, ExampleError):
             raise rows
         if len(rows) > 1:
-            raise RowError("the conversation makes several rows", f"{len(rows)}; render_many gives all of them")
+            raise ExampleError("the conversation makes several rows", f"{len(rows)}; render_many gives all of them")
         return rows[0]
 
     def render_many(self, examples: Sequence[Example], max_tokens: int = 0) -> list[Rows]:
@@ -136,7 +136,7 @@ class ConversationRenderer:
         planned = [self._plans(example) for example in examples]
         encoded = self._encode([plan for plans in planned if isinstance(plans, list) for plan in plans])
         return [
-            self._example_rows(example, plans, encoded, max_tokens)
+            self._rendered_examples(example, plans, encoded, max_tokens)
             for example, plans in zip(examples, planned, strict=True)
         ]
 
@@ -144,14 +144,14 @@ class ConversationRenderer:
         """Ids up to and with the generation prompt, for a conversation whose answer is to be generated.
 
         Raises:
-            RowError: the conversation ends with an answer, or the template refuses it.
+            ExampleError: the conversation ends with an answer, or the template refuses it.
         """
         if conversation and conversation[-1].role == "assistant":
-            raise RowError("a prompt must not end with an assistant's turn", "leave the answer out")
+            raise ExampleError("a prompt must not end with an assistant's turn", "leave the answer out")
         rendered = self.template_for(tools).render_with_parts(conversation, tools, generation_prompt=True)
         nothing, nobody = np.zeros(len(rendered.text), np.float32), np.full(len(rendered.text), -1, np.int32)
-        (encoded,) = self._encode([RowPlan(rendered.text, rendered.template_spans(), nothing, nobody, ())])
-        if isinstance(encoded, RowError):
+        (encoded,) = self._encode([ExampleText(rendered.text, rendered.template_spans(), nothing, nobody, ())])
+        if isinstance(encoded, ExampleError):
             raise encoded
         return encoded.ids
 
@@ -159,7 +159,7 @@ class ConversationRenderer:
         """The last answer of a conversation as the model is to write it, thinking and calls included, without its end.
 
         Raises:
-            RowError: the template refuses the conversation, or changes what it says.
+            ExampleError: the template refuses the conversation, or changes what it says.
         """
         return self._planner(tools).answer_text(conversation, tools)
 
@@ -192,10 +192,10 @@ class ConversationRenderer:
         for planner in self._planners.values():
             try:
                 found.add(planner.end_of_answer((question, Message("assistant", "b"))))
-            except RowError as error:
+            except ExampleError as error:
                 if self.tokenizer.eos_token_id is None:
                     raise ValueError(f"Nothing ends an answer: {error}, and the tokenizer has no eos token.") from error
-            with contextlib.suppress(RowError):  # the template has no calls
+            with contextlib.suppress(ExampleError):  # the template has no calls
                 found.add(planner.end_of_answer((question, Message("assistant", "", tool_calls=(call,)))))
         ids = {self._encoder.token_id(text) for text in found}
         if self.tokenizer.eos_token_id is not None:
@@ -214,7 +214,7 @@ class ConversationRenderer:
         try:
             rendered = planner.template.render_with_parts(turns, ())
             end = planner.end_of_answer(turns)
-        except RowError:
+        except ExampleError:
             return "", ""
         if [part.message for part in rendered.parts] != [0, 1, 2, 3]:
             return "", ""
@@ -225,53 +225,55 @@ class ConversationRenderer:
         answer = gaps[1][: shared_length(gaps[1], gaps[3])]
         return user.strip(), answer.rpartition(end)[2].strip()
 
-    def _plans(self, example: Example) -> list[RowPlan] | RenderedRow | RowError:
+    def _plans(self, example: Example) -> list[ExampleText] | RenderedExample | ExampleError:
         try:
-            if isinstance(example, TokenRow):
-                return self._token_row(example)
+            if isinstance(example, TokenExample):
+                return self._token_example(example)
             return self._planner_of(example).plans(example)
-        except RowError as error:
+        except ExampleError as error:
             return error
 
-    def _planner(self, tools: Tools) -> RowPlanner:
+    def _planner(self, tools: Tools) -> ExampleTexts:
         return self._planners[chosen_template(self._planners, tools)]
 
-    def _planner_of(self, example: Example) -> RowPlanner:
+    def _planner_of(self, example: Example) -> ExampleTexts:
         """The planner with the template of an example; any for one that no template touches."""
         return self._planner(example.tools) if isinstance(example, Chat) else next(iter(self._planners.values()))
 
-    def _encode(self, plans: Sequence[RowPlan]) -> Iterable[Encoded | RowError]:
+    def _encode(self, plans: Sequence[ExampleText]) -> Iterable[Encoded | ExampleError]:
         """Encodes texts and compares the first of them with the plain tokenizer."""
         encoded = self._encoder.encode_many([plan.text for plan in plans], [plan.template_spans for plan in plans])
         for plan, row in zip(plans, encoded, strict=True):
-            if self._to_prove and not isinstance(row, RowError):
+            if self._to_prove and not isinstance(row, ExampleError):
                 self._prove(plan, row)
         return iter(encoded)
 
-    def _example_rows(
+    def _rendered_examples(
         self,
         example: Example,
-        plans: list[RowPlan] | RenderedRow | RowError,
-        encoded: Iterable[Encoded | RowError],
+        plans: list[ExampleText] | RenderedExample | ExampleError,
+        encoded: Iterable[Encoded | ExampleError],
         max_tokens: int,
     ) -> Rows:
         """The rows of an example, none of them too long; an error of one of them is that of the example."""
-        if isinstance(plans, RowError):
+        if isinstance(plans, ExampleError):
             return plans
-        rows: list[RenderedRow] = []
-        found = [] if isinstance(plans, RenderedRow) else list(islice(encoded, len(plans)))
+        rows: list[RenderedExample] = []
+        found = [] if isinstance(plans, RenderedExample) else list(islice(encoded, len(plans)))
         try:
-            if isinstance(plans, RenderedRow):
+            if isinstance(plans, RenderedExample):
                 return self._fitting(example, None, plans, max_tokens)
             for plan, row in zip(plans, found, strict=True):
                 rows += self._fitting(example, plan, _row(plan, row), max_tokens)
-        except RowError as error:
+        except ExampleError as error:
             if error.tokens:  # what would keep the example is room for its longest row
                 error.tokens = max([error.tokens, *(len(row.ids) for row in found if isinstance(row, Encoded))])
             return error
         return rows
 
-    def _fitting(self, example: Example, plan: RowPlan | None, row: RenderedRow, max_tokens: int) -> list[RenderedRow]:
+    def _fitting(
+        self, example: Example, plan: ExampleText | None, row: RenderedExample, max_tokens: int
+    ) -> list[RenderedExample]:
         """The row if it is short enough; else what the config makes of it."""
         if not max_tokens or len(row.tokens) <= max_tokens:
             return [row]
@@ -281,50 +283,52 @@ class ConversationRenderer:
             return [_cut(row, max_tokens, reason)]
         if self.masking.too_long == "split":
             if isinstance(example, Chat):
-                raise RowError(reason, f"{detail}; a conversation is not split", tokens=size)
+                raise ExampleError(reason, f"{detail}; a conversation is not split", tokens=size)
             return _split(row, max_tokens, reason)
         if self.masking.too_long == "truncate_left":
             if plan is None or not plan.numbers:
-                raise RowError(reason, f"{detail}, and no turns that could be left out", tokens=size)
+                raise ExampleError(reason, f"{detail}, and no turns that could be left out", tokens=size)
             return self._without_history(example, plan, row, max_tokens)
         if self.masking.too_long == "error":
-            raise RowError(reason, f"{detail}; --config.data.masking.too_long says what becomes of it", stops=True)
-        raise RowError(reason, detail, tokens=size)
+            raise ExampleError(reason, f"{detail}; --config.data.masking.too_long says what becomes of it", stops=True)
+        raise ExampleError(reason, detail, tokens=size)
 
-    def _without_history(self, chat: Chat, plan: RowPlan, row: RenderedRow, max_tokens: int) -> list[RenderedRow]:
+    def _without_history(
+        self, chat: Chat, plan: ExampleText, row: RenderedExample, max_tokens: int
+    ) -> list[RenderedExample]:
         """The row without as many of its oldest turns as it takes, rendered and proven anew."""
         reason, size = f"longer than {max_tokens} tokens", len(row.tokens)
         for units in range(1, len(plan.numbers) + 1):
             try:
                 plans = self._planner(chat.tools).without_oldest(chat, plan, units)
-            except RowError as error:
-                raise RowError(reason, f"{size} tokens; without its oldest turns: {error}", tokens=size) from error
+            except ExampleError as error:
+                raise ExampleError(reason, f"{size} tokens; without its oldest turns: {error}", tokens=size) from error
             rows = [_row(one, found) for one, found in zip(plans, self._encode(plans), strict=True)]
             if max(len(one.tokens) for one in rows) <= max_tokens:
                 return [
                     dataclasses.replace(one, changed=f"{reason}, the oldest turns are left out: {one.changed}")
                     for one in rows
                 ]
-        raise RowError(reason, f"{size} tokens, and no turns that could be left out", tokens=size)
+        raise ExampleError(reason, f"{size} tokens, and no turns that could be left out", tokens=size)
 
-    def _token_row(self, example: TokenRow) -> RenderedRow:
+    def _token_example(self, example: TokenExample) -> RenderedExample:
         """A row that came as ids, checked."""
         tokens, weights = np.asarray(example.tokens, np.int64), np.asarray(example.weights, np.float32).copy()
         if tokens.ndim != 1 or tokens.shape != weights.shape or not len(tokens):
-            raise RowError("ids and weights are not of one length", f"{len(tokens)} ids, {len(weights)} weights")
+            raise ExampleError("ids and weights are not of one length", f"{len(tokens)} ids, {len(weights)} weights")
         if tokens.min() < 0 or tokens.max() >= len(self.tokenizer):
             found = f"{tokens.min()} to {tokens.max()}, the tokenizer has {len(self.tokenizer)}"
-            raise RowError("an id is not one of the tokenizer's", found)
+            raise ExampleError("an id is not one of the tokenizer's", found)
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
-            raise RowError("a weight is negative or not finite", "among the weights of ids")
+            raise ExampleError("a weight is negative or not finite", "among the weights of ids")
         weights[0] = 0
         if not weights.any():
-            raise RowError("nothing to train on", "every token has the weight 0")
+            raise ExampleError("nothing to train on", "every token has the weight 0")
         nobody = np.full(len(tokens), -1, np.int32)
         offsets = np.zeros((len(tokens), 2), np.int32)
-        return RenderedRow(tokens.astype(np.int32), weights, "", offsets, nobody, ())
+        return RenderedExample(tokens.astype(np.int32), weights, "", offsets, nobody, ())
 
-    def _prove(self, plan: RowPlan, encoded: Encoded) -> None:
+    def _prove(self, plan: ExampleText, encoded: Encoded) -> None:
         """Compares the first rows with the plain tokenizer; rows that spell special tokens differ on purpose."""
         if any(self._encoder.text_pattern.search(text) for text in plan.contents()):
             return
@@ -337,29 +341,29 @@ class ConversationRenderer:
             )
 
 
-def _row(plan: RowPlan, encoded: Encoded | RowError) -> RenderedRow:
+def _row(plan: ExampleText, encoded: Encoded | ExampleError) -> RenderedExample:
     """The row of a plan."""
-    if isinstance(encoded, RowError):
+    if isinstance(encoded, ExampleError):
         raise encoded
     weights = token_weights(encoded.offsets, plan.chars)
     if not weights.any():
-        raise RowError("nothing to train on", "no token lies in what is trained")
+        raise ExampleError("nothing to train on", "no token lies in what is trained")
     owners = plan.owners[np.minimum(encoded.offsets[:, 0], len(plan.owners) - 1)]
     lost = lost_at_edges(plan.text, encoded.offsets, plan.chars, weights)
     edges = f"{_AT_EDGES}: {len(lost)}, the first {lost[0]!r}" if lost else ""
-    return RenderedRow(encoded.ids, weights, plan.text, encoded.offsets, owners, plan.roles, plan.changed or edges)
+    return RenderedExample(encoded.ids, weights, plan.text, encoded.offsets, owners, plan.roles, plan.changed or edges)
 
 
-def _cut(row: RenderedRow, max_tokens: int, reason: str) -> RenderedRow:
+def _cut(row: RenderedExample, max_tokens: int, reason: str) -> RenderedExample:
     """The beginning of a row. What is cut off is gone: nothing is put in the place of its end-of-turn."""
     if not row.weights[:max_tokens].any():
         detail = f"{len(row.tokens)} tokens, and the first {max_tokens} hold nothing that is trained"
-        raise RowError(reason, detail, tokens=len(row.tokens))
+        raise ExampleError(reason, detail, tokens=len(row.tokens))
     changed = f"{reason}, the end is cut off: {len(row.tokens) - max_tokens} of {len(row.tokens)} tokens"
     return _piece(row, 0, max_tokens, changed)
 
 
-def _split(row: RenderedRow, max_tokens: int, reason: str) -> list[RenderedRow]:
+def _split(row: RenderedExample, max_tokens: int, reason: str) -> list[RenderedExample]:
     """The row as several, of which each begins with the last token of the one before: so every token is a target once.
 
     Pieces in which nothing is trained are left out.
@@ -372,7 +376,7 @@ def _split(row: RenderedRow, max_tokens: int, reason: str) -> list[RenderedRow]:
     return [piece for piece in pieces if piece.weights.any()]
 
 
-def _piece(row: RenderedRow, start: int, end: int, changed: str) -> RenderedRow:
+def _piece(row: RenderedExample, start: int, end: int, changed: str) -> RenderedExample:
     """The tokens [start, end) of a row as one of its own, the first of which is no target."""
     offsets, weights = row.offsets[start:end], row.weights[start:end].copy()
     weights[0] = 0

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from sft_jax.data.conversations import ROLES, Message
-from sft_jax.data.rendering.rendered import Offsets, RowError, TokenWeights
+from sft_jax.data.rendering.rendered import ExampleError, Offsets, TokenWeights
 from sft_jax.data.rendering.templates import TemplateText
 from sft_jax.data.rendering.turns import Context
 
@@ -75,7 +75,7 @@ class Masking:
         """The messages that are trained, by number.
 
         Raises:
-            RowError: a weight is none, or a message of a role that is not trained has one.
+            ExampleError: a weight is none, or a message of a role that is not trained has one.
         """
         roles = self.roles()
         for number, message in enumerate(messages):
@@ -148,15 +148,15 @@ def _check_weights(number: int, message: Message, is_trained: bool) -> None:
     if message.weight is not None:
         given.append(message.weight)
     if not all(math.isfinite(weight) and weight >= 0 for weight in given):
-        raise RowError("a weight is negative or not finite", f"message {number} ({message.role})")
+        raise ExampleError("a weight is negative or not finite", f"message {number} ({message.role})")
     for start, end, _ in message.ranges:
         if not 0 <= start <= end <= len(message.content):
-            raise RowError(
+            raise ExampleError(
                 "a range of characters does not lie in its message",
                 f"message {number} has {len(message.content)} characters, the range is [{start}, {end})",
             )
     if any(given) and not is_trained:
-        raise RowError(
+        raise ExampleError(
             "a message that is not trained has a weight",
             f"message {number} ({message.role}); name the role in --config.data.masking.train_on, or leave weights out "
             "by --config.data.reading.ignore=\"('weight', 'train', 'train_detail')\"",
@@ -173,7 +173,7 @@ def _set_ranges(weights: CharWeights, rendered: TemplateText, number: int, messa
     parts = [part for part in rendered.said_by(number) if part.field == "content"]
     for part in parts:
         if not part.verbatim:
-            raise RowError("the chat template escapes a message that has ranges of characters", f"message {number}")
+            raise ExampleError("the chat template escapes a message that has ranges of characters", f"message {number}")
         _put(weights[part.start : part.end], own[part.offset : part.offset + part.end - part.start])
     for before, behind in itertools.pairwise(parts):
         between, lost = slice(before.end, behind.start), slice(before.offset + before.end - before.start, behind.offset)

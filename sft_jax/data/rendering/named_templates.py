@@ -6,7 +6,7 @@ Serves the renderer. Hermes 3 and Command R, for example, have one named "defaul
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_jax.data.rendering.rendered import RowError
+from sft_jax.data.rendering.rendered import ExampleError
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 TemplateSources = str | Mapping[str, str]  # Jinja, or Jinja by name, as transformers has it
@@ -52,13 +52,13 @@ def chosen_template(names: Mapping[str, Any], tools: Sequence[Any]) -> str:
     As `get_chat_template` of transformers chooses.
 
     Raises:
-        RowError: there is no default.
+        ExampleError: there is no default.
     """
     if tools and TOOL_USE in names:
         return TOOL_USE
     if DEFAULT in names:
         return DEFAULT
-    raise RowError(
+    raise ExampleError(
         "the tokenizer has no chat template for rows without tools",
         f"none of its named templates is {DEFAULT!r}; give one as a file, --config.model.chat_template",
         stops=True,

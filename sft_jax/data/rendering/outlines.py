@@ -20,7 +20,7 @@ import jinja2
 from jinja2 import nodes
 
 from sft_jax.data.conversations import Message, ToolCall
-from sft_jax.data.rendering.rendered import RowError
+from sft_jax.data.rendering.rendered import ExampleError
 
 OPEN, CLOSE = "\u169b", "\u169c"  # Ogham feather marks: not white space, no case, escaped neither by JSON nor by repr
 _HOLE = OPEN + CLOSE
@@ -149,7 +149,7 @@ class Outliner:
             blanks_stay: what is empty or white space is no hole: a template may ask whether there is any content.
 
         Raises:
-            RowError: a name, an id or a key spells a special token or a mark.
+            ExampleError: a name, an id or a key spells a special token or a mark.
         """
         pieces: list[Piece] = []
         tools_outline = self._tools(tools, pieces) if tools else ""
@@ -221,9 +221,11 @@ class Outliner:
     def _check(self, *names: Any) -> None:
         for name in names:
             if not isinstance(name, str):
-                raise RowError("the arguments of a call or the definitions of tools are not JSON", f"the key {name!r}")
+                raise ExampleError(
+                    "the arguments of a call or the definitions of tools are not JSON", f"the key {name!r}"
+                )
             if OPEN in name or CLOSE in name or self._special.search(name):
-                raise RowError(
+                raise ExampleError(
                     "a name, an id or a key spells a special token",
                     f"{name!r}: a chat template writes it as its own text, where it would count as one; rename it",
                 )
@@ -274,12 +276,12 @@ def as_json(value: Any) -> str:
     """The value as JSON text.
 
     Raises:
-        RowError: it holds what JSON has no form for, such as a date.
+        ExampleError: it holds what JSON has no form for, such as a date.
     """
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise RowError("the arguments of a call or the definitions of tools are not JSON", str(error)) from error
+        raise ExampleError("the arguments of a call or the definitions of tools are not JSON", str(error)) from error
 
 
 def words_of(

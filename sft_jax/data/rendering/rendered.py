@@ -16,7 +16,7 @@ TokenMessages = Int32[np.ndarray, "tokens"]
 Offsets = Int32[np.ndarray, "tokens 2"]  # characters [start, end) of each token
 
 
-class RowError(ValueError):
+class ExampleError(ValueError):
     """An example that cannot be trained on.
 
     Attributes:
@@ -32,7 +32,7 @@ class RowError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class RenderedRow:
+class RenderedExample:
     """A row ready for training.
 
     Attributes:

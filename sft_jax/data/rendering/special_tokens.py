@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 
 from sft_jax.data.rendering.byte_offsets import TokenBytes
-from sft_jax.data.rendering.rendered import Offsets, RowError, Span, TokenIds
+from sft_jax.data.rendering.rendered import ExampleError, Offsets, Span, TokenIds
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 _IN_CONTENTS = "special_tokens_in_contents"  # field of tokenizer_config.json, which transformers keeps as it is
@@ -113,14 +113,16 @@ class TextEncoder:
         """The id of a special token."""
         return self._special[special_text][0]
 
-    def encode_many(self, texts: Sequence[str], template_parts: Sequence[Sequence[Span]]) -> list[Encoded | RowError]:
+    def encode_many(
+        self, texts: Sequence[str], template_parts: Sequence[Sequence[Span]]
+    ) -> list[Encoded | ExampleError]:
         """Encodes texts; special tokens count only inside the given parts of each, which the template wrote.
 
         Those that count in contents count everywhere. Where no other is spelt outside the parts, that is what the plain
         tokenizer does, and it does it.
 
         Returns:
-            For each text its tokens, or a RowError where it spells a special token and this tokenizer cannot treat it
+            For each text its tokens, or a ExampleError where it spells a special token and this tokenizer cannot treat it
             as text.
         """
         intended = [self._intended(text, parts) for text, parts in zip(texts, template_parts, strict=True)]
@@ -159,12 +161,12 @@ class TextEncoder:
     def _bytes(self) -> TokenBytes | None:
         return TokenBytes.of(self._plain)
 
-    def _encode_cut(self, text: str, spans: list[Span]) -> Encoded | RowError:
+    def _encode_cut(self, text: str, spans: list[Span]) -> Encoded | ExampleError:
         """Cuts at the intended special tokens only; proven on the same text with the others made harmless."""
         harmless = self._make_harmless(text, spans)
         expected = self._plain.encode(harmless, add_special_tokens=False).ids
         if self._cut(harmless, spans).ids.tolist() != expected:
-            return RowError(
+            return ExampleError(
                 "a message spells a special token, and this tokenizer cannot treat it as text",
                 "its pieces encode differently alone than together; remove the special token from the message",
             )

@@ -34,7 +34,7 @@ from sft_jax.data.rendering.outlines import (
     shared_length,
     words_of,
 )
-from sft_jax.data.rendering.rendered import RowError, Span
+from sft_jax.data.rendering.rendered import ExampleError, Span
 from sft_jax.data.rendering.template_engine import GENERATION_END, GENERATION_START, ChatTemplateEnvironment, LoopError
 
 Tools = Sequence[Mapping[str, Any]]
@@ -155,7 +155,7 @@ class ChatTemplate:
         """The text, as `tokenizer.apply_chat_template(..., tokenize=False)` gives it, and the beginning before it.
 
         Raises:
-            RowError: the template refuses the conversation, fails, or loops for too long.
+            ExampleError: the template refuses the conversation, fails, or loops for too long.
         """
         return self._run([self._fields(message) for message in messages], tools, generation_prompt)
 
@@ -165,7 +165,7 @@ class ChatTemplate:
         """The text and where in it the contents stand.
 
         Raises:
-            RowError: the template refuses the conversation, changes what a message says (other than to strip or escape
+            ExampleError: the template refuses the conversation, changes what a message says (other than to strip or escape
                 it), or leaves out a message or the tools.
         """
         fields = [self._fields(message) for message in messages]
@@ -211,7 +211,7 @@ class ChatTemplate:
             outline = self._outliner.outline((Message("user", "a"), calling), tools, blanks_stay=True)
             try:
                 skeleton = self._skeleton(outline.messages, outline.tools, False)
-            except RowError:
+            except ExampleError:
                 continue
             finally:
                 self._skeleton.cache_clear()
@@ -233,12 +233,12 @@ class ChatTemplate:
             outline = self._outliner.outline(messages, tools, blanks_stay)
             try:
                 skeleton = self._skeleton(outline.messages, outline.tools, generation_prompt)
-            except RowError:  # it refuses marks, not the conversation
+            except ExampleError:  # it refuses marks, not the conversation
                 continue
             parts = skeleton.fill(text, outline.pieces)
             if parts is not None:
                 return outline, skeleton, parts
-        raise RowError(
+        raise ExampleError(
             "the chat template changes what a message says",
             "its text is not the template's own text with the contents put in, so it cannot be told which part is the "
             "answer; adapt the template or the row",
@@ -251,13 +251,13 @@ class ChatTemplate:
         missing = sorted((number, field) for number, field in wanted - shown if number >= 0 and field != "reasoning")
         if missing:
             names = (f"message {number} ({outline.messages[number].role}): {field}" for number, field in missing)
-            raise RowError("the chat template leaves out a message", ", ".join(names))
+            raise ExampleError("the chat template leaves out a message", ", ".join(names))
         if outline.tools:
             with_tools = self._skeleton(outline.messages, outline.tools, generation_prompt)
             if (-1, "tools") in wanted - shown or with_tools == self._skeleton_without_tools(
                 outline, generation_prompt
             ):
-                raise RowError(
+                raise ExampleError(
                     "the chat template does not show the definitions of tools",
                     "the model would not know what it may call; take a template that writes `tools`",
                 )
@@ -265,7 +265,7 @@ class ChatTemplate:
     def _skeleton_without_tools(self, outline: Outline, generation_prompt: bool) -> Skeleton | None:
         try:
             return self._skeleton(outline.messages, "", generation_prompt)
-        except RowError:
+        except ExampleError:
             return None
 
     def _find_skeleton(self, messages: tuple[MessageOutline, ...], tools: str, generation_prompt: bool) -> Skeleton:
@@ -292,7 +292,7 @@ class ChatTemplate:
             behind = [spans[n][0] for n, owner in enumerate(owners) if owner >= number and n in spans]
             try:
                 shorter = self._skeleton(messages[:number], tools, False).text
-            except RowError:
+            except ExampleError:
                 shorter = ""
             mark = whole.text[slice(*before)]
             shared = before[1] + shared_length(
@@ -311,7 +311,7 @@ class ChatTemplate:
         asked = (first, MessageOutline("assistant" if first.role != "assistant" else "user", OPEN + CLOSE), first)
         try:
             probe, two = self._probe(asked), self._probe(asked[:2])
-        except RowError:
+        except ExampleError:
             return len(self._beginning) if before.startswith(self._beginning) else 0
         header = probe.literals[-2] if len(probe.literals) > 1 else ""
         tail = shared_length(header, two.literals[-1])
@@ -321,8 +321,8 @@ class ChatTemplate:
         """The skeleton of messages, with a tool where the template takes none without."""
         try:
             return self._skeleton(messages, "", False)
-        except RowError:
-            with contextlib.suppress(RowError):
+        except ExampleError:
+            with contextlib.suppress(ExampleError):
                 return self._skeleton(messages, as_json([PROBE_TOOL]), False)
             raise
 
@@ -330,7 +330,7 @@ class ChatTemplate:
         self, messages: list[dict[str, Any]], tools: Sequence[Any], generation_prompt: bool, track: bool = False
     ) -> str:
         if not messages:
-            raise RowError("the conversation is empty")
+            raise ExampleError("the conversation is empty")
         given = {
             "messages": messages,
             "tools": list(tools) or None,
@@ -340,9 +340,9 @@ class ChatTemplate:
         try:
             text = self._environment.run(self._template, self._variables | given)
         except LoopError as error:
-            raise RowError("the chat template loops for too long", str(error), stops=True) from error
+            raise ExampleError("the chat template loops for too long", str(error), stops=True) from error
         except _RAISED as error:
-            raise RowError("the chat template refuses the conversation", str(error)) from error
+            raise ExampleError("the chat template refuses the conversation", str(error)) from error
         return text if text.startswith(self._beginning) else self._beginning + text
 
 
@@ -352,7 +352,7 @@ def _check_calls(rendered: TemplateText, number: int, message: Message) -> None:
     own = "".join(rendered.text[max(a, start) : min(b, later[0])] for a, b in rendered.template_spans() if b > start)
     for name, count in collections.Counter(call.name for call in message.tool_calls).items():
         if own.count(name) < count:
-            raise RowError(
+            raise ExampleError(
                 "the chat template leaves out a message",
                 f"message {number} ({message.role}): shows {own.count(name)} of {count} calls of {name}",
             )
@@ -362,7 +362,7 @@ def _take_marks(text: str, messages: Sequence[Message]) -> tuple[str, tuple[Span
     """The text without the marks of {% generation %} blocks, and where the blocks are."""
     said = "".join(message.content + message.reasoning for message in messages)
     if GENERATION_START in said or GENERATION_END in said:
-        raise RowError("a message holds the character U+E0D2 or U+E0D3", "it is needed as a mark; remove it")
+        raise ExampleError("a message holds the character U+E0D2 or U+E0D3", "it is needed as a mark; remove it")
     clean, spans, open_at = [], [], []
     length = 0
     for piece in re.split(f"([{GENERATION_START}{GENERATION_END}])", text):

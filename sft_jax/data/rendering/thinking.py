@@ -1,6 +1,6 @@
 """Empty thoughts: where an answer begins with a thought of white space alone, which need not be trained.
 
-Serves row_plans.py. The words around thoughts are those of the template, see answers.py.
+Serves example_texts.py. The words around thoughts are those of the template, see answers.py.
 """
 
 import dataclasses

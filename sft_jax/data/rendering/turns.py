@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from sft_jax.data.conversations import Message
 from sft_jax.data.rendering.outlines import shared_length
-from sft_jax.data.rendering.rendered import RowError, Span
+from sft_jax.data.rendering.rendered import ExampleError, Span
 from sft_jax.data.rendering.special_tokens import TextEncoder
 from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, TemplateText, Tools
 
@@ -54,7 +54,7 @@ class Context:
     trained: tuple[int, ...]
 
 
-class _RewrittenError(RowError):
+class _RewrittenError(ExampleError):
     """A turn is shown otherwise in this context than at inference; another context may do."""
 
 
@@ -86,7 +86,7 @@ class TurnFinder:
                 last one.
 
         Raises:
-            RowError: a turn cannot be found or proven; or it needs a row of its own and `expand` is not given.
+            ExampleError: a turn cannot be found or proven; or it needs a row of its own and `expand` is not given.
         """
         left, found = set(trained), []
         while left:
@@ -99,7 +99,7 @@ class TurnFinder:
                 except _RewrittenError as error:
                     if not expand or number == len(messages) - 1:
                         advice = self._advice(messages, tools, trained, number, error)
-                        raise RowError(error.reason, f"{error.detail}; {advice}") from error
+                        raise ExampleError(error.reason, f"{error.detail}; {advice}") from error
             turns = tuple(
                 proven[number] if number in proven else Turn((), self._untrained_end(rendered, messages, number))
                 for number in range(len(messages))
@@ -117,7 +117,7 @@ class TurnFinder:
         if number < len(messages) - 1:
             try:
                 self.contexts(messages, tools, trained, expand=True)
-            except RowError:
+            except ExampleError:
                 pass  # they cannot be proven there either
             else:
                 return "--config.data.masking.history=expand makes a row that ends with it"
@@ -129,7 +129,7 @@ class TurnFinder:
         """The conversation as one row in which turns are not told from the text around them: everything is trained.
 
         Raises:
-            RowError: the template refuses the conversation, or changes what it says.
+            ExampleError: the template refuses the conversation, or changes what it says.
         """
         rendered = self._template.render_with_parts(messages, tools)
         turns = (Turn((), self._end_of_turn(rendered, messages, number)) for number in range(len(messages)))
@@ -139,12 +139,12 @@ class TurnFinder:
         """The token that ends the last turn of a conversation, as text; a template may want tools to tell.
 
         Raises:
-            RowError: there is none, or the template refuses the conversation.
+            ExampleError: there is none, or the template refuses the conversation.
         """
         try:
             return self._end_of_last(messages, ())
-        except RowError:
-            with contextlib.suppress(RowError):
+        except ExampleError:
+            with contextlib.suppress(ExampleError):
                 return self._end_of_last(messages, (PROBE_TOOL,))
             raise
 
@@ -152,7 +152,7 @@ class TurnFinder:
         """The last turn as the template writes it: from where the model takes over, without its end-of-turn.
 
         Raises:
-            RowError: the template refuses the conversation, or changes what it says.
+            ExampleError: the template refuses the conversation, or changes what it says.
         """
         rendered, last = self._template.render_with_parts(messages, tools), len(messages) - 1
         prompt = self._template.render(messages[:-1], tools, True)
@@ -174,7 +174,7 @@ class TurnFinder:
         """What ends an answer without calls; empty where that is not known."""
         try:
             return self.end_of_answer((Message("user", "a"), Message("assistant", "b")))
-        except RowError:  # a template may want another conversation
+        except ExampleError:  # a template may want another conversation
             return ""
 
     def _turn(self, rendered: TemplateText, messages: Sequence[Message], tools: Tools, number: int) -> Turn:
@@ -188,7 +188,7 @@ class TurnFinder:
         self._prove_end(rendered, messages, tools, number, turn)
         missing = sorted(field for owner, field in rendered.missing if owner == number)
         if missing:
-            raise RowError(
+            raise ExampleError(
                 "the chat template leaves out part of an answer",
                 f"message {number}: {', '.join(missing)} or some of it",
             )
@@ -208,12 +208,12 @@ class TurnFinder:
         first, last = rendered.starts[number], _end_of_message(rendered, number)
         spans = tuple(span for span in rendered.generation if first <= span[0] < last)
         if not spans:
-            raise RowError("nothing to train on", f"the chat template marks nothing of message {number}")
+            raise ExampleError("nothing to train on", f"the chat template marks nothing of message {number}")
         if not self._needs_end:
             return Turn(spans, self._end_of_turn(rendered, messages, number))
         stop = self._required_end(rendered, messages, number)
         if not any(start <= stop[0] and stop[1] <= end for start, end in spans):
-            raise RowError(
+            raise ExampleError(
                 "the {% generation %} block of the chat template leaves out the end-of-turn",
                 f"{rendered.text[slice(*stop)]!r} would not be trained and the model would never stop; "
                 "move {% endgeneration %} behind it",
@@ -225,7 +225,7 @@ class TurnFinder:
     ) -> Turn:
         """From the end of the generation prompt to the end of the end-of-turn."""
         if number == 0:
-            raise RowError(STARTS_WITH_ANSWER, "there is no prompt to answer")
+            raise ExampleError(STARTS_WITH_ANSWER, "there is no prompt to answer")
         prompt = self._template.render(messages[:number], tools, True)
         if not rendered.text.startswith(prompt):
             raise _RewrittenError(
@@ -240,7 +240,7 @@ class TurnFinder:
         span = (len(prompt), last if end_of_turn is None else end_of_turn[1])
         for part in rendered.parts:
             if (part.message == number) != (span[0] <= part.start and part.end <= span[1]) and part.start < part.end:
-                raise RowError(
+                raise ExampleError(
                     "the chat template mixes an answer with what others say",
                     f"{part.field} of message {part.message} and the answer, message {number}",
                 )
@@ -274,7 +274,7 @@ class TurnFinder:
             inside = any(start < part.end and part.start < end for start, end in rendered.generation)
             if inside and (part.message < 0 or messages[part.message].role != "assistant"):
                 whose = f"message {part.message} ({messages[part.message].role})" if part.message >= 0 else "tools"
-                raise RowError(
+                raise ExampleError(
                     "a {% generation %} block of the chat template covers a message that is not the assistant's", whose
                 )
 
@@ -287,7 +287,7 @@ class TurnFinder:
         found = self._end_of_turn(rendered, messages, number, begin)
         if found is None:
             start, end = _tail(rendered, number, begin)
-            raise RowError(
+            raise ExampleError(
                 NO_END_OF_TURN,
                 f"{rendered.text[start:end]!r} follows message {number}; without one the model would never stop",
             )

@@ -1,7 +1,7 @@
 """Tokenized rows: all examples of a data set as a few flat arrays, and the rows that had to be left out.
 
 Stands between rendering (conversation -> tokens and weights) and packing (rows -> bins). From here on a row is an
-integer index; its id is only looked up for people. The arrays lie in memory, or mapped from files (row_store.py).
+integer index; its id is only looked up for people. The arrays lie in memory, or mapped from files (example_store.py).
 """
 
 import collections
@@ -20,14 +20,14 @@ from sft_jax.data.tokenized.columns import Labels, TextColumn
 from sft_jax.data.tokenized.record_keys import RecordKeys
 from sft_jax.data.views import NO_TEMPLATE
 
-RowTokens = Int32[np.ndarray, "row"]
-RowWeights = Float32[np.ndarray, "row"]
+ExampleTokens = Int32[np.ndarray, "row"]
+ExampleWeights = Float32[np.ndarray, "row"]
 Sizes = Int32[np.ndarray, "rows"]
 Numbers = Sequence | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizedRows:
+class TokenizedExamples:
     """Rows of different length, one after the other.
 
     Attributes:
@@ -54,13 +54,13 @@ class TokenizedRows:
     stored_fingerprint: str = ""
 
     @classmethod
-    def from_rows(
+    def from_examples(
         cls,
         rows: Iterable[tuple[Numbers, Numbers]],
         ids: Sequence[str],
         groups: Sequence[str] = (),
         sources: Sequence[str] = (),
-    ) -> "TokenizedRows":
+    ) -> "TokenizedExamples":
         """Rows from (tokens, weights) pairs; groups and sources may be left out.
 
         Raises:
@@ -90,20 +90,20 @@ class TokenizedRows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def row(self, index: SupportsIndex) -> tuple[RowTokens, RowWeights]:
+    def example(self, index: SupportsIndex) -> tuple[ExampleTokens, ExampleWeights]:
         """Tokens and weights of one row."""
         start = operator.index(index)
         piece = slice(self.offsets[start], self.offsets[start + 1])
         return self.tokens[piece], self.weights[piece].astype(np.float32, copy=False)
 
-    def of_first(self, records: Sequence[Record]) -> "TokenizedRows":
+    def of_first(self, records: Sequence[Record]) -> "TokenizedExamples":
         """The rows of the first records, which come first."""
         names = {record.id for record in records}
         count = next((number for number, name in enumerate(self.ids) if name not in names), len(self))
         if count == len(self):
             return self
         end = int(self.offsets[count])
-        return TokenizedRows(
+        return TokenizedExamples(
             self.tokens[:end],
             self.weights[:end],
             self.offsets[: count + 1],
@@ -128,18 +128,18 @@ class TokenizedRows:
         """sha256 over tokens, weights, offsets and ids: equal if and only if the training data are the same."""
         if self.stored_fingerprint:
             return self.stored_fingerprint
-        digest = RowDigest()
+        digest = ExampleDigest()
         digest.add(self)
         return digest.fingerprint()
 
 
-class RowDigest:
+class ExampleDigest:
     """The fingerprint of rows that come piece by piece; how they are cut into pieces does not matter."""
 
     def __init__(self):
         self._parts = {name: hashlib.sha256() for name in ("tokens", "weights", "lengths", "ids", "id lengths")}
 
-    def add(self, rows: TokenizedRows) -> None:
+    def add(self, rows: TokenizedExamples) -> None:
         """Goes on with further rows."""
         ids = TextColumn.of(rows.ids)
         arrays = {
@@ -270,13 +270,13 @@ class Tokenized:
         changed: how many rows do not hold all of their record, by reason.
         notes: whatever else is to be known of them, as JSON has it.
         keys: hashes of the records, in their order, but of those that were dropped before they came here.
-        first_rows: of each such record the number of its first row; -1 - n where it has none and is `dropped[n]`.
+        first_examples: of each such record the number of its first row; -1 - n where it has none and is `dropped[n]`.
     """
 
-    rows: TokenizedRows
+    rows: TokenizedExamples
     dropped: Sequence[DroppedRow]
     counts: Counts
     changed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keys: RecordKeys = dataclasses.field(default_factory=lambda: RecordKeys.of((), NO_TEMPLATE))
-    first_rows: Int64[np.ndarray, "records"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    first_examples: Int64[np.ndarray, "records"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))

@@ -1,6 +1,6 @@
 """The cache of tokenized rows: made once, found again under a key of everything they depend on.
 
-Between tokenizing and packing. An entry is a row store (row_store.py) in a directory named after its key. It is written
+Between tokenizing and packing. An entry is a row store (example_store.py) in a directory named after its key. It is written
 under another name and renamed when it is whole, so that no run sees part of one; and it is checked when it is opened.
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from sft_jax.data.tokenized import Tokenized
-from sft_jax.data.tokenized.row_store import RowStoreError, RowStoreWriter, open_rows, sync_directory
+from sft_jax.data.tokenized.example_store import ExampleStoreError, ExampleStoreWriter, open_examples, sync_directory
 
 _PARTIAL = ".partial-"
 _LOCK = ".lock"
 
-Write = Callable[[RowStoreWriter], Mapping[str, Any]]
+Write = Callable[[ExampleStoreWriter], Mapping[str, Any]]
 
 
 def cache_directory(setting: str) -> Path | None:
@@ -39,7 +39,7 @@ def cache_directory(setting: str) -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft_jax" / "data"
 
 
-def cached_rows(
+def cached_examples(
     directory: Path | None, key: dict[str, Any], write: Write, waiting: Callable[[], object] = lambda: None
 ) -> tuple[Tokenized, str]:
     """The rows of an entry, made first where there is none or it is damaged.
@@ -61,7 +61,7 @@ def cached_rows(
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="sft_jax_rows_") as temporary:
             _fill(Path(temporary), key, write)
-            return open_rows(Path(temporary)), "tokenized, not cached"  # the mapped files outlive their names
+            return open_examples(Path(temporary)), "tokenized, not cached"  # the mapped files outlive their names
     entry = directory / entry_name(key)
     _check_writable(directory)
     with _locked(directory, entry.name, waiting):
@@ -126,8 +126,8 @@ def _open_or_make(entry: Path, key: dict[str, Any], write: Write) -> tuple[Token
     note = f"tokenized, kept in {entry}"
     if os.path.lexists(entry):
         try:
-            found = open_rows(entry)
-        except RowStoreError as error:
+            found = open_examples(entry)
+        except ExampleStoreError as error:
             note = f"tokenized again, the entry of the cache was damaged: {error}"
             _remove(entry)
         else:
@@ -140,7 +140,7 @@ def _open_or_make(entry: Path, key: dict[str, Any], write: Write) -> tuple[Token
         sync_directory(entry.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # nothing where it was renamed
-    return open_rows(entry), note
+    return open_examples(entry), note
 
 
 def _remove(entry: Path) -> None:
@@ -152,7 +152,7 @@ def _remove(entry: Path) -> None:
 
 
 def _fill(directory: Path, key: dict[str, Any], write: Write) -> None:
-    with RowStoreWriter(directory) as writer:
+    with ExampleStoreWriter(directory) as writer:
         writer.finish(key, write(writer))
 
 

@@ -15,7 +15,7 @@ from etils import epath
 
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.rendering.special_tokens import tokens_in_contents
-from sft_jax.data.tokenized.row_store import FORMAT
+from sft_jax.data.tokenized.example_store import FORMAT
 
 _PIECE = 1 << 24  # bytes read at a time
 _LONG = 1 << 30  # bytes that take a second or more
@@ -37,7 +37,7 @@ NOT_IN_ROWS = frozenset(
         "fail_on",
         "cache",
         "packing",
-        "max_segments_per_row",
+        "max_examples_per_sequence",
         "supervised_quantile",
     }
 )
@@ -50,7 +50,7 @@ def _tell_nobody(share: float) -> None:
     del share
 
 
-def rows_key(
+def examples_key(
     files: Iterable[tuple[str, epath.PathLike]],
     renderer: ConversationRenderer,
     options: Mapping[str, Any],

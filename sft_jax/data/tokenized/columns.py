@@ -1,6 +1,6 @@
 """Columns of text for millions of rows, in a few bytes a row: what names rows, slices and reasons.
 
-Serves tokenized rows and row_store.py, in memory or mapped from a file.
+Serves tokenized rows and example_store.py, in memory or mapped from a file.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Hashes of what records say, by which equal ones are found among millions: copies, contradictions, overlap.
 
-Made of records while they are tokenized (tokenizing.py), kept beside their rows (row_store.py), compared by the checks.
+Made of records while they are tokenized (tokenizing.py), kept beside their rows (example_store.py), compared by the checks.
 48 bytes a record stand for texts that memory would not hold.
 """
 

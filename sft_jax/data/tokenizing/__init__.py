@@ -12,15 +12,15 @@ import numpy as np
 
 from sft_jax.data.reading import FLAGS, flags_of_source
 from sft_jax.data.records import Record, RecordError
-from sft_jax.data.rendering import ConversationRenderer, RenderedRow, RowError
-from sft_jax.data.tokenized import Counts, DroppedRow, Tokenized, TokenizedRows, group_dropped
+from sft_jax.data.rendering import ConversationRenderer, ExampleError, RenderedExample
+from sft_jax.data.tokenized import Counts, DroppedRow, Tokenized, TokenizedExamples, group_dropped
 from sft_jax.data.tokenized.record_keys import RecordKeys
 from sft_jax.data.views import NO_TEMPLATE, PromptTemplate, view_of
 
 ROWS_PER_CALL = 256  # records handed to the tokenizer at once: enough to amortise the call, small for progress
 
 
-class NoRowsError(ValueError):
+class NoExamplesError(ValueError):
     """Every row was dropped, so there is nothing to train on. The message lists the reasons.
 
     Attributes:
@@ -36,7 +36,7 @@ class NoRowsError(ValueError):
 def tokenize_chunk(
     records: Sequence[Record | DroppedRow],
     renderer: ConversationRenderer,
-    max_tokens_per_row: int,
+    max_example_tokens: int,
     template: PromptTemplate = NO_TEMPLATE,
 ) -> Tokenized:
     """Tokens, weights and keys of a few records; what is dropped already stays dropped.
@@ -53,10 +53,10 @@ def tokenize_chunk(
     dropped: list[DroppedRow] = []
     changed: collections.Counter[str] = collections.Counter()
     kept_records = dropped_records = 0
-    first_rows: list[int] = []
-    for record, found in zip(records, _outcomes(records, renderer, max_tokens_per_row), strict=True):
+    first_examples: list[int] = []
+    for record, found in zip(records, _outcomes(records, renderer, max_example_tokens), strict=True):
         if isinstance(record, Record):
-            first_rows.append(-1 - len(dropped) if isinstance(found, DroppedRow) else len(pairs))
+            first_examples.append(-1 - len(dropped) if isinstance(found, DroppedRow) else len(pairs))
         if isinstance(found, DroppedRow):
             dropped.append(found)
             dropped_records += 1
@@ -67,7 +67,7 @@ def tokenize_chunk(
             changed[row.changed.partition(":")[0]] += bool(row.changed)
         kept_records += bool(found)
     ids, groups, sources = zip(*names, strict=True) if names else ((), (), ())
-    rows = TokenizedRows.from_rows(pairs, ids, groups, sources)
+    rows = TokenizedExamples.from_examples(pairs, ids, groups, sources)
     counts = Counts(len(records), kept_records, dropped_records, len(rows))
     views = [view_of(record, renderer.tokenizer) for record in records if isinstance(record, Record)]
     return Tokenized(
@@ -76,25 +76,25 @@ def tokenize_chunk(
         counts,
         dict(+changed),
         keys=RecordKeys.of(views, template),
-        first_rows=np.array(first_rows, np.int64),
+        first_examples=np.array(first_examples, np.int64),
     )
 
 
 def _outcomes(
-    records: Sequence[Record | DroppedRow], renderer: ConversationRenderer, max_tokens_per_row: int
-) -> list[list[RenderedRow] | DroppedRow]:
+    records: Sequence[Record | DroppedRow], renderer: ConversationRenderer, max_example_tokens: int
+) -> list[list[RenderedExample] | DroppedRow]:
     """The rows of each record, or why there are none."""
     outcomes = [record if isinstance(record, DroppedRow) else _weightless(record) for record in records]
     waiting = [record for record, outcome in zip(records, outcomes, strict=True) if outcome is None]
-    rendered = iter(zip(waiting, _render(waiting, renderer, max_tokens_per_row), strict=True))
+    rendered = iter(zip(waiting, _render(waiting, renderer, max_example_tokens), strict=True))
     for number, outcome in enumerate(outcomes):
         if outcome is None:
             record, found = next(rendered)
-            outcomes[number] = _dropped(record, found) if isinstance(found, RowError) else found
+            outcomes[number] = _dropped(record, found) if isinstance(found, ExampleError) else found
     return outcomes
 
 
-def _dropped(record: Record, error: RowError) -> DroppedRow:
+def _dropped(record: Record, error: ExampleError) -> DroppedRow:
     """Raises ValueError where the run is to stop."""
     if error.stops:
         raise ValueError(_said_of(record, error))
@@ -122,20 +122,20 @@ def _weightless(record: Record) -> DroppedRow | None:
 
 
 def _render(
-    records: Sequence[Record], renderer: ConversationRenderer, max_tokens_per_row: int
-) -> list[list[RenderedRow] | RowError]:
+    records: Sequence[Record], renderer: ConversationRenderer, max_example_tokens: int
+) -> list[list[RenderedExample] | ExampleError]:
     """All at once; where that fails, one by one, to name the record it fails on."""
     try:
-        return renderer.render_many([record.example for record in records], max_tokens_per_row)
+        return renderer.render_many([record.example for record in records], max_example_tokens)
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         for record in records:
-            _render_named(record, renderer, max_tokens_per_row)
+            _render_named(record, renderer, max_example_tokens)
         raise error
 
 
-def _render_named(record: Record, renderer: ConversationRenderer, max_tokens_per_row: int) -> None:
+def _render_named(record: Record, renderer: ConversationRenderer, max_example_tokens: int) -> None:
     try:
-        renderer.render_many([record.example], max_tokens_per_row)
+        renderer.render_many([record.example], max_example_tokens)
     except ValueError as error:
         raise ValueError(_said_of(record, error)) from error
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
@@ -145,28 +145,28 @@ def _render_named(record: Record, renderer: ConversationRenderer, max_tokens_per
 def tokenize_records(
     records: Sequence[Record],
     renderer: ConversationRenderer,
-    max_tokens_per_row: int,
+    max_example_tokens: int,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[TokenizedRows, list[DroppedRow]]:
+) -> tuple[TokenizedExamples, list[DroppedRow]]:
     """Tokens and weights of records that lie in memory; what cannot be used is dropped and named.
 
     Args:
         records: from `read_records`.
         renderer: the chat template and tokenizer of the model.
-        max_tokens_per_row: the longest a row may be; the renderer's masking says what becomes of longer ones.
+        max_example_tokens: the longest a row may be; the renderer's masking says what becomes of longer ones.
         progress: called with (records done, records in all) now and then.
 
     Returns:
         The kept rows in the order of the records, and the dropped rows; together exactly as many as `records`.
 
     Raises:
-        NoRowsError: all rows were dropped.
+        NoExamplesError: all rows were dropped.
         ValueError: a row is too long, and the masking makes that an error.
     """
     parts = []
     for start in range(0, len(records), ROWS_PER_CALL):
         chunk = records[start : start + ROWS_PER_CALL]
-        parts.append(tokenize_chunk(chunk, renderer, max_tokens_per_row))
+        parts.append(tokenize_chunk(chunk, renderer, max_example_tokens))
         if progress is not None:
             progress(start + len(chunk), len(records))
     rows = _joined([part.rows for part in parts])
@@ -177,18 +177,18 @@ def tokenize_records(
     return rows, dropped
 
 
-def _joined(parts: Sequence[TokenizedRows]) -> TokenizedRows:
-    pairs = [part.row(index) for part in parts for index in range(len(part))]
+def _joined(parts: Sequence[TokenizedExamples]) -> TokenizedExamples:
+    pairs = [part.example(index) for part in parts for index in range(len(part))]
     columns = [[(part.ids, part.groups, part.sources)[number] for part in parts] for number in range(3)]
-    return TokenizedRows.from_rows(pairs, *(list(itertools.chain(*column)) for column in columns))
+    return TokenizedExamples.from_examples(pairs, *(list(itertools.chain(*column)) for column in columns))
 
 
-def nothing_left(count: int, dropped: Sequence[DroppedRow]) -> NoRowsError:
+def nothing_left(count: int, dropped: Sequence[DroppedRow]) -> NoExamplesError:
     """The error that says why no row is left."""
     if not count:
-        return NoRowsError("There are no records to train on.")
+        return NoExamplesError("There are no records to train on.")
     lines = [f"All {count} rows were dropped, nothing is left to train on:"]
     for reason, rows in group_dropped(dropped).items():
         first = f"{rows[0].id}, {rows[0].detail}" if rows[0].detail else rows[0].id
         lines.append(f"  {len(rows)} x {reason} (first: {first})")
-    return NoRowsError("\n".join(lines), max(row.tokens for row in dropped))
+    return NoExamplesError("\n".join(lines), max(row.tokens for row in dropped))

@@ -14,7 +14,7 @@ from sft_jax.data.conversations import Chat, Example, Preference, Segments
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
-from sft_jax.data.tokenized.row_store import RowStoreWriter
+from sft_jax.data.tokenized.example_store import ExampleStoreWriter
 from sft_jax.data.tokenizing import ROWS_PER_CALL, nothing_left
 from sft_jax.data.tokenizing.workers import Chunk, tokenized_chunks
 from sft_jax.data.views import TEMPLATE_SAMPLE, PromptTemplate, View, view_of
@@ -47,10 +47,10 @@ class Work:
 
 
 def write_rows(
-    writer: RowStoreWriter,
+    writer: ExampleStoreWriter,
     records: Iterable[Record | DroppedRow],
     renderer: ConversationRenderer,
-    max_tokens_per_row: int,
+    max_example_tokens: int,
     workers: int = 0,
     progress: Callable[[Work], None] | None = None,
     share: Callable[[], float | None] = lambda: None,
@@ -61,7 +61,7 @@ def write_rows(
         writer: of the store.
         records: taken one after the other; rows dropped on the way to here stand among them.
         renderer: the chat template and tokenizer of the model.
-        max_tokens_per_row: the longest a row may be; the renderer's masking says what becomes of longer ones.
+        max_example_tokens: the longest a row may be; the renderer's masking says what becomes of longer ones.
         workers: processes that help where it takes long.
         progress: called now and then, from the time on at which tokenizing begins.
         share: how much of all there is to read has been read, from 0 to 1.
@@ -70,7 +70,7 @@ def write_rows(
         What was done.
 
     Raises:
-        NoRowsError: there are no records, or all were dropped.
+        NoExamplesError: there are no records, or all were dropped.
         ValueError: see `tokenize_chunk`.
         RuntimeError: see `tokenize_chunk`, or rows in are not rows kept and dropped.
     """
@@ -84,7 +84,7 @@ def write_rows(
 
     report = progress or (lambda work: None)
     report(work(0.0 if share() is not None else None))
-    parts = tokenized_chunks(chunks, renderer, max_tokens_per_row, workers, template=template, on_start=helping.append)
+    parts = tokenized_chunks(chunks, renderer, max_example_tokens, workers, template=template, on_start=helping.append)
     for part in parts:
         writer.append(part)
         if not writer.counts.rows:

@@ -21,14 +21,14 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
     questions = sys.stdin.buffer
-    renderer, max_tokens_per_row, template = pickle.load(questions)
+    renderer, max_example_tokens, template = pickle.load(questions)
     while True:
         try:
             chunk = pickle.load(questions)
         except EOFError:
             return
         try:
-            answer = tokenize_chunk(chunk, renderer, max_tokens_per_row, template)
+            answer = tokenize_chunk(chunk, renderer, max_example_tokens, template)
         except (ValueError, RuntimeError) as error:  # names its record; anything else ends this process
             answer = error
         pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)

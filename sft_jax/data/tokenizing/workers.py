@@ -45,7 +45,7 @@ def worker_count(asked: int) -> int:
 def tokenized_chunks(
     chunks: Iterable[Chunk],
     renderer: ConversationRenderer,
-    max_tokens_per_row: int,
+    max_example_tokens: int,
     workers: int = 0,
     alone_seconds: float = ALONE_SECONDS,
     template: PromptTemplate = NO_TEMPLATE,
@@ -56,7 +56,7 @@ def tokenized_chunks(
     Args:
         chunks: records.
         renderer: the chat template and tokenizer of the model.
-        max_tokens_per_row: the longest a row may be.
+        max_example_tokens: the longest a row may be.
         workers: how many processes; 0: this one alone.
         alone_seconds: so much is done before workers are started.
         template: of prompts, see `tokenize_chunk`.
@@ -72,11 +72,11 @@ def tokenized_chunks(
         chunk = next(chunks, None)
         if chunk is None:
             return
-        yield tokenize_chunk(chunk, renderer, max_tokens_per_row, template)
+        yield tokenize_chunk(chunk, renderer, max_example_tokens, template)
     first = next(chunks, None)
     if first is not None:
         on_start(workers)
-        with Workers(workers, renderer, max_tokens_per_row, template) as pool:
+        with Workers(workers, renderer, max_example_tokens, template) as pool:
             yield from pool.map(itertools.chain([first], chunks))
 
 
@@ -87,11 +87,11 @@ class Workers:
         self,
         count: int,
         renderer: ConversationRenderer,
-        max_tokens_per_row: int,
+        max_example_tokens: int,
         template: PromptTemplate = NO_TEMPLATE,
     ):
         """Starts them."""
-        task = pickle.dumps((renderer, max_tokens_per_row, template), protocol=pickle.HIGHEST_PROTOCOL)
+        task = pickle.dumps((renderer, max_example_tokens, template), protocol=pickle.HIGHEST_PROTOCOL)
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers = [_Worker(task) for _ in range(count)]
         for worker in self._workers:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sft_jax.models.adapters import lora
-from sft_jax.models.products import contract
+from sft_jax.models.matmul import contract
 
 INIT_READS_KERNEL = True
 ON_EXPERTS = False  # magnitudes of one expert's columns would have to find its rows

@@ -6,7 +6,7 @@ from sft_jax.audit.checks import CheckedData
 from sft_jax.audit.checks.agreement import agreement
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 
 def task(number, **labels):
@@ -20,7 +20,7 @@ def task(number, **labels):
 
 
 def checked_data_of(tasks):
-    rows = TokenizedRows.from_rows([([1, 2], [0, 1])] * len(tasks), [record.id for record in tasks])
+    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])] * len(tasks), [record.id for record in tasks])
     return CheckedData(tasks, rows)
 
 

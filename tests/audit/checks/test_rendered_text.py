@@ -4,10 +4,10 @@ import pytest
 
 from sft_jax.audit.checks import CheckedData, run_checks
 from sft_jax.audit.checks.rendered_text import HEADERS, rendered_text
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 from tests.data.rendering.chat_formats import FORMATS
 
 RENDERED = "<|im_start|>user\nTwo plus two?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n"
@@ -16,7 +16,7 @@ PLAIN = "The marker <|im_start|>user begins what a user says, and <|im_end|> end
 
 def seen(*examples, **fields):
     records = [Record(f"a:{number}", example, {}) for number, example in enumerate(examples, 1)]
-    rows = TokenizedRows.from_rows([([1, 2], [0, 1])] * len(records), [record.id for record in records])
+    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])] * len(records), [record.id for record in records])
     return rendered_text(CheckedData(records, rows, **fields))
 
 
@@ -73,7 +73,7 @@ def test_what_is_no_rendered_conversation(example):
 def test_tokens_of_a_rendered_conversation(chatml_tokenizer, shown):
     ids = chatml_tokenizer(RENDERED)["input_ids"]
     answer = len(chatml_tokenizer(RENDERED.partition("Four.")[0])["input_ids"])
-    rows = TokenRow(ids, [1.0] * len(ids)), TokenRow(ids, [0.0] * answer + [1.0] * (len(ids) - answer))
+    rows = TokenExample(ids, [1.0] * len(ids)), TokenExample(ids, [0.0] * answer + [1.0] * (len(ids) - answer))
     (found,) = seen(*rows, tokenizer=chatml_tokenizer)
     assert shown(found) == ["a:1"]
 
@@ -93,6 +93,6 @@ def test_messages_that_hold_a_conversation(example):
 
 def test_it_is_looked_for_at_the_start_of_a_run(chatml_tokenizer):
     records = [Record("a:1", text(RENDERED), {})]
-    rows = TokenizedRows.from_rows([([1, 2], [0, 1])], ["a:1"])
+    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])], ["a:1"])
     found = [f for f in run_checks(CheckedData(records, rows), quick=True) if f.check == "rendered_text"]
     assert [finding.severity for finding in found] == ["warning"]

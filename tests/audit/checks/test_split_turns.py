@@ -9,7 +9,7 @@ from sft_jax.audit.checks.split_turns import split_turns
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.reading import DEFAULT
 from sft_jax.data.records import Record
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 CALLS = [{"name": "f", "arguments": {"city": city}} for city in ("Oslo", "Rome")]
 ASKED, ANSWERED = {"from": "human", "value": "How warm?"}, {"from": "gpt", "value": "4 and 17."}
@@ -26,7 +26,7 @@ def row(*turns):
 
 def seen(*examples, **fields):
     records = [Record(f"a:{number}", example, {}) for number, example in enumerate(examples, 1)]
-    return split_turns(CheckedData(records, TokenizedRows.from_rows([], []), **fields))
+    return split_turns(CheckedData(records, TokenizedExamples.from_examples([], []), **fields))
 
 
 TWO_CALLS = row(called(CALLS[0]), called(CALLS[1]), RESULT, RESULT)

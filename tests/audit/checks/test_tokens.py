@@ -12,7 +12,7 @@ from sft_jax.audit.checks.vocabulary import token_texts, vocabulary
 from sft_jax.data.conversations import Chat, Message, Segment, Segments
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer, Masking
-from sft_jax.data.tokenized import DroppedRow, TokenizedRows
+from sft_jax.data.tokenized import DroppedRow, TokenizedExamples
 from sft_jax.data.tokenizing import tokenize_records
 from tests.command_line import flags_in
 
@@ -35,7 +35,7 @@ END = 9
 )
 def test_end_of_turn(tokens, weights, is_good):
     good = ([END, 1, 6, END], [0, 0, 1, 1])  # begins with one: not the end of the row before
-    rows = TokenizedRows.from_rows([good, (tokens, weights), good], ["a:1", "a:2", "a:3"])
+    rows = TokenizedExamples.from_examples([good, (tokens, weights), good], ["a:1", "a:2", "a:3"])
     records = [Record(row_id, Chat((Message("user", "q"), Message("assistant", "a"))), {}) for row_id in rows.ids]
     (seen,) = end_of_turn(CheckedData(records, rows, stop_ids=(END,)))
     assert seen.count == (0 if is_good else 1)
@@ -49,15 +49,21 @@ def test_end_of_turn(tokens, weights, is_good):
         ({"end_of_turn": "last"}, ([1, 6, END, 2, 6, END], [0, 1, 0, 0, 1, 1]), 0),  # the first was not asked for
         ({"end_of_turn": "last"}, ([1, 6, END, 2, 6, END], [0, 1, 0, 0, 1, 0]), 1),
         ({"end_of_turn": "none"}, ([1, 6, END], [0, 1, 0]), 0),
-        ({"too_long": "truncate_right", "row_tokens": 3}, ([1, 6, 7], [0, 1, 1]), 0),  # full, so it may have been cut
-        ({"too_long": "truncate_right", "row_tokens": 4}, ([1, 6, 7], [0, 1, 1]), 1),
+        (
+            {"too_long": "truncate_right", "sequence_length": 3},
+            ([1, 6, 7], [0, 1, 1]),
+            0,
+        ),  # full, so it may have been cut
+        ({"too_long": "truncate_right", "sequence_length": 4}, ([1, 6, 7], [0, 1, 1]), 1),
         ({"trains_answers": False}, ([1, 6, 7], [0, 1, 1]), 0),  # what users say may end without a token
         ({}, ([1, 6, END, END], [0, 1, 1, 0]), 0),  # the turn has ended, what the template adds does not matter
     ],
 )
 def test_end_of_turn_follows_the_masking(masking, row, bad):
     records = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
-    (seen,) = end_of_turn(CheckedData(records, TokenizedRows.from_rows([row], ["a:1"]), stop_ids=(END,), **masking))
+    (seen,) = end_of_turn(
+        CheckedData(records, TokenizedExamples.from_examples([row], ["a:1"]), stop_ids=(END,), **masking)
+    )
     assert seen.count == bad
 
 
@@ -65,12 +71,14 @@ def test_end_of_turn_follows_the_masking(masking, row, bad):
 def test_a_turn_of_which_ranges_alone_are_trained_has_no_end(weight, counted):
     answer = Message("assistant", "abc", weight=weight, ranges=((0, 1, 1.0),))
     records = [Record("a:1", Chat((Message("user", "q"), answer)), {})]
-    checked = CheckedData(records, TokenizedRows.from_rows([([1, 6, END], [0, 1, 0])], ["a:1"]), stop_ids=(END,))
+    checked = CheckedData(
+        records, TokenizedExamples.from_examples([([1, 6, END], [0, 1, 0])], ["a:1"]), stop_ids=(END,)
+    )
     assert sum(seen.count for seen in end_of_turn(checked)) == counted
 
 
 def test_only_conversations_must_end_and_not_knowing_is_said():
-    rows = TokenizedRows.from_rows([([1, 2], [0, 1])], ["a:1"])
+    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])], ["a:1"])
     text = [Record("a:1", Segments((Segment("t", 1.0),)), {})]
     assert end_of_turn(CheckedData(text, rows, stop_ids=(END,))) == []
     chat = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
@@ -102,9 +110,11 @@ def test_whether_texts_end(chatml_tokenizer, texts, ends, title, count):
     assert (seen.title, seen.count) == (title, count)
     assert ("--config.data.reading.text_end=eos" in seen.advice) == bool(count)
     end = chatml_tokenizer.eos_token_id
-    assert [int((rows.row(n)[0] == end).sum()) for n in (0, 1)] == [int(bool(ends) or "<|" in text) for text in texts]
+    assert [int((rows.example(n)[0] == end).sum()) for n in (0, 1)] == [
+        int(bool(ends) or "<|" in text) for text in texts
+    ]
     if ends and "<|" not in texts[0]:
-        assert all(rows.row(row)[0][-1] == end and rows.row(row)[1][-1] == 1 for row in (0, 1))
+        assert all(rows.example(row)[0][-1] == end and rows.example(row)[1][-1] == 1 for row in (0, 1))
 
 
 TOO_LONG = [  # (masking.too_long, texts, rows that are looked at, those that end, those that are counted)
@@ -121,7 +131,7 @@ def test_texts_end_in_the_last_piece_and_not_where_they_are_cut(
     made = [Record(f"a:{n}", Segments((Segment(text, 1.0),)), {}) for n, text in enumerate(texts)]
     renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(too_long=too_long))
     rows, _ = tokenize_records(made, renderer, 4)
-    checked = CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer, row_tokens=4)
+    checked = CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer, sequence_length=4)
     (seen,) = text_ends(dataclasses.replace(checked, too_long=too_long))
     assert (seen.numbers, seen.count) == ({"rows": looked_at, "ended": ended}, count)
 
@@ -169,8 +179,8 @@ def test_what_the_renderer_makes_is_good(chatml_tokenizer, records):
 
 
 def test_sizes():
-    rows = TokenizedRows.from_rows([(range(n), [0] * (n - 1) + [1]) for n in (2, 4, 6, 8)], list("abcd"))
-    (seen,) = sizes(CheckedData([], rows, row_tokens=10))
+    rows = TokenizedExamples.from_examples([(range(n), [0] * (n - 1) + [1]) for n in (2, 4, 6, 8)], list("abcd"))
+    (seen,) = sizes(CheckedData([], rows, sequence_length=10))
     assert seen.title.startswith(
         "4 rows, 20 tokens, 20.0% of them trained; 5 tokens in the middle row, 8 in the longest"
     )
@@ -248,14 +258,14 @@ def test_a_script_is_foreign_to_the_vocabulary_where_it_spells_characters_by_byt
 
 def rows_of(rows, ids):
     chosen = [rows.ids.index(row_id) for row_id in ids]
-    return TokenizedRows.from_rows([rows.row(index) for index in chosen], ids)
+    return TokenizedExamples.from_examples([rows.example(index) for index in chosen], ids)
 
 
 def test_unknown_tokens(byte_tokenizer, records):
     tokenizer = byte_tokenizer("<unk>", "<eos>", eos="<eos>")
     tokenizer.unk_token = "<unk>"
     unknown = tokenizer.unk_token_id
-    rows = TokenizedRows.from_rows([([1, 2], [0, 1]), ([1, unknown, unknown], [0, 1, 1])], ["a:1", "a:2"])
+    rows = TokenizedExamples.from_examples([([1, 2], [0, 1]), ([1, unknown, unknown], [0, 1, 1])], ["a:1", "a:2"])
     (seen,) = vocabulary(CheckedData([], rows, tokenizer=tokenizer))
     assert seen.examples[0].row_id == "a:2"
     assert seen.examples[0].text.startswith("2 unknown: ")

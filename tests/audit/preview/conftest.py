@@ -28,8 +28,8 @@ def renderer(chatml_tokenizer):
 def checked(renderer):
     """What the checks look at, of some records."""
 
-    def make(records, row_tokens=1000, **more):
-        rows, dropped = tokenize_records(records, renderer, row_tokens)
-        return CheckedData(records, rows, dropped, renderer.tokenizer, row_tokens, renderer.stop_ids, **more)
+    def make(records, sequence_length=1000, **more):
+        rows, dropped = tokenize_records(records, renderer, sequence_length)
+        return CheckedData(records, rows, dropped, renderer.tokenizer, sequence_length, renderer.stop_ids, **more)
 
     return make

@@ -56,7 +56,7 @@ def page(renderer, record, checked):
     report = data_report(
         made.rows,
         [dropped],
-        packing_report(made.rows, row_tokens=1000, row_targets=1000),
+        packing_report(made.rows, sequence_length=1000, sequence_targets=1000),
         cleaning=cleaning_values(log),
         findings=[finding],
         verdict=Verdict("clean_first", (Reason(EVIL, "clean_first"),)),

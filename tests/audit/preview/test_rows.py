@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from sft_jax.audit.preview.rows import dropped_row, rendered_rows
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample
 from sft_jax.data.records import DroppedRow, Record
 
 
@@ -13,8 +13,8 @@ def unrolled(runs):
     return list(itertools.chain.from_iterable([value] * count for count, value in runs))
 
 
-def page_row(renderer, record, notes=None, row_tokens=0):
-    (row,) = rendered_rows([record], renderer, "trained", notes or {}, row_tokens)
+def page_row(renderer, record, notes=None, sequence_length=0):
+    (row,) = rendered_rows([record], renderer, "trained", notes or {}, sequence_length)
     return row
 
 
@@ -43,13 +43,13 @@ def test_bytes_of_one_character_are_one_piece(renderer, record):
 
 def test_a_row_of_tokens_is_decoded(renderer):
     ids = renderer.tokenizer("the cat").input_ids
-    row = page_row(renderer, Record("t:1", TokenRow(ids, [0.0, *[1.0] * (len(ids) - 1)]), {}))
+    row = page_row(renderer, Record("t:1", TokenExample(ids, [0.0, *[1.0] * (len(ids) - 1)]), {}))
     assert "".join(row["pieces"]) == "the cat"
     assert row["ids"] == ids
 
 
 def test_what_cannot_be_rendered_is_shown_as_dropped(renderer, record):
-    row = page_row(renderer, record(1, "a" * 50), row_tokens=20)
+    row = page_row(renderer, record(1, "a" * 50), sequence_length=20)
     assert row["kind"] == "dropped"
     assert row["note"].startswith("longer than 20 tokens")
 
@@ -62,7 +62,7 @@ DROPPED = [
         ["a\n", "b\n", "c\n"],
         ["prompt", "chosen", "rejected"],
     ),
-    (TokenRow([1], [1.0]), ['{"input_ids": [1]}'], ["tokens"]),
+    (TokenExample([1], [1.0]), ['{"input_ids": [1]}'], ["tokens"]),
 ]
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from sft_jax.data.cleaning.contents import edit_texts, edited, final_answers, moved_ranges, prompt_of
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow, ToolCall
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample, ToolCall
 from sft_jax.data.records import Record
 from sft_jax.data.texts import words_of
 
@@ -43,7 +43,7 @@ def test_arguments_only_where_asked():
 
 
 def test_token_rows_have_no_text():
-    row = TokenRow([1, 2], [0.0, 1.0])
+    row = TokenExample([1, 2], [0.0, 1.0])
     assert edited(row, str.upper) is row
     assert final_answers(row) == []
     assert prompt_of(row) == ()

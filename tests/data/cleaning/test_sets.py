@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample
 from sft_jax.data.records import Record
 
 
@@ -29,8 +29,8 @@ def test_duplicates_of_every_form(clean):
         Preference(asked, second, first),
         Segments((Segment("a", 0.0), Segment("b", 1.0))),
         Segments((Segment("a", 1.0), Segment("b", 1.0))),
-        TokenRow([1, 2], [0, 1]),
-        TokenRow([1, 2], [1, 1]),
+        TokenExample([1, 2], [0, 1]),
+        TokenExample([1, 2], [1, 1]),
     ]
     rows = [Record(f"t:{n}", example, {}) for n, example in enumerate(examples * 2)]
     assert names(clean(rows, "drop_exact_duplicates")[0]) == [f"t:{n}" for n in range(len(examples))]

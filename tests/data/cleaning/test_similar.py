@@ -6,9 +6,9 @@ from sft_jax.audit.checks import CheckedData
 from sft_jax.audit.checks.near_duplicates import near_duplicates
 from sft_jax.audit.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
 from sft_jax.data.cleaning import Context
-from sft_jax.data.conversations import TokenRow
+from sft_jax.data.conversations import TokenExample
 from sft_jax.data.records import Record
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 LONG = "a customer would like to know whether the parcel that was sent last week can still be picked up at the counter"
 TEXTS = [LONG, f"{LONG}?", "something else entirely, of which there is no other", LONG.upper(), "short", "Short!"]
@@ -19,7 +19,7 @@ def names(records):
 
 
 def checked_data(records, held_out=()):
-    return CheckedData(records, TokenizedRows.from_rows([], []), held_out_records=held_out)
+    return CheckedData(records, TokenizedExamples.from_examples([], []), held_out_records=held_out)
 
 
 def test_near_duplicates(record, clean):
@@ -74,6 +74,6 @@ def test_nothing_measured(record, clean):
 
 
 def test_tokens_have_no_text(clean):
-    rows = [Record(f"t:{n}", TokenRow([1, 2], [0.0, 1.0]), {}) for n in range(2)]
+    rows = [Record(f"t:{n}", TokenExample([1, 2], [0.0, 1.0]), {}) for n in range(2)]
     context = Context(held_out=rows)
     assert clean(rows, "drop_near_duplicates", "drop_held_out_overlap", context=context)[0] == rows

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow, ToolCall
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample, ToolCall
 from sft_jax.data.formats import FORMATS, NoFormatError, detect_format
 from sft_jax.data.reading import Reading, RecordError
 
@@ -153,18 +153,18 @@ OTHERS = [
         {"segments": [{"text": "<s>Hi", "train": False}, {"text": "Ho", "label": True}, {"text": "!", "weight": 0.5}]},
         Segments((Segment("<s>Hi", 0.0), Segment("Ho", 1.0), Segment("!", 0.5))),
     ),
-    ({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, TokenRow([5, 6, 7], [0.0, 1.0, 1.0])),
-    ({"tokens": [5, 6, 7], "weights": [0, 0.5, 2]}, TokenRow([5, 6, 7], [0.0, 0.5, 2.0])),
-    ({"input_ids": [5, 6], "loss_mask": [False, True], "attention_mask": [1, 1]}, TokenRow([5, 6], [0.0, 1.0])),
-    ({"input_ids": [5, 6], "labels": [-100, 6], "completion_mask": [0, 1]}, TokenRow([5, 6], [0.0, 1.0])),
-    ({"input_ids": [5, 6, 7], "assistant_masks": [0, 1, 0]}, TokenRow([5, 6, 7], [0.0, 1.0, 0.0])),
+    ({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, TokenExample([5, 6, 7], [0.0, 1.0, 1.0])),
+    ({"tokens": [5, 6, 7], "weights": [0, 0.5, 2]}, TokenExample([5, 6, 7], [0.0, 0.5, 2.0])),
+    ({"input_ids": [5, 6], "loss_mask": [False, True], "attention_mask": [1, 1]}, TokenExample([5, 6], [0.0, 1.0])),
+    ({"input_ids": [5, 6], "labels": [-100, 6], "completion_mask": [0, 1]}, TokenExample([5, 6], [0.0, 1.0])),
+    ({"input_ids": [5, 6, 7], "assistant_masks": [0, 1, 0]}, TokenExample([5, 6, 7], [0.0, 1.0, 0.0])),
     (  # TRL: a token is trained where both masks say so
         {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1], "assistant_masks": [1, 1, 0, 1]},
-        TokenRow([5, 6, 7, 8], [0.0, 1.0, 0.0, 1.0]),
+        TokenExample([5, 6, 7, 8], [0.0, 1.0, 0.0, 1.0]),
     ),
     (
         {"input_ids": [5, 6, 7], "labels": [-100, 6, -100], "loss_mask": [1, 1, 0], "completion_mask": [0, 1, 1]},
-        TokenRow([5, 6, 7], [0.0, 1.0, 0.0]),
+        TokenExample([5, 6, 7], [0.0, 1.0, 0.0]),
     ),
 ]
 NO = {"role": "assistant", "content": "No"}

@@ -18,21 +18,23 @@ from sft_jax.data.packing import (
 )
 from sft_jax.data.packing import bins as bins_module
 from sft_jax.data.packing.bins import Bins, Bounds
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 DECREASING = ("best_fit", "first_fit")
 
 
-def pack(name, lengths, row_tokens, supervised=None, row_targets=None, segments=0):
+def pack(name, lengths, sequence_length, supervised=None, sequence_targets=None, segments=0):
     lengths = np.array(lengths, np.int64)
     supervised = np.zeros_like(lengths) if supervised is None else np.array(supervised, np.int64)
-    bins = get_packing(name)(lengths, supervised, Bounds(row_tokens, row_targets or row_tokens, segments))
+    bins = get_packing(name)(
+        lengths, supervised, Bounds(sequence_length, sequence_targets or sequence_length, segments)
+    )
     return [rows.tolist() for rows in bins]
 
 
 @pytest.mark.parametrize("name", DECREASING)
 @pytest.mark.parametrize(
-    ("lengths", "row_tokens", "bins"),
+    ("lengths", "sequence_length", "bins"),
     [
         ([3, 4, 1], 4, [[1], [0, 2]]),  # TRL bfd: [[1,2,3],[4,5,6,7],[8]] -> [[4,5,6,7],[1,2,3,8]]
         ([4, 2, 4, 1], 4, [[0], [2], [1, 3]]),  # TRL bfd at 4, of rows that are not cut
@@ -41,8 +43,8 @@ def pack(name, lengths, row_tokens, supervised=None, row_targets=None, segments=
         ([], 4, []),
     ],
 )
-def test_decreasing(name, lengths, row_tokens, bins):
-    assert pack(name, lengths, row_tokens) == bins
+def test_decreasing(name, lengths, sequence_length, bins):
+    assert pack(name, lengths, sequence_length) == bins
 
 
 def test_best_fit_takes_the_fullest_bin_and_first_fit_the_first():
@@ -52,7 +54,7 @@ def test_best_fit_takes_the_fullest_bin_and_first_fit_the_first():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "row_tokens", "bins"),
+    ("lengths", "sequence_length", "bins"),
     [
         ([3, 1, 2, 3], 4, [[0, 1], [2], [3]]),
         # TRL wrapped at 3 cuts [4,5,6,7] and has no bin that is not full; here a row waits for a bin with room.
@@ -61,8 +63,8 @@ def test_best_fit_takes_the_fullest_bin_and_first_fit_the_first():
         ([], 3, []),
     ],
 )
-def test_sequential(lengths, row_tokens, bins):
-    assert pack("sequential", lengths, row_tokens) == bins
+def test_sequential(lengths, sequence_length, bins):
+    assert pack("sequential", lengths, sequence_length) == bins
 
 
 @pytest.mark.parametrize("name", ["best_fit", "first_fit", "sequential"])
@@ -134,15 +136,20 @@ def arrays(drawn):
 )
 def test_every_row_once_and_no_bin_over_a_bound(drawn, extra, extra_targets, epoch, packing, max_segments):
     lengths, supervised = arrays(drawn)
-    row_tokens, row_targets = int(lengths.max()) + extra, max(int(supervised.max()), 1) + extra_targets
-    how = {"row_tokens": row_tokens, "row_targets": row_targets, "packing": packing, "max_segments": max_segments}
+    sequence_length, sequence_targets = int(lengths.max()) + extra, max(int(supervised.max()), 1) + extra_targets
+    how = {
+        "sequence_length": sequence_length,
+        "sequence_targets": sequence_targets,
+        "packing": packing,
+        "max_segments": max_segments,
+    }
     bins = pack_epoch(lengths, supervised, **how, seed=3, epoch=epoch)
     flat = np.concatenate(list(bins)).tolist()
     assert sorted(flat) == list(range(len(lengths)))
     tokens, targets = (np.array([quantity[rows].sum() for rows in bins]) for quantity in (lengths, supervised))
     counts = np.array([len(rows) for rows in bins])
-    assert tokens.max() <= row_tokens
-    assert targets.max() <= row_targets
+    assert tokens.max() <= sequence_length
+    assert targets.max() <= sequence_targets
     assert max_segments == 0 or counts.max() <= max_segments
     assert bins.sums(lengths).tolist() == tokens.tolist()
     again = pack_epoch(lengths, supervised, **how, seed=3, epoch=epoch)
@@ -151,8 +158,8 @@ def test_every_row_once_and_no_bin_over_a_bound(drawn, extra, extra_targets, epo
         assert set(counts) == {1}
     if packing == "sequential":
         assert flat == list(range(len(lengths)))
-    if packing == "first_fit" or (packing == "best_fit" and not (targets.sum() > row_targets)):
-        joined = (tokens[:, None] + tokens <= row_tokens) & (targets[:, None] + targets <= row_targets)
+    if packing == "first_fit" or (packing == "best_fit" and not (targets.sum() > sequence_targets)):
+        joined = (tokens[:, None] + tokens <= sequence_length) & (targets[:, None] + targets <= sequence_targets)
         if max_segments:
             joined &= counts[:, None] + counts <= max_segments
         assert not (joined & ~np.eye(len(bins), dtype=bool)).any(), "two bins could have been one"
@@ -215,7 +222,7 @@ def test_order_depends_on_seed_and_epoch(packing):
     orders = {
         tuple(
             pack_epoch(
-                lengths, supervised, row_tokens=7, row_targets=7, seed=seed, epoch=epoch, packing=packing
+                lengths, supervised, sequence_length=7, sequence_targets=7, seed=seed, epoch=epoch, packing=packing
             ).rows.tolist()
         )
         for seed in (0, 1)
@@ -232,7 +239,7 @@ def test_company_in_a_bin_varies(packing):
         frozenset(
             frozenset(rows.tolist())
             for rows in pack_epoch(
-                lengths, supervised, row_tokens=7, row_targets=7, seed=0, epoch=epoch, packing=packing
+                lengths, supervised, sequence_length=7, sequence_targets=7, seed=0, epoch=epoch, packing=packing
             )
         )
         for epoch in range(3)
@@ -254,8 +261,8 @@ def test_order_is_pinned(packing, bins):
     found = pack_epoch(
         np.array([2, 3, 4, 1, 2], np.int64),
         np.ones(5, np.int64),
-        row_tokens=5,
-        row_targets=5,
+        sequence_length=5,
+        sequence_targets=5,
         seed=0,
         epoch=0,
         packing=packing,
@@ -273,13 +280,21 @@ def test_order_is_pinned(packing, bins):
 )
 def test_supervised_capacity_never_loses_a_token(drawn, extra, quantile, packing, sample):
     lengths, supervised = arrays(drawn)
-    row_tokens = int(lengths.max()) + extra
+    sequence_length = int(lengths.max()) + extra
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing_module, "_SAMPLE_ROWS", sample)  # many rows: a sample speaks for all but the largest
-        capacity = supervised_capacity(lengths, supervised, row_tokens, quantile, packing)
-    assert supervised.max() <= capacity <= row_tokens
-    assert capacity == row_tokens or (capacity % 8 == 0 and capacity < 0.9 * row_tokens)
-    pack_epoch(lengths, supervised, row_tokens=row_tokens, row_targets=capacity, seed=0, epoch=0, packing=packing)
+        capacity = supervised_capacity(lengths, supervised, sequence_length, quantile, packing)
+    assert supervised.max() <= capacity <= sequence_length
+    assert capacity == sequence_length or (capacity % 8 == 0 and capacity < 0.9 * sequence_length)
+    pack_epoch(
+        lengths,
+        supervised,
+        sequence_length=sequence_length,
+        sequence_targets=capacity,
+        seed=0,
+        epoch=0,
+        packing=packing,
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,10 +315,10 @@ def test_supervised_capacity(lengths, supervised, quantile, capacity):
 
 @pytest.mark.parametrize("name", DECREASING)
 def test_packing_report(name):
-    rows = TokenizedRows.from_rows(
+    rows = TokenizedExamples.from_examples(
         [(range(n), [0] * (n - k) + [1] * k) for n, k in [(3, 1), (3, 1), (2, 1), (2, 1)]], list("abcd")
     )
-    report = packing_report(rows, row_tokens=10, row_targets=2, packing=name)
+    report = packing_report(rows, sequence_length=10, sequence_targets=2, packing=name)
     assert (report.rows, report.bins) == (4, 2)
     assert report.efficiency == 10 / 20
     assert report.target_efficiency == 4 / 4
@@ -311,11 +326,15 @@ def test_packing_report(name):
 
 
 def test_report_of_several_sources():
-    rows = TokenizedRows.from_rows(
+    rows = TokenizedExamples.from_examples(
         [(range(n), [0.0] * (n - 1) + [1.0]) for n in (4, 4, 2)], list("abc"), sources=["math", "math", "code"]
     )
     report = packing_report(
-        rows, row_tokens=8, row_targets=8, bins=Bins(np.array([0, 2, 2], np.int32), np.array([0, 1, 3])), is_epoch=False
+        rows,
+        sequence_length=8,
+        sequence_targets=8,
+        bins=Bins(np.array([0, 2, 2], np.int32), np.array([0, 1, 3])),
+        is_epoch=False,
     )
     assert report.sources == {
         "math": {"rows": 2, "tokens": 8, "share_of_tokens": 0.5},
@@ -334,14 +353,16 @@ def lognormal_rows(count):
 @pytest.mark.parametrize(("packing", "efficiency"), [("best_fit", 0.995), ("first_fit", 0.99), ("sequential", 0.84)])
 def test_a_hundred_thousand_rows_pack_well(packing, efficiency):
     lengths, supervised = lognormal_rows(100_000)
-    bins = pack_epoch(lengths, supervised, row_tokens=2048, row_targets=1248, seed=0, epoch=0, packing=packing)
+    bins = pack_epoch(
+        lengths, supervised, sequence_length=2048, sequence_targets=1248, seed=0, epoch=0, packing=packing
+    )
     assert lengths.sum() / (len(bins) * 2048) > efficiency
 
 
 def test_first_fit_over_windows_is_first_fit_of_each():
     lengths, supervised = lognormal_rows(500)
     bounds = Bounds(2048, 1248)
-    whole = packing_module.in_windows(first_fit_decreasing, lengths, supervised, bounds, window_rows=200)
+    whole = packing_module.in_windows(first_fit_decreasing, lengths, supervised, bounds, window_examples=200)
     parts = [
         first_fit_decreasing(lengths[at], supervised[at], bounds).renamed(at)
         for at in np.split(np.arange(500, dtype=np.int32), [200, 400])

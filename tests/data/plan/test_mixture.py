@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sft_jax.data.packing import PACKINGS
 from sft_jax.data.plan import PackPlan, mixture_capacity, order
 from sft_jax.data.plan.mixture import PACKING, Mixture, Schedule, Source, interleave
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +37,12 @@ def make_rows(sizes=SIZES, seed=0):
     rng = np.random.default_rng(seed)
     names = [name for name, count in sizes.items() for _ in range(count)]
     pairs = [(range(1, n + 1), [0.0] * (n // 2) + [1.0] * (n - n // 2)) for n in rng.integers(2, 13, len(names))]
-    return TokenizedRows.from_rows(pairs, [f"{n}/{i}" for i, n in enumerate(names)], sources=names)
+    return TokenizedExamples.from_examples(pairs, [f"{n}/{i}" for i, n in enumerate(names)], sources=names)
 
 
-def make_plan(rows, mixture, rows_per_batch=4, **options):
-    options = {"row_tokens": 24, "row_targets": 12, "seed": 0} | options
-    return PackPlan(rows, rows_per_batch=rows_per_batch, mixture=mixture, **options)
+def make_plan(rows, mixture, sequences_per_batch=4, **options):
+    options = {"sequence_length": 24, "sequence_targets": 12, "seed": 0} | options
+    return PackPlan(rows, sequences_per_batch=sequences_per_batch, mixture=mixture, **options)
 
 
 def stream_of(plan, steps):
@@ -188,7 +188,7 @@ def test_weights_are_shares_of_what_is_drawn(mixing):
 def test_passes_with_and_without_replacement(mixing, replacement):
     rows = make_rows()
     sources = tuple(Source(name, Schedule.parse("1"), replacement=replacement) for name in SIZES)
-    plan = make_plan(rows, Mixture(sources, mixing), rows_per_batch=1)
+    plan = make_plan(rows, Mixture(sources, mixing), sequences_per_batch=1)
     flat = np.concatenate(stream_of(plan, 300))
     of_chat = [row for row in flat if rows.sources.codes[row] == 2]
     times = np.bincount(of_chat, minlength=len(rows))[47:]
@@ -203,7 +203,7 @@ def test_passes_with_and_without_replacement(mixing, replacement):
 def test_weights_change_by_step(mixing):
     """All of math at first, all of code from step 80 on, half and half between."""
     rows = make_rows()
-    plan = make_plan(rows, weighted(mixing, math="20: 1, 80: 0", code="20: 0, 80: 1"), rows_per_batch=8)
+    plan = make_plan(rows, weighted(mixing, math="20: 1, 80: 0", code="20: 0, 80: 1"), sequences_per_batch=8)
     codes = [rows.sources.codes[np.concatenate(plan.batch_bins(step))] for step in range(100)]
     share = lambda a, b: np.concatenate(codes[a:b]).mean()
     slack = 0.03 if mixing == "before" else 0.08
@@ -246,10 +246,10 @@ def test_seeds_differ_and_blocks_that_were_forgotten_come_back():
     rows = make_rows()
     mixture = weighted(math="1", code="1", chat="1")
     plan, other = make_plan(rows, mixture), make_plan(rows, mixture, seed=1)
-    first = plan.row_ids(0)
-    assert other.row_ids(0) != first
-    plan.row_ids(300)
-    assert plan.row_ids(0) == first
+    first = plan.example_ids(0)
+    assert other.example_ids(0) != first
+    plan.example_ids(300)
+    assert plan.example_ids(0) == first
 
 
 def test_a_weighted_mixture_has_no_epochs():
@@ -290,7 +290,7 @@ def test_capacity_is_that_of_what_is_drawn(mixing):
     """Of math only the last token is trained, of code nearly all: shares decide how many slots a bin needs."""
     pairs = [(range(10), [0.0] * 9 + [1.0])] * 40 + [(range(10), [0.0] * 5 + [1.0] * 5)] * 40
     names = ["math"] * 40 + ["code"] * 40
-    rows = TokenizedRows.from_rows(pairs, [str(i) for i in range(80)], sources=names)
+    rows = TokenizedExamples.from_examples(pairs, [str(i) for i in range(80)], sources=names)
     much_math = mixture_capacity(rows, weighted(mixing, math="30", code="1"), 100, 0.5)
     much_code = mixture_capacity(rows, weighted(mixing, math="1", code="30"), 100, 0.5)
     assert (much_math, much_code) == (16, 56)
@@ -308,5 +308,5 @@ def test_capacity_is_that_of_what_is_drawn(mixing):
 def test_capacity_is_enough_for_every_stretch_of_weights(mixing, weights):
     """Bins of code alone, or nearly, need 50 of 100 slots, whenever they are drawn."""
     pairs = [(range(10), [0.0] * 9 + [1.0])] * 40 + [(range(10), [0.0] * 5 + [1.0] * 5)] * 40
-    rows = TokenizedRows.from_rows(pairs, [str(i) for i in range(80)], sources=["math"] * 40 + ["code"] * 40)
+    rows = TokenizedExamples.from_examples(pairs, [str(i) for i in range(80)], sources=["math"] * 40 + ["code"] * 40)
     assert mixture_capacity(rows, weighted(mixing, **weights), 100, 0.5) == 56

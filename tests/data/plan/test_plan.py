@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sft_jax.data.packing import PACKINGS
 from sft_jax.data.plan import PackPlan, order, stream
-from sft_jax.data.tokenized import TokenizedRows
+from sft_jax.data.tokenized import TokenizedExamples
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,26 +21,26 @@ def few_bins_counted_together():
 
 
 def make_rows(lengths):
-    return TokenizedRows.from_rows(
+    return TokenizedExamples.from_examples(
         [(range(1, n + 1), [i % 3 == 1 for i in range(n)]) for n in lengths], [f"r{i}" for i in range(len(lengths))]
     )
 
 
-def make_plan(lengths, rows_per_batch=4, seed=0, **options):
-    options = {"row_tokens": 24, "row_targets": 8, **options}
-    return PackPlan(make_rows(lengths), rows_per_batch=rows_per_batch, seed=seed, **options)
+def make_plan(lengths, sequences_per_batch=4, seed=0, **options):
+    options = {"sequence_length": 24, "sequence_targets": 8, **options}
+    return PackPlan(make_rows(lengths), sequences_per_batch=sequences_per_batch, seed=seed, **options)
 
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(lengths=LENGTHS, rows_per_batch=st.integers(1, 7), packing=st.sampled_from(sorted(PACKINGS)))
-def test_every_row_exactly_once_an_epoch_and_batches_roll_over(lengths, rows_per_batch, packing):
-    plan = make_plan(lengths, rows_per_batch, packing=packing)
+@given(lengths=LENGTHS, sequences_per_batch=st.integers(1, 7), packing=st.sampled_from(sorted(PACKINGS)))
+def test_every_row_exactly_once_an_epoch_and_batches_roll_over(lengths, sequences_per_batch, packing):
+    plan = make_plan(lengths, sequences_per_batch, packing=packing)
     steps = plan.steps_for("epochs", 3) + 1
     stream = [rows for step in range(steps) for rows in plan.batch_bins(step)]
-    assert len(stream) == steps * rows_per_batch  # every batch is full: the last of an epoch rolls over
+    assert len(stream) == steps * sequences_per_batch  # every batch is full: the last of an epoch rolls over
     flat = np.concatenate(stream).tolist()
     for epoch in range(3):
         begin = epoch * len(lengths)
@@ -48,10 +48,12 @@ def test_every_row_exactly_once_an_epoch_and_batches_roll_over(lengths, rows_per
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(lengths=LENGTHS, rows_per_batch=st.integers(1, 5), steps=st.lists(st.integers(0, 30), min_size=1, max_size=6))
-def test_any_position_in_any_order(lengths, rows_per_batch, steps):
+@given(
+    lengths=LENGTHS, sequences_per_batch=st.integers(1, 5), steps=st.lists(st.integers(0, 30), min_size=1, max_size=6)
+)
+def test_any_position_in_any_order(lengths, sequences_per_batch, steps):
     """A plan that jumps (a resumed run) says what a plan that walked said; counters follow from the position."""
-    walking, jumping = make_plan(lengths, rows_per_batch), make_plan(lengths, rows_per_batch)
+    walking, jumping = make_plan(lengths, sequences_per_batch), make_plan(lengths, sequences_per_batch)
     sizes = np.array(lengths)
     supervised = make_rows(lengths).supervised
     seen = [walking.batch_bins(step) for step in range(max(steps) + 1)]
@@ -59,7 +61,7 @@ def test_any_position_in_any_order(lengths, rows_per_batch, steps):
     for step in steps:
         assert [b.tolist() for b in jumping.batch_bins(step)] == [b.tolist() for b in seen[step]]
         flat = np.concatenate(seen[step])
-        assert jumping.row_ids(step) == [f"r{row}" for row in flat]
+        assert jumping.example_ids(step) == [f"r{row}" for row in flat]
         counted = {"examples": len(flat), "tokens": sizes[flat].sum(), "supervised_tokens": supervised[flat].sum()}
         assert jumping.counts(step) == counted
         before = {name: sum(count[name] for count in counts[:step]) for name in counted}
@@ -69,12 +71,12 @@ def test_any_position_in_any_order(lengths, rows_per_batch, steps):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     lengths=LENGTHS,
-    rows_per_batch=st.integers(1, 5),
+    sequences_per_batch=st.integers(1, 5),
     unit=st.sampled_from(["examples", "tokens"]),
     amount=st.integers(0, 900),
 )
-def test_steps_for_is_the_smallest_that_reaches(lengths, rows_per_batch, unit, amount):
-    plan = make_plan(lengths, rows_per_batch)
+def test_steps_for_is_the_smallest_that_reaches(lengths, sequences_per_batch, unit, amount):
+    plan = make_plan(lengths, sequences_per_batch)
     steps = plan.steps_for(unit, amount)
     assert plan.cumulative_counts(steps)[unit] >= amount
     assert steps == 0 or plan.cumulative_counts(steps - 1)[unit] < amount
@@ -82,7 +84,7 @@ def test_steps_for_is_the_smallest_that_reaches(lengths, rows_per_batch, unit, a
 
 def test_durations_by_hand():
     """Ten rows of 12 tokens, two in a bin: 5 bins an epoch, 2 a batch."""
-    plan = make_plan([12] * 10, rows_per_batch=2)
+    plan = make_plan([12] * 10, sequences_per_batch=2)
     assert plan.steps_per_epoch == 2.5
     table = [
         ("steps", 7, 7),
@@ -102,7 +104,7 @@ def test_durations_by_hand():
 
 def test_epochs_differ_and_seeds_differ():
     plan, other = make_plan([12] * 30, 15), make_plan([12] * 30, 15, seed=1)
-    orders = {tuple(plan.row_ids(0)), tuple(plan.row_ids(1)), tuple(other.row_ids(0))}
+    orders = {tuple(plan.example_ids(0)), tuple(plan.example_ids(1)), tuple(other.example_ids(0))}
     assert len(orders) == 3
 
 
@@ -132,16 +134,16 @@ def test_counters_do_not_wait_for_an_epoch_that_is_packed_ahead(monkeypatch):
 
 def test_forgotten_epochs_come_back_the_same():
     plan = make_plan([5, 7, 9, 11, 3], 1)
-    first = plan.row_ids(0)
-    plan.row_ids(100)
-    assert plan.row_ids(0) == first
+    first = plan.example_ids(0)
+    plan.example_ids(100)
+    assert plan.example_ids(0) == first
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: make_plan([]), "no rows"),
-        (lambda: make_plan([3], 0), "rows_per_batch must be at least 1"),
+        (lambda: make_plan([3], 0), "sequences_per_batch must be at least 1"),
         (lambda: make_plan([25]), "Row 0 has 25 tokens"),
         (lambda: make_plan([3]).steps_for("minutes", 3), "Unknown unit of duration 'minutes'"),
         (lambda: make_plan([3]).steps_for("steps", -1), "not negative"),

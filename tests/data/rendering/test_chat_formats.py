@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.data.conversations import Chat, Message, ToolCall
-from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.data.rendering.masking import Masking
 from tests.command_line import SFT, config_of, flags_in
 from tests.data.rendering.chat_formats import FORMATS, IM_END
@@ -66,10 +66,10 @@ def test_every_answer_with_its_end_and_nothing_else(name, eos, case):
     tokenizer = chat_format.tokenizer(eos)
     (rows,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([chat])
     if case in chat_format.refuses:
-        assert isinstance(rows, RowError)
+        assert isinstance(rows, ExampleError)
         assert chat_format.refuses[case] in str(rows)
         return
-    assert not isinstance(rows, RowError), rows
+    assert not isinstance(rows, ExampleError), rows
     text = "".join(trained_text(row) for row in rows)
     assert text == expected_text(chat_format, chat, eos or chat_format.native_end)
     assert rows[-1].text == with_beginning(chat_format, theirs(tokenizer, chat))
@@ -119,7 +119,7 @@ def test_rows_are_refused_or_expanded_where_history_is_rewritten(name):
     tokenizer = FORMATS[name].tokenizer()
     (refused,) = ConversationRenderer(tokenizer).render_many([chat])
     (expanded,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([chat])
-    assert isinstance(refused, RowError) == rewritten
+    assert isinstance(refused, ExampleError) == rewritten
     assert len(expanded) == (2 if rewritten else 1)
     if rewritten:
         assert "another history at inference" in str(refused)
@@ -173,7 +173,7 @@ def test_text_is_transformers_byte_for_byte(name, case):
 def theirs_or_refusal(render):
     try:
         return render()
-    except (jinja2.TemplateError, RowError, TypeError) as error:
+    except (jinja2.TemplateError, ExampleError, TypeError) as error:
         return str(error).removeprefix("the chat template refuses the conversation: ")
 
 
@@ -239,7 +239,7 @@ UNPROVEN = [  # (why, format, conversation, words of the refusal)
 def test_oddities_of_published_templates_are_refused(_, name, chat, words):
     """One asks which messages equal the last question, the other writes its header before the first call alone."""
     (found,) = ConversationRenderer(FORMATS[name].tokenizer(), masking=EXPAND).render_many([chat])
-    assert isinstance(found, RowError)
+    assert isinstance(found, ExampleError)
     assert words in str(found)
 
 
@@ -249,7 +249,7 @@ def test_only_the_last_turn_needs_no_other_row():
 
 
 def test_reasoning_that_a_template_does_not_show_is_not_lost():
-    with pytest.raises(RowError, match="leaves out part of an answer: message 1: reasoning"):
+    with pytest.raises(ExampleError, match="leaves out part of an answer: message 1: reasoning"):
         ConversationRenderer(FORMATS["ChatML"].tokenizer()).render((ASK, REASONED))
 
 
@@ -260,7 +260,7 @@ TAGGED = ["<think>\nREASON\n</think>\n\nANSWER", "<think>\n\n</think>\n\nANSWER"
 def test_reasoning_that_a_template_takes_out_of_an_answer_is_not_lost(said):
     """DeepSeek R1 shows what stands behind the last </think>: nobody could learn to think, or to leave it empty."""
     renderer = ConversationRenderer(FORMATS["DeepSeek R1"].tokenizer())
-    with pytest.raises(RowError, match="leaves out part of an answer: message 1: content"):
+    with pytest.raises(ExampleError, match="leaves out part of an answer: message 1: content"):
         renderer.render((ASK, Message("assistant", said)))
     row = renderer.render((ASK, Message("assistant", said, weight=0.0), AGAIN, TWO))
     assert trained_text(row).startswith("ASSISTTWO")
@@ -320,7 +320,7 @@ def test_special_tokens_are_text_wherever_they_are_spelt(name, place):
 def test_names_that_spell_special_tokens_are_refused():
     renderer = ConversationRenderer(FORMATS["Qwen 2.5"].tokenizer())
     for call in (ToolCall(IM_END, {}), ToolCall("f", {IM_END: 1}), ToolCall("f", {}, IM_END)):
-        with pytest.raises(RowError, match="a name, an id or a key spells a special token"):
+        with pytest.raises(ExampleError, match="a name, an id or a key spells a special token"):
             renderer.render((ASK, CALL._replace(tool_calls=(call,)), RESULT, TWO))
 
 
@@ -329,7 +329,7 @@ def test_names_that_spell_special_tokens_are_refused():
 def test_arguments_that_are_not_json_are_refused(name, arguments):
     renderer = ConversationRenderer(FORMATS[name].tokenizer())
     call = CALL._replace(tool_calls=(ToolCall("f", arguments),), reasoning="REASON" if name == "Qwen 3" else "")
-    with pytest.raises(RowError, match="not JSON"):
+    with pytest.raises(ExampleError, match="not JSON"):
         renderer.render((ASK, call, RESULT, TWO))
 
 
@@ -377,7 +377,7 @@ def test_any_text_comes_through_or_is_refused(name, question, answer, argument, 
     call = call_of(FORMATS[name])._replace(tool_calls=(ToolCall("f", {"q": argument}, "call00001"),))
     turns = (Message("user", question), call, RESULT._replace(content=result), Message("assistant", answer))
     harmless, found = renderer.render_many([Chat((ASK, call_of(FORMATS[name]), RESULT, TWO)), Chat(turns)])
-    if isinstance(found, RowError):
+    if isinstance(found, ExampleError):
         assert "leaves out part of an answer" in str(found) or "another history" in str(found)
         return
     special = tokenizer.convert_tokens_to_ids([*FORMATS[name].special, IM_END])

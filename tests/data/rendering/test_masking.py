@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from sft_jax.audit.report import plain_highlight
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenRow
+from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample
 from sft_jax.data.reading import TEXT_ENDS
-from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.data.rendering.masking import Masking
 from tests.command_line import flags_in, reading_by
 from tests.data.rendering.chat_formats import FORMATS
@@ -119,7 +119,7 @@ def test_what_no_masking_is(wrong):
 
 def test_roles_that_do_not_occur_train_nothing(chatml_tokenizer):
     renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(train_on="tool"))
-    with pytest.raises(RowError, match="nothing to train on: there is no tool's turn"):
+    with pytest.raises(ExampleError, match="nothing to train on: there is no tool's turn"):
         renderer.render(TURNS)
 
 
@@ -143,9 +143,9 @@ def test_weights_of_messages(chatml_tokenizer):
         ("I'm doing well, thank you!<|im_end|>", 2.0),
     ]
     for weight in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(RowError, match="a weight is negative or not finite: message 1"):
+        with pytest.raises(ExampleError, match="a weight is negative or not finite: message 1"):
             renderer.render((HELLO, THERE._replace(weight=weight)))
-    with pytest.raises(RowError, match="every such turn has the weight 0"):
+    with pytest.raises(ExampleError, match="every such turn has the weight 0"):
         renderer.render((HELLO, THERE._replace(weight=0.0)))
 
 
@@ -170,14 +170,14 @@ def test_ranges_of_characters(rendered, message, expected):
 
 def test_ranges_that_do_not_fit(chatml_tokenizer):
     renderer = ConversationRenderer(chatml_tokenizer)
-    with pytest.raises(RowError, match=r"does not lie in its message: message 1 has 9 characters, .* \[3, 10\)"):
+    with pytest.raises(ExampleError, match=r"does not lie in its message: message 1 has 9 characters, .* \[3, 10\)"):
         renderer.render((HELLO, THERE._replace(ranges=((3, 10, 1.0),))))
 
 
 @pytest.mark.parametrize("asked", [{"weight": 1.0}, {"weight": 0.5}, {"ranges": ((0, 1, 1.0),)}])
 def test_a_message_that_is_not_trained_may_not_ask_for_it(chatml_tokenizer, asked):
     conversation = (HELLO._replace(**asked), THERE)
-    with pytest.raises(RowError, match=r"not trained has a weight: message 0 \(user\); name the role in --config"):
+    with pytest.raises(ExampleError, match=r"not trained has a weight: message 0 \(user\); name the role in --config"):
         ConversationRenderer(chatml_tokenizer).render(conversation)
     for train_on in ("user", "user,assistant", "all"):
         assert ConversationRenderer(chatml_tokenizer, masking=Masking(train_on=train_on)).render(conversation)
@@ -282,18 +282,18 @@ def test_litgpt_ids(byte_tokenizer):
 def test_rows_of_ids(chatml_tokenizer):
     """As given; TRL's label building: masks [0, 0, 1, 1] on four tokens train the last two."""
     renderer = ConversationRenderer(chatml_tokenizer)
-    ((row,),) = renderer.render_many([TokenRow([1, 2, 3, 4], [0, 0, 1, 1])])
+    ((row,),) = renderer.render_many([TokenExample([1, 2, 3, 4], [0, 0, 1, 1])])
     assert (row.tokens.tolist(), row.weights.tolist(), row.text) == ([1, 2, 3, 4], [0, 0, 1, 1], "")
     wrong = [
-        (TokenRow([1, 2], [1]), "not of one length: 2 ids, 1 weights"),
-        (TokenRow([], []), "not of one length"),
-        (TokenRow([1, 260], [1, 1]), "not one of the tokenizer's: 1 to 260, the tokenizer has 260"),
-        (TokenRow([1, -1], [1, 1]), "not one of the tokenizer's: -1 to 1"),
-        (TokenRow([1, 2], [1, -1]), "negative"),
-        (TokenRow([1, 2], [1, 0]), "nothing to train on"),
+        (TokenExample([1, 2], [1]), "not of one length: 2 ids, 1 weights"),
+        (TokenExample([], []), "not of one length"),
+        (TokenExample([1, 260], [1, 1]), "not one of the tokenizer's: 1 to 260, the tokenizer has 260"),
+        (TokenExample([1, -1], [1, 1]), "not one of the tokenizer's: -1 to 1"),
+        (TokenExample([1, 2], [1, -1]), "negative"),
+        (TokenExample([1, 2], [1, 0]), "nothing to train on"),
     ]
     for found, (_, message) in zip(renderer.render_many([row for row, _ in wrong]), wrong, strict=True):
-        assert isinstance(found, RowError)
+        assert isinstance(found, ExampleError)
         assert message in str(found)
 
 
@@ -304,7 +304,7 @@ def test_pairs_are_for_other_objectives(chatml_tokenizer):
 
 def test_one_bad_row_leaves_the_others(chatml_tokenizer):
     rows = ConversationRenderer(chatml_tokenizer).render_many([Chat((HELLO, THERE)), Chat((HELLO,)), Chat(TURNS)])
-    assert [isinstance(row, RowError) for row in rows] == [False, True, False]
+    assert [isinstance(row, ExampleError) for row in rows] == [False, True, False]
 
 
 def test_every_token_has_its_message_and_role(chatml_tokenizer):

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from sft_jax.data.conversations import Chat, Message, ToolCall
-from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
@@ -91,7 +91,7 @@ def test_without_a_default(tokenizer):
         theirs(tokenizer, WITHOUT)
     renderer = ConversationRenderer(tokenizer)
     found, (row,) = renderer.render_many([WITHOUT, WITH])
-    assert isinstance(found, RowError)
+    assert isinstance(found, ExampleError)
     assert found.stops
     assert "none of its named templates is 'default'; give one as a file, --config.model.chat_template" in str(found)
     assert row.text == theirs(tokenizer, WITH)

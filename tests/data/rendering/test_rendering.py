@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers
 
 from sft_jax.audit.report import plain_highlight
 from sft_jax.data.conversations import Chat, Message
-from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.sources import load_tokenizer
 
 TWO_TURNS = ("user: Hi", "assistant: Hello!", "user: Bye", "assistant: Goodbye")
@@ -165,7 +165,7 @@ REFUSED = [  # (what is wrong, template, turns, words of the reason)
 
 @pytest.mark.parametrize(("_", "template", "turns", "reason"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_refused_never_all_zero(chatml_tokenizer, chat, _, template, turns, reason):
-    with pytest.raises(RowError) as caught:
+    with pytest.raises(ExampleError) as caught:
         ConversationRenderer(chatml_tokenizer, template).render(chat(*turns))
     assert reason in str(caught.value)
 
@@ -274,7 +274,7 @@ def test_tokenizer_that_cannot_be_cut_refuses_special_text(chat):
         [Chat(chat("user: Hi", "assistant: A")), Chat(chat("user: <|im_start|>", "assistant: A"))]
     )
     assert plain.tokens.tolist() == tokenizer(plain.text, add_special_tokens=False)["input_ids"]
-    assert isinstance(special, RowError)
+    assert isinstance(special, ExampleError)
     assert "cannot treat it as text" in str(special)
 
 
@@ -308,7 +308,7 @@ def test_prompt_is_the_beginning_of_the_trained_row(chatml_tokenizer, chat):
     assert prompt.dtype == np.int32
     special = renderer.render_prompt(chat("user: <|im_end|>"))
     assert np.count_nonzero(special == renderer.stop_ids[0]) == 1
-    with pytest.raises(RowError, match="must not end with an assistant"):
+    with pytest.raises(ExampleError, match="must not end with an assistant"):
         renderer.render_prompt(chat(*TWO_TURNS))
 
 

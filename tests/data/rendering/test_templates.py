@@ -9,7 +9,7 @@ import transformers
 from tokenizers import processors
 
 from sft_jax.data.conversations import Chat, Message, Segment, Segments, ToolCall
-from sft_jax.data.rendering import ConversationRenderer, RowError, template_engine
+from sft_jax.data.rendering import ConversationRenderer, ExampleError, template_engine
 from tests import clock
 from tests.data.rendering.chat_formats import FORMATS
 
@@ -40,7 +40,7 @@ RAISING = [  # (what the template does, template, the error)
 def test_templates_that_fail(chatml_tokenizer, monkeypatch, _, template, error):
     monkeypatch.setattr(template_engine, "_MAX_ITERATIONS", 1000)
     renderer = ConversationRenderer(chatml_tokenizer, "{% for m in messages %}" + LINE + "{% endfor %}" + template)
-    with pytest.raises(RowError, match=re.escape(error)):
+    with pytest.raises(ExampleError, match=re.escape(error)):
         renderer.render(TURNS)
 
 
@@ -79,7 +79,7 @@ def test_a_time_that_is_given_is_written(chatml_tokenizer):
 
 
 def test_text_that_is_no_template_shows_no_message(chatml_tokenizer):
-    with pytest.raises(RowError, match="leaves out a message"):
+    with pytest.raises(ExampleError, match="leaves out a message"):
         ConversationRenderer(chatml_tokenizer, "just some text").render(TURNS)
 
 
@@ -100,7 +100,7 @@ def test_calls_without_texts_are_not_lost_either(chatml_tokenizer, calls, shown)
     if shown == 2:
         assert renderer.render(conversation).text.count("<now {") == 2
         return
-    with pytest.raises(RowError, match=rf"leaves out a message: message 1 .*: shows {shown} of 2 calls of now"):
+    with pytest.raises(ExampleError, match=rf"leaves out a message: message 1 .*: shows {shown} of 2 calls of now"):
         renderer.render(conversation)
 
 
@@ -112,7 +112,7 @@ def test_words_that_a_template_replaces_are_not_lost(chatml_tokenizer, trained):
     template = "{% for m in messages %}" + turn + "{% endfor %}" + PROMPT
     renderer = ConversationRenderer(chatml_tokenizer, template)
     assert trained(renderer.render(TURNS)) == ["Ho<|im_end|>"]
-    with pytest.raises(RowError, match="leaves out part of an answer: message 1: content"):
+    with pytest.raises(ExampleError, match="leaves out part of an answer: message 1: content"):
         renderer.render((TURNS[0], Message("assistant", "one<br>two")))
 
 
@@ -145,7 +145,7 @@ def test_contents_may_hold_marks(chatml_tokenizer, trained, mark):
 def test_contents_with_the_marks_of_generation_blocks_are_refused(chatml_tokenizer):
     template = "{% for m in messages %}{% generation %}" + LINE + "{% endgeneration %}{% endfor %}"
     renderer = ConversationRenderer(chatml_tokenizer, template)
-    with pytest.raises(RowError, match=r"U\+E0D2"):
+    with pytest.raises(ExampleError, match=r"U\+E0D2"):
         renderer.render((TURNS[0], Message("assistant", "a\ue0d2b")))
 
 
@@ -182,7 +182,7 @@ def test_contents_of_all_kinds_are_found(name, content):
     tokenizer = FORMATS[name].tokenizer()
     renderer = ConversationRenderer(tokenizer)
     (found,) = renderer.render_many([Chat((Message("user", "QUESTION"), Message("assistant", content)))])
-    if isinstance(found, RowError):
+    if isinstance(found, ExampleError):
         assert name == "Qwen 3" or "leaves out" in str(found), found
         return
     row = found[0]

@@ -3,9 +3,9 @@
 import pytest
 
 from sft_jax.audit.report import plain_highlight
-from sft_jax.data.conversations import Chat, Message, Segment, Segments, TokenRow
+from sft_jax.data.conversations import Chat, Message, Segment, Segments, TokenExample
 from sft_jax.data.records import Record
-from sft_jax.data.rendering import ConversationRenderer, RowError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.tokenizing import tokenize_records
 
@@ -87,9 +87,9 @@ def test_what_is_cut_off_gains_no_end_of_turn(shortened, chatml_tokenizer):
 
 def test_trls_rows_cut_at_three(shortened):
     """Tokens beyond the limit are gone; a row that trains nothing before it is dropped, the other kept."""
-    first = shortened(TokenRow([1, 2, 3, 4, 5], [0, 0, 0, 1, 1]), 3, too_long="truncate_right")
-    (second,) = shortened(TokenRow([6, 7, 8], [0, 1, 1]), 3, too_long="truncate_right")
-    assert isinstance(first, RowError)
+    first = shortened(TokenExample([1, 2, 3, 4, 5], [0, 0, 0, 1, 1]), 3, too_long="truncate_right")
+    (second,) = shortened(TokenExample([6, 7, 8], [0, 1, 1]), 3, too_long="truncate_right")
+    assert isinstance(first, ExampleError)
     assert second.tokens.tolist() == [6, 7, 8]
 
 
@@ -111,7 +111,7 @@ def test_changed_rows_are_counted(chatml_tokenizer):
 TEXT = Segments((Segment("ab", 1.0), Segment("cdéf", 0.0), Segment("ghijklmn", 1.0)))  # 15 tokens, é is two
 
 
-@pytest.mark.parametrize("example", [TEXT, TokenRow(list(range(5, 20)), [1.0] * 2 + [0.0] * 5 + [1.0] * 8)])
+@pytest.mark.parametrize("example", [TEXT, TokenExample(list(range(5, 20)), [1.0] * 2 + [0.0] * 5 + [1.0] * 8)])
 @pytest.mark.parametrize("limit", [2, 3, 4, 7, 8, 14])
 def test_split_makes_every_token_a_target_once(shortened, example, limit):
     (whole,) = shortened(example, 0)

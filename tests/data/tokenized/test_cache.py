@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.data.tokenized import Counts, Tokenized, TokenizedRows
-from sft_jax.data.tokenized.cache import cache_directory, cached_json, cached_rows, entry_name
-from sft_jax.data.tokenized.row_store import ABOUT
+from sft_jax.data.tokenized import Counts, Tokenized, TokenizedExamples
+from sft_jax.data.tokenized.cache import cache_directory, cached_examples, cached_json, entry_name
+from sft_jax.data.tokenized.example_store import ABOUT
 
 KEY = {"files": [["a.jsonl", "0123"]]}
 
@@ -21,7 +21,7 @@ def writing(seen, pairs=(([1, 2], [0, 1]),)):
 
     def write(writer):
         seen.append(writer)
-        rows = TokenizedRows.from_rows(pairs, [f"a.jsonl:{n}" for n in range(len(pairs))])
+        rows = TokenizedExamples.from_examples(pairs, [f"a.jsonl:{n}" for n in range(len(pairs))])
         writer.append(Tokenized(rows, [], Counts(len(pairs), len(pairs), 0, len(pairs))))
         return {"n": len(pairs)}
 
@@ -30,27 +30,27 @@ def writing(seen, pairs=(([1, 2], [0, 1]),)):
 
 def test_made_once_and_found_again(tmp_path):
     made = []
-    first, said_first = cached_rows(tmp_path / "cache", KEY, writing(made))
-    second, said_second = cached_rows(tmp_path / "cache", KEY, writing(made))
+    first, said_first = cached_examples(tmp_path / "cache", KEY, writing(made))
+    second, said_second = cached_examples(tmp_path / "cache", KEY, writing(made))
     assert len(made) == 1
     assert first.rows.fingerprint() == second.rows.fingerprint()
     assert ("tokenized" in said_first, "from the cache" in said_second) == (True, True)
-    cached_rows(tmp_path / "cache", KEY | {"template": "x"}, writing(made))
+    cached_examples(tmp_path / "cache", KEY | {"template": "x"}, writing(made))
     assert len(made) == 2
 
 
 @pytest.mark.parametrize("name", [ABOUT, "tokens", "ids.ends"])
 def test_a_damaged_entry_is_made_again_and_said(tmp_path, name):
     made = []
-    cached_rows(tmp_path, KEY, writing(made))
+    cached_examples(tmp_path, KEY, writing(made))
     file = tmp_path / entry_name(KEY) / name
     file.write_bytes(file.read_bytes()[:-1])
-    found, said = cached_rows(tmp_path, KEY, writing(made))
+    found, said = cached_examples(tmp_path, KEY, writing(made))
     assert len(made) == 2
     assert "damaged" in said
     assert name in said
     assert found.rows.tokens.tolist() == [1, 2]
-    assert "from the cache" in cached_rows(tmp_path, KEY, writing(made))[1]
+    assert "from the cache" in cached_examples(tmp_path, KEY, writing(made))[1]
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -60,10 +60,10 @@ def test_a_file_in_the_place_of_an_entry_is_replaced_and_said(tmp_path, link):
         entry.symlink_to(tmp_path / "nothing")
     else:
         entry.write_text("no rows")
-    found, said = cached_rows(tmp_path, KEY, writing([]))
+    found, said = cached_examples(tmp_path, KEY, writing([]))
     assert "damaged" in said
     assert found.rows.tokens.tolist() == [1, 2]
-    assert "from the cache" in cached_rows(tmp_path, KEY, writing([]))[1]
+    assert "from the cache" in cached_examples(tmp_path, KEY, writing([]))[1]
 
 
 def test_a_directory_without_locks_names_the_flag(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_directory_without_locks_names_the_flag(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=rf"--config\.data\.cache={tmp_path}: .*\.lock.*No locks available.*local disk"
     ):
-        cached_rows(tmp_path, KEY, writing([]))
+        cached_examples(tmp_path, KEY, writing([]))
 
 
 def _no_locks(*arguments):
@@ -96,7 +96,7 @@ def _no_room(*arguments):
 
 def test_without_a_cache_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found, said = cached_rows(None, KEY, writing([]))
+    found, said = cached_examples(None, KEY, writing([]))
     assert found.rows.tokens.tolist() == [1, 2]
     assert list(found.rows.ids) == ["a.jsonl:0"]
     assert "not cached" in said
@@ -109,14 +109,14 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached_rows(tmp_path, KEY, fail)
+        cached_examples(tmp_path, KEY, fail)
     assert [path.name for path in tmp_path.iterdir()] == [entry_name(KEY) + ".lock"]
 
 
 _WRITER = """
 import signal, sys
 from pathlib import Path
-from sft_jax.data.tokenized.cache import cached_rows
+from sft_jax.data.tokenized.cache import cached_examples
 from tests.data.tokenized.test_cache import KEY, writing
 
 def write(writer):
@@ -125,7 +125,7 @@ def write(writer):
     signal.pause()
     return {}
 
-cached_rows(Path(sys.argv[1]), KEY | {"n": sys.argv[2]}, write)
+cached_examples(Path(sys.argv[1]), KEY | {"n": sys.argv[2]}, write)
 """
 
 
@@ -138,7 +138,7 @@ def test_a_killed_writer_leaves_nothing_that_is_used(tmp_path):
         process.communicate()
     assert len(list(tmp_path.glob("*.partial-*"))) == 1  # the second writer cleared away what the first one left
     made = []
-    cached_rows(tmp_path, KEY | {"n": "0"}, writing(made))
+    cached_examples(tmp_path, KEY | {"n": "0"}, writing(made))
     assert len(made) == 1
     assert list(tmp_path.glob("*.partial-*")) == []
 
@@ -146,7 +146,7 @@ def test_a_killed_writer_leaves_nothing_that_is_used(tmp_path):
 _WAITED_FOR = """
 import sys
 from pathlib import Path
-from sft_jax.data.tokenized.cache import cached_rows
+from sft_jax.data.tokenized.cache import cached_examples
 from tests.data.tokenized.test_cache import KEY, writing
 
 def write(writer):
@@ -154,7 +154,7 @@ def write(writer):
     sys.stdin.readline()
     return writing([])(writer)
 
-rows = cached_rows(Path(sys.argv[1]), KEY, write, lambda: print("waiting", flush=True))[0].rows
+rows = cached_examples(Path(sys.argv[1]), KEY, write, lambda: print("waiting", flush=True))[0].rows
 assert rows.tokens.tolist() == [1, 2]
 """
 
@@ -189,7 +189,7 @@ def test_waiting_is_said(tmp_path):
         said.append("waiting")
         process.stdin.write("go on\n")
 
-    cached_rows(tmp_path, KEY, writing([]), waiting)
+    cached_examples(tmp_path, KEY, writing([]), waiting)
     assert process.wait() == 0
     assert said == ["waiting"]
 
@@ -209,5 +209,5 @@ def test_what_the_setting_means(monkeypatch):
 def test_a_directory_that_cannot_be_written_names_the_flag(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=rf"--config\.data\.cache={tmp_path}/file/rows: .*Not a directory.*empty"):
-        cached_rows(tmp_path / "file" / "rows", KEY, writing([]))
+        cached_examples(tmp_path / "file" / "rows", KEY, writing([]))
     assert os.listdir(tmp_path) == ["file"]

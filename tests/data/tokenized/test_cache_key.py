@@ -12,10 +12,10 @@ import pytest
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.rendering.special_tokens import count_in_contents
 from sft_jax.data.tokenized import cache_key
-from sft_jax.data.tokenized.cache_key import LATER, code_digest, file_digests, rows_key
+from sft_jax.data.tokenized.cache_key import LATER, code_digest, examples_key, file_digests
 
 ROOT = Path(__file__).parents[3]
-OPTIONS = {"row_tokens": 100, "cleaning": ("strip_whitespace",)}
+OPTIONS = {"sequence_length": 100, "cleaning": ("strip_whitespace",)}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def make(byte_tokenizer, chatml, tmp_path):
         tokenizer = byte_tokenizer(*special, eos="<|im_end|>")
         count_in_contents(tokenizer, in_contents)
         renderer = ConversationRenderer(tokenizer, template, now=now)
-        return rows_key([(name, tmp_path / "data")], renderer, options)
+        return examples_key([(name, tmp_path / "data")], renderer, options)
 
     return key
 
@@ -47,7 +47,7 @@ CHANGES = {
     "the template": {"template": "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"},
     "a template by name": {"template": {"default": "{{ messages }}<|im_end|>"}},
     "a token that counts in contents": {"in_contents": ("<|im_end|>",)},
-    "an option": {"options": OPTIONS | {"row_tokens": 101}},
+    "an option": {"options": OPTIONS | {"sequence_length": 101}},
     "a cleaning step": {"options": OPTIONS | {"cleaning": ()}},
 }
 

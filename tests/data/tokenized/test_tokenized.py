@@ -8,8 +8,8 @@ import pytest
 from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import DroppedRow, TokenizedRows, group_dropped
-from sft_jax.data.tokenizing import NoRowsError, tokenize_records
+from sft_jax.data.tokenized import DroppedRow, TokenizedExamples, group_dropped
+from sft_jax.data.tokenizing import NoExamplesError, tokenize_records
 
 
 @pytest.fixture
@@ -44,21 +44,21 @@ def test_bad_rows_are_dropped_and_named_the_others_kept(records, renderer):
     # Hi / Ho: 7 + 2 + 2 tokens of the user, <|im_start|>assistant\n = 11, "Ho" and the end-of-turn, a newline
     assert rows.lengths.tolist() == [10 + 11 + 4, 10 + 11 + 5]
     assert rows.supervised.tolist() == [3, 4]
-    tokens, weights = rows.row(1)
+    tokens, weights = rows.example(1)
     expected = renderer.render(records[4].conversation)
     np.testing.assert_array_equal(tokens, expected.tokens)
     np.testing.assert_array_equal(weights, expected.weights)
 
 
 def test_all_dropped_is_an_error_with_the_reasons(records, renderer):
-    with pytest.raises(NoRowsError, match=r"All 2 rows were dropped(.|\n)*1 x .*refuses.*a.jsonl:2, no system"):
+    with pytest.raises(NoExamplesError, match=r"All 2 rows were dropped(.|\n)*1 x .*refuses.*a.jsonl:2, no system"):
         tokenize_records(records[1:3], renderer, 80)
-    with pytest.raises(NoRowsError, match="no records"):
+    with pytest.raises(NoExamplesError, match="no records"):
         tokenize_records([], renderer, 80)
 
 
 def test_first_token_is_never_supervised():
-    rows = TokenizedRows.from_rows([([1, 2], [1, 1]), ([3], [1])], ["a", "b"])
+    rows = TokenizedExamples.from_examples([([1, 2], [1, 1]), ([3], [1])], ["a", "b"])
     assert rows.weights.tolist() == [0, 1, 0]
     assert rows.supervised.tolist() == [1, 0]
     assert rows.lengths.tolist() == [2, 1]
@@ -76,11 +76,11 @@ def test_first_token_is_never_supervised():
 )
 def test_malformed_rows(pairs, ids, words):
     with pytest.raises(ValueError, match=words):
-        TokenizedRows.from_rows(pairs, ids)
+        TokenizedExamples.from_examples(pairs, ids)
 
 
 def test_fingerprint_sees_every_part():
-    rows = TokenizedRows.from_rows([([1, 2], [0, 1]), ([3, 4], [0, 1])], ["a", "bc"])
+    rows = TokenizedExamples.from_examples([([1, 2], [0, 1]), ([3, 4], [0, 1])], ["a", "bc"])
     assert rows.fingerprint() == dataclasses.replace(rows, tokens=rows.tokens.copy()).fingerprint()
     changed = [
         dataclasses.replace(rows, tokens=rows.tokens + 1),

@@ -17,7 +17,7 @@ from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record, RecordError
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
-from sft_jax.data.tokenized.row_store import RowStoreWriter, open_rows
+from sft_jax.data.tokenized.example_store import ExampleStoreWriter, open_examples
 from sft_jax.data.tokenizing import streaming
 from sft_jax.data.tokenizing.streaming import Work, chunked, write_rows
 from sft_jax.data.tokenizing.workers import WorkerError, Workers, tokenized_chunks, worker_count
@@ -145,10 +145,10 @@ def test_chunks_are_small(chat):
 
 
 def test_rows_of_a_stream_are_all_accounted_for(tmp_path, records, renderer):
-    with RowStoreWriter(tmp_path) as writer:
+    with ExampleStoreWriter(tmp_path) as writer:
         write_rows(writer, iter(records), renderer, 150)
         writer.finish({}, {})
-    found = open_rows(tmp_path)
+    found = open_examples(tmp_path)
     assert (found.counts.records, found.counts.kept, found.counts.dropped) == (61, 48, 13)
     assert len(found.rows) == 48
     assert len(found.dropped) == 13
@@ -168,7 +168,7 @@ def test_how_far_it_is_and_how_fast(tmp_path, records, renderer, monkeypatch, wo
             yield record
 
     share = lambda: len(read) / len(records)
-    with RowStoreWriter(tmp_path) as writer:
+    with ExampleStoreWriter(tmp_path) as writer:
         work = write_rows(writer, reading(), renderer, 150, workers, seen.append, share)
         assert work.tokens == writer.tokens > 0
     assert [each.records for each in seen] == [0, 10, 20, 30, 40, 50, 60, 61]

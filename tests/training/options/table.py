@@ -34,16 +34,16 @@ FIELDS: dict[str, tuple] = {
     "data.benchmarks": ((), ("{root}/benchmark.jsonl=prompt",)),
     "data.fail_on": ("error", "never"),
     "data.cache": ("", "{root}/cache"),
-    "data.row_tokens": (96, 128),
+    "data.sequence_length": (96, 128),
     "data.packing": ("best_fit", "first_fit", "sequential", "none"),
-    "data.max_segments_per_row": (0, 2),
+    "data.max_examples_per_sequence": (0, 2),
     "data.supervised_quantile": (0.95, 0.5),
     "data.masking.train_on": ("assistant", "last", "all", "user,assistant"),
     "data.masking.end_of_turn": ("turn", "all", "last", "none"),
     "data.masking.empty_thinking": ("train", "leave_out"),
     "data.masking.history": ("refuse", "expand"),
     "data.masking.too_long": ("drop", "error", "truncate_left", "truncate_right", "split"),
-    "batch.rows": (16, 32),
+    "batch.sequences": (16, 32),
     "batch.micro_batches": (1, 2),
     "objective.name": ("cross_entropy",),
     "objective.normalize": ("tokens", "examples"),
@@ -56,7 +56,7 @@ FIELDS: dict[str, tuple] = {
     "experts.capacity": (0.0, 1.5),
     "adapter.method": ("none", "lora", "dora", "pissa"),
     "adapter.initial": ("", "{root}/adapter"),
-    "adapter.new_rows": (False, True),
+    "adapter.train_new_tokens": (False, True),
     "adapter.rank": (16, 2),
     "adapter.ranks": ((), (".*=3",)),
     "adapter.alpha": (32.0, 4.0),
@@ -88,13 +88,13 @@ FIELDS: dict[str, tuple] = {
     "precision.params": ("float32", "bfloat16"),
     "precision.frozen": ("float32", "bfloat16", "float16"),
     "precision.quantized": ("none", "int8", "nf4"),
-    "precision.products": ("bfloat16", "float32"),
+    "precision.matmul": ("bfloat16", "float32"),
     "precision.activations": ("float32", "bfloat16"),
     "execution.layer_layout": ("auto", "scan", "unrolled"),
     "execution.remat": ("auto", "none", "full", "dots", "dots_no_batch"),
     "execution.attention": ("blocked", "whole"),
     "evaluation.every": ("1 steps", "0 steps"),
-    "evaluation.batch_rows": (8, 4),
+    "evaluation.batch_sequences": (8, 4),
     "evaluation.samples": (0, 1),
     "checkpoint.every": ("1 steps", "0 steps"),
     "checkpoint.keep_last": (1, 2),
@@ -154,7 +154,7 @@ COSTLY = ("evaluation.samples", "profile.start")  # another program to compile, 
 
 _METHODS = ("lora", "dora", "pissa")
 _INITIAL = FIELDS["adapter.initial"][1]
-_BESIDE = ({"adapter.method": _METHODS}, {"adapter.new_rows": (True,)}, {"adapter.initial": (_INITIAL,)})
+_BESIDE = ({"adapter.method": _METHODS}, {"adapter.train_new_tokens": (True,)}, {"adapter.initial": (_INITIAL,)})
 _DEFAULT_TARGETS = FIELDS["adapter.targets"][0]
 
 _OF_ADAPTERS = tuple(f"adapter.{name}" for name in ("rank", "ranks", "alpha", "scaling", "dropout", "targets"))
@@ -223,7 +223,7 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
         {
             "precision.frozen": FIELDS["precision.frozen"][1:],
             "adapter.method": ("none",),
-            "adapter.new_rows": (False,),
+            "adapter.train_new_tokens": (False,),
             "trained.weights": ((),),
             "trained.last_layers": (0,),
         },
@@ -231,7 +231,7 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
     ),
     ({"trained.last_layers": (1,), "execution.layer_layout": ("scan",)}, r"--config\.execution\.layer_layout"),
     (  # and with that all that adapters exclude
-        {"precision.quantized": ("int8", "nf4"), "adapter.method": ("none",), "adapter.new_rows": (False,)},
+        {"precision.quantized": ("int8", "nf4"), "adapter.method": ("none",), "adapter.train_new_tokens": (False,)},
         r"--config\.precision\.quantized=\w+",
     ),
     *(
@@ -247,7 +247,7 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
         {"precision.params": ("bfloat16",), "precision.quantized": ("int8", "nf4")},
         r"--config\.precision\.quantized=\w+",
     ),
-    ({"adapter.new_rows": (True,), "model.new_tokens": ((),)}, r"--config\.adapter\.new_rows=True"),
+    ({"adapter.train_new_tokens": (True,), "model.new_tokens": ((),)}, r"--config\.adapter\.train_new_tokens=True"),
     (
         {"model.new_tokens_in_contents": (False,), "model.new_tokens": ((),)},
         r"--config\.model\.new_tokens_in_contents=False is not read",

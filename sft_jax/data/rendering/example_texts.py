@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int32
 from sft_jax.data.conversations import Chat, Example, Message, Segments, without_leading_answers
 from sft_jax.data.rendering.answers import AnswerFormat, answer_format
 from sft_jax.data.rendering.masking import Masking
-from sft_jax.data.rendering.rendered import RowError, Span
+from sft_jax.data.rendering.rendered import ExampleError, Span
 from sft_jax.data.rendering.special_tokens import TextEncoder
 from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, Tools
 from sft_jax.data.rendering.thinking import thinking_words, without_empty_thinking
@@ -23,7 +23,7 @@ from sft_jax.data.rendering.turns import STARTS_WITH_ANSWER, TurnFinder
 
 
 @dataclasses.dataclass(frozen=True)
-class RowPlan:
+class ExampleText:
     """A row before it is encoded.
 
     Attributes:
@@ -55,7 +55,7 @@ class RowPlan:
             at = end
 
 
-class RowPlanner:
+class ExampleTexts:
     """Makes plans with one template, tokenizer and masking.
 
     Attributes:
@@ -73,7 +73,7 @@ class RowPlanner:
         )
 
     def end_of_answer(self, messages: Sequence[Message]) -> str:
-        """The token that ends the last turn, as text; raises RowError where there is none."""
+        """The token that ends the last turn, as text; raises ExampleError where there is none."""
         return self._turns.end_of_answer(messages)
 
     def answer_text(self, messages: Sequence[Message], tools: Tools = ()) -> str:
@@ -86,33 +86,33 @@ class RowPlanner:
 
         def write(answer: Message) -> str | None:
             for tools in ((), (PROBE_TOOL,)):
-                with contextlib.suppress(RowError):  # it takes no such conversation
+                with contextlib.suppress(ExampleError):  # it takes no such conversation
                     return self.answer_text((Message("user", "a"), answer), tools)
             return None
 
         return answer_format(write, self.template.searched_words)
 
-    def plans(self, example: Example) -> list[RowPlan]:
+    def plans(self, example: Example) -> list[ExampleText]:
         """The rows of an example.
 
         Raises:
-            RowError: it cannot be trained on.
+            ExampleError: it cannot be trained on.
         """
         if isinstance(example, Segments):
             return [self._segments(example)]
         if not isinstance(example, Chat):
-            raise RowError(
+            raise ExampleError(
                 "a pair of answers is not an example to imitate",
                 "--config.data.reading.preference=chosen trains on the chosen answers",
             )
         trained = self._masking.selects(example.messages)
         if not trained:
-            raise RowError("nothing to train on", _nothing(example.messages, self._masking))
+            raise ExampleError("nothing to train on", _nothing(example.messages, self._masking))
         try:
             return self._chat(example, range(len(example.messages)), trained)
-        except RowError as error:
+        except ExampleError as error:
             if error.reason != STARTS_WITH_ANSWER and self._is_because_of_leading_answers(example):
-                raise RowError(STARTS_WITH_ANSWER, str(error)) from error
+                raise ExampleError(STARTS_WITH_ANSWER, str(error)) from error
             raise
 
     def _is_because_of_leading_answers(self, chat: Chat) -> bool:
@@ -120,11 +120,11 @@ class RowPlanner:
         kept = without_leading_answers(chat.messages)
         if kept == chat.messages:
             return False
-        with contextlib.suppress(RowError):
+        with contextlib.suppress(ExampleError):
             return bool(self.plans(dataclasses.replace(chat, messages=kept)))
         return False
 
-    def without_oldest(self, chat: Chat, plan: RowPlan, units: int) -> list[RowPlan]:
+    def without_oldest(self, chat: Chat, plan: ExampleText, units: int) -> list[ExampleText]:
         """The row without its oldest turns; the first system messages and the last question are kept.
 
         Args:
@@ -133,17 +133,17 @@ class RowPlanner:
             units: how many questions to leave out, each with all that follows it.
 
         Raises:
-            RowError: there are not so many, or what is left cannot be trained on.
+            ExampleError: there are not so many, or what is left cannot be trained on.
         """
         kept = _kept(chat, plan.numbers, units)
         trained = [number for number in plan.trained if number in kept]
         if not trained:
-            raise RowError("nothing to train on", "the trained turns are among the oldest, which are left out")
+            raise ExampleError("nothing to train on", "the trained turns are among the oldest, which are left out")
         changed = f"{len(plan.numbers) - len(kept)} of {len(plan.numbers)} messages"
         lost = len(plan.trained) - len(trained)
         return self._chat(chat, kept, trained, changed + (f", {lost} trained turns" if lost else ""))
 
-    def _chat(self, chat: Chat, numbers: Sequence[int], trained: Sequence[int], changed: str = "") -> list[RowPlan]:
+    def _chat(self, chat: Chat, numbers: Sequence[int], trained: Sequence[int], changed: str = "") -> list[ExampleText]:
         messages = [chat.messages[number] for number in numbers]
         here = [place for place, number in enumerate(numbers) if number in trained]
         if self._masking.train_on == "all":
@@ -157,7 +157,7 @@ class RowPlanner:
         # Places in the row become numbers of messages in the example; the place -1 is none.
         names = np.array([*numbers, -1], np.int32) if len(numbers) < len(chat.messages) else None
         return [
-            RowPlan(
+            ExampleText(
                 context.rendered.text,
                 context.rendered.template_spans(),
                 self._masking.char_weights(context),
@@ -170,7 +170,7 @@ class RowPlanner:
             for context in contexts
         ]
 
-    def _segments(self, example: Segments) -> RowPlan:
+    def _segments(self, example: Segments) -> ExampleText:
         """The segments one after the other, in which special tokens count."""
         text = "".join(segment.text for segment in example.parts)
         end = self._end_behind(text) if example.ends else ""
@@ -179,16 +179,16 @@ class RowPlanner:
         sizes[-1] += len(end)  # it belongs to the last segment
         weights = np.array([0, *(segment.weight for segment in example.parts)], np.float32)
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
-            raise RowError("a weight is negative or not finite", f"of the segments: {weights[1:].tolist()}")
+            raise ExampleError("a weight is negative or not finite", f"of the segments: {weights[1:].tolist()}")
         owners = np.arange(-1, len(example.parts), dtype=np.int32)
         text = beginning + text + end
         roles = ("",) * len(example.parts)
-        return RowPlan(text, [(0, len(text))], np.repeat(weights, sizes), np.repeat(owners, sizes), roles)
+        return ExampleText(text, [(0, len(text))], np.repeat(weights, sizes), np.repeat(owners, sizes), roles)
 
     def _end_behind(self, text: str) -> str:
         """The end-of-sequence token, unless the text ends with it already, white space apart."""
         if not self._encoder.find_special(self._end_of_text):
-            raise RowError(
+            raise ExampleError(
                 "the tokenizer has no end-of-sequence token",
                 "give --config.data.reading.text_end=none, and spell the token that ends a text in the rows",
                 stops=True,
@@ -204,7 +204,7 @@ def _kept(chat: Chat, numbers: Sequence[int], units: int) -> list[int]:
     starts = [place for place in range(head, len(numbers)) if chat.messages[numbers[place]].role == "user"]
     starts = [place for place in starts if place > head]  # what comes before the first of them is the oldest unit
     if units > len(starts):
-        raise RowError("nothing to leave out", "only the last question and its answer are left")
+        raise ExampleError("nothing to leave out", "only the last question and its answer are left")
     return [*numbers[:head], *numbers[starts[units - 1] :]]
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sft_jax.data.tokenized import Counts, DroppedRow, Tokenized, TokenizedRows, group_dropped
+from sft_jax.data.tokenized import Counts, DroppedRow, Tokenized, TokenizedExamples, group_dropped
+from sft_jax.data.tokenized.example_store import ABOUT, ExampleStoreError, ExampleStoreWriter, open_examples
 from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
-from sft_jax.data.tokenized.row_store import ABOUT, RowStoreError, RowStoreWriter, open_rows
 from sft_jax.data.views import PromptTemplate, View
 
 DROPPED = [DroppedRow("t:3", "too long", "9 tokens"), DroppedRow("t:4", "weight 0"), DroppedRow("t:6", "too long")]
@@ -22,15 +22,15 @@ PARTS = [  # pairs, ids, groups, dropped, and of the record of each the number o
 ]
 
 
-def part(pairs, ids, groups, dropped, first_rows=(), views=()):
+def part(pairs, ids, groups, dropped, first_examples=(), views=()):
     counts = Counts(len(ids) + len(dropped), len(ids), len(dropped), len(ids))
-    rows, keys = TokenizedRows.from_rows(pairs, ids, groups), RecordKeys.of(views, TEMPLATE)
-    return Tokenized(rows, dropped, counts, keys=keys, first_rows=np.array(first_rows, np.int64))
+    rows, keys = TokenizedExamples.from_examples(pairs, ids, groups), RecordKeys.of(views, TEMPLATE)
+    return Tokenized(rows, dropped, counts, keys=keys, first_examples=np.array(first_examples, np.int64))
 
 
 def write(directory, parts=PARTS):
     directory.mkdir(exist_ok=True)
-    with RowStoreWriter(directory) as writer:
+    with ExampleStoreWriter(directory) as writer:
         views = iter(VIEWS)
         for each in parts:
             writer.append(part(*each, [next(views) for _ in each[-1]]))
@@ -40,16 +40,18 @@ def write(directory, parts=PARTS):
 
 
 def in_memory(parts=PARTS):
-    return TokenizedRows.from_rows(*([value for each in parts for value in each[column]] for column in range(3)))
+    return TokenizedExamples.from_examples(
+        *([value for each in parts for value in each[column]] for column in range(3))
+    )
 
 
 def test_rows_come_back(tmp_path):
-    found, rows = open_rows(write(tmp_path / "s")), in_memory()
+    found, rows = open_examples(write(tmp_path / "s")), in_memory()
     assert found.counts == Counts(6, 3, 3, 3)
     np.testing.assert_array_equal(found.rows.tokens, [5, 6, 7, 8, 9, 5, 6, 8])
     assert found.rows.weights.dtype == np.uint8
-    assert [weights.tolist() for _, weights in map(found.rows.row, range(3))] == [[0, 0, 1], [0, 1], [0, 1, 1]]
-    assert found.rows.row(0)[1].dtype == np.float32
+    assert [weights.tolist() for _, weights in map(found.rows.example, range(3))] == [[0, 0, 1], [0, 1], [0, 1, 1]]
+    assert found.rows.example(0)[1].dtype == np.float32
     assert found.rows.offsets.tolist() == [0, 3, 5, 8]
     assert list(found.rows.ids) == ["t:1", "t:2", "t:ä\ud800"]
     assert [found.rows.groups[row] for row in range(3)] == ["x", "y", "x"]
@@ -60,15 +62,15 @@ def test_rows_come_back(tmp_path):
 
 def test_keys_of_records_come_back(tmp_path):
     """With the numbers of rows and dropped rows as they are in the store."""
-    found, expected = open_rows(write(tmp_path / "s")), RecordKeys.of(VIEWS, TEMPLATE)
-    assert found.first_rows.tolist() == [0, 1, -1, -2, -3, 2]
+    found, expected = open_examples(write(tmp_path / "s")), RecordKeys.of(VIEWS, TEMPLATE)
+    assert found.first_examples.tolist() == [0, 1, -1, -2, -3, 2]
     assert found.keys.template == TEMPLATE
     for name in KEYS:
         assert getattr(found.keys, name).tolist() == getattr(expected, name).tolist(), name
 
 
 def test_dropped_rows_come_back_by_reason(tmp_path):
-    dropped = open_rows(write(tmp_path / "s")).dropped
+    dropped = open_examples(write(tmp_path / "s")).dropped
     assert list(dropped) == DROPPED
     found = [(reason, [row.id for row in rows[:5]]) for reason, rows in group_dropped(dropped).items()]
     assert found == [("too long", ["t:3", "t:6"]), ("weight 0", ["t:4"])]
@@ -77,7 +79,7 @@ def test_dropped_rows_come_back_by_reason(tmp_path):
 def test_weights_between_0_and_1_are_kept_exactly(tmp_path):
     """The third part has other weights than 0 and 1: what was written before is widened."""
     parts = [*PARTS, ([([1, 2, 3], [0, 0.3, 1])], ["t:7"], [""], [], [])]
-    found = open_rows(write(tmp_path / "s", parts)).rows
+    found = open_examples(write(tmp_path / "s", parts)).rows
     assert found.weights.dtype == np.float32
     np.testing.assert_array_equal(found.weights, in_memory(parts).weights)
     assert found.fingerprint() == in_memory(parts).fingerprint()
@@ -111,27 +113,27 @@ def test_damage_of_any_file_is_seen(tmp_path, damage):
     for name in names:
         directory = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"{name}_"))
         damages()[damage](directory / name)
-        with pytest.raises(RowStoreError, match=name):
-            open_rows(directory)
+        with pytest.raises(ExampleStoreError, match=name):
+            open_examples(directory)
 
 
 def test_changed_numbers_in_the_description_are_seen(tmp_path):
     about = json.loads((write(tmp_path / "s") / ABOUT).read_text())
     about["content"]["fingerprint"] = "0" * 64
     (tmp_path / "s" / ABOUT).write_text(json.dumps(about))
-    with pytest.raises(RowStoreError, match="was changed"):
-        open_rows(tmp_path / "s")
+    with pytest.raises(ExampleStoreError, match="was changed"):
+        open_examples(tmp_path / "s")
 
 
 def test_unfinished_is_no_store(tmp_path):
-    with RowStoreWriter(tmp_path) as writer:
+    with ExampleStoreWriter(tmp_path) as writer:
         writer.append(part(*PARTS[0]))
-    with pytest.raises(RowStoreError, match="cannot be read"):
-        open_rows(tmp_path)
+    with pytest.raises(ExampleStoreError, match="cannot be read"):
+        open_examples(tmp_path)
 
 
 def test_rows_that_are_lost_are_noticed(tmp_path):
-    with RowStoreWriter(tmp_path) as writer:
+    with ExampleStoreWriter(tmp_path) as writer:
         writer.append(part(*PARTS[0]))
         with pytest.raises(RuntimeError, match="4 records were read and 2 rows made"):
             writer.check(4)
@@ -140,7 +142,7 @@ def test_rows_that_are_lost_are_noticed(tmp_path):
 def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path):
     (tmp_path / "tokens").symlink_to("/dev/full")
     with (
-        RowStoreWriter(tmp_path) as writer,
-        pytest.raises(RowStoreError, match=r"tokens .*No space left.*data\.cache="),
+        ExampleStoreWriter(tmp_path) as writer,
+        pytest.raises(ExampleStoreError, match=r"tokens .*No space left.*data\.cache="),
     ):
         writer.append(part([(range(10**6), [0] * 10**6)], ["t:1"], [""], []))

@@ -1,6 +1,6 @@
 """Rows of new tokens, trained beside a frozen embedding and a frozen head, in place of the rows that those have.
 
-The arrays are `adapters/new_rows/embedding` [N, D] and, where the head is a weight of its own, `adapters/new_rows/head`
+The arrays are `adapters/new_tokens/embedding` [N, D] and, where the head is a weight of its own, `adapters/new_tokens/head`
 [D, N], float32: the rows of N tokens whose ids follow one another from `first` on. They take the place of what the
 embedding, or an adapter beside it, says of these tokens, so that no gradient of the whole embedding is formed.
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-NAME = "new_rows"
+NAME = "new_tokens"
 
 
 def init(params: dict, rows: range) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from sft_jax.audit.report import report_lines
 from sft_jax.data.records import RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
-from sft_jax.preparation import run_data, train_rows
+from sft_jax.preparation import run_data, train_examples
 from sft_jax.preparation.run_data import load_data
 from tests import clock, tiny
 
@@ -43,7 +43,7 @@ def config(root, **overrides):
 
 
 def test_without_a_cache_nothing_is_hashed(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_rows, "rows_key", lambda *_, **__: pytest.fail("hashes files"))
+    monkeypatch.setattr(train_examples, "examples_key", lambda *_, **__: pytest.fail("hashes files"))
     assert len(load_data(config(tmp_path, **{"data.cache": ""})).rows)
 
 
@@ -67,7 +67,7 @@ def test_the_cache_changes_no_number(tmp_path):
 
 
 CHANGES = {
-    "data.row_tokens": 64,
+    "data.sequence_length": 64,
     "data.cleaning": ("strip_whitespace",),
     "data.masking.train_on": "last",
     "data.reading.system": "Be brief.",
@@ -91,7 +91,7 @@ def dated(tmp_path):
 
 
 def dates_in(data):
-    return {data.renderer.tokenizer.decode(data.rows.row(number)[0][:10]) for number in range(len(data.rows))}
+    return {data.renderer.tokenizer.decode(data.rows.example(number)[0][:10]) for number in range(len(data.rows))}
 
 
 def test_rows_bear_one_date_though_midnight_passes(dated, monkeypatch):
@@ -111,18 +111,18 @@ def test_the_date_is_not_in_the_key_of_rows_without_one(tmp_path, count):
     assert count["passes"] == 1
 
 
-@pytest.mark.parametrize("name", ["benchmarks.py", "mixing.py", "run_data.py", "train_rows.py"])
+@pytest.mark.parametrize("name", ["benchmarks.py", "mixing.py", "run_data.py", "train_examples.py"])
 def test_code_that_joins_the_data_layer_to_the_config_counts(tmp_path, name):
     folder = tmp_path / "preparation"
-    shutil.copytree(Path(train_rows.__file__).parent, folder)
-    assert train_rows.wiring_digest(folder) == train_rows.wiring_digest()
+    shutil.copytree(Path(train_examples.__file__).parent, folder)
+    assert train_examples.wiring_digest(folder) == train_examples.wiring_digest()
     (folder / name).write_text((folder / name).read_text() + "\n")
-    assert train_rows.wiring_digest(folder) != train_rows.wiring_digest()
+    assert train_examples.wiring_digest(folder) != train_examples.wiring_digest()
 
 
 def test_other_wiring_makes_other_entries(tmp_path, count, monkeypatch):
     load_data(config(tmp_path))
-    monkeypatch.setattr(train_rows, "wiring_digest", lambda: "0")
+    monkeypatch.setattr(train_examples, "wiring_digest", lambda: "0")
     load_data(config(tmp_path))
     assert count["passes"] == 2
 
@@ -139,20 +139,20 @@ def test_changed_bytes_of_the_same_size_and_time_are_seen(tmp_path):
 def test_a_file_that_changes_while_it_is_read_makes_no_entry(tmp_path, monkeypatch):
     made = config(tmp_path)
     file = Path(made.data.train)
-    before, write_rows = file.read_text(), train_rows.write_rows
+    before, write_rows = file.read_text(), train_examples.write_rows
 
     def write_late(*arguments):
         file.write_text(before + '{"prompt": "new", "completion": "row"}\n')
         return write_rows(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_rows, "write_rows", write_late)
+        patch.setattr(train_examples, "write_rows", write_late)
         with pytest.raises(ValueError, match=r"train\.jsonl was changed while it was read"):
             load_data(made)
     file.write_text(before)
     assert load_data(made).report.numbers["records"]["records"] == 48
     with monkeypatch.context() as patch:  # nothing is kept that could be stale
-        patch.setattr(train_rows, "write_rows", write_late)
+        patch.setattr(train_examples, "write_rows", write_late)
         assert load_data(config(tmp_path, **{"data.cache": ""})).report.numbers["records"]["records"] == 49
 
 
@@ -185,7 +185,7 @@ def test_findings_are_looked_for_again_where_held_out_rows_change(tmp_path, coun
 @pytest.fixture
 def few_in_memory(monkeypatch):
     """Checks have the texts of five records."""
-    for module in (run_data, train_rows):
+    for module in (run_data, train_examples):
         monkeypatch.setattr(module, "CHECKED_RECORDS", 5)
 
 
@@ -297,7 +297,7 @@ def test_weights_of_rows(tmp_path):
     lines = [f'{{"prompt": "a", "completion": "{n}", "w": {weight}}}' for n, weight in enumerate((1, 0.5, 0, 1e-60))]
     Path(made.data.train).write_text("\n".join(lines))
     data = load_data(made)
-    assert [weights.max() for _, weights in map(data.rows.row, range(2))] == [1, 0.5]
+    assert [weights.max() for _, weights in map(data.rows.example, range(2))] == [1, 0.5]
     assert data.report.numbers["dropped"]["weight 0"]["rows"] == 2  # 1e-60 is 0 where it is multiplied
     Path(made.data.train).write_text(lines[0].replace("1}", "-1}"))
     with pytest.raises(ValueError, match=r"train\.jsonl:1.*-1"):

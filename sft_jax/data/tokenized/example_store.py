@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sft_jax.data.tokenized import Counts, DroppedRows, RowDigest, Tokenized, TokenizedRows, dropped_tokens
+from sft_jax.data.tokenized import Counts, DroppedRows, ExampleDigest, Tokenized, TokenizedExamples, dropped_tokens
 from sft_jax.data.tokenized.columns import Labels, TextColumn
 from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
 from sft_jax.data.views import NO_TEMPLATE, PromptTemplate
@@ -32,7 +32,7 @@ _PIECE = 1 << 24  # bytes read at a time where a whole file is
 _KEYS = {name: f"{name}.keys" for name in KEYS}  # files of record keys
 
 
-class RowStoreError(ValueError):
+class ExampleStoreError(ValueError):
     """A directory that is not a whole store of rows. The message says what is wrong with it."""
 
 
@@ -42,7 +42,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RowStoreError(
+        raise ExampleStoreError(
             f"{path} cannot be written ({error.strerror}). Rows need room on a local disk: free some, or give another "
             "directory, --config.data.cache=DIR."
         ) from error
@@ -104,25 +104,25 @@ class _LabelColumn:
         self.codes.append(table[labels.codes])
 
 
-class RowStoreWriter:
+class ExampleStoreWriter:
     """Writes a store into an empty directory; a context manager, which closes the files."""
 
     def __init__(self, directory: Path):
         """Opens the files."""
         self._directory = directory
-        columns = {"tokens": "<i4", "weights": "|u1", "offsets": "<i8", "first_rows": "<i8"}
+        columns = {"tokens": "<i4", "weights": "|u1", "offsets": "<i8", "first_examples": "<i8"}
         columns |= {"lengths": "<i4", "supervised": "<i4", "dropped_tokens": "<i4"}
         columns |= dict.fromkeys(_KEYS.values(), "<u8")
         self._columns = {name: _Column(directory / name, dtype) for name, dtype in columns.items()}
         self._columns["offsets"].append(np.zeros(1, np.int64))
         self._texts = {name: _TextColumns(directory, name) for name in ("ids", "dropped_ids", "dropped_details")}
         self._labels = {name: _LabelColumn(directory, name) for name in ("groups", "sources", "dropped_reasons")}
-        self._digest = RowDigest()
+        self._digest = ExampleDigest()
         self._changed: collections.Counter[str] = collections.Counter()
         self._template = NO_TEMPLATE
         self.counts = Counts()
 
-    def __enter__(self) -> "RowStoreWriter":
+    def __enter__(self) -> "ExampleStoreWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -160,8 +160,8 @@ class RowStoreWriter:
 
     def _append_keys(self, part: Tokenized) -> None:
         """Adds the keys of records; the numbers of their rows go on from those of the rows before."""
-        before = np.where(part.first_rows >= 0, self.counts.rows, -len(self._texts["dropped_ids"]))
-        self._columns["first_rows"].append(part.first_rows + before)
+        before = np.where(part.first_examples >= 0, self.counts.rows, -len(self._texts["dropped_ids"]))
+        self._columns["first_examples"].append(part.first_examples + before)
         for name, file in _KEYS.items():
             self._columns[file].append(getattr(part.keys, name))
         self._template = part.keys.template
@@ -178,7 +178,7 @@ class RowStoreWriter:
 
         Args:
             key: what the rows depend on, for people who look into the file.
-            notes: given back by `open_rows`, as JSON has it.
+            notes: given back by `open_examples`, as JSON has it.
         """
         about = {
             "format": FORMAT,
@@ -216,15 +216,15 @@ def _in_float32(column: _Column) -> _Column:
     return wide
 
 
-def open_rows(directory: Path) -> Tokenized:
+def open_examples(directory: Path) -> Tokenized:
     """Opens a store after checking all of it.
 
     Raises:
-        RowStoreError: it is not a store, or something in it is missing, cut off or changed.
+        ExampleStoreError: it is not a store, or something in it is missing, cut off or changed.
     """
     about = read_about(directory)
     if about["format"] != FORMAT:
-        raise RowStoreError(f"{directory}: its format is {about['format']!r}, expected {FORMAT}")
+        raise ExampleStoreError(f"{directory}: its format is {about['format']!r}, expected {FORMAT}")
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:  # checksums run outside Python's lock
         opened = pool.map(lambda item: _open_column(directory / item[0], item[1]), about["columns"].items())
         columns = dict(zip(about["columns"], opened, strict=True))
@@ -237,7 +237,7 @@ def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokeniz
         for name in ("ids", "dropped_ids", "dropped_details")
     }
     labels = {name: Labels(columns[name], tuple(names)) for name, names in about["names"].items()}
-    rows = TokenizedRows(
+    rows = TokenizedExamples(
         tokens=columns["tokens"],
         weights=columns["weights"],
         offsets=columns["offsets"],
@@ -253,22 +253,22 @@ def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokeniz
     )
     keys = RecordKeys(*(columns[file] for file in _KEYS.values()), PromptTemplate(*about["template"]))
     counts = Counts(**about["counts"])
-    return Tokenized(rows, dropped, counts, about["changed"], about["notes"], keys, columns["first_rows"])
+    return Tokenized(rows, dropped, counts, about["changed"], about["notes"], keys, columns["first_examples"])
 
 
 def read_about(directory: Path) -> dict[str, Any]:
     """What `rows.json` says.
 
     Raises:
-        RowStoreError: there is none, or it was changed.
+        ExampleStoreError: there is none, or it was changed.
     """
     try:
         found = json.loads((directory / ABOUT).read_bytes())
         about, checksum = found["content"], found["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RowStoreError(f"{directory / ABOUT} cannot be read ({type(error).__name__}: {error})") from error
+        raise ExampleStoreError(f"{directory / ABOUT} cannot be read ({type(error).__name__}: {error})") from error
     if _sha256(about) != checksum:
-        raise RowStoreError(f"{directory / ABOUT} was changed: its checksum differs")
+        raise ExampleStoreError(f"{directory / ABOUT} was changed: its checksum differs")
     return about
 
 
@@ -279,18 +279,18 @@ def _open_column(path: Path, says: dict[str, Any]) -> np.ndarray:
     try:
         size = path.stat().st_size
         if size != expected:
-            raise RowStoreError(f"{path} has {size} bytes, expected {expected}")
+            raise ExampleStoreError(f"{path} has {size} bytes, expected {expected}")
         if not size:
             return np.zeros(0, dtype)
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise RowStoreError(f"{path} cannot be read: {error}") from error
+        raise ExampleStoreError(f"{path} cannot be read: {error}") from error
     checksum, view = 0, memoryview(data)
     for start in range(0, size, _PIECE):
         checksum = zlib.crc32(view[start : start + _PIECE], checksum)
     if checksum != says["crc32"]:
-        raise RowStoreError(f"{path} was changed: its checksum differs")
+        raise ExampleStoreError(f"{path} was changed: its checksum differs")
     return np.frombuffer(data, dtype)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sft_jax.models
-from sft_jax.models.products import einsum
+from sft_jax.models.matmul import einsum
 from tests.models import programs
 
 SHAPES = {

@@ -19,9 +19,9 @@ from sft_jax.data.mixed_records import MixedReader
 from sft_jax.data.records import DroppedRow, Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import Tokenized
-from sft_jax.data.tokenized.cache import cached_json, cached_rows
-from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, check_unchanged, code_digest, rows_key, source_digest
-from sft_jax.data.tokenized.row_store import RowStoreWriter
+from sft_jax.data.tokenized.cache import cached_examples, cached_json
+from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, check_unchanged, code_digest, examples_key, source_digest
+from sft_jax.data.tokenized.example_store import ExampleStoreWriter
 from sft_jax.data.tokenizing.streaming import write_rows
 from sft_jax.data.tokenizing.workers import worker_count
 from sft_jax.preparation.mixing import reader_of, readings_of_sources
@@ -32,7 +32,7 @@ ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how ma
 CHECKED_RECORDS = 20_000  # that checks at the start of a run look at: so many take some 60 MB
 
 # Files of this folder that join the data layer to the config: what is read, what rows are cleaned of, the renderer.
-_WIRING = ("benchmarks.py", "mixing.py", "run_data.py", "train_rows.py")
+_WIRING = ("benchmarks.py", "mixing.py", "run_data.py", "train_examples.py")
 
 
 class TrainingRecords:
@@ -89,7 +89,7 @@ class TrainingRecords:
         return self.first
 
 
-def training_rows(
+def training_examples(
     config: ml_collections.ConfigDict,
     records: TrainingRecords,
     renderer: ConversationRenderer,
@@ -105,18 +105,18 @@ def training_rows(
         renderer: the chat template and tokenizer.
         show: makes a progress callback.
         cache: directory of the cache; None for none.
-        key: from `rows_key_of`; not looked at without a cache.
+        key: from `examples_key_of`; not looked at without a cache.
 
     Raises:
         ValueError: a file changed while it was read; see also `write_rows`.
     """
 
-    def write(writer: RowStoreWriter) -> Mapping[str, Any]:
+    def write(writer: ExampleStoreWriter) -> Mapping[str, Any]:
         workers = worker_count(config.loader.tokenize_workers)
         bar = functools.cache(lambda: show("tokenizing", None))  # shown when cleaning has looked at all rows
         report = lambda work: bar().update(work.share, work.speed(), within=True)
         share = lambda: records.reader.share
-        work = write_rows(writer, records, renderer, config.data.row_tokens, workers, report, share)
+        work = write_rows(writer, records, renderer, config.data.sequence_length, workers, report, share)
         bar().update(work.share, work.speed())
         writer.check(records.reader.rows)
         if cache is not None:  # what was read must be what the entry is named after
@@ -126,10 +126,10 @@ def training_rows(
         return read | {"cleaning": cleaning_values(records.log), "made": made}
 
     waiting = lambda: show("waiting for a process that tokenizes the same data", 0)
-    return cached_rows(cache, key, write, waiting)
+    return cached_examples(cache, key, write, waiting)
 
 
-def rows_key_of(
+def examples_key_of(
     config: ml_collections.ConfigDict,
     records: TrainingRecords,
     renderer: ConversationRenderer,
@@ -148,7 +148,7 @@ def rows_key_of(
     bar = functools.cache(lambda: show("hashing files", None))  # shown where there is much to read
     options = {name: value for name, value in config.data.to_dict().items() if name not in NOT_IN_ROWS}
     options["sources"] = readings_of_sources(config)
-    key = rows_key(records.reader.files, renderer, options, lambda share: bar().update(share))
+    key = examples_key(records.reader.files, renderer, options, lambda share: bar().update(share))
     key["compared_with"] = list(map(list, compared_with)) if config.data.cleaning else []
     return key | {"wiring": wiring_digest()}
 
@@ -160,12 +160,12 @@ def wiring_digest(folder: Path = Path(__file__).parent) -> str:
 
 def training_findings(
     cache: Path | None,
-    rows_key: dict[str, Any],
+    examples_key: dict[str, Any],
     compared_with: Sequence[Sequence[str]],
     check: Callable[[], list[Finding]],
 ) -> list[Finding]:
     """What the quick checks find, looked for once for the same rows, held-out rows and benchmarks."""
     code = [code_digest(without=()), code_digest(without=(), root=Path(audit.__file__).parent)]
-    key = {"rows": rows_key, "compared_with": compared_with, "code": code}
+    key = {"rows": examples_key, "compared_with": compared_with, "code": code}
     found = cached_json(cache, key, lambda: [dataclasses.asdict(finding) for finding in check()])
     return [Finding(**values | {"examples": tuple(Place(*place) for place in values["examples"])}) for values in found]
