@@ -55,6 +55,7 @@ def write_rows(path: Path, count: int) -> None:
 def load_one(path: str, cache: str, workers: int) -> dict[str, float]:
     """Loads the data of a config; seconds and bytes."""
     from configs import sft
+    from sft_jax.options import options_of
     from sft_jax.preparation import run_data
 
     config = sft.get_config().copy_and_resolve_references()
@@ -63,10 +64,11 @@ def load_one(path: str, cache: str, workers: int) -> dict[str, float]:
     before = memory.look()
     memory.start()
     start = time.perf_counter()
-    run_data.make_renderer(config)
+    options = options_of(config)
+    run_data.make_renderer(options.model, options.data)
     tokenizer = time.perf_counter() - start
     start = time.perf_counter()
-    data = run_data.load_data(config)
+    data = run_data.load_data(options)
     seconds = time.perf_counter() - start
     return {
         "seconds": seconds,

@@ -75,14 +75,13 @@ def _anonymous() -> int:
 
 def _measure(directory: Path, layout: str) -> None:
     import jax
-    import ml_collections
 
     jax.config.update("jax_num_cpu_devices", DEVICES)
     from sft_jax.models.loading import decoder_config, load_params
     from sft_jax.sharding import make_mesh, placement
     from sft_jax.sources import open_checkpoint
 
-    mesh = make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}), jax.devices())
+    mesh = make_mesh({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}, jax.devices())
     checkpoint = open_checkpoint(directory)
     peak, stop = 0, threading.Event()
     before = _anonymous()

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.steps import MODEL
+from sft_jax.options import options_of
 
 _STEPS = flags.DEFINE_integer("steps", 100, "Optimizer steps.", lower_bound=2)
 _ROWS = flags.DEFINE_integer("rows", 2, "Rows of a batch.", lower_bound=1)
@@ -82,14 +83,21 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
     from sft_jax.training.step import compile_eval_step, compile_train_step
 
     config = _config(data_directory, arg, changes)
-    data, base, mesh = load_data(config), base_of(config), make_mesh(config.mesh, jax.devices())
-    model, settings = make_model(config, base.decoder, platform_of(mesh)), step_settings(config, mesh)
+    data, base, mesh = (
+        load_data(options_of(config)),
+        base_of(options_of(config).model),
+        make_mesh(config.mesh.to_dict(), jax.devices()),
+    )
+    model, settings = (
+        make_model(options_of(config), base.decoder, platform_of(mesh)),
+        step_settings(options_of(config), mesh),
+    )
     batches = train_batches(data.rows, data.plan, start_step=0, end_step=_STEPS.value, normalize="tokens")
     with jax.set_mesh(mesh):
-        hyper = hyperparameters(config, _STEPS.value // 10, _STEPS.value)
-        state = init_state(config, base, model, mesh, hyper)
+        hyper = hyperparameters(options_of(config), _STEPS.value // 10, _STEPS.value)
+        state = init_state(options_of(config), base, model, mesh, hyper)
         evaluate = compile_eval_step(model, settings, state, mesh)
-        before = held_out_metrics(evaluate, state, data, config, mesh)["held_out/nll"]
+        before = held_out_metrics(evaluate, state, data, options_of(config), mesh)["held_out/nll"]
         batch = put_batch(next(batches), mesh)
         compiled = compile_train_step(model, settings, state, mesh).lower(state, batch).compile()
         held = {role: _bytes(getattr(state, role)) for role in ROLES}
@@ -101,7 +109,7 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
             state, metrics = compiled(state, batch)
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - start)
-        after = held_out_metrics(evaluate, state, data, config, mesh)["held_out/nll"]
+        after = held_out_metrics(evaluate, state, data, options_of(config), mesh)["held_out/nll"]
     rate = _ROWS.value * _ROW_TOKENS.value / statistics.median(seconds)
     return {**held, "tokens_per_second": rate, "before": before, "after": after}
 

@@ -52,6 +52,7 @@ def ours(
     import jax
 
     from configs import sft
+    from sft_jax.options import options_of
     from sft_jax.runs.base import open_base
     from sft_jax.sharding import make_mesh, platform_of, put_batch
     from sft_jax.training.optimizer import hyperparameters
@@ -62,12 +63,13 @@ def ours(
     rows, length = batches[0]["tokens"].shape
     sizes = {"batch.sequences": rows, "data.sequence_length": length, "optimizer.learning_rate": learning_rate}
     config.update_from_flattened_dict({**sizes, **overrides})
-    mesh = make_mesh(config.mesh, jax.devices())
+    options = options_of(config)
+    mesh = make_mesh(options.mesh, jax.devices())
     base = open_base(MODEL)
-    model = make_model(config, base.decoder, platform_of(mesh))
+    model = make_model(options, base.decoder, platform_of(mesh))
     with jax.set_mesh(mesh):
-        state = init_state(config, base, model, mesh, hyperparameters(config, 0, 1000))
-        train_step = compile_train_step(model, step_settings(config, mesh), state, mesh)
+        state = init_state(options, base, model, mesh, hyperparameters(options, 0, 1000))
+        train_step = compile_train_step(model, step_settings(options, mesh), state, mesh)
     count = 0
 
     def step() -> float:

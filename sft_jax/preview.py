@@ -35,6 +35,7 @@ def main(_: list[str]) -> None:
 
     from sft_jax.audit.findings import severe_enough
     from sft_jax.exports.data_set import REPORT, check_free, data_files, reading_flags, write_data_set
+    from sft_jax.options import options_of
     from sft_jax.preparation.inspection import inspect_data, preview_page
     from sft_jax.preparation.mixing import ignored_columns
     from sft_jax.progress import ProgressBars
@@ -49,17 +50,18 @@ def main(_: list[str]) -> None:
         commands.refuse_unread(["force"], "--write")
     config, console = _CONFIG.value, Console()
     check_config(config)
+    options = options_of(config)
     if _WRITE.value:
         check_free(epath.Path(_WRITE.value), _FORCE.value)
     with ProgressBars(console) as progress:
-        inspection = inspect_data(config, progress, _EARLIER_RUNS.value, run_findings)
-        page = preview_page(inspection, config, _ROWS.value, progress) if _OUT.value else ""
+        inspection = inspect_data(options, progress, _EARLIER_RUNS.value, run_findings)
+        page = preview_page(inspection, options, _ROWS.value, progress) if _OUT.value else ""
     report = inspection.data.report
     if _WRITE.value:
         out = epath.Path(_WRITE.value)
         kept = inspection.kept
         rows = (kept, inspection.dropped, inspection.changed)
-        write_data_set(out, *rows, report.numbers, _FORCE.value, ignored_columns(config))
+        write_data_set(out, *rows, report.numbers, _FORCE.value, ignored_columns(options.data))
     if _OUT.value:
         out = epath.Path(_OUT.value)
         out.mkdir(parents=True, exist_ok=True)

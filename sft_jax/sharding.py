@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -42,17 +41,17 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
 _STACKED = re.compile(r"(^|/)layers/")
 
 
-def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
     """The mesh `replica, fsdp, expert, tensor`; an axis of size -1 takes the devices that are left.
 
     Args:
-        config: `mesh` of the experiment config: one size an axis.
+        sizes: of each axis, as `config.mesh` has them.
         devices: `jax.devices()`, some of them, or those of a topology that is not here.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices, or these are more than one TPU slice.
     """
-    sizes = {axis: int(config[axis]) for axis in MESH_AXES}
+    sizes = {axis: sizes[axis] for axis in MESH_AXES}
     asked = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
@@ -85,7 +84,7 @@ def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 
 def inference_mesh(devices: Sequence[Any]) -> Mesh:
     """All of them on `fsdp`: prompts and parameters are split over them."""
-    return make_mesh(ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "expert": 1, "tensor": 1}), devices)
+    return make_mesh({"replica": 1, "fsdp": -1, "expert": 1, "tensor": 1}, devices)
 
 
 def platform_of(mesh: Mesh) -> str:
@@ -143,9 +142,8 @@ def data_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def shards_asked(config: ml_collections.ConfigDict, devices: int) -> int:
+def shards_asked(sizes: Mapping[str, int], devices: int) -> int:
     """`data_shards` of the mesh that `make_mesh` makes of so many devices; of a mesh that it refuses, about that."""
-    sizes = {axis: int(config[axis]) for axis in MESH_AXES}
     known = math.prod(size for size in sizes.values() if size > 0)
     left = max(1, devices // known)
     return math.prod(size if size > 0 else left for size in (sizes[axis] for axis in BATCH_AXES))

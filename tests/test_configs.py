@@ -1,5 +1,6 @@
 """Every shipped config is built and takes a step; no option is accepted and ignored; mistakes get a useful answer."""
 
+import dataclasses
 import functools
 import importlib
 import operator
@@ -11,7 +12,9 @@ import ml_collections
 import pytest
 
 from configs import sft
-from sft_jax import config_flag
+from sft_jax import config_flag, options
+from sft_jax.data.reading import Reading
+from sft_jax.options import DataOptions, SourceOptions
 from sft_jax.runs.workdir import flatten
 from sft_jax.training import run
 from sft_jax.training.checks import CHECKS, check_config
@@ -58,54 +61,46 @@ def test_configs_refuse_an_unknown_argument():
             importlib.import_module(f"configs.{name}").get_config("nonsense")
 
 
-class Tracked(ml_collections.ConfigDict):
-    """A config that notes which of its leaves are read, other than as a whole."""
-
-    def __init__(self, plain: ml_collections.ConfigDict, read: set, prefix: str = ""):
-        super().__init__()
-        object.__setattr__(self, "_read", read)
-        object.__setattr__(self, "_prefix", prefix)
-        for name in plain:
-            value = plain[name]
-            if isinstance(value, ml_collections.ConfigDict):
-                value = Tracked(value, read, f"{prefix}{name}.")
-            super().__setattr__(name, value)
-        read.clear()
-
-    def __getitem__(self, name):
-        if sys._getframe(1).f_globals["__name__"] != "ml_collections.config_dict.config_dict":
-            self._read.add(self._prefix + name)
-        return super().__getitem__(name)
-
-    def __getattr__(self, name):
-        self._read.add(self._prefix + name)
-        return super().__getattr__(name)
+SECTIONS = [made for made in vars(options).values() if dataclasses.is_dataclass(made) and made is not Reading]
 
 
-def fields_read_by(config: ml_collections.ConfigDict, workdir: Path) -> set[str]:
-    """The leaves of a config that a run reads."""
-    read: set[str] = set()
-    config.unlock()
-    config.duration = "2 steps"
-    config.evaluation.samples, config.evaluation.sample_tokens = 1, 1
-    config.profile.start = 1
-    config.profile.steps = 1
-    config.data.date = "2026-01-31"
-    run(Tracked(config.lock(), read), workdir)
-    return read
+def test_options_have_the_fields_of_the_config():
+    """And no others: the ones that are not in the same place are named here."""
+    config = sft.get_config()
+    fields = {name for name in flatten(config.to_dict()) if not name.startswith("defaults.")}
+    ours = flatten(dataclasses.asdict(options.options_of(config)))
+    ours["data.reading.held_out_split"] = ours.pop("data.held_out_split")
+    assert ours.keys() - fields == {f"data.reading.{name}" for name in ("prompts_only", "flags", "split_flag")}
+    assert fields - ours.keys() == set()
 
 
-def test_every_field_is_read(tmp_path, monkeypatch):
-    """By a run with adapters or one without. Checks, what they compare with, and records of the whole do not count."""
-    from sft_jax.runs import workdir
+def test_every_option_is_read(tmp_path, monkeypatch):
+    """By a run with adapters or one without; checks, and copies and records of the whole, do not count."""
     from sft_jax.training import loop
 
+    unread = {(made, field.name) for made in SECTIONS for field in dataclasses.fields(made)}
+
+    def tracked(made):
+        plain = made.__getattribute__
+
+        def get(self, name):
+            if sys._getframe(1).f_globals["__name__"] not in (dataclasses.__name__, __name__):
+                unread.difference_update((kind, name) for kind in type(self).__mro__)
+            return plain(self, name)
+
+        return get
+
     monkeypatch.setattr(loop, "check_config", lambda config: None)
-    monkeypatch.setattr(workdir, "claim", lambda workdir, config: workdir.mkdir())
-    configs = {arg: small(tiny.config(tmp_path, arg), tmp_path) for arg in ("lora", "full")}
-    fields = {name for name in flatten(configs["lora"].to_dict()) if not name.startswith("defaults.")}
-    read = [fields_read_by(config, tmp_path / f"run {arg}") for arg, config in configs.items()]
-    assert fields - set().union(*read) == set()
+    for made in SECTIONS:
+        monkeypatch.setattr(made, "__getattribute__", tracked(made))
+    for arg in ("lora", "full"):
+        config = small(tiny.config(tmp_path, arg), tmp_path).unlock()
+        config.duration = "2 steps"
+        config.evaluation.samples, config.evaluation.sample_tokens = 1, 1
+        config.profile.start = config.profile.steps = 1
+        run(config.lock(), tmp_path / f"run {arg}")
+    of_mixtures = {(SourceOptions, field.name) for field in dataclasses.fields(SourceOptions)}
+    assert unread == of_mixtures | {(DataOptions, "mixture_packing")}
 
 
 @pytest.mark.parametrize("name", ["sft"])
@@ -128,7 +123,6 @@ def test_every_number_and_name_is_checked(name):
         "model.new_tokens_in_contents",
         "data.train",
         "data.held_out",
-        "data.mixture_packing",
         "data.cache",
         "data.cleaning",
         "data.benchmarks",
@@ -199,7 +193,7 @@ BAD = [
     ("data.date", "20260131", 'must be a date like "2026-01-31", or empty'),
     ("data.sequence_length", 0, "must be at least 2"),
     ("data.packing", "bestfit", "must be one of best_fit, first_fit, sequential, none"),
-    ("data.packing", "False", "none gives each example a row of its own"),
+    ("data.packing", "False", "none gives each example a sequence of its own"),
     ("data.max_examples_per_sequence", -1, "must be at least 0"),
     ("batch.sequences", 0, "must be at least 1"),
     ("batch.micro_batches", 3, "batch.sequences=8 must be a multiple of --config.batch.micro_batches=3 x 8"),

@@ -9,6 +9,7 @@ import pytest
 
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import read_records
+from sft_jax.options import options_of
 from sft_jax.preparation.inspection import inspect_data, preview_page
 from sft_jax.preparation.run_data import load_data
 from sft_jax.progress import silent
@@ -79,14 +80,14 @@ def test_what_is_written_trains_the_same(tmp_path):
         config.data.reading.on_bad_row = "drop"
     with open(config.data.train, "a") as file:
         file.write('{"prompt": "no answer"}\n')
-    inspection = inspect_data(config, silent)
+    inspection = inspect_data(options_of(config), silent)
     out = epath.Path(tmp_path / "clean")
     write_data_set(out, inspection.kept, inspection.dropped, inspection.changed, {})
     with config.unlocked():
         config.data.train, config.data.cleaning = str(out / "data.jsonl"), ()
         config.data.reading.id_column = "id"
         config.data.held_out = ""
-    assert load_data(config).rows.fingerprint() == inspection.data.rows.fingerprint()
+    assert load_data(options_of(config)).rows.fingerprint() == inspection.data.rows.fingerprint()
     kept, dropped = len(inspection.kept), len(inspection.dropped)
     assert kept + dropped == 49
     assert inspection.dropped[-1][0] is None  # could not be read
@@ -97,7 +98,7 @@ def test_what_is_written_trains_the_same(tmp_path):
 def test_the_page_says_what_was_changed(tmp_path):
     config = tiny.config(tmp_path, **{"data.cleaning": ("strip_whitespace",)})
     Path(config.data.train).write_text('{"prompt": "a", "completion": " b"}\n')
-    page = preview_page(inspect_data(config, silent), config, 10, silent)
+    page = preview_page(inspect_data(options_of(config), silent), options_of(config), 10, silent)
     assert '"note":"strip_whitespace: whitespace at the ends removed"' in page
 
 
@@ -109,12 +110,12 @@ def test_held_out_rows_of_a_file_of_the_same_name(tmp_path):
     held_out.write_text(Path(config.data.train).read_text().splitlines()[1] + "\n")
     with config.unlocked():
         config.data.held_out = str(held_out)
-    inspection = inspect_data(config, silent)
+    inspection = inspect_data(options_of(config), silent)
     (overlap,) = [finding for finding in inspection.data.report.findings if finding.check == "exact_overlap"]
     (place,) = overlap.examples
     assert place.row_id == f"held_out/{held_out.name}:1"
     assert place.text.startswith(f"also {held_out.name}:2: ")
-    page = preview_page(inspection, config, 50, silent)
+    page = preview_page(inspection, options_of(config), 50, silent)
     assert f'href="#row=held_out%2F{held_out.name}%3A1%0A{held_out.name}%3A2"' in page
 
 
@@ -126,7 +127,7 @@ def test_earlier_runs_are_weighed(tmp_path):
         line = {"step": 1, "progress/examples": rows, "progress/epochs": 1.0, "held_out/nll": loss}
         (runs[-1] / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         (runs[-1] / "environment.json").write_text('{"fingerprints": {}}')
-    inspection = inspect_data(tiny.config(tmp_path), silent, [str(run) for run in runs])
+    inspection = inspect_data(options_of(tiny.config(tmp_path)), silent, [str(run) for run in runs])
     reasons = [reason.text for reason in inspection.data.report.verdict.reasons]
     assert any("3.000 at 10 rows, 2.000 at 20 rows" in reason for reason in reasons)
 

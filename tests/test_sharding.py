@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from sft_jax import sharding
 from sft_jax.data.batches import assemble
 from sft_jax.models import decoder
+from sft_jax.options import options_of
 from sft_jax.preparation import run_data
 from sft_jax.runs.base import open_base
 from sft_jax.sharding import arranged
@@ -44,15 +45,17 @@ MESH = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "execution.layer_la
 def compiled_step(root, arg: str) -> str:
     """What XLA makes of the train step for one device."""
     config = tiny.config(root, arg, **MESH, **{"batch.sequences": ROWS, "data.sequence_length": TOKENS})
-    data, base = run_data.load_data(config), open_base(config.model.source)
-    mesh = sharding.make_mesh(config.mesh, jax.devices())
-    model = setup.make_model(config, base.decoder, "cpu")
+    data, base = run_data.load_data(options_of(config)), open_base(config.model.source)
+    mesh = sharding.make_mesh(config.mesh.to_dict(), jax.devices())
+    model = setup.make_model(options_of(config), base.decoder, "cpu")
     with jax.set_mesh(mesh):
-        state = setup.init_state(config, base, model, mesh, optimizer.hyperparameters(config, 2, 6))
+        state = setup.init_state(
+            options_of(config), base, model, mesh, optimizer.hyperparameters(options_of(config), 2, 6)
+        )
         batch = assemble(
             data.rows, data.plan.batch_bins(0), sequence_length=TOKENS, sequence_targets=data.plan.sequence_targets
         )
-        train_step = step.compile_train_step(model, setup.step_settings(config, mesh), state, mesh)
+        train_step = step.compile_train_step(model, setup.step_settings(options_of(config), mesh), state, mesh)
         return train_step.lower(state, sharding.put_batch(batch, mesh)).compile().as_text()
 
 

@@ -1,5 +1,6 @@
 """A tiny pretrained checkpoint, its tokenizer, and tiny data: what most tests run on. No torch."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from configs import sft
+from sft_jax.options import AdapterOptions, options_of
 
 CHATML = (
     "{% for message in messages %}"
@@ -100,6 +102,11 @@ def write_rows(path: Path, count: int, seed: int = 0) -> Path:
         lines.append(json.dumps({"prompt": " ".join(chosen), "completion": " ".join(reversed(chosen))}))
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def adapter(**changes: object) -> AdapterOptions:
+    """The adapter of `configs/sft.py:lora`, with changes."""
+    return dataclasses.replace(options_of(sft.get_config("lora")).adapter, **changes)
 
 
 def config(root: Path, arg: str = "full", **overrides: object) -> ConfigDict:

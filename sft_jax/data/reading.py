@@ -106,11 +106,10 @@ def reading_of(config: ml_collections.ConfigDict, flags: str = FLAGS) -> Reading
     return Reading(**options, flags=flags)
 
 
-def held_out_reading_of(config: ml_collections.ConfigDict) -> Reading:
-    """How held-out rows are read by `config.data.reading`: like the training rows, but for their split."""
-    own = config.held_out_split
-    split = "" if own == NO_SPLIT else own or config.split
-    return dataclasses.replace(reading_of(config), split=split, split_flag=_HELD_OUT_SPLIT)
+def held_out_reading_of(reading: Reading, held_out_split: str) -> Reading:
+    """How held-out rows are read: like the training rows (`reading`), but for their split."""
+    split = "" if held_out_split == NO_SPLIT else held_out_split or reading.split
+    return dataclasses.replace(reading, split=split, split_flag=_HELD_OUT_SPLIT)
 
 
 def flags_of_source(name: str) -> str:

@@ -58,7 +58,7 @@ def export_adapter(
     check_format(source, "peft")
     dtype = "float32" if dtype == "source" else dtype
     golden = golden_of(source.tokenizer, source.decoder.max_positions)
-    settings = settings_of(source.run.config.adapter)
+    settings = settings_of(source.run.options.adapter)
     name, revision = _base(source)
     with filled(out, force) as staging:
         variables = source.variables(mesh)
@@ -154,9 +154,9 @@ def _notes(source: ExportSource, dtype: str, measured: Drift) -> list[str]:
     notes = [f"A {source.adapter.method} adapter in {dtype}, in the form of the peft library."]
     if source.adapter.method == "pissa":
         notes.append("PiSSA is written as a LoRA of twice the rank beside the unchanged base model.")
-    if source.run.config.precision.quantized != "none":
-        notes.append(f"It was trained beside weights in few bits ({source.run.config.precision.quantized}).")
-    known = source.run.config.model.max_positions
+    if source.run.options.precision.quantized != "none":
+        notes.append(f"It was trained beside weights in few bits ({source.run.options.precision.quantized}).")
+    known = source.run.options.model.max_positions
     if known:
         notes.append(
             f"It was trained with a limit of {known} positions, which it does not carry: the base's is its own."

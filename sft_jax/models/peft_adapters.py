@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -24,6 +23,7 @@ from sft_jax.models.families.tables import TensorRule
 from sft_jax.models.layouts import layout_of
 from sft_jax.models.loading import place_of
 from sft_jax.models.peft_modules import HEAD, PeftModule, peft_modules, weight_path
+from sft_jax.options import AdapterOptions
 from sft_jax.sources.peft import PREFIX
 from sft_jax.sources.safetensors_writer import PendingTensor
 
@@ -57,9 +57,9 @@ class AdapterSettings:
         return {"adapter_alpha": self.alpha, "adapter_rank_power": self.power, "adapter_dropout": 0.0}
 
 
-def settings_of(adapter: ml_collections.ConfigDict) -> AdapterSettings:
-    """Of `config.adapter` of an experiment config."""
-    return AdapterSettings(adapter.method, float(adapter.alpha), adapter.scaling == "sqrt_rank", float(adapter.dropout))
+def settings_of(adapter: AdapterOptions) -> AdapterSettings:
+    """Of the adapter that a run trains."""
+    return AdapterSettings(adapter.method, adapter.alpha, adapter.scaling == "sqrt_rank", adapter.dropout)
 
 
 def peft_adapter(

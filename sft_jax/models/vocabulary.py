@@ -16,13 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Sharding
 from jaxtyping import Array, Float
 from tokenizers import AddedToken
 
 from sft_jax.data.rendering.special_tokens import count_in_contents
 from sft_jax.models.config import DecoderConfig
+from sft_jax.options import ModelOptions
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 Tree = Any
@@ -75,15 +75,13 @@ def add_new_tokens(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[str]
     return rows
 
 
-def with_new_tokens(tokenizer: PreTrainedTokenizerBase, config: ml_collections.ConfigDict) -> PreTrainedTokenizerBase:
+def with_new_tokens(tokenizer: PreTrainedTokenizerBase, model: ModelOptions) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model with the new tokens of a run that starts from it.
 
     Raises:
         ValueError: see `add_new_tokens`.
     """
-    # A run of before this choice has none: to it they were text in contents.
-    in_contents = "new_tokens_in_contents" in config.model and config.model.new_tokens_in_contents
-    add_new_tokens(tokenizer, config.model.new_tokens, in_contents)
+    add_new_tokens(tokenizer, model.new_tokens, model.new_tokens_in_contents)
     return tokenizer
 
 

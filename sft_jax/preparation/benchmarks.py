@@ -1,22 +1,22 @@
 """The prompts of benchmarks, which training rows are cleaned of and checked for."""
 
 import collections
+from collections.abc import Sequence
 from pathlib import PurePath
 
-import ml_collections
 from etils import epath
 
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import Record, RecordError, RecordReader, read_prompts
 
 
-def read_benchmarks(config: ml_collections.ConfigDict) -> dict[str, list[Record]]:
-    """The prompts of `config.data.benchmarks`, by the name of their file, or all of the path where names are equal.
+def read_benchmarks(asked: Sequence[str]) -> dict[str, list[Record]]:
+    """The prompts of `config.data.benchmarks` (`asked`), by the name of their file, or all of the path where names are equal.
 
     Raises:
         RecordError: a file that cannot be read, or whose prompts cannot be told from the rest of its rows.
     """
-    files = {text: benchmark_file(text) for text in config.data.benchmarks}
+    files = {text: benchmark_file(text) for text in asked}
     names = collections.Counter(PurePath(path).name for path, _ in files.values())
     found = {}
     for text, (path, column) in files.items():
@@ -31,17 +31,13 @@ def benchmark_file(text: str) -> tuple[str, str]:
     return (text, "") if not path or epath.Path(text).exists() else (path, column)
 
 
-def files_of_benchmarks(config: ml_collections.ConfigDict) -> list[tuple[str, epath.Path]]:
-    """Every file of `config.data.benchmarks`, with what was asked for: its name and the column of its prompts.
+def files_of_benchmarks(asked: Sequence[str]) -> list[tuple[str, epath.Path]]:
+    """Every file of `config.data.benchmarks` (`asked`), with what was asked for: its name and the column of its prompts.
 
     Raises:
         RecordError: one that does not exist.
     """
-    return [
-        (f"{text}: {name}", file)
-        for text in config.data.benchmarks
-        for name, file in RecordReader(benchmark_file(text)[0]).files
-    ]
+    return [(f"{text}: {name}", file) for text in asked for name, file in RecordReader(benchmark_file(text)[0]).files]
 
 
 def _benchmark(path: str, column: str) -> list[Record]:

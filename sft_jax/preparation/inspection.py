@@ -6,13 +6,12 @@ What `python -m sft_jax.preview` shows and writes.
 import dataclasses
 from collections.abc import Sequence
 
-import ml_collections
-
 from sft_jax.audit.preview.page import page_html
 from sft_jax.audit.preview.selection import select_rows
 from sft_jax.data.cleaning import Changed
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
+from sft_jax.options import Options
 from sft_jax.preparation.earlier_runs import curve_of_runs
 from sft_jax.preparation.mixing import name_of
 from sft_jax.preparation.run_data import Data, FindingsOfRun, load_data
@@ -48,7 +47,7 @@ class Inspection:
 
 
 def inspect_data(
-    config: ml_collections.ConfigDict,
+    options: Options,
     progress: ProgressFor,
     earlier_runs: Sequence[str] = (),
     also: FindingsOfRun | None = None,
@@ -56,7 +55,7 @@ def inspect_data(
     """Reads, cleans, tokenizes and checks.
 
     Args:
-        config: of which experiment.
+        options: of the run.
         progress: as for `load_data`.
         earlier_runs: directories of runs on parts of the data; see `curve_of_runs`.
         also: as for `load_data`.
@@ -71,16 +70,16 @@ def inspect_data(
     def keep(record: Record, noted: DroppedRow | Changed) -> None:
         (removed if isinstance(noted, DroppedRow) else changed).append((record, noted))
 
-    data = load_data(config, progress, thorough=True, on_change=keep, curve=curve, also=also)
+    data = load_data(options, progress, thorough=True, on_change=keep, curve=curve, also=also)
     return Inspection(data, removed, changed)
 
 
-def preview_page(inspection: Inspection, config: ml_collections.ConfigDict, wanted: int, progress: ProgressFor) -> str:
+def preview_page(inspection: Inspection, options: Options, wanted: int, progress: ProgressFor) -> str:
     """The preview as HTML.
 
     Args:
         inspection: what to show.
-        config: of which experiment.
+        options: of the run.
         wanted: most rows to search and page through.
         progress: as for `load_data`.
     """
@@ -98,6 +97,6 @@ def preview_page(inspection: Inspection, config: ml_collections.ConfigDict, want
         wanted,
         progress("rendering the page", min(wanted, len(data.rows))),
     )
-    held_out = f" · held out: {config.data.held_out}" if config.data.held_out else ""
-    subtitle = f"as tokens of {config.model.source}{held_out}"
-    return page_html(name_of(config), subtitle, data.report, data.rows, page_rows)
+    held_out = f" · held out: {options.data.held_out}" if options.data.held_out else ""
+    subtitle = f"as tokens of {options.model.source}{held_out}"
+    return page_html(name_of(options.data), subtitle, data.report, data.rows, page_rows)

@@ -1,4 +1,4 @@
-"""From a config to the data of a run: read, cleaned, rendered, tokenized, checked, planned."""
+"""From the options to the data of a run: read, cleaned, rendered, tokenized, checked, planned."""
 
 import dataclasses
 import datetime
@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import ml_collections
 from etils import epath
 
 from sft_jax.audit.checks import CheckedData, LearningCurve, chosen_checks, run_checks
@@ -19,12 +18,13 @@ from sft_jax.data.plan import PackPlan, mixture_capacity
 from sft_jax.data.plan.mixture import Mixture
 from sft_jax.data.reading import held_out_reading_of
 from sft_jax.data.records import Record, RecordReader
-from sft_jax.data.rendering import ConversationRenderer, Masking
+from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import Tokenized, TokenizedExamples, dropped_where, group_dropped
 from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenized.cache_key import file_digests
 from sft_jax.data.tokenizing import NoExamplesError, nothing_left, tokenize_records
 from sft_jax.models.vocabulary import with_new_tokens
+from sft_jax.options import DataOptions, ModelOptions, Options
 from sft_jax.preparation.benchmarks import files_of_benchmarks, read_benchmarks
 from sft_jax.preparation.mixing import mixture_of, reader_of
 from sft_jax.preparation.train_examples import (
@@ -39,7 +39,7 @@ from sft_jax.progress import silent
 from sft_jax.runs.base import load_base_tokenizer
 from sft_jax.runs.workdir import flatten
 
-FindingsOfRun = Callable[[ml_collections.ConfigDict, TokenizedExamples, PackPlan, Sequence[int]], list[Finding]]
+FindingsOfRun = Callable[[Options, TokenizedExamples, PackPlan, Sequence[int]], list[Finding]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +70,21 @@ class Data:
     held_out_note: str
     made_for: Mapping[str, Any]
 
-    def check_made_for(self, config: ml_collections.ConfigDict) -> None:
+    def check_made_for(self, options: Options) -> None:
         """Checks that it was made of a config with the same data, tokenizer, batch and seed.
 
         Raises:
             ValueError: it was not; names what differs.
         """
-        wanted = _fields_of_data(config)
+        wanted = _fields_of_data(options)
         differ = sorted(name for name in wanted.keys() | self.made_for if wanted.get(name) != self.made_for.get(name))
-        date = config.data.date
+        date = options.data.date
         if date and date != self.renderer.now.date().isoformat():
             differ.append("data.date")
         if differ:
             raise ValueError(
                 f"the data that was given is of another config: {', '.join(f'--config.{name}' for name in differ)} "
-                "differ; give load_data(config)"
+                "differ; give load_data(options)"
             )
 
     def fingerprints(self) -> dict[str, str]:
@@ -98,13 +98,14 @@ _MADE_OF = ("data", "model", "seed", "batch.sequences", "objective.positions")
 _NOT_MADE_OF = ("data.date", "data.fail_on", "data.cache")
 
 
-def _fields_of_data(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _fields_of_data(options: Options) -> dict[str, Any]:
     is_of = lambda name, sections: any(name == section or name.startswith(f"{section}.") for section in sections)
-    fields = flatten(config.to_dict())
+    fields = flatten(dataclasses.asdict(options))
+    fields["data.reading.held_out_split"] = fields.pop("data.held_out_split")
     return {name: value for name, value in fields.items() if is_of(name, _MADE_OF) and not is_of(name, _NOT_MADE_OF)}
 
 
-def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
+def make_renderer(model: ModelOptions, data: DataOptions) -> ConversationRenderer:
     """Tokenizer and chat template of `config.model`, with its new tokens, and what `config.data.masking` trains.
 
     Templates that write the time are told the beginning of `config.data.date`, or of today.
@@ -112,20 +113,20 @@ def make_renderer(config: ml_collections.ConfigDict) -> ConversationRenderer:
     Raises:
         ValueError: no template, neither in the checkpoint nor in the config; or a new token that is none.
     """
-    tokenizer = with_new_tokens(load_base_tokenizer(config.model.source, config.model.revision or None), config)
+    tokenizer = with_new_tokens(load_base_tokenizer(model.source, model.revision or None), model)
     template = None
-    if config.model.chat_template:
-        path = epath.Path(config.model.chat_template)
+    if model.chat_template:
+        path = epath.Path(model.chat_template)
         if not path.exists():
             raise ValueError(f"--config.model.chat_template={path} is not a file; expected a Jinja template")
         template = path.read_text()
-    date = datetime.date.fromisoformat(config.data.date) if config.data.date else datetime.date.today()
+    date = datetime.date.fromisoformat(data.date) if data.date else datetime.date.today()
     now = datetime.datetime.combine(date, datetime.time())
-    return ConversationRenderer(tokenizer, template, Masking(**config.data.masking), now)
+    return ConversationRenderer(tokenizer, template, data.masking, now)
 
 
 def load_data(
-    config: ml_collections.ConfigDict,
+    options: Options,
     progress: ProgressFor | None = None,
     *,
     thorough: bool = False,
@@ -136,44 +137,46 @@ def load_data(
     """Reads, cleans, renders, tokenizes, checks and plans.
 
     Args:
-        config: the experiment config.
+        options: of the run.
         progress: given a title and how many there are (see `ProgressBar`), shows how far it is; None: nothing is shown.
         thorough: all checks on all records and a verdict; else the quick checks on the first records, whose findings
             are kept in the cache like the rows.
         on_change: given every record that cleaning drops or changes, as it was.
         curve: what earlier runs say of more data, for the verdict.
-        also: what else to look for once all is planned, by config, rows, plan and ids of new tokens.
+        also: what else to look for once all is planned, by options, examples, plan and ids of new tokens.
     """
-    if not (config.data.train or config.data.mixture):
+    if not (options.data.train or options.data.mixture):
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
     show = progress or silent
-    renderer, reader = make_renderer(config), reader_of(config)
-    measured = _read_measured(config, reader.files)
-    records = TrainingRecords(config, measured.context, None if thorough else CHECKED_RECORDS, on_change, reader)
-    cache = cache_directory(config.data.cache) if records.reader.files and not thorough else None
+    renderer, reader = make_renderer(options.model, options.data), reader_of(options.data)
+    measured = _read_measured(options.data, reader.files)
+    records = TrainingRecords(options.data, measured.context, None if thorough else CHECKED_RECORDS, on_change, reader)
+    cache = cache_directory(options.data.cache) if records.reader.files and not thorough else None
     cache_of_findings = None if measured.digests is None else cache
-    cache_of_rows = cache_of_findings if config.data.cleaning else cache
+    cache_of_rows = cache_of_findings if options.data.cleaning else cache
     # Where nothing is kept, the files are not read for a key.
-    key = {} if cache_of_rows is None else examples_key_of(config, records, renderer, measured.digests or [], show)
+    key = {}
+    if cache_of_rows is not None:
+        key = examples_key_of(options.data, records, renderer, measured.digests or [], show)
     try:
-        tokenized, origin = training_examples(config, records, renderer, show, cache_of_rows, key)
+        tokenized, origin = training_examples(options, records, renderer, show, cache_of_rows, key)
     except NoExamplesError as error:
-        raise NoExamplesError(f"{error}{_too_long(config, error)}") from error
+        raise NoExamplesError(f"{error}{_too_long(options.data, error)}") from error
     rows = tokenized.rows
-    _check_sources(config, tokenized)
-    plan = _plan(config, rows)
-    held_out = _held_out(config, renderer, measured)
-    checked = functools.cache(lambda: _checked_data(config, renderer, records, tokenized, held_out, measured))
+    _check_sources(options.data, tokenized)
+    plan = _plan(options, rows)
+    held_out = _held_out(options, renderer, measured)
+    checked = functools.cache(lambda: _checked_data(options, renderer, records, tokenized, held_out, measured))
     look = lambda: run_checks(checked(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
     findings = look() if thorough else training_findings(cache_of_findings, key, measured.digests or [], look)
-    new_ids = renderer.tokenizer.convert_tokens_to_ids(list(config.model.new_tokens))
+    new_ids = renderer.tokenizer.convert_tokens_to_ids(list(options.model.new_tokens))
     findings = most_severe_first([*findings, *_unread_options(tokenized.notes["unread_options"])])
     if also is not None:
-        findings = most_severe_first([*findings, *also(config, rows, plan, new_ids)])
+        findings = most_severe_first([*findings, *also(options, rows, plan, new_ids)])
     report = data_report(
         rows,
         tokenized.dropped,
-        _packing_report(config, plan, rows),
+        _packing_report(options, plan, rows),
         token_pieces(*rows.example(0), renderer.tokenizer),
         read=[*tokenized.notes["read"], origin],
         cleaning=tokenized.notes["cleaning"],
@@ -185,7 +188,7 @@ def load_data(
         verdict=verdict(checked(), findings, curve) if thorough else None,
         in_short=not thorough,
     )
-    made_for = _fields_of_data(config)
+    made_for = _fields_of_data(options)
     return Data(renderer, rows, plan, report, checked() if thorough else None, **held_out, made_for=made_for)
 
 
@@ -211,12 +214,12 @@ class _Measured:
         return Context(self.held_out, [record for records in self.benchmarks.values() for record in records])
 
 
-def _read_measured(config: ml_collections.ConfigDict, trained: Sequence[tuple[str, epath.Path]]) -> _Measured:
+def _read_measured(options: DataOptions, trained: Sequence[tuple[str, epath.Path]]) -> _Measured:
     """Of files that share a name with those that are trained on (`trained`), ids tell rows apart."""
-    reader, files = _held_out_reader(config, trained), files_of_benchmarks(config)
+    reader, files = _held_out_reader(options, trained), files_of_benchmarks(options.benchmarks)
     streamed = reader is not None and not reader.files
     digests = None if streamed else file_digests(files + (reader.files if reader else []))
-    return _Measured(reader, list(reader or ()), read_benchmarks(config), digests)
+    return _Measured(reader, list(reader or ()), read_benchmarks(options.benchmarks), digests)
 
 
 def _unread_options(flags: Sequence[str]) -> list[Finding]:
@@ -227,50 +230,50 @@ def _unread_options(flags: Sequence[str]) -> list[Finding]:
     ]
 
 
-def _check_sources(config: ml_collections.ConfigDict, tokenized: Tokenized) -> None:
+def _check_sources(options: DataOptions, tokenized: Tokenized) -> None:
     """Checks that something is left of every source of a mixture.
 
     Raises:
         NoExamplesError: nothing is; says why.
     """
-    for name in config.data.mixture:
+    for name in options.mixture:
         if name in tokenized.rows.sources.names:
             continue
         dropped = [row for row in tokenized.dropped if row.id.startswith(f"{name}/")]
         error = nothing_left(len(dropped), dropped)
         where = f"the source {name!r} of the mixture has no row that can be trained on; mend it or remove it."
-        raise NoExamplesError(f"{where} {error}{_too_long(config, error)}", error.longest)
+        raise NoExamplesError(f"{where} {error}{_too_long(options, error)}", error.longest)
 
 
-def _plan(config: ml_collections.ConfigDict, rows: TokenizedExamples) -> PackPlan:
-    mixture = mixture_of(config)
+def _plan(options: Options, rows: TokenizedExamples) -> PackPlan:
+    mixture = mixture_of(options.data)
     return PackPlan(
         rows,
-        sequence_length=config.data.sequence_length,
-        sequence_targets=_sequence_targets(rows, config, mixture),
-        sequences_per_batch=config.batch.sequences,
-        seed=config.seed,
-        packing=config.data.packing,
-        max_segments=config.data.max_examples_per_sequence,
+        sequence_length=options.data.sequence_length,
+        sequence_targets=_sequence_targets(rows, options, mixture),
+        sequences_per_batch=options.batch.sequences,
+        seed=options.seed,
+        packing=options.data.packing,
+        max_segments=options.data.max_examples_per_sequence,
         mixture=mixture,
     )
 
 
-def _packing_report(config: ml_collections.ConfigDict, plan: PackPlan, rows: TokenizedExamples) -> PackingReport:
+def _packing_report(options: Options, plan: PackPlan, rows: TokenizedExamples) -> PackingReport:
     return packing_report(
         rows,
         sequence_length=plan.sequence_length,
         sequence_targets=plan.sequence_targets,
-        seed=config.seed,
-        packing=config.data.packing,
-        max_segments=config.data.max_examples_per_sequence,
+        seed=options.seed,
+        packing=options.data.packing,
+        max_segments=options.data.max_examples_per_sequence,
         bins=plan.first_block,
         is_epoch=plan.has_epochs,
     )
 
 
 def _checked_data(
-    config: ml_collections.ConfigDict,
+    options: Options,
     renderer: ConversationRenderer,
     records: TrainingRecords,
     tokenized: Tokenized,
@@ -286,18 +289,18 @@ def _checked_data(
         rows,
         dropped,
         renderer.tokenizer,
-        config.data.sequence_length,
+        options.data.sequence_length,
         renderer.stop_ids,
         held_out["held_out_records"],
         measured.benchmarks,
-        config.data.masking.end_of_turn,
-        config.data.masking.too_long,
+        options.data.masking.end_of_turn,
+        options.data.masking.too_long,
         tokenized,
-        "assistant" in Masking(**config.data.masking).roles(),
+        "assistant" in options.data.masking.roles(),
         renderer.turn_headers,
-        config.data.masking.train_on == "last",
-        tuple(config.model.new_tokens),
-        names_of_steps(config.data.cleaning),
+        options.data.masking.train_on == "last",
+        options.model.new_tokens,
+        names_of_steps(options.data.cleaning),
     )
 
 
@@ -307,16 +310,14 @@ def _checked(records: int, thorough: bool) -> dict[str, int]:
     return {name: records if check.by_keys else of_texts for name, check in chosen_checks(quick=not thorough).items()}
 
 
-def _held_out_reader(
-    config: ml_collections.ConfigDict, trained: Sequence[tuple[str, epath.Path]]
-) -> RecordReader | None:
-    if not config.data.held_out:
+def _held_out_reader(options: DataOptions, trained: Sequence[tuple[str, epath.Path]]) -> RecordReader | None:
+    if not options.held_out:
         return None
-    return RecordReader(config.data.held_out, held_out_reading_of(config.data.reading), trained)
+    return RecordReader(options.held_out, held_out_reading_of(options.reading, options.held_out_split), trained)
 
 
 def _held_out(
-    config: ml_collections.ConfigDict,
+    options: Options,
     renderer: ConversationRenderer,
     measured: _Measured,
 ) -> dict[str, Any]:
@@ -325,9 +326,9 @@ def _held_out(
     if reader is None:
         return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
     try:
-        rows, dropped = tokenize_records(records, renderer, config.data.sequence_length)
+        rows, dropped = tokenize_records(records, renderer, options.data.sequence_length)
     except NoExamplesError as error:
-        raise NoExamplesError(_nothing_held_out(config, error)) from error
+        raise NoExamplesError(_nothing_held_out(options.data, error)) from error
     dropped = [*reader.dropped, *dropped]
     kept = set(rows.ids)
     note = f"Held out: {len(rows)} rows, {int(rows.supervised.sum()):,} supervised tokens ({'; '.join(reader.notes)})."
@@ -337,35 +338,33 @@ def _held_out(
     return {
         "held_out_records": [record for record in records if record.id in kept],
         "held_out": rows,
-        "held_out_targets": _sequence_targets(rows, config),
+        "held_out_targets": _sequence_targets(rows, options),
         "held_out_note": note,
     }
 
 
-def _nothing_held_out(config: ml_collections.ConfigDict, error: NoExamplesError) -> str:
-    return f"{config.data.held_out}: no held-out row is left to measure. {error}{_too_long(config, error)}"
+def _nothing_held_out(options: DataOptions, error: NoExamplesError) -> str:
+    return f"{options.held_out}: no held-out row is left to measure. {error}{_too_long(options, error)}"
 
 
-def _too_long(config: ml_collections.ConfigDict, error: NoExamplesError) -> str:
+def _too_long(options: DataOptions, error: NoExamplesError) -> str:
     """What keeps rows that are too long; empty where none is."""
     if not error.longest:
         return ""
     ways = {"truncate_left": "by whole turns, where there are several", "truncate_right": "at the end"}
     flags = [f"--config.data.masking.too_long={way} ({how})" for way, how in ways.items()]
-    shorter = [flag for way, flag in zip(ways, flags, strict=True) if way != config.data.masking.too_long]
+    shorter = [flag for way, flag in zip(ways, flags, strict=True) if way != options.masking.too_long]
     return (
         f"\nRows are whole under --config.data.sequence_length={error.longest}, if the model has so many positions; "
-        f"those longer than {config.data.sequence_length} are shortened by {' or '.join(shorter)}"
+        f"those longer than {options.sequence_length} are shortened by {' or '.join(shorter)}"
     )
 
 
-def _sequence_targets(
-    rows: TokenizedExamples, config: ml_collections.ConfigDict, mixture: Mixture | None = None
-) -> int:
-    if config.objective.positions == "all":
-        return config.data.sequence_length
-    sizes = (config.data.sequence_length, config.data.supervised_quantile)
-    how = {"packing": config.data.packing, "max_segments": config.data.max_examples_per_sequence}
+def _sequence_targets(rows: TokenizedExamples, options: Options, mixture: Mixture | None = None) -> int:
+    if options.objective.positions == "all":
+        return options.data.sequence_length
+    sizes = (options.data.sequence_length, options.data.supervised_quantile)
+    how = {"packing": options.data.packing, "max_segments": options.data.max_examples_per_sequence}
     if mixture is None:
         return supervised_capacity(rows.lengths, rows.supervised, *sizes, **how)
     return mixture_capacity(rows, mixture, *sizes, **how)

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
-
 from sft_jax import audit
 from sft_jax.audit.checks import Finding, Place
 from sft_jax.data.cleaning import Cleaner, CleaningLog, Context, Sink, cleaning_values
@@ -24,6 +22,7 @@ from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, check_unchanged, code_
 from sft_jax.data.tokenized.example_store import ExampleStoreWriter
 from sft_jax.data.tokenizing.streaming import write_rows
 from sft_jax.data.tokenizing.workers import worker_count
+from sft_jax.options import DataOptions, Options
 from sft_jax.preparation.mixing import reader_of, readings_of_sources
 from sft_jax.progress import ProgressBar, silent
 
@@ -48,7 +47,7 @@ class TrainingRecords:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        options: DataOptions,
         context: Context,
         keep: int | None = CHECKED_RECORDS,
         on_change: Sink | None = None,
@@ -57,7 +56,7 @@ class TrainingRecords:
         """Finds the files.
 
         Args:
-            config: the experiment config.
+            options: what is read and how it is cleaned.
             context: what cleaning steps compare with.
             keep: how many records stay in memory; None: all.
             on_change: given every record that cleaning drops or changes, as it was.
@@ -66,8 +65,8 @@ class TrainingRecords:
         Raises:
             RecordError: there is nothing to read.
         """
-        self.reader = reader_of(config) if reader is None else reader
-        self._cleaner = Cleaner(config.data.cleaning, context)
+        self.reader = reader_of(options) if reader is None else reader
+        self._cleaner = Cleaner(options.cleaning, context)
         self._keep, self._on_change = keep, on_change
         self.log, self.first = CleaningLog(), []
 
@@ -90,7 +89,7 @@ class TrainingRecords:
 
 
 def training_examples(
-    config: ml_collections.ConfigDict,
+    options: Options,
     records: TrainingRecords,
     renderer: ConversationRenderer,
     show: ProgressFor,
@@ -100,7 +99,7 @@ def training_examples(
     """The rows of the records, and in words where they come from.
 
     Args:
-        config: the experiment config.
+        options: of the run.
         records: the training records; not read if their rows are in the cache.
         renderer: the chat template and tokenizer.
         show: makes a progress callback.
@@ -112,11 +111,11 @@ def training_examples(
     """
 
     def write(writer: ExampleStoreWriter) -> Mapping[str, Any]:
-        workers = worker_count(config.loader.tokenize_workers)
+        workers = worker_count(options.loader.tokenize_workers)
         bar = functools.cache(lambda: show("tokenizing", None))  # shown when cleaning has looked at all rows
         report = lambda work: bar().update(work.share, work.speed(), within=True)
         share = lambda: records.reader.share
-        work = write_rows(writer, records, renderer, config.data.sequence_length, workers, report, share)
+        work = write_rows(writer, records, renderer, options.data.sequence_length, workers, report, share)
         bar().update(work.share, work.speed())
         writer.check(records.reader.rows)
         if cache is not None:  # what was read must be what the entry is named after
@@ -130,7 +129,7 @@ def training_examples(
 
 
 def examples_key_of(
-    config: ml_collections.ConfigDict,
+    options: DataOptions,
     records: TrainingRecords,
     renderer: ConversationRenderer,
     compared_with: Sequence[Sequence[str]],
@@ -139,17 +138,17 @@ def examples_key_of(
     """What the training rows depend on.
 
     Args:
-        config: the experiment config.
+        options: what is read and how it becomes tokens.
         records: the training records.
         renderer: the chat template and tokenizer.
         compared_with: digests of the files of other rows that cleaning steps may look at.
         show: makes a progress callback.
     """
     bar = functools.cache(lambda: show("hashing files", None))  # shown where there is much to read
-    options = {name: value for name, value in config.data.to_dict().items() if name not in NOT_IN_ROWS}
-    options["sources"] = readings_of_sources(config)
-    key = examples_key(records.reader.files, renderer, options, lambda share: bar().update(share))
-    key["compared_with"] = list(map(list, compared_with)) if config.data.cleaning else []
+    depends_on = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_IN_ROWS}
+    depends_on["sources"] = readings_of_sources(options)
+    key = examples_key(records.reader.files, renderer, depends_on, lambda share: bar().update(share))
+    key["compared_with"] = list(map(list, compared_with)) if options.cleaning else []
     return key | {"wiring": wiring_digest()}
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
@@ -16,6 +15,7 @@ from sft_jax.models.adapters import new_tokens
 from sft_jax.models.config import AdapterSpec
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.variables import adapter_scale
+from sft_jax.options import AdapterOptions
 
 Tree = Any
 OUTSIDE = ("embedding", "head")  # weights that are no projection of a layer
@@ -39,28 +39,28 @@ def weight_names(paths: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def adapter_ranks(names: Iterable[str], config: ml_collections.ConfigDict) -> dict[str, int]:
+def adapter_ranks(names: Iterable[str], adapter: AdapterOptions) -> dict[str, int]:
     """The rank of each weight that gets an adapter.
 
     Args:
         names: as `weight_names` has them.
-        config: `adapter` of the experiment config: `targets` are regular expressions that a name matches as a whole;
-            `ranks` are `pattern=rank`, of which the first that matches counts, before `rank`.
+        adapter: `targets` are regular expressions that a name matches as a whole; `ranks` are `pattern=rank`, of which
+            the first that matches counts, before `rank`.
 
     Raises:
         ValueError: a pattern that matches nothing (lists what there is), or an entry of `ranks` of another form.
     """
     names = sorted(names)
-    targets = [name for name in names if any(re.fullmatch(pattern, name) for pattern in config.targets)]
-    unmatched = [pattern for pattern in config.targets if not any(re.fullmatch(pattern, name) for name in names)]
+    targets = [name for name in names if any(re.fullmatch(pattern, name) for pattern in adapter.targets)]
+    unmatched = [pattern for pattern in adapter.targets if not any(re.fullmatch(pattern, name) for name in names)]
     if unmatched or not targets:
         raise ValueError(f"--config.adapter.targets={unmatched or '()'} match nothing; there are: {', '.join(names)}")
-    by_pattern = dict(_rank_entry(entry) for entry in config.ranks)
+    by_pattern = dict(_rank_entry(entry) for entry in adapter.ranks)
     for pattern in by_pattern:
         if not any(re.fullmatch(pattern, name) for name in targets):
             raise ValueError(f"--config.adapter.ranks: {pattern!r} matches no target; there are: {', '.join(targets)}")
     return {
-        name: next((rank for pattern, rank in by_pattern.items() if re.fullmatch(pattern, name)), config.rank)
+        name: next((rank for pattern, rank in by_pattern.items() if re.fullmatch(pattern, name)), adapter.rank)
         for name in targets
     }
 
@@ -74,70 +74,68 @@ def _rank_entry(entry: str) -> tuple[str, int]:
     return pattern, int(rank)
 
 
-def has_adapters(config: ml_collections.ConfigDict) -> bool:
+def has_adapters(adapter: AdapterOptions) -> bool:
     """True where something is trained beside the weights, all of which are frozen then."""
-    return config.adapter.method != "none" or config.adapter.train_new_tokens
+    return adapter.method != "none" or adapter.train_new_tokens
 
 
-def adapter_spec(config: ml_collections.ConfigDict, rows: range, *, training: bool) -> AdapterSpec | None:
+def adapter_spec(adapter: AdapterOptions, new_token_ids: range, *, training: bool) -> AdapterSpec | None:
     """What the decoder applies beside its weights; None where there is nothing.
 
     Args:
-        config: the experiment config.
-        rows: ids of the new tokens.
+        adapter: what the run trains beside its weights.
+        new_token_ids: of the tokens that the run adds, ascending.
         training: whether dropout is drawn.
 
     Raises:
         ValueError: no method has that name.
     """
-    if not has_adapters(config):
+    if not has_adapters(adapter):
         return None
-    method = config.adapter.method
-    if method != "none":
-        adapters.get_method(method)
-    dropout = training and method != "none" and config.adapter.dropout > 0
-    return AdapterSpec(method, dropout, rows.start if config.adapter.train_new_tokens else None)
+    if adapter.method != "none":
+        adapters.get_method(adapter.method)
+    dropout = training and adapter.method != "none" and adapter.dropout > 0
+    return AdapterSpec(adapter.method, dropout, new_token_ids.start if adapter.train_new_tokens else None)
 
 
-def adapter_hyperparameters(config: ml_collections.ConfigDict) -> dict[str, Array]:
-    """Scale and dropout of adapters as float32 scalars, from `adapter` of the experiment config."""
+def adapter_hyperparameters(adapter: AdapterOptions) -> dict[str, Array]:
+    """Scale and dropout of adapters as float32 scalars."""
     values = {
-        "adapter_alpha": config.alpha,
-        "adapter_rank_power": {"rank": 1.0, "sqrt_rank": 0.5}[config.scaling],
-        "adapter_dropout": config.dropout,
+        "adapter_alpha": adapter.alpha,
+        "adapter_rank_power": {"rank": 1.0, "sqrt_rank": 0.5}[adapter.scaling],
+        "adapter_dropout": adapter.dropout,
     }
     return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
 
 
 def init_beside(
-    params: Tree, config: ml_collections.ConfigDict, hyper: dict[str, Array], layout: str, rows: range
+    params: Tree, adapter: AdapterOptions, seed: int, hyper: dict[str, Array], layout: str, new_token_ids: range
 ) -> Tree:
-    """Everything that is trained beside `params` at step 0: adapters, and rows of new tokens.
+    """Everything that is trained beside `params` at step 0: adapters, and embeddings of new tokens.
 
     Args:
         params: parameters in the stacked layout, resized for the new tokens.
-        config: the experiment config.
+        adapter: what to train.
+        seed: of the initial values.
         hyper: the run's hyperparameters.
         layout: layer layout of the result.
-        rows: ids of the new tokens.
+        new_token_ids: of the tokens that the run adds, ascending.
 
     Raises:
         ValueError: see `init_adapters`.
     """
     made = {}
-    if config.adapter.method != "none":
-        made = init_adapters(params, config.adapter, hyper, config.seed, layout)
-    return made | ({new_tokens.NAME: new_tokens.init(params, rows)} if config.adapter.train_new_tokens else {})
+    if adapter.method != "none":
+        made = init_adapters(params, adapter, hyper, seed, layout)
+    return made | ({new_tokens.NAME: new_tokens.init(params, new_token_ids)} if adapter.train_new_tokens else {})
 
 
-def init_adapters(
-    params: Tree, config: ml_collections.ConfigDict, hyper: dict[str, Array], seed: int, layout: str
-) -> Tree:
+def init_adapters(params: Tree, adapter: AdapterOptions, hyper: dict[str, Array], seed: int, layout: str) -> Tree:
     """Fresh adapters beside `params`, float32, the same numbers in either layout.
 
     Args:
         params: parameters in the stacked layout.
-        config: `adapter` of the experiment config.
+        adapter: method, targets and ranks.
         hyper: the run's hyperparameters, for the scale.
         seed: of the initial values; each weight draws from its own stream.
         layout: layer layout of the result.
@@ -145,13 +143,13 @@ def init_adapters(
     Raises:
         ValueError: bad patterns, or a method that cannot adapt what is asked for.
     """
-    method = adapters.get_method(config.method)
+    method = adapters.get_method(adapter.method)
     flat = flatten_dict(params, sep="/")
     names = weight_names(flat)
     made, key = {}, jax.random.key(seed)
-    for name, rank in adapter_ranks(names, config).items():
+    for name, rank in adapter_ranks(names, adapter).items():
         path = names[name]
-        _check_method(config.method, name, tied="head" not in flat)
+        _check_method(adapter.method, name, tied="head" not in flat)
         weight_path = path.removesuffix("/kernel")
         path_key = jax.random.fold_in(key, zlib.crc32(weight_path.encode()))
         init = method.init_embedding if name == "embedding" else method.init

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from sft_jax.models.loading import decoder_config, load_params, placed_quantized
 from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.models.variables import merge, merge_adapters, scaled_adapters, split, variables
 from sft_jax.models.vocabulary import add_new_tokens, grown, resized, with_new_tokens
+from sft_jax.options import ModelOptions, WeightOptions, weight_options
 from sft_jax.runs.adapting import adapter_hyperparameters, adapter_spec
 from sft_jax.runs.averages import for_use, parts_of
 from sft_jax.runs.checkpoints import CONSTANTS, DIRECTORY, Checkpoints
@@ -37,6 +38,7 @@ from sft_jax.sources.peft import is_peft_directory, open_peft_adapter
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 Tree = Any
+_MADE_OF = ("source", "revision", "max_positions", "new_tokens")  # of the options of a model: what a base follows from
 _RUN = re.compile(r"(?P<directory>.+?)(?::(?P<which>\d+|latest|best))?")
 
 
@@ -54,7 +56,7 @@ class Base:
         params: (layer layout, dtype, mesh, quantized) -> the parameters, on their devices; `quantized` is `none`, or
             how kernels are stored in few bits.
         new_token_ids: ids of the new tokens that a run adds (`base_of`); none of a source alone.
-        made_for: fields of `config.model` that `base_of` made it of; empty of a source alone.
+        made_for: the options that `base_of` made it of; None of a source alone.
     """
 
     name: str
@@ -65,26 +67,27 @@ class Base:
     revision: str | None
     params: Callable[..., Tree]
     new_token_ids: range = range(0)
-    made_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    made_for: ModelOptions | None = None
 
     @property
     def origin(self) -> dict[str, str | None]:
         """Where the weights are from, for people."""
         return {"name": self.name, "location": self.location, "revision": self.revision}
 
-    def check_made_for(self, config: ml_collections.ConfigDict) -> None:
+    def check_made_for(self, model: ModelOptions) -> None:
         """Checks that `base_of` made it of a config with the same model.
 
         Raises:
             ValueError: it did not; names what differs.
         """
-        wanted = _fields_of_base(config)
         differ = [
-            f"--config.model.{name}={wanted[name]!r}" for name in wanted if self.made_for.get(name) != wanted[name]
+            f"--config.model.{name}={getattr(model, name)!r}"
+            for name in _MADE_OF
+            if getattr(self.made_for, name, None) != getattr(model, name)
         ]
         if differ:
             raise ValueError(
-                f"the base that was given, {self.name}, is not that of {', '.join(differ)}: give base_of(config)"
+                f"the base that was given, {self.name}, is not that of {', '.join(differ)}: give base_of(options.model)"
             )
 
 
@@ -96,13 +99,15 @@ class FinishedRun:
         directory: the run directory.
         step: of the checkpoint.
         config: the run's experiment config.
-        base: what the run started from, with the rows of its new tokens.
+        options: what of it says what the weights are.
+        base: what the run started from, with the embeddings of its new tokens.
         adapter: the adapter that the decoder applies; None after full fine-tuning.
     """
 
     directory: epath.Path
     step: int
     config: ml_collections.ConfigDict
+    options: WeightOptions
     base: Base
     adapter: AdapterSpec | None
 
@@ -120,7 +125,7 @@ class FinishedRun:
         path = self.directory / TEMPLATE
         if path.exists():
             return path.read_text()
-        if self.config.model.chat_template:
+        if self.options.model.chat_template:
             raise ValueError(f"{path} is missing: the run was trained with a chat template of its own. Put it back.")
         return None
 
@@ -148,16 +153,16 @@ class FinishedRun:
         in_float32 = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
         checkpoints = Checkpoints(self.directory, keep_last=1_000_000, read_only=True)
         try:
-            shapes, constants = saved_shapes(self.config, self.base.decoder, checkpoints.position(self.step).layout)
+            shapes, constants = saved_shapes(self.options, self.base.decoder, checkpoints.position(self.step).layout)
             wanted = {}
-            for part in parts_of(self.config, weights):
+            for part in parts_of(self.options.optimizer, self.options.ema, weights):
                 like = jax.tree.map(in_float32, shapes) if part == "ema" else shapes
                 wanted[part] = abstract_like(like, shardings_of(like, mesh))
             if constants:
                 wanted[CONSTANTS] = abstract_like(constants, shardings_of(constants, mesh))
             parts = checkpoints.restore_parts(self.step, wanted)
             constants = parts.pop(CONSTANTS, {})
-            chosen = merge(for_use(self.config, parts), constants)
+            chosen = merge(for_use(self.options.optimizer, parts), constants)
         finally:
             checkpoints.close()
         return {name: to_layout(tree, layout) for name, tree in chosen.items()}
@@ -165,12 +170,14 @@ class FinishedRun:
     def variables(self, layout: LayerLayout, mesh: Mesh, weights: str = "trained") -> Tree:
         """What the decoder's `apply` takes, adapters beside their weights; `weights` as in `trained`."""
         # Where only the last layers were trained, they meet the frozen ones before all are stacked.
-        through: LayerLayout = "unrolled" if self.config.trained.last_layers else layout
-        trained, frozen, precision = self.trained(through, mesh, weights), {}, self.config.precision
-        if not trains_all_weights(self.config):
+        options = self.options
+        through: LayerLayout = "unrolled" if options.trained.last_layers else layout
+        trained, frozen, precision = self.trained(through, mesh, weights), {}, options.precision
+        if not trains_all_weights(options.adapter, options.trained):
             params = {"params": self.base.params(through, precision.frozen, mesh, precision.quantized)}
-            _, frozen = split(params, trained_predicate(self.config, self.base.decoder.num_layers))
-        tree = variables(trained, frozen, adapter_hyperparameters(self.config.adapter))
+            predicate = trained_predicate(options.adapter, options.trained, self.base.decoder.num_layers)
+            _, frozen = split(params, predicate)
+        tree = variables(trained, frozen, adapter_hyperparameters(options.adapter))
         return {name: to_layout(subtree, layout) for name, subtree in tree.items()}
 
     def params(
@@ -252,35 +259,25 @@ def _merged(tree: Tree, adapter: AdapterSpec, dtype: str, mesh: Mesh, quantized:
     return placed_quantized(jax.tree.map(lambda leaf: leaf.astype(dtype), params), quantized, placement(mesh))
 
 
-def _fields_of_base(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    model = config.model
-    return {
-        "source": model.source,
-        "revision": model.revision,
-        "max_positions": model.max_positions,
-        "new_tokens": tuple(model.new_tokens),
-    }
-
-
-def base_of(config: ml_collections.ConfigDict) -> Base:
-    """What a run with this config starts from: `config.model.source` with its positions, resized for its new tokens.
+def base_of(model: ModelOptions) -> Base:
+    """What a run starts from: the model's source with its positions, resized for its new tokens.
 
     Raises:
         ValueError: see `open_base`; a new token that is none (`add_new_tokens`), or positions that cannot be lifted.
     """
-    source, revision = config.model.source, config.model.revision or None
-    base = with_positions(open_base(source, revision), config.model.max_positions, "--config.model.max_positions")
-    base = dataclasses.replace(base, made_for=_fields_of_base(config))
-    if not config.model.new_tokens:
+    source, revision = model.source, model.revision or None
+    base = with_positions(open_base(source, revision), model.max_positions, "--config.model.max_positions")
+    base = dataclasses.replace(base, made_for=model)
+    if not model.new_tokens:
         return base
-    rows = add_new_tokens(load_base_tokenizer(source, revision), config.model.new_tokens)
-    decoder = grown(base.decoder, rows)
+    new = add_new_tokens(load_base_tokenizer(source, revision), model.new_tokens)
+    decoder = grown(base.decoder, new)
 
     def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
-        return resized(base.params(layout, dtype, mesh, quantized), decoder, rows, placement(mesh))
+        return resized(base.params(layout, dtype, mesh, quantized), decoder, new, placement(mesh))
 
     hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}
-    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_token_ids=rows)
+    return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_token_ids=new)
 
 
 def with_positions(base: Base, count: int, flag: str) -> Base:
@@ -314,9 +311,11 @@ def open_run(source: str) -> FinishedRun | None:
         step = _step(directory, match["which"] or "latest", checkpoints)
     finally:
         checkpoints.close()
-    base = base_of(config)
+    options = weight_options(config)
+    base = base_of(options.model)
     check_inputs(directory, {"model": base.fingerprint})
-    return FinishedRun(directory, step, config, base, adapter_spec(config, base.new_token_ids, training=False))
+    adapter = adapter_spec(options.adapter, base.new_token_ids, training=False)
+    return FinishedRun(directory, step, config, options, base, adapter)
 
 
 def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:
@@ -338,8 +337,8 @@ def load_base_tokenizer(source: str, revision: str | None = None) -> PreTrainedT
         return load_base_tokenizer(adapter.base, adapter.revision)
     if run is None:
         return load_tokenizer(source, revision)
-    tokenizer = load_base_tokenizer(run.config.model.source, run.config.model.revision or None)
-    tokenizer = with_new_tokens(tokenizer, run.config)
+    tokenizer = load_base_tokenizer(run.options.model.source, run.options.model.revision or None)
+    tokenizer = with_new_tokens(tokenizer, run.options.model)
     tokenizer.chat_template = run.template() or tokenizer.chat_template
     return tokenizer
 

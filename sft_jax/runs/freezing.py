@@ -1,4 +1,4 @@
-"""What is trained and what is frozen: one predicate over paths, made from the config."""
+"""What is trained and what is frozen: one predicate over paths."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
@@ -14,21 +13,21 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.quantization import quantized_tree
 from sft_jax.models.variables import canonical_path, split
+from sft_jax.options import AdapterOptions, TrainedOptions, WeightOptions
 from sft_jax.runs.adapting import adapter_hyperparameters, has_adapters, init_beside
 
 Tree = Any
 _LAYER = re.compile(r"(?:^|/)layers_(\d+)/")
 
 
-def trained_predicate(config: ml_collections.ConfigDict, num_layers: int) -> Callable[[str], bool]:
+def trained_predicate(adapter: AdapterOptions, trained: TrainedOptions, num_layers: int) -> Callable[[str], bool]:
     """True for the paths (`params/layers_3/ffn/up/kernel`) of what is trained.
 
     Adapters are, but for their constants. Of the weights: none beside adapters; otherwise those that match one of
     `trained.weights`, all where it is empty, and of those only what lies in the last `trained.last_layers` layers,
     where that is not 0.
     """
-    patterns, last = tuple(config.trained.weights), config.trained.last_layers
-    adapted = has_adapters(config)
+    patterns, last, adapted = trained.weights, trained.last_layers, has_adapters(adapter)
 
     def is_trained(path: str) -> bool:
         if adapted:
@@ -41,22 +40,22 @@ def trained_predicate(config: ml_collections.ConfigDict, num_layers: int) -> Cal
     return is_trained
 
 
-def trains_all_weights(config: ml_collections.ConfigDict) -> bool:
+def trains_all_weights(adapter: AdapterOptions, trained: TrainedOptions) -> bool:
     """True for full fine-tuning: no weight is frozen."""
-    return not (has_adapters(config) or config.trained.weights or config.trained.last_layers)
+    return not (has_adapters(adapter) or trained.weights or trained.last_layers)
 
 
-def base_dtype(config: ml_collections.ConfigDict) -> str:
+def base_dtype(options: WeightOptions) -> str:
     """The dtype in which the base's weights are read: where some of them are trained, that of the trained ones."""
-    return config.precision.frozen if has_adapters(config) else config.precision.params
+    return options.precision.frozen if has_adapters(options.adapter) else options.precision.params
 
 
-def weight_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout: LayerLayout) -> tuple[Tree, Tree]:
+def weight_shapes(options: WeightOptions, decoder: DecoderConfig, layout: LayerLayout) -> tuple[Tree, Tree]:
     """(trained, frozen): shapes and dtypes of {"params": …, "adapters": …} as the state of a run holds them.
 
     Args:
-        config: the experiment config.
-        decoder: of the base, with the rows of its new tokens.
+        options: of the run.
+        decoder: of the base, with the embeddings of its new tokens.
         layout: layer layout of the result.
 
     Raises:
@@ -66,23 +65,25 @@ def weight_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, lay
     def make() -> Tree:
         model = Decoder(decoder, Execution(layer_layout="scan"))
         params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-        stored = jax.tree.map(lambda leaf: leaf.astype(base_dtype(config)), params)
-        if config.precision.quantized != "none":
-            stored = quantized_tree(stored, config.precision.quantized)
+        stored = jax.tree.map(lambda leaf: leaf.astype(base_dtype(options)), params)
+        if options.precision.quantized != "none":
+            stored = quantized_tree(stored, options.precision.quantized)
         tree = {"params": to_layout(stored, layout)}
-        if has_adapters(config):
-            hyper = adapter_hyperparameters(config.adapter)
-            rows = range(len(config.model.new_tokens))  # any as many: only shapes are asked for
-            tree[adapters.COLLECTION] = init_beside(params, config, hyper, layout, rows)
+        if has_adapters(options.adapter):
+            hyper = adapter_hyperparameters(options.adapter)
+            new = range(len(options.model.new_tokens))  # any as many: only shapes are asked for
+            tree[adapters.COLLECTION] = init_beside(params, options.adapter, options.seed, hyper, layout, new)
         return tree
 
-    trained, frozen = split(jax.eval_shape(make), trained_predicate(config, decoder.num_layers))
-    if not has_adapters(config):
-        frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.precision.frozen), frozen)
+    trained, frozen = split(
+        jax.eval_shape(make), trained_predicate(options.adapter, options.trained, decoder.num_layers)
+    )
+    if not has_adapters(options.adapter):
+        frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, options.precision.frozen), frozen)
     return trained, frozen
 
 
-def saved_shapes(config: ml_collections.ConfigDict, decoder: DecoderConfig, layout: LayerLayout) -> tuple[Tree, Tree]:
+def saved_shapes(options: WeightOptions, decoder: DecoderConfig, layout: LayerLayout) -> tuple[Tree, Tree]:
     """What `weight_shapes` says of what a checkpoint holds: what is trained, and the constants of adapters."""
-    trained, frozen = weight_shapes(config, decoder, layout)
+    trained, frozen = weight_shapes(options, decoder, layout)
     return trained, {name: tree for name, tree in frozen.items() if name == adapters.COLLECTION}

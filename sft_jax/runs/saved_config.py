@@ -19,16 +19,12 @@ from sft_jax.runs.workdir import CONFIG, ENVIRONMENT, config_there, flatten
 _DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "sft.py"
 # What the weights are: here a field that nobody reads any more was read by what trained them.
 _SECTIONS = ("model", "adapter", "trained", "ema", "precision")
-# What says how a result is put to use, beside the sections above. All other fields are of training alone.
+# What else is needed to use a result. All other fields are of training alone.
 _READ = ("seed", "data.train", "data.held_out", "experts.balance_loss", "objective.neftune_alpha", "optimizer.")
-# Without effect where the run is only put to use, though in one of the sections.
-_OF_TRAINING = {"precision.matmul", "precision.activations", "ema.evaluate", "adapter.initial"}
-# A run of before this choice has none: to it new tokens were text in contents, see vocabulary.py.
-_MAY_LACK = {"model.new_tokens_in_contents"}
 
 
 def read_config(directory: epath.Path) -> ml_collections.ConfigDict:
-    """The config of a run, with every field that putting its result to use reads.
+    """The config of a run, with every field that is needed to use its result.
 
     Raises:
         ValueError: it lacks some, or has some that the code does not know; names the file and all of them.
@@ -82,9 +78,7 @@ def _unknown(there: dict[str, Any]) -> list[str]:
 
 
 def _is_read(name: str) -> bool:
-    return name.startswith(_READ) or (
-        name.partition(".")[0] in _SECTIONS and name not in _OF_TRAINING and name not in _MAY_LACK
-    )
+    return name.startswith(_READ) or name.partition(".")[0] in _SECTIONS
 
 
 def _listed(names: Sequence[str], values: Mapping[str, Any]) -> str:

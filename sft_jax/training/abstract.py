@@ -1,6 +1,6 @@
 """What the state of a run is, without one: shapes, dtypes and where each array lives.
 
-It is known from the config, the decoder and the mesh: no weight is read, nothing is computed or placed, and the devices
+It follows from the options, the decoder and the mesh: no weight is read, nothing is computed or placed, and the devices
 of the mesh need not be there. `init_state` fills it.
 """
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from sft_jax.models.config import DecoderConfig, LayerLayout
+from sft_jax.options import Options
 from sft_jax.runs.freezing import weight_shapes
 from sft_jax.sharding import abstract_like, path_string, shardings_of
 from sft_jax.training.effect import no_counts
@@ -25,23 +25,23 @@ Tree = Any
 _GIVEN = ("trained", "frozen", "hyper")
 
 
-def abstract_state(
-    config: ml_collections.ConfigDict, decoder: DecoderConfig, mesh: Mesh, layout: LayerLayout
-) -> TrainState:
+def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout: LayerLayout) -> TrainState:
     """Shapes, dtypes and shardings of the whole train state.
 
     Args:
-        config: the experiment config, with what an adapter to begin with says of itself.
-        decoder: of the base, with the rows of its new tokens.
+        options: of the run, with what an adapter to begin with says of itself.
+        decoder: of the base, with the embeddings of its new tokens.
         mesh: over which the arrays are spread; its devices are only named.
         layout: layer layout of weights, adapters and moments.
 
     Raises:
         ValueError: adapters have no place in this model, or its kernels none in so few bits; says what to give.
     """
-    trained, frozen = weight_shapes(config, decoder, layout)
-    hyper = jax.eval_shape(lambda: hyperparameters(config, warmup_steps=0, total_steps=1))
-    return abstract_around(trained, frozen, hyper, optimizer_settings(config), mesh, ema=config.ema.decay > 0)
+    trained, frozen = weight_shapes(options, decoder, layout)
+    hyper = jax.eval_shape(lambda: hyperparameters(options, warmup_steps=0, total_steps=1))
+    return abstract_around(
+        trained, frozen, hyper, optimizer_settings(options.optimizer), mesh, ema=options.ema.decay > 0
+    )
 
 
 def abstract_around(

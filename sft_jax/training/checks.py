@@ -20,7 +20,8 @@ from sft_jax.data.batches import NORMALIZE
 from sft_jax.data.files import CONTAINERS, DATA_SETS
 from sft_jax.data.formats import FORMATS
 from sft_jax.data.packing import PACKINGS
-from sft_jax.data.reading import AUTO, LABELS, ON_BAD_ROW, PREFERENCES, TEXT_ENDS, TIES, reading_of
+from sft_jax.data.plan.mixture import PACKING
+from sft_jax.data.reading import AUTO, LABELS, ON_BAD_ROW, PREFERENCES, TEXT_ENDS, TIES
 from sft_jax.data.records import check_reading
 from sft_jax.data.rendering import masking
 from sft_jax.models.adapters import METHODS
@@ -28,15 +29,18 @@ from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLI
 from sft_jax.models.quantization import KINDS
 from sft_jax.models.vocabulary import problems_of
 from sft_jax.objectives import OBJECTIVES
-from sft_jax.preparation.mixing import problems_in_mixture
+from sft_jax.options import Options, options_of
+from sft_jax.preparation.mixing import malformed_sources, problems_in_mixture
 from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import trains_all_weights
 from sft_jax.runs.saved_config import known_fields, unknown_fields
+from sft_jax.runs.workdir import flatten
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import SCHEDULES
 from sft_jax.training.update_rules import RULES, unread_options
 
 Check = tuple[Callable[[Any], bool], str]
+Defaults = Mapping[str, Any]  # of `config.defaults`, by path
 
 
 def _one_of(*names: str) -> Check:
@@ -82,9 +86,10 @@ CHECKS: dict[str, Check] = {
     "data.reading.on_bad_row": _one_of(*ON_BAD_ROW),
     "data.packing": (
         lambda value: value in PACKINGS,
-        f"must be one of {', '.join(PACKINGS)} (best_fit packs, none gives each example a row of its own)",
+        f"must be one of {', '.join(PACKINGS)} (best_fit packs, none gives each example a sequence of its own)",
     ),
     "data.max_examples_per_sequence": _at_least(0),
+    "data.mixture_packing": _one_of(*PACKING),
     "data.supervised_quantile": _SHARE,
     "data.masking.train_on": (masking.names_roles, masking.TRAIN_ON),
     **{f"data.masking.{name}": _one_of(*known) for name, known in masking.CHOICES.items()},
@@ -142,33 +147,33 @@ CHECKS: dict[str, Check] = {
 _FILLED = ("data.mixture",)  # a section whose fields are those of a run alone
 
 
-def _unread_options(config: ml_collections.ConfigDict) -> list[str]:
+def _unread_options(options: Options, defaults: Defaults) -> list[str]:
     """Options that only other update rules read, and that were asked for."""
-    name, defaults = config.optimizer.name, config.defaults.optimizer
+    rule = options.optimizer.name
+    asked = {option: getattr(options.optimizer, option) for option in unread_options(rule)}
     return [
-        f"--config.optimizer.{option}={config.optimizer[option]!r} is not read by --config.optimizer.name={name}; "
-        "leave it out"
-        for option in unread_options(name)
-        if config.optimizer[option] != defaults[option]
+        f"--config.optimizer.{option}={value!r} is not read by --config.optimizer.name={rule}; leave it out"
+        for option, value in asked.items()
+        if value != defaults[f"optimizer.{option}"]
     ]
 
 
-def _unread_adapter_options(config: ml_collections.ConfigDict) -> list[str]:
+def _unread_adapter_options(options: Options, defaults: Defaults) -> list[str]:
     """Options of adapters that were asked for, and no adapter."""
-    adapter, defaults = config.adapter, config.defaults.adapter
-    if adapter.method != "none":
+    if options.adapter.method != "none":
         return []
+    asked = {f"adapter.{name}": value for name, value in vars(options.adapter).items() if name != "method"}
     return [
-        f"--config.adapter.{option}={adapter[option]!r} is not read under --config.adapter.method=none; leave it at "
-        f"{defaults[option]!r}, or for an adapter give --config=configs/sft.py:lora"
-        for option in defaults
-        if option != "method" and adapter[option] != defaults[option]
+        f"--config.{name}={value!r} is not read under --config.adapter.method=none; leave it at {defaults[name]!r}, or "
+        "for an adapter give --config=configs/sft.py:lora"
+        for name, value in asked.items()
+        if name in defaults and value != defaults[name]
     ]
 
 
-def _unread_final_share(config: ml_collections.ConfigDict) -> list[str]:
-    schedule, share = config.optimizer.schedule, config.optimizer.final_share
-    default = config.defaults.optimizer.final_share
+def _unread_final_share(options: Options, defaults: Defaults) -> list[str]:
+    schedule, share = options.optimizer.schedule, options.optimizer.final_share
+    default = defaults["optimizer.final_share"]
     if schedule != "constant" or share == default:
         return []
     return [
@@ -177,49 +182,49 @@ def _unread_final_share(config: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
-def _schedule_free(config: ml_collections.ConfigDict) -> list[str]:
-    if config.optimizer.name != "schedule_free":
+def _schedule_free(options: Options) -> list[str]:
+    if options.optimizer.name != "schedule_free":
         return []
     problems = []
-    if config.optimizer.schedule != "constant":
+    if options.optimizer.schedule != "constant":
         problems.append(
-            f"--config.optimizer.schedule={config.optimizer.schedule!r}: schedule_free averages in place of a "
+            f"--config.optimizer.schedule={options.optimizer.schedule!r}: schedule_free averages in place of a "
             "schedule; give --config.optimizer.schedule=constant"
         )
-    if not config.optimizer.betas[0]:
+    if not options.optimizer.betas[0]:
         problems.append(
-            f"--config.optimizer.betas={config.optimizer.betas!r}: schedule_free trains between an iterate and its "
+            f"--config.optimizer.betas={options.optimizer.betas!r}: schedule_free trains between an iterate and its "
             "average, of which the first beta is the average's share; give one above 0, 0.9 for example"
         )
     return problems
 
 
-def _average(config: ml_collections.ConfigDict) -> list[str]:
-    if not config.ema.evaluate or config.ema.decay:
+def _average(options: Options) -> list[str]:
+    if not options.ema.evaluate or options.ema.decay:
         return []
     return ["--config.ema.evaluate=True: there is no average to evaluate; give --config.ema.decay=0.999, for example"]
 
 
-def _groups(config: ml_collections.ConfigDict) -> list[str]:
+def _groups(options: Options) -> list[str]:
     try:
-        parse_groups(config.optimizer.groups)
+        parse_groups(options.optimizer.groups)
     except ValueError as error:
         return [str(error)]
     return []
 
 
-def _trained_weights(config: ml_collections.ConfigDict) -> list[str]:
+def _trained_weights(options: Options) -> list[str]:
     """What is trained, where it excludes another choice."""
-    weights, last = config.trained.weights, config.trained.last_layers
+    weights, last = options.trained.weights, options.trained.last_layers
     problems = []
-    if has_adapters(config) and (weights or last):
-        method = config.adapter.method
+    if has_adapters(options.adapter) and (weights or last):
+        method = options.adapter.method
         under = "--config.adapter.train_new_tokens" if method == "none" else f"--config.adapter.method={method}"
         problems.append(
             f"--config.trained.weights={weights!r} --config.trained.last_layers={last}: under {under} all weights are "
             "frozen; leave them at () and 0"
         )
-    if last and config.execution.layer_layout == "scan":
+    if last and options.execution.layer_layout == "scan":
         problems.append(
             f"--config.trained.last_layers={last} needs layers in arrays of their own: "
             "--config.execution.layer_layout must be auto or unrolled, not scan"
@@ -232,56 +237,71 @@ def _trained_weights(config: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
-def _quantized(config: ml_collections.ConfigDict) -> list[str]:
-    if config.precision.quantized == "none" or has_adapters(config):
+def _quantized(options: Options) -> list[str]:
+    if options.precision.quantized == "none" or has_adapters(options.adapter):
         return []
     return [
-        f"--config.precision.quantized={config.precision.quantized} is for frozen weights under an adapter; give "
+        f"--config.precision.quantized={options.precision.quantized} is for frozen weights under an adapter; give "
         "--config.adapter.method=lora too"
     ]
 
 
-def _frozen_dtype(config: ml_collections.ConfigDict) -> list[str]:
-    default = config.defaults.precision.frozen
-    if config.precision.frozen == default or not trains_all_weights(config):
+def _unread_frozen(options: Options, defaults: Defaults) -> list[str]:
+    default = defaults["precision.frozen"]
+    if options.precision.frozen == default or not trains_all_weights(options.adapter, options.trained):
         return []
     return [
-        f"--config.precision.frozen={config.precision.frozen} is of weights that are not trained, and here all are; "
+        f"--config.precision.frozen={options.precision.frozen} is of weights that are not trained, and here all are; "
         f"leave it at {default}. The trained weights are --config.precision.params"
     ]
 
 
-def _params_dtype(config: ml_collections.ConfigDict) -> list[str]:
-    if config.precision.params == "float32" or not has_adapters(config):
+def _params_dtype(options: Options) -> list[str]:
+    if options.precision.params == "float32" or not has_adapters(options.adapter):
         return []
     return [
-        f"--config.precision.params={config.precision.params} is of trained weights, and what is trained beside frozen "
+        f"--config.precision.params={options.precision.params} is of trained weights, and what is trained beside frozen "
         "ones is kept in float32; leave it at float32. The frozen weights are --config.precision.frozen"
     ]
 
 
-def _cleaning(config: ml_collections.ConfigDict) -> list[str]:
-    return cleaning.problems_of(tuple(config.data.cleaning))
+def _cleaning(options: Options) -> list[str]:
+    return cleaning.problems_of(options.data.cleaning)
 
 
-def _new_tokens(config: ml_collections.ConfigDict) -> list[str]:
-    problems = problems_of(tuple(config.model.new_tokens))
-    if config.adapter.train_new_tokens and not config.model.new_tokens:
+def _new_tokens(options: Options) -> list[str]:
+    problems = problems_of(options.model.new_tokens)
+    if options.adapter.train_new_tokens and not options.model.new_tokens:
         problems.append(
-            "--config.adapter.train_new_tokens=True: there are no new rows to train; give --config.model.new_tokens too"
-        )
-    in_contents, default = config.model.new_tokens_in_contents, config.defaults.model.new_tokens_in_contents
-    if not config.model.new_tokens and in_contents != default:
-        problems.append(
-            f"--config.model.new_tokens_in_contents={in_contents} is not read without --config.model.new_tokens; leave "
-            f"it at {default}"
+            "--config.adapter.train_new_tokens=True: there are no new tokens to train; give --config.model.new_tokens "
+            "too"
         )
     return problems
 
 
-def _held_out_split(config: ml_collections.ConfigDict) -> list[str]:
-    split = config.data.reading.held_out_split
-    if not split or config.data.held_out:
+def _unread_in_contents(options: Options, defaults: Defaults) -> list[str]:
+    in_contents, default = options.model.new_tokens_in_contents, defaults["model.new_tokens_in_contents"]
+    if options.model.new_tokens or in_contents == default:
+        return []
+    return [
+        f"--config.model.new_tokens_in_contents={in_contents} is not read without --config.model.new_tokens; leave it at "
+        f"{default}"
+    ]
+
+
+def _unread_mixture_packing(options: Options, defaults: Defaults) -> list[str]:
+    packing, default = options.data.mixture_packing, defaults["data.mixture_packing"]
+    if options.data.mixture or packing == default:
+        return []
+    return [
+        f"--config.data.mixture_packing={packing} is not read without sources in --config.data.mixture; leave it at "
+        f"{default}"
+    ]
+
+
+def _held_out_split(options: Options) -> list[str]:
+    split = options.data.held_out_split
+    if not split or options.data.held_out:
         return []
     return [
         f"--config.data.reading.held_out_split={split!r}: there are no held-out rows; give --config.data.held_out too, "
@@ -289,30 +309,38 @@ def _held_out_split(config: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
-def _reading(config: ml_collections.ConfigDict) -> list[str]:
+def _mixture(options: Options) -> list[str]:
+    return problems_in_mixture(options.data)
+
+
+def _reading(options: Options) -> list[str]:
     try:
-        check_reading(reading_of(config.data.reading))
+        check_reading(options.data.reading)
     except ValueError as error:
         return [str(error)]
     return []
 
 
-TOGETHER: tuple[Callable[[ml_collections.ConfigDict], list[str]], ...] = (
+UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
     _unread_options,
     _unread_adapter_options,
     _unread_final_share,
+    _unread_frozen,
+    _unread_in_contents,
+    _unread_mixture_packing,
+)
+TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _schedule_free,
     _average,
     _groups,
     _trained_weights,
     _quantized,
-    _frozen_dtype,
     _params_dtype,
     _cleaning,
     _new_tokens,
     _held_out_split,
     _reading,
-    problems_in_mixture,
+    _mixture,
 )
 
 
@@ -320,6 +348,11 @@ def _has(config: Any, name: str) -> bool:
     section, _, rest = name.partition(".")
     here = isinstance(config, ml_collections.ConfigDict) and section in config
     return here and (not rest or _has(config[section], rest))
+
+
+def _defaults(config: ml_collections.ConfigDict) -> Defaults:
+    flat = flatten(config.defaults.to_dict())
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -344,7 +377,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         value = functools.reduce(operator.getitem, name.split("."), config)
         if not is_good(value):
             problems.append(f"--config.{name}={value!r} {expected}")
-    if not problems:  # what belongs together is asked of values that are good on their own
-        problems = [problem for check in TOGETHER for problem in check(config)]
+    problems = problems or malformed_sources(config)
+    if problems:
+        raise ValueError("\n".join(problems))
+    # Values that are good on their own may not go together.
+    options, defaults = options_of(config), _defaults(config)
+    problems = [problem for check in TOGETHER for problem in check(options)]
+    problems += [problem for check in UNREAD for problem in check(options, defaults)]
     if problems:
         raise ValueError("\n".join(problems))

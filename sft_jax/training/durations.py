@@ -7,9 +7,8 @@ import dataclasses
 import math
 import re
 
-import ml_collections
-
 from sft_jax.data.plan import PackPlan
+from sft_jax.options import Options
 
 _FORM = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*")
 _UNITS = {
@@ -86,11 +85,11 @@ class Timetable:
         return evaluating, saving or (evaluating and self.saves_evaluated)
 
 
-def timetable(config: ml_collections.ConfigDict, plan: PackPlan, *, measures: bool) -> Timetable:
-    """The durations of a config in steps.
+def timetable(options: Options, plan: PackPlan, *, measures: bool) -> Timetable:
+    """The durations of a run in steps.
 
     Args:
-        config: the experiment config.
+        options: of the run.
         plan: the pack plan.
         measures: whether evaluations measure anything. The best checkpoint by a metric is the best of all evaluations,
             so each of them is saved then.
@@ -98,13 +97,13 @@ def timetable(config: ml_collections.ConfigDict, plan: PackPlan, *, measures: bo
     Raises:
         ValueError: see `in_steps`.
     """
-    total = run_steps(config.duration, plan)
+    total = run_steps(options.duration, plan)
     return Timetable(
         total_steps=total,
-        warmup_steps=in_steps(config.optimizer.warmup, "optimizer.warmup", plan, total),
-        evaluate_every=in_steps(config.evaluation.every, "evaluation.every", plan),
-        save_every=in_steps(config.checkpoint.every, "checkpoint.every", plan),
-        saves_evaluated=measures and bool(config.checkpoint.best_metric),
+        warmup_steps=in_steps(options.optimizer.warmup, "optimizer.warmup", plan, total),
+        evaluate_every=in_steps(options.evaluation.every, "evaluation.every", plan),
+        save_every=in_steps(options.checkpoint.every, "checkpoint.every", plan),
+        saves_evaluated=measures and bool(options.checkpoint.best_metric),
     )
 
 

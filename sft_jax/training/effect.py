@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Int32
 
 from sft_jax.models.variables import canonical_path
+from sft_jax.options import OptimizerOptions
 from sft_jax.training.groups import group_of, parse_groups
 from sft_jax.training.state import TrainState
 
@@ -92,15 +92,15 @@ def counted(
 class EffectWatch:
     """Looks at the counts once when `LOOK_AFTER` good steps are done, and at the end of the run."""
 
-    def __init__(self, config: ml_collections.ConfigDict, state: TrainState, say: Callable[[int, str], None]):
+    def __init__(self, optimizer: OptimizerOptions, state: TrainState, say: Callable[[int, str], None]):
         """Prepares the watch.
 
         Args:
-            config: the experiment config.
+            optimizer: what was asked for.
             state: the state that the run begins or goes on with.
             say: given the step and what there is to know of single arrays, once in the life of a run.
         """
-        self._config, self._say, self._parts = config, say, parts(state.trained)
+        self._optimizer, self._say, self._parts = optimizer, say, parts(state.trained)
         self._looked = int(state.step) - int(state.skipped) >= LOOK_AFTER
 
     def after(self, step: int, state: TrainState) -> None:
@@ -138,10 +138,10 @@ class EffectWatch:
                 f"nothing is trained: in {good} steps no trained array has had a gradient. The loss does not depend on "
                 f"what is trained, which is {_listed(self._parts)}."
             )
-        if not counts["update"].any() and self._config.optimizer.learning_rate:
+        if not counts["update"].any() and self._optimizer.learning_rate:
             raise NoEffectError(
                 f"nothing is trained: in {good} steps no trained array has had an update, though there were gradients. "
-                f"Raise --config.optimizer.learning_rate={self._config.optimizer.learning_rate}, or the "
+                f"Raise --config.optimizer.learning_rate={self._optimizer.learning_rate}, or the "
                 "learning_rate_factor of --config.optimizer.groups, with another --workdir."
             )
 
@@ -167,11 +167,11 @@ class EffectWatch:
         return lines
 
     def _is_to_move(self, part: Part) -> bool:
-        """False where the config itself says that the learning rate is 0."""
-        groups = parse_groups(self._config.optimizer.groups)
+        """False where the options themselves say that the learning rate is 0."""
+        groups = parse_groups(self._optimizer.groups)
         group = group_of(part[0], [group.pattern for group in groups])
         factor = 1.0 if group is None else groups[group].learning_rate_factor
-        return bool(self._config.optimizer.learning_rate and factor)
+        return bool(self._optimizer.learning_rate and factor)
 
 
 def _listed(found: Sequence[Part]) -> str:

@@ -1,4 +1,4 @@
-"""Measuring during a run: loss on held-out rows, and answers to held-out prompts."""
+"""Measuring during a run: loss on held-out examples, and answers to held-out prompts."""
 
 import dataclasses
 import functools
@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,6 +19,7 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import variables
 from sft_jax.objectives import Settings, get_objective
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
+from sft_jax.options import EvaluationOptions, ObjectiveOptions, Options, WeightOptions
 from sft_jax.preparation.run_data import Data
 from sft_jax.runs.averages import for_use, parts_of
 from sft_jax.sharding import data_shards, put_batch, sequences_here
@@ -54,25 +54,25 @@ def held_out_metrics(
     step: Callable,
     state: TrainState,
     data: Data,
-    config: ml_collections.ConfigDict,
+    options: Options,
     mesh: Mesh,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Loss, nll and accuracy over the held-out rows, each row once, whatever the batch size; names `held_out/…`.
+    """Loss, nll and accuracy over the held-out examples, each once, whatever the batch size; names `held_out/…`.
 
-    Where rows have groups, the loss of each is `held_out/loss/<group>`.
+    Where they have groups, the loss of each is `held_out/loss/<group>`.
 
     `progress` is called with (batches done, batches in all).
     """
     shards = data_shards(mesh)
-    batch_sequences = -(-config.evaluation.batch_sequences // shards) * shards
-    sizes = (data.held_out, config.data.sequence_length, data.held_out_targets)
-    how = {"packing": config.data.packing, "max_segments": config.data.max_examples_per_sequence}
+    batch_sequences = -(-options.evaluation.batch_sequences // shards) * shards
+    sizes = (data.held_out, options.data.sequence_length, data.held_out_targets)
+    how = {"packing": options.data.packing, "max_segments": options.data.max_examples_per_sequence}
     batches = held_out_batches(
         *sizes,
         batch_sequences,
         **how,
-        normalize=config.objective.normalize,
+        normalize=options.objective.normalize,
         own=sequences_here(mesh, batch_sequences),
     )
     if progress:
@@ -82,14 +82,12 @@ def held_out_metrics(
     return {f"held_out/{name}": value for name, value in means.items()}
 
 
-def check_best_metric(
-    config: ml_collections.ConfigDict, data: Data, vocab_size: int, evaluators: Collection[str] = ()
-) -> None:
+def check_best_metric(options: Options, data: Data, vocab_size: int, evaluators: Collection[str] = ()) -> None:
     """Checks that evaluations measure what the best checkpoint is chosen by; of evaluators, whose metrics are not
     known before they are called, the name alone. Where nothing is measured there is no best checkpoint.
 
     Args:
-        config: the experiment config.
+        options: of the run.
         data: of the run.
         vocab_size: of the model.
         evaluators: their names.
@@ -97,11 +95,11 @@ def check_best_metric(
     Raises:
         ValueError: it is not measured; says what is.
     """
-    name = config.checkpoint.best_metric
+    name = options.checkpoint.best_metric
     if not name or (data.held_out is None and not evaluators):
         return
     if not name.startswith(tuple(f"{evaluator}/" for evaluator in evaluators)):
-        measured = _held_out_names(config, data, vocab_size)
+        measured = _held_out_names(options.objective, data, vocab_size)
         refuse_unmeasured(name, [*sorted(measured), *(f"{evaluator}/…" for evaluator in evaluators)])
 
 
@@ -118,12 +116,12 @@ def refuse_unmeasured(name: str, measured: Collection[str]) -> None:
         )
 
 
-def _held_out_names(config: ml_collections.ConfigDict, data: Data, vocab_size: int) -> set[str]:
-    """What `held_out_metrics` measures; none without held-out rows."""
+def _held_out_names(options: ObjectiveOptions, data: Data, vocab_size: int) -> set[str]:
+    """What `held_out_metrics` measures; none without held-out data."""
     if data.held_out is None:
         return set()
-    settings = Settings(config.objective.label_smoothing, config.objective.z_loss)
-    objective = functools.partial(get_objective(config.objective.name), settings=settings)
+    settings = Settings(options.label_smoothing, options.z_loss)
+    objective = functools.partial(get_objective(options.name), settings=settings)
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((1, 1, vocab_size), "float32"), ((1, 1), "int32"), ((1, 1), "float32"))
@@ -142,11 +140,11 @@ def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int],
 class Samples:
     """Greedy answers to the first held-out prompts, thinking and calls included, as Markdown; compiled once."""
 
-    def __init__(self, model: Decoder, data: Data, config: ml_collections.ConfigDict):
+    def __init__(self, model: Decoder, data: Data, options: EvaluationOptions):
         """Chooses the prompts and prepares the generator."""
-        records = [record for record in data.held_out_records if last_answer(record)][: config.evaluation.samples]
+        records = [record for record in data.held_out_records if last_answer(record)][: options.samples]
         self._pairs = [split_prompt(record, data.renderer) for record in records]
-        # A row that is cut to fit into a row of the batch has a prompt that is not.
+        # An example that is cut to fit into a sequence has a prompt that is not.
         self._problems = [problem_of_prompt(ids, model.config) for ids, _, _ in self._pairs]
         self._written = [
             functools.partial(data.renderer.written_text, tools=record.example.tools) for record in records
@@ -155,7 +153,7 @@ class Samples:
             model,
             data.renderer.tokenizer,
             data.renderer.stop_ids,
-            max_new_tokens=config.evaluation.sample_tokens,
+            max_new_tokens=options.sample_tokens,
             batch_size=max(len(records), 1),
         )
 
@@ -197,22 +195,22 @@ def _quoted(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
-def compile_for_evaluation(config: ml_collections.ConfigDict, state: TrainState) -> Callable[[TrainState], TrainState]:
+def compile_for_evaluation(options: WeightOptions, state: TrainState) -> Callable[[TrainState], TrainState]:
     """The function from a state to one with what is to be measured in the place of the trained parameters.
 
     That is like them in dtype and layout, and the EMA where `config.ema.evaluate` asks for it.
 
     Args:
-        config: the experiment config.
+        options: of the run.
         state: a state of the run.
     """
-    names = parts_of(config, "ema" if config.ema.evaluate else "trained")
+    names = parts_of(options.optimizer, options.ema, "ema" if options.ema.evaluate else "trained")
     if names == ("trained",):
         return lambda state: state
     dtypes, shardings = (jax.tree.map(operator.attrgetter(of), state.trained) for of in ("dtype", "sharding"))
 
     def chosen(parts: Mapping[str, Tree]) -> Tree:
-        return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), for_use(config, parts), dtypes)
+        return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), for_use(options.optimizer, parts), dtypes)
 
     choose = jax.jit(chosen, out_shardings=shardings)
     return lambda state: state.replace(trained=choose({name: _at(state, name) for name in names}))
@@ -226,7 +224,7 @@ def _at(state: TrainState, path: str) -> Tree:
 
 
 def compile_evaluation(
-    config: ml_collections.ConfigDict,
+    options: Options,
     data: Data,
     model: Decoder,
     settings: StepSettings,
@@ -234,10 +232,10 @@ def compile_evaluation(
     mesh: Mesh,
     evaluators: Mapping[str, Evaluator],
 ) -> Evaluation:
-    """One evaluation of the model as it is put to use: the held-out rows, what evaluators measure, and samples.
+    """One evaluation of the model without what only training has: held-out loss, evaluators, and samples.
 
     Args:
-        config: the experiment config.
+        options: of the run.
         data: of the run.
         model: as it is trained.
         settings: of the train step.
@@ -251,13 +249,13 @@ def compile_evaluation(
     model = in_use(model)
     groups = several(data.held_out.groups) if data.held_out is not None else None
     settings = dataclasses.replace(settings, slices=len(groups.names) if groups else 0)
-    measured, eval_step = compile_for_evaluation(config, state), compile_eval_step(model, settings, state, mesh)
-    samples = Samples(model, data, config) if data.held_out_records and config.evaluation.samples else None
+    measured, eval_step = compile_for_evaluation(options, state), compile_eval_step(model, settings, state, mesh)
+    samples = Samples(model, data, options.evaluation) if data.held_out_records and options.evaluation.samples else None
 
     def evaluate(state: TrainState, progress: Callable[[int, int], None]) -> tuple[dict[str, float], dict[str, str]]:
         state, scalars = measured(state), {}
         if data.held_out is not None:
-            scalars = held_out_metrics(eval_step, state, data, config, mesh, progress)
+            scalars = held_out_metrics(eval_step, state, data, options, mesh, progress)
         for name, evaluator in evaluators.items():
             scalars |= {f"{name}/{metric}": float(value) for metric, value in evaluator(model, state).items()}
         return scalars, samples(state) if samples else {}

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from sft_jax.models import adapters
 from sft_jax.models.config import LayerLayout
 from sft_jax.models.peft_loading import LoadedAdapter, load_peft_adapter
+from sft_jax.options import AdapterOptions
 from sft_jax.runs.base import Base
 from sft_jax.sharding import shardings_of
 from sft_jax.sources.peft import open_peft_adapter
@@ -89,20 +90,20 @@ def place_adapters(loaded: LoadedAdapter, layout: LayerLayout, mesh: Mesh) -> Tr
     return jax.tree.map(put, arrays, shardings)
 
 
-def open_initial_adapter(config: ml_collections.ConfigDict, base: Base) -> InitialAdapter | None:
+def open_initial_adapter(options: AdapterOptions, base: Base) -> InitialAdapter | None:
     """The adapter that `config.adapter.initial` names; None where it is empty.
 
     Raises:
         ValueError: there is none, it is not understood, or it does not fit the base model.
     """
-    if not config.adapter.initial:
+    if not options.initial:
         return None
-    if config.adapter.method == "none":
+    if options.method == "none":
         raise ValueError(
-            f"--config.adapter.initial={config.adapter.initial} is for adapters, and --config.adapter.method=none; "
+            f"--config.adapter.initial={options.initial} is for adapters, and --config.adapter.method=none; "
             "give --config=configs/sft.py:lora"
         )
-    adapter = open_peft_adapter(config.adapter.initial)
+    adapter = open_peft_adapter(options.initial)
     return InitialAdapter(
         adapter.location, adapter.fingerprint, load_peft_adapter(adapter, base.hf_config, base.decoder)
     )

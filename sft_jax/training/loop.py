@@ -22,6 +22,7 @@ from sft_jax.audit.batch_text import batch_markdown
 from sft_jax.audit.findings import check_findings
 from sft_jax.data.batches import train_batches
 from sft_jax.models.sizes import check_sizes
+from sft_jax.options import Options, options_of
 from sft_jax.preparation.run_data import Data, load_data
 from sft_jax.progress import ProgressBar, ProgressBars
 from sft_jax.runs import workdir as workdirs
@@ -79,8 +80,8 @@ def run(
         workdir: run directory, local or in a bucket.
         evaluators: called at every evaluation with (model, state); what they return is logged as `<name>/<metric>`.
         console: where progress is shown; by default the terminal.
-        data: what `load_data` made of the same `config.data`, so that many runs in one process read it once.
-        base: what `base_of` made of the same `config.model`.
+        data: what `load_data` made of the same `data` options, so that many runs in one process read it once.
+        base: what `base_of` made of the same `model` options.
         devices: to train on; by default all of all processes.
 
     Raises:
@@ -101,35 +102,39 @@ def run(
         # ---- Check: all that is wrong with flags and directory ----------------------------------------------------
         with agreed():
             check_config(config)
-            mesh = make_mesh(config.mesh, devices)
-            settings = step_settings(config, mesh)
-            base = base_of(config) if base is None else base
-            initial = open_initial_adapter(config, base)
-            config = config if initial is None else initial.in_config(config)
-            model = make_model(config, base.decoder, platform_of(mesh), base.new_token_ids)
-            check_trained(config, base.decoder)
+            options = options_of(config)
+            mesh = make_mesh(options.mesh, devices)
+            settings = step_settings(options, mesh)
+            base = base_of(options.model) if base is None else base
+            initial = open_initial_adapter(options.adapter, base)
+            if initial is not None:
+                config = initial.in_config(config)
+                options = options_of(config)
+            model = make_model(options, base.decoder, platform_of(mesh), base.new_token_ids)
+            check_trained(options, base.decoder)
         config = workdirs.dated(workdir, config)
+        options = options_of(config)
 
         # ---- Data: read, cleaned, tokenized, checked, planned; it fits model and directory -------------------------
         with agreed():
             workdirs.check_config_there(workdir, config)
-            data = _load(config, len(devices), console) if data is None else data
-            data.check_made_for(config)
-            base.check_made_for(config)
-            _show(data, config, console)
-            times = timetable(config, data.plan, measures=data.held_out is not None or bool(evaluators))
-            hyper = hyperparameters(config, times.warmup_steps, times.total_steps)
+            data = _load(options, len(devices), console) if data is None else data
+            data.check_made_for(options)
+            base.check_made_for(options.model)
+            _show(data, options.data.fail_on, console)
+            times = timetable(options, data.plan, measures=data.held_out is not None or bool(evaluators))
+            hyper = hyperparameters(options, times.warmup_steps, times.total_steps)
             fingerprints = data.fingerprints() | {"model": base.fingerprint}
             if initial is not None:
                 fingerprints["adapter"] = initial.fingerprint
             workdirs.check_inputs(workdir, fingerprints)
             check_sizes(model.config, data.rows, data.held_out)
-            check_best_metric(config, data, base.decoder.vocab_size, list(evaluators))
+            check_best_metric(options, data, base.decoder.vocab_size, list(evaluators))
         workdirs.check_processes_agree(config, fingerprints)
         workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
         open_things.enter_context(workdirs.only_trainer(workdir))
         open_things.enter_context(jax.set_mesh(mesh))
-        keep = config.checkpoint
+        keep = options.checkpoint
         checkpoints = Checkpoints(workdir, keep.keep_last, keep.best_metric, keep.best_is)
         done = checkpoints.latest()
         if done == times.total_steps and checkpoints.is_whole(done):
@@ -139,16 +144,16 @@ def run(
             workdirs.record_environment(workdir, fingerprints, base.origin, devices, config)
 
         # ---- State: weights, adapters and moments on their devices -------------------------------------------------
-        state = init_state(config, base, model, mesh, hyper, initial)
+        state = init_state(options, base, model, mesh, hyper, initial)
 
         # ---- Compile -----------------------------------------------------------------------------------------------
         in_slices = dataclasses.replace(settings, slices=len(data.plan.sources))
         train_step = compile_train_step(model, in_slices, state, mesh)
-        evaluate = compile_evaluation(config, data, model, settings, state, mesh, evaluators)
+        evaluate = compile_evaluation(options, data, model, settings, state, mesh, evaluators)
 
         # ---- Restore -----------------------------------------------------------------------------------------------
         position = lambda step: RunPosition(
-            model.execution.layer_layout, step * config.batch.sequences, data.plan.cumulative_counts(step)
+            model.execution.layer_layout, step * options.batch.sequences, data.plan.cumulative_counts(step)
         )
         if done is not None:
             with agreed():
@@ -162,7 +167,7 @@ def run(
         # ---- Log ---------------------------------------------------------------------------------------------------
         with agreed():
             log = MetricLog(workdir, -1 if done is None else done) if first_process else None
-            recorder = Recorder(config, data, model, devices, workdir, log, -1 if done is None else done)
+            recorder = Recorder(options, data, model, devices, workdir, log, -1 if done is None else done)
         if log is not None:
             open_things.callback(log.close)
         open_things.callback(checkpoints.close)
@@ -172,11 +177,11 @@ def run(
             ProgressBar("training", times.total_steps, done or 0, console, enabled=first_process)
         )
         stop = open_things.enter_context(StopRequest())
-        profiler = open_things.enter_context(Profiler(config.profile, recorder))
+        profiler = open_things.enter_context(Profiler(options.profile, recorder))
         if done is None and log is not None:
             log.text(0, "config", "```json\n" + json.dumps(config.to_dict(), indent=2, default=list) + "\n```")
             log.text(0, "data", data.report.markdown())
-        effect = EffectWatch(config, state, _note_in(console, recorder))
+        effect = EffectWatch(options.optimizer, state, _note_in(console, recorder))
         shown = lambda step: lambda part, parts: bar.update(step, f"evaluating {part}/{parts}", within=True)
 
         # ---- Loop: batch, step, record, evaluate, save, stop -------------------------------------------------------
@@ -186,16 +191,16 @@ def run(
             data.plan,
             start_step=step,
             end_step=times.total_steps,
-            own=sequences_here(mesh, config.batch.sequences),
-            normalize=config.objective.normalize,
-            threads=config.loader.threads,
-            batches_ahead=config.loader.batches_ahead,
+            own=sequences_here(mesh, options.batch.sequences),
+            normalize=options.objective.normalize,
+            threads=options.loader.threads,
+            batches_ahead=options.loader.batches_ahead,
         )
         if done is None:
             latest, texts = evaluate(state, shown(step))
             recorder.evaluation_at_start(latest, texts)
             with agreed():
-                refuse_unmeasured(config.checkpoint.best_metric, sorted(latest))
+                refuse_unmeasured(options.checkpoint.best_metric, sorted(latest))
         recorder.start_clock()
         while step < times.total_steps:
             batch = next(batches)
@@ -237,15 +242,15 @@ def run(
         return RunResult(step, times.total_steps, latest)
 
 
-def _load(config: ml_collections.ConfigDict, devices: int, console: Console) -> Data:
+def _load(options: Options, devices: int, console: Console) -> Data:
     also = functools.partial(run_findings, device_count=lambda: devices)
     with ProgressBars(console) as progress:
-        return load_data(config, progress, also=also)
+        return load_data(options, progress, also=also)
 
 
-def _show(data: Data, config: ml_collections.ConfigDict, console: Console) -> None:
+def _show(data: Data, fail_on: str, console: Console) -> None:
     console.print(data.report, data.held_out_note)
-    check_findings(data.report.findings, config.data.fail_on)
+    check_findings(data.report.findings, fail_on)
 
 
 def _finished(
@@ -278,7 +283,7 @@ def _note_in(console: Console, recorder: Recorder) -> Callable[[int, str], None]
 def _check_position(saved: RunPosition, planned: RunPosition, workdir: epath.Path) -> None:
     if (saved.position, saved.counters) != (planned.position, planned.counters):
         raise workdirs.WorkdirError(
-            f"{workdir}: the checkpoint has seen {saved.counters} in {saved.position} rows of the batch, the plan says "
+            f"{workdir}: the checkpoint has seen {saved.counters} in {saved.position} sequences, the plan says "
             f"{planned.counters} in {planned.position}: the code that packs has changed. Give another --workdir, or "
             "the code that started the run."
         )

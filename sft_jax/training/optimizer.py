@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from jaxtyping import Array, Float, Int
 
+from sft_jax.options import OptimizerOptions, Options
 from sft_jax.runs.adapting import adapter_hyperparameters
 from sft_jax.sharding import path_string
 from sft_jax.training.groups import group_of, parse_groups
@@ -37,21 +37,20 @@ class OptimizerSettings:
     groups: tuple[str, ...] = ()
 
 
-def optimizer_settings(config: ml_collections.ConfigDict) -> OptimizerSettings:
-    """What the config asks for."""
-    patterns = tuple(group.pattern for group in parse_groups(config.optimizer.groups))
-    return OptimizerSettings(config.optimizer.name, patterns)
+def optimizer_settings(optimizer: OptimizerOptions) -> OptimizerSettings:
+    """The static part of what is asked for."""
+    return OptimizerSettings(optimizer.name, tuple(group.pattern for group in parse_groups(optimizer.groups)))
 
 
-def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_steps: int) -> Hyperparameters:
+def hyperparameters(options: Options, warmup_steps: int, total_steps: int) -> Hyperparameters:
     """The numbers of a run as float32 scalars.
 
     Args:
-        config: `optimizer`, `ema`, `objective`, `experts` and `adapter` of the experiment config.
+        options: of the run.
         warmup_steps: steps of linear warm-up.
         total_steps: length of the run in optimizer steps, for the schedule.
     """
-    optimizer = config.optimizer
+    optimizer = options.optimizer
     beta1, beta2 = optimizer.betas
     values = {
         "learning_rate": optimizer.learning_rate,
@@ -65,16 +64,16 @@ def hyperparameters(config: ml_collections.ConfigDict, warmup_steps: int, total_
         "momentum": optimizer.momentum,
         "decay_power": optimizer.decay_power,
         "clip_norm": optimizer.clip_norm or float("inf"),
-        "ema_decay": config.ema.decay,
-        "balance_loss": config.experts.balance_loss,
-        "neftune_alpha": config.objective.neftune_alpha,
+        "ema_decay": options.ema.decay,
+        "balance_loss": options.experts.balance_loss,
+        "neftune_alpha": options.objective.neftune_alpha,
     }
     for index, group in enumerate(parse_groups(optimizer.groups)):
         values[f"group_{index}_learning_rate_factor"] = group.learning_rate_factor
         if group.weight_decay is not None:
             values[f"group_{index}_weight_decay"] = group.weight_decay
     numbers = {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
-    return numbers | adapter_hyperparameters(config.adapter)
+    return numbers | adapter_hyperparameters(options.adapter)
 
 
 def learning_rate(kind: str, step: Int[Array, ""], hyper: Hyperparameters) -> Float[Array, ""]:

@@ -3,8 +3,8 @@
 from typing import Any, Self
 
 import jax
-import ml_collections
 
+from sft_jax.options import ProfileOptions
 from sft_jax.training.recorder import Recorder
 
 
@@ -14,10 +14,10 @@ class Profiler:
     A process has one trace at a time, so a run that ends within these steps, by an error or a signal, ends its trace.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, recorder: Recorder):
+    def __init__(self, profile: ProfileOptions, recorder: Recorder):
         self._recorder = recorder
-        self._first, self._last = config.start, config.start + config.steps - 1
-        self._directory = recorder.tensorboard_dir if config.start > 0 else None
+        self._first, self._last = profile.start, profile.start + profile.steps - 1
+        self._directory = recorder.tensorboard_dir if profile.start > 0 else None
         self._running = False
 
     def __enter__(self) -> Self:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 from etils import epath
 
 from sft_jax.agreement import agreed
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
+from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data
 from sft_jax.progress import figures
 from sft_jax.runs.adapting import has_adapters
@@ -33,7 +33,7 @@ class Recorder:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        options: Options,
         data: Data,
         model: Decoder,
         devices: Sequence[jax.Device],
@@ -42,16 +42,16 @@ class Recorder:
         resume_step: int = -1,
     ):
         """Prepares the recorder; skipped steps noted after `resume_step` (see `MetricLog`) are forgotten."""
-        self._config, self._plan, self._log, self._workdir = config, data.plan, log, workdir
+        self._options, self._plan, self._log, self._workdir = options, data.plan, log, workdir
         # How much work a step needs where some of the weights are frozen is not worked out: no MFU then.
-        known = has_adapters(config) or trains_all_weights(config)
+        known = has_adapters(options.adapter) or trains_all_weights(options.adapter, options.trained)
         self._peak = peak_flops(devices[0].device_kind, len(devices)) if known else None
         self._flops = train_flops(
             model.config,
-            config.batch.sequences * config.data.sequence_length,
-            config.batch.sequences * data.plan.sequence_targets,
-            config.data.sequence_length,
-            train_weights=not has_adapters(config),
+            options.batch.sequences * options.data.sequence_length,
+            options.batch.sequences * data.plan.sequence_targets,
+            options.data.sequence_length,
+            train_weights=not has_adapters(options.adapter),
         )
         self._skipped: list[str] = []
         if log is not None and (workdir / SKIPPED).exists():
@@ -90,11 +90,11 @@ class Recorder:
         if values["skipped"]:
             self._note_skipped(step)
         speeds = self._speeds(step, seconds)
-        if self._log is not None and (evaluation or step % self._config.log.every == 0):
+        if self._log is not None and (evaluation or step % self._options.log.every == 0):
             values |= means_by_slice("loss", self._plan.sources, by_source)
             train = {f"train/{name}": value for name, value in values.items()}
             self._log.scalars(step, train | (evaluation or {}) | self._progress(step) | speeds)
-        if in_a_row >= self._config.optimizer.max_skipped_in_a_row:
+        if in_a_row >= self._options.optimizer.max_skipped_in_a_row:
             with agreed():  # all of them count the same
                 self._stop_diverged(step, in_a_row)
         return figures(

@@ -1,10 +1,9 @@
-"""From a config to what a run needs beside its data (preparation/run_data.py): model, step, state. It only reads."""
+"""From the options to what a run needs beside its data (preparation/run_data.py): model, step, state. It only reads."""
 
 import dataclasses
 from typing import Any
 
 import jax
-import ml_collections
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
@@ -15,6 +14,7 @@ from sft_jax.models.layouts import to_layout
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.variables import canonical_path, merge, split
 from sft_jax.objectives import Settings, get_objective
+from sft_jax.options import Options
 from sft_jax.runs.adapting import adapter_spec, has_adapters, init_beside
 from sft_jax.runs.base import Base
 from sft_jax.runs.freezing import base_dtype, trained_predicate
@@ -29,7 +29,7 @@ Tree = Any
 _SCAN_TOKENS = 1024  # of a micro-batch, see `resolve_execution`
 
 
-def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execution:
+def resolve_execution(options: Options, platform: str) -> Execution:
     """How the decoder runs; `auto` takes what was measured faster (see benchmarks/).
 
     On accelerators: scanned layers (compile time) and full remat (memory). On CPU: unrolled without remat for full
@@ -37,26 +37,24 @@ def resolve_execution(config: ml_collections.ConfigDict, platform: str) -> Execu
     remat, in much less memory. Where only the last layers are trained they are never scanned: stacked layers are one
     array, trained or not.
     """
-    layout, remat = config.execution.layer_layout, config.execution.remat
-    tokens = config.batch.sequences * config.data.sequence_length // config.batch.micro_batches
-    in_little_memory = platform != "cpu" or (has_adapters(config) and tokens > _SCAN_TOKENS)
-    scanned = in_little_memory and not config.trained.last_layers
+    layout, remat = options.execution.layer_layout, options.execution.remat
+    tokens = options.batch.sequences * options.data.sequence_length // options.batch.micro_batches
+    in_little_memory = platform != "cpu" or (has_adapters(options.adapter) and tokens > _SCAN_TOKENS)
+    scanned = in_little_memory and not options.trained.last_layers
     return Execution(
-        matmul_dtype=config.precision.matmul,
-        activation_dtype=config.precision.activations,
+        matmul_dtype=options.precision.matmul,
+        activation_dtype=options.precision.activations,
         layer_layout=("scan" if scanned else "unrolled") if layout == "auto" else layout,
         remat=("full" if in_little_memory else "none") if remat == "auto" else remat,
-        attention_backend=config.execution.attention,
+        attention_backend=options.execution.attention,
     )
 
 
-def make_model(
-    config: ml_collections.ConfigDict, decoder: DecoderConfig, platform: str, new_token_ids: range = range(0)
-) -> Decoder:
-    """The decoder with its adapters, as the config asks, for training; `in_use` is what to measure.
+def make_model(options: Options, decoder: DecoderConfig, platform: str, new_token_ids: range = range(0)) -> Decoder:
+    """The decoder with its adapters, for training; `in_use` is what to measure.
 
     Args:
-        config: the experiment config.
+        options: of the run.
         decoder: of the base.
         platform: of the devices it runs on (`sharding.platform_of`).
         new_token_ids: ids of the new tokens.
@@ -64,49 +62,50 @@ def make_model(
     Raises:
         ValueError: a bound on experts for a model that has none.
     """
-    if config.experts.capacity:
+    capacity = options.experts.capacity
+    if capacity:
         if not decoder.num_experts:
-            raise ValueError(f"--config.experts.capacity={config.experts.capacity}: this model has no experts")
-        decoder = dataclasses.replace(decoder, expert_capacity=config.experts.capacity)
-    spec = adapter_spec(config, new_token_ids, training=True)
-    return Decoder(decoder, resolve_execution(config, platform), spec)
+            raise ValueError(f"--config.experts.capacity={capacity}: this model has no experts")
+        decoder = dataclasses.replace(decoder, expert_capacity=capacity)
+    spec = adapter_spec(options.adapter, new_token_ids, training=True)
+    return Decoder(decoder, resolve_execution(options, platform), spec)
 
 
 def in_use(model: Decoder) -> Decoder:
-    """The decoder as it is measured and put to use, without what only training has: dropout, a bound on experts."""
+    """The decoder as it is evaluated and exported, without what only training has: dropout, a bound on experts."""
     adapter = model.adapter and dataclasses.replace(model.adapter, dropout=False)
     return model.clone(config=dataclasses.replace(model.config, expert_capacity=0.0), adapter=adapter)
 
 
-def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings:
+def step_settings(options: Options, mesh: Mesh) -> StepSettings:
     """What is static in the compiled step.
 
     Raises:
-        ValueError: rows, micro-batches and mesh do not divide; names the flags.
+        ValueError: sequences, micro-batches and mesh do not divide; names the flags.
     """
-    rows, parts, shards = config.batch.sequences, config.batch.micro_batches, data_shards(mesh)
-    if rows % (parts * shards):
+    sequences, parts, shards = options.batch.sequences, options.batch.micro_batches, data_shards(mesh)
+    if sequences % (parts * shards):
         raise ValueError(
-            f"--config.batch.sequences={rows} must be a multiple of --config.batch.micro_batches={parts} x {shards} "
-            "(the mesh axes replica x fsdp x expert, over which rows are split)"
+            f"--config.batch.sequences={sequences} must be a multiple of --config.batch.micro_batches={parts} x {shards} "
+            "(the mesh axes replica x fsdp x expert, over which sequences are split)"
         )
-    chunk_tokens = config.objective.head_chunk_tokens
-    rows_at_once = rows // (parts * shards)
+    objective = options.objective
+    at_once = sequences // (parts * shards)  # of a device
     return StepSettings(
-        objective=get_objective(config.objective.name),
-        objective_settings=Settings(config.objective.label_smoothing, config.objective.z_loss),
-        optimizer=optimizer_settings(config),
-        schedule=config.optimizer.schedule,
+        objective=get_objective(objective.name),
+        objective_settings=Settings(objective.label_smoothing, objective.z_loss),
+        optimizer=optimizer_settings(options.optimizer),
+        schedule=options.optimizer.schedule,
         micro_batches=parts,
-        head_chunk=max(1, chunk_tokens // rows_at_once) if chunk_tokens else 0,
-        noise=config.objective.neftune_alpha > 0,
-        balance=config.experts.balance_loss > 0,
-        seed=config.seed,
+        head_chunk=max(1, objective.head_chunk_tokens // at_once) if objective.head_chunk_tokens else 0,
+        noise=objective.neftune_alpha > 0,
+        balance=options.experts.balance_loss > 0,
+        seed=options.seed,
     )
 
 
 def init_state(
-    config: ml_collections.ConfigDict,
+    options: Options,
     base: Base,
     model: Decoder,
     mesh: Mesh,
@@ -119,21 +118,21 @@ def init_state(
     are made where they live.
     """
     layout = model.execution.layer_layout
-    abstract = abstract_state(config, base.decoder, mesh, layout)
-    tree = {"params": base.params(layout, base_dtype(config), mesh, config.precision.quantized)}
-    if has_adapters(config):
+    abstract = abstract_state(options, base.decoder, mesh, layout)
+    tree = {"params": base.params(layout, base_dtype(options), mesh, options.precision.quantized)}
+    if has_adapters(options.adapter):
         beside = merge(abstract.trained, abstract.frozen)[adapters.COLLECTION]
-        tree[adapters.COLLECTION] = _fresh_adapters(config, tree["params"], beside, hyper, layout, base.new_token_ids)
+        tree[adapters.COLLECTION] = _fresh_adapters(options, tree["params"], beside, hyper, layout, base.new_token_ids)
     if initial is not None:
         tree[adapters.COLLECTION] |= initial.placed(tree["params"], layout, mesh)
-    trained, frozen = split(tree, trained_predicate(config, base.decoder.num_layers))
-    if not has_adapters(config):
-        frozen = jax.tree.map(lambda leaf: leaf.astype(config.precision.frozen), frozen)
-    return fresh_state(abstract, trained, frozen, hyper, optimizer_settings(config))
+    trained, frozen = split(tree, trained_predicate(options.adapter, options.trained, base.decoder.num_layers))
+    if not has_adapters(options.adapter):
+        frozen = jax.tree.map(lambda leaf: leaf.astype(options.precision.frozen), frozen)
+    return fresh_state(abstract, trained, frozen, hyper, optimizer_settings(options.optimizer))
 
 
 def _fresh_adapters(
-    config: ml_collections.ConfigDict,
+    options: Options,
     params: Tree,
     abstract: Tree,
     hyper: dict[str, jax.Array],
@@ -147,12 +146,14 @@ def _fresh_adapters(
     side, in which emulated CPU devices were seen to wait for each other for ever.
     """
 
+    adapter = options.adapter
+
     def make(params: Tree) -> dict[str, jax.Array]:
         kernels = to_layout(dequantized_tree(params), "scan")
-        return flatten_dict(init_beside(kernels, config, hyper, layout, new_token_ids), sep="/")
+        return flatten_dict(init_beside(kernels, adapter, options.seed, hyper, layout, new_token_ids), sep="/")
 
     shardings = {path: leaf.sharding for path, leaf in flatten_dict(abstract, sep="/").items()}
-    reads = config.adapter.method != "none" and adapters.get_method(config.adapter.method).INIT_READS_KERNEL
+    reads = adapter.method != "none" and adapters.get_method(adapter.method).INIT_READS_KERNEL
     by_program: dict[str, list[str]] = {}
     for path in shardings:
         weight = canonical_path(path).rpartition("/")[0]

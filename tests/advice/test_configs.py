@@ -10,6 +10,7 @@ import pytest
 
 from configs import sft
 from sft_jax.models.vocabulary import add_new_tokens
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.averages import parts_of
 from sft_jax.runs.base import open_base
@@ -185,7 +186,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(root):
-    return load_data(tiny.config(root))
+    return load_data(options_of(tiny.config(root)))
 
 
 DURATIONS = "sft_jax/training/durations.py"
@@ -214,19 +215,21 @@ BEST = ("sft_jax/training/held_out.py", ". Give one of them, or '' for none")
 
 def test_the_best_checkpoint_is_chosen_by_what_is_measured(root, data):
     with pytest.raises(ValueError, match="is not measured; there are ") as error:
-        check_best_metric(tiny.config(root, **{"checkpoint.best_metric": "loss"}), data, 320)
+        check_best_metric(options_of(tiny.config(root, **{"checkpoint.best_metric": "loss"})), data, 320)
     known = re.search(r"there are (.*)\. Give one of them, or ''", str(error.value))[1].split(", ")
     assert "held_out/nll" in known
     for name in (*known, ""):
-        check_best_metric(tiny.config(root, **{"checkpoint.best_metric": name}), data, 320)
+        check_best_metric(options_of(tiny.config(root, **{"checkpoint.best_metric": name})), data, 320)
 
 
 ROWS_OF_A_BATCH = ("sft_jax/training/setup.py", "(the mesh axes replica x fsdp x expert, over which rows are")
 
 
 def test_rows_of_a_batch_are_a_multiple(root):
-    mesh_of = lambda config: make_mesh(config.mesh, jax.devices())
-    settings = lambda **changes: step_settings(config := tiny.config(root, **changes), mesh_of(config))
+    def settings(**changes):
+        options = options_of(tiny.config(root, **changes))
+        step_settings(options, make_mesh(options.mesh, jax.devices()))
+
     given = {"batch.micro_batches": 3}
     with pytest.raises(ValueError, match="must be a multiple of ") as error:
         settings(**given)
@@ -241,8 +244,11 @@ WEIGHTS = ("sft_jax/runs/averages.py", "--weights={weights} must be one of {', '
 def test_weights_are_those_that_are_listed(root):
     config = tiny.config(root, **{"ema.decay": 0.9})
     with pytest.raises(ValueError, match=r"^--weights=best must be one of ") as error:
-        parts_of(config, "best")
-    assert [parts_of(config, name) for name in str(error.value).partition(" of ")[2].split(", ")] == [
+        parts_of(options_of(config).optimizer, options_of(config).ema, "best")
+    assert [
+        parts_of(options_of(config).optimizer, options_of(config).ema, name)
+        for name in str(error.value).partition(" of ")[2].split(", ")
+    ] == [
         ("trained",),
         ("ema",),
     ]
@@ -276,9 +282,9 @@ def test_what_a_model_does_not_have_is_asked_otherwise(key, root):
     arg, model, given, instead = OF_A_MODEL[key]
     decoder = dataclasses.replace(open_base(str(root / "model")).decoder, **model)
     with pytest.raises(ValueError, match=r"^--config\.") as error:
-        check_trained(tiny.config(root, arg, **given), decoder)
+        check_trained(options_of(tiny.config(root, arg, **given)), decoder)
     for change in [last_flag_of(str(error.value))] if instead is None else instead:
-        check_trained(tiny.config(root, arg, **given | change), decoder)
+        check_trained(options_of(tiny.config(root, arg, **given | change)), decoder)
 
 
 FOLLOWED = {

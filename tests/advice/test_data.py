@@ -11,6 +11,7 @@ import pytest
 
 from sft_jax.audit.findings import DataFindingsError, check_findings
 from sft_jax.data.records import RecordError
+from sft_jax.options import options_of
 from sft_jax.preparation.benchmarks import read_benchmarks
 from sft_jax.preparation.run_data import load_data
 from sft_jax.training.run_findings import run_findings
@@ -28,13 +29,18 @@ def root(tmp_path_factory):
 
 
 def rows_of(config):
-    return load_data(config).report.numbers["records"]["kept"]
+    return load_data(options_of(config)).report.numbers["records"]["kept"]
 
 
 def found(config, check):
     """The finding of a check; None where it finds nothing."""
     return next(
-        (finding for finding in load_data(config, also=run_findings).report.findings if finding.check == check), None
+        (
+            finding
+            for finding in load_data(options_of(config), also=run_findings).report.findings
+            if finding.check == check
+        ),
+        None,
     )
 
 
@@ -69,7 +75,7 @@ def test_rows_are_kept_where_it_is_advised(key, root, tmp_path, monkeypatch):
     fail_in(root / "no locks", errno.ENOLCK, monkeypatch, fcntl, "flock")
     fail_in(root / "full", errno.ENOSPC, monkeypatch, os, "fsync")
     with pytest.raises(ValueError, match=r"--config\.data\.cache=") as error:
-        load_data(tiny.config(root, **{"data.cache": place.format(root=root)}))
+        load_data(options_of(tiny.config(root, **{"data.cache": place.format(root=root)})))
     assert ("or an empty one for n" in str(error.value)) == or_none
     for instead in (str(tmp_path / "local"), "") if or_none else (str(tmp_path / "local"),):
         assert rows_of(tiny.config(root, **{"data.cache": instead})) == ROWS
@@ -84,7 +90,7 @@ def test_what_is_trained_on_is_given(root, tmp_path):
     config = tiny.config(root).copy_and_resolve_references().unlock()
     config.data.train = ""
     with pytest.raises(ValueError, match=r"data\.train is empty; give a file, a pattern, a saved data set or"):
-        load_data(config)
+        load_data(options_of(config))
     rows = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     for path in (root / "train.jsonl", root / "tr*.jsonl", tmp_path / "saved"):
@@ -98,7 +104,7 @@ NO_TEMPLATE = (RUN_DATA, "is not a file; expected a Jinja template")
 def test_a_template_is_a_file(root, tmp_path):
     config = tiny.config(root, **{"model.chat_template": str(tmp_path / "mine.jinja")})
     with pytest.raises(ValueError, match=r"mine\.jinja is not a file; expected a Jinja template"):
-        load_data(config)
+        load_data(options_of(config))
     (tmp_path / "mine.jinja").write_text(tiny.CHATML)
     assert rows_of(config) == ROWS
 
@@ -110,9 +116,11 @@ def test_the_column_of_a_benchmark_is_named(root, tmp_path):
     (tmp_path / "asked.jsonl").write_text('{"question": "x", "answer": "1"}\n')
     config = tiny.config(root, **{"data.benchmarks": (str(tmp_path / "asked.jsonl"),)})
     with pytest.raises(RecordError, match="For a benchmark name the column") as error:
-        read_benchmarks(config)
+        read_benchmarks(options_of(config).data.benchmarks)
     (flag,) = flags_in(str(error.value))
-    ((record,),) = read_benchmarks(taken(config, [flag.replace("COLUMN", "question")])).values()
+    ((record,),) = read_benchmarks(
+        options_of(taken(config, [flag.replace("COLUMN", "question")])).data.benchmarks
+    ).values()
     assert record.conversation[0].content == "x"
 
 
@@ -126,11 +134,11 @@ def test_findings_that_stop_a_run_are_shown_and_can_be_passed(root):
     """The preview looks at the data as `thorough` does, and shows the rows that findings name."""
     config = tiny.config(root, **{"data.held_out": str(root / "train.jsonl")})
     with pytest.raises(DataFindingsError, match="are also in the training data") as error:
-        check_findings(load_data(config).report.findings, config.data.fail_on)
-    preview = load_data(config, thorough=True).report.findings
+        check_findings(load_data(options_of(config)).report.findings, config.data.fail_on)
+    preview = load_data(options_of(config), thorough=True).report.findings
     assert any(finding.check == "exact_overlap" and finding.examples for finding in preview)
     config = taken(config, flags_in(str(error.value)))
-    check_findings(load_data(config).report.findings, config.data.fail_on)
+    check_findings(load_data(options_of(config)).report.findings, config.data.fail_on)
     assert rows_of(config) == ROWS
 
 

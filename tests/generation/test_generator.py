@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
@@ -161,7 +160,7 @@ def test_progress_counts_rows(tiny_model, greedy, prompts):
 def test_a_mesh_gives_the_same_tokens(tiny_model, prompts, fsdp, tensor, sampling, answers, sampled):
     model, params = tiny_model
     sizes = {"replica": 1, "fsdp": fsdp, "expert": 1, "tensor": tensor}
-    mesh = make_mesh(ml_collections.ConfigDict(sizes), jax.devices())
+    mesh = make_mesh(sizes, jax.devices())
     variables = {"params": params}
     variables = jax.device_put(variables, shardings_of(variables, mesh))
     with jax.set_mesh(mesh):

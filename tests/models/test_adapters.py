@@ -5,7 +5,6 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import peft
 import pytest
@@ -15,6 +14,7 @@ from sft_jax.models import AdapterSpec, Decoder, Execution, load_pretrained
 from sft_jax.models.adapters import METHODS, dora, get_method, is_trained
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.variables import merge_adapters, variables
+from sft_jax.options import AdapterOptions
 from sft_jax.runs.adapting import adapter_ranks, init_adapters, weight_names
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
@@ -70,9 +70,8 @@ CASES = {
 }
 
 
-def adapter_config(case: Case) -> ml_collections.ConfigDict:
-    fields = {"method": "lora", "rank": 3, "ranks": (), "alpha": 6.0, "scaling": "rank", "targets": ALL}
-    return ml_collections.ConfigDict(fields | case.config)
+def adapter_config(case: Case) -> AdapterOptions:
+    return tiny.adapter(**{"rank": 3, "alpha": 6.0, "targets": ALL} | case.config)
 
 
 def hyper(case: Case) -> dict:

@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import peft
 import pytest
@@ -23,6 +22,7 @@ from sft_jax.models.layouts import to_layout
 from sft_jax.models.peft_adapters import AdapterSettings, peft_adapter, settings_of
 from sft_jax.models.peft_loading import LoadedAdapter, load_peft_adapter
 from sft_jax.models.variables import variables
+from sft_jax.options import AdapterOptions
 from sft_jax.runs.adapting import init_adapters
 from sft_jax.sources.peft import CONFIG, WEIGHTS, open_peft_adapter
 from sft_jax.sources.safetensors_writer import write_safetensors
@@ -72,9 +72,8 @@ def base_of(tmp_path_factory):
     return make
 
 
-def settings(**changes: object) -> ml_collections.ConfigDict:
-    fields = {"method": "lora", "rank": 3, "ranks": (), "alpha": 6.0, "scaling": "rank", "targets": LAYERS}
-    return ml_collections.ConfigDict(fields | {"dropout": 0.0} | changes)
+def settings(**changes: object) -> AdapterOptions:
+    return tiny.adapter(**{"rank": 3, "alpha": 6.0, "targets": LAYERS} | changes)
 
 
 def hyper(config: AdapterSettings) -> dict:
@@ -82,7 +81,7 @@ def hyper(config: AdapterSettings) -> dict:
     return {name: jnp.float32(value) for name, value in values.items()}
 
 
-def trained(base: Base, config: ml_collections.ConfigDict, layout: str = "unrolled") -> dict:
+def trained(base: Base, config: AdapterOptions, layout: str = "unrolled") -> dict:
     """Adapters as after training: nothing is zero any more."""
     made = init_adapters(to_layout(base.params, "scan"), config, hyper(settings_of(config)), 0, layout)
     rng = np.random.default_rng(1)

@@ -20,6 +20,7 @@ from sft_jax.exports.model import export_model
 from sft_jax.exports.source import check_format, open_source
 from sft_jax.models import Decoder, Execution
 from sft_jax.models.vocabulary import add_new_tokens, grown
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data, make_renderer
 from sft_jax.runs.base import base_of, open_base
 from sft_jax.runs.metric_log import read_metrics
@@ -160,7 +161,7 @@ def test_rows_begin_at_the_mean_and_others_keep_their_bits(tmp_path, name, dtype
     write_model(tmp_path, name)
     before_rows, tied, after_rows = MODELS[name]
     mesh = inference_mesh(jax.devices())
-    source, base = open_base(str(tmp_path / "model")), base_of(config_of(tmp_path))
+    source, base = open_base(str(tmp_path / "model")), base_of(options_of(config_of(tmp_path)).model)
     assert (base.decoder.vocab_size, base.hf_config["vocab_size"], base.new_token_ids) == (after_rows, after_rows, NEW)
     assert base.fingerprint == source.fingerprint
     with jax.set_mesh(mesh):
@@ -205,7 +206,7 @@ def test_what_is_no_new_token_is_refused(tokens, message, tmp_path):
     [
         (
             {"model.new_tokens": ()},
-            r"new_tokens=True: there are no new rows to train; give --config\.model\.new_tokens",
+            r"new_tokens=True: there are no new tokens to train; give --config\.model\.new_tokens",
         ),
         ({"trained.weights": ("embedding",)}, r"under --config\.adapter\.train_new_tokens all weights are frozen"),
         ({"optimizer.name": "muon"}, "made for kernels of layers, and none is trained"),
@@ -294,10 +295,12 @@ def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
     changes = {"model.new_tokens_in_contents": in_contents, "adapter.train_new_tokens": False, "duration": "1 steps"}
     changes |= {"data.held_out": "", "checkpoint.best_metric": "", "ema.decay": 0.0}
     config = config_with_calls(tmp_path, **changes)
-    rows = load_data(config).rows
+    rows = load_data(options_of(config)).rows
     labels = [rows.example(row)[0][rows.example(row)[1] > 0].tolist().count(NEW[0]) for row in range(3)]
     assert labels == ([1, 1, 0] if in_contents else [0, 0, 0])
-    finding = next(finding for finding in load_data(config).report.findings if finding.check == "new_tokens")
+    finding = next(
+        finding for finding in load_data(options_of(config)).report.findings if finding.check == "new_tokens"
+    )
     counted = {"rows": 2 * in_contents, "trained": 2 * in_contents, "in_contents": 2}
     assert finding.numbers == {"token": "<|tool|>", "id": NEW[0]} | counted
     run(config, tmp_path / "run")
@@ -307,21 +310,14 @@ def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
     follow = config_with_calls(tmp_path, **changes, **{"model.source": str(tmp_path / "run"), "model.new_tokens": ()})
     found = [load_for_inference(str(tmp_path / name), mesh, "float32").renderer for name in ("run", "out")]
     question, answer = (Message("user", "<|tool|>?"), Message("assistant", "<|tool|>ring"))
-    for renderer in (*found, make_renderer(follow)):
+    for renderer in (*found, make_renderer(options_of(follow).model, options_of(follow).data)):
         assert renderer.render_prompt((question,)).tolist().count(NEW[0]) == in_contents
         assert renderer.render((question, answer)).tokens.tolist().count(NEW[0]) == 2 * in_contents
 
 
-def test_a_run_that_made_no_such_choice_kept_them_text(tmp_path):
-    config = config_with_calls(tmp_path)
-    with config.unlocked():
-        del config.model.new_tokens_in_contents
-    assert make_renderer(config).render_prompt((Message("user", "<|tool|>"),)).tolist().count(NEW[0]) == 0
-
-
 def test_only_the_new_rows_are_trained(trained):
     """Nothing else has moments; every old number keeps its bits; one program serves all steps."""
-    base, after = params_of(base_of(trained.config)), params_of(open_base(str(trained.root / "run")))
+    base, after = params_of(base_of(options_of(trained.config).model)), params_of(open_base(str(trained.root / "run")))
     width, tied = 32, trained.model.config.tie_embeddings
     sizes = {path: leaf.shape for path, leaf in reference.flat(trained.state.trained).items()}
     assert sizes == {"adapters/new_tokens/embedding": (2, width)} | (
@@ -375,7 +371,7 @@ def test_the_next_run_starts_where_this_one_ended(trained, tmp_path):
     changes |= {"model.source": source, "model.new_tokens": ("<|more|>",)}
     changes |= {"data.held_out": "", "checkpoint.best_metric": ""}
     with pytest.raises(ValueError, match=r"'<\|end\|>' is a token already, with id 260"):
-        base_of(config_of(trained.root, **changes | {"model.new_tokens": ("<|end|>",)}))
+        base_of(options_of(config_of(trained.root, **changes | {"model.new_tokens": ("<|end|>",)})).model)
     run(config_of(trained.root, **changes), tmp_path / "run")
     found, after = loaded(tmp_path / "run")
     _, before = loaded(trained.root / "run")

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from tests import tiny
 
@@ -15,7 +16,9 @@ def write(path, rows):
 
 def finding(config, thorough=False):
     """The finding about dropped rows of one reason."""
-    (found,) = [f for f in load_data(config, thorough=thorough).report.findings if f.check == "dropped_rows"]
+    (found,) = [
+        f for f in load_data(options_of(config), thorough=thorough).report.findings if f.check == "dropped_rows"
+    ]
     return found
 
 
@@ -37,7 +40,7 @@ def test_conversations_cut_out_of_longer_ones(conversations, thorough):
     )
     step = re.search(r"drop\w+", found.advice).group()
     conversations.data.cleaning = (step,)
-    followed = load_data(conversations)
+    followed = load_data(options_of(conversations))
     assert followed.report.numbers["records"] == {"records": 10, "kept": 10, "dropped": 0, "rows": 10}
     assert all(found.check != "dropped_rows" for found in followed.report.findings)
 
@@ -55,14 +58,14 @@ def lengths(tmp_path):
 def test_what_a_longer_row_would_keep(lengths, tmp_path, from_cache):
     if from_cache:
         lengths.data.cache = str(tmp_path / "cache")
-        load_data(lengths)
+        load_data(options_of(lengths))
     found = finding(lengths)
     assert found.title == "8 rows are dropped: longer than 64 tokens"
     says = dict(re.findall(r"(\d+)(?: would keep)? ([\d.]+%|all)", found.advice))
     assert list(says)[:3] == ["128", "256", "512"]
     for size, share in says.items():
         lengths.data.sequence_length = int(size)
-        kept = load_data(lengths).report.numbers["records"]["kept"] - 12
+        kept = load_data(options_of(lengths)).report.numbers["records"]["kept"] - 12
         assert share == ("all" if kept == 8 else f"{kept / 8:.1%}")
 
 
@@ -71,9 +74,9 @@ def test_text_that_is_split_is_whole(lengths, tmp_path):
     write(tmp_path / "train.jsonl", [{"text": "a" * 20}] + [{"text": "b" * 200}] * 4)
     assert "=split makes several rows of what is no conversation" in finding(lengths).advice
     lengths.data.sequence_length = 2048
-    targets = load_data(lengths).report.numbers["supervised_tokens"]
+    targets = load_data(options_of(lengths)).report.numbers["supervised_tokens"]
     lengths.data.sequence_length, lengths.data.masking.too_long = 64, "split"
-    report = load_data(lengths).report.numbers
+    report = load_data(options_of(lengths)).report.numbers
     assert report["supervised_tokens"] == targets
     assert report["records"] == {"records": 5, "kept": 5, "dropped": 0, "rows": 1 + 4 * 4}
 

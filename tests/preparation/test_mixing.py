@@ -12,6 +12,7 @@ from sft_jax.data.batches import assemble, train_batches
 from sft_jax.data.plan import order
 from sft_jax.data.records import RecordError
 from sft_jax.data.tokenizing import NoExamplesError
+from sft_jax.options import options_of
 from sft_jax.preparation.mixing import mixture_of, reader_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.metric_log import read_metrics
@@ -110,20 +111,22 @@ def test_a_source_of_which_no_row_is_left_says_why_and_by_which_flag(root):
     with pytest.raises(
         NoExamplesError, match="the source 'pref' of the mixture has no row that can be trained on"
     ) as error:
-        load_data(config)
+        load_data(options_of(config))
     assert "All 2 rows were dropped" in str(error.value)
     assert "2 x a pair of answers is not an example to imitate (first: pref/pairs.jsonl:1, " in str(error.value)
     (flag,) = flags_in(str(error.value))
     name, _, value = flag.partition("=")
     assert name == "--config.data.mixture.pref.reading.preference"
     config.data.mixture.pref.reading.preference = value
-    assert "pref" in load_data(config).rows.sources.names
+    assert "pref" in load_data(options_of(config)).rows.sources.names
 
 
 def test_the_end_of_texts_is_advised_by_the_flag_of_their_source(root):
     config = mixed(root, **{"data.fail_on": "never"}).unlock()
     config.data.mixture.prose = source(write(root / "prose.jsonl", {"text": "ab"}, {"text": "cd"}), weight=1)
-    advice = lambda: {finding.check: finding.advice for finding in load_data(config).report.findings}["text_ends"]
+    advice = lambda: {finding.check: finding.advice for finding in load_data(options_of(config)).report.findings}[
+        "text_ends"
+    ]
     assert flags_in(advice()) == [f"--config.data.mixture.prose.reading.text_end={end}" for end in ("eos", "none")]
     config.data.mixture.prose.reading.text_end = "eos"
     assert not advice()
@@ -134,7 +137,7 @@ def test_a_source_is_overridden_from_the_command_line(tmp_path):
     path.write_text(MIXTURE_FILE)
     config = config_of(f"--config={path}", "--config.data.mixture.math.weight=0.5", "--config.data.mixture.math.path=m")
     check_config(config)
-    code, math = mixture_of(config).sources
+    code, math = mixture_of(options_of(config).data).sources
     assert (math.name, math.weight.values, math.replacement) == ("math", (0.5,), False)
     assert (code.weight.steps, code.weight.values) == ((0, 9), (1.0, 0.0))
     assert config.data.mixture.math.path == "m"
@@ -143,13 +146,13 @@ def test_a_source_is_overridden_from_the_command_line(tmp_path):
 
 def test_a_bad_source_says_its_name(root, tmp_path):
     with pytest.raises(RecordError, match=r"the source 'code' of the mixture: .*nowhere"):
-        reader_of(mixed(root, **{"data.mixture.code.path": str(tmp_path / "nowhere.jsonl")}))
+        reader_of(options_of(mixed(root, **{"data.mixture.code.path": str(tmp_path / "nowhere.jsonl")})).data)
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n{\n")
     with pytest.raises(RecordError, match=r"the source 'code' of the mixture: .*bad.jsonl:2"):
-        list(reader_of(mixed(root, **{"data.mixture.code.path": str(bad)})))
+        list(reader_of(options_of(mixed(root, **{"data.mixture.code.path": str(bad)})).data))
     dropping = mixed(root, **{"data.mixture.code.path": str(bad), "data.mixture.code.reading.on_bad_row": "drop"})
-    reader = reader_of(dropping)
+    reader = reader_of(options_of(dropping).data)
     records = list(reader)
     assert [record.id for record in records[:2]] == ["code/bad.jsonl:1", "math/math.jsonl:1"]
     assert [record.source for record in records] == ["code"] + ["math"] * 20
@@ -159,7 +162,7 @@ def test_a_bad_source_says_its_name(root, tmp_path):
 
 
 def test_rows_of_a_mixture_and_their_order(root):
-    data = load_data(mixed(root))
+    data = load_data(options_of(mixed(root)))
     assert data.rows.sources.names == ("code", "math")  # sorted, as a config has them
     assert [np.count_nonzero(data.rows.sources.codes == i) for i in range(2)] == [6, 20]
     assert data.plan.sources == ("code", "math")
@@ -172,7 +175,7 @@ def test_rows_of_a_mixture_and_their_order(root):
 @pytest.mark.parametrize("mixing", ["before", "after"])
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 def test_processes_and_threads_see_one_sequence_from_any_step(root, mixing, process_count):
-    data = load_data(mixed(root, mixing))
+    data = load_data(options_of(mixed(root, mixing)))
     whole = [
         assemble(
             data.rows,
@@ -205,7 +208,7 @@ def uninterrupted(root, short_blocks):
 
 
 def test_metrics_by_source(root, uninterrupted):
-    plan = load_data(mixed(root)).plan
+    plan = load_data(options_of(mixed(root))).plan
     for line in uninterrupted[1:]:
         step = line["step"]
         by_source = [line[f"progress/tokens/{name}"] for name in ("math", "code")]
@@ -260,7 +263,9 @@ def test_options_that_no_row_reads_are_said(root):
     config.data.mixture.math.reading.text_end = "eos"
     config.data.mixture.code.reading.preference = "chosen"
     config.data.mixture.prose = source(write(root / "prose.jsonl", {"text": "ab"}), weight=1, text_end="eos")
-    said = {finding.title for finding in load_data(config).report.findings if finding.check == "unread_options"}
+    said = {
+        finding.title for finding in load_data(options_of(config)).report.findings if finding.check == "unread_options"
+    }
     assert said == {
         f"--config.data.mixture.{flag} changes nothing: no row is of a format that reads it"
         for flag in ("math.reading.text_end=eos", "code.reading.preference=chosen")

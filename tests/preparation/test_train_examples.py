@@ -14,6 +14,7 @@ from sft_jax.audit.report import report_lines
 from sft_jax.data.records import RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
+from sft_jax.options import options_of
 from sft_jax.preparation import run_data, train_examples
 from sft_jax.preparation.run_data import load_data
 from tests import clock, tiny
@@ -44,13 +45,13 @@ def config(root, **overrides):
 
 def test_without_a_cache_nothing_is_hashed(tmp_path, monkeypatch):
     monkeypatch.setattr(train_examples, "examples_key", lambda *_, **__: pytest.fail("hashes files"))
-    assert len(load_data(config(tmp_path, **{"data.cache": ""})).rows)
+    assert len(load_data(options_of(config(tmp_path, **{"data.cache": ""}))).rows)
 
 
 def test_the_second_run_reads_and_renders_nothing(tmp_path, count):
-    first = load_data(config(tmp_path))
+    first = load_data(options_of(config(tmp_path)))
     assert count == {"passes": 1, "rendered": 1}
-    second = load_data(config(tmp_path))
+    second = load_data(options_of(config(tmp_path)))
     assert count == {"passes": 1, "rendered": 1}
     assert first.fingerprints() == second.fingerprints()
     np.testing.assert_array_equal(first.rows.tokens, second.rows.tokens)
@@ -61,7 +62,10 @@ def test_the_second_run_reads_and_renders_nothing(tmp_path, count):
 
 
 def test_the_cache_changes_no_number(tmp_path):
-    cached, plain = load_data(config(tmp_path)), load_data(config(tmp_path, **{"data.cache": ""}))
+    cached, plain = (
+        load_data(options_of(config(tmp_path))),
+        load_data(options_of(config(tmp_path, **{"data.cache": ""}))),
+    )
     assert cached.fingerprints() == plain.fingerprints()
     assert cached.report.findings == plain.report.findings
 
@@ -76,9 +80,9 @@ CHANGES = {
 
 def test_options_that_rows_depend_on_make_other_entries(tmp_path, count):
     for number, (name, value) in enumerate([("data.packing", "none"), *CHANGES.items()], 1):
-        load_data(config(tmp_path, **{name: value}))
+        load_data(options_of(config(tmp_path, **{name: value})))
         assert count["rendered"] == number, name
-    load_data(config(tmp_path, **{"data.packing": "first_fit", "loader.tokenize_workers": 0}))
+    load_data(options_of(config(tmp_path, **{"data.packing": "first_fit", "loader.tokenize_workers": 0})))
     assert count["rendered"] == 1 + len(CHANGES)  # rows do not depend on those
 
 
@@ -96,18 +100,18 @@ def dates_in(data):
 
 def test_rows_bear_one_date_though_midnight_passes(dated, monkeypatch):
     clock.tell(monkeypatch, (f"2026-{1 + day // 28:02d}-{1 + day % 28:02d}" for day in range(336)))
-    assert dates_in(load_data(dated())) == {"2026-01-01"}
+    assert dates_in(load_data(options_of(dated()))) == {"2026-01-01"}
 
 
 def test_rows_of_another_date_are_another_entry(dated, count):
     for date, passes in (("2026-01-01", 1), ("2026-01-02", 2), ("2026-01-01", 2)):
-        assert dates_in(load_data(dated(**{"data.date": date}))) == {date}
+        assert dates_in(load_data(options_of(dated(**{"data.date": date})))) == {date}
         assert count["passes"] == passes
 
 
 def test_the_date_is_not_in_the_key_of_rows_without_one(tmp_path, count):
     for date in ("2026-01-01", "2026-01-02"):
-        load_data(config(tmp_path, **{"data.date": date}))
+        load_data(options_of(config(tmp_path, **{"data.date": date})))
     assert count["passes"] == 1
 
 
@@ -121,19 +125,19 @@ def test_code_that_joins_the_data_layer_to_the_config_counts(tmp_path, name):
 
 
 def test_other_wiring_makes_other_entries(tmp_path, count, monkeypatch):
-    load_data(config(tmp_path))
+    load_data(options_of(config(tmp_path)))
     monkeypatch.setattr(train_examples, "wiring_digest", lambda: "0")
-    load_data(config(tmp_path))
+    load_data(options_of(config(tmp_path)))
     assert count["passes"] == 2
 
 
 def test_changed_bytes_of_the_same_size_and_time_are_seen(tmp_path):
     made = config(tmp_path)
-    before, file = load_data(made), Path(made.data.train)
+    before, file = load_data(options_of(made)), Path(made.data.train)
     times = file.stat()
     file.write_text(file.read_text().replace("red", "der"))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert load_data(made).fingerprints() != before.fingerprints()
+    assert load_data(options_of(made)).fingerprints() != before.fingerprints()
 
 
 def test_a_file_that_changes_while_it_is_read_makes_no_entry(tmp_path, monkeypatch):
@@ -148,12 +152,12 @@ def test_a_file_that_changes_while_it_is_read_makes_no_entry(tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(train_examples, "write_rows", write_late)
         with pytest.raises(ValueError, match=r"train\.jsonl was changed while it was read"):
-            load_data(made)
+            load_data(options_of(made))
     file.write_text(before)
-    assert load_data(made).report.numbers["records"]["records"] == 48
+    assert load_data(options_of(made)).report.numbers["records"]["records"] == 48
     with monkeypatch.context() as patch:  # nothing is kept that could be stale
         patch.setattr(train_examples, "write_rows", write_late)
-        assert load_data(config(tmp_path, **{"data.cache": ""})).report.numbers["records"]["records"] == 49
+        assert load_data(options_of(config(tmp_path, **{"data.cache": ""}))).report.numbers["records"]["records"] == 49
 
 
 @pytest.mark.parametrize(("cleaning", "origin"), [((), "from the cache"), (("drop_held_out_overlap",), "not cached")])
@@ -165,20 +169,20 @@ def test_what_is_compared_with_rows_without_files_is_not_cached(tmp_path, monkey
         RecordReader, "files", property(lambda self: [file for file in files(self) if "held_out" not in file[0]])
     )
     for _ in range(2):
-        data = load_data(made)
+        data = load_data(options_of(made))
     assert origin in data.report.numbers["read"][1]
     assert list((tmp_path / "cache").glob("*.json")) == []  # findings
 
 
 def test_findings_are_looked_for_again_where_held_out_rows_change(tmp_path, count):
     made = config(tmp_path, **{"data.held_out": str(tmp_path / "held_out.jsonl")})
-    load_data(made)
+    load_data(options_of(made))
     passes = count["passes"]
-    load_data(made)
+    load_data(options_of(made))
     assert count["passes"] == passes + 1  # of the held-out rows
     held_out = Path(made.data.held_out)
     held_out.write_text(held_out.read_text() + Path(made.data.train).read_text().split("\n")[0] + "\n")
-    with_overlap = load_data(made)
+    with_overlap = load_data(options_of(made))
     assert "exact_overlap" in [finding.check for finding in with_overlap.report.findings]
 
 
@@ -220,7 +224,11 @@ def many_rows(root):
 def test_equal_texts_are_found_among_all_records(tmp_path, few_in_memory):
     """As many as the preview finds, from the cache too, and with their names."""
     made = many_rows(tmp_path)
-    cold, warm, preview = load_data(made), load_data(made), load_data(made, thorough=True)
+    cold, warm, preview = (
+        load_data(options_of(made)),
+        load_data(options_of(made)),
+        load_data(options_of(made), thorough=True),
+    )
     assert cold.report.findings == warm.report.findings
     assert cold.report.numbers["checked"] == {
         "dropped_rows": 40,
@@ -249,7 +257,7 @@ def test_equal_texts_are_found_among_all_records(tmp_path, few_in_memory):
 
 
 def test_examples_behind_those_in_memory_show_what_is_trained(tmp_path, few_in_memory):
-    found = chosen(load_data(many_rows(tmp_path)).report.findings)
+    found = chosen(load_data(options_of(many_rows(tmp_path))).report.findings)
     copy, dropped = found["exact_duplicates"].examples
     assert copy.row_id == "train.jsonl:11"
     assert copy.text.startswith("also train.jsonl:21: ")
@@ -261,22 +269,26 @@ def test_examples_behind_those_in_memory_show_what_is_trained(tmp_path, few_in_m
 
 
 def test_which_check_looked_at_how_many_records_is_said(tmp_path, few_in_memory):
-    lines = [value for name, value in report_lines(load_data(many_rows(tmp_path)).report.numbers) if name == "checked"]
+    lines = [
+        value
+        for name, value in report_lines(load_data(options_of(many_rows(tmp_path))).report.numbers)
+        if name == "checked"
+    ]
     assert lines == [
         "all 40 records: dropped_rows, exact_overlap, exact_duplicates, contradictions",
         "the first 5 records: end_of_turn, text_ends, rendered_text, split_turns, new_tokens, ends_in_contents, "
         "empty_answers; python -m sft_jax.preview makes every check on all",
     ]
-    preview = load_data(many_rows(tmp_path), thorough=True).report.numbers
+    preview = load_data(options_of(many_rows(tmp_path)), thorough=True).report.numbers
     assert [value for name, value in report_lines(preview) if name == "checked"] == ["all 40 records: every check"]
 
 
 def test_few_records_are_kept_for_the_checks(tmp_path, few_in_memory):
     made = many_rows(tmp_path)
-    data = load_data(made)
+    data = load_data(options_of(made))
     assert "empty_answers" not in [finding.check for finding in data.report.findings]  # it stands in row 35
     assert data.checked is None
-    assert len(load_data(made, thorough=True).checked.records) == 40
+    assert len(load_data(options_of(made), thorough=True).checked.records) == 40
 
 
 def test_what_cannot_be_read_is_among_the_dropped_rows(tmp_path):
@@ -284,11 +296,11 @@ def test_what_cannot_be_read_is_among_the_dropped_rows(tmp_path):
     file = Path(made.data.train)
     file.write_text(file.read_text() + '{"prompt": 3, "completion": "b"}\n')
     for _ in range(2):
-        data = load_data(made)
+        data = load_data(options_of(made))
         assert data.report.numbers["records"] == {"records": 49, "kept": 48, "dropped": 1, "rows": 48}
         assert data.report.numbers["dropped_rows"] == 1
         assert list(data.report.numbers["dropped"]) == ["not a valid row"]
-    assert isinstance(load_data(made, thorough=True).checked.dropped[0], DroppedRow)
+    assert isinstance(load_data(options_of(made), thorough=True).checked.dropped[0], DroppedRow)
 
 
 def test_weights_of_rows(tmp_path):
@@ -296,9 +308,9 @@ def test_weights_of_rows(tmp_path):
     made = config(tmp_path, **{"data.reading.weight_column": "w"})
     lines = [f'{{"prompt": "a", "completion": "{n}", "w": {weight}}}' for n, weight in enumerate((1, 0.5, 0, 1e-60))]
     Path(made.data.train).write_text("\n".join(lines))
-    data = load_data(made)
+    data = load_data(options_of(made))
     assert [weights.max() for _, weights in map(data.rows.example, range(2))] == [1, 0.5]
     assert data.report.numbers["dropped"]["weight 0"]["rows"] == 2  # 1e-60 is 0 where it is multiplied
     Path(made.data.train).write_text(lines[0].replace("1}", "-1}"))
     with pytest.raises(ValueError, match=r"train\.jsonl:1.*-1"):
-        load_data(made)
+        load_data(options_of(made))

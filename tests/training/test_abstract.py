@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sft_jax.options import options_of
 from sft_jax.runs.base import base_of
 from sft_jax.sharding import make_mesh, path_string, platform_of
 from sft_jax.training.abstract import abstract_state
@@ -63,19 +64,21 @@ def set_up(root, case):
     model, arg, options = CASES[case]
     options = {name: str(root / value) if name == "adapter.initial" else value for name, value in options.items()}
     config = tiny.config(root, arg, **{"model.source": str(root / model)} | options)
-    base = base_of(config)
-    initial = open_initial_adapter(config, base)
+    base = base_of(options_of(config).model)
+    initial = open_initial_adapter(options_of(config).adapter, base)
     return config if initial is None else initial.in_config(config), base, initial
 
 
 def made_state(root, case):
     """What the run of a case begins with, and what is said of it."""
     config, base, initial = set_up(root, case)
-    mesh = make_mesh(config.mesh, jax.devices())
-    model = make_model(config, base.decoder, platform_of(mesh), base.new_token_ids)
-    described = abstract_state(config, base.decoder, mesh, model.execution.layer_layout)
+    mesh = make_mesh(config.mesh.to_dict(), jax.devices())
+    model = make_model(options_of(config), base.decoder, platform_of(mesh), base.new_token_ids)
+    described = abstract_state(options_of(config), base.decoder, mesh, model.execution.layer_layout)
     with jax.set_mesh(mesh):
-        return init_state(config, base, model, mesh, hyperparameters(config, 2, 6), initial), described
+        return init_state(
+            options_of(config), base, model, mesh, hyperparameters(options_of(config), 2, 6), initial
+        ), described
 
 
 def by_path(state, of_leaf):
@@ -93,7 +96,7 @@ def test_the_state_is_as_described(root, case):
 @pytest.mark.parametrize("case", CASES)
 def test_devices_need_not_be_there_and_nothing_is_computed(root, case):
     config, base, _ = set_up(root, case)
-    here, elsewhere = (make_mesh(config.mesh, devices) for devices in (jax.devices(), torus(2, 4)))
+    here, elsewhere = (make_mesh(config.mesh.to_dict(), devices) for devices in (jax.devices(), torus(2, 4)))
     compiled = []
     listen = lambda name, _, **more: compiled.append(name) if "backend_compile" in name else None
     jax.clear_caches()  # what was compiled before would be computed without being compiled
@@ -101,22 +104,28 @@ def test_devices_need_not_be_there_and_nothing_is_computed(root, case):
     layout = "unrolled" if config.trained.last_layers else "scan"
     try:
         with jax.transfer_guard("disallow_explicit"):
-            described = abstract_state(config, base.decoder, elsewhere, layout)
+            described = abstract_state(options_of(config), base.decoder, elsewhere, layout)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert not compiled
     kind = lambda leaf: (leaf.shape, np.dtype(leaf.dtype), leaf.sharding.spec)
-    assert by_path(described, kind) == by_path(abstract_state(config, base.decoder, here, layout), kind)
+    assert by_path(described, kind) == by_path(abstract_state(options_of(config), base.decoder, here, layout), kind)
     assert {leaf.sharding.mesh for leaf in jax.tree.leaves(described)} == {elsewhere}
 
 
 def test_a_base_with_other_weights_is_refused(root):
     config, base, _ = set_up(root, "all weights")
-    mesh = make_mesh(config.mesh, jax.devices())
-    model = make_model(config, base.decoder, platform_of(mesh))
+    mesh = make_mesh(config.mesh.to_dict(), jax.devices())
+    model = make_model(options_of(config), base.decoder, platform_of(mesh))
     in_half = lambda *asked: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base.params(*asked))
     with (
         jax.set_mesh(mesh),
         pytest.raises(ValueError, match=r"params/embedding is bfloat16 \[320, 32\], expected float32 \[320, 32\]"),
     ):
-        init_state(config, dataclasses.replace(base, params=in_half), model, mesh, hyperparameters(config, 2, 6))
+        init_state(
+            options_of(config),
+            dataclasses.replace(base, params=in_half),
+            model,
+            mesh,
+            hyperparameters(options_of(config), 2, 6),
+        )

@@ -10,6 +10,7 @@ from etils import epath
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import RecordError, read_records
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.workdir import WorkdirError
 from sft_jax.sources.huggingface import SourceError, read_config
@@ -32,9 +33,9 @@ def test_a_model_without_a_chat_template(tmp_path):
     assert flags_in(str(error.value)) == ["--config.model.chat_template=FILE"]
     (tmp_path / "mine.jinja").write_text(content)
     config = tiny.config(tmp_path, **{"model.chat_template": str(tmp_path / "mine.jinja")})
-    assert load_data(config).report.numbers["rows"] == 48
+    assert load_data(options_of(config)).report.numbers["rows"] == 48
     template.write_text(content)
-    assert load_data(tiny.config(tmp_path)).report.numbers["rows"] == 48
+    assert load_data(options_of(tiny.config(tmp_path))).report.numbers["rows"] == 48
 
 
 def test_held_out_rows_that_are_all_too_long(tmp_path):
@@ -42,13 +43,13 @@ def test_held_out_rows_that_are_all_too_long(tmp_path):
     long = {"messages": [{"role": role, "content": "x" * 50} for role in ("user", "assistant") * 2]}
     (tmp_path / "held_out.jsonl").write_text(json.dumps(long) + "\n")
     with pytest.raises(ValueError, match="no held-out row is left to measure") as error:
-        load_data(config)
+        load_data(options_of(config))
     said = str(error.value)
     assert said.startswith(f"{tmp_path / 'held_out.jsonl'}: ")
     assert "1 x longer than 128 tokens (first: held_out.jsonl:1, 242 tokens)" in said
     flags = flags_in(said)
     for flag in flags:
-        assert len(load_data(taken(config, [flag])).held_out) == 1
+        assert len(load_data(options_of(taken(config, [flag]))).held_out) == 1
     assert [flag.rpartition("=")[2] for flag in flags] == ["242", "truncate_left", "truncate_right"]
 
 
@@ -58,12 +59,12 @@ def test_training_rows_that_are_all_too_long(too_long, tmp_path):
     long = {"prompt": "x" * 50, "completion": "y" * 150}
     (tmp_path / "train.jsonl").write_text((json.dumps(long) + "\n") * 2)
     with pytest.raises(ValueError, match="All 2 rows were dropped") as error:
-        load_data(config)
+        load_data(options_of(config))
     flags = flags_in(str(error.value))
     assert (f"--config.data.masking.too_long={too_long}" in flags) is False
     longer, *_, shortened = flags
-    assert load_data(taken(config, [longer])).report.numbers["records"]["kept"] == 2
-    assert load_data(taken(config, [shortened])).report.numbers["records"]["kept"] == 2
+    assert load_data(options_of(taken(config, [longer]))).report.numbers["records"]["kept"] == 2
+    assert load_data(options_of(taken(config, [shortened]))).report.numbers["records"]["kept"] == 2
     assert shortened == "--config.data.masking.too_long=truncate_right"
 
 

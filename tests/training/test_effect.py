@@ -8,6 +8,7 @@ from rich.console import Console
 
 import tests.training.poison  # noqa: F401  registers its objectives
 from sft_jax.objectives import OBJECTIVES, cross_entropy
+from sft_jax.options import options_of
 from sft_jax.training import effect, run
 from sft_jax.training.effect import NoEffectError, counted, no_counts, parts, squares
 from sft_jax.training.state import TrainState
@@ -87,7 +88,7 @@ def test_it_is_not_said_again_after_a_restart(tmp_path):
     state = lambda step, skipped: TrainState(step, none, {}, {}, {}, skipped, 0, {}, {})
     config = tiny.config(tmp_path)
     for step, skipped, looked in ((0, 0, False), (4, 0, False), (6, 2, False), (5, 0, True), (7, 2, True)):
-        watch = effect.EffectWatch(config, state(step, skipped), lambda step, text: None)
+        watch = effect.EffectWatch(options_of(config).optimizer, state(step, skipped), lambda step, text: None)
         assert watch._looked == looked
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.base import base_of, open_base
 from sft_jax.training import loop, run
@@ -27,7 +28,7 @@ def test_runs_with_what_was_read_once(tmp_path, monkeypatch):
     configs = [tiny.config(tmp_path, **SHORT, **{"optimizer.learning_rate": rate}) for rate in rates]
     for number, config in enumerate(configs):
         run(config, tmp_path / f"alone {number}")
-    data, base = load_data(configs[0], also=loop.run_findings), base_of(configs[0])
+    data, base = load_data(options_of(configs[0]), also=loop.run_findings), base_of(options_of(configs[0]).model)
     monkeypatch.setattr(loop, "load_data", nothing_is_read)
     monkeypatch.setattr(loop, "base_of", nothing_is_read)
     for number, config in enumerate(configs):
@@ -53,18 +54,22 @@ def test_runs_with_what_was_read_once(tmp_path, monkeypatch):
 )
 def test_what_is_of_another_config_is_refused(changes, named, tmp_path):
     """And what the message says to give is taken."""
-    data, other = load_data(tiny.config(tmp_path, **SHORT)), tiny.config(tmp_path, **SHORT | changes)
+    data, other = load_data(options_of(tiny.config(tmp_path, **SHORT))), tiny.config(tmp_path, **SHORT | changes)
     with pytest.raises(
-        ValueError, match=r"data that was given is of another config.*give load_data\(config\)"
+        ValueError, match=r"data that was given is of another config.*give load_data\(options\)"
     ) as error:
         run(other, tmp_path / "run", data=data)
     assert [f"--config.{name}" in str(error.value) for name in named] == [True] * len(named)
     assert not (tmp_path / "run").exists()
     config = tiny.config(tmp_path, **SHORT)
     for base in (
-        base_of(tiny.config(tmp_path, **SHORT, **{"model.new_tokens": ("<|x|>",)})),
+        base_of(options_of(tiny.config(tmp_path, **SHORT, **{"model.new_tokens": ("<|x|>",)})).model),
         open_base(config.model.source),
     ):
-        with pytest.raises(ValueError, match=r"the base that was given, .*--config\.model\..*: give base_of\(config\)"):
+        with pytest.raises(
+            ValueError, match=r"the base that was given, .*--config\.model\..*: give base_of\(options\.model\)"
+        ):
             run(config, tmp_path / "run", base=base)
-    assert run(other, tmp_path / "run", data=load_data(other), base=base_of(other)).step == 2
+    assert (
+        run(other, tmp_path / "run", data=load_data(options_of(other)), base=base_of(options_of(other).model)).step == 2
+    )

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from sft_jax.options import options_of
 from sft_jax.runs.base import open_base
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
@@ -95,7 +96,7 @@ def test_flags_that_contradict_the_adapter(changes, message, tmp_path):
         run(config(tmp_path, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     base, said = open_base(str(tmp_path / "model")), str(error.value)
-    taken = lambda given: open_initial_adapter(given, base).in_config(given).adapter
+    taken = lambda given: open_initial_adapter(options_of(given).adapter, base).in_config(given).adapter
     values = re.search(r"adapter\.(\w+)=.*: the adapter in .* has (.*); leave it at (.*), or give that$", said)
     flags = re.findall(r"--config=(\S+:lora)$", said)
     assert bool(values) + bool(flags) == ("/nowhere" not in said)

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sft_jax.data.batches import assemble, held_out_bins
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import load_pretrained
+from sft_jax.options import options_of
 from sft_jax.preparation import run_data
 from sft_jax.runs.base import open_base
 from sft_jax.sharding import batch_sharding, make_mesh, put_batch, shardings_of
@@ -100,15 +101,22 @@ class Built:
 
 def build(root, arg, model: str = "", **overrides) -> Built:
     config = tiny.config(root / (model or arg), arg, **(REFERENCE | overrides))
-    devices = make_mesh(config.mesh, jax.devices()[: math.prod(config.mesh.values())])
+    devices = make_mesh(config.mesh.to_dict(), jax.devices()[: math.prod(config.mesh.values())])
     base = open_base(config.model.source)
-    model = setup.make_model(config, base.decoder, "cpu")
+    model = setup.make_model(options_of(config), base.decoder, "cpu")
     with jax.set_mesh(devices):
-        state = setup.init_state(config, base, model, devices, hyperparameters(config, 0, 10))
+        state = setup.init_state(options_of(config), base, model, devices, hyperparameters(options_of(config), 0, 10))
         if arg == "lora":
             trained = fill_adapters(state.trained, model.execution.layer_layout)
             state = state.replace(trained=jax.device_put(trained, shardings_of(trained, devices)))
-    return Built(config, run_data.load_data(config), devices, model, setup.step_settings(config, devices), state)
+    return Built(
+        config,
+        run_data.load_data(options_of(config)),
+        devices,
+        model,
+        setup.step_settings(options_of(config), devices),
+        state,
+    )
 
 
 def fill_adapters(trained, layout):
@@ -255,7 +263,7 @@ def test_held_out_loss_does_not_depend_on_batch_size_or_devices(root):
             built.config.evaluation.batch_sequences = bins if batch_sequences == "all" else batch_sequences
         with jax.set_mesh(built.mesh):
             step = compile_eval_step(built.model, built.settings, built.state, built.mesh)
-            found.append(held_out.held_out_metrics(step, built.state, data, built.config, built.mesh))
+            found.append(held_out.held_out_metrics(step, built.state, data, options_of(built.config), built.mesh))
     assert bins % 4, "the last batch must be filled up with padding"
     assert len(data.held_out) == 12
     for other in found[1:]:

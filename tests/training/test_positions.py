@@ -15,6 +15,7 @@ from sft_jax import inference_flags
 from sft_jax.evaluation import held_out
 from sft_jax.exports.model import export_model
 from sft_jax.exports.source import open_source
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.progress import silent
 from sft_jax.runs.base import base_of, open_base
@@ -89,7 +90,7 @@ def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(t
         smaller = load_for_inference(config.model.source, mesh, "float32", max_positions=20)
         sizes = [one.model.config.max_positions for one in (loaded, plain, smaller)]
         assert sizes == [300, 40, 20]
-        records = load_data(config).held_out_records[:2]
+        records = load_data(options_of(config)).held_out_records[:2]
         task = held_out.Task(records, "exact_match", max_new_tokens=400)
         (answer, _) = held_out.generate_answers(loaded, task)
         prompt = loaded.renderer.render_prompt(records[0].conversation[:-1], ())
@@ -103,7 +104,7 @@ def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(t
         )
         export_model(open_source(str(tmp_path / "run")), epath.Path(tmp_path / "out"), mesh, "float32", silent)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 300
-    assert open_base(str(tmp_path / "out")).decoder == base_of(config).decoder
+    assert open_base(str(tmp_path / "out")).decoder == base_of(options_of(config).model).decoder
     with pytest.raises(ValueError, match=re.escape("must be at least 0")):
         run(tiny.config(tmp_path, **{"model.max_positions": -1}), tmp_path / "never")
 
@@ -127,13 +128,13 @@ def test_a_sample_without_room_says_so(tmp_path):
     short = {"messages": long["messages"][2:]}
     Path(config.data.held_out).write_text(f"{json.dumps(long)}\n{json.dumps(short)}\n")
     run(config, tmp_path / "run")
-    mesh, data = inference_mesh(jax.devices()), load_data(config)
+    mesh, data = inference_mesh(jax.devices()), load_data(options_of(config))
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
         state = type("State", (), {"trained": loaded.variables, "frozen": {}, "hyper": {}})
         empty = {field.name: {} for field in dataclasses.fields(TrainState)}
         state = TrainState(**empty | {"trained": loaded.variables})
-        shown = Samples(loaded.model, data, config)(state)
+        shown = Samples(loaded.model, data, options_of(config).evaluation)(state)
     assert re.search(
         r"\*\*answer\*\*: none, the prompt has \d+ tokens; the model knows 40 positions", shown["samples/1"]
     )

@@ -8,6 +8,7 @@ from configs.sft import source
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import check_reading
 from sft_jax.data.tokenizing import NoExamplesError
+from sft_jax.options import options_of
 from sft_jax.preparation.inspection import inspect_data
 from sft_jax.preparation.run_data import load_data
 from sft_jax.progress import silent
@@ -52,18 +53,18 @@ def test_they_are_refused_with_the_flag(tmp_path):
     with pytest.raises(
         NoExamplesError, match=r"40 x a pair of answers is not .*--config.data.reading.preference=chosen"
     ):
-        load_data(config_of(tmp_path, pairs(40)))
+        load_data(options_of(config_of(tmp_path, pairs(40))))
 
 
 def test_tokens_and_weights_are_those_of_the_chosen_conversations(tmp_path, told):
     """Whatever the shape of the pair."""
-    found = load_data(told)
-    expected = load_data(config_of(tmp_path, conversations(40), conversations(46)[40:]))
+    found = load_data(options_of(told))
+    expected = load_data(options_of(config_of(tmp_path, conversations(40), conversations(46)[40:])))
     for rows, others in ((found.rows, expected.rows), (found.held_out, expected.held_out)):
         assert rows.tokens.tolist() == others.tokens.tolist()
         assert rows.weights.tolist() == others.weights.tolist()
-    sharegpt = load_data(config_of(tmp_path, [SHAREGPT] * 2, **CHOSEN)).rows
-    plain = load_data(config_of(tmp_path, [{"prompt": "is it?", "completion": "it is"}] * 2)).rows
+    sharegpt = load_data(options_of(config_of(tmp_path, [SHAREGPT] * 2, **CHOSEN))).rows
+    plain = load_data(options_of(config_of(tmp_path, [{"prompt": "is it?", "completion": "it is"}] * 2))).rows
     assert sharegpt.tokens.tolist() == plain.tokens.tolist()
 
 
@@ -75,7 +76,7 @@ def test_a_run_trains_on_them(told, tmp_path):
 
 
 def test_the_preview_shows_them(told):
-    inspection = inspect_data(told, silent)
+    inspection = inspect_data(options_of(told), silent)
     assert len(inspection.kept) == 40
     assert not inspection.dropped
     assert "pairs.jsonl: JSONL, preference (chosen answers)" in inspection.data.report.numbers["read"]
@@ -88,7 +89,7 @@ def test_a_source_of_a_mixture(tmp_path):
         config.data.train = ""
         config.data.mixture.pairs = source(write(tmp_path / "p.jsonl", pairs(10)), epochs=1, preference="chosen")
         config.data.mixture.plain = source(write(tmp_path / "c.jsonl", conversations(5)), epochs=1)
-    assert len(load_data(config).rows) == 15
+    assert len(load_data(options_of(config)).rows) == 15
 
 
 def test_an_unknown_choice():

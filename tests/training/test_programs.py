@@ -13,6 +13,7 @@ from sft_jax.generation import Generator
 from sft_jax.models import DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.initial import init_params
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.sharding import inference_mesh, placement
 from sft_jax.training import loop, run
@@ -66,7 +67,7 @@ def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch)
 def test_uses_of_one_model_share_its_programs(tmp_path):
     """Generators, losses by row, and logits of the golden conversation."""
     config = tiny.config(tmp_path)
-    data, mesh = load_data(config), inference_mesh(jax.devices())
+    data, mesh = load_data(options_of(config)), inference_mesh(jax.devices())
     model = Decoder(DecoderConfig(320, 2, 32, 4, 2, 8, 48), Execution(matmul_dtype="bfloat16"))
     params = init_params(model.config, "scan", "float32", placement(mesh), 0, 0.02)
     golden = Golden((), "", np.arange(3, 20, dtype=np.int32), ())

@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 
 from configs import sft
 from sft_jax.models.layouts import to_layout
 from sft_jax.objectives import Settings, cross_entropy
+from sft_jax.options import options_of
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh, make_mesh, path_string, shardings_of
@@ -77,7 +77,7 @@ def test_bits_are_of_seed_step_name_and_layer_alone():
     flat = lambda tree: {name: leaf.astype(np.float32) for name, leaf in flatten_dict(tree, sep="/").items()}
     found = flat(rounded(tree))
     listed = rounded({"params": to_layout(tree["params"], "unrolled", np.stack)})
-    mesh = make_mesh(ConfigDict({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}), jax.devices())
+    mesh = make_mesh({"replica": 1, "fsdp": 4, "expert": 1, "tensor": 2}, jax.devices())
     split = rounded(jax.device_put(tree, shardings_of(tree, mesh)))
     for other in ({"params": to_layout(listed["params"], "scan", np.stack)}, split):
         for name, leaf in flat(other).items():
@@ -93,9 +93,9 @@ def after_steps(rule, dtype, gradients, betas=(0.9, 0.95), rate=2e-5):
     """Parameters and optimizer state, in float32, that the train step's update makes of parameters of about 0.02."""
     config = sft.get_config().copy_and_resolve_references()
     config.optimizer.learning_rate, config.optimizer.betas, config.optimizer.weight_decay = rate, betas, 0.0
-    hyper = hyperparameters(config, 0, 1)
+    hyper = hyperparameters(options_of(config), 0, 1)
     settings = StepSettings(cross_entropy, Settings(), OptimizerSettings(rule))
-    mesh = make_mesh(ConfigDict(ONE), jax.devices()[:1])
+    mesh = make_mesh(ONE, jax.devices()[:1])
     params = jax.tree.map(lambda leaf: np.asarray(0.02 + 0.002 * leaf).astype(dtype), draw(0))
     params = jax.device_put(params, shardings_of(params, mesh))
     abstract = abstract_around(params, {}, hyper, settings.optimizer, mesh)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import run
@@ -30,13 +31,13 @@ def few_rows(root, **changes):
 
 
 def findings(config):
-    return {finding.check: finding for finding in load_data(config, also=run_findings).report.findings}
+    return {finding.check: finding for finding in load_data(options_of(config), also=run_findings).report.findings}
 
 
 def test_a_batch_that_holds_the_data_several_times(tmp_path):
     config = few_rows(tmp_path)
     found = findings(config)["large_batch"]
-    times = 8 / len(load_data(config, also=run_findings).plan.first_block)
+    times = 8 / len(load_data(options_of(config), also=run_findings).plan.first_block)
     assert times >= 2
     assert found.severity == "warning"
     assert found.title.startswith(
@@ -54,7 +55,7 @@ def test_a_smaller_batch_is_named_where_devices_divide_it(tmp_path):
     for flag in (fewer, shorter):
         config = few_rows(tmp_path, **mesh, **_set_by(flag))
         assert "large_batch" not in findings(config)
-        assert load_data(config, also=run_findings).report.numbers["records"]["kept"] == 36
+        assert load_data(options_of(config), also=run_findings).report.numbers["records"]["kept"] == 36
     assert (
         "sequence_length"
         not in findings(few_rows(tmp_path, **{"data.packing": "none", "batch.sequences": 80}))["large_batch"].advice

@@ -10,6 +10,7 @@ import pytest
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.sizes import check_sizes
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.base import open_base
 from sft_jax.sharding import make_mesh, put_batch
@@ -56,7 +57,7 @@ def test_rows_are_read_as_the_config_says(tmp_path):
         config.data.train, config.data.held_out = str(tmp_path / "train.csv"), str(tmp_path / "test.csv")
     Path(config.data.train).write_text("text,mood\nHi,good\nHo\nOh,bad\n")
     Path(config.data.held_out).write_text("text,mood\nHm,so so\n")
-    data = load_data(config)
+    data = load_data(options_of(config))
     assert list(data.rows.ids) == ["train.csv:2", "train.csv:4"]
     assert data.report.numbers["read"][0] == "train.csv: CSV, table"
     assert data.report.numbers["dropped"]["not a valid row"]["rows"] == 1
@@ -71,7 +72,7 @@ def test_training_rows_are_cleaned(tmp_path):
     lines = ['{"prompt": "a", "completion": "b"}', '{"prompt": "a ", "completion": "b\\n"}'] * 2
     for path in (config.data.train, config.data.held_out):
         Path(path).write_text("\n".join(lines))
-    data = load_data(config)
+    data = load_data(options_of(config))
     assert list(data.rows.ids) == ["train.jsonl:1"]
     assert data.report.numbers["dropped"] == {
         "drop_exact_duplicates: the same as a row before it": {
@@ -95,13 +96,13 @@ def test_training_rows_are_cleaned(tmp_path):
 )
 def test_execution_by_platform_and_tokens(tmp_path, arg, rows, micro_batches, platform, expected):
     config = tiny.config(tmp_path, arg, **{"batch.sequences": rows, "batch.micro_batches": micro_batches})
-    execution = resolve_execution(config, platform)
+    execution = resolve_execution(options_of(config), platform)
     assert (execution.layer_layout, execution.remat) == expected
 
 
 def test_an_execution_that_is_asked_for(tmp_path):
     options = {"execution.layer_layout": "scan", "execution.remat": "dots", "execution.attention": "whole"}
-    execution = resolve_execution(tiny.config(tmp_path, "full", **options), "cpu")
+    execution = resolve_execution(options_of(tiny.config(tmp_path, "full", **options)), "cpu")
     assert (execution.layer_layout, execution.remat, execution.attention_backend) == ("scan", "dots", "whole")
 
 
@@ -113,12 +114,12 @@ def test_float16_is_not_trained_in(tmp_path):
 def test_the_state_is_overwritten_in_place(tmp_path):
     """No parameter and no moment is copied in the compiled step, which would cost memory of the size of the state."""
     config = tiny.config(tmp_path, **{"mesh.fsdp": 1, "execution.layer_layout": "unrolled"})
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.mesh.to_dict(), jax.devices()[:1])
     base = open_base(config.model.source)
-    model = make_model(config, base.decoder, "cpu")
+    model = make_model(options_of(config), base.decoder, "cpu")
     with jax.set_mesh(mesh):
-        state = init_state(config, base, model, mesh, hyperparameters(config, 1, 6))
-        step = compile_train_step(model, step_settings(config, mesh), state, mesh)
+        state = init_state(options_of(config), base, model, mesh, hyperparameters(options_of(config), 1, 6))
+        step = compile_train_step(model, step_settings(options_of(config), mesh), state, mesh)
         shape = (config.batch.sequences, config.data.sequence_length)
         integers = {name: np.ones(shape, np.int32) for name in ("tokens", "positions", "segment_ids", "target_slots")}
         batch = integers | {"targets": np.ones(shape, np.int32), "weights": np.ones(shape, np.float32)}

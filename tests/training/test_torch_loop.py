@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.batches import train_batches
+from sft_jax.options import options_of
 from sft_jax.preparation import run_data
 from sft_jax.training import run
 from tests import tiny
@@ -40,7 +41,7 @@ def torch_losses(config) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of AdamW in torch on transformers' Llama."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    data = run_data.load_data(config)
+    data = run_data.load_data(options_of(config))
     model = transformers.LlamaForCausalLM.from_pretrained(
         config.model.source, dtype=torch.float32, attn_implementation="eager"
     )

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import sft
 from sft_jax.models.layouts import to_layout
+from sft_jax.options import options_of
 from sft_jax.training.optimizer import OptimizerSettings, hyperparameters, make_optimizer
 from sft_jax.training.update_rules import RULES, unread_options
 
@@ -32,7 +33,7 @@ def numbers(**options):
     config = sft.get_config().copy_and_resolve_references()
     config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.epsilon = RATE, 0.1, 1e-6
     config.optimizer.update(options)
-    return hyperparameters(config, 0, 100)
+    return hyperparameters(options_of(config), 0, 100)
 
 
 def draw(shapes, seed, spread=1.0):

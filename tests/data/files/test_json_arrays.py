@@ -7,6 +7,7 @@ import pytest
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import RecordError, read_records
+from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from tests import tiny
 from tests.command_line import SFT, config_of, flags_in, reading_by
@@ -121,7 +122,7 @@ def test_a_run_trains_on_one_array_and_measures_on_another(tmp_path):
     options = {"data.reading.columns": RENAMES["columns"], "data.reading.split": "train"}
     config = tiny.config(tmp_path, **options, **{"data.reading.held_out_split": "val"}).unlock()
     config.data.train = config.data.held_out = str(path)
-    data = load_data(config)
+    data = load_data(options_of(config))
     assert data.report.numbers["rows"] == 9
     assert [record.id for record in data.held_out_records] == ["d.json/val:1"]
 
@@ -134,11 +135,11 @@ def test_held_out_rows_without_splits_beside_training_rows_with_some(tmp_path):
     config.data.train, config.data.held_out = str(tmp_path / "d.json"), str(tmp_path / "h.json")
     config.data.fail_on = "never"
     with pytest.raises(RecordError) as error:
-        load_data(config)
+        load_data(options_of(config))
     (flag,) = flags_in(str(error.value))
     assert flag == "--config.data.reading.held_out_split=none"
     config.data.reading.held_out_split = config_of(f"--config={SFT}", flag).data.reading.held_out_split
-    assert [record.id for record in load_data(config).held_out_records] == ["h.json:1"]
+    assert [record.id for record in load_data(options_of(config)).held_out_records] == ["h.json:1"]
 
 
 @pytest.mark.parametrize("asked", ["", "validation"])
@@ -149,7 +150,7 @@ def test_the_split_of_held_out_rows_is_chosen_by_its_own_flag(asked, tmp_path):
     config = tiny.config(tmp_path, **options, **{"data.reading.held_out_split": asked}).unlock()
     config.data.train, config.data.held_out = str(tmp_path / "d.json"), str(tmp_path / "h.json")
     with pytest.raises(RecordError, match=rf"h.json: there is no array '{asked or 'train'}'") as error:
-        load_data(config)
+        load_data(options_of(config))
     assert "choose one by --config.data.reading.held_out_split: val (1 rows), test (1 rows)" in str(error.value)
     config.data.reading.held_out_split = "val"
-    assert [record.id for record in load_data(config).held_out_records] == ["h.json/val:1"]
+    assert [record.id for record in load_data(options_of(config)).held_out_records] == ["h.json/val:1"]

@@ -1,0 +1,295 @@
+"""The options of a run as the code reads them: one frozen dataclass for each section of the config.
+
+`configs/sft.py` says what each option does, and has its default: there are none here. `training/checks.py` refuses bad
+values before `options_of` is called. The names and the sections are those of the config.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import ml_collections
+
+from sft_jax.data.reading import Reading, flags_of_source, reading_of
+from sft_jax.data.rendering.masking import Masking
+
+Section = TypeVar("Section")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """`config.model`: the checkpoint to start from, and what is changed of it."""
+
+    source: str
+    revision: str
+    chat_template: str
+    max_positions: int
+    new_tokens: tuple[str, ...]
+    new_tokens_in_contents: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterOptions:
+    """`config.adapter`: what is trained beside frozen weights."""
+
+    method: str
+    initial: str
+    rank: int
+    ranks: tuple[str, ...]
+    alpha: float
+    scaling: str
+    dropout: float
+    targets: tuple[str, ...]
+    train_new_tokens: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedOptions:
+    """`config.trained`: which of the weights are trained."""
+
+    weights: tuple[str, ...]
+    last_layers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """`config.optimizer`: the update rule, the schedule, and their numbers."""
+
+    name: str
+    learning_rate: float
+    schedule: str
+    warmup: str
+    final_share: float
+    betas: tuple[float, float]
+    epsilon: float
+    momentum: float
+    decay_power: float
+    weight_decay: float
+    groups: tuple[str, ...]
+    clip_norm: float
+    max_skipped_in_a_row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaOptions:
+    """`config.ema`: the moving average of what is trained."""
+
+    decay: float
+    evaluate: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionOptions:
+    """`config.precision`: dtypes of weights, matrix products and activations."""
+
+    params: str
+    frozen: str
+    quantized: str
+    matmul: str
+    activations: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """A source of `config.data.mixture`; see `source` in `configs/sft.py`."""
+
+    path: str
+    weight: str
+    epochs: float
+    replacement: bool
+    reading: Reading
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """`config.data`: what is trained on and measured, and how it becomes sequences of tokens."""
+
+    train: str
+    mixture: Mapping[str, SourceOptions]
+    mixture_packing: str
+    held_out: str
+    reading: Reading
+    held_out_split: str  # `reading.held_out_split`
+    date: str
+    cleaning: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+    fail_on: str
+    cache: str
+    sequence_length: int
+    packing: str
+    max_examples_per_sequence: int
+    supervised_quantile: float
+    masking: Masking
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchOptions:
+    """`config.batch`: the size of an optimizer step."""
+
+    sequences: int
+    micro_batches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveOptions:
+    """`config.objective`: the loss, and how it is computed."""
+
+    name: str
+    normalize: str
+    label_smoothing: float
+    z_loss: float
+    neftune_alpha: float
+    positions: str
+    head_chunk_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertOptions:
+    """`config.experts`: of models that have some."""
+
+    balance_loss: float
+    capacity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionOptions:
+    """`config.execution`: how the decoder's program is built."""
+
+    layer_layout: str
+    remat: str
+    attention: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """`config.evaluation`: when and how a run measures itself."""
+
+    every: str
+    batch_sequences: int
+    samples: int
+    sample_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """`config.checkpoint`: when state is saved, and what is kept."""
+
+    every: str
+    keep_last: int
+    best_metric: str
+    best_is: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LogOptions:
+    """`config.log`: how often metrics are written."""
+
+    every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderOptions:
+    """`config.loader`: threads and processes that prepare data."""
+
+    threads: int
+    batches_ahead: int
+    tokenize_workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileOptions:
+    """`config.profile`: the steps of which a trace is written."""
+
+    start: int
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightOptions:
+    """What the weights of a run follow from; the rest of a config is needed by training alone."""
+
+    seed: int
+    model: ModelOptions
+    adapter: AdapterOptions
+    trained: TrainedOptions
+    optimizer: OptimizerOptions
+    ema: EmaOptions
+    precision: PrecisionOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(WeightOptions):
+    """All options of a run."""
+
+    duration: str
+    data: DataOptions
+    batch: BatchOptions
+    objective: ObjectiveOptions
+    experts: ExpertOptions
+    execution: ExecutionOptions
+    mesh: Mapping[str, int]  # devices along each axis
+    evaluation: EvaluationOptions
+    checkpoint: CheckpointOptions
+    log: LogOptions
+    loader: LoaderOptions
+    profile: ProfileOptions
+
+
+def options_of(config: ml_collections.ConfigDict) -> Options:
+    """The options of a config that `check_config` accepts."""
+    return Options(
+        **_weights(config),
+        duration=config.duration,
+        data=data_options(config.data),
+        batch=_section(BatchOptions, config.batch),
+        objective=_section(ObjectiveOptions, config.objective),
+        experts=_section(ExpertOptions, config.experts),
+        execution=_section(ExecutionOptions, config.execution),
+        mesh=config.mesh.to_dict(),
+        evaluation=_section(EvaluationOptions, config.evaluation),
+        checkpoint=_section(CheckpointOptions, config.checkpoint),
+        log=_section(LogOptions, config.log),
+        loader=_section(LoaderOptions, config.loader),
+        profile=_section(ProfileOptions, config.profile),
+    )
+
+
+def weight_options(config: ml_collections.ConfigDict) -> WeightOptions:
+    """What is needed of the config of an earlier run to use its result; other sections may lack fields."""
+    return WeightOptions(**_weights(config))
+
+
+def data_options(section: ml_collections.ConfigDict) -> DataOptions:
+    """The options of `config.data`."""
+    return _section(
+        DataOptions,
+        section,
+        mixture={name: source_options(name, section.mixture[name]) for name in section.mixture},
+        reading=reading_of(section.reading),
+        held_out_split=section.reading.held_out_split,
+        masking=Masking(**section.masking),
+    )
+
+
+def _weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "model": _section(ModelOptions, config.model),
+        "adapter": _section(AdapterOptions, config.adapter),
+        "trained": _section(TrainedOptions, config.trained),
+        "optimizer": _section(OptimizerOptions, config.optimizer),
+        "ema": _section(EmaOptions, config.ema),
+        "precision": _section(PrecisionOptions, config.precision),
+    }
+
+
+def source_options(name: str, section: ml_collections.ConfigDict) -> SourceOptions:
+    """The options of a source of a mixture."""
+    return _section(SourceOptions, section, reading=reading_of(section.reading, flags_of_source(name)))
+
+
+def _section(made: type[Section], section: ml_collections.ConfigDict, **given: Any) -> Section:
+    """A section as a dataclass; lists, as JSON has them, become tuples."""
+    names = [field.name for field in dataclasses.fields(made) if field.name not in given]
+    plain = lambda value: tuple(value) if isinstance(value, list) else value
+    return made(**{name: plain(section[name]) for name in names}, **given)
