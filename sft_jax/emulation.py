@@ -1,10 +1,10 @@
-"""Several devices emulated on the CPU of one machine: threads enough for all that waits in one program.
+"""Devices emulated on the CPU of one machine, and enough XLA threads that their collectives do not deadlock.
 
 JAX emulates devices where `jax_num_cpu_devices` or `--xla_force_host_platform_device_count` in XLA_FLAGS asks for them.
-In XLA's CPU runtime a collective holds its thread until all devices have come to it. A collective that needs nothing of
-a loop (the norm of the parameters, say) may stand beside the collectives in that loop, a scan over layers or
-micro-batches, and which of the two a device comes to first differs from device to device. With as many threads as
-devices, which is what a small machine gets, all of them then wait: some devices in the loop, the others beside it.
+In XLA's CPU runtime a collective blocks its thread until all devices have reached it. A collective that does not depend
+on a loop (the norm of the parameters, say) may run beside the collectives in that loop, a scan over layers or
+micro-batches, and which of the two a device reaches first differs from device to device. With only as many threads as
+devices, which is the default on a small machine, all of them then wait: some devices in the loop, the others beside it.
 """
 
 import os

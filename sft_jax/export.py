@@ -1,11 +1,11 @@
-"""Exports the result of a run, proven, for everything that loads Hugging Face models.
+"""Exports the result of a run as a directory that Hugging Face libraries load, and checks it.
 
     python -m sft_jax.export --checkpoint=runs/x:best --out=exported                    # after full fine-tuning
     python -m sft_jax.export --checkpoint=runs/x --out=exported --format=merged         # adapters merged into the base
     python -m sft_jax.export --checkpoint=runs/x --out=exported --format=peft           # the adapter alone
 
-A pretrained checkpoint (a .gguf file, say) is exported too. Nothing is there under the name of --out before it was
-read back and compared.
+A pretrained checkpoint (a .gguf file, say) can be exported too. The directory --out appears only after everything in it
+was read back and compared.
 """
 
 from absl import flags

@@ -17,7 +17,7 @@ _MODEL = flags.DEFINE_string(
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "One prompt, as the user's message.")
 _PROMPTS = flags.DEFINE_string(
-    "prompts", None, "Rows to be answered, read as in training (--reading.…); a final answer is left out."
+    "prompts", None, "Data whose prompts are answered, read as in training (--reading.…); a final answer is left out."
 )
 _OUT = flags.DEFINE_string("out", None, "JSONL file for the answers to --prompts; by default the terminal.")
 _SYSTEM = flags.DEFINE_string("system", None, "System message for --prompt and the chat.")

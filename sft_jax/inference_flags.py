@@ -1,4 +1,4 @@
-"""Flags of the commands that generate text."""
+"""Flags shared by the commands that generate text, and the model and sampling that they ask for."""
 
 from absl import flags
 

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, and the one ordered table from parameter path to PartitionSpec."""
+"""Where arrays live: the device mesh, the table from parameter path to PartitionSpec, and the placing of batches."""
 
 import math
 import re
@@ -20,7 +20,7 @@ _STORED = r"(/(values|codes|block))?$"  # a kernel, or what stands for it in few
 # First match wins; matched at the end of the path, so that moments and adapters follow their parameters.
 # Specs are for one layer; stacked layers get a leading None.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
-    # The vocabulary over fsdp and the model dimension over tensor: a lookup gathers rows without moving columns.
+    # The vocabulary over fsdp, the model dimension over tensor: a lookup gathers tokens, without moving dimensions.
     (r"embedding$", P(PARAM_AXES, "tensor")),
     (r"head$", P(PARAM_AXES, "tensor")),
     (r"block_(scale|mean)$", P()),
@@ -133,12 +133,12 @@ def path_string(path: tuple) -> str:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of the batch over the axes that split it; everything else whole."""
+    """Sequences of the batch over the axes that split it; all other dimensions whole."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def data_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """Into how many parts the sequences of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -149,29 +149,29 @@ def shards_asked(sizes: Mapping[str, int], devices: int) -> int:
     return math.prod(size if size > 0 else left for size in (sizes[axis] for axis in BATCH_AXES))
 
 
-def sequences_here(mesh: Mesh, rows: int) -> list[int]:
-    """Which rows of a batch of `rows` the devices of this process hold, ascending.
+def sequences_here(mesh: Mesh, sequences: int) -> list[int]:
+    """Which of the `sequences` of a batch the devices of this process hold, ascending.
 
-    Processes between which an axis lies that does not split rows (`tensor`) hold the same ones. Where devices are
-    arranged by how they are wired, the rows of a process need not follow one another.
+    Processes that differ only along an axis that does not split the batch (`tensor`) hold the same ones. Where devices
+    are arranged by how they are wired, the sequences of a process need not follow one another.
     """
-    held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    return sorted({row for (index,) in held for row in range(*index.indices(rows))})
+    held = batch_sharding(mesh).addressable_devices_indices_map((sequences,)).values()
+    return sorted({sequence for (index,) in held for sequence in range(*index.indices(sequences))})
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch, of which `batch` has the rows that this process holds (`sequences_here`)."""
+    """The global batch, of which `batch` has the sequences that this process holds (`sequences_here`)."""
     sharding, shards = batch_sharding(mesh), data_shards(mesh)
-    held = sequences_here(mesh, shards)  # a row a shard: the shards
+    held = sequences_here(mesh, shards)  # with one sequence a shard, the numbers of the shards
 
     def put(own: np.ndarray) -> jax.Array:
         size = len(own) // len(held)
-        rows = size * shards
+        sequences = size * shards
 
         def shard(index: tuple[slice, ...]) -> np.ndarray:
-            place = held.index(index[0].indices(rows)[0] // size)
+            place = held.index(index[0].indices(sequences)[0] // size)
             return own[place * size : (place + 1) * size]
 
-        return jax.make_array_from_callback((rows, *own.shape[1:]), sharding, shard)
+        return jax.make_array_from_callback((sequences, *own.shape[1:]), sharding, shard)
 
     return {name: put(array) for name, array in batch.items()}

@@ -1,1 +1,1 @@
-"""What leaves here: Hugging Face directories and PEFT adapters that are proven before they get their name."""
+"""Exports of models, adapters and cleaned data: written to a partial directory, checked, and only then renamed."""

@@ -1,4 +1,4 @@
-"""The adapter of a run as a PEFT directory, which `peft` loads beside the base model."""
+"""Exports the adapter of a run as a PEFT directory, which `peft` loads beside the base model."""
 
 import shlex
 from typing import Any

@@ -1,4 +1,4 @@
-"""The cleaned data set on disk: what is trained on, and beside it every row left out or changed with its reason.
+"""Writes a cleaned data set: the rows that are trained on, and every row that was left out or changed, with the reason.
 
     data.jsonl      the rows, in the form below; a file for each form, messages.jsonl and so on, where there are several
     dropped.jsonl   {"id", "reason", "detail", "row"}: `row` is as it was read, null for one that could not be read
@@ -6,8 +6,9 @@
     report.json     the numbers, findings and verdict of the data report
 
 A row of data.jsonl is {"messages"} (and "tools"), {"segments"}, {"input_ids", "weights"} or {"prompt", "chosen",
-"rejected"}, with the "id" it was read under, its "weight" and "group" where rows have some, and the columns that no
-form of record reads, as they were. A column that JSON cannot say (bytes) is refused, unless it is one to ignore.
+"rejected"}. It also has the "id" it was read under, its "weight" and "group" where any row has them, and, unchanged,
+all columns that no form of record reads. A column that JSON cannot represent (bytes) is refused, unless it is to be
+ignored.
 """
 
 import dataclasses
@@ -75,9 +76,9 @@ def write_data_set(
     records = [_without(record, unsaid) for record in records]
     dropped = [(record and _without(record, unsaid), row) for record, row in dropped]
     with directory.filled(out, force, REPORT, _FLAG) as staging:
-        for name, rows in data_files(records).items():
-            has_weight, has_group = _has_weight(rows), _has_group(rows)
-            _write_lines(staging / name, (row_fields(record, has_weight, has_group) for record in rows))
+        for name, of_file in data_files(records).items():
+            has_weight, has_group = _has_weight(of_file), _has_group(of_file)
+            _write_lines(staging / name, (row_fields(record, has_weight, has_group) for record in of_file))
         _write_lines(staging / DROPPED, (_dropped(*pair) for pair in dropped))
         _write_lines(staging / CHANGED, (_changed(*pair) for pair in changed))
         (staging / REPORT).write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
@@ -117,7 +118,7 @@ def data_files(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in records:
         end = "_with_end" if _ends(record) else ""
         forms.setdefault(_FORMS[type(record.example)] + end, []).append(record)
-    return {f"{form}.jsonl": rows for form, rows in forms.items()} if len(forms) > 1 else {DATA: list(records)}
+    return {f"{form}.jsonl": of_form for form, of_form in forms.items()} if len(forms) > 1 else {DATA: list(records)}
 
 
 def row_fields(record: Record, has_weight: bool, has_group: bool) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def row_fields(record: Record, has_weight: bool, has_group: bool) -> dict[str, A
 
 
 def reading_flags(records: Sequence[Record]) -> str:
-    """The flags with which a file of these rows reads as the same rows."""
+    """The flags with which a file of these records reads as the same records."""
     form = _FORMS[type(records[0].example)]
     flags = [f"--config.data.reading.format={form}", "--config.data.reading.id_column=id"]
     if _has_weight(records):

@@ -1,7 +1,7 @@
-"""An export directory: filled beside its final place, and given its name when everything in it is proven.
+"""Export directories: filled under a temporary name, and renamed once everything in them has been checked.
 
-Where the name is a bucket's there is no rename: the files are copied there, the one without which nobody takes the
-directory for a model last.
+In a bucket, where nothing can be renamed, the files are copied to their final place instead; the config, without which
+no library takes the directory for a model, is copied last.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
-"""The golden conversation of an export: text, ids and next tokens that whoever loads it can compare with.
+"""The golden conversation of an export: text, token ids and likeliest next tokens, to compare a loaded model with.
 
-Of no data of anybody's: the same for all models, apart from what their chat templates make of it.
+The messages are fixed and come from no data set. They are the same for all models, apart from what their chat templates
+make of them.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A whole model as a Hugging Face directory, adapters merged into it."""
+"""Exports a whole model as a Hugging Face directory, with adapters merged into its weights."""
 
 import dataclasses
 from collections.abc import Callable

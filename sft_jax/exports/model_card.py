@@ -1,4 +1,4 @@
-"""The model card of an export (README.md): what it was made of, how, and what was measured."""
+"""The model card of an export (README.md): its base and data, its config, and what training and evaluation measured."""
 
 import json
 from pathlib import PurePath
@@ -98,11 +98,11 @@ def _results(source: ExportSource) -> str:
     if not path.exists():
         return ""
     found: dict[str, tuple[int, float]] = {}
-    for row in read_metrics(path):
-        if row["step"] <= source.run.step:
+    for logged in read_metrics(path):
+        if logged["step"] <= source.run.step:
             found |= {
-                name: (row["step"], value)
-                for name, value in row.items()
+                name: (logged["step"], value)
+                for name, value in logged.items()
                 if name.startswith(_MEASURED) and isinstance(value, int | float)
             }
     if not found:

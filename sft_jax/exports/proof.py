@@ -1,4 +1,4 @@
-"""The proof of an export: what was written is read back as anybody would, and compared with what it was made of."""
+"""Checks an export: reads back what was written, as others would load it, and compares it with its source."""
 
 import dataclasses
 import json
@@ -94,7 +94,7 @@ def check_weights(
 
 
 def check_finite(name: str, stored: np.ndarray) -> None:
-    """Refuses a tensor with numbers that the dtype it is stored in does not hold, or that never were any.
+    """Refuses a tensor with NaN or infinity: from training, or of a number too large for the dtype it is stored in.
 
     Raises:
         ExportError: some are not finite.
@@ -132,8 +132,8 @@ def check_files(
                 Path(local, name).write_bytes(file.read_bytes())
         tokenizer = transformers.AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)
     if golden.messages:
-        row = ConversationRenderer(tokenizer).render(golden.messages)
-        text, ids = row.text, row.tokens.tolist()
+        rendered = ConversationRenderer(tokenizer).render(golden.messages)
+        text, ids = rendered.text, rendered.tokens.tolist()
     else:
         text, ids = golden.text, tokenizer(golden.text)["input_ids"]
     if text != golden.text or ids != golden.ids.tolist():

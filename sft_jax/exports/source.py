@@ -98,7 +98,7 @@ def check_format(source: ExportSource, kind: str) -> None:
         raise ExportError(f"{source.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")
     if kind == "peft" and source.base.new_token_ids:
         raise ExportError(
-            f"{source.name} has rows of new tokens, which --format=peft does not hold; give --format=merged"
+            f"{source.name} has embeddings of new tokens, which --format=peft does not hold; give --format=merged"
         )
 
 
@@ -127,11 +127,11 @@ def merged_weights(variables: Tree, adapter: AdapterSpec | None) -> dict[str, We
     for path, arrays in pieces.items():
         stem = path.removesuffix("/kernel") + "/"
         near = {name.removeprefix(stem): leaf for name, leaf in beside.items() if name.startswith(stem)}
-        rows = beside.get(f"{new_tokens.NAME}/{path}")
-        if not near and rows is None and "" in arrays:
+        own = beside.get(f"{new_tokens.NAME}/{path}")
+        if not near and own is None and "" in arrays:
             weights[path] = arrays[""].__getitem__
         else:
-            weights[path] = functools.partial(_merged, path.rpartition("/")[2], arrays, near, rows, adapter)
+            weights[path] = functools.partial(_merged, path.rpartition("/")[2], arrays, near, own, adapter)
     return weights
 
 
@@ -139,18 +139,21 @@ def _merged(
     name: str,
     arrays: dict[str, Array],
     near: dict[str, Array],
-    rows: Array | None,
+    own: Array | None,
     adapter: AdapterSpec | None,
     place: tuple[int, ...],
 ) -> Array:
-    """One weight. The tree it is merged in has no number of a layer, so that one compiled function serves all."""
+    """One weight, merged with its adapter (`near`) and with what it has for new tokens (`own`).
+
+    The tree it is merged in has no number of a layer, so that one compiled function serves all.
+    """
     arrays = {key.removeprefix("/"): leaf[place] for key, leaf in arrays.items()}
     weight = arrays.get("", arrays)
     near = {key: leaf[place] if leaf.ndim else leaf for key, leaf in near.items()}  # the scale is all experts'
     if name == "kernel":
         tree = {"params": {"layer": {name: weight}}, adapters.COLLECTION: {"layer": near} if near else {}}
     else:
-        beside = ({name: near} if near else {}) | ({} if rows is None else {new_tokens.NAME: {name: rows}})
+        beside = ({name: near} if near else {}) | ({} if own is None else {new_tokens.NAME: {name: own}})
         tree = {"params": {name: weight}, adapters.COLLECTION: beside}
     return _merge(tree, adapter)
 

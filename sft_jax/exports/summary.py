@@ -1,4 +1,4 @@
-"""What an export has shown, as a table for the terminal."""
+"""The summary of an export, as a table for the terminal."""
 
 from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Text from a model: choosing tokens, decoding with a key/value cache, and prompts in, answers out."""
+"""Generates text with a model: chooses tokens (`Sampling`) and answers batches of prompts (`Generator`)."""
 
 from sft_jax.generation.decode import Sampling
 from sft_jax.generation.generator import MAX_NEW_TOKENS, MAX_POSITIONS, Generated, Generator, problem_of_prompt

@@ -1,7 +1,10 @@
 """Decoding with a key/value cache: prefill once, then blocks of tokens, both jitted.
 
-A row's text does not depend on the batch it is in: rows see only themselves, and a row's randomness is folded from its
-row id and the number of the token, not drawn from a stream that the batch shares.
+A batch holds one sequence for each prompt: the prompt and its answer. The text of an answer does not depend on the
+batch it is decoded in: sequences do not see one another, and the randomness of each token is folded from the example id
+of its sequence and the number of the token, not drawn from a stream that the batch shares.
+
+Dimensions: B sequences, T tokens of a prompt, V vocabulary.
 """
 
 import dataclasses
@@ -52,11 +55,11 @@ class DecodeState:
         cache: keys and values of prompt and answer.
         token: token chosen last, not yet in the cache.
         position: its position.
-        count: tokens of the answer chosen so far, the stop token included, the same for every row.
-        done: rows whose answer is at its end: by a stop token, or because the model knows no position after it.
-        stopped: rows that have chosen a stop token.
-        example_ids: what a row's randomness is folded from.
-        answer: chosen tokens, filled up to `count`; 0 after a row is done.
+        count: tokens of the answer chosen so far, the stop token included, the same in every sequence.
+        done: sequences whose answer has ended: by a stop token, or because the model knows no position after it.
+        stopped: sequences that have chosen a stop token.
+        example_ids: from which the randomness of each sequence is folded.
+        answer: chosen tokens, filled up to `count`; 0 after a sequence is done.
         lengths: tokens of each answer, without the stop token.
     """
 
@@ -74,12 +77,12 @@ class DecodeState:
 def choose(
     logits: Float[Array, "B V"], example_ids: Int[Array, "B"], count: Int[Array, ""], sampling: Sampling
 ) -> Int[Array, "B"]:
-    """One token a row."""
+    """Chooses one token for each sequence."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     kept = keep_likely(logits / sampling.temperature, sampling.top_k, sampling.top_p)
     key = jax.random.key(sampling.seed)
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), count))(example_ids)
+    keys = jax.vmap(lambda example_id: jax.random.fold_in(jax.random.fold_in(key, example_id), count))(example_ids)
     return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
 
 
@@ -119,9 +122,9 @@ def prefill(
         variables: its parameters and adapters.
         prefix: tokens that all prompts begin with, read once for all of them; may be empty.
         prompts: the rest of each prompt, at least one token, padded at the end.
-        lengths: tokens of each rest; 0 for a row that only fills up the batch. With the prefix fewer than the positions
-            that the model knows.
-        example_ids: identity of each row.
+        lengths: tokens of each rest; 0 for a sequence that only fills up the batch. With the prefix fewer than the
+            positions that the model knows.
+        example_ids: identity of each prompt, from which the randomness of its answer is folded.
         max_new_tokens: size of the answers.
         stop_ids: tokens that end an answer.
         sampling: how tokens are chosen.
@@ -148,7 +151,7 @@ def prefill(
 
 
 def _read_prefix(model: Decoder, variables: Tree, prefix: Int[Array, "shared"], batch: int, more: int) -> Cache:
-    """A cache for `batch` rows that hold the prefix and have room for `more` tokens."""
+    """A cache for `batch` sequences that hold the prefix and have room for `more` tokens."""
     shared = prefix.shape[0]
     if not shared:
         return init_cache(model.config, model.execution, batch, more)
@@ -161,9 +164,9 @@ def _read_prefix(model: Decoder, variables: Tree, prefix: Int[Array, "shared"], 
 
 
 def _choose_next(model, variables, hidden, state: DecodeState, stop_ids, sampling) -> DecodeState:
-    """Chooses a token from the hidden state [B, 1, D] of the one before, and books it.
+    """Chooses a token from the hidden state [B, 1, D] of the one before, and appends it to the answers.
 
-    A row whose token is at the model's last position is done, whatever its neighbours still write.
+    A sequence whose token is at the model's last position is done, while others in the batch go on.
     """
     logits = constrain(model.apply(variables, hidden, method="head")[:, 0], BATCH_AXES, None)
     token = choose(logits, state.example_ids, state.count, sampling)
@@ -190,7 +193,7 @@ def decode_block(
     stop_ids: tuple[int, ...],
     sampling: Sampling,
 ) -> DecodeState:
-    """At most `block` more tokens for every row; ends early when all rows are done or the answers are full."""
+    """At most `block` more tokens in every sequence; ends early when all are done or the answers are full."""
     end = jnp.minimum(state.count + block, state.answer.shape[1])
 
     def unfinished(state: DecodeState):

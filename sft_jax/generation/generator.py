@@ -1,4 +1,4 @@
-"""Prompts in, answers out: batches of prompts through the jitted decoder."""
+"""Generates answers to prompts: sorts them into batches, runs the jitted decoder, and decodes the tokens to text."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 Tree = Any
 Prompt = Int32[np.ndarray, "_"]  # prompts differ in length
-Progress = Callable[[int, int], None]  # (rows done, rows in all)
+Progress = Callable[[int, int], None]  # (prompts done, prompts in all)
 
 STOP, MAX_NEW_TOKENS, MAX_POSITIONS = ("stop", "max_new_tokens", "max_positions")
 
 _PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this: few shapes, few compilations
-_BLOCK = 16  # tokens between two looks at the host
+_BLOCK = 16  # tokens between two checks on the host whether all answers have ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Generator:
 
         Args:
             model: the decoder.
-            tokenizer: turns answers into text.
+            tokenizer: decodes answers to text.
             stop_ids: tokens that end an answer.
             max_new_tokens: longest answer.
             sampling: by default greedy.
@@ -89,7 +89,7 @@ class Generator:
         self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
         mesh = jax.sharding.get_abstract_mesh()
         shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-        self._rows_sharding = None if mesh.empty else NamedSharding(jax.sharding.get_mesh(), P(BATCH_AXES))
+        self._batch_sharding = None if mesh.empty else NamedSharding(jax.sharding.get_mesh(), P(BATCH_AXES))
         self.batch_size = -(-batch_size // shards) * shards
         self._matmul_dtype, self._config = model.execution.matmul_dtype, model.config
         options = {"stop_ids": tuple(int(i) for i in stop_ids), "sampling": sampling or Sampling()}
@@ -108,12 +108,13 @@ class Generator:
         Args:
             variables: what the model's `apply` takes, in its layer layout.
             prompts: token ids, each at least one token.
-            example_ids: identity of each row, from which its randomness is folded; by default its index.
-            progress: called with (rows done, rows in all).
+            example_ids: identity of each prompt, from which the randomness of its answer is folded; by default its
+                index.
+            progress: called with (prompts done, prompts in all).
 
         Raises:
-            ValueError: a prompt that is empty or cannot be answered (see `problem_of_prompt`), or not one row id for
-                each prompt.
+            ValueError: a prompt that is empty or cannot be answered (see `problem_of_prompt`), or not one example
+                id for each prompt.
         """
         self._check_prompts(prompts)
         example_ids = range(len(prompts)) if example_ids is None else example_ids
@@ -134,7 +135,7 @@ class Generator:
                 progress(start + len(members), len(prompts))
         return answers
 
-    def stream(self, variables: Tree, prompt: Prompt, row_id: int = 0) -> Iterator[Generated]:
+    def stream(self, variables: Tree, prompt: Prompt, example_id: int = 0) -> Iterator[Generated]:
         """The answer to one prompt as it grows, a block of tokens at a time; the last item is the whole.
 
         Raises:
@@ -142,7 +143,7 @@ class Generator:
         """
         self._check_prompts([prompt])
         variables = _cast_kernels(variables, self._matmul_dtype)
-        state = self._start(variables, [prompt], [row_id], shared=0)
+        state = self._start(variables, [prompt], [example_id], shared=0)
         while True:
             yield next(iter(self._answers(state)))
             if self._finished(state):
@@ -157,24 +158,24 @@ class Generator:
         tokens = np.zeros((self.batch_size, slots), np.int32)
         lengths = np.zeros(self.batch_size, np.int32)
         ids = np.zeros(self.batch_size, np.int32)
-        for line, (prompt, row_id) in enumerate(zip(prompts, example_ids, strict=True)):
-            tokens[line, : len(prompt)] = prompt
-            lengths[line], ids[line] = len(prompt), row_id
+        for index, (prompt, example_id) in enumerate(zip(prompts, example_ids, strict=True)):
+            tokens[index, : len(prompt)] = prompt
+            lengths[index], ids[index] = len(prompt), example_id
         return self._prefill(variables, prefix, *(self._put(array) for array in (tokens, lengths, ids)))
 
     def _put(self, array: np.ndarray) -> jax.Array:
-        """The whole array is known to every process; each device takes its rows."""
-        if self._rows_sharding is None:
+        """Every process has the whole array; each device takes its own sequences of it."""
+        if self._batch_sharding is None:
             return jnp.asarray(array)
-        return jax.make_array_from_callback(array.shape, self._rows_sharding, lambda index: array[index])
+        return jax.make_array_from_callback(array.shape, self._batch_sharding, lambda index: array[index])
 
     def _finished(self, state: DecodeState) -> bool:
         return int(state.count) >= self.max_new_tokens or bool(jnp.all(state.done))
 
     def _answers(self, state: DecodeState) -> Iterator[Generated]:
         arrays = (state.answer, state.lengths, state.stopped, state.done)
-        for row, length, stopped, done in zip(*(_to_host(array) for array in arrays), strict=True):
-            ids, reason = row[: int(length)], STOP if stopped else MAX_POSITIONS if done else MAX_NEW_TOKENS
+        for tokens, length, stopped, done in zip(*(_to_host(array) for array in arrays), strict=True):
+            ids, reason = tokens[: int(length)], STOP if stopped else MAX_POSITIONS if done else MAX_NEW_TOKENS
             yield Generated(ids, content_text(self.tokenizer, ids), reason)
 
     def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -189,12 +190,12 @@ class Generator:
 def problem_of_prompt(prompt: Prompt, decoder: DecoderConfig) -> str:
     """Why this prompt cannot be answered, as the end of a sentence that begins with its name; empty where it can.
 
-    A token has no row in the model's embedding, or the prompt takes all positions that the model knows.
+    A token has no embedding in the model, or the prompt takes all positions that the model knows.
     """
     if prompt.max() >= decoder.vocab_size:
         return (
-            f"has token {prompt.max()}; the model's embedding has {decoder.vocab_size} rows. Tokenizer and weights do "
-            "not belong together."
+            f"has token {prompt.max()}; the model has embeddings of {decoder.vocab_size} tokens. Tokenizer and weights "
+            "do not belong together."
         )
     if len(prompt) >= decoder.max_positions:
         return (
@@ -224,7 +225,7 @@ def _to_host(array: jax.Array) -> np.ndarray:
 
 
 def _cast_kernels(variables: Tree, dtype: str) -> Tree:
-    """Kernels in the dtype of the products they are cast to anyway: the same numbers, less memory to read a token."""
+    """Kernels in the matmul dtype, to which they would be cast anyway: the same numbers, and less memory to read."""
     if dtype == "float32":
         return variables
     flat = flatten_dict(variables)

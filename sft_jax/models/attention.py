@@ -1,4 +1,4 @@
-"""Attention: who may see whom (`Visibility`), and the one function that applies it."""
+"""Attention over packed sequences: which queries see which keys (`Visibility`), and softmax attention within that."""
 
 import flax.struct
 import jax
@@ -12,9 +12,9 @@ from sft_jax.models.matmul import einsum
 
 @flax.struct.dataclass
 class Visibility:
-    """Who may see whom. A query sees a key of its own segment at its own or an earlier position.
+    """Which keys a query sees: those of its own segment, at its own or an earlier position.
 
-    Segment 0 is padding: it sees only padding, so that every query sees at least one key and no row is NaN.
+    Segment 0 is padding: it sees only padding, so that every query sees at least one key and no output is NaN.
 
     Attributes:
         query_positions: position of each query in its segment.
@@ -55,8 +55,8 @@ def attention(
         query: H query heads; head h reads key/value head h // (H / K).
         key: K key heads.
         value: K value heads.
-        visibility: who may see whom.
-        matmul_dtype: dtype of the inputs of the products.
+        visibility: which keys each query sees.
+        matmul_dtype: dtype of the inputs of the matrix products.
         backend: `whole` scores at once, the reference; or `blocked`, which serves where `visibility.in_order`, and
             leaves the rest (reading into a cache) to `whole`.
         window: positions a query sees, itself included; None is all.

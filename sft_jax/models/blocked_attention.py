@@ -1,11 +1,11 @@
-"""Attention a block of queries at a time: no layer ever has its scores whole, nor keeps any for the backward pass.
+"""Attention computed one block of queries at a time, so that no layer ever holds the whole matrix of scores.
 
-The algorithm of FlashAttention (Dao et al. 2022; the backward pass as in Dao 2023, section 2.3) in plain XLA: the
-forward pass keeps the output and one log-sum-exp a query, the backward pass computes the scores again. A block of
-queries skips the keys behind its last slot, so that long rows cost little more than half.
+The algorithm is that of FlashAttention (Dao et al. 2022; the backward pass as in Dao 2023, section 2.3) in plain XLA:
+the forward pass keeps the output and one log-sum-exp for each query, and the backward pass computes the scores again. A
+block of queries skips the keys behind its last slot, so that long sequences cost little more than half.
 
-On CPUs this is 1.6 to 3 times as fast as whole scores, for rows of 256 to 1024 tokens (`benchmarks/attention.py`), and
-its memory grows with the length of a row, not with its square.
+On CPUs this is 1.6 to 3 times as fast as computing all scores at once, for sequences of 256 to 1024 tokens
+(`benchmarks/attention.py`), and its memory grows with the length of a sequence, not with its square.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from sft_jax.models.matmul import contract
 
-MIN_BLOCK, MAX_BLOCKS = 128, 16  # longer rows get longer blocks: each is a part of the compiled program
+MIN_BLOCK, MAX_BLOCKS = 128, 16  # longer sequences get longer blocks: each is a part of the compiled program
 KEPT = "blocked_attention"  # name, for remat policies, of what the backward pass needs beside the inputs
 _LOWEST = float(np.finfo(np.float32).min)  # finite: exp of (-inf) - (-inf) would be NaN
 
@@ -41,7 +41,7 @@ def blocked_attention(
         value: K value heads.
         mask: True where the query (second axis) sees the key (third axis). What lies behind the diagonal is not read;
             every query must see at least one key.
-        matmul_dtype: dtype of the inputs of the products.
+        matmul_dtype: dtype of the inputs of the matrix products.
         scale: factor on scores.
         softcap: scores x become softcap tanh(x / softcap); 0 leaves them.
     """
@@ -142,11 +142,11 @@ def _collect(weights, queries, matmul_dtype):
     """[B, K, G, s, T] with [B, K, G, s, N] -> [B, K, T, N].
 
     Not folded: over two axes XLA transposes the weights while it writes them; over one it would not, and CPUs have no
-    fast product for operands that lie that way.
+    fast matrix product for operands that lie that way.
     """
     return contract("bkgst,bkgsn->bktn", weights, queries, matmul_dtype)
 
 
 def _fold(x: Array) -> Array:
-    """One product a key head, for all queries that read it: [B, K, G, s, …] -> [B, K, G s, …]."""
+    """One matrix product a key head, for all queries that read it: [B, K, G, s, …] -> [B, K, G s, …]."""
     return x.reshape(*x.shape[:2], -1, x.shape[-1])

@@ -15,7 +15,7 @@ NORMS = ("rms", "layer")
 NORM_PLACEMENTS = ("pre", "post", "both", "parallel")
 QK_NORMS = ("none", "head", "flat")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
-PRODUCT_DTYPES = ("float32", "bfloat16", "float16")
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,9 @@ class YarnScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DynamicScaling:
-    """Frequencies that change with the length of a row that goes beyond the positions the model knows (dynamic NTK).
+    """Frequencies that change with the length of a text once it exceeds the positions the model knows (dynamic NTK).
 
-    Up to there they are the default ones, and beyond it nothing here goes.
+    Up to that limit they are the default frequencies. Beyond it they are not implemented: longer texts are refused.
     """
 
     factor: float
@@ -65,7 +65,7 @@ class DecoderConfig:
     """Sizes and features of a decoder-only transformer.
 
     Attributes:
-        vocab_size: rows of the embedding, padding of the vocabulary included.
+        vocab_size: tokens that have an embedding, padding of the vocabulary included.
         num_layers: layers.
         model_dim: width of the residual stream.
         num_heads: query heads.
@@ -99,8 +99,8 @@ class DecoderConfig:
         num_experts: gated feed-forward layers of which each token takes some; 0 is one for all tokens.
         experts_per_token: how many it takes.
         normalize_expert_weights: the weights of those taken sum to 1.
-        expert_capacity: an expert takes at most this many times its even share of a row's tokens, the rest pass it by;
-            0 is no bound.
+        expert_capacity: an expert takes at most this many times its even share of a sequence's tokens, and the others
+            skip it; 0 is no bound.
     """
 
     vocab_size: int
@@ -178,10 +178,10 @@ class Execution:
 
     Attributes:
         matmul_dtype: dtype of the two inputs of every matrix product; accumulation is always float32.
-        activation_dtype: dtype of the residual stream and of what lies between products.
+        activation_dtype: dtype of the residual stream and of what lies between matrix products.
         layer_layout: `scan` over stacked layer parameters (compiles fast) or `unrolled` (one subtree a layer).
         remat: what the backward pass recomputes: `none`, `full` (all of a layer), `dots` (all but matrix products),
-            `dots_no_batch` (all but products with weights).
+            `dots_no_batch` (all but matrix products with weights).
         attention_backend: `blocked` (queries a block at a time; fast and small) or `whole` (all scores at once, the
             reference it is tested against).
     """
@@ -194,8 +194,8 @@ class Execution:
 
     def __post_init__(self):
         for name, allowed in (
-            ("matmul_dtype", PRODUCT_DTYPES),
-            ("activation_dtype", PRODUCT_DTYPES),
+            ("matmul_dtype", FLOAT_DTYPES),
+            ("activation_dtype", FLOAT_DTYPES),
             ("layer_layout", ("scan", "unrolled")),
             ("remat", REMAT_POLICIES),
             ("attention_backend", ATTENTION_BACKENDS),
@@ -209,9 +209,10 @@ class AdapterSpec:
     """What is applied beside frozen weights.
 
     Attributes:
-        method: adapter method of the projections; `none` where there are only rows of new tokens.
+        method: adapter method of the projections; `none` where only new tokens are trained.
         dropout: whether adapter dropout is drawn.
-        first_new_token: id of the first token whose row is trained beside the embedding; None where there is no such row.
+        first_new_token: id of the first new token, where the embeddings of new tokens are trained beside the frozen
+            embedding; None where none are.
     """
 
     method: str
@@ -220,4 +221,4 @@ class AdapterSpec:
 
     def __str__(self) -> str:
         parts = [] if self.method == "none" else [f"{self.method} adapter"]
-        return " with ".join(parts + ([] if self.first_new_token is None else ["rows of new tokens"]))
+        return " with ".join(parts + ([] if self.first_new_token is None else ["embeddings of new tokens"]))

@@ -50,7 +50,7 @@ class Cache:
         layers: one stacked `LayerCache`, or a tuple with one a layer, as the layer layout says.
         positions: position of each slot.
         segments: segment of each slot; 0 is a slot not yet written, or padding.
-        length: slots written so far; the next call writes from here on, for every row alike.
+        length: slots written so far; the next call writes from here on, in every sequence alike.
     """
 
     layers: LayerCache | tuple[LayerCache, ...]
@@ -60,7 +60,7 @@ class Cache:
 
 
 def init_cache(config: DecoderConfig, execution: Execution, batch: int, slots: int) -> Cache:
-    """An empty cache for `batch` rows of at most `slots` tokens, in the activation dtype."""
+    """An empty cache for `batch` sequences of at most `slots` tokens, in the activation dtype."""
     shape = (batch, slots, config.num_kv_heads, config.head_dim)
     dtype = execution.activation_dtype
 
@@ -293,7 +293,7 @@ class Decoder(nn.Module):
             tokens: token ids.
             positions: position of each token in its segment, growing from slot to slot; by default 0, 1, 2, … Those of
                 padding may be beyond what the model knows.
-            segment_ids: packed document of each token, 0 for padding; by default all one document.
+            segment_ids: segment (packed example) of each token, 0 for padding; by default each sequence is one segment.
             cache: what earlier calls returned, or `init_cache(…)`.
             noise: added to the embeddings.
 
@@ -336,19 +336,22 @@ class Decoder(nn.Module):
         return x
 
     def _looked_up(self, tokens: Tokens) -> Float[Array, "B S D"]:
-        x, arrays, rows = jnp.take(self.embedding, tokens, axis=0), self._adapter_of("embedding"), self._new_rows()
+        x, arrays = jnp.take(self.embedding, tokens, axis=0), self._adapter_of("embedding")
 
-        def product(inputs: Array, weight: Array) -> Array:
+        def matmul(inputs: Array, weight: Array) -> Array:
             if inputs is tokens:
                 return jnp.take(weight, tokens, axis=0)
-            return self._product("bsi,io->bso", inputs, weight)
+            return self._einsum("bsi,io->bso", inputs, weight)
 
         if arrays is not None:
-            x = adapted(self.adapter, tokens, self.embedding, x, arrays, product, None)
-        return x if rows is None else new_tokens.look_up(x, tokens, rows["embedding"], self.adapter.first_new_token)
+            x = adapted(self.adapter, tokens, self.embedding, x, arrays, matmul, None)
+        of_new_tokens = self._of_new_tokens()
+        if of_new_tokens is None:
+            return x
+        return new_tokens.look_up(x, tokens, of_new_tokens["embedding"], self.adapter.first_new_token)
 
-    def _new_rows(self) -> dict[str, Array] | None:
-        """Rows of new tokens that take the place of those of the embedding and the head."""
+    def _of_new_tokens(self) -> dict[str, Array] | None:
+        """Embeddings of new tokens, and their columns of the head, which are used in place of the frozen ones."""
         if self.adapter is None or self.adapter.first_new_token is None:
             return None
         return self._adapter_of(new_tokens.NAME)
@@ -359,7 +362,7 @@ class Decoder(nn.Module):
             return None
         return self.variables.get(adapters.COLLECTION, {}).get(name)
 
-    def _product(self, spec: str, x: Array, weight: Array) -> Float[Array, "..."]:
+    def _einsum(self, spec: str, x: Array, weight: Array) -> Float[Array, "..."]:
         return einsum(spec, x, weight, self.execution.matmul_dtype, "float32")
 
     def _context(self, positions, segment_ids, cache):
@@ -384,34 +387,34 @@ class Decoder(nn.Module):
         """Float32 logits of hidden states."""
         with jax.named_scope("head"):
             if self.config.tie_embeddings:
-                logits, own_rows = self._tied_logits(hidden), ("bsd,vd->bsv", "embedding")
+                logits, spec, name = self._tied_logits(hidden), "bsd,vd->bsv", "embedding"
             else:
-                logits, own_rows = self._untied_logits(hidden), ("bsd,dv->bsv", "head")
-            rows = self._new_rows()
-            if rows is not None:
-                spec, name = own_rows
-                own = self._product(spec, hidden, rows[name])
+                logits, spec, name = self._untied_logits(hidden), "bsd,dv->bsv", "head"
+            of_new_tokens = self._of_new_tokens()
+            if of_new_tokens is not None:
+                own = self._einsum(spec, hidden, of_new_tokens[name])
                 logits = new_tokens.in_logits(logits, own, self.adapter.first_new_token)
             cap = self.config.final_softcap
             return cap * jnp.tanh(logits / cap) if cap else logits
 
     def _tied_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        """Of the embedding, and of what an adapter adds to it, in products that read their weights as these lie.
+        """Logits of a head that is the embedding, with what an adapter adds to it.
 
-        The gradient of a weight that is transposed first is a product in a form that XLA has for CPUs in float32 only.
+        No weight is transposed first: its gradient would be a matrix product in a form that XLA has for CPUs in float32
+        only.
         """
-        product = functools.partial(self._product, "bsd,vd->bsv")
-        logits, arrays = product(hidden, self.embedding), self._adapter_of("embedding")
+        matmul = functools.partial(self._einsum, "bsd,vd->bsv")
+        logits, arrays = matmul(hidden, self.embedding), self._adapter_of("embedding")
         if arrays is None:
             return logits
-        return adapters.get_method(self.adapter.method).apply_transposed(hidden, logits, arrays, product)
+        return adapters.get_method(self.adapter.method).apply_transposed(hidden, logits, arrays, matmul)
 
     def _untied_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        logits, arrays = self._product("bsd,dv->bsv", hidden, self.head_kernel), self._adapter_of("head")
+        logits, arrays = self._einsum("bsd,dv->bsv", hidden, self.head_kernel), self._adapter_of("head")
         if arrays is None:
             return logits
-        product = functools.partial(self._product, "bsi,io->bso")
-        return adapted(self.adapter, hidden, self.head_kernel, logits, arrays, product, None)
+        matmul = functools.partial(self._einsum, "bsi,io->bso")
+        return adapted(self.adapter, hidden, self.head_kernel, logits, arrays, matmul, None)
 
     def __call__(
         self,
@@ -427,5 +430,5 @@ def _check_length(config: DecoderConfig, length: int) -> None:
     """Checks that there is a learned position for each token, where the model has those."""
     if config.learned_positions and length > config.max_positions:
         raise ValueError(
-            f"{length} tokens in a row, and the model has {config.max_positions} learned positions; give shorter rows"
+            f"a sequence has {length} tokens, and the model {config.max_positions} learned positions; give shorter ones"
         )

@@ -1,10 +1,10 @@
 """Mixture of experts: a router chooses some of many feed-forward layers for each token.
 
 Dimensions as in `decoder`, and E experts, X experts a token takes, C places of an expert. Without a bound (the default)
-every token reaches every expert it chose: rows are sorted by expert and multiplied in groups, and devices along the
-mesh axis `expert`, which hold a part of the experts each, exchange their tokens. With a bound (`expert_capacity`;
-GShard, Lepikhin et al. 2020) an expert has C places for the tokens of a row of the batch, and tokens that find none
-pass it by.
+every token reaches every expert it chose: tokens are sorted by expert, and those of one expert are multiplied with its
+weights together. Devices along the mesh axis `expert` hold a part of the experts each and exchange their tokens. With a
+bound (`expert_capacity`; GShard, Lepikhin et al. 2020) an expert has C places for the tokens of a sequence, and a token
+that finds no place skips that expert.
 """
 
 import functools
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
-from sft_jax.models.layers import Linear, Product, adapted, gated, stored_kernel
+from sft_jax.models.layers import Linear, Matmul, adapted, gated, stored_kernel
 from sft_jax.models.matmul import einsum, grouped_matmul
 from sft_jax.models.partitioning import BATCH_AXES, constrain, fit_spec
 from sft_jax.models.quantization import dequantized
@@ -101,19 +101,19 @@ class Experts(nn.Module):
         return weights, chosen
 
 
-def _feed_forward(parts, product: Product, params: Weights, keys: Keys, rows: Float[Array, "*B D"]) -> Array:
-    """down(activation(gate(rows)) * up(rows)), where `product` multiplies each row by the weights of its expert."""
+def _feed_forward(parts, matmul: Matmul, params: Weights, keys: Keys, x: Float[Array, "*B D"]) -> Array:
+    """down(activation(gate(x)) * up(x)), where `matmul` multiplies each token by the weights of its expert."""
     config, execution, adapter = parts
 
     def project(name: str, x: Array) -> Array:
         arrays = dict(params[name])
         kernel = arrays.pop("kernel")
-        output = product(x, kernel).astype(execution.activation_dtype)
+        output = matmul(x, kernel).astype(execution.activation_dtype)
         if adapter is None or not arrays:
             return output
-        return adapted(adapter, x, kernel, output, arrays, product, keys.get(name))
+        return adapted(adapter, x, kernel, output, arrays, matmul, keys.get(name))
 
-    return project("down", gated(project("gate", rows), project("up", rows), config.activation))
+    return project("down", gated(project("gate", x), project("up", x), config.activation))
 
 
 # Without a bound.
@@ -178,16 +178,16 @@ def _serve(parts, params, keys, x, chosen, weights, first):
     order = jnp.argsort(number, stable=True)
     sizes = jnp.bincount(number, length=count).astype(jnp.int32)
 
-    def product(rows: Array, kernels: Array) -> Array:
-        return grouped_matmul(rows, kernels, sizes, matmul_dtype, "float32")
+    def matmul(inputs: Array, kernels: Array) -> Array:
+        return grouped_matmul(inputs, kernels, sizes, matmul_dtype, "float32")
 
-    rows = _feed_forward(parts, product, params, keys, jnp.take(x.reshape(-1, width), order // takes, axis=0))
-    rows = jnp.take(rows, jnp.argsort(order), axis=0).reshape(batch, length, takes, width)
-    return _weighted(rows, weights, x.dtype)
+    served = _feed_forward(parts, matmul, params, keys, jnp.take(x.reshape(-1, width), order // takes, axis=0))
+    served = jnp.take(served, jnp.argsort(order), axis=0).reshape(batch, length, takes, width)
+    return _weighted(served, weights, x.dtype)
 
 
-def _weighted(rows: Float[Array, "B S X D"], weights: Float[Array, "B S X"], dtype) -> Float[Array, "B S D"]:
-    return jnp.sum(rows.astype(jnp.float32) * weights[..., None], axis=2).astype(dtype)
+def _weighted(served: Float[Array, "B S X D"], weights: Float[Array, "B S X"], dtype) -> Float[Array, "B S D"]:
+    return jnp.sum(served.astype(jnp.float32) * weights[..., None], axis=2).astype(dtype)
 
 
 # With a bound.
@@ -203,19 +203,19 @@ def _bounded(parts, params, keys, x, chosen, weights, used):
     found = used[..., None] & (place < places)
     slot = jnp.where(found, chosen * places + place, config.num_experts * places)
     tokens = jnp.broadcast_to(jnp.arange(length)[None, :, None], slot.shape)
-    rows = jnp.arange(batch)[:, None, None]
+    sequences = jnp.arange(batch)[:, None, None]
     table = jnp.full((batch, config.num_experts * places), length)  # an empty place reads zeros
-    table = table.at[rows, slot].set(tokens, mode="drop")
+    table = table.at[sequences, slot].set(tokens, mode="drop")
     padded = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
     taken = jnp.take_along_axis(padded, table[..., None], axis=1)
     taken = taken.reshape(batch, config.num_experts, places, width)
 
-    def product(rows: Array, kernels: Array) -> Array:
-        return einsum("ebci,eio->ebco", rows, kernels, execution.matmul_dtype, "float32")
+    def matmul(inputs: Array, kernels: Array) -> Array:
+        return einsum("ebci,eio->ebco", inputs, kernels, execution.matmul_dtype, "float32")
 
-    # Experts first: with another axis before theirs, CPUs have no product in bfloat16.
+    # Experts first: with another axis before theirs, CPUs have no matrix product in bfloat16.
     taken = constrain(jnp.moveaxis(taken, 1, 0), "expert", ("replica", "fsdp"), None, None)
-    served = _feed_forward(parts, product, params, keys, taken)
+    served = _feed_forward(parts, matmul, params, keys, taken)
     served = jnp.moveaxis(served, 0, 1).reshape(batch, -1, width)
     back = jnp.take_along_axis(served, jnp.minimum(slot, served.shape[1] - 1).reshape(batch, -1, 1), axis=1)
     back = back.reshape(*slot.shape, width)
@@ -223,10 +223,10 @@ def _bounded(parts, params, keys, x, chosen, weights, used):
 
 
 def _places(chosen: Int[Array, "B S X"], used: Bool[Array, "B S"], num_experts: int) -> Int[Array, "B S X"]:
-    """How many came to the same expert of the same row before: of earlier choices, or of earlier tokens."""
-    in_turn = jnp.moveaxis(chosen, 2, 1).reshape(chosen.shape[0], -1)  # [B, X S]
+    """How many choices of the same expert, in the same sequence, come first: higher choices, then earlier tokens."""
+    in_order = jnp.moveaxis(chosen, 2, 1).reshape(chosen.shape[0], -1)  # [B, X S]
     counted = jnp.tile(used, (1, chosen.shape[2]))[..., None]
-    ones = jax.nn.one_hot(in_turn, num_experts, dtype=jnp.int32) * counted
+    ones = jax.nn.one_hot(in_order, num_experts, dtype=jnp.int32) * counted
     before = jnp.cumsum(ones, axis=1) - ones
-    place = jnp.take_along_axis(before, in_turn[..., None], axis=2)[..., 0]
+    place = jnp.take_along_axis(before, in_order[..., None], axis=2)[..., 0]
     return jnp.moveaxis(place.reshape(chosen.shape[0], chosen.shape[2], -1), 1, 2)

@@ -1,4 +1,4 @@
-"""What the layers of the decoder are made of: norms, the one projection, gates.
+"""The parts that the decoder's layers are made of: norms, linear projections, activations with and without a gate.
 
 Dimensions as in `decoder`, and I inputs, O outputs.
 """
@@ -16,7 +16,7 @@ from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.matmul import einsum
 from sft_jax.models.quantization import dequantized, is_quantized
 
-Product = Callable[[Array, Array], Array]  # rows and weights -> rows, float32
+Matmul = Callable[[Array, Array], Array]  # inputs [*, I] and weights -> outputs [*, O], float32
 
 
 class Norm(nn.Module):
@@ -61,7 +61,7 @@ def _wide(vector: Array, ndim: int) -> Array:
 
 
 class Linear(nn.Module):
-    """The one projection of the model: product, bias, adapter. Knows precision and adapters, and nothing else does."""
+    """The one linear projection of the model: matrix product, bias, adapter. Precision and adapters are set here."""
 
     features: int
     use_bias: bool
@@ -75,17 +75,17 @@ class Linear(nn.Module):
         if kernel is None:
             kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
 
-        def product(x: Array, weight: Array) -> Array:
+        def matmul(x: Array, weight: Array) -> Array:
             return einsum("bsi,io->bso", x, weight, dtype, "float32")
 
-        read = product
+        read = matmul
         if is_quantized(kernel):  # what is kept for the backward pass is the kernel in few bits
-            read = jax.checkpoint(lambda x, kernel: product(x, dequantized(kernel, dtype)))
+            read = jax.checkpoint(lambda x, kernel: matmul(x, dequantized(kernel, dtype)))
         output = read(x, kernel).astype(self.execution.activation_dtype)
         arrays = self.variables.get(adapters.COLLECTION)
         if self.adapter is not None and arrays:
             key = self.make_rng("dropout") if self.adapter.dropout else None
-            output = adapted(self.adapter, x, dequantized(kernel), output, dict(arrays), product, key)
+            output = adapted(self.adapter, x, dequantized(kernel), output, dict(arrays), matmul, key)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             output = output + bias.astype(output.dtype)[None, None]
@@ -104,7 +104,7 @@ def adapted(
     kernel: Float[Array, "*E I O"],
     output: Float[Array, "*B O"],
     arrays: dict[str, Array],
-    product: Product,
+    matmul: Matmul,
     dropout_key: PRNGKeyArray | None,
 ) -> Float[Array, "*B O"]:
     """What an adapter makes of `output`, the product of `x` and `kernel`; `x` loses parts where there is a key."""
@@ -112,7 +112,7 @@ def adapted(
         keep = 1.0 - arrays["dropout"]
         kept = jax.random.bernoulli(dropout_key, keep, x.shape)
         x = jnp.where(kept, x / keep, 0).astype(x.dtype)
-    return adapters.get_method(adapter.method).apply(x, kernel, output, arrays, product)
+    return adapters.get_method(adapter.method).apply(x, kernel, output, arrays, matmul)
 
 
 _ACTIVATIONS = {

@@ -1,4 +1,4 @@
-"""Layer layouts: one function each way between stacked layers (`scan`) and one subtree a layer (`unrolled`).
+"""Converts parameters between the two layer layouts: stacked layers (`scan`) and one subtree a layer (`unrolled`).
 
 Works on anything shaped like the parameters: gradients, moments, adapters. A layout is a property of the compiled
 program, not of a checkpoint, so everything that is stored says which one it has.

@@ -1,4 +1,4 @@
-"""From a pretrained checkpoint to a decoder and its parameters."""
+"""Loads a pretrained checkpoint: the decoder that its config describes, and the parameters, placed on their devices."""
 
 import functools
 import os

@@ -2,7 +2,7 @@
 
 Plain autodiff of a bf16 product multiplies float32 cotangents with bf16 operands, which has no fast kernel on CPUs with
 AVX-512 BF16 and costs a conversion elsewhere. The rule below casts the cotangent too, so that all three products of a
-layer (forward, input gradient, weight gradient) run at the speed of the product dtype.
+layer (forward, input gradient, weight gradient) run at the speed of the matmul dtype.
 """
 
 import functools
@@ -23,7 +23,7 @@ def einsum(
         spec: two-operand einsum with explicit output; every index of an operand occurs in the other or in the output.
         x: left operand, any float dtype.
         y: right operand, any float dtype.
-        matmul_dtype: dtype of the inputs of the product, forward and backward.
+        matmul_dtype: dtype of the inputs of the matrix product, forward and backward.
         out_dtype: dtype of the result. Gradients come back in the dtypes of `x` and `y`.
     """
     return contract(spec, x, y, matmul_dtype).astype(out_dtype)
@@ -77,14 +77,14 @@ def grouped_matmul(
         x: rows sorted by weight.
         weights: one matrix a group.
         sizes: rows of each group; rows behind the last group give zeros.
-        matmul_dtype: dtype of the inputs of the products, forward and backward.
+        matmul_dtype: dtype of the inputs of the matrix products, forward and backward.
         out_dtype: dtype of the result. Gradients come back in the dtypes of `x` and `weights`.
     """
     return _grouped_forward(x, weights, sizes, matmul_dtype, out_dtype)[0]
 
 
 _ROWS_WITH_WEIGHTS = RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
-_ROWS_WITH_TURNED_WEIGHTS = RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
+_ROWS_WITH_TRANSPOSED_WEIGHTS = RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
 _ROWS_WITH_ROWS = RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
 
 
@@ -110,7 +110,7 @@ def _in_groups(rows, sizes):
 def _grouped_backward(matmul_dtype, out_dtype, residuals, cotangent):
     del out_dtype
     x, weights, sizes, like_x = residuals
-    dx = _in_groups(_grouped(cotangent, weights, sizes, _ROWS_WITH_TURNED_WEIGHTS, matmul_dtype), sizes)
+    dx = _in_groups(_grouped(cotangent, weights, sizes, _ROWS_WITH_TRANSPOSED_WEIGHTS, matmul_dtype), sizes)
     dweights = _grouped(x, cotangent, sizes, _ROWS_WITH_ROWS, matmul_dtype)
     return dx.astype(like_x.dtype), dweights.astype(weights.dtype), None
 

@@ -1,9 +1,9 @@
-"""From our adapters to the two files of a PEFT adapter directory; `peft_loading` is the way back.
+"""Writes our adapters as a PEFT adapter directory: adapter_config.json and tensors. `peft_loading` reads them back.
 
-Beside a stored layer that is several weights here, their adapters become one of the sum of their ranks: the A's one
-below the other, the B's in blocks, each with the outputs of its weight and zeros elsewhere. PiSSA goes as a LoRA of
-twice the rank (`adapters.pissa`). Nothing is lost on the way, but for the rounding of B where weights of unlike ranks,
-hence scales, share a stored layer.
+One stored layer of a checkpoint may be several weights here (Phi-3's `qkv_proj`). Their adapters then become one
+adapter whose rank is the sum of theirs: the A's are stacked, and the B's are blocks, each with the outputs of its
+weight and zeros elsewhere. PiSSA is written as a LoRA of twice the rank (`adapters.pissa`). The conversion is exact,
+except that B is rounded where weights that share a stored layer differ in rank, and so in scale.
 """
 
 import collections
@@ -33,7 +33,7 @@ _TIED_BY_PEFT = "embed_tokens"  # the only name of a tied embedding that `peft` 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSettings:
-    """What is said of all adapters of a model at once; ranks are those of the arrays.
+    """What all adapters of a model have in common; ranks are those of the arrays.
 
     Attributes:
         method: `lora`, `dora` or `pissa`.
@@ -49,11 +49,11 @@ class AdapterSettings:
 
     @property
     def power(self) -> float:
-        """Of the rank, that alpha is divided by."""
+        """Alpha is divided by the rank to this power."""
         return 0.5 if self.rslora else 1.0
 
     def hyper(self) -> dict[str, float]:
-        """The numbers of a run that the scale is made of; for use, so without dropout."""
+        """The hyperparameters that the scale is computed from, for inference: without dropout."""
         return {"adapter_alpha": self.alpha, "adapter_rank_power": self.power, "adapter_dropout": 0.0}
 
 
@@ -73,7 +73,7 @@ def peft_adapter(
 ) -> tuple[dict, dict[str, PendingTensor]]:
     """(adapter_config.json, tensors of adapter_model.safetensors by name) that `peft` loads as the same function.
 
-    Tensors are fetched and cast when their turn comes.
+    A tensor is fetched and cast only when it is written.
 
     Args:
         adapters: what is trained and its constants (`a` [in, rank], `b` [rank, out], …) at the paths of the weights
@@ -129,7 +129,7 @@ class _Arrays:
         return path.removesuffix("/kernel"), tuple(number for number, _ in place)
 
     def rank(self, rule: TensorRule) -> int:
-        """That is trained."""
+        """Rank of the trained arrays."""
         return self.flat[self.path(rule)[0] + "/a"].shape[-1]
 
     def fetch(self, rule: TensorRule, name: str) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""From a PEFT adapter directory to our adapters; `peft_adapters` is the way out.
+"""Reads a PEFT adapter directory as our adapters. `peft_adapters` writes such directories.
 
-What `peft` has beside a stored layer that is several weights here becomes an adapter of each of them: A is shared out
-to all, of B each gets its outputs. Where the columns of B each belong to one of the weights, as `peft_adapters` writes
-them, a weight gets its own alone, and what was written is what is read.
+Where a stored layer of the checkpoint is several weights here, its adapter in `peft` becomes an adapter of each of
+them: all get the whole A, and each gets its own outputs of B. Where every column of B belongs to one of the weights
+only, as `peft_adapters` writes them, a weight gets just its own columns, so that an exported adapter reads back
+unchanged.
 
-A rank there is the rank here. Where our layers are one array and theirs differ, the smaller are filled up with zeros in
-A and in B, and so are layers without an adapter: their gradients are zero, so that they stay what they were.
+Ranks are kept. Our layers are stacked in one array: where their ranks differ, the smaller ones are padded with zeros in
+A and in B, and a layer without an adapter gets zeros. Gradients of the padding are zero, so it stays without effect.
 """
 
 import collections

@@ -1,8 +1,8 @@
 """The torch modules and parameters that `peft` adapts, and which of our weights each of them holds.
 
-Made from a family's table. A stored layer may be several of ours (Phi-3's `qkv_proj`): its outputs are theirs, in the
-order that the rules' views know. The experts of a layer are one parameter in transformers 5, `gate_up_proj`
-[experts, 2 ffn, in] or `down_proj`, which `peft` adapts by `target_parameters`.
+They are derived from a family's table of tensors. A stored layer may hold several of our weights (Phi-3's `qkv_proj`);
+its outputs are split among them in the order that the views of the rules give. The experts of a layer are one parameter
+in transformers 5, `gate_up_proj` [experts, 2 ffn, in] or `down_proj`, which `peft` adapts by `target_parameters`.
 """
 
 import dataclasses

@@ -1,5 +1,7 @@
-"""How many positions a model knows: a limit that is refused or stopped at, and that the user may lift where turning
-further is all it takes."""
+"""How many positions a model knows. Longer examples are refused, and generation stops at the last position.
+
+Users may raise the limit of a model with rotary embeddings, which extend to any position.
+"""
 
 import dataclasses
 from typing import Any
@@ -10,7 +12,7 @@ HF_FIELD = "max_position_embeddings"
 
 
 def why_fixed(decoder: DecoderConfig) -> str:
-    """Why the model cannot be given other positions than its checkpoint says; empty where it can."""
+    """Why the number of positions cannot differ from what the checkpoint says; empty where it can."""
     if decoder.learned_positions:
         return f"it has a learned vector for each of its {decoder.max_positions} positions, and none beyond"
     if isinstance(decoder.rope_scaling, DynamicScaling):
@@ -19,7 +21,7 @@ def why_fixed(decoder: DecoderConfig) -> str:
 
 
 def advice(decoder: DecoderConfig) -> str:
-    """What else than less text helps, as the end of a sentence; empty where nothing does."""
+    """What helps besides giving less text, as the end of a sentence; empty where nothing does."""
     if why_fixed(decoder):
         return ""
     return ", or lift the limit: --max_positions, and --config.model.max_positions in training"

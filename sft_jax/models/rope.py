@@ -64,10 +64,10 @@ def _scale_yarn(inverse: np.ndarray, scaling: YarnScaling, theta: float) -> np.n
     """Interpolates between the pairs that rotate `beta_fast` and `beta_slow` times in the original context."""
     dim = 2 * len(inverse)
 
-    def pair_that_turns(times: float) -> float:
+    def pair_that_rotates(times: float) -> float:
         return dim * math.log(scaling.original_max_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    first, last = pair_that_rotates(scaling.beta_fast), pair_that_rotates(scaling.beta_slow)
     if scaling.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, dim - 1)
@@ -86,7 +86,7 @@ def rotation(
 def rotate(
     x: Float[Array, "B S H N"], cos: Float[Array, "B S 1 half"], sin: Float[Array, "B S 1 half"]
 ) -> Float[Array, "B S H N"]:
-    """Turns the pairs (i, i + R/2) of the first R parts of every head by the angles of its position (R is 2 half).
+    """Rotates the pairs (i, i + R/2) of the first R parts of every head by the angles of its position (R is 2 half).
 
     Keeps the dtype of `x`.
     """

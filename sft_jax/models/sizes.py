@@ -1,4 +1,4 @@
-"""Whether a model has a place for every token of the data."""
+"""Checks that a model fits its data: no example longer than its positions, no token without an embedding."""
 
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.models import positions
@@ -6,29 +6,29 @@ from sft_jax.models.config import DecoderConfig
 
 
 def check_sizes(decoder: DecoderConfig, *data: TokenizedExamples | None, remedy: str = "") -> None:
-    """Checks that the model has a place for every token of the data.
+    """Checks that the model has a position and an embedding for every token of the data.
 
     Args:
         decoder: the model's.
-        data: tokenized rows.
-        remedy: how a row that is too long is left out; by default as a config does it.
+        data: tokenized examples; None is skipped.
+        remedy: how an example that is too long is left out; by default as a config does it.
 
     Raises:
-        ValueError: a row is longer than the positions the model knows, or has a token that its embedding lacks.
+        ValueError: an example is longer than the positions the model knows, or has a token without an embedding.
     """
-    for rows in data:
-        if rows is None:
+    for examples in data:
+        if examples is None:
             continue
-        longest = int(rows.lengths.argmax())
-        if rows.lengths[longest] > decoder.max_positions:
-            remedy = remedy or f"--config.data.sequence_length={decoder.max_positions} leaves such rows out"
+        longest = int(examples.lengths.argmax())
+        if examples.lengths[longest] > decoder.max_positions:
+            remedy = remedy or f"--config.data.sequence_length={decoder.max_positions} leaves such examples out"
             raise ValueError(
-                f"{rows.ids[longest]} has {rows.lengths[longest]} tokens; the model knows {decoder.max_positions} "
-                f"positions. {remedy}{positions.advice(decoder)}."
+                f"{examples.ids[longest]} has {examples.lengths[longest]} tokens; the model knows "
+                f"{decoder.max_positions} positions. {remedy}{positions.advice(decoder)}."
             )
-        if rows.tokens.max() >= decoder.vocab_size:
-            row = int(rows.offsets.searchsorted(rows.tokens.argmax(), side="right")) - 1
+        if examples.tokens.max() >= decoder.vocab_size:
+            index = int(examples.offsets.searchsorted(examples.tokens.argmax(), side="right")) - 1
             raise ValueError(
-                f"{rows.ids[row]} has token {rows.tokens.max()}; the model's embedding has {decoder.vocab_size} rows. "
-                "Tokenizer and weights do not belong together."
+                f"{examples.ids[index]} has token {examples.tokens.max()}; the model has embeddings of "
+                f"{decoder.vocab_size} tokens. Tokenizer and weights do not belong together."
             )

@@ -1,4 +1,4 @@
-"""From parameters to the tensors of a Hugging Face checkpoint: the way of `loading`, back."""
+"""The tensors of a Hugging Face checkpoint, by name, made from our parameters: the reverse of `loading`."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ def pending_tensors(
 ) -> dict[str, PendingTensor]:
     """The tensors of a checkpoint of this family, by their names, in the order of its table.
 
-    Nothing is computed, fetched or cast before a tensor's turn comes: the host holds one tensor at a time.
+    A tensor is computed, fetched and cast only when it is written: the host holds one tensor at a time.
 
     Args:
         weights: path in the unrolled layout (`layers_3/ffn/up/kernel`) -> makes that parameter.

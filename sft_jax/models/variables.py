@@ -74,24 +74,24 @@ def merge_adapters(tree: Tree, method: str, first_new_token: int | None = None) 
 
     Args:
         tree: what `variables` gives.
-        method: of the adapters; `none` where there are only rows of new tokens.
+        method: of the adapters; `none` where only new tokens are trained.
         first_new_token: as in `AdapterSpec`.
 
     Raises:
-        ValueError: an unknown method, or rows of new tokens without their place.
+        ValueError: an unknown method, or embeddings of new tokens without the id of the first.
     """
     params = flatten_dict(dequantized_tree(tree["params"]))
     beside = dict(tree[adapters.COLLECTION])
-    rows = beside.pop(new_tokens.NAME, {})
-    if rows and first_new_token is None:
-        raise ValueError("there are rows of new tokens; give first_new_token, the id of the first")
+    of_new_tokens = beside.pop(new_tokens.NAME, {})
+    if of_new_tokens and first_new_token is None:
+        raise ValueError("there are embeddings of new tokens; give first_new_token, the id of the first")
     by_weight: dict[tuple[str, ...], dict[str, Array]] = {}
     for path, leaf in flatten_dict(beside).items():
         by_weight.setdefault(path[:-1], {})[path[-1]] = leaf
     for path, arrays in by_weight.items():
         weight = path if path in params else (*path, "kernel")
         params[weight] = adapters.get_method(method).merge(params[weight], arrays)
-    for name, own in rows.items():
+    for name, own in of_new_tokens.items():
         params[(name,)] = new_tokens.merge(name, params[(name,)], own, first_new_token)
     return unflatten_dict(params)
 

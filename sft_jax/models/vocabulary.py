@@ -1,11 +1,11 @@
-"""New tokens of a run: ids from the tokenizer, rows of the embedding and of an untied head that start at the mean.
+"""New tokens of a run: adds them to the tokenizer, and gives them embeddings, and weights in the head, in the model.
 
-`config.model.new_tokens` are added to the tokenizer as special tokens. Their ids are the next ones that it has free.
-Many models have rows there that no token uses (their vocabulary is padded to a round number): those are taken first,
-and the embedding grows only when there are not enough.
+`config.model.new_tokens` are added to the tokenizer as special tokens, with the next ids that it has free. Many models
+have embeddings of more ids than their tokenizer uses (the vocabulary is padded to a round number): new tokens take
+those first, and the embedding grows only when there are not enough. Their embeddings start at the mean of the others.
 
-They count where the chat template writes them, and where contents spell them unless
-`config.model.new_tokens_in_contents` is False; the tokenizer remembers it, wherever it goes.
+New tokens are recognised where the chat template writes them, and also where the content of a message spells them
+unless `config.model.new_tokens_in_contents` is False. The tokenizer stores that choice, also when it is exported.
 """
 
 import dataclasses
@@ -64,15 +64,15 @@ def add_new_tokens(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[str]
         raise ValueError("\n".join(problems))
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in new_tokens], True)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in new_tokens]
-    rows = range(ids[0], ids[0] + len(ids))
-    if ids != list(rows) or any(number in rows for number in known.values()):
+    token_ids = range(ids[0], ids[0] + len(ids))
+    if ids != list(token_ids) or any(number in token_ids for number in known.values()):
         raise ValueError(
             f"{_FLAG}: the tokenizer numbers them {ids}, which are taken or do not follow one another: its own ids "
             "have gaps. Add them to the tokenizer's files by hand, and resize the model there."
         )
     if in_contents:
         count_in_contents(tokenizer, new_tokens)
-    return rows
+    return token_ids
 
 
 def with_new_tokens(tokenizer: PreTrainedTokenizerBase, model: ModelOptions) -> PreTrainedTokenizerBase:
@@ -85,31 +85,32 @@ def with_new_tokens(tokenizer: PreTrainedTokenizerBase, model: ModelOptions) -> 
     return tokenizer
 
 
-def grown(decoder: DecoderConfig, rows: range) -> DecoderConfig:
-    """The decoder with a row for every new token.
+def grown(decoder: DecoderConfig, new_token_ids: range) -> DecoderConfig:
+    """The decoder with an embedding for every new token.
 
-    Its size stays as it is where it is enough. Otherwise it grows to a number that the same powers of two divide, up to
-    128, so that the vocabulary is split over devices as before: 49,152 rows and ids up to 49,153 make 49,280 rows.
+    Its vocabulary size stays as it is where it is enough. Otherwise it grows to a number that the same powers of two
+    divide, up to 128, so that the vocabulary is split over devices as before: 49,152 with ids up to 49,153 becomes
+    49,280.
     """
-    if rows.stop <= decoder.vocab_size:
+    if new_token_ids.stop <= decoder.vocab_size:
         return decoder
     unit = math.gcd(decoder.vocab_size, _ROUND)
-    return dataclasses.replace(decoder, vocab_size=-(-rows.stop // unit) * unit)
+    return dataclasses.replace(decoder, vocab_size=-(-new_token_ids.stop // unit) * unit)
 
 
 def resized(
-    params: Tree, decoder: DecoderConfig, rows: range, sharding: Callable[[str, tuple[int, ...]], Sharding]
+    params: Tree, decoder: DecoderConfig, new_token_ids: range, sharding: Callable[[str, tuple[int, ...]], Sharding]
 ) -> Tree:
-    """Parameters with rows for new tokens in the embedding [V, D], and in a head [D, V] of its own.
+    """Parameters with new tokens in the embedding [V, D], and in the head [D, V] where that is a weight of its own.
 
-    The rows of the new tokens and those that the embedding grows by begin at the mean, taken in float32, of the rows of
-    all tokens that the tokenizer had before, its special tokens included. Rows between that no token uses count neither
-    for the mean nor do they change. The other rows keep their bits, and all of it its dtype.
+    The embeddings of the new tokens, and all that the embedding grows by, begin at the mean, taken in float32, of the
+    embeddings of all tokens that the tokenizer had before, its special tokens included. Embeddings of ids that no token
+    uses are left out of the mean. All others keep their bits, and the whole keeps its dtype. Likewise for the head.
 
     Args:
         params: in either layout; other parameters are passed on.
         decoder: the grown one.
-        rows: ids of the new tokens.
+        new_token_ids: ids of the new tokens.
         sharding: where the array of a path and shape lives.
     """
     changed = {}
@@ -117,19 +118,19 @@ def resized(
         if name in params:
             weight = params[name]
             shape = tuple(decoder.vocab_size if i == axis else size for i, size in enumerate(weight.shape))
-            changed[name] = _resize(sharding(name, shape), axis, decoder.vocab_size, rows)(weight)
+            changed[name] = _resize(sharding(name, shape), axis, decoder.vocab_size, new_token_ids)(weight)
     return {**params, **changed}
 
 
 @functools.cache
-def _resize(sharding: Sharding, axis: int, size: int, rows: range) -> Callable[[Array], Array]:
+def _resize(sharding: Sharding, axis: int, size: int, new_token_ids: range) -> Callable[[Array], Array]:
     def resize(weight: Float[Array, "..."]) -> Float[Array, "..."]:
         before = weight.shape[axis]
-        known = jax.lax.slice_in_dim(weight, 0, min(rows.start, before), axis=axis)
+        known = jax.lax.slice_in_dim(weight, 0, min(new_token_ids.start, before), axis=axis)
         mean = jnp.mean(known.astype(jnp.float32), axis=axis, keepdims=True).astype(weight.dtype)
         padding = [(0, size - before if i == axis else 0) for i in range(weight.ndim)]
         ids = jax.lax.broadcasted_iota(jnp.int32, (size, 1) if axis == 0 else (1, size), axis)
-        begins = ((ids >= rows.start) & (ids < rows.stop)) | (ids >= before)
+        begins = ((ids >= new_token_ids.start) & (ids < new_token_ids.stop)) | (ids >= before)
         return jnp.where(begins, mean, jnp.pad(weight, padding))
 
     return jax.jit(resize, out_shardings=sharding)

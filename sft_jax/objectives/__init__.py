@@ -1,4 +1,4 @@
-"""Objectives: pure functions from logits to what is minimised and measured, as sums and counts.
+"""Objectives: pure functions from logits to the loss that is minimised and to other metrics, as sums and counts.
 
 A new objective is one file with a function of the form of `cross_entropy` plus its line in `OBJECTIVES`:
 

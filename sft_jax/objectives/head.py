@@ -1,7 +1,7 @@
-"""From hidden states to an objective's sums without the full logits.
+"""Computes an objective's sums from hidden states, without ever holding all logits.
 
 The vocabulary head is applied to chunks of target slots. Differentiated, each chunk yields its share of the gradients
-in the forward pass itself, so that its logits are neither kept nor computed twice (three products a chunk; a
+in the forward pass itself, so that its logits are neither kept nor computed twice (three matrix products a chunk; a
 checkpointed scan would need four).
 """
 
@@ -36,7 +36,7 @@ def over_chunks(
     chunk: int,
     more: tuple[Int[Array, "B P"], ...] = (),
 ) -> dict[str, tuple[Array, Array]]:
-    """Sums and counts of `objective` over all slots, `chunk` slots of every row at a time.
+    """Sums and counts of `objective` over all slots, `chunk` slots of every sequence at a time.
 
     Args:
         objective: head and objective of one chunk.
@@ -45,7 +45,7 @@ def over_chunks(
         hidden: hidden states of the target slots.
         targets: token ids.
         weights: weight of each target.
-        chunk: slots of a row in a chunk; 0 or at least P takes all slots at once.
+        chunk: slots of a sequence in a chunk; 0 or at least P takes all slots at once.
         more: what else the objective needs to know of each slot; it gets them after the weights.
     """
     if chunk <= 0 or chunk >= hidden.shape[1]:

@@ -1,4 +1,4 @@
-"""The loss of each slice of the data (a source of a mixture, a group of held-out rows), beside that of all."""
+"""The loss of each slice of the data (a source of a mixture, a group of held-out examples), beside that of all."""
 
 from collections.abc import Callable, Sequence
 

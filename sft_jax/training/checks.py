@@ -25,7 +25,7 @@ from sft_jax.data.reading import AUTO, LABELS, ON_BAD_ROW, PREFERENCES, TEXT_END
 from sft_jax.data.records import check_reading
 from sft_jax.data.rendering import masking
 from sft_jax.models.adapters import METHODS
-from sft_jax.models.config import ATTENTION_BACKENDS, PRODUCT_DTYPES, REMAT_POLICIES
+from sft_jax.models.config import ATTENTION_BACKENDS, FLOAT_DTYPES, REMAT_POLICIES
 from sft_jax.models.quantization import KINDS
 from sft_jax.models.vocabulary import problems_of
 from sft_jax.objectives import OBJECTIVES
@@ -123,7 +123,7 @@ CHECKS: dict[str, Check] = {
     "optimizer.max_skipped_in_a_row": _at_least(1),
     "ema.decay": _BELOW_ONE,
     "precision.params": _one_of(*_TRAINED),
-    "precision.frozen": _one_of(*PRODUCT_DTYPES),
+    "precision.frozen": _one_of(*FLOAT_DTYPES),
     "precision.quantized": _one_of(*KINDS),
     "precision.matmul": _one_of(*_TRAINED),
     "precision.activations": _one_of(*_TRAINED),

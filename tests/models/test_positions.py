@@ -19,7 +19,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0}
 
 @pytest.mark.parametrize("layout", ["scan", "unrolled"])
 def test_padding_beyond_the_last_position_reaches_nothing(layout):
-    """GPT-2 with 8 positions, 5 tokens in a row of 16: logits and gradients are those of a row of 5."""
+    """GPT-2 with 8 positions, 5 tokens in a sequence of 16: logits and gradients are those of a sequence of 5."""
     fields = families.hf_config("gpt2") | {"n_positions": 8}
     config = get_family(fields).decoder_config(fields)
     model = Decoder(config, Execution(layer_layout=layout))
@@ -37,7 +37,7 @@ def test_padding_beyond_the_last_position_reaches_nothing(layout):
     found = jax.value_and_grad(loss)(params, padded, segments)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="16 tokens in a row, and the model has 8 learned positions"):
+    with pytest.raises(ValueError, match="a sequence has 16 tokens, and the model 8 learned positions"):
         model.apply({"params": params}, padded)
 
 

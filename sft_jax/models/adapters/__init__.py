@@ -4,11 +4,12 @@ A method is one module and its line in `METHODS`:
 
 - `init(key, kernel, rank, scale) -> arrays`, and `init_embedding` likewise for a token embedding [V, D];
 - `INIT_READS_KERNEL`: whether these read the kernel's numbers, not only its shape;
-- `apply(x, kernel, output, adapter, product) -> output`, where `adapter` holds the arrays and `scale`;
+- `apply(x, kernel, output, adapter, matmul) -> output`, where `adapter` holds the arrays and `scale`, and
+  `matmul(x, weight)` multiplies in the precision of the layer;
 - `merge(kernel, adapter) -> kernel`;
-- `ON_EXPERTS`: whether it can adapt those;
+- `ON_EXPERTS`: whether it can adapt the experts of a mixture;
 - `ON_TIED_EMBEDDING`: whether it can adapt an embedding that is the head too, where it is read transposed:
-  `apply_transposed(x, output, adapter, product) -> output`.
+  `apply_transposed(x, output, adapter, matmul) -> output`.
 
 Its arrays live in the variable collection `adapters`, at the path of the weight they adapt. Those whose name begins
 with `constant_` are not trained.

@@ -14,7 +14,7 @@ from sft_jax.models.adapters import lora
 from sft_jax.models.matmul import contract
 
 INIT_READS_KERNEL = True
-ON_EXPERTS = False  # magnitudes of one expert's columns would have to find its rows
+ON_EXPERTS = False  # each token would have to be scaled by the magnitudes of its own expert
 ON_TIED_EMBEDDING = False  # as a head, the embedding has other columns
 
 
@@ -35,11 +35,11 @@ def apply(
     kernel: Float[Array, "I O"],
     output: Float[Array, "*B O"],
     adapter: dict[str, Array],
-    product: Callable[[Array, Array], Array],
+    matmul: Callable[[Array, Array], Array],
 ) -> Float[Array, "*B O"]:
     """The adapted output; arguments as of `lora.apply`, and `magnitude` [O] in `adapter`."""
     share = adapter["magnitude"] / jax.lax.stop_gradient(_adapted_norm(kernel, adapter))
-    update = product(product(x, adapter["a"]), adapter["b"])
+    update = matmul(matmul(x, adapter["a"]), adapter["b"])
     wide = output.astype(jnp.float32) + adapter["scale"] * update
     return (wide * share.reshape((1,) * (wide.ndim - 1) + share.shape)).astype(output.dtype)
 

@@ -35,10 +35,10 @@ def init(key: PRNGKeyArray, kernel: Float[Array, "*L I O"], rank: int, scale: Fl
 def init_embedding(
     key: PRNGKeyArray, kernel: Float[Array, "V D"], rank: int, scale: Float[Array, ""]
 ) -> dict[str, Array]:
-    """The other way round, as in peft: A = 0, of which a token reads one row, and B ~ N(0, 1)."""
+    """The other way round, as in peft: A = 0, which is looked up by token, and B ~ N(0, 1)."""
     del scale
-    rows, width = kernel.shape
-    return {"a": jnp.zeros((rows, rank), jnp.float32), "b": jax.random.normal(key, (rank, width), jnp.float32)}
+    vocabulary, width = kernel.shape
+    return {"a": jnp.zeros((vocabulary, rank), jnp.float32), "b": jax.random.normal(key, (rank, width), jnp.float32)}
 
 
 def apply(
@@ -46,7 +46,7 @@ def apply(
     kernel: Float[Array, "*E I O"],
     output: Float[Array, "*B O"],
     adapter: dict[str, Array],
-    product: Callable[[Array, Array], Array],
+    matmul: Callable[[Array, Array], Array],
 ) -> Float[Array, "*B O"]:
     """The adapted output.
 
@@ -55,15 +55,15 @@ def apply(
         kernel: the frozen weight (of each expert), which this method does not read.
         output: x W, before dropout touched x.
         adapter: `a` [I, r], `b` [r, O], of each expert where there are some, `scale` [].
-        product: inputs and weights to outputs, float32; with experts each row meets the weights of its own.
+        matmul: inputs and weights to outputs, float32; with experts each token meets the weights of its own.
     """
     del kernel
-    update = product(product(x, adapter["a"]), adapter["b"])
+    update = matmul(matmul(x, adapter["a"]), adapter["b"])
     return output + (adapter["scale"] * update).astype(output.dtype)
 
 
 def apply_transposed(
-    x: Array, output: Float[Array, "*B I"], adapter: dict[str, Array], product: Callable[[Array, Array], Array]
+    x: Array, output: Float[Array, "*B I"], adapter: dict[str, Array], matmul: Callable[[Array, Array], Array]
 ) -> Float[Array, "*B I"]:
     """The output adapted beside the transposed weight, of which (A B)^T = B^T A^T is the update.
 
@@ -71,9 +71,9 @@ def apply_transposed(
         x: input of the layer.
         output: x W^T.
         adapter: as for `apply`.
-        product: inputs and weights [O, I] to inputs times transposed weights, float32.
+        matmul: inputs and weights [O, I] to inputs times transposed weights, float32.
     """
-    update = product(product(x, adapter["b"]), adapter["a"])
+    update = matmul(matmul(x, adapter["b"]), adapter["a"])
     return output + (adapter["scale"] * update).astype(output.dtype)
 
 
@@ -84,6 +84,6 @@ def merge(kernel: Float[Array, "*L I O"], adapter: dict[str, Array]) -> Float[Ar
 
 def update_of(adapter: dict[str, Array]) -> Float[Array, "*L I O"]:
     """scale A B, float32."""
-    product = jnp.einsum("...ir,...ro->...io", adapter["a"], adapter["b"], precision=jax.lax.Precision.HIGHEST)
+    update = jnp.einsum("...ir,...ro->...io", adapter["a"], adapter["b"], precision=jax.lax.Precision.HIGHEST)
     scale = jnp.asarray(adapter["scale"])
-    return scale.reshape(scale.shape + (1,) * (product.ndim - scale.ndim)) * product
+    return scale.reshape(scale.shape + (1,) * (update.ndim - scale.ndim)) * update

@@ -1,8 +1,9 @@
-"""Rows of new tokens, trained beside a frozen embedding and a frozen head, in place of the rows that those have.
+"""Embeddings of new tokens, and their columns of the head, trained while the rest of both is frozen.
 
-The arrays are `adapters/new_tokens/embedding` [N, D] and, where the head is a weight of its own, `adapters/new_tokens/head`
-[D, N], float32: the rows of N tokens whose ids follow one another from `first` on. They take the place of what the
-embedding, or an adapter beside it, says of these tokens, so that no gradient of the whole embedding is formed.
+The arrays are `adapters/new_tokens/embedding` [N, D] and, where the head is a weight of its own,
+`adapters/new_tokens/head` [D, N], float32, for N tokens whose ids follow one another from `first` on. For these tokens
+they replace what the embedding, the head, or an adapter beside either gives, so that no gradient of the whole embedding
+is formed.
 
 Dimensions: N new tokens, D model, V vocabulary.
 """
@@ -14,25 +15,26 @@ from jaxtyping import Array, Bool, Float, Int
 NAME = "new_tokens"
 
 
-def init(params: dict, rows: range) -> dict[str, Array]:
-    """The rows as the embedding and the head have them, float32.
+def init(params: dict, new_token_ids: range) -> dict[str, Array]:
+    """The numbers that the embedding and the head have for the new tokens, float32.
 
     Args:
         params: parameters; `embedding` [V, D] is read, and `head` [D, V] where there is one.
-        rows: ids of the new tokens.
+        new_token_ids: ids of the new tokens.
     """
-    made = {"embedding": params["embedding"][rows.start : rows.stop].astype(jnp.float32)}
+    new = slice(new_token_ids.start, new_token_ids.stop)
+    made = {"embedding": params["embedding"][new].astype(jnp.float32)}
     if "head" in params:
-        made["head"] = params["head"][:, rows.start : rows.stop].astype(jnp.float32)
+        made["head"] = params["head"][:, new].astype(jnp.float32)
     return made
 
 
 def look_up(
-    embedded: Float[Array, "B S D"], tokens: Int[Array, "B S"], rows: Float[Array, "N D"], first: int
+    embedded: Float[Array, "B S D"], tokens: Int[Array, "B S"], own: Float[Array, "N D"], first: int
 ) -> Float[Array, "B S D"]:
-    """What was looked up, float32, with the row of its own for each new token."""
-    own = jnp.take(rows, tokens - first, axis=0, mode="clip")
-    return jnp.where(_is_new(tokens, rows.shape[0], first)[:, :, None], own, embedded.astype(rows.dtype))
+    """The embedded tokens, float32, with those of new tokens replaced by `own`."""
+    looked_up = jnp.take(own, tokens - first, axis=0, mode="clip")
+    return jnp.where(_is_new(tokens, own.shape[0], first)[:, :, None], looked_up, embedded.astype(own.dtype))
 
 
 def in_logits(logits: Float[Array, "B S V"], own: Float[Array, "B S N"], first: int) -> Float[Array, "B S V"]:
@@ -43,10 +45,10 @@ def in_logits(logits: Float[Array, "B S V"], own: Float[Array, "B S N"], first: 
     return jnp.where(_is_new(jnp.arange(vocabulary), count, first)[None, None], placed.astype(logits.dtype), logits)
 
 
-def merge(name: str, weight: Float[Array, "..."], rows: Float[Array, "..."], first: int) -> Float[Array, "..."]:
-    """The embedding [V, D] or the head [D, V], as `name` says, with these rows in it, in its own dtype."""
+def merge(name: str, weight: Float[Array, "..."], own: Float[Array, "..."], first: int) -> Float[Array, "..."]:
+    """`weight`, the embedding [V, D] or the head [D, V] as `name` says, with `own` written into it; keeps its dtype."""
     axis = {"embedding": 0, "head": 1}[name]
-    return jax.lax.dynamic_update_slice_in_dim(weight, rows.astype(weight.dtype), first, axis)
+    return jax.lax.dynamic_update_slice_in_dim(weight, own.astype(weight.dtype), first, axis)
 
 
 def _is_new(ids: Int[Array, "*B"], count: int, first: int) -> Bool[Array, "*B"]:

@@ -1,8 +1,8 @@
 """PiSSA: LoRA on the principal part of W (Meng et al. 2024, https://arxiv.org/abs/2404.02948).
 
-A and B begin as the largest singular parts A0 B0 of W, and what is left of W is frozen: x (W - scale A0 B0) + scale
-(x A) B. The frozen weight is kept whole here and the beginning subtracted beside it, which is the same function: the
-base model stays what it is, and the adapter is a LoRA of twice the rank, [A, A0] [B; -B0], wherever it goes.
+A and B begin as A0 and B0, the largest singular parts of W, and the rest of W is frozen: x (W - scale A0 B0) +
+scale (x A) B. Here W itself is frozen and A0 B0 is subtracted beside it, which is the same function: the base model
+stays unchanged, and the adapter can be exported and merged as a LoRA of twice the rank, [A, A0] [B; -B0].
 """
 
 from collections.abc import Callable
@@ -37,17 +37,17 @@ def apply(
     kernel: Float[Array, "*E I O"],
     output: Float[Array, "*B O"],
     adapter: dict[str, Array],
-    product: Callable[[Array, Array], Array],
+    matmul: Callable[[Array, Array], Array],
 ) -> Float[Array, "*B O"]:
     """The adapted output; arguments as of `lora.apply`, and the constants in `adapter`."""
-    return lora.apply(x, kernel, output, as_lora(adapter), product)
+    return lora.apply(x, kernel, output, as_lora(adapter), matmul)
 
 
 def apply_transposed(
-    x: Array, output: Float[Array, "*B I"], adapter: dict[str, Array], product: Callable[[Array, Array], Array]
+    x: Array, output: Float[Array, "*B I"], adapter: dict[str, Array], matmul: Callable[[Array, Array], Array]
 ) -> Float[Array, "*B I"]:
     """The output adapted beside the transposed weight; arguments as of `lora.apply_transposed`."""
-    return lora.apply_transposed(x, output, as_lora(adapter), product)
+    return lora.apply_transposed(x, output, as_lora(adapter), matmul)
 
 
 def merge(kernel: Float[Array, "*L I O"], adapter: dict[str, Array]) -> Float[Array, "*L I O"]:
