@@ -38,7 +38,7 @@ def test_several_slices_are_refused():
         arranged((1, 16, 1, 1), chips)
 
 
-ROWS, TOKENS = 8, 136  # 17 divides no dimension of the model
+SEQUENCES, TOKENS = 8, 136  # 17 divides no dimension of the model
 MESH = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "execution.layer_layout": "scan"}
 
 
@@ -59,25 +59,25 @@ def compiled_step(root, arg: str) -> str:
         return train_step.lower(state, sharding.put_batch(batch, mesh)).compile().as_text()
 
 
-def of_all_rows(program: str) -> set[str]:
+def of_whole_batch(program: str) -> set[str]:
     """Shapes of the arrays that hold a vector for each token of the whole batch."""
     shapes = set(re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", program))
     sizes = {shape: [int(size) for size in shape.split(",")] for shape in shapes}
-    whole = lambda dims: ROWS * TOKENS in [math.prod(dims[:end]) for end in range(1, min(len(dims), 4))]
+    whole = lambda dims: SEQUENCES * TOKENS in [math.prod(dims[:end]) for end in range(1, min(len(dims), 4))]
     return {shape for shape, dims in sizes.items() if whole(dims)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arg", ["full", "lora"])
-def test_no_device_holds_the_rows_of_all(arg, tmp_path):
+def test_no_device_holds_the_whole_batch(arg, tmp_path):
     """Where XLA cannot go from one layout to another it makes an array whole on each device and cuts it anew."""
     program = compiled_step(tmp_path, arg)
-    assert re.search(rf"\[{ROWS // 4},{TOKENS},", program)
-    assert of_all_rows(program) == set()
+    assert re.search(rf"\[{SEQUENCES // 4},{TOKENS},", program)
+    assert of_whole_batch(program) == set()
 
 
 @pytest.mark.slow
-def test_what_holds_the_rows_of_all_is_seen(tmp_path, monkeypatch):
+def test_what_holds_the_whole_batch_is_seen(tmp_path, monkeypatch):
     whole = lambda x, *axes: jax.lax.with_sharding_constraint(x, P())
     monkeypatch.setattr(decoder, "constrain", whole)
-    assert of_all_rows(compiled_step(tmp_path, "full"))
+    assert of_whole_batch(compiled_step(tmp_path, "full"))

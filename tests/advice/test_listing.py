@@ -83,9 +83,9 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/exports/proof.py", "of positions. Nothing was written. To go on"): DRIFT,
     ("sft_jax/exports/source.py", "): give {alone}--format=merged for the"): FORMAT,
     ("sft_jax/exports/source.py", "has no adapter, so there is nothing for --format="): FORMAT,
-    ("sft_jax/exports/source.py", "has rows of new tokens, which --format=peft does not hold;"): (
+    ("sft_jax/exports/source.py", "has embeddings of new tokens, which --format=peft does not hold;"): (
         "exports/test_model.py",
-        "test_rows_of_new_tokens_are_merged",
+        "test_new_tokens_are_merged",
     ),
     ("sft_jax/sources/hub.py", "Without a connection to the hub, give a local directory"): (
         "sources/test_locate.py",

@@ -1,4 +1,4 @@
-"""The cleaned data set: what is written reads back as the same rows, and nothing is lost on the way."""
+"""The cleaned data set: what is written reads back as the same records, and nothing is lost on the way."""
 
 import dataclasses
 import json
@@ -53,8 +53,8 @@ def read_back(out, records):
     """The records of what is written of these, read with the flags that the command prints."""
     write_data_set(out, records, [], [], {})
     again = []
-    for name, rows in data_files(records).items():
-        flags = dict(flag.removeprefix("--config.data.reading.").split("=") for flag in reading_flags(rows).split())
+    for name, of_file in data_files(records).items():
+        flags = dict(flag.removeprefix("--config.data.reading.").split("=") for flag in reading_flags(of_file).split())
         again += read_records(out / name, Reading(**flags))
     return again
 

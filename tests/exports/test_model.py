@@ -323,7 +323,7 @@ def test_a_format_that_does_not_fit_is_refused_by_one_that_does(name, kind, advi
         check_format(source, format_there)
 
 
-def test_rows_of_new_tokens_are_merged(root, tmp_path):
+def test_new_tokens_are_merged(root, tmp_path):
     """A PEFT directory does not hold them: it is advised neither at the export nor where the run is continued."""
     config = tiny.config(root, "lora", **FAST, **{"model.new_tokens": ("<|a|>",), "adapter.train_new_tokens": True})
     run(config, tmp_path / "run")

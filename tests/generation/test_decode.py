@@ -36,16 +36,16 @@ def test_keep_likely_by_hand(top_k, top_p, kept):
     np.testing.assert_array_equal(found[np.asarray(kept)], LOGITS[0, np.asarray(kept)])
 
 
-def test_rows_are_cut_on_their_own():
+def test_sequences_are_cut_on_their_own():
     logits = jnp.concatenate([LOGITS, LOGITS[:, ::-1], jnp.zeros((1, 4))])
     found = np.isfinite(keep_likely(logits, 0, 0.5))
     assert found[:2].tolist() == [[False, True, False, True], [True, False, True, False]]
     assert found[2].all()  # equal tokens stay or go together
 
 
-def drawn(sampling, rows=4000, count=0):
-    logits = jnp.broadcast_to(LOGITS, (rows, 4))
-    return np.asarray(choose(logits, jnp.arange(rows), jnp.asarray(count), sampling))
+def drawn(sampling, sequences=4000, count=0):
+    logits = jnp.broadcast_to(LOGITS, (sequences, 4))
+    return np.asarray(choose(logits, jnp.arange(sequences), jnp.asarray(count), sampling))
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,16 @@ def drawn(sampling, rows=4000, count=0):
         ({"temperature": 0.0}, [0, 1, 0, 0]),
     ],
 )
-def test_frequencies_over_rows(settings, expected):
+def test_frequencies_over_sequences(settings, expected):
     frequencies = np.bincount(drawn(Sampling(**settings)), minlength=4) / 4000
     np.testing.assert_allclose(frequencies, expected, atol=0.03)  # four standard deviations
     assert (frequencies[np.asarray(expected) == 0] == 0).all()
 
 
-def test_randomness_is_of_seed_row_and_count_and_nothing_else():
+def test_randomness_is_of_seed_example_and_count_and_nothing_else():
     hot = Sampling(temperature=1.0)
     np.testing.assert_array_equal(
-        drawn(hot, rows=100), drawn(hot, rows=50).tolist() + drawn(hot, rows=100)[50:].tolist()
+        drawn(hot, sequences=100), drawn(hot, sequences=50).tolist() + drawn(hot, sequences=100)[50:].tolist()
     )
     assert (drawn(hot) != drawn(Sampling(temperature=1.0, seed=1))).mean() > 0.5
     assert (drawn(hot) != drawn(hot, count=1)).mean() > 0.5
@@ -75,11 +75,11 @@ def test_randomness_is_of_seed_row_and_count_and_nothing_else():
     np.testing.assert_array_equal(swapped, drawn(hot)[[7, 3]])
 
 
-def test_a_sampled_token_of_two_tokens_of_one_row_is_not_copied():
-    """Row r at count c and row c at count r draw differently: the two are folded one after the other."""
-    hot, rows = Sampling(temperature=1.0), jnp.arange(64)
+def test_a_sampled_token_of_two_tokens_of_one_sequence_is_not_copied():
+    """Example e at count c and example c at count e draw differently: the two are folded one after the other."""
+    hot, example_ids = Sampling(temperature=1.0), jnp.arange(64)
     logits = jnp.zeros((64, 1000))
-    table = np.stack([choose(logits, rows, jnp.asarray(c), hot) for c in range(8)])
+    table = np.stack([choose(logits, example_ids, jnp.asarray(c), hot) for c in range(8)])
     assert (table[:, :8] != table[:, :8].T).sum() >= 50
 
 
@@ -98,7 +98,7 @@ def test_sampling_values_that_cannot_be_are_refused(settings, message):
         Sampling(**settings)
 
 
-def test_choose_is_jittable_with_any_rows():
+def test_choose_is_jittable_with_any_example_ids():
     logits = jax.random.normal(jax.random.key(0), (3, 9))
     for settings in (Sampling(), Sampling(temperature=0.7, top_k=4, top_p=0.9)):
         run = jax.jit(lambda x, s=settings: choose(x, jnp.arange(3), jnp.asarray(2), s))

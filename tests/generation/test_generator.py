@@ -1,4 +1,4 @@
-"""A row's text is its own: whatever the cache, the batch, the neighbours, the order, the mesh."""
+"""The answer to a prompt is its own: whatever the cache, the batch, the neighbours, the order, the mesh."""
 
 import dataclasses
 
@@ -61,16 +61,16 @@ def answers(tiny_model, greedy, prompts):
 
 @pytest.fixture(scope="module")
 def uncached(tiny_model, prompts):
-    """Argmax decoding that reads the whole row for every token."""
+    """Argmax decoding that reads the whole sequence for every token."""
     model, params = tiny_model
     last = jax.jit(lambda tokens, end: model.apply({"params": params}, tokens)[0, end - 1].argmax())
     found = []
     for prompt in prompts:
-        row = np.zeros((1, 96), np.int32)
-        row[0, : len(prompt)] = prompt
+        sequence = np.zeros((1, 96), np.int32)
+        sequence[0, : len(prompt)] = prompt
         for end in range(len(prompt), len(prompt) + NEW):
-            row[0, end] = last(row, end)
-        found.append(row[0, len(prompt) : len(prompt) + NEW].tolist())
+            sequence[0, end] = last(sequence, end)
+        found.append(sequence[0, len(prompt) : len(prompt) + NEW].tolist())
     return found
 
 
@@ -110,7 +110,7 @@ def test_neighbours_do_not_matter(tiny_model, greedy, prompts, answers):
     assert ids(greedy(variables, [prompts[2], long]))[0] == answers[2].tokens.tolist()
 
 
-def test_seed_and_row_id_matter(tiny_model, sampler, prompts, sampled):
+def test_seed_and_example_id_matter(tiny_model, sampler, prompts, sampled):
     model, params = tiny_model
     other = generator(model, sampling=Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=4))
     assert all(a != b for a, b in zip(ids(other({"params": params}, prompts)), sampled, strict=True))
@@ -120,7 +120,7 @@ def test_seed_and_row_id_matter(tiny_model, sampler, prompts, sampled):
 
 
 def test_stop_ids_end_an_answer(tiny_model, prompts, uncached):
-    """The stop token is not part of the answer, rows end one by one, and text after the stop is never shown."""
+    """The stop token is not part of the answer, sequences end one by one, and text after the stop is never shown."""
     stop_ids = (uncached[0][3], uncached[4][18])
     found = generator(tiny_model[0], stop_ids=stop_ids)({"params": tiny_model[1]}, prompts)
     for answer, whole in zip(found, uncached, strict=True):
@@ -150,7 +150,7 @@ def test_stream_grows_to_the_whole(tiny_model, greedy, prompts, answers):
         assert part.tokens.tolist() == answers[0].tokens[: len(part.tokens)].tolist()
 
 
-def test_progress_counts_rows(tiny_model, greedy, prompts):
+def test_progress_counts_prompts(tiny_model, greedy, prompts):
     seen = []
     greedy({"params": tiny_model[1]}, prompts, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, 10), (8, 10), (10, 10)]
@@ -170,7 +170,7 @@ def test_a_mesh_gives_the_same_tokens(tiny_model, prompts, fsdp, tensor, samplin
     assert ids(found) == (ids(answers) if sampling == Sampling() else sampled)
 
 
-def test_low_precision_products(tiny_model, prompts, answers):
+def test_low_precision_matmul(tiny_model, prompts, answers):
     """Kernels are cast once; the first token of nearly every answer is that of float32."""
     model = Decoder(tiny_model[0].config, Execution(matmul_dtype="bfloat16"))
     found = generator(model, max_new_tokens=1)({"params": tiny_model[1]}, prompts)
@@ -227,7 +227,7 @@ def short(request):
 
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
 def test_answers_end_at_the_last_position(short, sampling):
-    """By row, whatever the neighbours; said so; and until there as by a model that knows more positions."""
+    """Each alone, whatever the neighbours; said so; and until there as by a model that knows more positions."""
     model, variables, prompts = short
     found = generator(model, sampling=sampling)(variables, prompts)
     assert [len(answer.tokens) for answer in found] == [1, 4, 20]
@@ -235,7 +235,7 @@ def test_answers_end_at_the_last_position(short, sampling):
     assert not any(answer.stopped for answer in found)
     alone = [generator(model, sampling=sampling)(variables, [p], example_ids=[i])[0] for i, p in enumerate(prompts)]
     assert ids(alone) == ids(found)
-    (streamed,) = [list(generator(model, sampling=sampling).stream(variables, prompts[1], row_id=1))[-1]]
+    (streamed,) = [list(generator(model, sampling=sampling).stream(variables, prompts[1], example_id=1))[-1]]
     assert (streamed.tokens.tolist(), streamed.finish_reason) == (ids(found)[1], "max_positions")
     if not model.config.learned_positions:
         longer = Decoder(dataclasses.replace(model.config, max_positions=99), model.execution)
@@ -267,5 +267,5 @@ def test_prompts_without_room_or_a_place_are_refused(short):
             ValueError, match=f"prompt 1 has {length} tokens; the model knows 24 positions, which leaves"
         ):
             generator(model)(variables, [prompts[0], np.full(length, 5, np.int32)])
-    with pytest.raises(ValueError, match="prompt 0 has token 320; the model's embedding has 320 rows"):
+    with pytest.raises(ValueError, match="prompt 0 has token 320; the model has embeddings of 320 tokens"):
         list(generator(model).stream(variables, np.asarray([5, 320], np.int32)))

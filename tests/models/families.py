@@ -32,7 +32,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-WINDOW = 5  # far shorter than the rows of the tests
+WINDOW = 5  # far shorter than the sequences of the tests
 
 
 def changed(**fields: object) -> Edit:
@@ -56,7 +56,7 @@ def without_positions(config, params):
     return config, reference.edited(params, "position_embedding/embedding", jnp.zeros_like)
 
 
-def in_a_row(config, params):
+def sequential(config, params):
     """Parallel residual off: the feed-forward layer reads what attention has added."""
     return dataclasses.replace(config, norm_placement="pre"), params
 
@@ -227,9 +227,9 @@ CASES: dict[str, tuple[dict, dict[str, Edit]]] = {
         LAYER_NORM
         | QKV_BIAS
         | OTHER_BIAS
-        | {"rotated part": changed(rope_dim=0), "parallel residual": in_a_row, "gelu": changed(activation="silu")},
+        | {"rotated part": changed(rope_dim=0), "parallel residual": sequential, "gelu": changed(activation="silu")},
     ),
-    "gpt_neox in a row": (
+    "gpt_neox sequential": (
         {"model_type": "gpt_neox", "use_parallel_residual": False},
         {"bias of out": OTHER_BIAS["bias of attention/out"]},
     ),

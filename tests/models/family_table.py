@@ -8,7 +8,7 @@ from pathlib import Path
 COLUMNS = {
     "load, logits and gradients": "test_logits_and_gradients_equal_torch",
     "features noticed": "test_every_feature_is_noticed_when_it_is_off",
-    "packed, cached": "test_packed_rows_and_cached_reading_equal_plain_ones",
+    "packed, cached": "test_packed_sequences_and_cached_reading_equal_plain_ones",
     "generate": "test_greedy_text_equals_uncached",
     "train, use": "test_a_run_trains_and_its_result_is_loaded",
     "export, torch loads": "test_what_is_written_is_what_torch_loads",

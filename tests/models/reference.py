@@ -56,9 +56,9 @@ def save(model: transformers.LlamaForCausalLM, directory: Path) -> Path:
     return directory
 
 
-def tokens(rows: int, length: int, vocab_size: int = tiny.HF_CONFIG["vocab_size"], seed: int = 0) -> np.ndarray:
-    """Random token ids, int32 [rows, length]."""
-    return np.random.default_rng(seed).integers(0, vocab_size, (rows, length)).astype(np.int32)
+def tokens(sequences: int, length: int, vocab_size: int = tiny.HF_CONFIG["vocab_size"], seed: int = 0) -> np.ndarray:
+    """Random token ids, int32 [sequences, length]."""
+    return np.random.default_rng(seed).integers(0, vocab_size, (sequences, length)).astype(np.int32)
 
 
 def torch_logits(model: transformers.LlamaForCausalLM, ids: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Attention: who sees whom, by hand; both backends against torch's, forward and backward, over packed rows."""
+"""Attention: who sees whom, by hand; both backends against torch's, forward and backward, over packed sequences."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ HEADS, KV_HEADS, HEAD_DIM = 6, 2, 8
 
 
 def packed_visibility(length):
-    """Row 0: two documents and padding behind them; row 1: one document."""
+    """Sequence 0: two segments and padding behind them; sequence 1: one segment."""
     first, second = length // 3, length // 2
     segments = np.ones((2, length), np.int32)
     segments[0, first : first + second], segments[0, first + second :] = 2, 0

@@ -24,7 +24,7 @@ def logits(ids, positions=None, segments=None, **execution):
 
 
 def packed(documents, length):
-    """One row: tokens, positions that restart, segment ids from 1, padding at the end."""
+    """One sequence: tokens, positions that restart, segment ids from 1, padding at the end."""
     tokens, positions, segments = (np.zeros((1, length), np.int32) for _ in range(3))
     start = 0
     for number, document in enumerate(documents, 1):
@@ -73,7 +73,7 @@ def test_padding_changes_nothing_and_is_finite():
         assert np.isfinite(padded).all()
 
 
-def test_an_empty_row_has_finite_gradients():
+def test_an_empty_sequence_has_finite_gradients():
     tokens = jnp.zeros((1, 6), jnp.int32)
     model = Decoder(CONFIG, Execution(layer_layout="unrolled"))
     gradient = reference.jit(jax.grad(lambda p: jnp.sum(model.apply({"params": p}, tokens, tokens, tokens) ** 2)))(
@@ -123,7 +123,7 @@ def scalar(model):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_remat_policies_recompute_what_they_say(layout):
-    """Products of the gradient's program beyond those of `none`: a policy that saves nothing would show here."""
+    """Matrix products of the gradient's program beyond those of `none`: a policy that saves nothing would show here."""
     params, count = to_layout(PARAMS, layout), {}
     for remat in REMAT_POLICIES:
         model = Decoder(CONFIG, Execution(layer_layout=layout, remat=remat))

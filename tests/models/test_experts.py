@@ -16,7 +16,7 @@ from sft_jax.models.matmul import grouped_matmul
 from sft_jax.objectives.balance import balance_loss
 from tests.models import families, programs, reference
 
-ROWS, LENGTH = 2, 24
+SEQUENCES, LENGTH = 2, 24
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def mixtral(tmp_path_factory):
 @pytest.mark.parametrize("sizes", [[3, 0, 4, 1], [8, 0, 0, 0], [0, 0, 0, 0], [2, 2, 1, 0]])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_grouped_product_is_one_product_a_group(sizes, dtype):
-    """Values and gradients, at the product dtype's precision; rows behind the last group give and get nothing."""
+    """Values and gradients, at the matmul dtype's precision; rows behind the last group give and get nothing."""
     rng = np.random.default_rng(0)
     x, weights, cotangent = (rng.standard_normal(shape).astype(np.float32) for shape in ((8, 5), (4, 5, 6), (8, 6)))
     rounded = [np.asarray(jnp.asarray(a).astype(dtype).astype(jnp.float32)) for a in (x, weights, cotangent)]
@@ -71,30 +71,30 @@ def bounded(model: Decoder, capacity: float) -> Decoder:
 
 
 def test_a_bound_that_nobody_reaches_changes_nothing(mixtral):
-    """Four experts, two a token: twice the even share is room for all tokens of a row."""
+    """Four experts, two a token: twice the even share is room for all tokens of a sequence."""
     _, directory = mixtral
     model, params = load_pretrained(directory)
-    ids = reference.tokens(ROWS, LENGTH)
+    ids = reference.tokens(SEQUENCES, LENGTH)
     plain = reference.logits_of(model, params, ids)
     np.testing.assert_allclose(reference.logits_of(bounded(model, 2.0), params, ids), plain, atol=5e-5)
     assert np.abs(reference.logits_of(bounded(model, 0.5), params, ids) - plain).max() > 0.01
 
 
-def test_a_bound_counts_a_row_of_the_batch(mixtral):
-    """What is dropped in a row does not depend on the rows beside it, nor on padding."""
+def test_a_bound_counts_each_sequence_alone(mixtral):
+    """What is dropped in a sequence does not depend on the sequences beside it, nor on padding."""
     _, directory = mixtral
     model, params = load_pretrained(directory)
-    model, ids = bounded(model, 0.5), reference.tokens(ROWS, LENGTH)
+    model, ids = bounded(model, 0.5), reference.tokens(SEQUENCES, LENGTH)
     both = reference.logits_of(model, params, ids)
-    alone = np.concatenate([reference.logits_of(model, params, row[None]) for row in ids])
+    alone = np.concatenate([reference.logits_of(model, params, sequence[None]) for sequence in ids])
     np.testing.assert_allclose(alone, both, atol=5e-5)
 
 
 @pytest.mark.parametrize("layout", ["scan", "unrolled"])
 def test_balance_loss_equals_transformers(mixtral, layout):
-    """With padding at the end of the second row."""
+    """With padding at the end of the second sequence."""
     torch_model, directory = mixtral
-    ids, seen = reference.tokens(ROWS, LENGTH), np.ones((ROWS, LENGTH), np.int32)
+    ids, seen = reference.tokens(SEQUENCES, LENGTH), np.ones((SEQUENCES, LENGTH), np.int32)
     seen[1, 15:] = 0
     mask = torch.from_numpy(seen).long()
     with torch.no_grad():
@@ -113,13 +113,13 @@ def test_balance_loss_equals_transformers(mixtral, layout):
 MESHES = [(8, (1, 1, 4, 2)), (8, (2, 2, 2, 1)), (8, (1, 8, 1, 1)), (3, (1, 2, 4, 1))]
 
 
-@pytest.mark.parametrize(("rows", "sizes"), MESHES)
+@pytest.mark.parametrize(("sequences", "sizes"), MESHES)
 @pytest.mark.parametrize("capacity", [0.0, 0.75])
-def test_logits_do_not_depend_on_the_mesh(mixtral, rows, sizes, capacity):
-    """Rows that divide over the mesh, and three that do not."""
+def test_logits_do_not_depend_on_the_mesh(mixtral, sequences, sizes, capacity):
+    """Sequences that divide over the mesh, and three that do not."""
     _, directory = mixtral
     model, params = load_pretrained(directory)
-    model, ids = bounded(model, capacity), reference.tokens(rows, LENGTH)
+    model, ids = bounded(model, capacity), reference.tokens(sequences, LENGTH)
     expected = reference.logits_of(model, params, ids)
     names = ("replica", "fsdp", "expert", "tensor")
     mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * 4)

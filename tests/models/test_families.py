@@ -1,4 +1,4 @@
-"""Every family: logits and gradients equal torch's, packed and cached rows equal plain ones, nothing is missing."""
+"""Every family: logits and gradients equal torch's, packed or cached sequences equal plain ones, nothing is missing."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from tests.models import families, reference
 
 TOLERANCE = 1e-4
 FIRST = list({fields["model_type"]: name for name, (fields, _) in reversed(families.CASES.items())}.values())
-ROWS, LENGTH = 2, 24
+SEQUENCES, LENGTH = 2, 24
 
 
 @pytest.fixture(scope="module", params=families.CASES)
@@ -37,7 +37,7 @@ def case(request, tmp_path_factory):
     """(name, torch model, directory, token ids, torch's logits)."""
     model = families.torch_model(request.param)
     directory = families.save(model, tmp_path_factory.mktemp("family"))
-    ids = reference.tokens(ROWS, LENGTH)
+    ids = reference.tokens(SEQUENCES, LENGTH)
     return request.param, model, directory, ids, families.torch_logits(model, ids)
 
 
@@ -122,13 +122,13 @@ def test_every_feature_is_noticed_when_it_is_off(case):
     assert min(moved.values()) >= 100 * TOLERANCE, moved
 
 
-def test_packed_rows_and_cached_reading_equal_plain_ones(case):
+def test_packed_sequences_and_cached_reading_equal_plain_ones(case):
     _, _, directory, ids, expected = case
     model, params = load_pretrained(directory)
-    # Both rows one after the other in one row of the batch.
+    # Both texts one after the other in one sequence.
     packed = np.concatenate(list(ids))[None]
-    positions = np.tile(np.arange(LENGTH, dtype=np.int32), ROWS)[None]
-    segments = np.repeat(np.arange(1, ROWS + 1, dtype=np.int32), LENGTH)[None]
+    positions = np.tile(np.arange(LENGTH, dtype=np.int32), SEQUENCES)[None]
+    segments = np.repeat(np.arange(1, SEQUENCES + 1, dtype=np.int32), LENGTH)[None]
     found = reference.logits_of(model, params, packed, positions, segments)
     np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=TOLERANCE, rtol=0)
 
@@ -138,7 +138,7 @@ def test_packed_rows_and_cached_reading_equal_plain_ones(case):
         hidden, cache = model.apply({"params": params}, tokens, positions, None, cache, method="hidden")
         return model.apply({"params": params}, hidden, method="head"), cache
 
-    cache, pieces = init_cache(model.config, model.execution, ROWS, LENGTH + 3), []
+    cache, pieces = init_cache(model.config, model.execution, SEQUENCES, LENGTH + 3), []
     for start in range(0, LENGTH, 8):
         piece, cache = extend(ids[:, start : start + 8], start, cache)
         pieces.append(piece)
@@ -151,7 +151,7 @@ def test_greedy_text_equals_uncached(case):
     prompts = [ids[0, :6], ids[1, :9]]
     answers = Generator(model, tiny.tokenizer(), (), max_new_tokens=4, batch_size=2)({"params": params}, prompts)
     for prompt, answer in zip(prompts, answers, strict=True):
-        text = np.zeros((ROWS, LENGTH), np.int32)  # what stands behind a token does not reach it
+        text = np.zeros((SEQUENCES, LENGTH), np.int32)  # what stands behind a token does not reach it
         text[:, : len(prompt)] = prompt
         for end in range(len(prompt), len(prompt) + 4):
             text[:, end] = reference.logits_of(model, params, text)[0, end - 1].argmax()

@@ -12,7 +12,7 @@ from sft_jax.objectives import Settings, cross_entropy
 from tests.models import reference
 
 TOLERANCE = 1e-4
-ROWS, LENGTH = 2, 40
+SEQUENCES, LENGTH = 2, 40
 
 
 @pytest.fixture(scope="module", params=reference.CASES)
@@ -21,7 +21,7 @@ def case(request, tmp_path_factory):
     changes = reference.CASES[request.param]
     model = reference.torch_llama(**changes)
     directory = reference.save(model, tmp_path_factory.mktemp(request.param))
-    ids = reference.tokens(ROWS, LENGTH)
+    ids = reference.tokens(SEQUENCES, LENGTH)
     return changes, model, directory, ids, reference.torch_logits(model, ids)
 
 
@@ -76,15 +76,15 @@ def interleaved_kv_heads(config, params):
     groups = config.num_heads // config.num_kv_heads
     order = np.arange(config.num_heads).reshape(groups, config.num_kv_heads).T.reshape(-1)
 
-    def columns(kernel):
+    def outputs(kernel):
         heads = kernel.reshape(*kernel.shape[:-1], config.num_heads, config.head_dim)
         return heads[..., order, :].reshape(kernel.shape)
 
-    def rows(kernel):
-        return columns(kernel.T).T
+    def inputs(kernel):
+        return outputs(kernel.T).T
 
-    params = reference.edited(params, "query/kernel", columns)
-    return config, reference.edited(params, "out/kernel", rows)
+    params = reference.edited(params, "query/kernel", outputs)
+    return config, reference.edited(params, "out/kernel", inputs)
 
 
 def untied(config, params):
@@ -137,7 +137,7 @@ def test_a_feature_switched_off_is_noticed(case, switch, request):
 @pytest.mark.parametrize(("field", "value"), [("factor", 4.0), ("low_freq_factor", 2.0), ("high_freq_factor", 8.0)])
 def test_every_number_of_the_rope_scaling_counts(tmp_path, field, value):
     model = reference.torch_llama(**reference.CASES["llama3_rope"])
-    ids = reference.tokens(ROWS, LENGTH)
+    ids = reference.tokens(SEQUENCES, LENGTH)
     ours, params = load_pretrained(reference.save(model, tmp_path))
     scaling = dataclasses.replace(ours.config.rope_scaling, **{field: value})
     changed = Decoder(dataclasses.replace(ours.config, rope_scaling=scaling), ours.execution)

@@ -58,13 +58,13 @@ def test_logits_equal_torch(theirs, ours, prompts):
     model, params = ours
     lengths = [len(prompt) for prompt in prompts[:4]]
     tokens, segments = (np.zeros((4, max(lengths)), np.int32) for _ in range(2))
-    for row, length in enumerate(lengths):
-        tokens[row, :length], segments[row, :length] = prompts[row], 1
+    for number, length in enumerate(lengths):
+        tokens[number, :length], segments[number, :length] = prompts[number], 1
     found = reference.logits_of(model, params, tokens, None, segments)
-    for row, length in enumerate(lengths):
-        expected = reference.torch_logits(theirs, tokens[row : row + 1, :length])[0]
+    for number, length in enumerate(lengths):
+        expected = reference.torch_logits(theirs, tokens[number : number + 1, :length])[0]
         assert expected.std() > 1
-        np.testing.assert_allclose(found[row, :length], expected, atol=2e-3, rtol=0)
+        np.testing.assert_allclose(found[number, :length], expected, atol=2e-3, rtol=0)
 
 
 def test_greedy_answers_equal_torch(theirs, ours, renderer, prompts):

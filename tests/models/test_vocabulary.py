@@ -1,4 +1,4 @@
-"""New tokens: their ids, rows that begin at the mean, and runs that train those rows alone or beside an adapter."""
+"""New tokens: their ids, embeddings that begin at the mean, and runs that train these alone or beside an adapter."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ TEMPLATE = (
     "{% endif %}{{ m['content'] + '<|end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Rows of the model's embedding, whether they are the head too, and the rows after resizing.
+# Size of the model's vocabulary, whether its embedding is the head too, and the size after resizing.
 MODELS = {"tied, padded": (320, True, 320), "untied, padded": (320, False, 320), "tied, grown": (256 + 3, True, 261)}
 MODELS |= {"untied, grown": (256 + 4, False, 264)}
 STEPS = 4
@@ -59,8 +59,8 @@ IDS = np.asarray([[1, 7, KNOWN, 9, KNOWN + 1, 30, 40, 2]], np.int32)
 
 
 def write_model(root, name):
-    rows, tied, _ = MODELS[name]
-    tiny.write_checkpoint(root / "model", vocab_size=rows, tie_word_embeddings=tied, num_hidden_layers=1)
+    vocab_size, tied, _ = MODELS[name]
+    tiny.write_checkpoint(root / "model", vocab_size=vocab_size, tie_word_embeddings=tied, num_hidden_layers=1)
     tiny.write_rows(root / "train.jsonl", 48)
     tiny.write_rows(root / "held_out.jsonl", 12, seed=1)
     (root / "template.jinja").write_text(TEMPLATE)
@@ -98,11 +98,11 @@ def train(root, directory, monkeypatch, **changes):
 
 @pytest.fixture(scope="module")
 def train_once(tmp_path_factory):
-    """Name of the model -> a run of 4 steps over eight devices that trains only the new rows."""
+    """Name of the model -> a run of 4 steps over eight devices that trains only the new tokens."""
 
     @functools.cache
     def of(name):
-        root = tmp_path_factory.mktemp("rows")
+        root = tmp_path_factory.mktemp("new_tokens")
         write_model(root, name)
         return train(root, root / "run", pytest.MonkeyPatch())
 
@@ -136,30 +136,30 @@ def losses_of(directory, name="train/loss"):
     return [line[name] for line in read_metrics(directory / "metrics.jsonl") if name in line]
 
 
-def rows_of(trained):
+def new_token_arrays(trained):
     return jax.device_get(trained.state.trained["adapters"]["new_tokens"])
 
 
 @pytest.mark.parametrize(
-    ("rows", "ids", "expected"),
+    ("vocab_size", "ids", "expected"),
     [
         (49152, range(49152, 49154), 49280),  # a multiple of 128 as before
-        (151936, range(151669, 151671), 151936),  # Qwen: there are rows that no token uses
+        (151936, range(151669, 151671), 151936),  # Qwen: there are ids that no token uses
         (320, range(259, 321), 384),  # some of them are there, 320 = 5 x 64
         (259, range(259, 261), 261),
         (32000, range(32001, 32002), 32128),  # the tokenizer is ahead of the model
     ],
 )
-def test_the_size_grows_where_it_must(rows, ids, expected):
-    config, _ = reference.random_params({"vocab_size": rows, "hidden_size": 8})
+def test_the_size_grows_where_it_must(vocab_size, ids, expected):
+    config, _ = reference.random_params({"vocab_size": vocab_size, "hidden_size": 8})
     assert grown(config, ids).vocab_size == expected
 
 
 @pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in MODELS), ("untied, grown", "bfloat16")])
-def test_rows_begin_at_the_mean_and_others_keep_their_bits(tmp_path, name, dtype):
-    """The mean of the rows of the 259 tokens there were; the unused row 262 of a padded vocabulary stays."""
+def test_embeddings_begin_at_the_mean_and_others_keep_their_bits(tmp_path, name, dtype):
+    """The mean of the 259 tokens there were; the unused id 262 of a padded vocabulary stays."""
     write_model(tmp_path, name)
-    before_rows, tied, after_rows = MODELS[name]
+    size_before, tied, size_after = MODELS[name]
     mesh = inference_mesh(jax.devices())
     source, base = open_base(str(tmp_path / "model")), base_of(options_of(config_of(tmp_path)).model)
     assert (base.decoder.vocab_size, base.hf_config["vocab_size"], base.new_token_ids) == (after_rows, after_rows, NEW)
@@ -174,15 +174,15 @@ def test_rows_begin_at_the_mean_and_others_keep_their_bits(tmp_path, name, dtype
             np.testing.assert_array_equal(leaf, was, err_msg=path)
             continue
         now, was = (np.asarray(x) if path == "embedding" else np.asarray(x).T for x in (leaf, was))
-        assert now.shape == (after_rows, 32)
-        kept = [row for row in range(before_rows) if row not in NEW]
+        assert now.shape == (size_after, 32)
+        kept = [number for number in range(size_before) if number not in NEW]
         np.testing.assert_array_equal(now[kept], was[kept], err_msg=path)
         mean = was[:KNOWN].astype(np.float64).mean(0)
-        for row in {*NEW, *range(before_rows, after_rows)}:
-            np.testing.assert_allclose(now[row].astype(np.float64), mean, atol=4e-3 if dtype == "bfloat16" else 1e-6)
+        for number in {*NEW, *range(size_before, size_after)}:
+            np.testing.assert_allclose(now[number].astype(np.float64), mean, atol=4e-3 if dtype == "bfloat16" else 1e-6)
     assert ("head" in after) is not tied
-    if after_rows % 8 == 0:  # split over the devices as before
-        assert after["embedding"].sharding.shard_shape(after["embedding"].shape) == (after_rows // 8, 32)
+    if size_after % 8 == 0:  # split over the devices as before
+        assert after["embedding"].sharding.shard_shape(after["embedding"].shape) == (size_after // 8, 32)
 
 
 @pytest.mark.parametrize(
@@ -221,11 +221,11 @@ def test_one_id_in_the_template_and_text_in_a_message():
     tokenizer = tiny.tokenizer()
     assert add_new_tokens(tokenizer, TOKENS) == NEW
     renderer = ConversationRenderer(tokenizer, TEMPLATE)
-    row = renderer.render((Message("user", "a<|tool|>b"), Message("assistant", "<|end|>c")))
-    ids = row.tokens.tolist()
+    rendered = renderer.render((Message("user", "a<|tool|>b"), Message("assistant", "<|end|>c")))
+    ids = rendered.tokens.tolist()
     assert (ids.count(NEW[0]), ids.count(NEW[1])) == (1, 2)  # those of the template
-    assert tokenizer.decode(ids) == row.text
-    assert (row.text.count("<|tool|>"), row.text.count("<|end|>")) == (2, 3)
+    assert tokenizer.decode(ids) == rendered.text
+    assert (rendered.text.count("<|tool|>"), rendered.text.count("<|end|>")) == (2, 3)
     assert NEW[1] in renderer.stop_ids
     assert tokenizer("<|tool|>").input_ids == [NEW[0]]
 
@@ -244,16 +244,20 @@ def test_new_tokens_count_in_contents_too_where_that_is_asked_for():
     add_new_tokens(tokenizer, TOKENS, in_contents=True)
     renderer = ConversationRenderer(tokenizer, TEMPLATE)
     assert counts_of(renderer) == [2, 3, 0]
-    row = renderer.render(SPELT)
-    assert tokenizer.decode(row.tokens.tolist()) == row.text
-    spelt = [row.text[start:end] for (start, end), number in zip(row.offsets, row.tokens, strict=True) if number in NEW]
+    rendered = renderer.render(SPELT)
+    assert tokenizer.decode(rendered.tokens.tolist()) == rendered.text
+    spelt = [
+        rendered.text[start:end]
+        for (start, end), number in zip(rendered.offsets, rendered.tokens, strict=True)
+        if number in NEW
+    ]
     assert spelt == ["<|tool|>", "<|tool|>", "<|end|>", "<|end|>", "<|end|>"]
-    trained = [number for number, weight in zip(row.tokens.tolist(), row.weights, strict=True) if weight]
+    trained = [number for number, weight in zip(rendered.tokens.tolist(), rendered.weights, strict=True) if weight]
     assert trained == [NEW[1], tokenizer.convert_tokens_to_ids("c"), NEW[1]]
     only_new = (Message("user", "a<|tool|>b"), Message("assistant", "<|end|>c"))
-    row = renderer.render(only_new)
-    assert row.tokens.tolist() == tokenizer(row.text, add_special_tokens=False).input_ids
-    assert content_text(tokenizer, row.tokens) == row.text.replace("<|im_start|>", "")
+    rendered = renderer.render(only_new)
+    assert rendered.tokens.tolist() == tokenizer(rendered.text, add_special_tokens=False).input_ids
+    assert content_text(tokenizer, rendered.tokens) == rendered.text.replace("<|im_start|>", "")
 
 
 def test_the_tokenizer_remembers_which_tokens_count_in_contents(tmp_path):
@@ -275,23 +279,23 @@ def test_a_name_may_spell_a_token_that_counts_in_contents():
     name = "(m.tool_calls[0].function.name if m.tool_calls else '')"
     template = TEMPLATE.replace("{{ m['content']", f"{{{{ m['content'] + {name}")
     call = Message("assistant", "c", tool_calls=(ToolCall("f<|tool|>", {}),))
-    row = ConversationRenderer(tokenizer, template).render((SPELT[0], call))
-    assert row.tokens.tolist().count(NEW[0]) == 3
+    rendered = ConversationRenderer(tokenizer, template).render((SPELT[0], call))
+    assert rendered.tokens.tolist().count(NEW[0]) == 3
 
 
-ROWS = (("call the tool", "<|tool|>ring"), ("call the other", "<|tool|>rang"), ("do not call", "ok"))
+PAIRS = (("call the tool", "<|tool|>ring"), ("call the other", "<|tool|>rang"), ("do not call", "ok"))
 
 
 def config_with_calls(root, **changes):
     write_model(root, "tied, padded")
-    lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in ROWS]
+    lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in PAIRS]
     (root / "train.jsonl").write_text("\n".join(lines) + "\n")
     return config_of(root, **{"model.new_tokens": ("<|tool|>",), "model.chat_template": "", **changes})
 
 
 @pytest.mark.parametrize("in_contents", [True, False])
 def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
-    """Rows, the prompts of the finished run, the next run, and the export encode alike; the findings count the rows."""
+    """The data, prompts of the finished run, the next run and the export encode alike; the findings count the rows."""
     changes = {"model.new_tokens_in_contents": in_contents, "adapter.train_new_tokens": False, "duration": "1 steps"}
     changes |= {"data.held_out": "", "checkpoint.best_metric": "", "ema.decay": 0.0}
     config = config_with_calls(tmp_path, **changes)
@@ -326,7 +330,7 @@ def test_only_the_new_rows_are_trained(trained):
     count = sum(leaf.size for leaf in jax.tree.leaves(trained.state.trained))
     moments = trained.state.opt_state[0]
     assert sum(leaf.size for leaf in jax.tree.leaves((moments.mu, moments.nu))) == 2 * count
-    own = rows_of(trained)
+    own = new_token_arrays(trained)
     for path, leaf in reference.flat(after).items():
         was = reference.flat(base)[path]
         if path not in ("embedding", "head"):
@@ -365,7 +369,7 @@ def test_a_run_goes_on_bit_for_bit(trained, tmp_path):
 
 @TIED
 def test_the_next_run_starts_where_this_one_ended(trained, tmp_path):
-    """Rows merged, tokens and template taken along; more tokens can follow."""
+    """Embeddings merged, tokens and template taken along; more tokens can follow."""
     source = f"{trained.root / 'run'}:best"  # and the latest
     changes = {"duration": "1 steps", "optimizer.learning_rate": 0.0, "ema.decay": 0.0, "model.chat_template": ""}
     changes |= {"model.source": source, "model.new_tokens": ("<|more|>",)}
@@ -382,13 +386,13 @@ def test_the_next_run_starts_where_this_one_ended(trained, tmp_path):
 
 @UNTIED
 def test_the_mesh_does_not_matter(trained, tmp_path, monkeypatch):
-    """Vocabulary and width over two devices each, scanned layers, micro-batches: the same losses and rows."""
+    """Vocabulary and width over two devices each, scanned layers, micro-batches: the same losses and embeddings."""
     changes = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "execution.layer_layout": "scan"}
     changes |= {"batch.micro_batches": 2, "ema.decay": 0.0, "data.held_out": "", "checkpoint.best_metric": ""}
     other = train(trained.root, tmp_path / "run", monkeypatch, **changes)
     np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(trained.root / "run"), rtol=1e-5)
-    for name, rows in rows_of(other).items():
-        np.testing.assert_allclose(rows, rows_of(trained)[name], atol=1e-4)
+    for name, array in new_token_arrays(other).items():
+        np.testing.assert_allclose(array, new_token_arrays(trained)[name], atol=1e-4)
 
 
 def exported_logits(source, out, **options):
@@ -416,7 +420,7 @@ def test_torch_reads_the_export(trained, tmp_path, weights):
 def test_formats_that_fit(trained):
     source = open_source(str(trained.root / "run"))
     check_format(source, "merged")
-    for kind, message in (("hf", r"\(rows of new tokens\): give"), ("peft", "which --format=peft does not hold")):
+    for kind, message in (("hf", r"\(embeddings of new tokens\): give"), ("peft", "which --format=peft does not hold")):
         with pytest.raises(ExportError, match=message):
             check_format(source, kind)
 

@@ -19,11 +19,11 @@ def sums(logits, targets, weights, **settings):
     return {name: (float(total), float(count)) for name, (total, count) in metrics.items()}
 
 
-def random_case(rows=3, length=5, vocab=7, seed=0):
+def random_case(sequences=3, length=5, vocab=7, seed=0):
     rng = np.random.default_rng(seed)
-    logits = (2 * rng.standard_normal((rows, length, vocab))).astype(np.float32)
-    targets = rng.integers(0, vocab, (rows, length)).astype(np.int32)
-    weights = rng.choice([0.0, 0.5, 1.0, 2.0], (rows, length)).astype(np.float32)
+    logits = (2 * rng.standard_normal((sequences, length, vocab))).astype(np.float32)
+    targets = rng.integers(0, vocab, (sequences, length)).astype(np.int32)
+    weights = rng.choice([0.0, 0.5, 1.0, 2.0], (sequences, length)).astype(np.float32)
     return logits, targets, weights
 
 
@@ -102,7 +102,7 @@ def test_twice_the_data_is_twice_the_sum_and_the_same_mean():
 
 def test_micro_batches_of_8_4_and_2_tokens_add_up_to_the_whole():
     """The mean over all 14 tokens, which is not the mean of the three means."""
-    logits, targets, _ = random_case(rows=3, length=8)
+    logits, targets, _ = random_case(sequences=3, length=8)
     weights = np.stack([np.arange(8) < valid for valid in (8, 4, 2)]).astype(np.float32)
     whole = sums(logits, targets, weights)["loss"]
     parts = [sums(logits[i : i + 1], targets[i : i + 1], weights[i : i + 1])["loss"] for i in range(3)]

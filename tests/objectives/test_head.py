@@ -11,7 +11,7 @@ from sft_jax.objectives import Settings, cross_entropy
 from sft_jax.objectives.head import gather_targets, over_chunks
 from tests.models import programs, reference
 
-ROWS, SLOTS, DIM, VOCAB = 2, 7, 4, 16
+SEQUENCES, SLOTS, DIM, VOCAB = 2, 7, 4, 16
 
 
 def linear_objective(trained, frozen, hidden, targets, weights):
@@ -20,13 +20,13 @@ def linear_objective(trained, frozen, hidden, targets, weights):
     return cross_entropy(logits, targets, weights, Settings(label_smoothing=0.1, z_loss=1e-2))
 
 
-def arrays(rows=ROWS, slots=SLOTS, dim=DIM, vocab=VOCAB, seed=0):
+def arrays(sequences=SEQUENCES, slots=SLOTS, dim=DIM, vocab=VOCAB, seed=0):
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
     trained, frozen = {"kernel": draw(dim, vocab)}, {"bias": draw(vocab)}
-    targets = jnp.asarray(rng.integers(0, vocab, (rows, slots)), jnp.int32)
-    weights = jnp.asarray(rng.choice([0.0, 0.5, 1.0], (rows, slots)), jnp.float32)
-    return trained, frozen, draw(rows, slots, dim), targets, weights
+    targets = jnp.asarray(rng.integers(0, vocab, (sequences, slots)), jnp.int32)
+    weights = jnp.asarray(rng.choice([0.0, 0.5, 1.0], (sequences, slots)), jnp.float32)
+    return trained, frozen, draw(sequences, slots, dim), targets, weights
 
 
 def mean_loss(chunk, objective=linear_objective):
@@ -130,16 +130,16 @@ def test_all_targets_ignored():
 
 
 def test_the_full_logits_never_exist():
-    """No array of the program is as large as rows x slots x vocabulary, unless all slots are one chunk."""
-    rows, slots, dim, vocab = 2, 24, 8, 64
-    case = arrays(rows, slots, dim, vocab)
+    """No array of the program is as large as sequences x slots x vocabulary, unless all slots are one chunk."""
+    sequences, slots, dim, vocab = 2, 24, 8, 64
+    case = arrays(sequences, slots, dim, vocab)
     largest = {
         chunk: max(programs.result_sizes(jax.grad(mean_loss(chunk), argnums=(0, 2), has_aux=True), *case))
         for chunk in (4, 0)
     }
-    assert largest[0] == rows * slots * vocab
-    assert largest[4] < rows * slots * vocab
-    assert largest[4] == max(dim * vocab, rows * 4 * vocab)
+    assert largest[0] == sequences * slots * vocab
+    assert largest[4] < sequences * slots * vocab
+    assert largest[4] == max(dim * vocab, sequences * 4 * vocab)
 
 
 def test_gradients_in_chunks_cost_three_products_each():

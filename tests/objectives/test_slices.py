@@ -9,7 +9,7 @@ from sft_jax.objectives import Settings, cross_entropy
 from sft_jax.objectives.head import over_chunks
 from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice, means_by_slice
 
-ROWS, SLOTS, DIM, VOCAB, SLICES = 3, 7, 4, 16, 4  # slice 3 has no target
+SEQUENCES, SLOTS, DIM, VOCAB, SLICES = 3, 7, 4, 16, 4  # slice 3 has no target
 
 
 def smoothed(logits, targets, weights):
@@ -24,11 +24,11 @@ def not_linear_in_weights(logits, targets, weights):
 
 def arrays(seed=0):
     rng = np.random.default_rng(seed)
-    hidden = jnp.asarray(rng.standard_normal((ROWS, SLOTS, DIM)), jnp.float32)
+    hidden = jnp.asarray(rng.standard_normal((SEQUENCES, SLOTS, DIM)), jnp.float32)
     kernel = jnp.asarray(rng.standard_normal((DIM, VOCAB)), jnp.float32)
-    targets = jnp.asarray(rng.integers(0, VOCAB, (ROWS, SLOTS)), jnp.int32)
-    weights = jnp.asarray(rng.choice([0.0, 0.5, 1.0], (ROWS, SLOTS)), jnp.float32)
-    slices = jnp.asarray(rng.integers(0, SLICES - 1, (ROWS, SLOTS)), jnp.int32)
+    targets = jnp.asarray(rng.integers(0, VOCAB, (SEQUENCES, SLOTS)), jnp.int32)
+    weights = jnp.asarray(rng.choice([0.0, 0.5, 1.0], (SEQUENCES, SLOTS)), jnp.float32)
+    slices = jnp.asarray(rng.integers(0, SLICES - 1, (SEQUENCES, SLOTS)), jnp.int32)
     return kernel, hidden, targets, weights, slices
 
 

@@ -40,7 +40,7 @@ def test_data_that_fits():
     [
         ([rows([1], [1] * 7)], "t:2 has 7 tokens; the model knows 6 positions. --config.data.sequence_length=6"),
         ([rows([1]), rows([1] * 8, file="h")], "h:1 has 8 tokens"),
-        ([rows([1, 2], [3, 10, 4])], "t:2 has token 10; the model's embedding has 10 rows"),
+        ([rows([1, 2], [3, 10, 4])], "t:2 has token 10; the model has embeddings of 10 tokens"),
         ([rows([1]), rows([11], file="h")], "h:1 has token 11"),
     ],
 )
