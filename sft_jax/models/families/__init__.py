@@ -1,4 +1,4 @@
-"""Model families: for each, two tables that turn a Hugging Face checkpoint into ours.
+"""Model families: for each, how its Hugging Face config and tensors become our config and parameters.
 
 A family is one module with `decoder_config(hf_config) -> DecoderConfig` and `tensor_table(config) -> [TensorRule]`,
 plus its line in `FAMILIES`.

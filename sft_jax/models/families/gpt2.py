@@ -8,7 +8,7 @@ _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu
 
 
 def decoder_config(hf_config: dict) -> DecoderConfig:
-    """What a Hugging Face config computes, in our words.
+    """The decoder that a Hugging Face config describes.
 
     Raises:
         ValueError: a key is missing, or asks for something this port does not implement.

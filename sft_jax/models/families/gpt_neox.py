@@ -12,7 +12,7 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh
 
 
 def decoder_config(hf_config: dict) -> DecoderConfig:
-    """What a Hugging Face config computes, in our words.
+    """The decoder that a Hugging Face config describes.
 
     Raises:
         ValueError: a key is missing, or asks for something this port does not implement.

@@ -11,7 +11,7 @@ _DEFAULT_THETA = {"smollm3": 2_000_000.0, "mixtral": 1_000_000.0}
 
 
 def decoder_config(hf_config: dict) -> DecoderConfig:
-    """What a Hugging Face config computes, in our words.
+    """The decoder that a Hugging Face config describes.
 
     Raises:
         ValueError: a key is missing, or asks for something this port does not implement.

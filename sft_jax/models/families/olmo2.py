@@ -1,4 +1,4 @@
-"""OLMo 2 (`olmo2`): norms on what attention and feed-forward give, and on all queries and all keys together."""
+"""OLMo 2 (`olmo2`): norms on the outputs of attention and feed-forward, and over all query heads and all key heads."""
 
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families import llama, tables
@@ -6,7 +6,7 @@ from sft_jax.models.families.tables import ConfigReader, TensorRule
 
 
 def decoder_config(hf_config: dict) -> DecoderConfig:
-    """What a Hugging Face config computes, in our words.
+    """The decoder that a Hugging Face config describes.
 
     Raises:
         ValueError: a key is missing, or asks for something this port does not implement.

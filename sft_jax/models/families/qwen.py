@@ -7,7 +7,7 @@ from sft_jax.models.families.tables import ConfigReader, TensorRule
 
 
 def decoder_config(hf_config: dict) -> DecoderConfig:
-    """What a Hugging Face config computes, in our words.
+    """The decoder that a Hugging Face config describes.
 
     Raises:
         ValueError: a key is missing, or asks for something this port does not implement.

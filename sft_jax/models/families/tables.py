@@ -1,4 +1,4 @@
-"""What a family's two tables are made of: reading a Hugging Face config, and rules for its tensors."""
+"""What the families share: a checked reader of Hugging Face configs, and rules from stored tensors to parameters."""
 
 import dataclasses
 import functools
@@ -215,7 +215,7 @@ class ConfigReader:
         return value
 
     def skip(self, *keys: str) -> None:
-        """Notes fields that say nothing which is not known otherwise."""
+        """Notes fields that add nothing to the others, so that `finish` accepts them."""
         self._read.update(keys)
 
     def finish(self) -> None:
