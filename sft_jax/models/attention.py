@@ -1,4 +1,4 @@
-"""Attention over packed sequences: which queries see which keys (`Visibility`), and softmax attention within that."""
+"""Softmax attention over packed sequences, and which keys each query sees in it (`Visibility`)."""
 
 import flax.struct
 import jax

@@ -61,7 +61,7 @@ def _wide(vector: Array, ndim: int) -> Array:
 
 
 class Linear(nn.Module):
-    """The one linear projection of the model: matrix product, bias, adapter. Precision and adapters are set here."""
+    """A linear projection, as in every layer but in experts: matrix product, bias and adapter."""
 
     features: int
     use_bias: bool

@@ -1,4 +1,4 @@
-"""The one matrix product of the code: low-precision inputs, float32 accumulation, forward and backward.
+"""The matrix products of the model: low-precision inputs, float32 accumulation, forward and backward.
 
 Plain autodiff of a bf16 product multiplies float32 cotangents with bf16 operands, which has no fast kernel on CPUs with
 AVX-512 BF16 and costs a conversion elsewhere. The rule below casts the cotangent too, so that all three products of a

@@ -1,6 +1,6 @@
 """How many positions a model knows. Longer examples are refused, and generation stops at the last position.
 
-Users may raise the limit of a model with rotary embeddings, which extend to any position.
+Users may raise the limit of a model with rotary embeddings, which extend to any position (not with rope_type=dynamic).
 """
 
 import dataclasses

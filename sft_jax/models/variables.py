@@ -1,4 +1,4 @@
-"""What the decoder's `apply` takes, {"params": …, "adapters": …}: how such trees are split, merged and scaled."""
+"""The variables that the decoder's `apply` takes, {"params": …, "adapters": …}: splitting, merging and scaling them."""
 
 import re
 from collections.abc import Callable

@@ -2,7 +2,8 @@
 
 `config.model.new_tokens` are added to the tokenizer as special tokens, with the next ids that it has free. Many models
 have embeddings of more ids than their tokenizer uses (the vocabulary is padded to a round number): new tokens take
-those first, and the embedding grows only when there are not enough. Their embeddings start at the mean of the others.
+those first, and the embedding grows only when there are not enough. Their embeddings start at the mean of those that
+the tokenizer's tokens had before.
 
 New tokens are recognised where the chat template writes them, and also where the content of a message spells them
 unless `config.model.new_tokens_in_contents` is False. The tokenizer stores that choice, also when it is exported.
