@@ -76,7 +76,7 @@ def load_one(path: str, cache: str, workers: int) -> dict[str, float]:
         "before": before,
         "peak": memory.peak,
         "after": memory.look(),
-        "tokens": len(data.rows.tokens),
+        "tokens": len(data.examples.tokens),
     }
 
 

@@ -1,4 +1,4 @@
-"""Shows what a config would train on, before anything is trained: rows, tokens, masks, findings and a verdict.
+"""Shows what a config would train on, before anything is trained: examples, tokens, masks, findings and a verdict.
 
     python -m sft_jax.preview --config=configs/sft.py --config.data.train=train.jsonl --config.data.held_out=test.jsonl
     python -m sft_jax.preview --config=… --out=runs/preview        # index.html to look at, report.json for machines
@@ -21,7 +21,7 @@ _FAIL_ON = flags.DEFINE_enum("fail_on", "error", ["error", "warning", "never"], 
 _EARLIER_RUNS = flags.DEFINE_multi_string(
     "earlier_run", [], "Directory of a run on part of the data, for the verdict: repeat the flag for each."
 )
-_ROWS = flags.DEFINE_integer("rows", 2000, "Most rows on the page.", lower_bound=1)
+_ROWS = flags.DEFINE_integer("rows", 2000, "Most rows of the training data on the page.", lower_bound=1)
 
 _STATUS_OF_FINDINGS = 3
 
@@ -68,8 +68,8 @@ def main(_: list[str]) -> None:
         write_whole(out / "index.html", page)
         write_whole(out / REPORT, json.dumps(report.numbers, indent=2, ensure_ascii=False) + "\n")
     if _WRITE.value:
-        for name, rows in data_files(kept).items():
-            console.print(f"Cleaned data: {_WRITE.value}/{name}, read with {reading_flags(rows)}", soft_wrap=True)
+        for name, records in data_files(kept).items():
+            console.print(f"Cleaned data: {_WRITE.value}/{name}, read with {reading_flags(records)}", soft_wrap=True)
     if _OUT.value:
         console.print(f"Page: {_OUT.value}/index.html\nNumbers: {_OUT.value}/{REPORT}", soft_wrap=True)
     console.print(inspection.data.held_out_note, report)

@@ -50,7 +50,7 @@ def test_the_command(data, tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "1 held-out row is also in the training data" in page
     numbers = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert numbers["rows"] == 31
+    assert numbers["examples"] == 31
     assert numbers["cleaning"]["dropped_rows"] == 1
     assert numbers["verdict"]["decision"] == "clean_first"
     dropped = [json.loads(line) for line in (tmp_path / "clean" / "dropped.jsonl").read_text().splitlines()]
@@ -70,7 +70,7 @@ def test_mistakes_get_a_message(data, tmp_path):
 
 
 def test_what_is_written_trains_the_same(tmp_path):
-    """Tokens, weights and ids of the cleaned data set, read back without a step, are those of the cleaned rows."""
+    """Tokens, weights and ids of the cleaned data set, read back without a step, are those of the cleaned run."""
     from etils import epath
 
     from sft_jax.exports.data_set import write_data_set
@@ -121,15 +121,15 @@ def test_held_out_rows_of_a_file_of_the_same_name(tmp_path):
 
 def test_earlier_runs_are_weighed(tmp_path):
     runs = []
-    for rows, loss in ((10, 3.0), (20, 2.0)):
-        runs.append(tmp_path / f"run{rows}")
+    for examples, loss in ((10, 3.0), (20, 2.0)):
+        runs.append(tmp_path / f"run{examples}")
         runs[-1].mkdir()
-        line = {"step": 1, "progress/examples": rows, "progress/epochs": 1.0, "held_out/nll": loss}
+        line = {"step": 1, "progress/examples": examples, "progress/epochs": 1.0, "held_out/nll": loss}
         (runs[-1] / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         (runs[-1] / "environment.json").write_text('{"fingerprints": {}}')
     inspection = inspect_data(options_of(tiny.config(tmp_path)), silent, [str(run) for run in runs])
     reasons = [reason.text for reason in inspection.data.report.verdict.reasons]
-    assert any("3.000 at 10 rows, 2.000 at 20 rows" in reason for reason in reasons)
+    assert any("3.000 at 10 examples, 2.000 at 20 examples" in reason for reason in reasons)
 
 
 def test_a_directory_that_is_no_run(data, tmp_path):

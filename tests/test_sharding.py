@@ -53,7 +53,7 @@ def compiled_step(root, arg: str) -> str:
             options_of(config), base, model, mesh, optimizer.hyperparameters(options_of(config), 2, 6)
         )
         batch = assemble(
-            data.rows, data.plan.batch_bins(0), sequence_length=TOKENS, sequence_targets=data.plan.sequence_targets
+            data.examples, data.plan.batch_bins(0), sequence_length=TOKENS, sequence_targets=data.plan.sequence_targets
         )
         train_step = step.compile_train_step(model, setup.step_settings(options_of(config), mesh), state, mesh)
         return train_step.lower(state, sharding.put_batch(batch, mesh)).compile().as_text()

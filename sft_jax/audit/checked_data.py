@@ -1,7 +1,7 @@
-"""What is checked: the records of a run with their tokens, and what they must not overlap with.
+"""The input of the checks: the records of a run with their tokens, and what they must not overlap with.
 
-Checks read texts, whatever form a record has (data/views.py). Those that look for equal texts compare hashes
-(data/tokenized/record_keys.py); so they look at all records, also where texts of the first ones alone are in memory.
+Checks read a record as texts, whatever its form (data/views.py). Those that look for equal texts compare hashes
+(data/tokenized/record_keys.py), and so look at all records even where only the first ones are in memory as texts.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ class CheckedData:
 
     Attributes:
         records: the training data as read, or the first of it.
-        rows: what of it is trained on, as tokens.
+        examples: of these records, as tokens and weights.
         dropped: rows left out by tokenization.
         tokenizer: of the model.
-        sequence_length: tokens in a row of the batch.
+        sequence_length: tokens in a sequence of the batch.
         stop_ids: tokens that end an answer, from `ConversationRenderer.stop_ids`.
-        held_out_records: rows kept for measuring.
+        held_out_records: records kept for measuring.
         benchmarks: prompts of benchmarks that must not be trained on, by name.
         end_of_turn: whose end of turn is trained, `Masking.end_of_turn`.
-        too_long: what becomes of rows of more than `sequence_length`, `Masking.too_long`.
+        too_long: what becomes of examples of more than `sequence_length` tokens, `Masking.too_long`.
         whole: all of the training data, of which `records` are the first; None where they are all.
         trains_answers: whether turns of the assistant are trained, by `Masking.train_on`.
         turn_headers: what the chat template writes before a user's turn and before the answer, from
@@ -48,7 +48,7 @@ class CheckedData:
     """
 
     records: Sequence[Record]
-    rows: TokenizedExamples
+    examples: TokenizedExamples
     dropped: Sequence[DroppedRow] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
     sequence_length: int = 1024
@@ -103,13 +103,13 @@ class CheckedData:
         return RecordKeys.of(self.views, self.template) if self.whole is None else self.whole.keys
 
     def view(self, number: int) -> View:
-        """A training record as texts; behind those in memory as its tokens show it, whose prompt is in the template."""
+        """A training record as texts; one that is not in memory as its tokens decode, chat template included."""
         if number < len(self.views):
             return self.views[number]
         return _view_of_tokens(self.whole, number, self.tokenizer)
 
     def main(self, view: View) -> str:
-        """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
+        """What makes a record the same as one that is measured: what is asked, of plain text all of it."""
         return self.template.main(view)
 
     def prompt(self, view: View) -> tuple[str, str, str]:
@@ -121,7 +121,7 @@ class CheckedData:
         return self.template.text(view)
 
     def line(self, view: View) -> str:
-        """A row for a person: what the user said last and the answer, without the prompt template."""
+        """A record for people to read: what the user said last and the answer, without the prompt template."""
         asked = self.template.own(view.question)
         if len(asked) > _SHOWN_QUESTION:
             asked = asked[:_SHOWN_QUESTION] + "…"
@@ -129,17 +129,17 @@ class CheckedData:
 
 
 def _view_of_tokens(whole: Tokenized, number: int, tokenizer: PreTrainedTokenizerBase) -> View:
-    """What can be shown of a record that is not in memory: what its first row's prompt says last, and its answer."""
-    row = int(whole.first_examples[number])
-    if row < 0:
-        dropped = whole.dropped[-1 - row]
+    """A record that is not in memory, read off its first example: what the prompt says last, and the answer."""
+    example = int(whole.first_examples[number])
+    if example < 0:
+        dropped = whole.dropped[-1 - example]
         return View(dropped.id, "", "", "", (), "")
-    tokens, weights = whole.rows.example(row)
+    tokens, weights = whole.rows.example(example)
     trained = np.flatnonzero(weights)
     prompt = tokens[: trained[0]] if len(trained) else tokens
     asked = _last_said(prompt, tokenizer)
     answer = content_text(tokenizer, tokens[trained].tolist())
-    return View(whole.rows.ids[row], "", asked, asked, (answer,), whole.rows.groups[row])
+    return View(whole.rows.ids[example], "", asked, asked, (answer,), whole.rows.groups[example])
 
 
 def _last_said(prompt: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:

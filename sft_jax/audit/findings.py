@@ -1,7 +1,7 @@
 """What checks say: a finding, how severe it is, and the rows it names.
 
-A check observes; `run_checks` turns what it observed into findings, with the severity that the table of checks gives to
-such a share of the rows. Nothing else decides it.
+A check makes observations; `run_checks` makes findings of them. The severity of a finding depends only on the share of
+rows concerned and on the thresholds that `CHECKS` (checks/__init__.py) gives for the check.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from sft_jax.data.texts import private_spans, redacted
 
-Row = TypeVar("Row")
+Hit = TypeVar("Hit")
 Severity = Literal["info", "warning", "error"]
 FAIL_ON = ("error", "warning", "never")  # what `config.data.fail_on` may be
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # from light to severe
@@ -108,25 +108,25 @@ def counted(count: int, one: str, many: str) -> str:
 
 def observed(
     title: str,
-    rows: Sequence[Row],
+    hits: Sequence[Hit],
     of: int,
-    show: Callable[[Row], tuple[str, str]],
+    show: Callable[[Hit], tuple[str, str]],
     advice: str,
     numbers: dict | None = None,
 ) -> list[Observation]:
-    """An observation of rows, or nothing where there are none.
+    """One observation of all that a check found, or none where it found nothing.
 
     Args:
         title: see `Observation`.
-        rows: whatever the check found.
+        hits: whatever the check found, one for each row concerned.
         of: how many there could have been.
         show: from one of them to (row id, text).
         advice: see `Observation`.
         numbers: see `Observation`.
     """
-    if not rows:
+    if not hits:
         return []
-    return [Observation(title, len(rows), len(rows) / of, places(map(show, rows)), advice, numbers or {})]
+    return [Observation(title, len(hits), len(hits) / of, places(map(show, hits)), advice, numbers or {})]
 
 
 def worst(findings: Sequence[Finding]) -> Severity:

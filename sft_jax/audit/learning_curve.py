@@ -1,7 +1,7 @@
-"""The learning curve: whether more data would still help, from earlier runs on parts of it.
+"""The learning curve: from earlier runs on parts of the data, whether more data would still lower the loss.
 
-A power law a + b n^-c, as losses follow over the number of examples (Hestness et al. 2017), fitted where there are four
-sizes; with two or three, what the last of them brought. Serves the verdict.
+With four sizes or more, a power law a + b n^-c of the number of examples n (Hestness et al. 2017) is fitted; with two
+or three, the expected gain is the latest one, a doubling of the data. The verdict uses it (verdict.py).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ _EXPONENTS = np.geomspace(0.05, 2.0, 80)
 
 
 class RunPoint(NamedTuple):
-    """One run: the rows it was trained on, and its best held-out loss."""
+    """One run: the number of examples it was trained on, and its best held-out loss."""
 
     examples: int
     loss: float

@@ -1,7 +1,7 @@
-"""The verdict: whether something measured in the data speaks for cleaning it first, with all that was measured.
+"""The verdict on the data: whether to clean it first, and the reasons for and against.
 
-The last word of the checks. It weighs findings, counts and earlier runs; `THRESHOLDS` says by what, and why. How rows
-are worded gives no reason: whether tuning beats a prompt or retrieval is found out by measuring all of them.
+The verdict weighs findings, counts and earlier runs by the `THRESHOLDS`. How rows are worded gives no reason: whether
+tuning beats a prompt or retrieval is found out by measuring all of them.
 """
 
 import collections
@@ -22,7 +22,7 @@ Decision = Literal["ready", "clean_first"]
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """Where the verdict turns.
+    """Where the verdict changes.
 
     Attributes:
         rows_a_label: labels with fewer rows are counted: so many examples are commonly put into a prompt.
@@ -90,8 +90,8 @@ def verdict(data: CheckedData, findings: Sequence[Finding], curve: LearningCurve
 
 
 def _size(data: CheckedData) -> Reason:
-    lengths, supervised = data.rows.lengths, data.rows.supervised
-    return Reason(f"{len(lengths):,} rows with {int(supervised.sum()):,} trained tokens", "ready")
+    lengths, supervised = data.examples.lengths, data.examples.supervised
+    return Reason(f"{len(lengths):,} examples with {int(supervised.sum()):,} trained tokens", "ready")
 
 
 def _dropped(data: CheckedData) -> Iterator[Reason]:
@@ -162,7 +162,7 @@ def _more_data(curve: LearningCurve | None) -> Iterator[Reason]:
         return
     last = curve.points[-1]
     gain, error = curve.gain / last.loss, None if curve.error is None else 2 * curve.error / last.loss
-    sizes = ", ".join(f"{point.loss:.3f} at {point.examples:,} rows" for point in curve.points)
+    sizes = ", ".join(f"{point.loss:.3f} at {point.examples:,} examples" for point in curve.points)
     if error is None:
         says = f"{gain:.1%}; too few sizes to say how sure that is"
     elif gain - error > THRESHOLDS.gain:

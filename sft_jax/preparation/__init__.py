@@ -1,1 +1,1 @@
-"""From a config to the data of a run: what is read, cleaned, tokenized, checked and planned."""
+"""From a config to the data of a run: reading, cleaning, tokenizing, checking, and the pack plan."""

@@ -1,4 +1,4 @@
-"""The prompts of benchmarks, which training rows are cleaned of and checked for."""
+"""Reads the prompts of benchmarks; training rows that hold one are reported, or removed by a cleaning step."""
 
 import collections
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Earlier runs on parts of the data: what they say of more data.
-
-From run directories to the learning curve that the verdict on the data weighs.
-"""
+"""Earlier runs on parts of the data: makes of their directories the learning curve that the verdict uses."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +18,7 @@ def curve_of_runs(directories: Sequence[epath.PathLike]) -> LearningCurve | None
 
     Raises:
         ValueError: a directory is no run, or one without held-out losses; runs of another model or with other held-out
-            rows, which say nothing together; all on as many rows.
+            rows, whose losses cannot be compared; all of them on as many examples.
     """
     if not directories:
         return None
@@ -36,14 +33,14 @@ def curve_of_runs(directories: Sequence[epath.PathLike]) -> LearningCurve | None
     curve = learning_curve(points)
     if curve is None:
         raise ValueError(
-            f"{', '.join(map(str, runs))}: all trained on {points[0].examples:,} rows; a learning curve needs runs on "
-            "different numbers of rows."
+            f"{', '.join(map(str, runs))}: all trained on {points[0].examples:,} examples; a learning curve needs runs "
+            "on different numbers of examples."
         )
     return curve
 
 
 def _point(run: epath.Path) -> RunPoint:
-    """Rows seen by the step with the lowest held-out loss, each counted once, and that loss."""
+    """Examples seen by the step with the lowest held-out loss, each counted once, and that loss."""
     path = run / FILE
     if not path.exists():
         raise ValueError(f"{run}: there is no {FILE}; expected the work directory of a run.")

@@ -1,13 +1,10 @@
-"""A config's data looked at thoroughly: what load_data gives, with every row that cleaning dropped or changed.
-
-What `python -m sft_jax.preview` shows and writes.
-"""
+"""The data of a config as `python -m sft_jax.preview` shows and writes it: all checks, and what cleaning did."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from sft_jax.audit.preview.page import page_html
-from sft_jax.audit.preview.selection import select_rows
+from sft_jax.audit.preview.selection import select_examples
 from sft_jax.data.cleaning import Changed
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
@@ -20,7 +17,7 @@ from sft_jax.preparation.train_examples import ProgressFor
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """Data, and what became of the rows that are not in it as they were read.
+    """The data of a config, with the records that cleaning dropped or changed.
 
     Attributes:
         data: with all checks done.
@@ -35,12 +32,12 @@ class Inspection:
     @property
     def kept(self) -> list[Record]:
         """Records that are trained on."""
-        trained = set(self.data.rows.ids)
+        trained = set(self.data.examples.ids)
         return [record for record in self.data.checked.records if record.id in trained]
 
     @property
     def dropped(self) -> list[tuple[Record | None, DroppedRow]]:
-        """Rows that are not, with every reason; None for one that could not be read."""
+        """Rows that are not trained on, with the reason; None for the record of one that could not be read."""
         records = {record.id: record for record in self.data.checked.records}
         later = [(records.get(row.id), row) for row in self.data.checked.dropped]
         return [*self.removed, *later]
@@ -88,14 +85,14 @@ def preview_page(inspection: Inspection, options: Options, wanted: int, progress
     for record, change in inspection.changed:
         before = f"{notes[record.id]}; " if record.id in notes else ""
         notes[record.id] = f"{before}{change.step}: {change.reason}"
-    page_rows = select_rows(
+    shown = select_examples(
         data.checked,
         data.renderer,
         inspection.removed,
         data.report.findings,
         notes,
         wanted,
-        progress("rendering the page", min(wanted, len(data.rows))),
+        progress("rendering the page", min(wanted, len(data.examples))),
     )
     held_out = f" · held out: {options.data.held_out}" if options.data.held_out else ""
     subtitle = f"as tokens of {options.model.source}{held_out}"

@@ -1,4 +1,4 @@
-"""From `config.data` to what is read and how it is mixed: one data set, or the sources of `config.data.mixture`."""
+"""What `config.data` reads and how it is mixed: one data set, or the sources of `config.data.mixture`."""
 
 import dataclasses
 from collections.abc import Sequence

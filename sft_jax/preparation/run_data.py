@@ -48,19 +48,19 @@ class Data:
 
     Attributes:
         renderer: chat template and tokenizer.
-        rows: tokenized training rows.
-        plan: their order over the whole run.
+        examples: what is trained on, as tokens.
+        plan: which of them form which batch, over the whole run.
         report: what is shown before training.
         checked: what the checks looked at; None where not all of them did.
         held_out_records: conversations kept for measuring; empty where the config names none.
         held_out: their tokens; None where there are none.
-        held_out_targets: target slots of a held-out row.
-        held_out_note: how many rows there are, and which are left out; empty where there are none.
+        held_out_targets: target slots of a held-out sequence.
+        held_out_note: how many examples there are, and which rows are left out; empty where there are none.
         made_for: fields of the config that it was made of, by their names.
     """
 
     renderer: ConversationRenderer
-    rows: TokenizedExamples
+    examples: TokenizedExamples
     plan: PackPlan
     report: DataReport
     checked: CheckedData | None
@@ -89,7 +89,7 @@ class Data:
 
     def fingerprints(self) -> dict[str, str]:
         """What the numbers depend on, of the data."""
-        prints = {"train": self.rows.fingerprint()}
+        prints = {"train": self.examples.fingerprint()}
         return prints if self.held_out is None else prints | {"held_out": self.held_out.fingerprint()}
 
 
@@ -134,13 +134,13 @@ def load_data(
     curve: LearningCurve | None = None,
     also: FindingsOfRun | None = None,
 ) -> Data:
-    """Reads, cleans, renders, tokenizes, checks and plans.
+    """Reads, cleans, renders, tokenizes and checks the data of a config, and makes its pack plan.
 
     Args:
         options: of the run.
         progress: given a title and how many there are (see `ProgressBar`), shows how far it is; None: nothing is shown.
         thorough: all checks on all records and a verdict; else the quick checks on the first records, whose findings
-            are kept in the cache like the rows.
+            are kept in the cache like the examples.
         on_change: given every record that cleaning drops or changes, as it was.
         curve: what earlier runs say of more data, for the verdict.
         also: what else to look for once all is planned, by options, examples, plan and ids of new tokens.
@@ -174,7 +174,7 @@ def load_data(
     if also is not None:
         findings = most_severe_first([*findings, *also(options, rows, plan, new_ids)])
     report = data_report(
-        rows,
+        examples,
         tokenized.dropped,
         _packing_report(options, plan, rows),
         token_pieces(*rows.example(0), renderer.tokenizer),
@@ -223,7 +223,7 @@ def _read_measured(options: DataOptions, trained: Sequence[tuple[str, epath.Path
 
 
 def _unread_options(flags: Sequence[str]) -> list[Finding]:
-    """That options of the rows were given which no row of their format reads."""
+    """Findings: options of reading that were given and that no row of its format reads."""
     return [
         Finding("unread_options", "info", f"{flag} changes nothing: no row is of a format that reads it", 0)
         for flag in flags
@@ -261,7 +261,7 @@ def _plan(options: Options, rows: TokenizedExamples) -> PackPlan:
 
 def _packing_report(options: Options, plan: PackPlan, rows: TokenizedExamples) -> PackingReport:
     return packing_report(
-        rows,
+        examples,
         sequence_length=plan.sequence_length,
         sequence_targets=plan.sequence_targets,
         seed=options.seed,
@@ -280,13 +280,13 @@ def _checked_data(
     held_out: dict[str, Any],
     measured: _Measured,
 ) -> CheckedData:
-    """What checks look at: texts of all records or of the first, with their rows; and hashes of all."""
+    """What checks look at: texts and examples of all records or of the first, and hashes of all."""
     first = records.read_first()
-    rows = tokenized.rows.of_first(first)
+    examples = tokenized.rows.of_first(first)
     dropped = dropped_where(tokenized.dropped, lambda reason: not dropped_by_a_step(reason))
     return CheckedData(
         first,
-        rows,
+        examples,
         dropped,
         renderer.tokenizer,
         options.data.sequence_length,
@@ -321,7 +321,7 @@ def _held_out(
     renderer: ConversationRenderer,
     measured: _Measured,
 ) -> dict[str, Any]:
-    """The fields of `Data` that are about held-out rows."""
+    """The fields of `Data` that are about held-out data."""
     reader, records = measured.reader, measured.held_out
     if reader is None:
         return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
@@ -330,8 +330,8 @@ def _held_out(
     except NoExamplesError as error:
         raise NoExamplesError(_nothing_held_out(options.data, error)) from error
     dropped = [*reader.dropped, *dropped]
-    kept = set(rows.ids)
-    note = f"Held out: {len(rows)} rows, {int(rows.supervised.sum()):,} supervised tokens ({'; '.join(reader.notes)})."
+    kept, trained = set(examples.ids), int(examples.supervised.sum())
+    note = f"Held out: {len(examples)} examples, {trained:,} supervised tokens ({'; '.join(reader.notes)})."
     for reason, group in group_dropped(dropped).items():
         note += f"\n  {len(group)} more dropped, {reason}: {', '.join(row.id for row in group[:5])}"
         note += ", …" if len(group) > 5 else ""
@@ -366,5 +366,5 @@ def _sequence_targets(rows: TokenizedExamples, options: Options, mixture: Mixtur
     sizes = (options.data.sequence_length, options.data.supervised_quantile)
     how = {"packing": options.data.packing, "max_segments": options.data.max_examples_per_sequence}
     if mixture is None:
-        return supervised_capacity(rows.lengths, rows.supervised, *sizes, **how)
-    return mixture_capacity(rows, mixture, *sizes, **how)
+        return supervised_capacity(examples.lengths, examples.supervised, *sizes, **how)
+    return mixture_capacity(examples, mixture, *sizes, **how)

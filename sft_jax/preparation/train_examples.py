@@ -1,7 +1,7 @@
-"""The training rows of a config: from the cache, or streamed from the files through cleaning and tokenization.
+"""The training examples of a config: from the cache, or streamed from the files through cleaning and tokenization.
 
-Serves `load_data` (run_data.py). However many records there are, few are in memory: the first ones, which the checks at
-the start of a run look at.
+`load_data` (run_data.py) uses it. However many records there are, only the first ones are kept in memory, for the
+checks at the start of a run.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how ma
 
 CHECKED_RECORDS = 20_000  # that checks at the start of a run look at: so many take some 60 MB
 
-# Files of this folder that join the data layer to the config: what is read, what rows are cleaned of, the renderer.
+# Files of this folder on which examples depend: what is read, what rows are cleaned of, the renderer.
 _WIRING = ("benchmarks.py", "mixing.py", "run_data.py", "train_examples.py")
 
 
@@ -96,7 +96,7 @@ def training_examples(
     cache: Path | None,
     key: dict[str, Any],
 ) -> tuple[Tokenized, str]:
-    """The rows of the records, and in words where they come from.
+    """The examples of the records, and in words where they come from.
 
     Args:
         options: of the run.
@@ -135,13 +135,13 @@ def examples_key_of(
     compared_with: Sequence[Sequence[str]],
     show: ProgressFor = silent,
 ) -> dict[str, Any]:
-    """What the training rows depend on.
+    """What the training examples depend on.
 
     Args:
         options: what is read and how it becomes tokens.
         records: the training records.
         renderer: the chat template and tokenizer.
-        compared_with: digests of the files of other rows that cleaning steps may look at.
+        compared_with: digests of the held-out and benchmark files that cleaning steps may look at.
         show: makes a progress callback.
     """
     bar = functools.cache(lambda: show("hashing files", None))  # shown where there is much to read
@@ -153,7 +153,7 @@ def examples_key_of(
 
 
 def wiring_digest(folder: Path = Path(__file__).parent) -> str:
-    """sha256 of the source between the config and the data layer: it shapes rows as the layer's own does."""
+    """sha256 of the files of `_WIRING`: examples depend on them as on the code of the data layer."""
     return source_digest([folder / name for name in _WIRING], folder)
 
 
@@ -163,8 +163,8 @@ def training_findings(
     compared_with: Sequence[Sequence[str]],
     check: Callable[[], list[Finding]],
 ) -> list[Finding]:
-    """What the quick checks find, looked for once for the same rows, held-out rows and benchmarks."""
+    """What the quick checks find, looked for once for the same examples, held-out rows and benchmarks."""
     code = [code_digest(without=()), code_digest(without=(), root=Path(audit.__file__).parent)]
-    key = {"rows": examples_key, "compared_with": compared_with, "code": code}
+    key = {"examples": examples_key, "compared_with": compared_with, "code": code}
     found = cached_json(cache, key, lambda: [dataclasses.asdict(finding) for finding in check()])
     return [Finding(**values | {"examples": tuple(Place(*place) for place in values["examples"])}) for values in found]

@@ -187,7 +187,7 @@ def run(
         # ---- Loop: batch, step, record, evaluate, save, stop -------------------------------------------------------
         step, latest, pending = done or 0, {}, None
         batches = train_batches(
-            data.rows,
+            data.examples,
             data.plan,
             start_step=step,
             end_step=times.total_steps,

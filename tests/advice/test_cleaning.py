@@ -52,8 +52,8 @@ def records_of(answers):
 
 
 def checked_data_of(records, cleaning=()):
-    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])] * len(records), [record.id for record in records])
-    return CheckedData(records, rows, cleaning=cleaning)
+    examples = TokenizedExamples.from_examples([([1, 2], [0, 1])] * len(records), [record.id for record in records])
+    return CheckedData(records, examples, cleaning=cleaning)
 
 
 @pytest.mark.parametrize("key", FOUND, ids=[key[1] for key in FOUND])

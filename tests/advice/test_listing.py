@@ -52,7 +52,7 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "test_rows_are_refused_or_expanded_where_history_is_rewritten",
     ),
     ("sft_jax/audit/report/__init__.py", "; python -m sft_jax.preview makes every check on all"): (
-        "preparation/test_train_rows.py",
+        "preparation/test_train_examples.py",
         "test_which_check_looked_at_how_many_records_is_said",
     ),
     ("sft_jax/data/tokenizing/workers.py", ". Where memory is short, give fewer"): (
@@ -114,7 +114,7 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_initial_adapter.py",
         "test_flags_that_contradict_the_adapter",
     ),
-    ("sft_jax/preparation/run_data.py", "Rows are whole under"): (
+    ("sft_jax/preparation/run_data.py", "Examples are whole under"): (
         "training/test_advice.py",
         "test_training_rows_that_are_all_too_long",
     ),

@@ -1,4 +1,4 @@
-"""Subjects of a few rows, written as they read."""
+"""Checked data of a few rows, written as (question, answer) pairs."""
 
 import pytest
 
@@ -23,12 +23,12 @@ def records():
 
 @pytest.fixture(scope="session")
 def checked(records):
-    """A checked of (question, answer) pairs, each three tokens long."""
+    """CheckedData of (question, answer) pairs, each three tokens long."""
 
     def make(*pairs, **fields):
         made = records(*pairs)
-        rows = TokenizedExamples.from_examples([([1, 2, 3], [0, 1, 1])] * len(made), [record.id for record in made])
-        return CheckedData(made, rows, **fields)
+        examples = TokenizedExamples.from_examples([([1, 2, 3], [0, 1, 1])] * len(made), [record.id for record in made])
+        return CheckedData(made, examples, **fields)
 
     return make
 

@@ -24,9 +24,9 @@ VERDICT = Verdict("clean_first", (Reason("3 held-out | rows", "clean_first"), Re
 
 
 def make_report(example=(), dropped=(), **more):
-    rows = TokenizedExamples.from_examples([(range(4), [0, 0, 1, 1]), (range(6), [0, 0, 0, 0, 1, 1])], ["a", "b"])
+    examples = TokenizedExamples.from_examples([(range(4), [0, 0, 1, 1]), (range(6), [0, 0, 0, 0, 1, 1])], ["a", "b"])
     return data_report(
-        rows, list(dropped), packing_report(rows, sequence_length=10, sequence_targets=8), example, **more
+        examples, list(dropped), packing_report(examples, sequence_length=10, sequence_targets=8), example, **more
     )
 
 
@@ -39,7 +39,7 @@ def shown(report):
 def test_numbers():
     dropped = [DroppedRow(f"d:{i}", "longer than 10 tokens", f"{i} tokens") for i in range(11, 20)]
     numbers = make_report(dropped=[*dropped, DroppedRow("d:1", "nothing to train on")]).numbers
-    assert numbers["rows"] == 2
+    assert numbers["examples"] == 2
     assert numbers["tokens"] == 10
     assert numbers["supervised_share"] == 0.4
     assert numbers["length_quantiles"] == {"0%": 4, "25%": 6, "50%": 6, "75%": 6, "95%": 6, "100%": 6}
@@ -55,8 +55,8 @@ def test_numbers():
 
 
 def test_terminal_and_markdown(chatml_tokenizer, chat):
-    row = ConversationRenderer(chatml_tokenizer).render(chat("user: [red]a|b[/red]", "assistant: Hello!"))
-    report = make_report(pieces(row), [DroppedRow("d:1", "nothing | to train on")])
+    example = ConversationRenderer(chatml_tokenizer).render(chat("user: [red]a|b[/red]", "assistant: Hello!"))
+    report = make_report(pieces(example), [DroppedRow("d:1", "nothing | to train on")])
     text = shown(report)
     assert "4 (40.0%)" in text
     assert "1 x nothing | to train on" in text
@@ -65,8 +65,8 @@ def test_terminal_and_markdown(chatml_tokenizer, chat):
     assert "| supervised tokens | 4 (40.0%) |" in markdown
     assert r"| 1 x nothing \| to train on | d:1 |" in markdown
     assert "    ⟦Hello!<|im_end|>⟧" in markdown
-    assert highlight(row).plain == row.text
-    assert plain_highlight(row).replace("⟦", "").replace("⟧", "") == row.text
+    assert highlight(example).plain == example.text
+    assert plain_highlight(example).replace("⟦", "").replace("⟧", "") == example.text
 
 
 def test_what_tokenizing_took():

@@ -1,4 +1,4 @@
-"""The verdict: which reason turns it, on data made for that reason."""
+"""The verdict: which reason decides it, on data made for that reason."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def finding(check, severity="warning", count=1, **numbers):
 @pytest.mark.parametrize(
     ("pairs", "findings", "decision", "words"),
     [
-        (varied(9), [], "ready", "9 rows with 18 trained tokens"),
+        (varied(9), [], "ready", "9 examples with 18 trained tokens"),
         ([(f"q{n}", f"l{n % 20}") for n in range(140)], [], "ready", "20 labels, 20 of them with fewer than 8 rows; 7"),
         ([(f"q{n}", f"l{n % 10}") for n in range(140)], [], "ready", "10 labels; 14 rows of the middle one"),
         ([(f"q{n}", "yes") for n in range(140)], [], "clean_first", "the same label"),
@@ -34,7 +34,7 @@ def finding(check, severity="warning", count=1, **numbers):
         (varied(100), [finding("loose_overlap", count=2, measured=100)], "clean_first", "loose_overlap says (2.0%)"),
         (varied(100), [finding("loose_overlap", count=1, measured=100)], "ready", "loose_overlap says (1.0%)"),
         (varied(100), [finding("keys", "error")], "clean_first", "keys says"),
-        (varied(100), [finding("keys", "warning")], "ready", "100 rows"),
+        (varied(100), [finding("keys", "warning")], "ready", "100 examples"),
         (varied(100), [finding("agreement", question="q", kappa=0.59)], "clean_first", "kappa 0.59, below 0.6"),
         (varied(100), [finding("agreement", "info", question="q", kappa=0.6)], "ready", "kappa 0.60"),
     ],
@@ -81,12 +81,12 @@ def test_learning_curve(checked, gain, error, words):
     without, with_curve = verdict(checked(*varied(60)), []), verdict(checked(*varied(60)), [], curve)
     (reason,) = set(with_curve.reasons) - set(without.reasons)
     assert words in reason.text
-    assert "3.000 at 100 rows, 2.000 at 200 rows" in reason.text
+    assert "3.000 at 100 examples, 2.000 at 200 examples" in reason.text
 
 
 def test_dropped_rows_do_not_count_and_their_share_is_said(checked):
     made = checked(*varied(60))
-    rows = type(made.rows).from_examples([([1, 2], [0, 1])] * 57, [f"a:{n}" for n in range(4, 61)])
-    few = dataclasses.replace(made, rows=rows, dropped=[DroppedRow(f"a:{n}", "too long") for n in (1, 2, 3)])
+    examples = type(made.examples).from_examples([([1, 2], [0, 1])] * 57, [f"a:{n}" for n in range(4, 61)])
+    few = dataclasses.replace(made, examples=examples, dropped=[DroppedRow(f"a:{n}", "too long") for n in (1, 2, 3)])
     texts = [reason.text for reason in verdict(few, []).reasons]
-    assert texts[:2] == ["57 rows with 57 trained tokens", "5.0% of the rows that were read are dropped"]
+    assert texts[:2] == ["57 examples with 57 trained tokens", "5.0% of the rows that were read are dropped"]

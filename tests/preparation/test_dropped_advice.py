@@ -47,7 +47,7 @@ def test_conversations_cut_out_of_longer_ones(conversations, thorough):
 
 @pytest.fixture
 def lengths(tmp_path):
-    """A config whose 20 rows have 50 tokens and more; 8 are longer than a row of 64."""
+    """A config whose 20 rows have 50 tokens and more; 8 are longer than 64."""
     config = tiny.config(tmp_path, **{"data.sequence_length": 64})
     rows = [{"prompt": "p", "completion": "a" * (20 if n < 12 else 60 + 40 * n)} for n in range(20)]
     write(tmp_path / "train.jsonl", rows)
@@ -55,7 +55,7 @@ def lengths(tmp_path):
 
 
 @pytest.mark.parametrize("from_cache", [False, True])
-def test_what_a_longer_row_would_keep(lengths, tmp_path, from_cache):
+def test_what_a_longer_sequence_would_keep(lengths, tmp_path, from_cache):
     if from_cache:
         lengths.data.cache = str(tmp_path / "cache")
         load_data(options_of(lengths))
@@ -72,7 +72,7 @@ def test_what_a_longer_row_would_keep(lengths, tmp_path, from_cache):
 def test_text_that_is_split_is_whole(lengths, tmp_path):
     lengths.data.masking.too_long = "drop"
     write(tmp_path / "train.jsonl", [{"text": "a" * 20}] + [{"text": "b" * 200}] * 4)
-    assert "=split makes several rows of what is no conversation" in finding(lengths).advice
+    assert "=split makes several examples of what is no conversation" in finding(lengths).advice
     lengths.data.sequence_length = 2048
     targets = load_data(options_of(lengths)).report.numbers["supervised_tokens"]
     lengths.data.sequence_length, lengths.data.masking.too_long = 64, "split"

@@ -25,9 +25,9 @@ def run(tmp_path):
     return write
 
 
-def test_rows_are_counted_once_and_the_best_loss_counts(run):
+def test_examples_are_counted_once_and_the_best_loss_counts(run):
     small = run("small", (100, 1.0, 3.0), (200, 2.0, 2.5), (300, 3.0, 2.8))
-    large = run("large", (150, 0.5, 2.2), (300, 1.0, None))  # stopped early: 150 of its rows were seen
+    large = run("large", (150, 0.5, 2.2), (300, 1.0, None))  # stopped early: 150 of its examples were seen
     curve = curve_of_runs([large, small])
     assert [(point.examples, point.loss, point.name) for point in curve.points] == [
         (100, 2.5, str(small)),
@@ -43,7 +43,7 @@ def test_directories_that_say_nothing(run, tmp_path):
         ([run("unmeasured", (100, 1.0, None))], "no step after the first has a held_out/nll"),
         ([run("model", (200, 1.0, 2.0), model="n")], "not the model of"),
         ([run("rows", (200, 1.0, 2.0), held_out="i")], "not the held-out rows of"),
-        ([run("same", (200, 2.0, 2.0))], "all trained on 100 rows"),
+        ([run("same", (200, 2.0, 2.0))], "all trained on 100 examples"),
     ):
         with pytest.raises(ValueError, match=words):
             curve_of_runs([good, *others])

@@ -168,8 +168,8 @@ def test_rows_of_a_mixture_and_their_order(root):
     assert data.plan.sources == ("code", "math")
     assert not data.plan.has_epochs
     shown = data.report.markdown()
-    assert "| source math | 20 rows, " in shown
-    assert "| rows of the batch, the first | " in shown
+    assert "| source math | 20 examples, " in shown
+    assert "| sequences, the first | " in shown
 
 
 @pytest.mark.parametrize("mixing", ["before", "after"])
@@ -178,17 +178,17 @@ def test_processes_and_threads_see_one_sequence_from_any_step(root, mixing, proc
     data = load_data(options_of(mixed(root, mixing)))
     whole = [
         assemble(
-            data.rows,
+            data.examples,
             data.plan.batch_bins(step),
             sequence_length=128,
             sequence_targets=data.plan.sequence_targets,
-            slices=data.rows.sources,
+            slices=data.examples.sources,
         )
         for step in range(12)
     ]
     for start, threads in ((0, 0), (7, 4)):
         parts = [
-            train_batches(data.rows, data.plan, start, 12, own=own.tolist(), threads=threads)
+            train_batches(data.examples, data.plan, start, 12, own=own.tolist(), threads=threads)
             for own in np.split(np.arange(8), process_count)
         ]
         for batch, *own in zip(whole[start:], *parts, strict=True):

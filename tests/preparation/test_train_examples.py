@@ -1,4 +1,4 @@
-"""Training rows of a config: made once, read again from the cache, few records in memory."""
+"""Training examples of a config: made once, read again from the cache, few records in memory."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_the_second_run_reads_and_renders_nothing(tmp_path, count):
     second = load_data(options_of(config(tmp_path)))
     assert count == {"passes": 1, "rendered": 1}
     assert first.fingerprints() == second.fingerprints()
-    np.testing.assert_array_equal(first.rows.tokens, second.rows.tokens)
+    np.testing.assert_array_equal(first.examples.tokens, second.examples.tokens)
     numbers = [data.report.numbers | {"read": data.report.numbers["read"][:1]} for data in (first, second)]
     assert numbers[0] == numbers[1]
     assert "from the cache" in second.report.numbers["read"][1]
@@ -78,7 +78,7 @@ CHANGES = {
 }
 
 
-def test_options_that_rows_depend_on_make_other_entries(tmp_path, count):
+def test_options_that_examples_depend_on_make_other_entries(tmp_path, count):
     for number, (name, value) in enumerate([("data.packing", "none"), *CHANGES.items()], 1):
         load_data(options_of(config(tmp_path, **{name: value})))
         assert count["rendered"] == number, name
@@ -88,28 +88,29 @@ def test_options_that_rows_depend_on_make_other_entries(tmp_path, count):
 
 @pytest.fixture
 def dated(tmp_path):
-    """A config whose template begins every row with the date, ten characters of a token each."""
+    """A config whose template begins every example with the date, ten characters of a token each."""
     path = tmp_path / "dated.jinja"
     path.write_text("{{ strftime_now('%Y-%m-%d') }}" + tiny.CHATML)
     return lambda **overrides: config(tmp_path, **{"model.chat_template": str(path), **overrides})
 
 
 def dates_in(data):
-    return {data.renderer.tokenizer.decode(data.rows.example(number)[0][:10]) for number in range(len(data.rows))}
+    firsts = (data.examples.example(number)[0][:10] for number in range(len(data.examples)))
+    return {data.renderer.tokenizer.decode(tokens) for tokens in firsts}
 
 
-def test_rows_bear_one_date_though_midnight_passes(dated, monkeypatch):
+def test_examples_bear_one_date_though_midnight_passes(dated, monkeypatch):
     clock.tell(monkeypatch, (f"2026-{1 + day // 28:02d}-{1 + day % 28:02d}" for day in range(336)))
     assert dates_in(load_data(options_of(dated()))) == {"2026-01-01"}
 
 
-def test_rows_of_another_date_are_another_entry(dated, count):
+def test_examples_of_another_date_are_another_entry(dated, count):
     for date, passes in (("2026-01-01", 1), ("2026-01-02", 2), ("2026-01-01", 2)):
         assert dates_in(load_data(options_of(dated(**{"data.date": date})))) == {date}
         assert count["passes"] == passes
 
 
-def test_the_date_is_not_in_the_key_of_rows_without_one(tmp_path, count):
+def test_the_date_is_not_in_the_key_of_examples_without_one(tmp_path, count):
     for date in ("2026-01-01", "2026-01-02"):
         load_data(options_of(config(tmp_path, **{"data.date": date})))
     assert count["passes"] == 1

@@ -132,7 +132,7 @@ def fill_adapters(trained, layout):
 
 def batch_of(built: Built, normalize: str = "tokens") -> dict:
     """The same 16 conversations in every case: several in a row of the batch, or one."""
-    rows = built.data.rows
+    rows = built.data.examples
     bins = (
         [np.array([i]) for i in range(16)]
         if built.config.data.packing == "none"
@@ -248,7 +248,7 @@ def naive_loss(root, rows, members, normalize: str) -> float:
 def test_loss_is_its_definition(root, normalize):
     built = build(root, "full")
     total, count = measure(built, batch_of(built, normalize))[0]["loss"]
-    assert total / count == pytest.approx(naive_loss(root, built.data.rows, range(16), normalize), rel=2e-6)
+    assert total / count == pytest.approx(naive_loss(root, built.data.examples, range(16), normalize), rel=2e-6)
     if normalize == "examples":
         assert count == pytest.approx(16)
 

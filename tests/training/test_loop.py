@@ -252,7 +252,7 @@ def test_evaluators_samples_profile_and_progress(tmp_path):
     assert result.metrics["mine/steps"] == 3
     assert list((tmp_path / "run" / "tensorboard").rglob("*.xplane.pb"))
     text = shown.read_text()
-    assert "Held out: 12 rows" in text
+    assert "Held out: 12 examples" in text
     assert re.search(r"training 3/3 loss \d\.\d{4} .* tok/s \(.* supervised\) ETA 0:00:00", text)
 
 

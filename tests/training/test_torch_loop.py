@@ -53,7 +53,7 @@ def torch_losses(config) -> tuple[list[float], list[float]]:
         eps=1e-6,
     )
     losses, norms = [], []
-    for step, batch in enumerate(train_batches(data.rows, data.plan, end_step=STEPS)):
+    for step, batch in enumerate(train_batches(data.examples, data.plan, end_step=STEPS)):
         warm = min((step + 1) / WARMUP, 1.0)
         progress = max(step - WARMUP, 0) / (STEPS - WARMUP)
         rate = PEAK * warm * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,7 +1,7 @@
-"""Checks: what is wrong with the data, found before it costs anything.
+"""Checks of the data, made before anything is trained.
 
-Beside the way of the data: they read records and tokenized rows and change nothing. One file a kind of check, a pure
-function from a `CheckedData` to what it saw; `CHECKS` lists them all and says how severe what they find is.
+A check is a pure function from a `CheckedData` to observations; it reads records and tokens and changes nothing. There
+is one file for each kind of check; `CHECKS` lists them all, with the thresholds that give a finding its severity.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Check(NamedTuple):
     """One check.
 
     Attributes:
-        look: what looks.
+        look: the function.
         thresholds: how severe what it finds is.
         quick: whether it is cheap enough for the start of a run.
         by_keys: whether it reads no texts (it counts, or compares hashes), and so looks at all records where the

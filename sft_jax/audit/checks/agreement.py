@@ -1,4 +1,4 @@
-"""Whether annotators agree, where rows come from an annotation tool with labels of several people."""
+"""Agreement of annotators, where rows come from an annotation tool with labels of several people."""
 
 import collections
 from collections.abc import Mapping, Sequence

@@ -43,9 +43,9 @@ def repeated_answers(data: CheckedData) -> list[Observation]:
         if len(words(view.answer)) >= _LONG_WORDS:
             prompts[view.answer.strip()].setdefault(data.prompt(view), view)
     groups = [list(found.values()) for found in prompts.values() if len(found) > 1]
-    rows = [view for group in groups for view in group[1:]]
+    repeating = [view for group in groups for view in group[1:]]
     advice = "The model learns it as a phrase: give each prompt an answer of its own, or keep one of the rows."
-    return _rows(data, rows, f"an answer of {_LONG_WORDS} words or more that another prompt has too", advice)
+    return _rows(data, repeating, f"an answer of {_LONG_WORDS} words or more that another prompt has too", advice)
 
 
 def boilerplate(data: CheckedData) -> list[Observation]:

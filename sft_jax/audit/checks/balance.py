@@ -1,4 +1,4 @@
-"""How rows spread over labels and groups, where answers are labels: few, short, and repeated."""
+"""How rows spread over labels and groups. Answers count as labels where they are few, short and repeated."""
 
 import collections
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Rows that occur more than once, and prompts with several answers: both exact, apart from surrounding white space.
 
-Found by sorting hashes, so that all rows can be looked at whenever a run starts.
+They are found by sorting hashes, which is fast enough to look at all rows whenever a run starts.
 """
 
 import dataclasses

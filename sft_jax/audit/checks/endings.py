@@ -1,4 +1,4 @@
-"""The end of a turn, and of a text: where it is not trained, the model never stops."""
+"""The end of a turn, and of a text: where it is not trained, the model does not learn to stop."""
 
 from collections.abc import Sequence
 
@@ -12,28 +12,28 @@ from sft_jax.data.records import Record
 
 
 def end_of_turn(data: CheckedData) -> list[Observation]:
-    """Kept rows of conversations in which a trained answer is not followed by a trained end of turn.
+    """Examples of conversations in which a trained answer is not followed by a trained end of turn.
 
     Read off tokens and weights, whatever wrote them: a stop token right after a trained token must be trained, and the
-    last trained stretch of a row must hold one. What the run's masking leaves out on purpose is not asked for.
+    last trained stretch of an example must hold one. What the run's masking leaves out on purpose is not asked for.
     """
     if data.end_of_turn == "none":
         return [Observation("No end of turn is trained, by --config.data.masking.end_of_turn=none", 0, 0.0)]
     if not data.trains_answers:
         return [Observation("No answer is trained, by --config.data.masking.train_on", 0, 0.0)]
     chats = {record.id for record in data.records if _asks_for_ends(record.example)}
-    checked = np.array([row_id in chats for row_id in data.rows.ids], bool)
+    checked = np.array([row_id in chats for row_id in data.examples.ids], bool)
     if not checked.any():
         return []
     if not data.stop_ids:
         advice = "Give the tokens that end an answer to the data of the checks."
         return [Observation("The end of turns was not checked: no stop token is known", 0, 0.0, advice=advice)]
-    rows = data.rows
-    stops = np.isin(rows.tokens, data.stop_ids)
-    trained = rows.weights > 0
+    examples = data.examples
+    stops = np.isin(examples.tokens, data.stop_ids)
+    trained = examples.weights > 0
     is_bad = _without_end(data, stops, trained)
     if data.too_long == "truncate_right":
-        is_bad &= rows.lengths < data.sequence_length
+        is_bad &= examples.lengths < data.sequence_length
     if data.end_of_turn != "last":
         is_bad |= _untrained_ends(data, stops, trained)
     bad = np.flatnonzero(checked & is_bad)
@@ -44,11 +44,11 @@ def end_of_turn(data: CheckedData) -> list[Observation]:
             title if not len(bad) else f"{title}: not in {len(bad):,}",
             len(bad),
             len(bad) / int(checked.sum()),
-            places((rows.ids[row], _ending(data, int(row))) for row in bad),
+            places((examples.ids[number], _ending(data, int(number))) for number in bad),
             "The model will not learn to stop: train the end of turns (config.data.masking), and drop cut answers."
             if len(bad)
             else "",
-            {"rows": int(checked.sum()), "trained": good},
+            {"examples": int(checked.sum()), "trained": good},
         )
     ]
 
@@ -60,13 +60,13 @@ def text_ends(data: CheckedData) -> list[Observation]:
     Of a record that is split the last piece is looked at; one that is cut at its end cannot end.
     """
     texts = {record.id: record for record in data.records if isinstance(record.example, Segments)}
-    last = {row_id: number for number, row_id in enumerate(data.rows.ids) if row_id in texts}
+    last = {row_id: number for number, row_id in enumerate(data.examples.ids) if row_id in texts}
     numbers = [number for number in last.values() if not _is_cut(data, number)]
     if not numbers or not data.stop_ids:
         return []
     open_examples = [number for number in numbers if not _ends(data, number)]
     ended = len(numbers) - len(open_examples)
-    of = {number: texts[data.rows.ids[number]] for number in open_examples}
+    of = {number: texts[data.examples.ids[number]] for number in open_examples}
     untrained = [number for number in open_examples if not _trains_last(data, number)]
     without = [number for number in open_examples if number not in untrained and of[number].example.ends is None]
     unasked = sorted({*without, *(number for number in untrained if of[number].example.ends is not False)})
@@ -77,7 +77,7 @@ def text_ends(data: CheckedData) -> list[Observation]:
             f"{ended:,} of {len(numbers):,} rows of text end with an end token: the model {learns}",
             len(unasked),
             len(unasked) / len(numbers),
-            places((data.rows.ids[row], _ending(data, row)) for row in open_examples),
+            places((data.examples.ids[number], _ending(data, number)) for number in open_examples),
             _advice([of[number] for number in without], [of[n] for n in unasked], len(unasked) - len(without)),
             {"rows": len(numbers), "ended": ended},
         )
@@ -85,7 +85,7 @@ def text_ends(data: CheckedData) -> list[Observation]:
 
 
 def _advice(without: Sequence[Record], unasked: Sequence[Record], untrained: int) -> str:
-    """What puts an end token behind rows, what trains it where the last segment is not trained, what says neither."""
+    """Options that put an end token behind these rows, train it where the last segment is not, or say neither."""
     if not unasked:
         return ""
     ways = [f"{_options(without, 'eos')} puts the end token behind each of them"] if without else []
@@ -101,19 +101,19 @@ def _options(records: Sequence[Record], value: str) -> str:
     return " and ".join(f"{flag}text_end={value}" for flag in flags)
 
 
-def _is_cut(data: CheckedData, row: int) -> bool:
-    """Whether the end of a row was cut off, or may have been."""
-    return data.too_long == "truncate_right" and int(data.rows.lengths[row]) >= data.sequence_length
+def _is_cut(data: CheckedData, number: int) -> bool:
+    """Whether the end of an example was cut off, or may have been."""
+    return data.too_long == "truncate_right" and int(data.examples.lengths[number]) >= data.sequence_length
 
 
-def _trains_last(data: CheckedData, row: int) -> bool:
-    """Whether the last token of a row is trained, as one behind it would be."""
-    return bool(data.rows.example(row)[1][-1] > 0)
+def _trains_last(data: CheckedData, number: int) -> bool:
+    """Whether the last token of an example is trained, as one behind it would be."""
+    return bool(data.examples.example(number)[1][-1] > 0)
 
 
-def _ends(data: CheckedData, row: int) -> bool:
-    """Whether a row ends with a trained stop token, perhaps with white space behind it."""
-    tokens, weights = data.rows.example(row)
+def _ends(data: CheckedData, number: int) -> bool:
+    """Whether an example ends with a trained stop token, perhaps with white space behind it."""
+    tokens, weights = data.examples.example(number)
     stops = np.flatnonzero(np.isin(tokens, data.stop_ids))
     if not len(stops) or not weights[stops[-1]]:
         return False
@@ -127,28 +127,28 @@ def _asks_for_ends(example: Example) -> bool:
 
 
 def _untrained_ends(data: CheckedData, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """Rows in which a stop token behind a trained token, which is none itself, is not trained."""
+    """Examples in which a stop token behind a trained token, which is none itself, is not trained."""
     at = np.flatnonzero(stops[1:] & ~trained[1:] & trained[:-1] & ~stops[:-1]) + 1
-    at = at[~np.isin(at, data.rows.offsets)]  # the first token of a row stands behind another row's last
-    found = np.zeros(len(data.rows), bool)
-    found[data.rows.offsets.searchsorted(at, side="right") - 1] = True
+    at = at[~np.isin(at, data.examples.offsets)]  # the token before the first of an example is another's
+    found = np.zeros(len(data.examples), bool)
+    found[data.examples.offsets.searchsorted(at, side="right") - 1] = True
     return found
 
 
 def _without_end(data: CheckedData, stops: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """Rows that have no trained stop token from the last stretch of trained tokens on."""
-    offsets = data.rows.offsets
+    """Examples that have no trained stop token from the last stretch of trained tokens on."""
+    offsets = data.examples.offsets
     numbers = np.arange(len(trained))
-    first_of_row = np.zeros(len(trained), bool)
-    first_of_row[offsets[:-1]] = True
-    begins = trained & (first_of_row | ~np.concatenate([[False], trained[:-1]]))
+    is_first = np.zeros(len(trained), bool)
+    is_first[offsets[:-1]] = True
+    begins = trained & (is_first | ~np.concatenate([[False], trained[:-1]]))
     stretch = np.maximum.reduceat(np.where(begins, numbers, -1), offsets[:-1])
     last_stop = np.maximum.reduceat(np.where(stops & trained, numbers, -1), offsets[:-1])
     return (stretch >= 0) & (last_stop < stretch)
 
 
-def _ending(data: CheckedData, row: int) -> str:
-    tokens, weights = data.rows.example(row)
+def _ending(data: CheckedData, number: int) -> str:
+    tokens, weights = data.examples.example(number)
     last = int(np.flatnonzero(weights)[-1]) if weights.any() else 0
     after = tokens[max(0, last - 8) : last + 4].tolist()
     if data.tokenizer is None:

@@ -1,4 +1,4 @@
-"""Where answers are JSON: those that do not parse, and those that lack what the others have."""
+"""Where most answers are JSON: those that do not parse, and objects that lack a key that nearly all others have."""
 
 import collections
 import json
@@ -62,10 +62,10 @@ def _reason(error: Exception) -> str:
 def _missing_keys(data: CheckedData, objects: list[tuple[View, dict[str, Any]]]) -> list[Observation]:
     counts = collections.Counter(key for _, value in objects for key in value)
     usual = {key for key, count in counts.items() if count > _USUAL_KEY * len(objects)}
-    rows = [(view, sorted(usual - set(value))) for view, value in objects if not usual <= set(value)]
+    lacking = [(view, sorted(usual - set(value))) for view, value in objects if not usual <= set(value)]
     return observed(
-        f"{counted(len(rows), 'JSON answer lacks', 'JSON answers lack')} a key that nearly all others have",
-        rows,
+        f"{counted(len(lacking), 'JSON answer lacks', 'JSON answers lack')} a key that nearly all others have",
+        lacking,
         len(data.views),
         lambda pair: (pair[0].id, f"no {', '.join(map(repr, pair[1]))}: {pair[0].answer.strip()}"),
         "Give every answer the same keys, null where there is nothing to say.",

@@ -1,4 +1,4 @@
-"""The new tokens of a run (`config.model.new_tokens`) in its data: how many rows hold each, and where."""
+"""The new tokens of a run (`config.model.new_tokens`) in its data: how many examples hold each, and where."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ _KEPT_AS_TEXT = "--config.model.new_tokens_in_contents=False keeps new tokens te
 
 
 def new_tokens(data: CheckedData) -> list[Observation]:
-    """For each new token the rows that hold it, those where it is trained, and those whose contents spell it."""
-    return [_rows_with(data, token) for token in data.new_tokens]
+    """For each new token the examples that hold it, those where it is trained, and the rows whose contents spell it."""
+    return [_examples_with(data, token) for token in data.new_tokens]
 
 
 def ends_in_contents(data: CheckedData) -> list[Observation]:
@@ -30,18 +30,18 @@ def ends_in_contents(data: CheckedData) -> list[Observation]:
     )
 
 
-def _rows_with(data: CheckedData, token: str) -> Observation:
-    rows, number = data.rows, _id(data, token)
-    holds = rows.tokens == number
-    row_of = np.repeat(np.arange(len(rows)), np.diff(rows.offsets))
-    held, trained = (len(np.unique(row_of[where])) for where in (holds, holds & (rows.weights > 0)))
+def _examples_with(data: CheckedData, token: str) -> Observation:
+    examples, number = data.examples, _id(data, token)
+    holds = examples.tokens == number
+    example_of = np.repeat(np.arange(len(examples)), np.diff(examples.offsets))
+    held, trained = (len(np.unique(example_of[where])) for where in (holds, holds & (examples.weights > 0)))
     spelt = [view for view in data.views if token in view.text]
     as_text = "" if token in _counting(data) else ", where it is text"
     title = (
-        f"The new token {token!r} (id {number}) stands in {held:,} of {len(rows):,} rows, trained in {trained:,}; "
-        f"{counted(len(spelt), 'row spells', 'rows spell')} it in contents{as_text}"
+        f"The new token {token!r} (id {number}) stands in {held:,} of {len(examples):,} examples, trained in "
+        f"{trained:,}; {counted(len(spelt), 'row spells', 'rows spell')} it in contents{as_text}"
     )
-    numbers = {"token": token, "id": number, "rows": held, "trained": trained, "in_contents": len(spelt)}
+    numbers = {"token": token, "id": number, "examples": held, "trained": trained, "in_contents": len(spelt)}
     (seen,) = observed(title, spelt, max(len(data.views), 1), lambda view: _place(view, token), "", numbers) or [
         Observation(title, 0, 0.0, numbers=numbers)
     ]

@@ -1,4 +1,4 @@
-"""Training rows that are also measured on: what a score on such rows shows is memory."""
+"""Held-out rows and benchmark prompts that are also in the training data: a score on them measures memory."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,8 +20,8 @@ def exact_overlap(data: CheckedData) -> list[Observation]:
     found = []
     for (one, many), measured in _measured(data):
         texts = np.array([text_key(data.main(view)) for view in measured], np.uint64)
-        rows = first_asking(data.keys, texts).tolist()
-        pairs = [(view, data.view(row).id) for view, row in zip(measured, rows, strict=True) if row >= 0]
+        asking = first_asking(data.keys, texts).tolist()
+        pairs = [(view, data.view(number).id) for view, number in zip(measured, asking, strict=True) if number >= 0]
         title = f"{counted(len(pairs), f'{one} is', f'{many} are')} also in the training data"
         found += _observed(data, title, pairs, measured)
     return found

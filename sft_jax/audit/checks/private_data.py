@@ -1,4 +1,4 @@
-"""Rows with e-mail addresses, phone numbers or keys: a model may give them to anybody who asks."""
+"""Rows with e-mail addresses, phone numbers or keys: a model trained on them may repeat them to anybody."""
 
 import re
 

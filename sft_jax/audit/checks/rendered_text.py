@@ -1,4 +1,6 @@
-"""Conversations that are rendered already: as text all of it is trained, in a message it is rendered twice."""
+"""Conversations that the data hold already rendered: as a text, prompts are trained too; in a message, the chat
+template is applied twice.
+"""
 
 from collections.abc import Iterable
 

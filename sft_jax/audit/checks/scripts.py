@@ -1,7 +1,7 @@
 """Scripts of the text, as a sign of its language: rows in another script than the rest, words in two scripts.
 
-Languages of one script are not told apart: that takes a model of its own, and a wrong guess for a short row is worse
-than none.
+Languages that share a script are not told apart: that takes a model of its own, and for a short row a wrong guess is
+worse than none.
 """
 
 import collections
@@ -46,17 +46,17 @@ def script_counts(text: str) -> Mapping[str, int]:
 def scripts(data: CheckedData) -> list[Observation]:
     """Letters by script, and rows whose answer is mostly in another script than nearly all answers."""
     views = data.views
-    by_row = [script_counts(view.answer) for view in views]
-    letters = sum((collections.Counter(counts) for counts in by_row), collections.Counter())
+    by_view = [script_counts(view.answer) for view in views]
+    letters = sum((collections.Counter(counts) for counts in by_view), collections.Counter())
     if not letters:
         return []
     shares = {script: count / letters.total() for script, count in letters.most_common(10)}
     title = "Letters of the answers: " + ", ".join(f"{_name(script)} {share:.1%}" for script, share in shares.items())
     found = [Observation(title, 0, 0.0, numbers={"shares": shares})]
-    mains = [max(counts, key=counts.get) if sum(counts.values()) >= _FEWEST_LETTERS else "" for counts in by_row]
-    usual, rows = collections.Counter(filter(None, mains)).most_common(1)[0] if any(mains) else ("", 0)
+    mains = [max(counts, key=counts.get) if sum(counts.values()) >= _FEWEST_LETTERS else "" for counts in by_view]
+    usual, count = collections.Counter(filter(None, mains)).most_common(1)[0] if any(mains) else ("", 0)
     others = [view for view, main in zip(views, mains, strict=True) if main not in ("", usual)]
-    if rows < _MAIN_SHARE * sum(map(bool, mains)):
+    if count < _MAIN_SHARE * sum(map(bool, mains)):
         return found
     title = (
         f"{counted(len(others), 'answer is', 'answers are')} not mostly in {_name(usual)} letters, as the others are"

@@ -1,4 +1,4 @@
-"""How much there is: rows, tokens, their lengths, how well they pack, the longest; and what is left out."""
+"""Sizes of the data: examples, tokens, lengths, how well they pack, the longest; and the rows that are dropped."""
 
 from collections.abc import Sequence
 
@@ -13,37 +13,37 @@ from sft_jax.data.tokenized import DroppedRow, dropped_tokens, group_dropped
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _BARS = 20
-_LENGTHS_SHOWN = 3  # that would keep some of the rows that are too long
+_LENGTHS_SHOWN = 3  # that would keep some of what is too long
 _SHORTENED = {
     "truncate_left": "leaves out the oldest turns of those that have several",
     "truncate_right": "cuts off their ends",
-    "split": "makes several rows of what is no conversation",
+    "split": "makes several examples of what is no conversation",
 }
 
 
 def sizes(data: CheckedData) -> list[Observation]:
-    """Rows, tokens, the supervised share, quantiles and histogram of lengths, packing efficiency by row length."""
-    lengths, supervised = data.rows.lengths, data.rows.supervised
+    """Examples, tokens, the supervised share, quantiles and histogram of lengths, packing by sequence length."""
+    lengths, supervised = data.examples.lengths, data.examples.supervised
     if not len(lengths):
         return []
     tokens, trained = int(lengths.sum()), int(supervised.sum())
     longest = np.argsort(-lengths, kind="stable")[:5]
     return [
         Observation(
-            f"{len(lengths):,} rows, {tokens:,} tokens, {trained / tokens:.1%} of them trained; "
-            f"{int(np.median(lengths)):,} tokens in the middle row, {int(lengths.max()):,} in the longest",
+            f"{len(lengths):,} examples, {tokens:,} tokens, {trained / tokens:.1%} of them trained; "
+            f"{int(np.median(lengths)):,} tokens in the middle one, {int(lengths.max()):,} in the longest",
             0,
             0.0,
-            places((data.rows.ids[row], f"{lengths[row]:,} tokens, {supervised[row]:,} trained") for row in longest),
+            places((data.examples.ids[i], f"{lengths[i]:,} tokens, {supervised[i]:,} trained") for i in longest),
             numbers={
-                "rows": len(lengths),
+                "examples": len(lengths),
                 "tokens": tokens,
                 "supervised_tokens": trained,
                 "supervised_share": trained / tokens,
                 "length_quantiles": quantiles(lengths),
                 "supervised_quantiles": quantiles(supervised),
                 "length_histogram": histogram(lengths),
-                "packing": {size: packing_efficiency(lengths, size) for size in _row_lengths(data)},
+                "packing": {size: packing_efficiency(lengths, size) for size in _sequence_lengths(data)},
             },
         )
     ]
@@ -85,7 +85,7 @@ def _how_to_keep(data: CheckedData, reason: str, group: Sequence[DroppedRow]) ->
 
 
 def _longer(sequence_length: int, longest: int) -> list[int]:
-    """Lengths of a row to choose from: twice as long each, the last one long enough for all."""
+    """Sequence lengths to choose from: twice as long each, the last one long enough for all."""
     lengths = []
     while (sequence_length := 2 * sequence_length) < longest:
         lengths.append(sequence_length)
@@ -98,7 +98,7 @@ def _share(lengths: Sizes, size: int) -> str:
 
 
 def read_rows(data: CheckedData) -> int:
-    """How many rows were read, those that could not be made out among them."""
+    """How many rows were read, with those that could not be parsed."""
     if data.whole is not None:
         return data.whole.counts.kept + len(data.dropped)
     records = {record.id for record in data.records}
@@ -111,23 +111,29 @@ def _dropped_for_all(dropped: int, rows: int, reasons: int) -> list[Observation]
 
 
 def quantiles(sizes: Sizes) -> dict[str, int]:
-    """Sizes at shares of the rows: {"0%": smallest, ..., "50%": median, ..., "100%": largest}."""
+    """Sizes at shares of the examples: {"0%": smallest, ..., "50%": median, ..., "100%": largest}."""
     values = np.quantile(sizes, _QUANTILES, method="higher")
     return {f"{share:.0%}": int(value) for share, value in zip(_QUANTILES, values, strict=True)}
 
 
 def histogram(sizes: Sizes) -> dict[str, list[int]]:
-    """{"edges": e, "rows": n}: n[i] rows have a size in [e[i], e[i + 1]); widths grow by a factor where sizes do."""
+    """{"edges": e, "examples": n}: n[i] of them have a size in [e[i], e[i + 1]).
+
+    Bins are of equal width, or of equal ratio where the largest size is over 10 times the smallest.
+    """
     low, high = int(sizes.min()), int(sizes.max()) + 1
     spaced = np.geomspace if high > 10 * max(low, 1) else np.linspace
     edges = np.unique(np.round(spaced(max(low, 1), high, _BARS + 1)).astype(np.int64))
     edges[0] = low
     counts, _ = np.histogram(sizes, edges)
-    return {"edges": edges.tolist(), "rows": counts.tolist()}
+    return {"edges": edges.tolist(), "examples": counts.tolist()}
 
 
 def packing_efficiency(lengths: Sizes, sequence_length: int) -> dict[str, float]:
-    """Packed into rows of the batch of that length: share of positions that are used, and rows that are too long."""
+    """Packed into sequences of that length: the share of positions that are used, and how many examples are too long.
+
+    "unpacked" is that share with one example a sequence.
+    """
     fitting = lengths[lengths <= sequence_length]
     bins = len(best_fit_decreasing(fitting, np.zeros_like(fitting), Bounds(sequence_length, sequence_length)))
     return {
@@ -137,9 +143,9 @@ def packing_efficiency(lengths: Sizes, sequence_length: int) -> dict[str, float]
     }
 
 
-def _row_lengths(data: CheckedData) -> list[int]:
-    """Powers of two from the middle row's length to the first that holds the longest row, and the run's own."""
-    lengths = data.rows.lengths
+def _sequence_lengths(data: CheckedData) -> list[int]:
+    """Powers of two from the median length to the first that holds the longest example, and the run's own length."""
+    lengths = data.examples.lengths
     powers = [1 << exponent for exponent in range(7, 18)]
     wanted = [size for size in powers if np.median(lengths) <= size < 2 * lengths.max()]
     return sorted({*wanted, data.sequence_length})

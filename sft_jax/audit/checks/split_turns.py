@@ -1,4 +1,4 @@
-"""One turn of the assistant as two messages: the end of the first is trained, so the model stops before the second."""
+"""Turns of the assistant that are split into two messages: trained on the end of the first, the model stops there."""
 
 import itertools
 

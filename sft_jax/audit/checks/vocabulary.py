@@ -1,4 +1,4 @@
-"""Rows that the vocabulary of the model handles badly: many tokens for little text, or none that means it."""
+"""Examples that the vocabulary of the model handles badly: many tokens for little text, or the unknown token."""
 
 import json
 from typing import NamedTuple
@@ -12,21 +12,21 @@ from sft_jax.data.rendering.byte_offsets import token_bytes
 from sft_jax.data.rendering.special_tokens import content_text
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
-_TIMES_MIDDLE = 2.0  # so many times the tokens a byte of the middle row is far off
+_TIMES_MIDDLE = 2.0  # so many times the median of tokens a byte is far off
 _WHOLE_CHARACTERS = 1.0  # tokens a character: above, the vocabulary spells characters by their bytes
-_FEWEST_BYTES = 40  # of text in a row that is judged: words and not a name
+_FEWEST_BYTES = 40  # of text in an example that is judged: words and not a name
 
 
 def vocabulary(data: CheckedData) -> list[Observation]:
-    """Tokens a byte, rows far above the middle one, characters spelt by their bytes, rows with the unknown token."""
-    if data.tokenizer is None or not len(data.rows):
+    """Tokens a byte and examples far above the middle; characters spelt by their bytes; the unknown token."""
+    if data.tokenizer is None or not len(data.examples):
         return []
-    rows = data.rows
+    examples = data.examples
     texts = token_texts(data.tokenizer)
-    known = np.minimum(rows.tokens, len(texts.sizes) - 1)
-    text_bytes = _sums(texts.sizes[known], rows.offsets)
-    text_characters = _sums(texts.characters[known], rows.offsets)
-    text_tokens = _sums((texts.sizes[known] > 0).astype(np.int64), rows.offsets)
+    known = np.minimum(examples.tokens, len(texts.sizes) - 1)
+    text_bytes = _sums(texts.sizes[known], examples.offsets)
+    text_characters = _sums(texts.characters[known], examples.offsets)
+    text_tokens = _sums((texts.sizes[known] > 0).astype(np.int64), examples.offsets)
     judged = text_bytes >= _FEWEST_BYTES
     found = _unknown(data)
     if judged.any():
@@ -39,36 +39,38 @@ def vocabulary(data: CheckedData) -> list[Observation]:
 
 def _rates(data: CheckedData, rates: np.ndarray, middle: float) -> list[Observation]:
     bad = np.flatnonzero(rates > _TIMES_MIDDLE * middle)
-    found = [Observation(f"{middle:.2f} tokens a byte in the middle row", 0, 0.0, numbers={"median": middle})]
+    found = [Observation(f"{middle:.2f} tokens a byte in the middle example", 0, 0.0, numbers={"median": middle})]
     return found + observed(
-        f"{counted(len(bad), 'row needs', 'rows need')} over {_TIMES_MIDDLE:g} times the middle row's tokens a byte",
+        f"{counted(len(bad), 'example needs', 'examples need')} over {_TIMES_MIDDLE:g} times the middle one's tokens a "
+        "byte",
         bad[np.argsort(-rates[bad], kind="stable")].tolist(),
-        len(data.rows),
-        lambda row: (data.rows.ids[row], f"{rates[row]:.2f} tokens a byte: {_text(data, row)}"),
-        "Look whether they belong there: keys, base64 and other scripts are such rows.",
+        len(data.examples),
+        lambda number: (data.examples.ids[number], f"{rates[number]:.2f} tokens a byte: {_text(data, number)}"),
+        "Look whether they belong there: keys, base64 and other scripts are like that.",
     )
 
 
 def _spelt_by_bytes(data: CheckedData, middle: float) -> list[Observation]:
-    """Data of which more than half the rows have more tokens than characters; letters, digits and signs cannot."""
+    """Data of which more than half the examples have more tokens than characters; letters, digits and signs cannot."""
     if middle <= _WHOLE_CHARACTERS:
         return []
     title = f"The vocabulary of the model spells characters by their bytes: {middle:.2f} tokens a character"
     numbers = {"tokens_a_character": middle}
-    return [Observation(f"{title} in the middle row", len(data.rows), 1.0, numbers=numbers)]
+    return [Observation(f"{title} in the middle example", len(data.examples), 1.0, numbers=numbers)]
 
 
 def _unknown(data: CheckedData) -> list[Observation]:
-    rows, unknown = data.rows, _unknown_id(data.tokenizer)
+    examples, unknown = data.examples, _unknown_id(data.tokenizer)
     if unknown is None:
         return []
-    counts = _sums((rows.tokens == unknown).astype(np.int64), rows.offsets)
+    counts = _sums((examples.tokens == unknown).astype(np.int64), examples.offsets)
     bad = np.flatnonzero(counts).tolist()
     return observed(
-        f"{counted(len(bad), 'row holds', 'rows hold')} text that the vocabulary does not know (the unknown token)",
+        f"{counted(len(bad), 'example holds', 'examples hold')} text that the vocabulary does not know (the unknown "
+        "token)",
         bad,
-        len(rows),
-        lambda row: (rows.ids[row], f"{counts[row]} unknown: {_text(data, row)}"),
+        len(examples),
+        lambda number: (examples.ids[number], f"{counts[number]} unknown: {_text(data, number)}"),
         "What it stood for is lost: remove such characters or choose another base model.",
     )
 
@@ -113,10 +115,12 @@ def _sentencepiece_bytes(token: str) -> bytes:
     return token.replace("▁", " ").removeprefix("##").encode()
 
 
-def _sums(values: Int64[np.ndarray, "total"], offsets: Int64[np.ndarray, "rows_and_one"]) -> Int64[np.ndarray, "rows"]:
+def _sums(
+    values: Int64[np.ndarray, "total"], offsets: Int64[np.ndarray, "examples_and_one"]
+) -> Int64[np.ndarray, "examples"]:
     running = np.concatenate([np.zeros(1, np.int64), np.cumsum(values)])
     return np.diff(running[offsets])
 
 
-def _text(data: CheckedData, row: int) -> str:
-    return repr(content_text(data.tokenizer, data.rows.example(row)[0].tolist())[-150:])
+def _text(data: CheckedData, number: int) -> str:
+    return repr(content_text(data.tokenizer, data.examples.example(number)[0].tolist())[-150:])

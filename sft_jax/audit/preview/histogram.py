@@ -20,10 +20,10 @@ def edges_of(sizes: np.ndarray, bars: int = _BARS) -> np.ndarray:
 
 
 def histogram_svg(sizes: np.ndarray, what: str) -> str:
-    """An SVG of how many rows have which size.
+    """An SVG of how many examples have which size.
 
     Args:
-        sizes: one whole number a row.
+        sizes: one whole number an example.
         what: its unit, "tokens".
     """
     if not len(sizes):
@@ -35,7 +35,7 @@ def histogram_svg(sizes: np.ndarray, what: str) -> str:
     tall = _HEIGHT - _BOTTOM - _TOP
     parts = [
         f'<svg class="histogram" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="Histogram: rows by {html.escape(what)}">'
+        f'aria-label="Histogram: examples by {html.escape(what)}">'
     ]
     for value in (highest, highest // 2, 0):
         y = _TOP + tall * (1 - value / highest)
@@ -46,7 +46,7 @@ def histogram_svg(sizes: np.ndarray, what: str) -> str:
         first, last = int(edges[number]), int(edges[number + 1]) - 1
         between = f"{first:,}" if first == last else f"{first:,} to {last:,}"
         parts.append(
-            f"<g><title>{count:,} rows of {between} {html.escape(what)}</title>"
+            f"<g><title>{count:,} examples of {between} {html.escape(what)}</title>"
             f'<rect class="hover" x="{x:.1f}" y="{_TOP}" width="{wide:.1f}" height="{tall}"/>'
             f'<rect class="bar" x="{x + 0.75:.1f}" y="{_TOP + tall - bar:.1f}" width="{max(wide - 1.5, 1):.1f}" '
             f'height="{bar:.1f}"/></g>'

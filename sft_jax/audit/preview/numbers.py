@@ -1,4 +1,4 @@
-"""The numbers of a finding as HTML: in a line, as bars, or as a table, after what they are."""
+"""The numbers of a finding as HTML: in a line, as bars, or as a table, depending on their form."""
 
 import html
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ _BARS = 12
 
 
 def numbers_html(numbers: Mapping[str, Any]) -> str:
-    """Plain values (of `Finding.numbers`), nested once or twice; what is none of the forms below is left to the JSON.
+    """Plain values (`Finding.numbers`), nested once or twice; values of any other form are in report.json only.
 
     {"copies": 4, "groups": 2} is a line; {"rows": {"a": 9, "b": 3, ...}} bars, or a line where they are few;
     {"packing": {"128": {"efficiency": 0.9}}} a table.

@@ -1,20 +1,20 @@
 "use strict";
-// Draws, searches, filters and pages the rows that stand in the element #data as JSON (see rows.py for a row's fields).
-// Texts of rows become text nodes only, never markup.
+// Draws, searches, filters and pages the examples in the element #data, which are JSON (examples.py says of which form).
+// Texts of examples become text nodes only, never markup.
 
-const rows = JSON.parse(document.getElementById("data").textContent).rows;
+const examples = JSON.parse(document.getElementById("data").textContent).examples;
 const at = (name) => document.getElementById(name);
 const view = { query: "", kind: "", sort: "file", page: 0, size: 10, ids: null, boundaries: false };
-const texts = new Map(); // of rows: {text, low, found}, made when they are first needed
-let shown = rows;
+const texts = new Map(); // of examples: {text, low, found}, made when they are first needed
+let shown = examples;
 
-function textOf(row) {
-  if (!texts.has(row)) {
-    const text = row.pieces.join("");
+function textOf(example) {
+  if (!texts.has(example)) {
+    const text = example.pieces.join("");
     const low = text.toLowerCase();
-    texts.set(row, { text, low, found: `${row.id}\n${row.group}\n${row.source}\n${row.note}\n`.toLowerCase() + low });
+    texts.set(example, { text, low, found: `${example.id}\n${example.group}\n${example.source}\n${example.note}\n`.toLowerCase() + low });
   }
-  return texts.get(row);
+  return texts.get(example);
 }
 
 const ORDERS = {
@@ -26,11 +26,11 @@ const ORDERS = {
 
 function select() {
   const query = view.query.toLowerCase();
-  shown = rows.filter(
-    (row) =>
-      (!view.kind || row.kind === view.kind) &&
-      (!view.ids || view.ids.has(row.id)) &&
-      (!query || textOf(row).found.includes(query)),
+  shown = examples.filter(
+    (example) =>
+      (!view.kind || example.kind === view.kind) &&
+      (!view.ids || view.ids.has(example.id)) &&
+      (!query || textOf(example).found.includes(query)),
   );
   if (view.sort in ORDERS) shown = shown.slice().sort(ORDERS[view.sort]);
   view.page = 0;
@@ -48,8 +48,8 @@ function* unrolled(runs) {
 }
 
 // [start, end) of every place where the query stands; none if lower case has another length (as of İ).
-function hits(row) {
-  const { text, low } = textOf(row);
+function hits(example) {
+  const { text, low } = textOf(example);
   const query = view.query.toLowerCase();
   const found = [];
   if (!query || low.length !== text.length) return found;
@@ -57,7 +57,7 @@ function hits(row) {
   return found;
 }
 
-function tokenElement(row, piece, number, weight, message, hit) {
+function tokenElement(example, piece, number, weight, message, hit) {
   const token = element("span", { className: "token" });
   if (weight > 0) {
     token.classList.add("on");
@@ -68,48 +68,48 @@ function tokenElement(row, piece, number, weight, message, hit) {
     if (part === "\n" && weight > 0) token.append(element("span", { className: "mark", textContent: "⏎" }));
     token.append(part);
   });
-  const role = message >= 0 ? row.roles[message] : "chat template";
-  const id = row.ids.length ? ` · id ${[].concat(row.ids[number]).join(", ")}` : "";
-  const where = message >= 0 ? `${role} · message ${message + 1} of ${row.roles.length}` : role;
-  token.tip = row.ids.length ? `${where}\nweight ${weight}${id}` : where;
+  const role = message >= 0 ? example.roles[message] : "chat template";
+  const id = example.ids.length ? ` · id ${[].concat(example.ids[number]).join(", ")}` : "";
+  const where = message >= 0 ? `${role} · message ${message + 1} of ${example.roles.length}` : role;
+  token.tip = example.ids.length ? `${where}\nweight ${weight}${id}` : where;
   return token;
 }
 
-function tokenList(row) {
+function tokenList(example) {
   const box = element("div", { className: "tokens", tabIndex: 0 });
-  const weights = unrolled(row.weights), messages = unrolled(row.messages), found = hits(row);
+  const weights = unrolled(example.weights), messages = unrolled(example.messages), found = hits(example);
   let before = null, message = null, start = 0, next = 0;
-  row.pieces.forEach((piece, number) => {
+  example.pieces.forEach((piece, number) => {
     const of = messages.next().value, end = start + piece.length;
     if (of !== before) {
       message = element("span", { className: of < 0 ? "message none" : "message" });
-      if (of >= 0) message.dataset.label = row.roles[of];
+      if (of >= 0) message.dataset.label = example.roles[of];
       box.append(message);
       before = of;
     }
     while (next < found.length && found[next][1] <= start) next++;
     const hit = next < found.length && found[next][0] < end && piece.length > 0;
-    message.append(tokenElement(row, piece, number, weights.next().value, of, hit));
+    message.append(tokenElement(example, piece, number, weights.next().value, of, hit));
     start = end;
   });
   return box;
 }
 
-function rowCard(row) {
+function exampleCard(example) {
   const facts = [];
-  if (row.tokens) facts.push(`${row.tokens.toLocaleString("en")} tokens`, `${row.trained.toLocaleString("en")} trained`);
-  if (row.weight !== 1) facts.push(`weight ${row.weight}`);
-  if (row.group) facts.push(`group ${row.group}`);
-  if (row.source) facts.push(`source ${row.source}`);
-  const header = element("header", {}, element("a", { href: `#row=${encodeURIComponent(row.id)}`, textContent: row.id }));
-  if (row.kind !== "trained") {
-    const style = row.kind === "dropped" ? "chip warning" : "chip info";
-    header.append(element("span", { className: style, textContent: row.kind }));
+  if (example.tokens) facts.push(`${example.tokens.toLocaleString("en")} tokens`, `${example.trained.toLocaleString("en")} trained`);
+  if (example.weight !== 1) facts.push(`weight ${example.weight}`);
+  if (example.group) facts.push(`group ${example.group}`);
+  if (example.source) facts.push(`source ${example.source}`);
+  const header = element("header", {}, element("a", { href: `#row=${encodeURIComponent(example.id)}`, textContent: example.id }));
+  if (example.kind !== "trained") {
+    const style = example.kind === "dropped" ? "chip warning" : "chip info";
+    header.append(element("span", { className: style, textContent: example.kind }));
   }
   facts.forEach((fact) => header.append(element("span", { textContent: fact })));
-  const card = element("article", { className: "row" }, header);
-  if (row.note) card.append(element("p", { className: "note", textContent: row.note }));
-  const tokens = tokenList(row);
+  const card = element("article", { className: "example" }, header);
+  if (example.note) card.append(element("p", { className: "note", textContent: example.note }));
+  const tokens = tokenList(example);
   card.append(tokens);
   requestAnimationFrame(() => {
     if (tokens.scrollHeight <= tokens.clientHeight + 1) return;
@@ -127,11 +127,11 @@ function draw() {
   view.page = Math.min(Math.max(view.page, 0), pages - 1);
   const first = view.page * view.size;
   const part = shown.slice(first, first + view.size);
-  at("list").replaceChildren(...part.map(rowCard));
-  if (!part.length) at("list").append(element("p", { className: "empty card", textContent: "No row on this page is like that." }));
+  at("list").replaceChildren(...part.map(exampleCard));
+  if (!part.length) at("list").append(element("p", { className: "empty card", textContent: "No example on this page is like that." }));
   at("list").classList.toggle("boundaries", view.boundaries);
   const count = shown.length.toLocaleString("en");
-  const range = part.length ? `${(first + 1).toLocaleString("en")}–${(first + part.length).toLocaleString("en")} of ${count} rows` : "no rows";
+  const range = part.length ? `${(first + 1).toLocaleString("en")}–${(first + part.length).toLocaleString("en")} of ${count} examples` : "no examples";
   document.querySelectorAll(".range").forEach((place) => (place.textContent = range));
   document.querySelectorAll(".pages").forEach((place) => (place.textContent = `of ${pages.toLocaleString("en")}`));
   document.querySelectorAll(".page-number").forEach((input) => Object.assign(input, { value: view.page + 1, max: pages }));
@@ -141,7 +141,7 @@ function draw() {
   if (view.ids) at("only-text").textContent = `Only ${[...view.ids].join(", ")}`;
 }
 
-function turn(pages) {
+function movePages(pages) {
   view.page += pages;
   draw();
 }
@@ -157,7 +157,7 @@ function followHash() {
   const found = /^#row=(.+)$/.exec(location.hash);
   if (!found) return;
   showOnly(decodeURIComponent(found[1]).split("\n"));
-  at("rows").scrollIntoView();
+  at("examples").scrollIntoView();
 }
 
 let waiting;
@@ -172,9 +172,9 @@ at("kind").onchange = (event) => { view.kind = event.target.value; select(); };
 at("sort").onchange = (event) => { view.sort = event.target.value; select(); };
 at("size").onchange = (event) => { view.size = Number(event.target.value); view.page = 0; draw(); };
 at("boundaries").onchange = (event) => { view.boundaries = event.target.checked; draw(); };
-at("clear").onclick = () => { history.replaceState(null, "", "#rows"); showOnly(null); };
-document.querySelectorAll(".previous").forEach((button) => (button.onclick = () => turn(-1)));
-document.querySelectorAll(".next").forEach((button) => (button.onclick = () => turn(1)));
+at("clear").onclick = () => { history.replaceState(null, "", "#examples"); showOnly(null); };
+document.querySelectorAll(".previous").forEach((button) => (button.onclick = () => movePages(-1)));
+document.querySelectorAll(".next").forEach((button) => (button.onclick = () => movePages(1)));
 document.querySelectorAll(".page-number").forEach((input) => {
   input.onchange = () => { view.page = (Number(input.value) || 1) - 1; draw(); };
 });
@@ -211,8 +211,8 @@ addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (/^(input|select|textarea)$/i.test(event.target.tagName)) return;
   if (event.key === "/") { event.preventDefault(); at("search").focus(); }
-  if (event.key === "ArrowRight" && !at("list").contains(event.target)) turn(1);
-  if (event.key === "ArrowLeft" && !at("list").contains(event.target)) turn(-1);
+  if (event.key === "ArrowRight" && !at("list").contains(event.target)) movePages(1);
+  if (event.key === "ArrowLeft" && !at("list").contains(event.target)) movePages(-1);
 });
 addEventListener("hashchange", followHash);
 select();

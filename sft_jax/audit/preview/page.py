@@ -1,6 +1,7 @@
 """The preview as one HTML file that needs nothing else: no network, no other file.
 
-Everything that comes from the data is escaped: texts in markup by `html.escape`, rows as JSON in which no `<` is left.
+Everything that comes from the data is escaped: texts in markup by `html.escape`, examples as JSON in which no `<` is
+left.
 """
 
 import html
@@ -12,10 +13,10 @@ from importlib import resources
 from typing import Any
 
 from sft_jax.audit.checks import Finding, Verdict
+from sft_jax.audit.preview.examples import KINDS
 from sft_jax.audit.preview.histogram import histogram_svg
 from sft_jax.audit.preview.numbers import numbers_html
-from sft_jax.audit.preview.rows import KINDS
-from sft_jax.audit.preview.selection import ROW_NAME, PageRows
+from sft_jax.audit.preview.selection import ROW_NAME, PageExamples
 from sft_jax.audit.report import DataReport, report_lines
 from sft_jax.audit.report.findings import DECISIONS
 from sft_jax.data.tokenized import TokenizedExamples
@@ -25,17 +26,17 @@ _PAGER = """<div class="controls"><button class="previous">← Previous</button>
 <button class="next">Next →</button><span class="range quiet"></span></div>"""
 
 
-def page_html(title: str, subtitle: str, report: DataReport, rows: TokenizedExamples, page_rows: PageRows) -> str:
+def page_html(title: str, subtitle: str, report: DataReport, examples: TokenizedExamples, shown: PageExamples) -> str:
     """The page.
 
     Args:
         title: what data it is.
         subtitle: of which model, and what else belongs to the name.
         report: numbers, findings and verdict.
-        rows: tokenized rows, for the histograms.
-        page_rows: rows to search and page through.
+        examples: all that is trained on, for the histograms.
+        shown: the examples to search and page through.
     """
-    names = {row["id"] for row in page_rows.rows}
+    names = {example["id"] for example in shown.examples}
     changes = _changes(report.numbers)
     parts = {
         "title": html.escape(title),
@@ -45,14 +46,14 @@ def page_html(title: str, subtitle: str, report: DataReport, rows: TokenizedExam
         "tiles": _tiles(report.numbers),
         "findings": _findings(report.findings, names),
         "findings_link": _findings_link(report.findings),
-        "lengths": _lengths(report.numbers, rows),
+        "lengths": _lengths(report.numbers, examples),
         "changes": changes,
         "changes_link": '<a href="#changes">Left out and changed</a>' if changes else "",
-        "rows_note": html.escape(page_rows.note),
+        "examples_note": html.escape(shown.note),
         "kinds": "".join(f"<option>{kind}</option>" for kind in KINDS),
         "pager": _PAGER,
         "verdict": _verdict(report.verdict),
-        "data": embedded_json({"rows": page_rows.rows}),
+        "data": embedded_json({"examples": shown.examples}),
     }
     return string.Template(_file("page.html")).substitute(parts)
 
@@ -72,11 +73,11 @@ def _file(name: str) -> str:
 def _tiles(numbers: dict) -> str:
     lengths, packing = numbers["length_quantiles"], numbers["packing"]
     tiles = [
-        (f"{numbers['rows']:,}", "rows trained on"),
+        (f"{numbers['examples']:,}", "examples trained on"),
         (f"{numbers['tokens']:,}", "tokens"),
         (f"{numbers['supervised_share']:.1%}", f"of tokens trained ({numbers['supervised_tokens']:,})"),
-        (f"{lengths['50%']:,}", f"tokens in the median row (longest {lengths['100%']:,})"),
-        (f"{packing['efficiency']:.1%}", f"of batch rows of {packing['sequence_length']:,} tokens used"),
+        (f"{lengths['50%']:,}", f"tokens in the median example (longest {lengths['100%']:,})"),
+        (f"{packing['efficiency']:.1%}", f"of sequences of {packing['sequence_length']:,} tokens used"),
         (f"{numbers['dropped_rows']:,}", "rows left out"),
     ]
     if numbers["cleaning"]["changed"]:
@@ -130,8 +131,11 @@ def _in_url(name: str) -> str:
     return urllib.parse.quote(name, safe="")
 
 
-def _lengths(numbers: dict, rows: TokenizedExamples) -> str:
-    charts = [("Tokens a row", rows.lengths, "tokens"), ("Trained tokens a row", rows.supervised, "trained tokens")]
+def _lengths(numbers: dict, examples: TokenizedExamples) -> str:
+    charts = [
+        ("Tokens an example", examples.lengths, "tokens"),
+        ("Trained tokens an example", examples.supervised, "trained tokens"),
+    ]
     cards = [f'<div class="card"><h3>{title}</h3>{histogram_svg(sizes, what)}</div>' for title, sizes, what in charts]
     lines = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in report_lines(numbers)

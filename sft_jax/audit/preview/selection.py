@@ -1,4 +1,7 @@
-"""Which rows are on the page: all where they are few, else those one wants to see and others at even distances."""
+"""What is shown on the page: all records where they are few; else those that findings name, the longest, and others.
+
+A page of a large data set has the others at even distances, up to the number that is asked for.
+"""
 
 import collections
 import dataclasses
@@ -10,28 +13,28 @@ from typing import Any
 import numpy as np
 
 from sft_jax.audit.checks import CheckedData, Finding
-from sft_jax.audit.preview.rows import KINDS, dropped_row, rendered_rows
+from sft_jax.audit.preview.examples import KINDS, dropped_row, rendered_examples
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
 
 ROW_NAME = re.compile(r"[\w./-]+:\d+")  # an id in a text
-_LONGEST = 20  # rows that are on the page for their length
-_MAX_BYTES = 32_000_000  # of rows on the page: what browsers still open in a second or so
+_LONGEST = 20  # examples that are on the page for their length
+_MAX_BYTES = 32_000_000  # of JSON on the page: what browsers still open in a second or so
 
 Pair = tuple[Record, DroppedRow]
 
 
 @dataclasses.dataclass(frozen=True)
-class PageRows:
-    """Rows on the page, and of how many.
+class PageExamples:
+    """Examples on the page, and of how many rows there are.
 
     Attributes:
-        rows: from rows.py.
-        shown: of each kind, how many are on the page, and how many there are.
+        examples: from examples.py; rows that were dropped are among them.
+        shown: of each kind, how many rows of the files are on the page, and how many there are.
     """
 
-    rows: list[dict[str, Any]]
+    examples: list[dict[str, Any]]
     shown: dict[str, tuple[int, int]]
 
     @property
@@ -46,7 +49,7 @@ class PageRows:
         )
 
 
-def select_rows(
+def select_examples(
     data: CheckedData,
     renderer: ConversationRenderer,
     removed: Sequence[Pair],
@@ -54,36 +57,36 @@ def select_rows(
     notes: Mapping[str, str],
     wanted: int,
     progress: Callable[[int, int], None] | None = None,
-) -> PageRows:
-    """The rows of the page.
+) -> PageExamples:
+    """The examples of the page.
 
     Args:
         data: what was checked.
         renderer: as in training.
         removed: records that cleaning dropped.
         findings: whose rows are to be on the page.
-        notes: by id, what else is to be said of a row.
+        notes: by id of the row, what else is to be said of it.
         wanted: most rows that are trained on; of the others there are up to a fifth and a tenth as many.
         progress: called with (rows done, rows in all).
     """
     named = named_rows(findings)
     kept, lost = _parted(data, removed)
-    longest = {data.rows.ids[int(i)] for i in np.argsort(-data.rows.lengths, kind="stable")[:_LONGEST]}
+    longest = {data.examples.ids[int(i)] for i in np.argsort(-data.examples.lengths, kind="stable")[:_LONGEST]}
     trained = _some(kept, lambda record: record.id in named or record.id in longest, wanted)
     dropped = _some(lost, lambda pair: pair[0].id in named, max(wanted // 5, 1))
     held_out = _some(data.held_out_records, lambda record: record.id in named, max(wanted // 10, 1))
 
-    def rows() -> Iterator[dict[str, Any]]:
-        yield from rendered_rows(trained, renderer, "trained", notes, data.sequence_length, progress)
+    def made() -> Iterator[dict[str, Any]]:
+        yield from rendered_examples(trained, renderer, "trained", notes, data.sequence_length, progress)
         yield from (dropped_row(*pair) for pair in dropped)
-        yield from rendered_rows(held_out, renderer, "held out", {}, data.sequence_length)
+        yield from rendered_examples(held_out, renderer, "held out", {}, data.sequence_length)
 
-    found = within_bytes(rows())
-    ids = collections.defaultdict(set)  # a record may be several rows
-    for row in found:
-        ids[row["kind"]].add(row["id"])
+    found = within_bytes(made())
+    ids = collections.defaultdict(set)  # a record may give several examples
+    for example in found:
+        ids[example["kind"]].add(example["id"])
     there = zip(KINDS, (len(kept), len(lost), len(data.held_out_records)), strict=True)
-    return PageRows(found, {kind: (len(ids[kind]), count) for kind, count in there})
+    return PageExamples(found, {kind: (len(ids[kind]), count) for kind, count in there})
 
 
 def named_rows(findings: Sequence[Finding]) -> set[str]:
@@ -106,20 +109,20 @@ def chosen(count: int, named: Iterable[int], wanted: int) -> list[int]:
     return sorted({*kept, *even.tolist()})
 
 
-def within_bytes(rows: Iterable[dict[str, Any]], most: int = _MAX_BYTES) -> list[dict[str, Any]]:
-    """The first rows, as many as fit into so many bytes of JSON."""
+def within_bytes(examples: Iterable[dict[str, Any]], most: int = _MAX_BYTES) -> list[dict[str, Any]]:
+    """The first examples, as many as fit into so many bytes of JSON."""
     kept, used = [], 0
-    for row in rows:
-        used += len(json.dumps(row))
+    for example in examples:
+        used += len(json.dumps(example))
         if used > most:
             break
-        kept.append(row)
+        kept.append(example)
     return kept
 
 
 def _parted(data: CheckedData, removed: Sequence[Pair]) -> tuple[list[Record], list[Pair]]:
     """The records that are trained on, and all others with the reason."""
-    trained = set(data.rows.ids)
+    trained = set(data.examples.ids)
     reasons = {row.id: row for row in data.dropped}
     kept = [record for record in data.records if record.id in trained]
     lost = [(record, reasons[record.id]) for record in data.records if record.id not in trained]

@@ -1,8 +1,8 @@
 """The data report: what will be trained on, shown before training starts.
 
-Rows, tokens, the supervised share, lengths, how well they pack, what cleaning changed, what was dropped and why, one
-example with its trained part marked, what checks found, and the verdict, which stands last; for the terminal (rich),
-for TensorBoard (Markdown) and as numbers.
+It holds the numbers of examples and tokens, the supervised share, lengths, how well they pack, what cleaning changed,
+what was dropped and why, one example with its trained part marked, findings, and last the verdict. It is printed on the
+terminal (rich), written to TensorBoard (Markdown) and saved as numbers (JSON).
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class DataReport:
 
     Attributes:
         numbers: plain values, ready for JSON; findings and verdict among them.
-        example: one row as (text, trained) runs; empty for none.
+        example: one example as (text, trained) runs; empty for none.
         findings: of the checks, the worst first.
         verdict: None where it was not asked for.
         in_short: show only findings that are not just for information, and no verdict.
@@ -94,7 +94,7 @@ class DataReport:
 
 
 def data_report(
-    rows: TokenizedExamples,
+    examples: TokenizedExamples,
     dropped: Sequence[DroppedRow],
     packing: PackingReport,
     example: Sequence[Piece] = (),
@@ -111,29 +111,29 @@ def data_report(
     """Gathers the report.
 
     Args:
-        rows: kept rows.
+        examples: what is trained on.
         dropped: rows left out, from `tokenize_records`.
         packing: from `packing_report`.
-        example: a row to show, from `token_pieces`.
-        read: what was read and where the rows come from, in words.
+        example: one to show, from `token_pieces`.
+        read: what was read and where the examples come from, in words.
         cleaning: what the cleaning steps did, from `cleaning_values`.
         counts: what became of the records.
-        changed: rows that do not hold all of their record, by reason.
+        changed: how many examples do not hold all of their record, by reason.
         tokenizing: what it took, when it was done: `records`, `tokens`, `seconds`, `workers`; None where nobody knows.
         checked: how many records each check looked at.
         findings: from `run_checks`.
         verdict: on the data; None for none.
         in_short: see `DataReport`.
     """
-    lengths, supervised = rows.lengths, rows.supervised
-    counts = counts or Counts(len(rows) + len(dropped), len(rows), len(dropped), len(rows))
+    lengths, supervised = examples.lengths, examples.supervised
+    counts = counts or Counts(len(examples) + len(dropped), len(examples), len(dropped), len(examples))
     tokens, trained = int(lengths.sum()), int(supervised.sum())
     numbers = {
         "read": list(read),
         "records": dataclasses.asdict(counts),
         "shortened": dict(changed or {}),
         "tokenizing": _with_speed(tokenizing) if tokenizing else None,
-        "rows": len(rows),
+        "examples": len(examples),
         "tokens": tokens,
         "supervised_tokens": trained,
         "supervised_share": trained / max(tokens, 1),
@@ -158,18 +158,18 @@ def _with_speed(work: Mapping[str, float]) -> dict[str, float]:
     return {**work, **speeds}
 
 
-def pieces(row: RenderedExample) -> list[Piece]:
-    """The text of a row in runs of (text, trained), token by token: exactly what the weights say."""
-    trained = np.zeros(len(row.text), bool)
-    for (start, end), weight in zip(row.offsets.tolist(), row.weights.tolist(), strict=True):
+def pieces(example: RenderedExample) -> list[Piece]:
+    """The text of an example in runs of (text, trained), as the weights of its tokens say."""
+    trained = np.zeros(len(example.text), bool)
+    for (start, end), weight in zip(example.offsets.tolist(), example.weights.tolist(), strict=True):
         trained[start:end] = weight > 0
-    cuts = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(row.text)]
-    return [(row.text[a:b], bool(trained[a])) for a, b in itertools.pairwise(cuts) if a < b]
+    cuts = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(example.text)]
+    return [(example.text[a:b], bool(trained[a])) for a, b in itertools.pairwise(cuts) if a < b]
 
 
-def highlight(row: RenderedExample) -> Text:
-    """The text of a row with its trained part coloured."""
-    return coloured(pieces(row))
+def highlight(example: RenderedExample) -> Text:
+    """The text of an example with its trained part coloured."""
+    return coloured(pieces(example))
 
 
 def coloured(runs: Sequence[Piece]) -> Text:
@@ -177,9 +177,9 @@ def coloured(runs: Sequence[Piece]) -> Text:
     return Text.assemble(*((text, _TRAINED_STYLE if trained else "dim") for text, trained in runs))
 
 
-def plain_highlight(row: RenderedExample) -> str:
-    """The text of a row with its trained parts in ⟦ ⟧."""
-    return bracketed(pieces(row))
+def plain_highlight(example: RenderedExample) -> str:
+    """The text of an example with its trained parts in ⟦ ⟧."""
+    return bracketed(pieces(example))
 
 
 def bracketed(runs: Sequence[Piece]) -> str:
@@ -209,21 +209,21 @@ def _quantiles(sizes: np.ndarray) -> dict[str, int]:
 
 
 def report_lines(numbers: dict) -> list[tuple[str, str]]:
-    """(name, value) of the numbers that are about rows and tokens, in words."""
+    """(name, value) of the numbers that are about examples and tokens, in words."""
     packing = numbers["packing"]
     return [
         *(("read", note) for note in numbers["read"]),
         *_tokenizing(numbers["tokenizing"]),
         ("records", _account(numbers["records"])),
-        ("rows", f"{numbers['rows']:,}"),
+        ("examples", f"{numbers['examples']:,}"),
         *((f"shortened, {reason}", f"{count:,}") for reason, count in numbers["shortened"].items()),
         ("tokens", f"{numbers['tokens']:,}"),
         ("supervised tokens", f"{numbers['supervised_tokens']:,} ({numbers['supervised_share']:.1%})"),
-        ("tokens a row", _spread(numbers["length_quantiles"])),
-        ("supervised tokens a row", _spread(numbers["supervised_quantiles"])),
+        ("tokens an example", _spread(numbers["length_quantiles"])),
+        ("supervised tokens an example", _spread(numbers["supervised_quantiles"])),
         *_sources(packing),
         (
-            "rows of the batch an epoch" if packing["is_epoch"] else "rows of the batch, the first",
+            "sequences an epoch" if packing["is_epoch"] else "sequences, the first",
             f"{packing['bins']:,} of {packing['sequence_length']:,} tokens",
         ),
         (
@@ -232,7 +232,7 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
         ),
         *_packing_by_length(numbers["findings"]),
         (
-            "target slots a row of the batch",
+            "target slots a sequence",
             f"{packing['sequence_targets']:,}, {packing['target_efficiency']:.1%} of them used",
         ),
         ("dropped rows", f"{numbers['dropped_rows']:,}"),
@@ -266,7 +266,8 @@ def _sources(packing: dict) -> list[tuple[str, str]]:
     return [
         (
             f"source {name}",
-            f"{source['rows']:,} rows, {source['tokens']:,} tokens; {source['share_of_tokens']:.1%} of all trained on",
+            f"{source['rows']:,} examples, {source['tokens']:,} tokens; {source['share_of_tokens']:.1%} of all trained "
+            "on",
         )
         for name, source in packing["sources"].items()
     ]
@@ -276,7 +277,7 @@ def _packing_by_length(findings: Sequence[dict]) -> list[tuple[str, str]]:
     """From the check of sizes, where that was asked for."""
     found = [finding["numbers"]["packing"] for finding in findings if "packing" in finding["numbers"]]
     shares = (f"{length:,}: {packed['efficiency']:.1%}" for packing in found for length, packed in packing.items())
-    return [("if rows of the batch had other lengths", ", ".join(shares))] if found else []
+    return [("if sequences had other lengths", ", ".join(shares))] if found else []
 
 
 def _account(counts: dict[str, int]) -> str:

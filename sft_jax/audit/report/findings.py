@@ -1,6 +1,6 @@
 """Findings and the verdict in words: for the terminal (rich), for TensorBoard (Markdown) and as plain values.
 
-The part of the report that is about what checks found; the report puts it beside rows and tokens.
+The report (__init__.py) shows them after its numbers.
 """
 
 import dataclasses

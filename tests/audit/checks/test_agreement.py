@@ -20,8 +20,8 @@ def task(number, **labels):
 
 
 def checked_data_of(tasks):
-    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])] * len(tasks), [record.id for record in tasks])
-    return CheckedData(tasks, rows)
+    examples = TokenizedExamples.from_examples([([1, 2], [0, 1])] * len(tasks), [record.id for record in tasks])
+    return CheckedData(tasks, examples)
 
 
 def two_people():

@@ -1,4 +1,4 @@
-"""New tokens in the data: counted by row, and said where one ends a turn in the middle of a content."""
+"""New tokens in the data: counted by example, and said where one ends a turn in the middle of a content."""
 
 import pytest
 
@@ -17,9 +17,9 @@ def looked_at(byte_tokenizer, chatml, records):
         tokenizer = byte_tokenizer("<|im_start|>", "<|im_end|>", "<|tool|>", "<|never|>", chat_template=chatml)
         count_in_contents(tokenizer, counting)
         renderer, made = ConversationRenderer(tokenizer), records(*pairs)
-        rows, _ = tokenize_records(made, renderer, 500)
+        examples, _ = tokenize_records(made, renderer, 500)
         added = ("<|tool|>", "<|im_end|>", "<|never|>")
-        return CheckedData(made, rows, tokenizer=tokenizer, stop_ids=renderer.stop_ids, new_tokens=added)
+        return CheckedData(made, examples, tokenizer=tokenizer, stop_ids=renderer.stop_ids, new_tokens=added)
 
     return make
 
@@ -27,20 +27,20 @@ def looked_at(byte_tokenizer, chatml, records):
 PAIRS = (("a<|tool|>", "b"), ("c", "<|tool|><|tool|>d"), ("e", "f"))
 
 
-def test_rows_with_each(looked_at, shown):
+def test_examples_with_each(looked_at, shown):
     tool, end, never = new_tokens(looked_at(*PAIRS))
     assert tool.title == (
-        "The new token '<|tool|>' (id 260) stands in 2 of 3 rows, trained in 1; 2 rows spell it in contents"
+        "The new token '<|tool|>' (id 260) stands in 2 of 3 examples, trained in 1; 2 rows spell it in contents"
     )
-    assert tool.numbers == {"token": "<|tool|>", "id": 260, "rows": 2, "trained": 1, "in_contents": 2}
+    assert tool.numbers == {"token": "<|tool|>", "id": 260, "examples": 2, "trained": 1, "in_contents": 2}
     assert shown(tool) == ["a:1", "a:2"]
-    assert (end.numbers["rows"], end.numbers["trained"], end.numbers["in_contents"]) == (3, 3, 0)
-    assert (never.numbers["rows"], never.count) == (0, 0)
+    assert (end.numbers["examples"], end.numbers["trained"], end.numbers["in_contents"]) == (3, 3, 0)
+    assert (never.numbers["examples"], never.count) == (0, 0)
 
 
 def test_text_is_said_to_be_text(looked_at):
     tool, _, _ = new_tokens(looked_at(*PAIRS, counting=()))
-    assert tool.title.endswith("stands in 0 of 3 rows, trained in 0; 2 rows spell it in contents, where it is text")
+    assert tool.title.endswith("stands in 0 of 3 examples, trained in 0; 2 rows spell it in contents, where it is text")
 
 
 def test_ends_of_turns_in_contents(looked_at, shown):

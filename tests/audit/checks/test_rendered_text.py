@@ -16,8 +16,8 @@ PLAIN = "The marker <|im_start|>user begins what a user says, and <|im_end|> end
 
 def seen(*examples, **fields):
     records = [Record(f"a:{number}", example, {}) for number, example in enumerate(examples, 1)]
-    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])] * len(records), [record.id for record in records])
-    return rendered_text(CheckedData(records, rows, **fields))
+    examples = TokenizedExamples.from_examples([([1, 2], [0, 1])] * len(records), [record.id for record in records])
+    return rendered_text(CheckedData(records, examples, **fields))
 
 
 def text(content, weight=1.0):
@@ -93,6 +93,6 @@ def test_messages_that_hold_a_conversation(example):
 
 def test_it_is_looked_for_at_the_start_of_a_run(chatml_tokenizer):
     records = [Record("a:1", text(RENDERED), {})]
-    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])], ["a:1"])
-    found = [f for f in run_checks(CheckedData(records, rows), quick=True) if f.check == "rendered_text"]
+    examples = TokenizedExamples.from_examples([([1, 2], [0, 1])], ["a:1"])
+    found = [f for f in run_checks(CheckedData(records, examples), quick=True) if f.check == "rendered_text"]
     assert [finding.severity for finding in found] == ["warning"]

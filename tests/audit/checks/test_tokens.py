@@ -34,17 +34,17 @@ END = 9
     ],
 )
 def test_end_of_turn(tokens, weights, is_good):
-    good = ([END, 1, 6, END], [0, 0, 1, 1])  # begins with one: not the end of the row before
-    rows = TokenizedExamples.from_examples([good, (tokens, weights), good], ["a:1", "a:2", "a:3"])
-    records = [Record(row_id, Chat((Message("user", "q"), Message("assistant", "a"))), {}) for row_id in rows.ids]
-    (seen,) = end_of_turn(CheckedData(records, rows, stop_ids=(END,)))
+    good = ([END, 1, 6, END], [0, 0, 1, 1])  # begins with one: not the end of the example before
+    examples = TokenizedExamples.from_examples([good, (tokens, weights), good], ["a:1", "a:2", "a:3"])
+    records = [Record(row_id, Chat((Message("user", "q"), Message("assistant", "a"))), {}) for row_id in examples.ids]
+    (seen,) = end_of_turn(CheckedData(records, examples, stop_ids=(END,)))
     assert seen.count == (0 if is_good else 1)
     assert [place.row_id for place in seen.examples] == ([] if is_good else ["a:2"])
-    assert seen.numbers == {"rows": 3, "trained": 3 if is_good else 2}
+    assert seen.numbers == {"examples": 3, "trained": 3 if is_good else 2}
 
 
 @pytest.mark.parametrize(
-    ("masking", "row", "bad"),
+    ("masking", "example", "bad"),
     [
         ({"end_of_turn": "last"}, ([1, 6, END, 2, 6, END], [0, 1, 0, 0, 1, 1]), 0),  # the first was not asked for
         ({"end_of_turn": "last"}, ([1, 6, END, 2, 6, END], [0, 1, 0, 0, 1, 0]), 1),
@@ -59,10 +59,10 @@ def test_end_of_turn(tokens, weights, is_good):
         ({}, ([1, 6, END, END], [0, 1, 1, 0]), 0),  # the turn has ended, what the template adds does not matter
     ],
 )
-def test_end_of_turn_follows_the_masking(masking, row, bad):
+def test_end_of_turn_follows_the_masking(masking, example, bad):
     records = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
     (seen,) = end_of_turn(
-        CheckedData(records, TokenizedExamples.from_examples([row], ["a:1"]), stop_ids=(END,), **masking)
+        CheckedData(records, TokenizedExamples.from_examples([example], ["a:1"]), stop_ids=(END,), **masking)
     )
     assert seen.count == bad
 
@@ -78,11 +78,11 @@ def test_a_turn_of_which_ranges_alone_are_trained_has_no_end(weight, counted):
 
 
 def test_only_conversations_must_end_and_not_knowing_is_said():
-    rows = TokenizedExamples.from_examples([([1, 2], [0, 1])], ["a:1"])
+    examples = TokenizedExamples.from_examples([([1, 2], [0, 1])], ["a:1"])
     text = [Record("a:1", Segments((Segment("t", 1.0),)), {})]
-    assert end_of_turn(CheckedData(text, rows, stop_ids=(END,))) == []
+    assert end_of_turn(CheckedData(text, examples, stop_ids=(END,))) == []
     chat = [Record("a:1", Chat((Message("user", "q"), Message("assistant", "a"))), {})]
-    assert "not checked" in end_of_turn(CheckedData(chat, rows))[0].title
+    assert "not checked" in end_of_turn(CheckedData(chat, examples))[0].title
 
 
 ALL = "2 of 2 rows of text end with an end token: the model learns to stop after them"
@@ -105,16 +105,16 @@ def test_whether_texts_end(chatml_tokenizer, texts, ends, title, count):
     """It is said which it is; the option is named only where it was not given."""
     made = [Record(f"a:{n}", Segments((Segment(text, 1.0),), ends), {}) for n, text in enumerate(texts)]
     renderer = ConversationRenderer(chatml_tokenizer)
-    rows, _ = tokenize_records(made, renderer, 100)
-    (seen,) = text_ends(CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
+    examples, _ = tokenize_records(made, renderer, 100)
+    (seen,) = text_ends(CheckedData(made, examples, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
     assert (seen.title, seen.count) == (title, count)
     assert ("--config.data.reading.text_end=eos" in seen.advice) == bool(count)
     end = chatml_tokenizer.eos_token_id
-    assert [int((rows.example(n)[0] == end).sum()) for n in (0, 1)] == [
+    assert [int((examples.example(n)[0] == end).sum()) for n in (0, 1)] == [
         int(bool(ends) or "<|" in text) for text in texts
     ]
     if ends and "<|" not in texts[0]:
-        assert all(rows.example(row)[0][-1] == end and rows.example(row)[1][-1] == 1 for row in (0, 1))
+        assert all(examples.example(n)[0][-1] == end and examples.example(n)[1][-1] == 1 for n in (0, 1))
 
 
 TOO_LONG = [  # (masking.too_long, texts, rows that are looked at, those that end, those that are counted)
@@ -130,8 +130,8 @@ def test_texts_end_in_the_last_piece_and_not_where_they_are_cut(
 ):
     made = [Record(f"a:{n}", Segments((Segment(text, 1.0),)), {}) for n, text in enumerate(texts)]
     renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(too_long=too_long))
-    rows, _ = tokenize_records(made, renderer, 4)
-    checked = CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer, sequence_length=4)
+    examples, _ = tokenize_records(made, renderer, 4)
+    checked = CheckedData(made, examples, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer, sequence_length=4)
     (seen,) = text_ends(dataclasses.replace(checked, too_long=too_long))
     assert (seen.numbers, seen.count) == ({"rows": looked_at, "ended": ended}, count)
 
@@ -148,8 +148,8 @@ def test_an_end_that_is_not_trained_is_none(chatml_tokenizer, ends, count, advis
     """No end token is advised where one would not be trained either."""
     made = [Record("a:1", Segments((Segment("abc", 1.0), Segment("<|im_end|>", 0.0)), ends), {})]
     renderer = ConversationRenderer(chatml_tokenizer)
-    rows, _ = tokenize_records(made, renderer, 100)
-    (seen,) = text_ends(CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
+    examples, _ = tokenize_records(made, renderer, 100)
+    (seen,) = text_ends(CheckedData(made, examples, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
     assert (seen.numbers, seen.count) == ({"rows": 1, "ended": 0}, count)
     assert flags_in(seen.advice) == advised
     assert ("a weight above 0 for the last segment of 1 trains their end" in seen.advice) == bool(count)
@@ -158,8 +158,8 @@ def test_an_end_that_is_not_trained_is_none(chatml_tokenizer, ends, count, advis
 def test_the_end_of_texts_is_advised_source_by_source(chatml_tokenizer):
     made = [Record(f"{s}/a:1", Segments((Segment("abc", 1.0),)), {}, source=s) for s in ("prose", "code")]
     renderer = ConversationRenderer(chatml_tokenizer)
-    rows, _ = tokenize_records(made, renderer, 100)
-    (seen,) = text_ends(CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
+    examples, _ = tokenize_records(made, renderer, 100)
+    (seen,) = text_ends(CheckedData(made, examples, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer))
     assert flags_in(seen.advice) == [
         f"--config.data.mixture.{name}.reading.text_end={end}" for end in ("eos", "none") for name in ("prose", "code")
     ]
@@ -168,21 +168,21 @@ def test_the_end_of_texts_is_advised_source_by_source(chatml_tokenizer):
 def test_what_the_renderer_makes_is_good(chatml_tokenizer, records):
     renderer = ConversationRenderer(chatml_tokenizer)
     made = records(("Hi", "Ho"), ("the", "thing"))
-    rows, _ = tokenize_records(made, renderer, 100)
-    checked = CheckedData(made, rows, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer)
+    examples, _ = tokenize_records(made, renderer, 100)
+    checked = CheckedData(made, examples, stop_ids=renderer.stop_ids, tokenizer=chatml_tokenizer)
     assert end_of_turn(checked)[0].count == 0
-    weights = np.where(np.isin(rows.tokens, renderer.stop_ids), 0, rows.weights)
-    (seen,) = end_of_turn(dataclasses.replace(checked, rows=dataclasses.replace(rows, weights=weights)))
+    weights = np.where(np.isin(examples.tokens, renderer.stop_ids), 0, examples.weights)
+    (seen,) = end_of_turn(dataclasses.replace(checked, examples=dataclasses.replace(examples, weights=weights)))
     assert seen.count == 2
     assert seen.examples[0].text.startswith("ends with: ")
     assert "Ho<|im_end|>" in seen.examples[0].text
 
 
 def test_sizes():
-    rows = TokenizedExamples.from_examples([(range(n), [0] * (n - 1) + [1]) for n in (2, 4, 6, 8)], list("abcd"))
-    (seen,) = sizes(CheckedData([], rows, sequence_length=10))
+    examples = TokenizedExamples.from_examples([(range(n), [0] * (n - 1) + [1]) for n in (2, 4, 6, 8)], list("abcd"))
+    (seen,) = sizes(CheckedData([], examples, sequence_length=10))
     assert seen.title.startswith(
-        "4 rows, 20 tokens, 20.0% of them trained; 5 tokens in the middle row, 8 in the longest"
+        "4 examples, 20 tokens, 20.0% of them trained; 5 tokens in the middle one, 8 in the longest"
     )
     assert seen.examples[:2] == (("d", "8 tokens, 1 trained"), ("c", "6 tokens, 1 trained"))
     assert seen.numbers["length_quantiles"] == {
@@ -205,12 +205,12 @@ def test_packing_efficiency(lengths, size, expected):
 
 
 @pytest.mark.parametrize("values", [[3], [1, 1, 1], [5, 6, 9], [1, 2, 3000], list(range(1, 500))])
-def test_histogram_counts_every_row(values):
+def test_histogram_counts_every_example(values):
     found = histogram(np.array(values))
-    assert sum(found["rows"]) == len(values)
+    assert sum(found["examples"]) == len(values)
     assert found["edges"][0] == min(values)
     assert found["edges"][-1] > max(values)
-    assert len(found["edges"]) == len(found["rows"]) + 1
+    assert len(found["edges"]) == len(found["examples"]) + 1
 
 
 def test_dropped_rows_by_reason(checked):
@@ -231,11 +231,11 @@ def test_token_texts(chatml_tokenizer):
     assert texts.characters[ids].tolist() == [3, 1, 1, 0, 0]
 
 
-def test_rows_the_vocabulary_handles_badly(chatml_tokenizer, records):
+def test_examples_the_vocabulary_handles_badly(chatml_tokenizer, records):
     """ "the" is one token of three bytes, everything else a token a byte."""
     made = records(*[("the" * 40, "the" * 10)] * 5, ("ж" * 40, "x"), ("y", "z"))
-    rows, _ = tokenize_records(made, ConversationRenderer(chatml_tokenizer), 500)
-    middle, bad = vocabulary(CheckedData(made, rows, tokenizer=chatml_tokenizer))
+    examples, _ = tokenize_records(made, ConversationRenderer(chatml_tokenizer), 500)
+    middle, bad = vocabulary(CheckedData(made, examples, tokenizer=chatml_tokenizer))
     assert middle.numbers["median"] < 0.5
     assert [place.row_id for place in bad.examples] == ["a:6"]
 
@@ -251,21 +251,21 @@ def test_a_script_is_foreign_to_the_vocabulary_where_it_spells_characters_by_byt
     chatml_tokenizer, records, text, spelt
 ):
     made = records((text, text))
-    rows, _ = tokenize_records(made, ConversationRenderer(chatml_tokenizer), 500)
-    titles = [seen.title for seen in vocabulary(CheckedData(made, rows, tokenizer=chatml_tokenizer))]
+    examples, _ = tokenize_records(made, ConversationRenderer(chatml_tokenizer), 500)
+    titles = [seen.title for seen in vocabulary(CheckedData(made, examples, tokenizer=chatml_tokenizer))]
     assert any("spells characters by their bytes" in title for title in titles) == spelt
 
 
-def rows_of(rows, ids):
-    chosen = [rows.ids.index(row_id) for row_id in ids]
-    return TokenizedExamples.from_examples([rows.example(index) for index in chosen], ids)
+def examples_of(examples, ids):
+    chosen = [examples.ids.index(row_id) for row_id in ids]
+    return TokenizedExamples.from_examples([examples.example(index) for index in chosen], ids)
 
 
 def test_unknown_tokens(byte_tokenizer, records):
     tokenizer = byte_tokenizer("<unk>", "<eos>", eos="<eos>")
     tokenizer.unk_token = "<unk>"
     unknown = tokenizer.unk_token_id
-    rows = TokenizedExamples.from_examples([([1, 2], [0, 1]), ([1, unknown, unknown], [0, 1, 1])], ["a:1", "a:2"])
-    (seen,) = vocabulary(CheckedData([], rows, tokenizer=tokenizer))
+    examples = TokenizedExamples.from_examples([([1, 2], [0, 1]), ([1, unknown, unknown], [0, 1, 1])], ["a:1", "a:2"])
+    (seen,) = vocabulary(CheckedData([], examples, tokenizer=tokenizer))
     assert seen.examples[0].row_id == "a:2"
     assert seen.examples[0].text.startswith("2 unknown: ")

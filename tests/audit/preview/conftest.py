@@ -1,4 +1,4 @@
-"""Records, their rows, and what the preview is made of."""
+"""Records, their tokens, and what the preview is made of."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def checked(renderer):
     """What the checks look at, of some records."""
 
     def make(records, sequence_length=1000, **more):
-        rows, dropped = tokenize_records(records, renderer, sequence_length)
-        return CheckedData(records, rows, dropped, renderer.tokenizer, sequence_length, renderer.stop_ids, **more)
+        examples, dropped = tokenize_records(records, renderer, sequence_length)
+        return CheckedData(records, examples, dropped, renderer.tokenizer, sequence_length, renderer.stop_ids, **more)
 
     return make

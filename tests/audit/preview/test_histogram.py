@@ -1,4 +1,4 @@
-"""Histograms: every row is counted once, and the SVG is well formed."""
+"""Histograms: every example is counted once, and the SVG is well formed."""
 
 import xml.etree.ElementTree
 
@@ -17,7 +17,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=range(len(SIZES)))
-def test_every_row_is_in_one_bar(sizes):
+def test_every_example_is_in_one_bar(sizes):
     sizes = np.array(sizes)
     edges = edges_of(sizes)
     assert (np.diff(edges) >= 1).all()
@@ -26,9 +26,9 @@ def test_every_row_is_in_one_bar(sizes):
     assert len(edges) <= 34
     drawn = xml.etree.ElementTree.fromstring(histogram_svg(sizes, "<tokens>"))
     titles = [title.text for title in drawn.iter() if title.tag.endswith("title")]
-    assert sum(int(title.split(" row")[0].replace(",", "")) for title in titles) == len(sizes)
+    assert sum(int(title.split(" example")[0].replace(",", "")) for title in titles) == len(sizes)
     assert all(title.endswith("<tokens>") for title in titles)
 
 
-def test_no_rows():
+def test_no_examples():
     assert histogram_svg(np.zeros(0, int), "tokens") == ""

@@ -14,7 +14,7 @@ CASES = [
         '<table class="bars"><tr><th>by size</th><th class="number">too long</th></tr>'
         '<tr><th>128</th><td class="number">3</td></tr></table>',
     ),
-    ({"histogram": {"edges": [1, 2], "rows": [3]}}, ""),
+    ({"histogram": {"edges": [1, 2], "examples": [3]}}, ""),
 ]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from sft_jax.audit.checks import Finding, Place, Reason, Verdict
 from sft_jax.audit.preview.page import embedded_json, page_html
-from sft_jax.audit.preview.selection import select_rows
+from sft_jax.audit.preview.selection import select_examples
 from sft_jax.audit.report import data_report
 from sft_jax.data.cleaning import CleaningLog, cleaning_values
 from sft_jax.data.packing import packing_report
@@ -40,8 +40,8 @@ class Parsed(html.parser.HTMLParser):
             self.text += data
 
     @property
-    def rows(self):
-        return json.loads(self.scripts[0])["rows"]
+    def examples(self):
+        return json.loads(self.scripts[0])["examples"]
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +54,15 @@ def page(renderer, record, checked):
     log.note_change(records[0], "step", EVIL)
     dropped = DroppedRow("t:3", EVIL, EVIL)
     report = data_report(
-        made.rows,
+        made.examples,
         [dropped],
-        packing_report(made.rows, sequence_length=1000, sequence_targets=1000),
+        packing_report(made.examples, sequence_length=1000, sequence_targets=1000),
         cleaning=cleaning_values(log),
         findings=[finding],
         verdict=Verdict("clean_first", (Reason(EVIL, "clean_first"),)),
     )
-    rows = select_rows(made, renderer, [(record(3, EVIL), dropped)], [finding], {"t:1": EVIL}, 10)
-    return Parsed(page_html(EVIL, EVIL, report, made.rows, rows))
+    shown = select_examples(made, renderer, [(record(3, EVIL), dropped)], [finding], {"t:1": EVIL}, 10)
+    return Parsed(page_html(EVIL, EVIL, report, made.examples, shown))
 
 
 def test_nothing_gets_out_of_its_place(page):
@@ -82,8 +82,8 @@ def test_nothing_comes_from_outside(page):
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def test_rows_are_embedded(page):
-    first, second, dropped = page.rows
+def test_examples_are_embedded(page):
+    first, second, dropped = page.examples
     assert "".join(first["pieces"]).count(EVIL) == 2
     assert (first["note"], second["id"], dropped["kind"]) == (EVIL, "t:2", "dropped")
     assert "<" not in page.scripts[0]
@@ -97,7 +97,7 @@ def test_findings_link_to_rows_that_are_there(page):
 
 def test_the_verdict_stands_last(page):
     sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
-    assert sections == ["summary", "findings", "lengths", "changes", "rows", "verdict"]
+    assert sections == ["summary", "findings", "lengths", "changes", "examples", "verdict"]
     assert page.text.index("Clean it first.") > page.text.index("Findings")
 
 
