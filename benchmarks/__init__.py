@@ -1,1 +1,1 @@
-"""Speed, memory and agreement, measured beside what a user would pick instead."""
+"""Measures speed, memory and agreement, mostly beside what a user could use instead (torch, the tokenizers library)."""

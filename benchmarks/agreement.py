@@ -1,9 +1,9 @@
-"""Fifty float32 steps of SmolLM2-135M by our step and by a plain torch loop on the same batches: do the losses agree?
+"""Compares the losses of fifty float32 steps of SmolLM2-135M with those of a plain torch loop on the same batches.
 
     python -m benchmarks.agreement
 
-Full fine-tuning on text, at the learning rate of `configs/sft.py`. Beside it a second torch loop, whose weights differ
-by 1e-7 of themselves: what rounding alone does to the losses. (Where it does much, at a high learning rate on random
+Full fine-tuning on text, at the learning rate of `configs/sft.py`. A second torch loop, whose initial weights differ by
+a relative 1e-7, shows what rounding alone does to the losses. (Where that is much, at a high learning rate on random
 tokens for example, no two programs agree, and such a comparison says nothing.)
 """
 

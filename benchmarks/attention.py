@@ -1,8 +1,8 @@
-"""Attention in blocks beside whole scores, forward and backward, at the head sizes of SmolLM2-135M on this machine.
+"""Compares attention in blocks with attention on whole score matrices: forward and backward, on this machine.
 
     python -m benchmarks.attention [--rounds=8]
 
-Best of several rounds in which the two take turns; compare the ratios.
+Head sizes are those of SmolLM2-135M. The two alternate; each time is the best of several rounds. Compare the ratios.
 """
 
 import time
@@ -12,23 +12,23 @@ from rich.console import Console
 from rich.table import Table
 
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Times each is run.", lower_bound=1)
-SHAPES = ((4, 256), (4, 512), (2, 1024))  # rows, tokens
+SHAPES = ((4, 256), (4, 512), (2, 1024))  # sequences, tokens
 HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
 LAYERS = 4  # one after the other, as in a model
 
 
 def main(_: list[str]) -> None:
     """Times and prints."""
-    table = Table("rows x tokens", "products", "whole, ms a layer", "blocked, ms a layer", "times as fast")
-    for rows, length in SHAPES:
+    table = Table("sequences x tokens", "matmul", "whole, ms a layer", "blocked, ms a layer", "times as fast")
+    for sequences, length in SHAPES:
         for dtype in ("float32", "bfloat16"):
-            whole, blocked = _time(rows, length, dtype)
+            whole, blocked = _time(sequences, length, dtype)
             cells = (f"{1e3 * seconds / LAYERS:.1f}" for seconds in (whole, blocked))
-            table.add_row(f"{rows} x {length}", dtype, *cells, f"{whole / blocked:.1f}")
+            table.add_row(f"{sequences} x {length}", dtype, *cells, f"{whole / blocked:.1f}")
     Console().print(table)
 
 
-def _time(rows: int, length: int, dtype: str) -> list[float]:
+def _time(sequences: int, length: int, dtype: str) -> list[float]:
     """Best seconds of `LAYERS` layers, forward and backward, for whole and for blocked scores."""
     import jax
     import jax.numpy as jnp
@@ -38,10 +38,10 @@ def _time(rows: int, length: int, dtype: str) -> list[float]:
 
     rng = np.random.default_rng(0)
     inputs = [
-        jnp.asarray(rng.normal(size=(rows, length, heads, HEAD_DIM)), jnp.float32)
+        jnp.asarray(rng.normal(size=(sequences, length, heads, HEAD_DIM)), jnp.float32)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     ]
-    positions = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
+    positions = jnp.broadcast_to(jnp.arange(length)[None], (sequences, length))
     segments = jnp.ones_like(positions)
 
     def gradients(backend: str):

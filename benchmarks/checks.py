@@ -1,4 +1,4 @@
-"""Checks of data: seconds of each, and of all of them, on made-up rows.
+"""Times the checks of data, each and all of them, on made-up rows.
 
     taskset -c 0 python -m benchmarks.checks
 
@@ -11,7 +11,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from sft_jax.audit.checks import CHECKS, Subject, run_checks
+from sft_jax.audit.checks import CHECKS, CheckedData, run_checks
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import TokenizedExamples
@@ -28,7 +28,7 @@ def made_up(count: int, name: str, seed: int) -> list[Record]:
     records = []
     for number, line in enumerate(drawn):
         if number % 100 == 99:
-            asked, answer = (message.content for message in records[-1].conversation)
+            asked, answer = (message.content for message in records[-1].example.messages)
             answer += " indeed"
         else:
             words = [f"w{word}" for word in line]
@@ -37,28 +37,29 @@ def made_up(count: int, name: str, seed: int) -> list[Record]:
     return records
 
 
-def subject_of(count: int) -> Subject:
+def checked_data(count: int) -> CheckedData:
     """Training records with tokens, and a fiftieth as many held out."""
     records = made_up(count, "train", 0)
     tokens, weights = np.arange(3, 3 + _TOKENS), np.arange(_TOKENS) >= _ASKED
     tokens[-1] = _STOP
-    rows = TokenizedExamples.from_examples([(tokens, weights)] * count, [record.id for record in records])
-    return Subject(records, rows, stop_ids=(_STOP,), held_out_records=made_up(max(count // 50, 1), "held_out", 1))
+    examples = TokenizedExamples.from_examples([(tokens, weights)] * count, [record.id for record in records])
+    held_out = made_up(max(count // 50, 1), "held_out", 1)
+    return CheckedData(records, examples, stop_ids=(_STOP,), held_out_records=held_out)
 
 
 def main(argv: list[str]) -> None:
     """Prints the seconds of each check, then of all and of the quick ones."""
     del argv
-    subject = subject_of(_ROWS.value)
+    data = checked_data(_ROWS.value)
     names, at = list(CHECKS), [time.perf_counter()]
 
     def show(done: int, _: int) -> None:
         at.append(time.perf_counter())
         print(f"{names[done - 1]:>20} {at[-1] - at[-2]:7.2f} s")
 
-    run_checks(subject, show)
+    run_checks(data, show)
     print(f"{'all':>20} {at[-1] - at[0]:7.2f} s")
-    fresh = dataclasses.replace(subject)  # nothing of it read yet
+    fresh = dataclasses.replace(data)  # without what the checks computed and kept
     start = time.perf_counter()
     run_checks(fresh, quick=True)
     print(f"{'the quick ones':>20} {time.perf_counter() - start:7.2f} s")

@@ -1,9 +1,9 @@
-"""Memory and time of loading data, by the number of rows: cold (read, tokenized, cached, planned) and from the cache.
+"""Memory and time of loading data, by the number of rows: from the files with an empty cache, and from the cache.
 
     python -m benchmarks.data_memory --rows=10000,100000,1000000,2000000
 
 Rows are short (some 25 tokens). Memory is anonymous memory: pages of mapped files, which the system takes back when it
-needs them, do not count. Time is that of `load_data` after imports; the tokenizer's part of it is shown too.
+needs them, do not count. Time is that of `load_data` after imports; loading the tokenizer is timed on its own.
 """
 
 import json

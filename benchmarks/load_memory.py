@@ -1,9 +1,9 @@
-"""Host memory beyond the parameters themselves while a checkpoint is loaded onto eight devices.
+"""Host memory that loading a checkpoint onto eight devices takes beyond the parameters themselves.
 
     python -m benchmarks.load_memory [--gib=2]
 
 Makes a random Llama checkpoint of bfloat16 tensors in a temporary directory, loads it in both layer layouts, and prints
-the peak of anonymous memory (mapped files do not count) over what is held before and what the parameters need after.
+the peak of anonymous memory (mapped files do not count), less what was held before and what the parameters need.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""What a training step holds in memory, by role, and what the model has learnt after the same steps.
+"""Memory of a training step, by role, and the held-out loss after the same number of steps.
 
-    python -m benchmarks.memory [--steps=100] [--rows=2] [--sequence_length=256] [--only=lora,lora_nf4]
+    python -m benchmarks.memory [--steps=100] [--sequences=2] [--sequence_length=256] [--only=lora,lora_nf4]
 
 SmolLM2-135M on the quickstart's documents: full fine-tuning with AdamW, and with moments in 8 bits; LoRA beside weights
 in float32, bfloat16, int8 and NF4. Each variant runs in a process of its own, on the same batches in the same order,
-with layers scanned and computed again in the backward pass, as on accelerators. Bytes by role are those of the arrays,
-checked against the arguments of the compiled step; what the step takes in all is the compiler's own figure.
+with layers scanned and rematerialized in the backward pass, as on accelerators. Bytes by role are those of the arrays,
+checked against the arguments of the compiled step; the memory of the step in all is as the compiler reports it.
 """
 
 import json
@@ -25,9 +25,9 @@ from benchmarks.steps import MODEL
 from sft_jax.options import options_of
 
 _STEPS = flags.DEFINE_integer("steps", 100, "Optimizer steps.", lower_bound=2)
-_ROWS = flags.DEFINE_integer("rows", 2, "Rows of a batch.", lower_bound=1)
-_ROW_TOKENS = flags.DEFINE_integer(
-    "sequence_length", 256, "Tokens of a row; longer documents are left out.", lower_bound=2
+_SEQUENCES = flags.DEFINE_integer("sequences", 2, "Sequences of a batch.", lower_bound=1)
+_SEQUENCE_LENGTH = flags.DEFINE_integer(
+    "sequence_length", 256, "Tokens of a sequence; longer documents are left out.", lower_bound=2
 )
 _HELD_OUT_ROWS = flags.DEFINE_integer("held_out_rows", 32, "Documents to measure with.", lower_bound=1)
 _ONLY = flags.DEFINE_list("only", [], "Names of variants; by default all.")
@@ -54,15 +54,16 @@ def main(_: list[str]) -> None:
     from experiments.quickstart.documents import write_dataset
 
     with tempfile.TemporaryDirectory() as directory:
-        # Several documents share a row, so that this is enough for rows of this size, whatever is left out.
-        write_dataset(directory, max(64, 2 * _STEPS.value * _ROWS.value), _HELD_OUT_ROWS.value, seed=0)
+        # The steps need fewer: a sequence holds one document or several, and few documents are too long.
+        write_dataset(directory, max(64, 2 * _STEPS.value * _SEQUENCES.value), _HELD_OUT_ROWS.value, seed=0)
         results = {name: _in_process(name, directory) for name in names}
     Console(width=160).print(_table(results))
 
 
 def _in_process(name: str, directory: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.memory", f"--only={name}", f"--data={directory}"]
-    command += [f"--steps={_STEPS.value}", f"--rows={_ROWS.value}", f"--sequence_length={_ROW_TOKENS.value}"]
+    sizes = {"steps": _STEPS, "sequences": _SEQUENCES, "sequence_length": _SEQUENCE_LENGTH}
+    command += [f"--{name}={flag.value}" for name, flag in sizes.items()]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result = json.loads(done.stdout.splitlines()[-1])
     print(name, {key: round(value, 4) for key, value in result.items()}, flush=True)
@@ -122,10 +123,10 @@ def _config(data_directory: Path, arg: str, changes: dict[str, Any]):
         "model.source": MODEL,
         "data.train": str(data_directory / "train.jsonl"),
         "data.held_out": str(data_directory / "held_out.jsonl"),
-        "data.sequence_length": _ROW_TOKENS.value,
+        "data.sequence_length": _SEQUENCE_LENGTH.value,
         "duration": f"{_STEPS.value} steps",
-        "batch.sequences": _ROWS.value,
-        "evaluation.batch_sequences": _ROWS.value,
+        "batch.sequences": _SEQUENCES.value,
+        "evaluation.batch_sequences": _SEQUENCES.value,
         "execution.layer_layout": "scan",
         "execution.remat": "full",
     }

@@ -1,9 +1,9 @@
-"""Packing and planning: how full the rows of the batch get, and how long that takes.
+"""Measures packing: how full sequences get, how long packing takes, and how long making a pack plan takes.
 
     taskset -c 0 python -m benchmarks.packing
 
-Made-up data: lognormal lengths (mean 300 tokens) and answers (mean 75) that do not depend on them, in rows of 2,048
-tokens.
+Made-up data: lognormal lengths (mean 300 tokens) and answers (mean 75) that do not depend on them, in sequences of
+2,048 tokens.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from sft_jax.data.packing.bins import Bins, Sizes
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized.columns import Labels
 
-_ROWS = flags.DEFINE_multi_integer("rows", [10_000, 1_000_000], "Numbers of rows.")
-_ROW_TOKENS = flags.DEFINE_integer("sequence_length", 2048, "Tokens in a row of the batch.")
+_EXAMPLES = flags.DEFINE_multi_integer("examples", [10_000, 1_000_000], "Numbers of examples.")
+_SEQUENCE_LENGTH = flags.DEFINE_integer("sequence_length", 2048, "Tokens in a sequence.")
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ def timed(function: Callable[[], Result]) -> tuple[Result, float]:
 
 
 def made_up(count: int, sequence_length: int) -> tuple[Sizes, Sizes]:
-    """Lengths and supervised tokens of some rows."""
+    """Lengths and supervised tokens of so many examples."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(5.2, 1, count), 2, sequence_length).astype(np.int64)
     answers = np.clip(rng.lognormal(4, 0.8, count), 1, 300).astype(np.int64)
@@ -42,7 +42,7 @@ def made_up(count: int, sequence_length: int) -> tuple[Sizes, Sizes]:
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """What a plan asks of `TokenizedExamples`, without the tokens, which would take gigabytes."""
+    """What a pack plan reads of `TokenizedExamples`; their tokens would take gigabytes."""
 
     lengths: Sizes
     supervised: Sizes
@@ -54,17 +54,18 @@ class Sized:
 
 
 def main(argv: list[str]) -> None:
-    """Prints a table of packings, and the seconds of a whole plan."""
+    """Prints a table of packings, and the seconds that a whole plan takes."""
     del argv
-    size = _ROW_TOKENS.value
-    print(f"{'rows':>10} {'packing':>12} {'seconds':>8} {'efficiency':>10} {'by tokens alone':>16} {'targets':>8}")
-    for count in _ROWS.value:
+    size = _SEQUENCE_LENGTH.value
+    print(f"{'examples':>10} {'packing':>12} {'seconds':>8} {'efficiency':>10} {'by tokens alone':>16} {'targets':>8}")
+    for count in _EXAMPLES.value:
         for name in PACKINGS:
             _print_packing(name, *made_up(count, size), size)
     print()
-    for count in _ROWS.value:
-        rows = Sized(*made_up(count, size), [""] * count, Labels(np.zeros(count, np.int32), ("",)))
-        print(f"{count:>10,} rows: targets, plan, steps, first batch and report in {_plan_seconds(rows, size):.2f} s")
+    for count in _EXAMPLES.value:
+        examples = Sized(*made_up(count, size), [""] * count, Labels(np.zeros(count, np.int32), ("",)))
+        seconds = _plan_seconds(examples, size)
+        print(f"{count:>10,} examples: targets, plan, steps, first batch and report in {seconds:.2f} s")
 
 
 def _print_packing(name: str, lengths: Sizes, supervised: Sizes, size: int) -> None:
@@ -80,15 +81,15 @@ def _print_packing(name: str, lengths: Sizes, supervised: Sizes, size: int) -> N
     print(f"{len(lengths):>10,} {name:>12} {seconds:>8.3f} {full:>10} {full_alone:>16} {targets:>8,}")
 
 
-def _plan_seconds(rows: Sized, size: int) -> float:
-    """Everything between tokenized rows and the first batch."""
+def _plan_seconds(examples: Sized, size: int) -> float:
+    """Everything between tokenized examples and the first batch."""
 
     def planned() -> None:
-        targets = supervised_capacity(rows.lengths, rows.supervised, size, 0.95)
-        plan = PackPlan(rows, sequence_length=size, sequence_targets=targets, sequences_per_batch=64, seed=0)
+        targets = supervised_capacity(examples.lengths, examples.supervised, size, 0.95)
+        plan = PackPlan(examples, sequence_length=size, sequence_targets=targets, sequences_per_batch=64, seed=0)
         plan.steps_for("epochs", 1)
         plan.batch_bins(0)
-        packing_report(rows, sequence_length=size, sequence_targets=targets, bins=plan.first_block)
+        packing_report(examples, sequence_length=size, sequence_targets=targets, bins=plan.first_block)
 
     return timed(planned)[1]
 

@@ -1,9 +1,9 @@
-"""From a store of a million rows (of some 25 tokens) on disk to the plan of an epoch, and equal texts among them.
+"""Times the start of a run from the cache: opening a store of a million examples, planning an epoch, finding copies.
 
     python -m benchmarks.plan_from_cache
 
-The store is made of random tokens first, which is not counted. One row in a hundred is a copy of another, and ten
-thousand texts are looked for among all.
+A store of random examples of some 25 tokens is written first, which is not timed. One example in a hundred is a copy of
+another; equal ones are found, and ten thousand texts are looked for among all.
 """
 
 import tempfile
@@ -22,13 +22,13 @@ from sft_jax.data.tokenized.columns import Labels
 from sft_jax.data.tokenized.example_store import ExampleStoreWriter, open_examples
 from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
 
-_ROWS = flags.DEFINE_integer("rows", 1_000_000, "Number of rows.")
+_EXAMPLES = flags.DEFINE_integer("examples", 1_000_000, "Number of examples.")
 _REPEAT = flags.DEFINE_integer("repeat", 3, "How often it is measured.")
-_ROW_TOKENS = flags.DEFINE_integer("sequence_length", 1024, "Tokens in a row of the batch.")
-_PART = 10_000  # rows written at a time
+_SEQUENCE_LENGTH = flags.DEFINE_integer("sequence_length", 1024, "Tokens in a sequence.")
+_PART = 10_000  # examples written at a time
 
 
-def _random_rows(rng: np.random.Generator, first: int) -> TokenizedExamples:
+def _random_examples(rng: np.random.Generator, first: int) -> TokenizedExamples:
     offsets = np.concatenate([[0], np.cumsum(rng.integers(15, 36, _PART))]).astype(np.int64)
     weights = np.ones(offsets[-1], np.float32)
     weights[offsets[:-1]] = 0
@@ -48,9 +48,9 @@ def _random_keys(rng: np.random.Generator) -> RecordKeys:
 def _write(directory: Path) -> None:
     rng = np.random.default_rng(0)
     with ExampleStoreWriter(directory) as writer:
-        for first in range(0, _ROWS.value, _PART):
-            rows, counts = _random_rows(rng, first), Counts(_PART, _PART, 0, _PART)
-            writer.append(Tokenized(rows, [], counts, keys=_random_keys(rng), first_examples=np.arange(_PART)))
+        for first in range(0, _EXAMPLES.value, _PART):
+            examples, counts = _random_examples(rng, first), Counts(_PART, _PART, 0, _PART)
+            writer.append(Tokenized(examples, [], counts, keys=_random_keys(rng), first_examples=np.arange(_PART)))
         writer.finish({}, {})
 
 
@@ -61,19 +61,20 @@ def main(_: list[str]) -> None:
         for _ in range(_REPEAT.value):
             start = time.perf_counter()
             whole = open_examples(Path(directory))
-            rows = whole.rows
+            examples = whole.rows
             opened = time.perf_counter()
-            targets = supervised_capacity(rows.lengths, rows.supervised, _ROW_TOKENS.value, 0.95)
+            size = _SEQUENCE_LENGTH.value
+            targets = supervised_capacity(examples.lengths, examples.supervised, size, 0.95)
             bounded = time.perf_counter()
-            PackPlan(rows, sequence_length=_ROW_TOKENS.value, sequence_targets=targets, sequences_per_batch=8, seed=0)
+            PackPlan(examples, sequence_length=size, sequence_targets=targets, sequences_per_batch=8, seed=0)
             end = time.perf_counter()
             repeats = EqualKeys.of(whole.keys.contents), EqualKeys.of(whole.keys.prompts)
-            assert all(len(found.members) == 2 * _ROWS.value // 100 for found in repeats)
+            assert all(len(found.members) == 2 * _EXAMPLES.value // 100 for found in repeats)
             first_asking(whole.keys, np.array(whole.keys.mains[-10_000:]))
             compared = time.perf_counter()
             print(
-                f"{len(rows):,} rows: {end - start:.2f} s (opened and checked {opened - start:.2f}, target slots "
-                f"{bounded - opened:.2f}, packed {end - bounded:.2f}); equal texts {compared - end:.2f} s"
+                f"{len(examples):,} examples: {end - start:.2f} s (opened and checked {opened - start:.2f}, target "
+                f"slots {bounded - opened:.2f}, packed {end - bounded:.2f}); equal texts {compared - end:.2f} s"
             )
 
 

@@ -1,4 +1,4 @@
-"""From the command to the first step, with a cold and with a warm compilation cache; and the time to load the model.
+"""Times from the command to the first step, with a cold and with a warm compilation cache; and of loading the model.
 
 python -m benchmarks.startup
 """
@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
 
 
 def _first_step(root: Path, arg: str, workdir: Path) -> float:
-    """Seconds from the start of the command until the metrics of its first step are read (4 rows of 256 tokens)."""
+    """Seconds from the command until the metrics of its first step, of 4 sequences of 256 tokens, are read."""
     command = [sys.executable, "-m", "sft_jax.train", f"--config=configs/sft.py:{arg}", f"--workdir={workdir}"]
     command += [f"--config.data.train={root / 'train.jsonl'}", "--config.duration=1 steps"]
     command += ["--config.batch.sequences=4", "--config.data.sequence_length=256"]

@@ -1,9 +1,9 @@
-"""Speed and memory of a training step on this machine, beside a plain torch step; steps of all variants in turn.
+"""Speed and memory of a training step on this machine, beside a plain torch step; the variants alternate.
 
     python -m benchmarks.step_speed [--rounds=10]
 
-SmolLM2-135M, 4 rows of 256 tokens, AdamW. Compare ratios: they come from one run; absolute numbers vary from hour to
-hour.
+SmolLM2-135M, 4 sequences of 256 tokens, AdamW. Compare ratios: they come from one run; absolute numbers vary from hour
+to hour.
 """
 
 from absl import app, flags
@@ -15,13 +15,13 @@ from benchmarks.workers import run_interleaved
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Steps of each variant.", lower_bound=2)
 _ONLY = flags.DEFINE_enum("only", "all", ["all", "float32", "bfloat16", "lora"], "Which comparison to run.")
-ROWS, LENGTH = 4, 256
+SEQUENCES, LENGTH = 4, 256
 
 
 def main(_: list[str]) -> None:
     """Times and prints."""
-    every = [steps.make_batch(ROWS, LENGTH)]
-    tenth = [steps.make_batch(ROWS, LENGTH, supervised=0.1)]
+    every = [steps.make_batch(SEQUENCES, LENGTH)]
+    tenth = [steps.make_batch(SEQUENCES, LENGTH, supervised=0.1)]
     fp32 = {"precision.matmul": "float32"}
     comparisons = {
         "float32": {
@@ -30,7 +30,7 @@ def main(_: list[str]) -> None:
         },
         "bfloat16": {
             "torch, bf16 autocast": (steps.plain_torch, {"batches": every, "bf16": True}),
-            "ours, bf16 products": (steps.ours, {"batches": every}),
+            "ours, bf16 matmuls": (steps.ours, {"batches": every}),
         },
         "lora": {
             "ours, full": (steps.ours, {"batches": every}),
@@ -50,8 +50,8 @@ def _show(results: dict[str, dict]) -> None:
     for name, result in results.items():
         table.add_row(
             name,
-            f"{ROWS * LENGTH / result['median']:.0f}",
-            f"{ROWS * LENGTH / result['best']:.0f}",
+            f"{SEQUENCES * LENGTH / result['median']:.0f}",
+            f"{SEQUENCES * LENGTH / result['best']:.0f}",
             f"{first['median'] / result['median']:.2f}",
             f"{first['best'] / result['best']:.2f}",
             f"{result['peak_gib']:.2f}",

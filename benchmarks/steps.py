@@ -9,37 +9,37 @@ import numpy as np
 MODEL = "smollm2-135m-instruct"
 
 
-def make_batch(rows: int, length: int, supervised: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tokens in the form of `sft_jax.data.batches`; the last `supervised` share of a row is trained."""
+def make_batch(sequences: int, length: int, supervised: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tokens in the form of `sft_jax.data.batches`; the last `supervised` share of a sequence is trained."""
     rng = np.random.default_rng(seed)
-    return as_batch(rng.integers(3, 49152, (rows, length)).astype(np.int32), supervised)
+    return as_batch(rng.integers(3, 49152, (sequences, length)).astype(np.int32), supervised)
 
 
-def text_batches(count: int, rows: int, length: int) -> list[dict[str, np.ndarray]]:
+def text_batches(count: int, sequences: int, length: int) -> list[dict[str, np.ndarray]]:
     """Batches of real tokens: the quickstart's documents, one after the other."""
     from experiments.quickstart.documents import make_documents
     from sft_jax.sources import load_tokenizer
 
-    needed = count * rows * length
+    needed = count * sequences * length
     documents, _ = make_documents(needed // 40, 0, seed=0)  # a document has more than 40 tokens
     text = "\n\n".join(document.text for document in documents)
     tokens = np.asarray(load_tokenizer(MODEL)(text)["input_ids"][:needed], np.int32)
-    return [as_batch(piece) for piece in tokens.reshape(count, rows, length)]
+    return [as_batch(piece) for piece in tokens.reshape(count, sequences, length)]
 
 
 def as_batch(tokens: np.ndarray, supervised: float = 1.0) -> dict[str, np.ndarray]:
-    """Tokens [rows, length] in the form of `sft_jax.data.batches`."""
-    rows, length = tokens.shape
+    """Tokens [sequences, length] in the form of `sft_jax.data.batches`."""
+    sequences, length = tokens.shape
     targets = length if supervised == 1.0 else int(length * supervised)
     slots = np.arange(length) if targets == length else np.arange(length - 1 - targets, length - 1)
-    weights = np.ones((rows, targets), np.float32)
+    weights = np.ones((sequences, targets), np.float32)
     if targets == length:
         weights[:, -1] = 0  # the last token predicts nothing
     return {
         "tokens": tokens,
-        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-        "segment_ids": np.ones((rows, length), np.int32),
-        "target_slots": np.tile(slots.astype(np.int32), (rows, 1)),
+        "positions": np.tile(np.arange(length, dtype=np.int32), (sequences, 1)),
+        "segment_ids": np.ones((sequences, length), np.int32),
+        "target_slots": np.tile(slots.astype(np.int32), (sequences, 1)),
         "targets": np.roll(tokens, -1, axis=1)[:, slots],
         "weights": weights,
     }
@@ -48,7 +48,7 @@ def as_batch(tokens: np.ndarray, supervised: float = 1.0) -> dict[str, np.ndarra
 def ours(
     batches: list[dict[str, np.ndarray]], arg: str = "full", learning_rate: float = 1e-4, **overrides: object
 ) -> Callable[[], float]:
-    """Our step with `configs/sft.py:<arg>` and overrides, on batches taken in turn."""
+    """Our step with `configs/sft.py:<arg>` and overrides, on each batch after the other, over and over."""
     import jax
 
     from configs import sft
@@ -60,8 +60,8 @@ def ours(
     from sft_jax.training.step import compile_train_step
 
     config = sft.get_config(arg).copy_and_resolve_references()
-    rows, length = batches[0]["tokens"].shape
-    sizes = {"batch.sequences": rows, "data.sequence_length": length, "optimizer.learning_rate": learning_rate}
+    sequences, length = batches[0]["tokens"].shape
+    sizes = {"batch.sequences": sequences, "data.sequence_length": length, "optimizer.learning_rate": learning_rate}
     config.update_from_flattened_dict({**sizes, **overrides})
     options = options_of(config)
     mesh = make_mesh(options.mesh, jax.devices())

@@ -1,12 +1,12 @@
-"""Speed of the data layer, from records to packed rows, beside the `tokenizers` library alone on the same texts.
+"""Speed of the data layer, from records to packed sequences, beside the `tokenizers` library alone on the same texts.
 
     python -m benchmarks.tokenize_and_pack --workers=2
 
 Both use the same number of cores: the library its own threads, the data layer worker processes (with --workers=0 one
-core each). The library turns texts into encodings: once as whoever tokenizes a data set must use it, piece by piece
-with the ids taken out and the encodings let go, and once all at once with the encodings kept, which costs memory and
-saves the time to free it. The data layer renders the conversations, tells what is trained, tokenizes, writes rows to
-disk, reads them back and packs them.
+core each). The library only encodes texts, in two ways: piece by piece, keeping the ids and freeing the encodings, as
+one tokenizes a large data set; and all at once, keeping the encodings, which takes more memory and saves the time to
+free them. The data layer renders the conversations, finds what is trained, tokenizes, writes examples to disk, reads
+them back and packs them.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _ROWS = flags.DEFINE_integer("rows", 20_000, "Number of made-up rows, of some 20
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes that tokenize; 0: this one alone.")
 _REPEAT = flags.DEFINE_integer("repeat", 3, "How often each is measured; the best counts.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "smollm2-135m-instruct", "Where the tokenizer comes from.")
-_ROW_TOKENS = flags.DEFINE_integer("sequence_length", 2048, "Tokens in a row of the batch.")
+_SEQUENCE_LENGTH = flags.DEFINE_integer("sequence_length", 2048, "Tokens in a sequence.")
 _LIBRARY = flags.DEFINE_bool("library", False, "Measure the library alone, in this process.")
 
 _WORDS = (
@@ -68,7 +68,7 @@ def library_speeds() -> list[float]:
     renderer = ConversationRenderer(load_tokenizer(_TOKENIZER.value))
     backend = renderer.tokenizer.backend_tokenizer
     examples = [record.example for record in make_records(_ROWS.value)]
-    texts = [rows[0].text for rows in renderer.render_many(examples)]
+    texts = [rendered[0].text for rendered in renderer.render_many(examples)]
 
     def in_pieces() -> int:
         pieces = (texts[start : start + ROWS_PER_CALL] for start in range(0, len(texts), ROWS_PER_CALL))
@@ -101,9 +101,9 @@ def data_layer_speed(records: list[Record], renderer: ConversationRenderer) -> t
     best, share, starting = 0.0, 0.0, 0.0
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        convert = lambda chunks: tokenized_chunks(chunks, renderer, _ROW_TOKENS.value)
+        convert = lambda chunks: tokenized_chunks(chunks, renderer, _SEQUENCE_LENGTH.value)
         if _WORKERS.value:
-            convert = stack.enter_context(Workers(_WORKERS.value, renderer, _ROW_TOKENS.value)).map
+            convert = stack.enter_context(Workers(_WORKERS.value, renderer, _SEQUENCE_LENGTH.value)).map
         list(convert([records[:100]] * 2 * _WORKERS.value))
         starting = time.perf_counter() - start
         for _ in range(_REPEAT.value):
@@ -122,13 +122,13 @@ def _once(records: list[Record], convert: Callable) -> tuple[int, float, float]:
                 writer.append(part)
             writer.check(len(records))
             writer.finish({}, {})
-        rows = open_examples(Path(directory)).rows
+        examples = open_examples(Path(directory)).rows
         tokenized = time.perf_counter()
-        sizes = rows.lengths, rows.supervised
-        targets = supervised_capacity(*sizes, _ROW_TOKENS.value, 0.95)
-        pack_epoch(*sizes, sequence_length=_ROW_TOKENS.value, sequence_targets=targets, seed=0, epoch=0)
+        sizes = examples.lengths, examples.supervised
+        targets = supervised_capacity(*sizes, _SEQUENCE_LENGTH.value, 0.95)
+        pack_epoch(*sizes, sequence_length=_SEQUENCE_LENGTH.value, sequence_targets=targets, seed=0, epoch=0)
         end = time.perf_counter()
-    return len(rows.tokens), end - start, end - tokenized
+    return len(examples.tokens), end - start, end - tokenized
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Variants of a step in processes of their own, run in turn, so that all share the machine's good and bad moments."""
+"""Times variants of a step in processes of their own; their steps alternate, so that all see the same machine load."""
 
 import ctypes
 import multiprocessing
@@ -34,7 +34,7 @@ def _worker(make: Callable[..., StepFunction], arguments: dict, pipe) -> None:
 
 
 def run_interleaved(variants: dict[str, tuple[Callable[..., StepFunction], dict]], rounds: int) -> dict[str, dict]:
-    """Seconds a step (median and best) and peak memory of each variant; one step of each in turn, `rounds` times."""
+    """Seconds a step (median and best) and peak memory of each variant; `rounds` times one step of each."""
     context = multiprocessing.get_context("spawn")
     workers = {}
     for name, (make, arguments) in variants.items():

@@ -1,1 +1,1 @@
-"""One folder per question: what is asked, the command that answers it, what was measured and learnt."""
+"""Experiments, one folder for each question, with the command that answers it and what was measured and learnt."""

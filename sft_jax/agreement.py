@@ -1,11 +1,11 @@
-"""Errors on several processes: where one cannot go on, all end, and each of them says why.
+"""Errors on several processes: where one fails, all end, and each of them says why.
 
-A process that left alone would keep the others waiting for its part, until some time-out names another reason. So what
-a process may refuse (files, flags, the directory) is checked inside `agreed`, which all leave with an error if one has
-one. What fails elsewhere, where the others may be in the middle of a step, is told them by `ending_together`.
+If one process ended alone, the others would wait for it until a time-out, whose message hides the reason. Therefore
+what a process may refuse (files, flags, the directory) is checked inside `agreed`, which raises on all processes if it
+raises on one. Errors elsewhere, while the others may be in the middle of a step, reach them by `ending_together`.
 
 Messages go through the key-value store of `jax.distributed`, for which JAX has no public interface; orbax uses it in
-the same way. Unlike a collective of the devices it waits as long as it is told to.
+the same way. Unlike a collective of the devices, its time-out can be chosen.
 """
 
 import contextlib

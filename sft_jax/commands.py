@@ -1,4 +1,4 @@
-"""What the commands share: starting JAX, and errors as one clear message instead of a traceback."""
+"""Shared by all commands: starting JAX, and errors as one clear message instead of a traceback."""
 
 import contextlib
 import os
@@ -24,9 +24,9 @@ _PATIENCE_SECONDS = 60  # of a process that cannot start, for the others to come
 
 
 def start_jax(several_processes: bool = False) -> None:
-    """Joins the other processes of a distributed run, and turns on the persistent compilation cache.
+    """Joins the other processes of a distributed run, and enables the persistent compilation cache.
 
-    The cache lies in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/sft_jax/compilations; an empty value turns it off.
+    The cache lies in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/sft_jax/compilations; an empty value disables it.
     It stays off on several CPU devices.
 
     Args:

@@ -1,6 +1,7 @@
-"""The flag `--config` and what is set in it, `--config.batch.sequences=16`: every mistake names its flag and what there is.
+"""The flag `--config`, and flags that set its fields, as `--config.batch.sequences=16`.
 
-`config_flags` loads the file and sets the fields; what it would say in the words of Python is said here before it does.
+`config_flags` of ml_collections loads the file and sets the fields. Mistakes are found here first, so that a message
+names the flag and what is allowed instead of showing a Python error.
 """
 
 import difflib
@@ -25,7 +26,7 @@ from sft_jax.data.reading import tuple_text
 
 NAME = "config"
 
-_KEPT = "defaults."  # what fields are where they are not set: to be compared with, not to be set
+_KEPT = "defaults."  # the values of fields that are not set: to compare with, not to be set
 
 # What a mistake in the code of a config can raise.
 _MISTAKES = (

@@ -1,11 +1,11 @@
 """Writes the quickstart's data: vehicle titles and their JSON extractions.
 
-`train.jsonl` is trained on, `validation.jsonl` (a 25th as many) watched during the run, `held_out.jsonl` measured on
-at the end.
+`train.jsonl` is trained on, `validation.jsonl` (a 25th as many rows) is measured during the run, `held_out.jsonl` at
+the end.
 
-A row is `{"messages": [user, assistant]}`. Everything is a pure function of (train_rows, held_out_rows,
-seed), and the held-out rows of (held_out_rows, seed) alone: more training rows leave the test as it was.
-Faker's own word lists take part, so its version is written beside the data (`documents.json`).
+A row is `{"messages": [user, assistant]}`. Everything is a pure function of (train_rows, held_out_rows, seed), and the
+held-out rows of (held_out_rows, seed) alone: more training rows do not change them. The word lists of Faker are an
+input too, so its version is written beside the data (`documents.json`).
 """
 
 import dataclasses

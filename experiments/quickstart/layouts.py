@@ -1,4 +1,4 @@
-"""Prints a title as a document: state forms, layout families, labels, noise. Second step of the data.
+"""Prints a title as a document: state forms, layout families, labels, noise. Second step of making the data.
 
 What varies, as in real titles: heading and title number form by state, order of the fields, wording of the
 labels, separators, one field a line or two, forms with the label above its box, tables, running text,

@@ -1,6 +1,6 @@
-"""The quickstart's question and answer: what the model reads and what it shall write. Third step of the data.
+"""The quickstart's question and answer: what the model reads and what it should write. Third step of making the data.
 
-One instruction serves the base model, the examples in its prompt and the training rows, so the comparison is fair.
+The base model, the examples in its prompt and the training rows have the same instruction, so the comparison is fair.
 """
 
 import json

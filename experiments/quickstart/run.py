@@ -3,7 +3,7 @@
     python -m experiments.quickstart.run
 
 It runs the commands a user would type, and prints them. Every stage leaves its result in the directory and is skipped
-when that is there, so that an interrupted quickstart goes on where it was, and a second one only shows the table.
+if the result is there already: an interrupted quickstart goes on where it was, and a second one only shows the table.
 """
 
 import json
@@ -47,8 +47,8 @@ def main(_: list[str]) -> None:
 
     console.rule("2/5 documents")
     made = write_dataset(out / "data", _TRAIN_ROWS.value, _HELD_OUT_ROWS.value, SEED)
-    rows = f"{_TRAIN_ROWS.value} documents to train on, {_HELD_OUT_ROWS.value} held out"
-    console.print(f"{'made' if made else 'found'} {rows} in {out / 'data'}")
+    documents = f"{_TRAIN_ROWS.value} documents to train on, {_HELD_OUT_ROWS.value} held out"
+    console.print(f"{'made' if made else 'found'} {documents} in {out / 'data'}")
 
     console.rule("3/5 the base model on held-out documents")
     for prompt, examples in PROMPTS.items():

@@ -1,4 +1,4 @@
-"""Invents the facts of a vehicle title: vehicle, owner, title number. First step of the quickstart's data.
+"""Invents the facts of a vehicle title: vehicle, owner, title number. First step of making the quickstart's data.
 
 Names come from Faker; VINs follow the North American scheme: manufacturer, model year letter and check digit agree
 (49 CFR 565). All of it is drawn from one seeded Faker instance, so a title is a pure function of its seed.

@@ -1,6 +1,6 @@
-"""Other people's checkpoints and tokenizers: Hugging Face directories, GGUF files, the hub.
+"""Reads other people's checkpoints and tokenizers: Hugging Face directories, GGUF files, the hub.
 
-The first station of the data's way: everything here reads files and knows nothing of models, training or JAX.
+Everything here reads files and imports nothing of models, training or JAX.
 `open_checkpoint` gives a config in the form of a Hugging Face `config.json` and lazily loaded NumPy tensors under
 Hugging Face names, whatever the file format; `load_tokenizer` gives the tokenizer with its chat template from the
 same source. A source that cannot be read raises `SourceError`, which names the file and says what to do.

@@ -1,6 +1,6 @@
 """A pretrained checkpoint, whatever its format: config, lazily loaded tensors, fingerprint.
 
-What the model layer turns into a decoder and its parameters. The formats are read by `huggingface` and `gguf`.
+The model layer (`sft_jax.models`) makes a decoder and its parameters of it. `huggingface` and `gguf` read the formats.
 """
 
 import dataclasses

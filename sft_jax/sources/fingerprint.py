@@ -1,4 +1,4 @@
-"""A cheap fingerprint of the files of a checkpoint, recorded with a run to tell which weights it started from."""
+"""A cheap fingerprint of the files of a checkpoint, recorded with a run to identify the weights it started from."""
 
 import hashlib
 from collections.abc import Iterable, Iterator

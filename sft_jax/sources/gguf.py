@@ -1,6 +1,6 @@
-"""GGUF files, as llama.cpp writes them, in Hugging Face terms: config, names and layout.
+"""Reads GGUF files, as llama.cpp writes them, as a config, tensor names and layouts of Hugging Face.
 
-llama.cpp's conventions are undone here, as `gguf_architectures` says for each architecture. For the Llamas it
+llama.cpp's conventions are undone here, as `gguf_architectures` lists them for each architecture. For the Llamas it
 interleaves the rows of the query and key projections for its own form of the rotary embedding (`permute` in its
 conversion/llama.py is the forward direction); the norms of the Gemmas it stores as 1 + w.
 """

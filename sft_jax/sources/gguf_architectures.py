@@ -1,7 +1,7 @@
-"""The architectures of GGUF files that are read: for each one table of keys, tensors, conventions, and its config.
+"""The architectures of GGUF files that can be read: keys, tensors, conventions and the config of each.
 
-What a file leaves out is taken from where llama.cpp takes it: conversion/ in its repository (what is written) and
-src/models/ (what is assumed on reading).
+Values that a file leaves out are those that llama.cpp assumes: see conversion/ in its repository for what is written,
+and src/models/ for what is assumed on reading.
 """
 
 import dataclasses

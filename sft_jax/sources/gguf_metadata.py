@@ -1,6 +1,6 @@
-"""The metadata that a GGUF file holds of its model: keys without the architecture's prefix, values as they were meant.
+"""The metadata of the model in a GGUF file: keys without the architecture's prefix, and values checked and converted.
 
-Between the container (`gguf_file`) and what is made of it (`gguf_architectures`, `gguf_rope`).
+`gguf_file` reads the container; `gguf_architectures` and `gguf_rope` make a config of these values.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How a GGUF file says that its rotary frequencies are scaled, as the `rope_scaling` of a config.json."""
+"""The scaling of rotary frequencies in a GGUF file, as the `rope_scaling` of a config.json."""
 
 import math
 

@@ -3,7 +3,7 @@
 Built with the `tokenizers` library, so that no torch is needed. Two kinds: byte-level BPE, here, and SentencePiece's
 (`gguf_sentencepiece`). How byte-level BPE splits text before the merges apply is not stored in the file but named
 (`tokenizer.ggml.pre`); the table below gives, for the names that are supported, what the models' own tokenizer.json
-does. A guess would give almost the same ids: other names are refused.
+does. Other names are refused, since a guess would give almost the same ids, and the difference would not be noticed.
 """
 
 import dataclasses

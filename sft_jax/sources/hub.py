@@ -1,7 +1,7 @@
-"""Files of a model repository on the Hugging Face hub, brought to the local cache.
+"""Downloads files of a model repository on the Hugging Face hub to the local cache.
 
-Used by `locate` when a source is neither a file nor a directory. Only the files that are read are downloaded: no
-second copy of the weights in another format or layout, no images. A branch or tag is turned into a commit once, and
+`locate` uses it when a source is neither a file nor a directory. Only the files that are read are downloaded: no
+second copy of the weights in another format or layout, no images. A branch or tag is resolved to a commit once, and
 everything comes from that commit.
 """
 

@@ -1,8 +1,8 @@
-"""Hugging Face directories: config.json and one or many safetensors files.
+"""Reads Hugging Face directories: config.json and one or many safetensors files.
 
-Safetensors files are read here from their own header (eight bytes of length, JSON, raw data; see
-https://huggingface.co/docs/safetensors) because that reads from buckets too, knows bfloat16 without torch, and can
-say which file is damaged and how.
+Safetensors files are parsed here (eight bytes of length, a JSON header, raw data; see
+https://huggingface.co/docs/safetensors) and not by the `safetensors` library, so that they can lie in buckets, bfloat16
+needs no torch, and errors say which file is damaged and how.
 """
 
 import collections

@@ -1,6 +1,6 @@
-"""From the name that a user gives (`source`) to a file or directory on this machine or in a bucket.
+"""Resolves the name that a user gives (`source`) to a file or directory on this machine or in a bucket.
 
-Shared by `open_checkpoint` and `load_tokenizer`, so that a model and its tokenizer always come from the same place.
+`open_checkpoint` and `load_tokenizer` share it, so that a model and its tokenizer always come from the same place.
 """
 
 import dataclasses

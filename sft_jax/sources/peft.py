@@ -1,7 +1,7 @@
-"""PEFT adapter directories: adapter_config.json and adapter_model.safetensors, as the `peft` library writes them.
+"""Reads PEFT adapter directories: adapter_config.json and adapter_model.safetensors, as the `peft` library writes them.
 
-Every field of the config is understood, known to have no effect on a trained adapter, or refused: an adapter that is
-read in part computes something else without a word. See https://huggingface.co/docs/peft/developer_guides/checkpoint.
+A field of the config is implemented, known to have no effect on a trained adapter, or refused: ignoring one could
+silently change what the adapter computes. See https://huggingface.co/docs/peft/developer_guides/checkpoint.
 """
 
 import dataclasses

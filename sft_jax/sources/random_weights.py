@@ -1,4 +1,4 @@
-"""`random:SOURCE?key=value&…`: config and tokenizer of a source, sizes of one's own, and no pretrained weights."""
+"""Sources `random:SOURCE?key=value&…`: the config of SOURCE with values replaced, its tokenizer, and random weights."""
 
 import dataclasses
 import hashlib

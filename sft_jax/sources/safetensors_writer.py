@@ -1,8 +1,8 @@
-"""Writing safetensors files, one tensor after the other: the host holds one of them at a time.
+"""Writes safetensors files tensor by tensor, so that the host holds only one at a time.
 
 A file is eight bytes of length, a JSON header with the place of each tensor, and the raw data (see
-https://huggingface.co/docs/safetensors). Shapes and dtypes are known before the first tensor is computed, so that the
-header is written first and nothing is gone back to.
+https://huggingface.co/docs/safetensors). Shapes and dtypes are known before the first tensor is computed, so the header
+is written first, and the file in one pass.
 """
 
 import dataclasses

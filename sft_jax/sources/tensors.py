@@ -1,9 +1,9 @@
-"""A tensor that is still in its file, and the error every reader of this package raises.
+"""A tensor that is still in its file, and the error that every reader of this package raises.
 
-The lowest module of `sources`: the readers of safetensors and GGUF files describe each tensor by a `TensorEntry`,
-and the model layer loads them one at a time: nothing is read before it is asked for.
+The readers of safetensors and GGUF files describe each tensor by a `TensorEntry`; the model layer loads them one at a
+time, and nothing is read before that.
 
-A file may say anything of itself. What it says is compared with its size before memory is taken for it.
+A header may be wrong or malicious: the sizes it states are compared with that of the file before memory is allocated.
 """
 
 import contextlib

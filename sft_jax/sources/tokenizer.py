@@ -1,6 +1,6 @@
-"""The tokenizer of a source, with its chat template and without torch.
+"""Loads the tokenizer of a source with its chat template, without torch.
 
-What `sft_jax.data` renders conversations with; it comes from the same place as the weights (`locate`).
+`sft_jax.data` renders conversations with it; it comes from the same place as the weights (`locate`).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ def load_tokenizer(source: str | os.PathLike, revision: str | None = None) -> Pr
     """The tokenizer of a Hugging Face directory, a .gguf file, a hub name or a short name.
 
     A tokenizer without a chat template has `chat_template` None, one with several has them by name. Truncation and
-    padding that a tokenizer.json may have switched on are switched off: they would cut training rows without a word.
+    padding that a tokenizer.json may have switched on are switched off: they would silently cut training examples.
 
     Args:
       source: as for `open_checkpoint`; of a hub repository only config and tokenizer files are downloaded.

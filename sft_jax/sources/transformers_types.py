@@ -1,7 +1,7 @@
-"""The tokenizer classes of transformers as types, without importing it.
+"""The tokenizer classes of transformers as types, without importing transformers.
 
-The import takes a second, and only what makes a tokenizer (tokenizer.py, gguf_tokenizer.py) or reads one back needs it.
-At run time these names stand for the classes: `isinstance` knows tokenizers of transformers as theirs.
+The import takes a second, and only code that makes a tokenizer (tokenizer.py, gguf_tokenizer.py) or unpickles one needs
+it. At run time these names are stand-ins for the classes; `isinstance` with them works on tokenizers of transformers.
 """
 
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ else:
             )
 
     class PreTrainedTokenizerBase(metaclass=_OfTransformers):
-        """`transformers.PreTrainedTokenizerBase`, what every tokenizer there is."""
+        """`transformers.PreTrainedTokenizerBase`, the base class of every tokenizer."""
 
         names = ("PreTrainedTokenizerBase",)
 
