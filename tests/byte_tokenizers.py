@@ -59,5 +59,5 @@ def chat():
 
 @pytest.fixture(scope="session")
 def trained():
-    """The trained parts of a rendered row."""
-    return lambda row: [text for text, is_trained in pieces(row) if is_trained]
+    """The trained parts of a rendered example."""
+    return lambda example: [text for text, is_trained in pieces(example) if is_trained]

@@ -86,15 +86,15 @@ def test_a_share(clock):
     with progress.ProgressBar("tokenizing", None, console=Console(file=out, width=40)) as bar:
         for share in (0.0, 0.25, None):
             clock[0] += 10.0
-            bar.update(share, "9 rows/s", within=True)
-        bar.update(1.0, "9 rows/s")
-        bar.update(None, "7 rows/s")
+            bar.update(share, "9 records/s", within=True)
+        bar.update(1.0, "9 records/s")
+        bar.update(None, "7 records/s")
     assert out.getvalue().splitlines() == [
-        "tokenizing 0% 9 rows/s ETA ?",
-        "tokenizing 25% 9 rows/s ETA 0:01:00",
-        "tokenizing 9 rows/s",
-        "tokenizing 100% 9 rows/s ETA 0:00:00",
-        "tokenizing 7 rows/s",
+        "tokenizing 0% 9 records/s ETA ?",
+        "tokenizing 25% 9 records/s ETA 0:01:00",
+        "tokenizing 9 records/s",
+        "tokenizing 100% 9 records/s ETA 0:00:00",
+        "tokenizing 7 records/s",
     ]
 
 
@@ -109,8 +109,8 @@ def test_an_unknown_number(clock):
 def test_a_share_on_a_terminal():
     out = io.StringIO()
     with progress.ProgressBar("tokenizing", None, console=Console(file=out, force_terminal=True, width=100)) as bar:
-        bar.update(None, "1 rows/s", within=True)
-        bar.update(0.25, "9 rows/s", within=True)
+        bar.update(None, "1 records/s", within=True)
+        bar.update(0.25, "9 records/s", within=True)
     assert "25%" in out.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Flags of the rows: each option of the config has one, and tuples may be written either way."""
+"""Flags of reading: each option of the config has one, and tuples may be written either way."""
 
 import dataclasses
 

@@ -51,14 +51,14 @@ PIECES = [
 
 
 def varied(special: list[str], count: int = 1200, seed: int = 0) -> list[str]:
-    """Every piece, every special token between two letters, and random rows of up to five of these or of
+    """Every piece, every special token between two letters, and random sequences of two to five of these or of
     parts of them; all different."""
     chosen = random.Random(seed)
     texts = dict.fromkeys([*PIECES, *(f"a{token} b" for token in special)])
     parts = [*PIECES, *special, " ", "\n"]
     while len(texts) < count:
-        row = chosen.choices(parts, k=chosen.randint(2, 5))
-        texts["".join(part if chosen.random() < 0.3 else _part(part, chosen) for part in row)] = None
+        some = chosen.choices(parts, k=chosen.randint(2, 5))
+        texts["".join(part if chosen.random() < 0.3 else _part(part, chosen) for part in some)] = None
     return list(texts)
 
 

@@ -73,8 +73,8 @@ def test_what_is_no_rendered_conversation(example):
 def test_tokens_of_a_rendered_conversation(chatml_tokenizer, shown):
     ids = chatml_tokenizer(RENDERED)["input_ids"]
     answer = len(chatml_tokenizer(RENDERED.partition("Four.")[0])["input_ids"])
-    rows = TokenExample(ids, [1.0] * len(ids)), TokenExample(ids, [0.0] * answer + [1.0] * (len(ids) - answer))
-    (found,) = seen(*rows, tokenizer=chatml_tokenizer)
+    given = TokenExample(ids, [1.0] * len(ids)), TokenExample(ids, [0.0] * answer + [1.0] * (len(ids) - answer))
+    (found,) = seen(*given, tokenizer=chatml_tokenizer)
     assert shown(found) == ["a:1"]
 
 
