@@ -26,7 +26,7 @@ from sft_jax.data.packing import pack_epoch, supervised_capacity
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized.example_store import ExampleStoreWriter, open_examples
-from sft_jax.data.tokenizing import ROWS_PER_CALL
+from sft_jax.data.tokenizing import RECORDS_PER_CALL
 from sft_jax.data.tokenizing.streaming import chunked
 from sft_jax.data.tokenizing.workers import Workers, tokenized_chunks
 from sft_jax.sources import load_tokenizer
@@ -71,7 +71,7 @@ def library_speeds() -> list[float]:
     texts = [rendered[0].text for rendered in renderer.render_many(examples)]
 
     def in_pieces() -> int:
-        pieces = (texts[start : start + ROWS_PER_CALL] for start in range(0, len(texts), ROWS_PER_CALL))
+        pieces = (texts[start : start + RECORDS_PER_CALL] for start in range(0, len(texts), RECORDS_PER_CALL))
         return sum(len(one.ids) for piece in pieces for one in backend.encode_batch(piece, add_special_tokens=False))
 
     at_once = lambda: backend.encode_batch(texts, add_special_tokens=False)

@@ -1,7 +1,7 @@
-"""Batches: bins of rows as arrays of static shape, assembled ahead of the training loop.
+"""Batches: bins of examples as arrays of static shape, assembled ahead of the training loop.
 
-The end of the data layer: from here on there are only arrays. R rows of the batch, S tokens and P target slots
-a row.
+The end of the data layer: from here on there are only arrays, of B sequences with S tokens and P
+target slots each.
 """
 
 import collections
@@ -18,15 +18,15 @@ from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.data.tokenized.columns import Labels
 
-Batch = dict[str, Shaped[np.ndarray, "rows _"]]
-TokenWeights = Float32[np.ndarray, "rows tokens"]
+Batch = dict[str, Shaped[np.ndarray, "sequences _"]]
+TokenWeights = Float32[np.ndarray, "sequences tokens"]
 OwnSequences = Sequence[int] | None
 
 NORMALIZE = ("tokens", "examples")
 
 
 def assemble(
-    rows: TokenizedExamples,
+    examples: TokenizedExamples,
     bins: Sequence[Bin],
     *,
     sequence_length: int,
@@ -36,27 +36,28 @@ def assemble(
 ) -> Batch:
     """The arrays of one batch.
 
-    Two rows [5, 6, 7] (7 trained) and [8, 9] (9 trained) in one bin of 6 tokens with 4 slots:
+    Two examples [5, 6, 7] (7 trained) and [8, 9] (9 trained) in one bin of 6 tokens with 4 slots:
         tokens        5 6 7 8 9 0
         positions     0 1 2 0 1 2     restart with each segment; the padding counts on
         segment_ids   1 1 1 2 2 0     0 is padding
         target_slots  1 3 0 0         the hidden state at this position predicts
         targets       7 9 0 0         this token of the same segment
         weights       1 1 0 0         with this weight; 0 is an unused slot
-    With sequence_targets == sequence_length slot i is position i: targets are the next tokens, where the weight is not 0.
+    With sequence_targets == sequence_length slot i is position i: targets are the next tokens, where the weight is not
+    0.
 
     Args:
-        rows: the tokenized data.
-        bins: R arrays of row indices; an empty one gives a row of padding.
+        examples: the tokenized data.
+        bins: B arrays of example indices; an empty one gives a sequence of padding.
         sequence_length: S.
         sequence_targets: P.
         normalize: "tokens" keeps weights; "examples" divides each example's weights by their sum, so that the
             weights of a batch sum up to the number of its examples.
-        slices: which slice of the data each row belongs to, where that is to be measured.
+        slices: which slice of the data each example belongs to, where that is to be measured.
 
     Returns:
-        tokens, positions, segment_ids: int32 [R, S]; target_slots, targets: int32 [R, P]; weights: float32 [R, P]; with
-        `slices` the number of each target's slice: int32 [R, P].
+        tokens, positions, segment_ids: int32 [B, S]; target_slots, targets: int32 [B, P]; weights: float32 [B, P]; with
+        `slices` the number of each target's slice: int32 [B, P].
 
     Raises:
         ValueError: unknown `normalize`, or a bin that exceeds a bound.
@@ -67,8 +68,8 @@ def assemble(
     codes = None if slices is None else slices.codes
     if codes is not None:
         batch["slices"] = np.zeros((len(bins), sequence_targets), np.int32)
-    for line, members in enumerate(bins):
-        _fill_sequence({name: array[line] for name, array in batch.items()}, rows, members, normalize, codes)
+    for number, members in enumerate(bins):
+        _fill_sequence({name: array[number] for name, array in batch.items()}, examples, members, normalize, codes)
     return batch
 
 
@@ -85,35 +86,36 @@ def _empty_batch(count: int, sequence_length: int, sequence_targets: int) -> Bat
 
 
 def _fill_sequence(
-    line: dict[str, np.ndarray], rows: TokenizedExamples, members: Bin, normalize: str, codes: np.ndarray | None
+    sequence: dict[str, np.ndarray], examples: TokenizedExamples, members: Bin, normalize: str, codes: np.ndarray | None
 ) -> None:
-    """Writes the rows of one bin into one row of the batch (views)."""
-    sequence_length, sequence_targets = len(line["tokens"]), len(line["targets"])
+    """Writes the examples of one bin into one sequence, whose arrays are views of the batch."""
+    sequence_length, sequence_targets = len(sequence["tokens"]), len(sequence["targets"])
     every_position = sequence_targets == sequence_length
     begin, used = 0, 0
     for segment, member in enumerate(members, 1):
-        tokens, weights = rows.example(member)
+        tokens, weights = examples.example(member)
         end = begin + len(tokens)
         at = np.flatnonzero(weights[1:])  # the state at `at` predicts token at + 1
         if end > sequence_length or (not every_position and used + len(at) > sequence_targets):
             raise ValueError(
-                f"Rows {[rows.ids[i] for i in members]} do not fit into {sequence_length} tokens and {sequence_targets} targets."
+                f"Examples {[examples.ids[i] for i in members]} do not fit into {sequence_length} tokens and "
+                f"{sequence_targets} targets."
             )
-        line["tokens"][begin:end] = tokens
-        line["positions"][begin:] = np.arange(sequence_length - begin)
-        line["segment_ids"][begin:end] = segment
+        sequence["tokens"][begin:end] = tokens
+        sequence["positions"][begin:] = np.arange(sequence_length - begin)
+        sequence["segment_ids"][begin:end] = segment
         slots = begin + at if every_position else slice(used, used + len(at))
-        line["target_slots"][slots] = begin + at
-        line["targets"][slots] = tokens[at + 1]
+        sequence["target_slots"][slots] = begin + at
+        sequence["targets"][slots] = tokens[at + 1]
         if codes is not None:
-            line["slices"][slots] = codes[member]
+            sequence["slices"][slots] = codes[member]
         chosen = weights[at + 1]
-        line["weights"][slots] = chosen if normalize == "tokens" else chosen / chosen.sum()
+        sequence["weights"][slots] = chosen if normalize == "tokens" else chosen / chosen.sum()
         begin, used = end, used + len(at)
 
 
 def train_batches(
-    rows: TokenizedExamples,
+    examples: TokenizedExamples,
     plan: PackPlan,
     start_step: int = 0,
     end_step: int | None = None,
@@ -123,16 +125,16 @@ def train_batches(
     threads: int = 2,
     batches_ahead: int = 4,
 ) -> Iterator[Batch]:
-    """This process's rows of the global batches start_step, start_step + 1, ..., assembled ahead in threads.
+    """This process's sequences of the global batches start_step, start_step + 1, ..., assembled ahead in threads.
 
     What is yielded depends on the plan, the step and `own`: a run resumed at any step sees what it would have seen.
 
     Args:
-        rows: the tokenized data the plan was made of.
+        examples: the tokenized data the plan was made of.
         plan: the order.
         start_step: first global batch.
         end_step: stop before this one; None never stops.
-        own: which rows of each global batch, ascending; None: all of them.
+        own: which sequences of each global batch, ascending; None: all of them.
         normalize: see `assemble`.
         threads: threads that assemble batches; 0 assembles in the caller's thread.
         batches_ahead: batches kept ready.
@@ -145,12 +147,12 @@ def train_batches(
 
     def load(step: int) -> Batch:
         return assemble(
-            rows,
+            examples,
             _own(plan.batch_bins(step), own),
             sequence_length=plan.sequence_length,
             sequence_targets=plan.sequence_targets,
             normalize=normalize,
-            slices=several(rows.sources),
+            slices=several(examples.sources),
         )
 
     steps = itertools.count(start_step) if end_step is None else range(start_step, end_step)
@@ -170,22 +172,24 @@ def _ahead(load: Callable[[int], Batch], steps: Iterable[int], threads: int, bat
 
 
 def held_out_bins(
-    rows: TokenizedExamples,
+    examples: TokenizedExamples,
     sequence_length: int,
     sequence_targets: int,
     packing: str = "best_fit",
     max_segments: int = 0,
 ) -> Bins:
-    """Bins of the held-out rows: each row once, no shuffling, the same whatever the batch size.
+    """Bins of the held-out examples: each example once, no shuffling, the same whatever the batch size.
 
     Raises:
-        ValueError: a row alone exceeds a bound.
+        ValueError: an example alone exceeds a bound.
     """
-    return get_packing(packing)(rows.lengths, rows.supervised, Bounds(sequence_length, sequence_targets, max_segments))
+    return get_packing(packing)(
+        examples.lengths, examples.supervised, Bounds(sequence_length, sequence_targets, max_segments)
+    )
 
 
 def held_out_batches(
-    rows: TokenizedExamples,
+    examples: TokenizedExamples,
     sequence_length: int,
     sequence_targets: int,
     batch_sequences: int,
@@ -195,40 +199,40 @@ def held_out_batches(
     normalize: str = "tokens",
     own: OwnSequences = None,
 ) -> Iterator[Batch]:
-    """Every held-out row exactly once, as (this process's rows, see `train_batches`, of) batches of `batch_sequences` rows.
+    """Every held-out example exactly once, in batches of `batch_sequences` sequences, of which this process gets `own`.
 
-    The bins do not depend on `batch_sequences`; the last batch is filled up with rows of padding (weights 0), so that there
-    is one shape.
+    The bins do not depend on `batch_sequences`; the last batch is filled up with sequences of padding (weights 0), so
+    that there is one shape.
 
     Raises:
-        ValueError: a row alone exceeds a bound; see also `assemble`.
+        ValueError: an example alone exceeds a bound; see also `assemble`.
     """
-    bins = held_out_bins(rows, sequence_length, sequence_targets, packing, max_segments)
+    bins = held_out_bins(examples, sequence_length, sequence_targets, packing, max_segments)
     for start in range(0, len(bins), batch_sequences):
         batch = [*bins[start : start + batch_sequences]]
         batch += [np.zeros(0, np.int32)] * (batch_sequences - len(batch))
         yield assemble(
-            rows,
+            examples,
             _own(batch, own),
             sequence_length=sequence_length,
             sequence_targets=sequence_targets,
             normalize=normalize,
-            slices=several(rows.groups),
+            slices=several(examples.groups),
         )
 
 
 def _own(bins: list[Bin], own: OwnSequences) -> list[Bin]:
-    return bins if own is None else [bins[row] for row in own]
+    return bins if own is None else [bins[number] for number in own]
 
 
 def several(labels: Labels) -> Labels | None:
-    """The labels, if they tell rows apart."""
+    """The labels, if they tell examples apart."""
     return labels if len(labels.names) > 1 else None
 
 
 def trained_tokens(batch: Batch) -> TokenWeights:
     """The weight of each token of the batch as a target, laid out like `tokens`: for people and tests."""
     laid_out = np.zeros(batch["tokens"].shape, np.float32)
-    lines, slots = np.nonzero(batch["weights"])
-    laid_out[lines, batch["target_slots"][lines, slots] + 1] = batch["weights"][lines, slots]
+    sequences, slots = np.nonzero(batch["weights"])
+    laid_out[sequences, batch["target_slots"][sequences, slots] + 1] = batch["weights"][sequences, slots]
     return laid_out

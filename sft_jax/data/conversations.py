@@ -85,7 +85,7 @@ class Segments:
 
 @dataclasses.dataclass(frozen=True)
 class TokenExample:
-    """A row that is tokenized already: ids, and the weight of each as a target."""
+    """An example that is tokenized already: ids, and the weight of each as a target."""
 
     tokens: Sequence[int]
     weights: Sequence[float]

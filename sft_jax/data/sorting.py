@@ -1,6 +1,6 @@
-"""Orders of the numbers of millions of rows, as int32: shuffled ones, and those of a small number each row has.
+"""Orders of millions of examples or bins, as int32 indices: shuffled ones, and sorted by a small number each has.
 
-Serves packing and the plan.
+Used by packing and the pack plan.
 """
 
 from collections.abc import Iterator
@@ -8,33 +8,35 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int32, Int64, Integer, UInt64
 
-BLOCK_ROWS = 1 << 16  # rows that are looked at together
+BLOCK = 1 << 16  # indices that are handled together
 
-RowNumbers = Int32[np.ndarray, "_"]
+Indices = Int32[np.ndarray, "_"]
 
 
-def row_numbers(count: int) -> RowNumbers:
-    """Room for the numbers of so many rows.
+def empty_indices(count: int) -> Indices:
+    """An array for the indices of `count` examples, not yet filled.
 
     Raises:
-        ValueError: a number would not fit into int32.
+        ValueError: an index would not fit into int32.
     """
     most = np.iinfo(np.int32).max
     if count > most:
-        raise ValueError(f"{count:,} rows cannot be ordered together: at most {most:,}. Train on a part of the data.")
+        raise ValueError(
+            f"{count:,} examples cannot be ordered together: at most {most:,}. Train on a part of the data."
+        )
     return np.empty(count, np.int32)
 
 
 def blocks(count: int, size: int = 0) -> Iterator[slice]:
-    """Slices that together are range(count), each of `size`; 0 for `BLOCK_ROWS`."""
-    size = size or BLOCK_ROWS
+    """Slices that together are range(count), each of `size`; 0 for `BLOCK`."""
+    size = size or BLOCK
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
-def permutation(count: int, *key: int) -> RowNumbers:
+def permutation(count: int, *key: int) -> Indices:
     """A shuffled range(count), the same in every NumPy version (raw bit streams are guaranteed, `shuffle` is not)."""
-    order = row_numbers(count)
+    order = empty_indices(count)
     order[:] = np.argsort(_hashes(count, key), kind="stable")
     return order
 
@@ -44,21 +46,21 @@ def begin_of_permutation(count: int, wanted: int, *key: int) -> Int64[np.ndarray
     hashes = _hashes(count, key)
     if wanted >= count:
         return np.argsort(hashes, kind="stable")
-    rows = np.flatnonzero(hashes <= np.partition(hashes, wanted)[wanted])
-    return rows[np.argsort(hashes[rows], kind="stable")][:wanted]
+    smallest = np.flatnonzero(hashes <= np.partition(hashes, wanted)[wanted])
+    return smallest[np.argsort(hashes[smallest], kind="stable")][:wanted]
 
 
 def _hashes(count: int, key: tuple[int, ...]) -> UInt64[np.ndarray, "count"]:
     return np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
 
 
-def by_number(numbers: Integer[np.ndarray, "rows"], names: RowNumbers | None = None) -> RowNumbers:
-    """The rows in the order of a number each has, those of one number in their own order.
+def by_number(numbers: Integer[np.ndarray, "examples"], names: Indices | None = None) -> Indices:
+    """Examples sorted by a number each has; those of equal numbers keep their order.
 
     Args:
-        numbers: of each row.
-        names: what the rows are called in the result; None: by their places.
+        numbers: of each example.
+        names: the index of each example in the result; None: its place in `numbers`.
     """
-    order = row_numbers(len(numbers))
+    order = empty_indices(len(numbers))
     order[:] = np.argsort(numbers, kind="stable")
     return order if names is None else names[order]

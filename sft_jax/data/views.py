@@ -1,7 +1,7 @@
 """Records as texts, whatever form they have: what is asked, what is answered, and the template that all prompts share.
 
-Beside the way of the data: what compares rows with one another (checks, cleaning, the hashes of record_keys.py) reads
-these texts.
+Not a step on the way of the data: used by what compares records with one another (checks, cleaning, the hashes of
+record_keys.py).
 """
 
 import json
@@ -13,7 +13,7 @@ from sft_jax.data.conversations import Chat, Conversation, Example, Message, Pre
 from sft_jax.data.records import Record
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
-_TEMPLATE_ROWS = 10  # fewer rows have no template to speak of
+_TEMPLATE_QUESTIONS = 10  # fewer questions are not searched for a template
 TEMPLATE_SAMPLE = 2_000  # records that a template is read off: few enough to wait for before the first is hashed
 
 Texts = tuple[str, str, str, tuple[str, ...]]  # system, asked, question, answers
@@ -23,7 +23,7 @@ class View(NamedTuple):
     """A record as texts.
 
     Attributes:
-        id: file and line.
+        id: that of the record.
         system: what system and developer turns say.
         asked: everything else before the last answer; empty where every text is an answer.
         question: of that, what the user said last.
@@ -63,11 +63,11 @@ class PromptTemplate(NamedTuple):
     def of_views(cls, views: Sequence[View]) -> "PromptTemplate":
         """What the questions of the first 2,000 records share; nothing where there are hardly any.
 
-        Not those of all records, so that it is known before the last of them is read. Where later questions lack it,
+        Not of all records, so that it is known before the last of them is read. Where later questions lack it,
         they stay as they are (see `own`).
         """
         questions = [view.question for view in views[:TEMPLATE_SAMPLE] if view.question]
-        return cls.of(questions) if len(questions) >= _TEMPLATE_ROWS else cls()
+        return cls.of(questions) if len(questions) >= _TEMPLATE_QUESTIONS else cls()
 
     @classmethod
     def of(cls, questions: Sequence[str]) -> "PromptTemplate":
@@ -77,7 +77,7 @@ class PromptTemplate(NamedTuple):
         return cls(begin, end)
 
     def own(self, text: str) -> str:
-        """What stands between the two, without white space around it; the whole text where that is not there."""
+        """The text between the two, without white space around it; the whole text where it lacks one of them."""
         whole = text.strip()
         if len(whole) <= len(self.begin) + len(self.end) or not (
             whole.startswith(self.begin) and whole.endswith(self.end)
@@ -90,7 +90,7 @@ class PromptTemplate(NamedTuple):
         return view.system.strip(), view.tools, self.own(view.asked)
 
     def main(self, view: View) -> str:
-        """What makes a row the same as another when it is measured: what is asked, of plain text all of it."""
+        """The text by which a record is compared with measured ones: what is asked, or all of a plain text."""
         return self.own(view.asked) or view.answer.strip()
 
     def text(self, view: View) -> str:
@@ -98,7 +98,7 @@ class PromptTemplate(NamedTuple):
         return f"{self.own(view.asked)}\n{view.answer}" if view.asked else view.answer
 
     def asked_texts(self, view: View) -> set[str]:
-        """The texts by which a row is found: all that is asked, or what the user said last."""
+        """The texts by which a record is found: all that is asked, or what the user said last."""
         return {self.main(view), self.own(view.question)} - {""}
 
 
@@ -112,7 +112,7 @@ def shared_beginning(texts: Sequence[str]) -> str:
 
 
 def view_of(record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> View:
-    """A record as texts; the tokenizer is needed for rows that are tokens already."""
+    """A record as texts; the tokenizer is needed for records that are tokens already."""
     example = record.example
     system, asked, question, answers = _texts(example, tokenizer)
     is_pair = isinstance(example, Preference)

@@ -18,9 +18,9 @@ from sft_jax.data.records import DroppedRow, Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import Tokenized
 from sft_jax.data.tokenized.cache import cached_examples, cached_json
-from sft_jax.data.tokenized.cache_key import NOT_IN_ROWS, check_unchanged, code_digest, examples_key, source_digest
+from sft_jax.data.tokenized.cache_key import NOT_IN_EXAMPLES, check_unchanged, code_digest, examples_key, source_digest
 from sft_jax.data.tokenized.example_store import ExampleStoreWriter
-from sft_jax.data.tokenizing.streaming import write_rows
+from sft_jax.data.tokenizing.streaming import write_examples
 from sft_jax.data.tokenizing.workers import worker_count
 from sft_jax.options import DataOptions, Options
 from sft_jax.preparation.mixing import reader_of, readings_of_sources
@@ -107,7 +107,7 @@ def training_examples(
         key: from `examples_key_of`; not looked at without a cache.
 
     Raises:
-        ValueError: a file changed while it was read; see also `write_rows`.
+        ValueError: a file changed while it was read; see also `write_examples`.
     """
 
     def write(writer: ExampleStoreWriter) -> Mapping[str, Any]:

@@ -59,10 +59,10 @@ def fail_in(folder, code, monkeypatch, module, name):
 
 CACHE = "sft_jax/data/tokenized/cache.py"
 CACHES = {  # (file, part of its advice) -> a directory that will not do, whether the advice is to have none
-    (CACHE, ": must be a directory on a local disk; rows are read from it"): ("gs://bucket/rows", False),
-    (CACHE, ". Give a local directory to keep tokenized rows in, or an"): ("{root}/train.jsonl/rows", True),
+    (CACHE, ": must be a directory on a local disk; examples are read from it"): ("gs://bucket/rows", False),
+    (CACHE, ". Give a local directory to keep tokenized examples in, or an"): ("{root}/train.jsonl/rows", True),
     (CACHE, "). Give a directory on a local disk, which has locks, or an"): ("{root}/no locks", True),
-    ("sft_jax/data/tokenized/example_store.py", "). Rows need room on a local disk: free some, or give"): (
+    ("sft_jax/data/tokenized/example_store.py", "). Tokenized examples need room on a local disk: free some, or"): (
         "{root}/full",
         False,
     ),

@@ -47,9 +47,9 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "data/rendering/test_masking.py",
         "test_an_end_token_that_the_tokenizer_does_not_have",
     ),
-    ("sft_jax/data/rendering/turns.py", "--config.data.masking.history=expand makes a row that ends with it"): (
+    ("sft_jax/data/rendering/turns.py", "--config.data.masking.history=expand makes an example that ends with it"): (
         "data/rendering/test_chat_formats.py",
-        "test_rows_are_refused_or_expanded_where_history_is_rewritten",
+        "test_examples_are_refused_or_expanded_where_history_is_rewritten",
     ),
     ("sft_jax/audit/report/__init__.py", "; python -m sft_jax.preview makes every check on all"): (
         "preparation/test_train_examples.py",

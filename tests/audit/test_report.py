@@ -124,6 +124,6 @@ def test_what_cleaning_changed(chat):
         log.note_change(record, "strip", "shorter")
     report = make_report(cleaning=cleaning_values(log))
     (entry,) = report.numbers["cleaning"]["changed"]
-    assert entry == {"step": "strip", "reason": "shorter", "rows": 7, "first": [f"t:{n}" for n in range(5)]}
+    assert entry == {"step": "strip", "reason": "shorter", "records": 7, "first": [f"t:{n}" for n in range(5)]}
     assert "7 x shorter" in shown(report)
     assert "| 7 x shorter | strip |" in report.markdown()

@@ -1,4 +1,4 @@
-"""Orders of row numbers, beside stable sorts."""
+"""Orders of example numbers, beside stable sorts."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_its_begin_is_found_without_the_rest(count, wanted):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
 @pytest.mark.parametrize("different", [1, 5, 200])
 @pytest.mark.parametrize("count", COUNTS)
-def test_rows_by_a_small_number(count, different, dtype):
+def test_examples_by_a_small_number(count, different, dtype):
     rng = np.random.default_rng(0)
     numbers, names = rng.integers(0, different, count).astype(dtype), rng.integers(0, 99, count).astype(np.int32)
     expected = np.argsort(numbers, kind="stable")
@@ -39,6 +39,6 @@ def test_rows_by_a_small_number(count, different, dtype):
     np.testing.assert_array_equal(sorting.by_number(numbers, names), names[expected])
 
 
-def test_more_rows_than_numbers_are_refused():
-    with pytest.raises(ValueError, match=r"2,147,483,648 rows cannot be ordered together: at most 2,147,483,647"):
-        sorting.row_numbers(2**31)
+def test_more_examples_than_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"2,147,483,648 examples cannot be ordered together: at most 2,147,483,647"):
+        sorting.empty_indices(2**31)

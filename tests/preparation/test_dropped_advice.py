@@ -78,7 +78,7 @@ def test_text_that_is_split_is_whole(lengths, tmp_path):
     lengths.data.sequence_length, lengths.data.masking.too_long = 64, "split"
     report = load_data(options_of(lengths)).report.numbers
     assert report["supervised_tokens"] == targets
-    assert report["records"] == {"records": 5, "kept": 5, "dropped": 0, "rows": 1 + 4 * 4}
+    assert report["records"] == {"records": 5, "kept": 5, "dropped": 0, "examples": 1 + 4 * 4}
 
 
 def test_rows_that_a_step_drops_are_no_finding(lengths):

@@ -144,14 +144,14 @@ def test_changed_bytes_of_the_same_size_and_time_are_seen(tmp_path):
 def test_a_file_that_changes_while_it_is_read_makes_no_entry(tmp_path, monkeypatch):
     made = config(tmp_path)
     file = Path(made.data.train)
-    before, write_rows = file.read_text(), train_examples.write_rows
+    before, write_examples = file.read_text(), train_examples.write_examples
 
     def write_late(*arguments):
         file.write_text(before + '{"prompt": "new", "completion": "row"}\n')
-        return write_rows(*arguments)
+        return write_examples(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_examples, "write_rows", write_late)
+        patch.setattr(train_examples, "write_examples", write_late)
         with pytest.raises(ValueError, match=r"train\.jsonl was changed while it was read"):
             load_data(options_of(made))
     file.write_text(before)

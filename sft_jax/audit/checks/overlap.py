@@ -66,7 +66,7 @@ def ngram_overlap(data: CheckedData) -> list[Observation]:
         shared = shared_ngrams(asked, [data.main(view) for view in views])
         hits = [(view, hit) for view, hit in zip(views, shared, strict=True) if hit is not None]
         hits.sort(key=lambda pair: -pair[1].share)
-        pairs = [(view, f"{data.views[hit.row].id} ({hit.share:.0%} of its n-grams)") for view, hit in hits]
+        pairs = [(view, f"{data.views[hit.text].id} ({hit.share:.0%} of its n-grams)") for view, hit in hits]
         title = (
             f"{counted(len(hits), f'more {one} shares', f'more {many} share')} an n-gram of words with a training row"
         )

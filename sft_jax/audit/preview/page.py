@@ -81,7 +81,7 @@ def _tiles(numbers: dict) -> str:
         (f"{numbers['dropped_rows']:,}", "rows left out"),
     ]
     if numbers["cleaning"]["changed"]:
-        tiles.append((f"{sum(entry['rows'] for entry in numbers['cleaning']['changed']):,}", "changes by cleaning"))
+        tiles.append((f"{sum(entry['records'] for entry in numbers['cleaning']['changed']):,}", "changes by cleaning"))
     return "".join(f'<div class="tile"><b>{value}</b><span>{html.escape(what)}</span></div>' for value, what in tiles)
 
 
@@ -147,7 +147,7 @@ def _lengths(numbers: dict, examples: TokenizedExamples) -> str:
 def _changes(numbers: dict) -> str:
     """What was left out and what cleaning changed."""
     dropped = [(entry["rows"], reason, entry["first"]) for reason, entry in numbers["dropped"].items()]
-    changed = [(e["rows"], f"{e['step']}: {e['reason']}", e["first"]) for e in numbers["cleaning"]["changed"]]
+    changed = [(e["records"], f"{e['step']}: {e['reason']}", e["first"]) for e in numbers["cleaning"]["changed"]]
     cards = [_change_table(title, lines) for title, lines in (("Left out", dropped), ("Changed", changed)) if lines]
     if not cards:
         return ""

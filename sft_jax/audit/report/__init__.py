@@ -60,7 +60,7 @@ class DataReport:
         """For the terminal: `rich.print(report)`."""
         parts: list[RenderableType] = [_table("Training data", report_lines(self.numbers))]
         if self.numbers["cleaning"]["changed"]:
-            changed = [(f"{e['rows']:,} x {e['reason']}", e["step"]) for e in self.numbers["cleaning"]["changed"]]
+            changed = [(f"{e['records']:,} x {e['reason']}", e["step"]) for e in self.numbers["cleaning"]["changed"]]
             parts.append(_table("Changed rows", changed))
         if self.numbers["dropped"]:
             dropped = [(f"{entry['rows']} x {reason}", _names(entry)) for reason, entry in _reasons(self.numbers)]
@@ -78,7 +78,7 @@ class DataReport:
         changed = self.numbers["cleaning"]["changed"]
         if changed:
             lines += ["", "| changed | step |", "|---|---|"]
-            lines += [f"| {e['rows']:,} x {cell(e['reason'])} | {e['step']} |" for e in changed]
+            lines += [f"| {e['records']:,} x {cell(e['reason'])} | {e['step']} |" for e in changed]
         if self.numbers["dropped"]:
             lines += ["", "| dropped | rows |", "|---|---|"]
             lines += [

@@ -1,4 +1,4 @@
-"""Steps that drop rows, or answers, by what the answers look like."""
+"""Steps that drop records, or answers, by what the answers look like."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def drop_leading_answers(record: Record) -> Outcome:
 
 
 def drop_empty_answers(record: Record) -> Outcome:
-    """Drops a row in which an assistant's turn says nothing and calls nothing."""
+    """Drops a record in which an assistant's turn says nothing and calls nothing."""
     for messages in conversations(record.example):
         for number, message in enumerate(messages):
             if message.role == "assistant" and _says_nothing(message):
@@ -41,7 +41,7 @@ def _says_nothing(message: Message) -> bool:
 
 
 def drop_answers_shorter_than(record: Record, words: int) -> Outcome:
-    """Drops a row whose final answer has fewer words."""
+    """Drops a record whose final answer has fewer words."""
     for answer in final_answers(record.example):
         if len(words_of(answer)) < words:
             return Drop(f"the answer has fewer than {words} words", repr(answer[:_SHOWN]))
@@ -49,7 +49,7 @@ def drop_answers_shorter_than(record: Record, words: int) -> Outcome:
 
 
 def drop_answers_longer_than(record: Record, words: int) -> Outcome:
-    """Drops a row whose final answer has more words."""
+    """Drops a record whose final answer has more words."""
     for answer in final_answers(record.example):
         count = len(words_of(answer))
         if count > words:
@@ -58,7 +58,7 @@ def drop_answers_longer_than(record: Record, words: int) -> Outcome:
 
 
 def drop_invalid_json_answers(record: Record) -> Outcome:
-    """Drops a row whose final answer is not JSON."""
+    """Drops a record whose final answer is not JSON."""
     for answer in final_answers(record.example):
         try:
             json.loads(answer, parse_constant=_refuse)

@@ -1,4 +1,4 @@
-"""Steps that bound how many rows a label or a group has. Which rows stay follows from their ids, not their order."""
+"""Steps that bound how many records a label or a group has; which of them stay follows from ids, not from order."""
 
 import collections
 import hashlib
@@ -14,17 +14,17 @@ _SHOWN = 60  # characters of a label in a detail
 
 
 def cap_labels(_: Context, most: int) -> Step:
-    """Keeps at most so many rows of each label (the final answer, word for word)."""
+    """Keeps at most so many records of each label (the final answer, word for word)."""
     return _capped(_label, "label", lambda sizes: most)
 
 
 def cap_groups(_: Context, most: int) -> Step:
-    """Keeps at most so many rows of each group."""
+    """Keeps at most so many records of each group."""
     return _capped(lambda record: record.group, "group", lambda sizes: most)
 
 
 def balance_labels(_: Context, times: float) -> Step:
-    """Keeps of each label at most so many times the rows of the rarest one."""
+    """Keeps of each label at most so many times the records of the rarest one."""
     return _capped(_label, "label", lambda sizes: int(times * min(sizes)))
 
 
@@ -37,7 +37,7 @@ def _rank(record: Record) -> int:
 
 
 def _capped(key: _Key, what: str, most: Callable[[list[int]], int]) -> Step:
-    """A step that keeps the rows of lowest rank of each key; a row whose key is empty stays."""
+    """A step that keeps the records of lowest rank of each key; a record whose key is empty stays."""
     ranks: dict[str, list[int]] = collections.defaultdict(list)
 
     def look(record: Record) -> None:

@@ -17,7 +17,7 @@ def edit_texts(record: Record, edit: Edit, reason: str, in_arguments: bool = Fal
     """The record with `edit` made to the text of every message or segment.
 
     Args:
-        record: any; token rows have no text and stay.
+        record: any; records of tokens have no text and stay.
         edit: a pure function.
         reason: of the change.
         in_arguments: edit the strings in arguments of tool calls too.
@@ -27,7 +27,7 @@ def edit_texts(record: Record, edit: Edit, reason: str, in_arguments: bool = Fal
 
 
 def edited(example: Example, edit: Edit, in_arguments: bool = False) -> Example:
-    """The example with `edit` made to all its texts; token rows have none."""
+    """The example with `edit` made to all its texts; those of tokens have none."""
     if isinstance(example, Chat):
         return dataclasses.replace(example, messages=_messages(example.messages, edit, in_arguments))
     if isinstance(example, Preference):

@@ -1,4 +1,4 @@
-"""Steps that compare rows with one another: duplicates and contradictions. Of a row they keep a digest of 16 bytes."""
+"""Steps that compare records with one another: duplicates and contradictions. They keep 16 bytes of each."""
 
 import collections
 import hashlib
@@ -25,7 +25,7 @@ def _content(example: Example) -> Any:
 
 
 def drop_exact_duplicates(_: Context) -> Step:
-    """Drops a row that says the same, in every turn, as one before it."""
+    """Drops a record that says the same, in every turn, as one before it."""
 
     def begin() -> Act:
         first: dict[bytes, str] = {}
@@ -43,11 +43,11 @@ def drop_exact_duplicates(_: Context) -> Step:
 
 
 def drop_contradictions(_: Context, keep: str) -> Step:
-    """Drops rows whose prompt has several different answers: all of them, or all but the most frequent answer's.
+    """Drops records whose prompt has several different answers: all of them, or all but the most frequent answer's.
 
     Args:
         _: not used.
-        keep: "none", or "majority": rows with an answer more frequent than any other stay.
+        keep: "none", or "majority": records with an answer more frequent than any other stay.
     """
     answers: dict[bytes, collections.Counter[bytes]] = collections.defaultdict(collections.Counter)
 

@@ -1,4 +1,4 @@
-"""The steps of a config at work: a stream of records in, a stream of clean ones out, and a log of the difference."""
+"""Runs the cleaning steps of a config: a stream of records in, a stream of clean ones out, and a log of the changes."""
 
 import collections
 import dataclasses
@@ -12,12 +12,12 @@ from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
 
 _FLAG = "--config.data.cleaning"
-_KEPT_CHANGES = 5  # changed rows kept for each step and reason, for people; all are counted
+_KEPT_CHANGES = 5  # changed records kept for each step and reason, for people; all are counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Changed:
-    """A row that a step changed."""
+    """A record that a step changed."""
 
     id: str
     step: str
@@ -28,19 +28,19 @@ Sink = Callable[[Record, DroppedRow | Changed], None]
 
 
 class CleaningLog:
-    """What became of the rows.
+    """What became of the records.
 
     Attributes:
-        rows: records that came in.
-        kept: records that went out.
+        records: how many that came in.
+        kept: how many went out.
         dropped: the others; `reason` begins with the step.
-        changes: how many rows each (step, reason) changed.
+        changes: how many records each (step, reason) changed.
         first_changed: some of them.
     """
 
     def __init__(self, sink: Sink | None = None):
         """An empty log; `sink` is given every record dropped or changed, as it came to the step."""
-        self.rows = self.kept = 0
+        self.records = self.kept = 0
         self.dropped: list[DroppedRow] = []
         self.changes: collections.Counter[tuple[str, str]] = collections.Counter()
         self.first_changed: list[Changed] = []
@@ -79,10 +79,10 @@ def dropped_by_a_step(reason: str) -> bool:
 def cleaning_values(log: CleaningLog) -> dict:
     """What the cleaning steps did, ready for JSON."""
     changed = [
-        {"step": step, "reason": reason, "rows": rows, "first": _first(log, step, reason)}
-        for (step, reason), rows in log.changes.items()
+        {"step": step, "reason": reason, "records": records, "first": _first(log, step, reason)}
+        for (step, reason), records in log.changes.items()
     ]
-    return {"rows": log.rows, "kept": log.kept, "dropped_rows": len(log.dropped), "changed": changed}
+    return {"records": log.records, "kept": log.kept, "dropped_rows": len(log.dropped), "changed": changed}
 
 
 def _first(log: CleaningLog, step: str, reason: str) -> list[str]:
@@ -121,11 +121,11 @@ class Cleaner:
 
         Args:
             read: begins a pass over the records. It is called once, and once more for each step that looks at all
-                rows before it decides about one.
+                records before it decides about one.
             log: filled while the records are taken.
 
         Raises:
-            RuntimeError: rows in are not rows kept and dropped.
+            RuntimeError: the records that came in are not those kept and dropped.
         """
         steps: list[tuple[str, Step]] = []
         for asked in self._asked:
@@ -144,12 +144,13 @@ def _through(
     """One pass."""
     acts = [(name, step.begin()) for name, step in steps]
     for record in records:
-        log.rows += 1
+        log.records += 1
         cleaned = _clean(record, acts, log)
         log.kept += isinstance(cleaned, Record)
         yield cleaned
-    if log.rows != log.kept + len(log.dropped):
-        raise RuntimeError(f"{log.rows} rows came to cleaning, {log.kept} were kept and {len(log.dropped)} dropped.")
+    if log.records != log.kept + len(log.dropped):
+        dropped = len(log.dropped)
+        raise RuntimeError(f"{log.records} records came to cleaning, {log.kept} were kept and {dropped} dropped.")
 
 
 def _clean(record: Record, acts: Sequence[tuple[str, Act]], log: CleaningLog) -> Record | DroppedRow:

@@ -9,7 +9,7 @@ from sft_jax.data.records import Record
 
 
 class Drop(NamedTuple):
-    """The record is left out. `reason` is the same for all rows with this fault, `detail` special to this one."""
+    """The record is left out. `reason` is the same for all records with this fault, `detail` about this one."""
 
     reason: str
     detail: str = ""
@@ -48,7 +48,7 @@ class Context:
     """What steps compare with.
 
     Attributes:
-        held_out: rows kept for measuring.
+        held_out: records kept for measuring.
         benchmarks: prompts of benchmarks.
     """
 
@@ -58,7 +58,7 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """What stands behind the = of a step.
+    """The argument of a step, given behind its "=".
 
     Attributes:
         kind: int, float or str.

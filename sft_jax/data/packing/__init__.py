@@ -1,7 +1,7 @@
-"""Packing: which rows share a row of the batch (a bin), so that little of it is padding.
+"""Packing: which examples share a sequence (a bin), so that little of it is padding.
 
-Pure functions from sizes to bins; nothing here sees a token. `PackPlan` (sft_jax.data.plan) strings the bins of all
-epochs into one endless stream.
+Pure functions from the sizes of examples to bins; nothing here reads tokens. `PackPlan` (sft_jax.data.plan) joins the
+bins of all epochs into one endless stream.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ Pack = Callable[[Sizes, Sizes, Bounds], Bins]
 
 _TARGETS_MULTIPLE = 8  # the number of target slots is a multiple of this (vector width of the accelerator)
 _NEARLY_ALL = 0.9  # from this share of supervised positions on, gathering them does not pay
-_SAMPLE_ROWS = 65_536  # rows that say how many target slots a bin needs
+_SAMPLE = 65_536  # examples from which it is estimated how many target slots a bin needs
 
 
 def next_fit(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
-    """Fills one bin after the other with the rows as they come, and never looks back.
+    """Fills one bin after the other with the examples as they come, and never looks back.
 
     With 4 tokens and lengths [3, 1, 2, 3]: [[0, 1], [2], [3]].
 
     Raises:
-        ValueError: a row alone exceeds a bound.
+        ValueError: an example alone exceeds a bound.
     """
     bounds.check_examples(lengths, supervised)
     count = len(lengths)
-    # Where a bin that begins at each row ends.
+    # Where a bin that begins at each example ends.
     after = np.minimum(np.arange(count) + (bounds.segments or count), count)
     for sizes, bound in ((lengths, bounds.tokens), (supervised, bounds.targets)):
         running = np.zeros(count + 1, np.int64)
@@ -46,10 +46,10 @@ def next_fit(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
 
 
 def one_example_each(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
-    """A bin for each row.
+    """A bin for each example.
 
     Raises:
-        ValueError: a row alone exceeds a bound.
+        ValueError: an example alone exceeds a bound.
     """
     bounds.check_examples(lengths, supervised)
     return Bins(np.arange(len(lengths), dtype=np.int32), np.arange(len(lengths) + 1))
@@ -88,21 +88,21 @@ def pack_epoch(
 ) -> Bins:
     """The bins of one epoch in the order they are trained on: a pure function of its arguments.
 
-    Rows are shuffled by (seed, epoch), which decides among rows of equal length, packed, and the bins shuffled.
-    "sequential" shuffles neither: rows keep their order, and all epochs are the same.
+    Examples are shuffled by (seed, epoch), which decides among examples of equal length, packed, and the bins shuffled.
+    "sequential" shuffles neither: examples keep their order, and all epochs are the same.
 
     Args:
-        lengths: tokens of each row.
-        supervised: supervised tokens of each row.
-        sequence_length: tokens S in a row of the batch.
-        sequence_targets: target slots P in a row of the batch.
+        lengths: tokens of each example.
+        supervised: supervised tokens of each example.
+        sequence_length: tokens S in a sequence.
+        sequence_targets: target slots P in a sequence.
         seed: of the order.
         epoch: counted from 0.
         packing: a name in PACKINGS.
-        max_segments: most rows in a bin; 0 for any number.
+        max_segments: most examples in a bin; 0 for any number.
 
     Raises:
-        ValueError: another name, or a row alone exceeds a bound.
+        ValueError: another name, or an example alone exceeds a bound.
     """
     pack, bounds = get_packing(packing), Bounds(sequence_length, sequence_targets, max_segments)
     if packing in KEEP_ORDER:
@@ -120,25 +120,26 @@ def supervised_capacity(
     packing: str = "best_fit",
     max_segments: int = 0,
 ) -> int:
-    """The static number P of target slots in a row of the batch.
+    """The static number P of target slots in a sequence.
 
-    Rows (a sample, where there are very many) are packed by tokens alone; P is that quantile of the supervised tokens
-    of a bin, at least those of any single row (so that none is lost), rounded up to a multiple of 8. Where nearly all
-    positions are supervised P is sequence_length, which means "every position has its slot" and needs no gathering.
+    Examples (a sample, where there are very many) are packed by tokens alone; P is that quantile of the supervised
+    tokens of a bin, at least those of any single example (so that none is lost), rounded up to a multiple of 8. Where
+    nearly all positions are supervised P is sequence_length, which means "every position has its slot" and needs no
+    gathering.
 
     Args:
-        lengths: tokens of each row.
-        supervised: supervised tokens of each row.
-        sequence_length: tokens S in a row of the batch.
+        lengths: tokens of each example.
+        supervised: supervised tokens of each example.
+        sequence_length: tokens S in a sequence.
         quantile: between 0 (tightest bound, bins close early) and 1 (no bin ever closes early).
         packing: a name in PACKINGS.
-        max_segments: cap on rows in a bin; 0: none.
+        max_segments: cap on examples in a bin; 0: none.
 
     Raises:
-        ValueError: quantile outside [0, 1], no rows, or a row longer than `sequence_length`.
+        ValueError: quantile outside [0, 1], no examples, or an example longer than `sequence_length`.
     """
     if not len(lengths):
-        raise ValueError("There are no rows to take the number of supervised tokens from.")
+        raise ValueError("There are no examples to take the number of supervised tokens from.")
     sample = _sample(len(lengths), packing)
     Bounds(sequence_length, sequence_length).check_examples(lengths, supervised)
     found = supervised[sample]
@@ -160,8 +161,8 @@ def target_slots(in_bins: Sizes, largest: int, sequence_length: int, quantile: i
 
     Args:
         in_bins: supervised tokens of each bin.
-        largest: supervised tokens of the row that has most.
-        sequence_length: tokens S in a row of the batch.
+        largest: supervised tokens of the example that has most.
+        sequence_length: tokens S in a sequence.
         quantile: of `in_bins`.
 
     Raises:
@@ -175,30 +176,31 @@ def target_slots(in_bins: Sizes, largest: int, sequence_length: int, quantile: i
 
 
 def _sample(count: int, packing: str) -> np.ndarray:
-    """Rows that stand for all, in their order: a random choice, or the first where order matters."""
+    """Examples that stand for all, in their order: a random choice, or the first where order matters."""
     if packing in KEEP_ORDER:
-        return np.arange(min(count, _SAMPLE_ROWS))
-    return np.sort(begin_of_permutation(count, _SAMPLE_ROWS, 0))
+        return np.arange(min(count, _SAMPLE))
+    return np.sort(begin_of_permutation(count, _SAMPLE, 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class PackingReport:
-    """How well the rows fill the batch, in one epoch.
+    """How well the examples fill the batch, in one epoch.
 
     Attributes:
-        rows: rows (examples) of the data set.
-        bins: rows of the batch that hold them.
+        examples: of the data set.
+        bins: sequences that hold them in one epoch.
         sequence_length: tokens S in a bin.
         sequence_targets: target slots P in a bin.
         efficiency: tokens / (bins * sequence_length).
         target_efficiency: supervised tokens / (bins * sequence_targets).
         efficiency_without_bound: `efficiency` if bins were closed by tokens alone; of a sample, where there are very
-            many rows.
+            many examples.
         is_epoch: True if `bins` are those of an epoch; a mixture whose sources have weights has none.
-        sources: of each source, where there are several, its rows and tokens, and its share in the tokens of the bins.
+        sources: of each source, where there are several, its examples and tokens, and its share in the tokens of the
+            bins.
     """
 
-    rows: int
+    examples: int
     bins: int
     sequence_length: int
     sequence_targets: int
@@ -210,7 +212,7 @@ class PackingReport:
 
 
 def packing_report(
-    rows: TokenizedExamples,
+    examples: TokenizedExamples,
     *,
     sequence_length: int,
     sequence_targets: int,
@@ -225,7 +227,7 @@ def packing_report(
     `bins` are those of epoch 0 (of the first block of a mixture), where they are known already; the other arguments are
     as in `pack_epoch`.
     """
-    lengths, supervised = rows.lengths, rows.supervised
+    lengths, supervised = examples.lengths, examples.supervised
     how = {
         "sequence_length": sequence_length,
         "seed": seed,
@@ -235,10 +237,10 @@ def packing_report(
     }
     if bins is None:
         bins = pack_epoch(lengths, supervised, sequence_targets=sequence_targets, **how)
-    sample = _sample(len(rows), packing)
+    sample = _sample(len(examples), packing)
     unbounded = pack_epoch(lengths[sample], supervised[sample], sequence_targets=sequence_length, **how)
     return PackingReport(
-        rows=len(rows),
+        examples=len(examples),
         bins=len(bins),
         sequence_length=sequence_length,
         sequence_targets=sequence_targets,
@@ -246,15 +248,17 @@ def packing_report(
         target_efficiency=int(bins.sums(supervised).sum()) / max(len(bins) * sequence_targets, 1),
         efficiency_without_bound=int(lengths[sample].sum()) / max(len(unbounded) * sequence_length, 1),
         is_epoch=is_epoch,
-        sources=_by_source(rows, lengths, bins),
+        sources=_by_source(examples, lengths, bins),
     )
 
 
-def _by_source(rows: TokenizedExamples, lengths: Sizes, bins: Bins) -> dict[str, dict[str, float]]:
-    names = rows.sources.names
+def _by_source(examples: TokenizedExamples, lengths: Sizes, bins: Bins) -> dict[str, dict[str, float]]:
+    names = examples.sources.names
     if len(names) < 2:
         return {}
-    count, tokens = rows.sources.totals().tolist(), rows.sources.totals(lengths).tolist()
-    drawn = rows.sources.totals(lengths, bins.rows)
+    count, tokens = examples.sources.totals().tolist(), examples.sources.totals(lengths).tolist()
+    drawn = examples.sources.totals(lengths, bins.members)
     shares = (drawn / drawn.sum()).tolist()
-    return {name: {"rows": count[i], "tokens": tokens[i], "share_of_tokens": shares[i]} for i, name in enumerate(names)}
+    return {
+        name: {"examples": count[i], "tokens": tokens[i], "share_of_tokens": shares[i]} for i, name in enumerate(names)
+    }

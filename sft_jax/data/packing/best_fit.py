@@ -1,7 +1,8 @@
-"""Best-fit-decreasing packing by a histogram of lengths: work grows with the number of lengths, not with pairs of rows.
+"""Best-fit-decreasing packing by a histogram of lengths: its cost grows with the number of lengths, not with examples
+times bins.
 
-Rows of one length are placed together, as Krell et al. (2021, "Efficient Sequence Packing without
-Cross-contamination") do; what comes out is what best fit does row by row.
+Examples of one length are placed together, as Krell et al. (2021, "Efficient Sequence Packing without
+Cross-contamination") do; the bins are those of best fit one example at a time.
 """
 
 import bisect
@@ -14,24 +15,24 @@ from sft_jax.data.sorting import by_number
 
 
 def best_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bins:
-    """Packs rows, longest first, each into the fullest bin that has room for it; ties in the given order.
+    """Packs examples, longest first, each into the fullest bin that has room for it; ties in the given order.
 
-    Bins are first closed by tokens (and the cap on rows) alone. Those with too many supervised tokens, which are few
-    by the choice of `bounds.targets`, are then dealt out anew, each together with a bin that has few; what finds no
-    place goes into bins of its own, by first fit. No row is ever cut.
+    Bins are first closed by tokens (and the cap on examples) alone. Those with too many supervised tokens, which are
+    few by the choice of `bounds.targets`, are then distributed anew, each together with a bin that has few; what finds
+    no place goes into bins of its own, by first fit. No example is ever cut.
 
     With 4 tokens and lengths [3, 4, 1]: [[1], [0, 2]].
 
     Args:
-        lengths: tokens of each row.
-        supervised: supervised tokens of each row.
+        lengths: tokens of each example.
+        supervised: supervised tokens of each example.
         bounds: what closes a bin.
 
     Returns:
-        Bins of row indices; each row in exactly one.
+        Bins of example indices; each example in exactly one.
 
     Raises:
-        ValueError: a row alone exceeds a bound.
+        ValueError: an example alone exceeds a bound.
     """
     bounds.check_examples(lengths, supervised)
     bins = _by_tokens(lengths, bounds)
@@ -39,9 +40,9 @@ def best_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bi
     if not len(bins) or targets.max() <= bounds.targets:
         return bins
     over = np.flatnonzero(targets > bounds.targets)
-    # Beside a row of more than half a bin there is little room for others; the first row of a bin is its longest.
+    # An example of more than half a bin leaves little room for others; the first example of a bin is its longest.
     mixable = np.flatnonzero(
-        (targets <= bounds.targets) & (lengths[bins.rows[bins.offsets[:-1]]] <= bounds.tokens // 2)
+        (targets <= bounds.targets) & (lengths[bins.members[bins.offsets[:-1]]] <= bounds.tokens // 2)
     )
     company = mixable[np.argsort(targets[mixable], kind="stable")[: len(over)]]
     dealt, rest = _deal(bins, over, company, lengths, supervised, bounds)
@@ -53,24 +54,24 @@ def best_fit_decreasing(lengths: Sizes, supervised: Sizes, bounds: Bounds) -> Bi
 def _deal(
     bins: Bins, over: np.ndarray, company: np.ndarray, lengths: Sizes, supervised: Sizes, bounds: Bounds
 ) -> tuple[Bins, np.ndarray]:
-    """Deals the rows of pairs of bins out anew: longest first, each into the bin of its pair that has more room.
+    """Distributes the examples of pairs of bins anew: longest first, each into the bin of its pair with more room.
 
     Returns:
-        The bins of all pairs, and the rows that found no room in their pair.
+        The bins of all pairs, and the examples that found no room in their pair.
     """
-    members = [bins.take(over), bins.take(company)]
-    rows = np.concatenate([some.rows for some in members])
-    pair = np.concatenate([np.repeat(np.arange(len(some)), some.sizes) for some in members])
-    order = np.lexsort((-lengths[rows], pair))
-    rows, pair = rows[order], pair[order]
+    paired = [bins.take(over), bins.take(company)]
+    examples = np.concatenate([some.members for some in paired])
+    pair = np.concatenate([np.repeat(np.arange(len(some)), some.sizes) for some in paired])
+    order = np.lexsort((-lengths[examples], pair))
+    examples, pair = examples[order], pair[order]
     begin = np.flatnonzero(np.diff(pair, prepend=-1))
-    count = np.diff(np.append(begin, len(rows)))
-    free = np.tile([bounds.tokens, bounds.targets, bounds.segments or len(rows)], (len(begin), 2, 1))
-    side = np.full(len(rows), 2)
-    for turn in range(int(count.max(initial=0))):
-        here = np.flatnonzero(count > turn)
-        at = begin[here] + turn
-        size = np.stack([lengths[rows[at]], supervised[rows[at]], np.ones(len(at), np.int64)], axis=1)
+    count = np.diff(np.append(begin, len(examples)))
+    free = np.tile([bounds.tokens, bounds.targets, bounds.segments or len(examples)], (len(begin), 2, 1))
+    side = np.full(len(examples), 2)
+    for rank in range(int(count.max(initial=0))):
+        here = np.flatnonzero(count > rank)
+        at = begin[here] + rank
+        size = np.stack([lengths[examples[at]], supervised[examples[at]], np.ones(len(at), np.int64)], axis=1)
         left = free[here] - size[:, None]
         room = np.where((left >= 0).all(axis=2), (left[..., :2] / (bounds.tokens, bounds.targets)).min(axis=2), -1.0)
         chosen = room.argmax(axis=1)
@@ -78,8 +79,8 @@ def _deal(
         free[here[fits], chosen[fits]] = left[fits, chosen[fits]]
         side[at[fits]] = chosen[fits]
     placed = side < 2
-    dealt = Bins.by_number(rows[placed], (2 * pair + side)[placed], 2 * len(begin))
-    return dealt.take(np.flatnonzero(dealt.sizes)), np.sort(rows[~placed])
+    dealt = Bins.by_number(examples[placed], (2 * pair + side)[placed], 2 * len(begin))
+    return dealt.take(np.flatnonzero(dealt.sizes)), np.sort(examples[~placed])
 
 
 def _by_tokens(lengths: Sizes, bounds: Bounds) -> Bins:
@@ -97,7 +98,7 @@ def _by_tokens(lengths: Sizes, bounds: Bounds) -> Bins:
 
 
 class _OpenBins:
-    """Bins that still have room, in groups that are alike: so many free tokens, so many rows that may still come."""
+    """Bins that still have room, grouped by (free tokens, examples that may still be added)."""
 
     def __init__(self, bounds: Bounds):
         self._bounds = bounds
@@ -106,9 +107,9 @@ class _OpenBins:
         self.count = 0
 
     def place(self, size: int, numbers: np.ndarray) -> None:
-        """Places as many rows of one size as `numbers` is long, and writes there which bin each is in.
+        """Places as many examples of one size as `numbers` is long, and writes there which bin each is in.
 
-        The fullest bin with room for a row takes all that it has room for: after each it is all the more the fullest.
+        The fullest bin with room for an example takes as many as fit: with each it stays the fullest.
         """
         placed, changed = 0, []
         first = used = bisect.bisect_left(self._keys, (size, 0))
@@ -144,5 +145,5 @@ class _OpenBins:
 
 
 def _at_once(size: int, free: int, segments: int) -> int:
-    """How many rows of a size a bin takes, given its free tokens and the rows that may come (0: any number)."""
+    """How many examples of a size a bin takes, given its free tokens and how many more it may hold (0: any number)."""
     return min(free // size, segments or free)

@@ -1,9 +1,9 @@
-"""The pack plan: the order of the whole run as one endless stream of bins, known without reading a token.
+"""The pack plan: the order of the whole run as one endless stream of bins, which follows from sizes alone.
 
 The bins of epoch 0 are followed by those of epoch 1, and so on; global batch `step` is bins
-[step * R, (step + 1) * R) of the stream, so the last batch of an epoch rolls over into the next. It is computed alike
-on every process, which then takes its rows; the position of a run is one integer, whatever the number of processes
-and sources.
+[step * B, (step + 1) * B) of the stream, so the last batch of an epoch continues into the next. Every process computes
+the same plan and takes its own sequences; the position of a run is one integer, whatever the number of processes and
+sources.
 """
 
 import math
@@ -21,14 +21,14 @@ COUNTED = ("examples", "tokens", "supervised_tokens")
 
 
 class PackPlan:
-    """Which rows are trained on at which step, for all steps.
+    """Which examples are trained on at which step, for all steps.
 
     Safe to use from several threads (the loader's workers read ahead).
     """
 
     def __init__(
         self,
-        rows: TokenizedExamples,
+        examples: TokenizedExamples,
         *,
         sequence_length: int,
         sequence_targets: int,
@@ -41,17 +41,18 @@ class PackPlan:
         """Plans the run; epochs are packed when they are first needed.
 
         Args:
-            rows: the training rows.
-            sequence_length: tokens S in a row of the batch.
-            sequence_targets: target slots P in a row of the batch, from `supervised_capacity` or `mixture_capacity`.
-            sequences_per_batch: rows R of the global batch.
+            examples: the training examples.
+            sequence_length: tokens S in a sequence.
+            sequence_targets: target slots P in a sequence, from `supervised_capacity` or `mixture_capacity`.
+            sequences_per_batch: sequences B of the global batch.
             seed: of the order; the same seed gives the same order everywhere.
             packing: a name in PACKINGS (sft_jax.data.packing).
-            max_segments: most rows of data in a row of the batch; 0 for any number.
-            mixture: how much of each source is trained on; None for every row once an epoch.
+            max_segments: most examples in a sequence; 0 for any number.
+            mixture: how much of each source is trained on; None for every example once an epoch.
 
         Raises:
-            ValueError: no rows (of a source), a size below 1, an unknown packing, or a row that exceeds a bound.
+            ValueError: no examples (of a source), a size below 1, an unknown packing, or an example that exceeds a
+                bound.
         """
         sizes = {
             "sequence_length": sequence_length,
@@ -61,38 +62,44 @@ class PackPlan:
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        if not len(rows):
-            raise ValueError("There are no rows to plan.")
+        if not len(examples):
+            raise ValueError("There are no examples to plan.")
         self.sequence_length, self.sequence_targets, self.sequences_per_batch = (
             sequence_length,
             sequence_targets,
             sequences_per_batch,
         )
-        self.ids, self.has_epochs = rows.ids, mixture is None or not mixture.weighted
-        self.sources = rows.sources.names if len(rows.sources.names) > 1 else ()
-        self._rows_of_source = rows.sources.totals()
-        self._codes = rows.sources.codes
+        self.ids, self.has_epochs = examples.ids, mixture is None or not mixture.weighted
+        self.sources = examples.sources.names if len(examples.sources.names) > 1 else ()
+        self._examples_of_source = examples.sources.totals()
+        self._codes = examples.sources.codes
         self._packed = Packed(
-            rows.lengths, rows.supervised, Bounds(sequence_length, sequence_targets, max_segments), seed, packing
+            examples.lengths,
+            examples.supervised,
+            Bounds(sequence_length, sequence_targets, max_segments),
+            seed,
+            packing,
         )
-        self._stream = BinStream(make_blocks(self._packed, rows.sources, mixture, sequences_per_batch), self._measure)
+        self._stream = BinStream(
+            make_blocks(self._packed, examples.sources, mixture, sequences_per_batch), self._measure
+        )
         self._stream.block(0)
 
     def _measure(self, bins: Bins) -> np.ndarray:
-        """Of each bin COUNTED, and of each source its tokens and its examples: [bins, 3 + 2 * sources]."""
+        """For each bin the counts COUNTED, then the tokens of each source and its examples: [bins, 3 + 2 * sources]."""
         lengths = self._packed.lengths
         measured = [bins.sizes, bins.sums(lengths), bins.sums(self._packed.supervised)]
         if self.sources:
             number = np.repeat(np.arange(len(bins)), bins.sizes)
-            place = number * len(self.sources) + self._codes[bins.rows]
+            place = number * len(self.sources) + self._codes[bins.members]
             shape = (len(bins), len(self.sources))
-            for sizes in (lengths[bins.rows], None):
+            for sizes in (lengths[bins.members], None):
                 each = np.bincount(place, weights=sizes, minlength=shape[0] * shape[1])
                 measured.extend(each.astype(np.int64).reshape(shape).T)
         return np.stack(measured, axis=1)
 
     def bins(self, start: int, count: int) -> list[Bin]:
-        """Bins [start, start + count) of the stream, each an array of row indices."""
+        """Bins [start, start + count) of the stream, each an array of example indices."""
         return self._stream.bins(start, count)
 
     def batch_bins(self, step: int) -> list[Bin]:
@@ -100,8 +107,8 @@ class PackPlan:
         return self.bins(step * self.sequences_per_batch, self.sequences_per_batch)
 
     def example_ids(self, step: int) -> list[str]:
-        """Names of all rows in global batch `step`."""
-        return [self.ids[row] for rows in self.batch_bins(step) for row in rows]
+        """Names of all examples in global batch `step`."""
+        return [self.ids[member] for members in self.batch_bins(step) for member in members]
 
     def counts(self, step: int) -> dict[str, int]:
         """Examples, tokens and supervised tokens of global batch `step`."""
@@ -111,7 +118,7 @@ class PackPlan:
     def cumulative_counts(self, step: int) -> dict[str, int]:
         """Examples, tokens and supervised tokens of all global batches before `step`.
 
-        Counters that survive a resume: they follow from the plan, nothing is counted.
+        These counters survive a resume: they are computed from the plan.
         """
         return dict(zip(COUNTED, self._before(step)[: len(COUNTED)].tolist(), strict=True))
 
@@ -120,8 +127,8 @@ class PackPlan:
         return dict(zip(self.sources, self._by_source(step)[0].tolist(), strict=True))
 
     def epochs_by_source(self, step: int) -> dict[str, float]:
-        """How often the rows of each source were seen before `step`, on average; empty as in `tokens_by_source`."""
-        return dict(zip(self.sources, (self._by_source(step)[1] / self._rows_of_source).tolist(), strict=True))
+        """How often the examples of each source were seen before `step`, on average; empty as in `tokens_by_source`."""
+        return dict(zip(self.sources, (self._by_source(step)[1] / self._examples_of_source).tolist(), strict=True))
 
     def _by_source(self, step: int) -> np.ndarray:
         if not self.sources:
@@ -180,28 +187,28 @@ class PackPlan:
 
 
 def mixture_capacity(
-    rows: TokenizedExamples,
+    examples: TokenizedExamples,
     mixture: Mixture,
     sequence_length: int,
     quantile: int | float,
     packing: str = "best_fit",
     max_segments: int = 0,
 ) -> int:
-    """The number P of target slots in a row of the batch, for a mixture; see `supervised_capacity`.
+    """The number P of target slots in a sequence, for a mixture; see `supervised_capacity`.
 
     P is one number for the whole run. Where weights change by step it is the largest that the shares at a knot of their
     schedules ask for: what is drawn first says nothing of a source that comes later.
 
     Raises:
-        ValueError: as in `supervised_capacity`, or a source without rows.
+        ValueError: as in `supervised_capacity`, or a source without examples.
     """
     by_tokens = Packed(
-        rows.lengths, rows.supervised, Bounds(sequence_length, sequence_length, max_segments), 0, packing
+        examples.lengths, examples.supervised, Bounds(sequence_length, sequence_length, max_segments), 0, packing
     )
-    largest = int(rows.supervised.max())
+    largest = int(examples.supervised.max())
 
     def slots(mixture: Mixture) -> int:
-        bins = make_blocks(by_tokens, rows.sources, mixture, sequences_per_batch=1)(0)
-        return target_slots(bins.sums(rows.supervised), largest, sequence_length, quantile)
+        bins = make_blocks(by_tokens, examples.sources, mixture, sequences_per_batch=1)(0)
+        return target_slots(bins.sums(examples.supervised), largest, sequence_length, quantile)
 
     return max(slots(mixture.fixed_at(step)) for step in mixture.knots)

@@ -1,6 +1,6 @@
-"""Mixtures: how much of each source is trained on, and in which turn; nothing here knows lengths or tokens.
+"""Mixtures: how much of each source is trained on, and in which order; nothing here knows lengths or tokens.
 
-Two modes. With `epochs` on every source, an epoch of the mixture holds each row of a source that many times. With
+Two modes. With `epochs` on every source, an epoch of the mixture holds each example of a source that many times. With
 `weight` on every source, weights are shares of what is drawn, and there is no epoch; a weight may change by step.
 """
 
@@ -58,10 +58,10 @@ class Source:
     """One source of a mixture; either `weight` or `epochs` says how much of it is trained on.
 
     Attributes:
-        name: as its rows call it.
+        name: that of `TokenizedExamples.sources`.
         weight: share of what is drawn, relative to the other sources.
-        epochs: how often each row appears in an epoch of the mixture; 0 with a weight.
-        replacement: rows are drawn independently; otherwise each pass has every row once.
+        epochs: how often each example appears in an epoch of the mixture; 0 with a weight.
+        replacement: examples are drawn independently; otherwise each pass has every example once.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Source:
     replacement: bool = False
 
     def examples_before(self, epoch: int, count: int) -> int:
-        """How many rows are taken in the epochs of the mixture before `epoch`, of a source of `count` rows."""
+        """How many examples are taken in the epochs of the mixture before `epoch`, of a source of `count` examples."""
         return math.floor(fractions.Fraction(str(self.epochs)) * count * epoch)
 
 
@@ -80,8 +80,8 @@ class Mixture:
 
     Attributes:
         sources: at least one; all with a weight, or all with epochs.
-        packing: "before" mixing, so that a row of the batch has rows of one source and shares are of rows of the
-            batch; or "after", so that rows of all sources share rows of the batch and shares are of rows.
+        packing: "before" mixing, so that a sequence has examples of one source and shares count sequences; or "after",
+            so that examples of all sources share sequences and shares count examples.
     """
 
     sources: tuple[Source, ...]
@@ -122,7 +122,7 @@ class Mixture:
         return dataclasses.replace(self, sources=tuple(fixed))
 
     def shares(self, steps: np.ndarray) -> Float[np.ndarray, "draws sources"]:
-        """The share of each source at each step; every line adds up to 1."""
+        """The share of each source at each step; every draw's shares add up to 1."""
         weights = np.stack([source.weight.at(steps) for source in self.sources], axis=1)
         return weights / weights.sum(axis=1, keepdims=True)
 
@@ -138,7 +138,7 @@ def problems_of(sources: tuple[Source, ...]) -> list[str]:
         if (source.weight is None) == (source.epochs == 0):
             problems.append(f"{source.name}: give either a weight or epochs")
         elif source.replacement and source.weight is None:
-            problems.append(f"{source.name}.replacement: with epochs, each row appears as often as they say")
+            problems.append(f"{source.name}.replacement: with epochs, each example appears as often as they say")
     kinds = {source.weight is None for source in sources}
     if len(kinds) > 1:
         with_epochs = ", ".join(source.name for source in sources if source.weight is None)
@@ -154,22 +154,22 @@ def problems_of(sources: tuple[Source, ...]) -> list[str]:
 def interleave(
     shares: Float[np.ndarray, "draws sources"], owed: Float[np.ndarray, "sources"]
 ) -> tuple[Int[np.ndarray, "draws"], Float[np.ndarray, "sources"]]:
-    """Whose turn it is, draw by draw: the source that is owed most, so that shares hold at any time.
+    """The source of each draw: the one that is owed most, so that shares hold at any time.
 
     With shares 1/2, 1/4, 1/4 and nothing owed: 0 1 2 0, over and over. A source is never much more than one draw off.
 
     Args:
-        shares: of each source at each draw; every line adds up to 1.
+        shares: of each source at each draw; every draw's shares add up to 1.
         owed: draws that each source is owed from before: the sum of its shares less its draws.
 
     Returns:
         The source of each draw, and what is owed afterwards.
     """
-    debts, turns = owed.tolist(), []
+    debts, drawn = owed.tolist(), []
     everyone = range(len(debts))
     for line in shares.tolist():
         debts = [debt + share for debt, share in zip(debts, line, strict=True)]
         chosen = max(everyone, key=lambda i: (debts[i] if line[i] > 0 else -math.inf, -i))
         debts[chosen] -= 1
-        turns.append(chosen)
-    return np.array(turns, np.int64), np.array(debts)
+        drawn.append(chosen)
+    return np.array(drawn, np.int64), np.array(debts)

@@ -1,4 +1,4 @@
-"""An endless stream of bins, made block by block: where a position is, what stands there, what came before it."""
+"""An endless stream of bins, made block by block: which block a position is in, its bin, and the counts before it."""
 
 import bisect
 import collections
@@ -12,8 +12,8 @@ from jaxtyping import Int64
 from sft_jax.data.packing.bins import Bin, Bins
 
 Counts = Int64[np.ndarray, "counted"]
-_BLOCKS_KEPT = 3  # blocks that stay in memory: the current one, its neighbours
-_COUNTED_BINS = 64  # what was counted is remembered of as many bins together
+_BLOCKS_KEPT = 3  # blocks that stay in memory: the current one and its neighbours
+_COUNTED_BINS = 64  # counts are stored once for so many bins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class BinStream:
         self._making = threading.Lock()  # not the one above: making a block ahead must not stop the counters
 
     def bins(self, start: int, count: int) -> list[Bin]:
-        """Bins [start, start + count) of the stream, each an array of row indices."""
+        """Bins [start, start + count) of the stream, each an array of example indices."""
         found: list[Bin] = []
         while len(found) < count:
             block, inside = self.locate(start + len(found))

@@ -1,7 +1,7 @@
 """Rendering: an example as token ids, and for each token whether it is trained.
 
-The step from records to tokenized rows, and the only place where it is decided what is trained. The decision is read
-off the chat template, see turns.py, and from the choices of the config, see masking.py.
+The step from records to tokenized examples, and the only place that decides what is trained: by the chat template, see
+turns.py, and by the options of the config, see masking.py.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 __all__ = ["ConversationRenderer", "ExampleError", "Masking", "RenderedExample"]
 
-_PROVEN_ROWS = 64  # rows whose ids are compared with the plain tokenizer's at run time
+_PROVEN_EXAMPLES = 64  # examples whose ids are compared with the plain tokenizer's at run time
 
 _AT_EDGES = "tokens over an edge of what is trained are not trained"
 
-Rows = list[RenderedExample] | ExampleError
+Rendered = list[RenderedExample] | ExampleError
 
 
 class ConversationRenderer:
-    """Turns examples into tokens and weights with the chat template of the model.
+    """Makes tokens and weights of examples with the chat template of the model.
 
     Where the template has {% generation %} blocks they are the trained text of the assistant. Where it has none, an
     answer is trained from where the generation prompt ends (that is where the model takes over at inference; the
@@ -66,7 +66,7 @@ class ConversationRenderer:
             tokenizer: a fast tokenizer.
             chat_template: Jinja source, or several by name; None takes the tokenizer's own.
             masking: what is trained; None: every turn of the assistant.
-            now: the time for templates that write one; None: that of this call. It stays the same for all rows.
+            now: the time for templates that write one; None: that of this call. It is the same for all examples.
 
         Raises:
             ValueError: no chat template, one that is not valid Jinja, or a tokenizer without character offsets.
@@ -76,7 +76,7 @@ class ConversationRenderer:
         self._encoder = encoder = TextEncoder(tokenizer)
         self._sources = templates_of(tokenizer) if chat_template is None else chat_template
         special_tokens = dict(tokenizer.special_tokens_map)
-        self._planners = {
+        self._makers = {
             name: ExampleTexts(
                 ChatTemplate(source, special_tokens, encoder.text_pattern, self.now, encoder.beginning),
                 encoder,
@@ -85,7 +85,7 @@ class ConversationRenderer:
             )
             for name, source in used_templates(self._sources).items()
         }
-        self._to_prove = _PROVEN_ROWS
+        self._to_prove = _PROVEN_EXAMPLES
 
     def __reduce__(self) -> tuple:
         """How it is sent to another process."""
@@ -99,7 +99,7 @@ class ConversationRenderer:
     @property
     def takes_no_tools(self) -> bool:
         """Whether there is a chat template for conversations without tools."""
-        return DEFAULT in self._planners
+        return DEFAULT in self._makers
 
     def template_for(self, tools: Tools = ()) -> ChatTemplate:
         """The chat template of conversations with these tools.
@@ -107,37 +107,39 @@ class ConversationRenderer:
         Raises:
             ExampleError: there is none.
         """
-        return self._planner(tools).template
+        return self._maker(tools).template
 
     def render(self, conversation: Conversation, tools: Tools = ()) -> RenderedExample:
-        """Tokens and weights of one conversation that makes one row.
+        """Tokens and weights of a conversation that gives one rendered example.
 
         Raises:
-            ExampleError: it cannot be trained on, or makes several rows; says why.
+            ExampleError: it cannot be trained on, or gives several rendered examples; says why.
             RuntimeError: ids differ from the plain tokenizer's.
         """
-        (rows,) = self.render_many([Chat(tuple(conversation), tuple(tools))])
-        if isinstance(rows, ExampleError):
-            raise rows
-        if len(rows) > 1:
-            raise ExampleError("the conversation makes several rows", f"{len(rows)}; render_many gives all of them")
-        return rows[0]
+        (rendered,) = self.render_many([Chat(tuple(conversation), tuple(tools))])
+        if isinstance(rendered, ExampleError):
+            raise rendered
+        if len(rendered) > 1:
+            count = len(rendered)
+            raise ExampleError("the conversation makes several examples", f"{count}; render_many gives all of them")
+        return rendered[0]
 
-    def render_many(self, examples: Sequence[Example], max_tokens: int = 0) -> list[Rows]:
-        """The rows of each of many examples (faster than one by one), or an error in their place.
+    def render_many(self, examples: Sequence[Example], max_tokens: int = 0) -> list[Rendered]:
+        """Each of many examples as rendered examples (faster than one by one), or an error in their place.
 
         Args:
             examples: what is trained on.
-            max_tokens: the longest a row may be; `Masking.too_long` says what becomes of longer ones. 0: any length.
+            max_tokens: the longest a rendered example may be; `Masking.too_long` says what becomes of longer ones. 0:
+                any length.
 
         Raises:
             RuntimeError: ids differ from the plain tokenizer's.
         """
-        planned = [self._plans(example) for example in examples]
-        encoded = self._encode([plan for plans in planned if isinstance(plans, list) for plan in plans])
+        prepared = [self._texts_of(example) for example in examples]
+        encoded = self._encode([text for texts in prepared if isinstance(texts, list) for text in texts])
         return [
-            self._rendered_examples(example, plans, encoded, max_tokens)
-            for example, plans in zip(examples, planned, strict=True)
+            self._rendered_examples(example, texts, encoded, max_tokens)
+            for example, texts in zip(examples, prepared, strict=True)
         ]
 
     def render_prompt(self, conversation: Conversation, tools: Tools = ()) -> TokenIds:
@@ -161,11 +163,11 @@ class ConversationRenderer:
         Raises:
             ExampleError: the template refuses the conversation, or changes what it says.
         """
-        return self._planner(tools).answer_text(conversation, tools)
+        return self._maker(tools).answer_text(conversation, tools)
 
     def written_text(self, ids: Iterable[int], tools: Tools = ()) -> str:
         """What a model wrote, with the special tokens that the template puts around thinking and calls."""
-        literals = self._planner(tools).answer_format.literals()
+        literals = self._maker(tools).answer_format.literals()
         marks = {text[start:end] for text in literals for start, end in self._encoder.find_special(text)}
         return content_text(self.tokenizer, ids, tuple(sorted(marks)))
 
@@ -178,7 +180,7 @@ class ConversationRenderer:
             may_call: there may be calls although no tools are given.
             read_calls: False leaves calls in the content, as they are written.
         """
-        return self._planner(tools).answer_format.read(text, bool(tools) or may_call, read_calls)
+        return self._maker(tools).answer_format.read(text, bool(tools) or may_call, read_calls)
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -189,14 +191,14 @@ class ConversationRenderer:
         """
         found = set()
         question, call = Message("user", "a"), ToolCall("f", {"a": "b"}, "abcdefghi")
-        for planner in self._planners.values():
+        for maker in self._makers.values():
             try:
-                found.add(planner.end_of_answer((question, Message("assistant", "b"))))
+                found.add(maker.end_of_answer((question, Message("assistant", "b"))))
             except ExampleError as error:
                 if self.tokenizer.eos_token_id is None:
                     raise ValueError(f"Nothing ends an answer: {error}, and the tokenizer has no eos token.") from error
             with contextlib.suppress(ExampleError):  # the template has no calls
-                found.add(planner.end_of_answer((question, Message("assistant", "", tool_calls=(call,)))))
+                found.add(maker.end_of_answer((question, Message("assistant", "", tool_calls=(call,)))))
         ids = {self._encoder.token_id(text) for text in found}
         if self.tokenizer.eos_token_id is not None:
             ids.add(int(self.tokenizer.eos_token_id))
@@ -209,11 +211,11 @@ class ConversationRenderer:
         Of two turns each, what both have: the first comes after the beginning, the last may be shown otherwise. The end
         of the turn before is no part of it.
         """
-        planner = next(iter(self._planners.values()))
+        maker = next(iter(self._makers.values()))
         turns = [Message(role, mark) for role, mark in zip(("user", "assistant") * 2, "abcd", strict=True)]
         try:
-            rendered = planner.template.render_with_parts(turns, ())
-            end = planner.end_of_answer(turns)
+            rendered = maker.template.render_with_parts(turns, ())
+            end = maker.end_of_answer(turns)
         except ExampleError:
             return "", ""
         if [part.message for part in rendered.parts] != [0, 1, 2, 3]:
@@ -225,94 +227,94 @@ class ConversationRenderer:
         answer = gaps[1][: shared_length(gaps[1], gaps[3])]
         return user.strip(), answer.rpartition(end)[2].strip()
 
-    def _plans(self, example: Example) -> list[ExampleText] | RenderedExample | ExampleError:
+    def _texts_of(self, example: Example) -> list[ExampleText] | RenderedExample | ExampleError:
         try:
             if isinstance(example, TokenExample):
                 return self._token_example(example)
-            return self._planner_of(example).plans(example)
+            return self._maker_of(example).texts_of(example)
         except ExampleError as error:
             return error
 
-    def _planner(self, tools: Tools) -> ExampleTexts:
-        return self._planners[chosen_template(self._planners, tools)]
+    def _maker(self, tools: Tools) -> ExampleTexts:
+        return self._makers[chosen_template(self._makers, tools)]
 
-    def _planner_of(self, example: Example) -> ExampleTexts:
-        """The planner with the template of an example; any for one that no template touches."""
-        return self._planner(example.tools) if isinstance(example, Chat) else next(iter(self._planners.values()))
+    def _maker_of(self, example: Example) -> ExampleTexts:
+        """The maker of texts with the template of an example; any of them for an example that needs no template."""
+        return self._maker(example.tools) if isinstance(example, Chat) else next(iter(self._makers.values()))
 
-    def _encode(self, plans: Sequence[ExampleText]) -> Iterable[Encoded | ExampleError]:
+    def _encode(self, texts: Sequence[ExampleText]) -> Iterable[Encoded | ExampleError]:
         """Encodes texts and compares the first of them with the plain tokenizer."""
-        encoded = self._encoder.encode_many([plan.text for plan in plans], [plan.template_spans for plan in plans])
-        for plan, row in zip(plans, encoded, strict=True):
-            if self._to_prove and not isinstance(row, ExampleError):
-                self._prove(plan, row)
+        encoded = self._encoder.encode_many([text.text for text in texts], [text.template_spans for text in texts])
+        for text, found in zip(texts, encoded, strict=True):
+            if self._to_prove and not isinstance(found, ExampleError):
+                self._prove(text, found)
         return iter(encoded)
 
     def _rendered_examples(
         self,
         example: Example,
-        plans: list[ExampleText] | RenderedExample | ExampleError,
+        texts: list[ExampleText] | RenderedExample | ExampleError,
         encoded: Iterable[Encoded | ExampleError],
         max_tokens: int,
-    ) -> Rows:
-        """The rows of an example, none of them too long; an error of one of them is that of the example."""
-        if isinstance(plans, ExampleError):
-            return plans
-        rows: list[RenderedExample] = []
-        found = [] if isinstance(plans, RenderedExample) else list(islice(encoded, len(plans)))
+    ) -> Rendered:
+        """An example as rendered examples, none of them too long; an error of one of them is that of the example."""
+        if isinstance(texts, ExampleError):
+            return texts
+        rendered: list[RenderedExample] = []
+        found = [] if isinstance(texts, RenderedExample) else list(islice(encoded, len(texts)))
         try:
-            if isinstance(plans, RenderedExample):
-                return self._fitting(example, None, plans, max_tokens)
-            for plan, row in zip(plans, found, strict=True):
-                rows += self._fitting(example, plan, _row(plan, row), max_tokens)
+            if isinstance(texts, RenderedExample):
+                return self._fitting(example, None, texts, max_tokens)
+            for text, one in zip(texts, found, strict=True):
+                rendered += self._fitting(example, text, _rendered(text, one), max_tokens)
         except ExampleError as error:
-            if error.tokens:  # what would keep the example is room for its longest row
-                error.tokens = max([error.tokens, *(len(row.ids) for row in found if isinstance(row, Encoded))])
+            if error.tokens:  # what would keep the example is room for the longest
+                error.tokens = max([error.tokens, *(len(one.ids) for one in found if isinstance(one, Encoded))])
             return error
-        return rows
+        return rendered
 
     def _fitting(
-        self, example: Example, plan: ExampleText | None, row: RenderedExample, max_tokens: int
+        self, example: Example, text: ExampleText | None, rendered: RenderedExample, max_tokens: int
     ) -> list[RenderedExample]:
-        """The row if it is short enough; else what the config makes of it."""
-        if not max_tokens or len(row.tokens) <= max_tokens:
-            return [row]
-        size = len(row.tokens)
+        """The rendered example if it is short enough; else what `Masking.too_long` makes of it."""
+        if not max_tokens or len(rendered.tokens) <= max_tokens:
+            return [rendered]
+        size = len(rendered.tokens)
         reason, detail = f"longer than {max_tokens} tokens", f"{size} tokens"
         if self.masking.too_long == "truncate_right":
-            return [_cut(row, max_tokens, reason)]
+            return [_cut(rendered, max_tokens, reason)]
         if self.masking.too_long == "split":
             if isinstance(example, Chat):
                 raise ExampleError(reason, f"{detail}; a conversation is not split", tokens=size)
-            return _split(row, max_tokens, reason)
+            return _split(rendered, max_tokens, reason)
         if self.masking.too_long == "truncate_left":
-            if plan is None or not plan.numbers:
+            if text is None or not text.numbers:
                 raise ExampleError(reason, f"{detail}, and no turns that could be left out", tokens=size)
-            return self._without_history(example, plan, row, max_tokens)
+            return self._without_history(example, text, rendered, max_tokens)
         if self.masking.too_long == "error":
             raise ExampleError(reason, f"{detail}; --config.data.masking.too_long says what becomes of it", stops=True)
         raise ExampleError(reason, detail, tokens=size)
 
     def _without_history(
-        self, chat: Chat, plan: ExampleText, row: RenderedExample, max_tokens: int
+        self, chat: Chat, text: ExampleText, rendered: RenderedExample, max_tokens: int
     ) -> list[RenderedExample]:
-        """The row without as many of its oldest turns as it takes, rendered and proven anew."""
-        reason, size = f"longer than {max_tokens} tokens", len(row.tokens)
-        for units in range(1, len(plan.numbers) + 1):
+        """The example without its oldest turns, as few as make it short enough, rendered and proven anew."""
+        reason, size = f"longer than {max_tokens} tokens", len(rendered.tokens)
+        for units in range(1, len(text.numbers) + 1):
             try:
-                plans = self._planner(chat.tools).without_oldest(chat, plan, units)
+                texts = self._maker(chat.tools).without_oldest(chat, text, units)
             except ExampleError as error:
                 raise ExampleError(reason, f"{size} tokens; without its oldest turns: {error}", tokens=size) from error
-            rows = [_row(one, found) for one, found in zip(plans, self._encode(plans), strict=True)]
-            if max(len(one.tokens) for one in rows) <= max_tokens:
+            shorter = [_rendered(one, found) for one, found in zip(texts, self._encode(texts), strict=True)]
+            if max(len(one.tokens) for one in shorter) <= max_tokens:
                 return [
                     dataclasses.replace(one, changed=f"{reason}, the oldest turns are left out: {one.changed}")
-                    for one in rows
+                    for one in shorter
                 ]
         raise ExampleError(reason, f"{size} tokens, and no turns that could be left out", tokens=size)
 
     def _token_example(self, example: TokenExample) -> RenderedExample:
-        """A row that came as ids, checked."""
+        """An example that came as ids, checked."""
         tokens, weights = np.asarray(example.tokens, np.int64), np.asarray(example.weights, np.float32).copy()
         if tokens.ndim != 1 or tokens.shape != weights.shape or not len(tokens):
             raise ExampleError("ids and weights are not of one length", f"{len(tokens)} ids, {len(weights)} weights")
@@ -328,65 +330,67 @@ class ConversationRenderer:
         offsets = np.zeros((len(tokens), 2), np.int32)
         return RenderedExample(tokens.astype(np.int32), weights, "", offsets, nobody, ())
 
-    def _prove(self, plan: ExampleText, encoded: Encoded) -> None:
-        """Compares the first rows with the plain tokenizer; rows that spell special tokens differ on purpose."""
-        if any(self._encoder.text_pattern.search(text) for text in plan.contents()):
+    def _prove(self, text: ExampleText, encoded: Encoded) -> None:
+        """Compares the first examples with the plain tokenizer; those that spell special tokens differ on purpose."""
+        if any(self._encoder.text_pattern.search(content) for content in text.contents()):
             return
         self._to_prove -= 1
-        plain = self.tokenizer(plan.text, add_special_tokens=False)["input_ids"]
+        plain = self.tokenizer(text.text, add_special_tokens=False)["input_ids"]
         if encoded.ids.tolist() != plain:
             raise RuntimeError(
-                f"The ids of a row differ from those of {type(self.tokenizer).__name__}: got {encoded.ids.tolist()}, "
-                f"the tokenizer gives {plain} for {plan.text!r}. This tokenizer is not supported."
+                f"The ids of an example differ from those of {type(self.tokenizer).__name__}: got "
+                f"{encoded.ids.tolist()}, the tokenizer gives {plain} for {text.text!r}. This tokenizer is "
+                "not supported."
             )
 
 
-def _row(plan: ExampleText, encoded: Encoded | ExampleError) -> RenderedExample:
-    """The row of a plan."""
+def _rendered(text: ExampleText, encoded: Encoded | ExampleError) -> RenderedExample:
+    """A text and its encoding as a rendered example."""
     if isinstance(encoded, ExampleError):
         raise encoded
-    weights = token_weights(encoded.offsets, plan.chars)
+    weights = token_weights(encoded.offsets, text.chars)
     if not weights.any():
         raise ExampleError("nothing to train on", "no token lies in what is trained")
-    owners = plan.owners[np.minimum(encoded.offsets[:, 0], len(plan.owners) - 1)]
-    lost = lost_at_edges(plan.text, encoded.offsets, plan.chars, weights)
+    owners = text.owners[np.minimum(encoded.offsets[:, 0], len(text.owners) - 1)]
+    lost = lost_at_edges(text.text, encoded.offsets, text.chars, weights)
     edges = f"{_AT_EDGES}: {len(lost)}, the first {lost[0]!r}" if lost else ""
-    return RenderedExample(encoded.ids, weights, plan.text, encoded.offsets, owners, plan.roles, plan.changed or edges)
+    return RenderedExample(encoded.ids, weights, text.text, encoded.offsets, owners, text.roles, text.changed or edges)
 
 
-def _cut(row: RenderedExample, max_tokens: int, reason: str) -> RenderedExample:
-    """The beginning of a row. What is cut off is gone: nothing is put in the place of its end-of-turn."""
-    if not row.weights[:max_tokens].any():
-        detail = f"{len(row.tokens)} tokens, and the first {max_tokens} hold nothing that is trained"
-        raise ExampleError(reason, detail, tokens=len(row.tokens))
-    changed = f"{reason}, the end is cut off: {len(row.tokens) - max_tokens} of {len(row.tokens)} tokens"
-    return _piece(row, 0, max_tokens, changed)
+def _cut(rendered: RenderedExample, max_tokens: int, reason: str) -> RenderedExample:
+    """The beginning of an example. What is cut off is lost: nothing takes the place of its end-of-turn."""
+    if not rendered.weights[:max_tokens].any():
+        detail = f"{len(rendered.tokens)} tokens, and the first {max_tokens} hold nothing that is trained"
+        raise ExampleError(reason, detail, tokens=len(rendered.tokens))
+    changed = f"{reason}, the end is cut off: {len(rendered.tokens) - max_tokens} of {len(rendered.tokens)} tokens"
+    return _piece(rendered, 0, max_tokens, changed)
 
 
-def _split(row: RenderedExample, max_tokens: int, reason: str) -> list[RenderedExample]:
-    """The row as several, of which each begins with the last token of the one before: so every token is a target once.
+def _split(rendered: RenderedExample, max_tokens: int, reason: str) -> list[RenderedExample]:
+    """An example as several, each beginning with the last token of the one before, so that every token is a target
+    once.
 
     Pieces in which nothing is trained are left out.
     """
-    starts = range(0, len(row.tokens) - 1, max_tokens - 1)
+    starts = range(0, len(rendered.tokens) - 1, max_tokens - 1)
     pieces = [
-        _piece(row, start, start + max_tokens, f"{reason}, split: piece {number} of {len(starts)}")
+        _piece(rendered, start, start + max_tokens, f"{reason}, split: piece {number} of {len(starts)}")
         for number, start in enumerate(starts, 1)
     ]
     return [piece for piece in pieces if piece.weights.any()]
 
 
-def _piece(row: RenderedExample, start: int, end: int, changed: str) -> RenderedExample:
-    """The tokens [start, end) of a row as one of its own, the first of which is no target."""
-    offsets, weights = row.offsets[start:end], row.weights[start:end].copy()
+def _piece(rendered: RenderedExample, start: int, end: int, changed: str) -> RenderedExample:
+    """The tokens [start, end) of an example as an example of its own, whose first token is no target."""
+    offsets, weights = rendered.offsets[start:end], rendered.weights[start:end].copy()
     weights[0] = 0
     first = int(offsets[0, 0])
     return dataclasses.replace(
-        row,
-        tokens=row.tokens[start:end],
+        rendered,
+        tokens=rendered.tokens[start:end],
         weights=weights,
-        text=row.text[first : int(offsets[-1, 1])],
+        text=rendered.text[first : int(offsets[-1, 1])],
         offsets=offsets - first,
-        messages=row.messages[start:end],
+        messages=rendered.messages[start:end],
         changed=changed,
     )

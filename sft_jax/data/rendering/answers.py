@@ -1,7 +1,7 @@
-"""Answers in parts: what an assistant thought, said and called, told apart in a text as the chat template writes it.
+"""Answers in parts: the thinking, the content and the calls in an answer as the chat template writes it.
 
-Beside the way to training rows; evaluation reads references and what a model wrote with the same rules. Nothing is
-known of models: the marks around thinking and calls are read off what the template makes of probes.
+Used by thinking.py, and by evaluation to read references and generated answers by the same rules. Nothing here depends
+on the model: the marks around thinking and calls are read off what the template makes of probe conversations.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
-"""Offsets by bytes: where in the text each token of a byte-level tokenizer stands, told by the bytes of the tokens.
+"""Offsets by bytes: the characters of each token of a byte-level tokenizer, computed from the bytes of the tokens.
 
-Serves special_tokens.py. Tokens of byte-level BPE are strings of bytes, and those of a text, one after the other, are
-the text itself unless a normalizer changed it. That is cheap to see, and cheaper than asking for every token's offsets.
+Used by special_tokens.py. Tokens of byte-level BPE are strings of bytes, and those of a text, one after the other, are
+the text itself unless a normalizer changed it. That is cheap to check, and cheaper than asking the tokenizer for the
+offsets of every token.
 """
 
 import functools

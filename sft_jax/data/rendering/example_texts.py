@@ -1,7 +1,8 @@
-"""Row plans: an example as text with the weight and the owner of every character, before it is encoded.
+"""Texts of examples: what a record's example becomes before it is encoded, with the weight and message of each
+character.
 
-Between the forms of examples (conversations.py) and the renderer, which encodes. A conversation may make several rows,
-see turns.py; if it is too long, it is planned again without its oldest turns.
+The step between the forms of examples (conversations.py) and the renderer, which encodes the texts. A conversation may
+give several texts, see turns.py; if it is too long, it is made into texts again without its oldest turns.
 """
 
 import contextlib
@@ -24,15 +25,15 @@ from sft_jax.data.rendering.turns import STARTS_WITH_ANSWER, TurnFinder
 
 @dataclasses.dataclass(frozen=True)
 class ExampleText:
-    """A row before it is encoded.
+    """The text of a rendered example, before it is encoded.
 
     Attributes:
-        text: of the row.
-        template_spans: where special tokens count.
+        text: all of it.
+        template_spans: characters [start, end) in which special tokens count.
         chars: weight of each character.
         owners: the message of each character; -1 for none.
         roles: of all messages of the example.
-        numbers: the messages of the example that are in the row; empty if it is no conversation.
+        numbers: the messages of the example that are in the text; empty if it is no conversation.
         trained: those of them that are trained in it.
         changed: what was left out of the example.
     """
@@ -56,14 +57,14 @@ class ExampleText:
 
 
 class ExampleTexts:
-    """Makes plans with one template, tokenizer and masking.
+    """Makes the texts of examples with one template, tokenizer and masking.
 
     Attributes:
         template: of the conversations.
     """
 
     def __init__(self, template: ChatTemplate, encoder: TextEncoder, masking: Masking, end_of_text: str = ""):
-        """Binds what makes plans; `end_of_text` is the tokenizer's end-of-sequence token, if it has one."""
+        """Binds what makes the texts; `end_of_text` is the tokenizer's end-of-sequence token, if it has one."""
         self.template, self._encoder, self._masking, self._end_of_text = template, encoder, masking, end_of_text
         self._turns = TurnFinder(
             template,
@@ -92,8 +93,8 @@ class ExampleTexts:
 
         return answer_format(write, self.template.searched_words)
 
-    def plans(self, example: Example) -> list[ExampleText]:
-        """The rows of an example.
+    def texts_of(self, example: Example) -> list[ExampleText]:
+        """The texts of an example; several where one conversation is rendered in several contexts.
 
         Raises:
             ExampleError: it cannot be trained on.
@@ -116,31 +117,31 @@ class ExampleTexts:
             raise
 
     def _is_because_of_leading_answers(self, chat: Chat) -> bool:
-        """Whether a conversation that was refused makes rows without what the assistant says before any question."""
+        """Whether a refused conversation can be rendered without what the assistant says before any question."""
         kept = without_leading_answers(chat.messages)
         if kept == chat.messages:
             return False
         with contextlib.suppress(ExampleError):
-            return bool(self.plans(dataclasses.replace(chat, messages=kept)))
+            return bool(self.texts_of(dataclasses.replace(chat, messages=kept)))
         return False
 
-    def without_oldest(self, chat: Chat, plan: ExampleText, units: int) -> list[ExampleText]:
-        """The row without its oldest turns; the first system messages and the last question are kept.
+    def without_oldest(self, chat: Chat, text: ExampleText, units: int) -> list[ExampleText]:
+        """The text without its oldest turns; the first system messages and the last question are kept.
 
         Args:
             chat: the example.
-            plan: one of its rows.
+            text: one of its texts.
             units: how many questions to leave out, each with all that follows it.
 
         Raises:
             ExampleError: there are not so many, or what is left cannot be trained on.
         """
-        kept = _kept(chat, plan.numbers, units)
-        trained = [number for number in plan.trained if number in kept]
+        kept = _kept(chat, text.numbers, units)
+        trained = [number for number in text.trained if number in kept]
         if not trained:
             raise ExampleError("nothing to train on", "the trained turns are among the oldest, which are left out")
-        changed = f"{len(plan.numbers) - len(kept)} of {len(plan.numbers)} messages"
-        lost = len(plan.trained) - len(trained)
+        changed = f"{len(text.numbers) - len(kept)} of {len(text.numbers)} messages"
+        lost = len(text.trained) - len(trained)
         return self._chat(chat, kept, trained, changed + (f", {lost} trained turns" if lost else ""))
 
     def _chat(self, chat: Chat, numbers: Sequence[int], trained: Sequence[int], changed: str = "") -> list[ExampleText]:
@@ -154,7 +155,7 @@ class ExampleTexts:
                 words = thinking_words(self.answer_format)
                 contexts = [without_empty_thinking(context, words) for context in contexts]
         roles = tuple(message.role for message in chat.messages)
-        # Places in the row become numbers of messages in the example; the place -1 is none.
+        # Places in the text become numbers of messages in the example; the place -1 is none.
         names = np.array([*numbers, -1], np.int32) if len(numbers) < len(chat.messages) else None
         return [
             ExampleText(

@@ -1,7 +1,7 @@
 """Masking: which tokens are trained, and how much each weighs.
 
 The choices (`Masking`, from `config.data.masking`) and the step from character spans to the weights of tokens. Where
-the turns of a conversation lie is found out in turns.py.
+the turns of a conversation lie is determined in turns.py.
 """
 
 import dataclasses
@@ -45,11 +45,11 @@ class Masking:
         empty_thinking: whether a thought of white space alone, which a template writes before answers without one, is
             trained with the answer: "train"; or "leave_out": it is read and not learnt.
         history: what becomes of a conversation whose earlier turns the template shows otherwise than it did when they
-            were the last ones (reasoning removed): "refuse"; or "expand": a row for each context, so that every turn
-            is trained once, after what the model sees when it is to write it.
-        too_long: what becomes of a row with too many tokens: "error"; "drop"; "truncate_left": the oldest turns are
-            left out; "truncate_right": it is cut; "split": text and ids become several rows, so that every token is a
-            target once, and conversations are dropped.
+            were the last ones (reasoning removed): "refuse"; or "expand": an example for each context, so that every
+            turn is trained once, after what the model sees when it is to write it.
+        too_long: what becomes of an example with too many tokens: "error"; "drop"; "truncate_left": the oldest turns
+            are left out; "truncate_right": it is cut; "split": text and ids become several examples, so that every
+            token is a target once, and conversations are dropped.
     """
 
     train_on: str = "assistant"
@@ -85,7 +85,7 @@ class Masking:
         return [number for number in chosen if _has_weight(messages[number])]
 
     def char_weights(self, context: Context) -> CharWeights:
-        """The weight of each character of a row."""
+        """The weight of each character of the text of a context."""
         rendered, messages, trained = context.rendered, context.messages, context.trained
         weights = np.zeros(len(rendered.text), np.float32)
         everything = self.train_on == "all"
@@ -104,9 +104,9 @@ class Masking:
             if is_trained:
                 _set_ranges(weights, rendered, number, message)
             if turn.end_of_turn is not None:
-                in_turn = {"turn": is_trained, "all": True, "last": number == last, "none": False}[self.end_of_turn]
+                takes_part = {"turn": is_trained, "all": True, "last": number == last, "none": False}[self.end_of_turn]
                 own = weight if is_trained else 1.0
-                weights[slice(*turn.end_of_turn)] = own if in_turn else 0
+                weights[slice(*turn.end_of_turn)] = own if takes_part else 0
         return weights
 
 

@@ -1,4 +1,4 @@
-"""Named chat templates: a tokenizer may have several, and each row takes the one that transformers would take.
+"""Named chat templates: a tokenizer may have several, and each example takes the one that transformers would take.
 
 Serves the renderer. Hermes 3 and Command R, for example, have one named "default" and one named "tool_use".
 """
@@ -30,24 +30,25 @@ def templates_of(tokenizer: PreTrainedTokenizerBase) -> TemplateSources:
 
 
 def used_templates(sources: TemplateSources) -> dict[str, str]:
-    """Of the templates those that rows may take, by name; a single one is the default.
+    """Of the templates those that examples may take, by name; a single one is the default.
 
     Raises:
-        ValueError: no row takes any of them.
+        ValueError: no example takes any of them.
     """
     if isinstance(sources, str):
         return {DEFAULT: sources}
     used = {name: sources[name] for name in (DEFAULT, TOOL_USE) if name in sources}
     if not used:
         raise ValueError(
-            f"The chat templates of the tokenizer are named {', '.join(sorted(sources))}, and rows take {DEFAULT!r}, "
+            f"The chat templates of the tokenizer are named {', '.join(sorted(sources))}, and examples "
+            f"take {DEFAULT!r}, "
             f"or {TOOL_USE!r} with tools: give the one that is meant as a file, --config.model.chat_template."
         )
     return used
 
 
 def chosen_template(names: Mapping[str, Any], tools: Sequence[Any]) -> str:
-    """The name of the template of a row: "tool_use" where it has tools and there is one, else "default".
+    """The name of the template of an example: "tool_use" where it has tools and there is one, else "default".
 
     As `get_chat_template` of transformers chooses.
 
@@ -59,7 +60,7 @@ def chosen_template(names: Mapping[str, Any], tools: Sequence[Any]) -> str:
     if DEFAULT in names:
         return DEFAULT
     raise ExampleError(
-        "the tokenizer has no chat template for rows without tools",
+        "the tokenizer has no chat template for conversations without tools",
         f"none of its named templates is {DEFAULT!r}; give one as a file, --config.model.chat_template",
         stops=True,
     )

@@ -1,8 +1,8 @@
-"""Outlines: a conversation with holes in place of what is said, by which a rendering is told apart into who wrote what.
+"""Outlines: a conversation with holes in place of what is said, by which the parts of a rendering are found.
 
-Serves templates.py. What is a hole is replaced by a numbered mark, the template is run on the marks, and what it made
-of them (a `Skeleton`) is laid over the rendering of the conversation itself. Conversations of one outline share a
-skeleton.
+Used by templates.py. Each hole is filled with a numbered mark, the template is run on the marks, and its result (a
+`Skeleton`) is matched with the rendering of the conversation itself: what stands at the marks was said by a message,
+the rest was written by the template. Conversations of one outline share a skeleton.
 
 Holes are contents, reasoning and the strings among the arguments of calls. Two things stay as they are: names, ids and
 keys, which a template may look at; and, within a content, the words the template searches contents for (`</think>`), so

@@ -1,7 +1,6 @@
-"""What rendering gives: rows of tokens that know where each token comes from, or the reason why there is none.
+"""What rendering gives: an example as tokens, with the message each token comes from, or an error that says why not.
 
-The end of the way from an example to tokens (the renderer); everything after it (tokenized rows, reports, previews)
-reads these types only.
+Made by the renderer; everything after it (tokenized examples, reports, previews) uses these types only.
 """
 
 import dataclasses
@@ -20,10 +19,10 @@ class ExampleError(ValueError):
     """An example that cannot be trained on.
 
     Attributes:
-        reason: the same for all rows with this fault.
-        detail: what is special to this row.
-        stops: the run is to stop, not to leave the row out.
-        tokens: of a row that is too long, how many it has; else 0.
+        reason: the same for all examples with this fault.
+        detail: of this example alone.
+        stops: the run is to stop instead of leaving the example out.
+        tokens: of an example that is too long, how many it has; else 0.
     """
 
     def __init__(self, reason: str, detail: str = "", *, stops: bool = False, tokens: int = 0):
@@ -33,12 +32,12 @@ class ExampleError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RenderedExample:
-    """A row ready for training.
+    """An example ready for training.
 
     Attributes:
         tokens: ids, as the plain tokenizer gives them for `text`.
         weights: weight of each token as a target; 0 is not trained. Never all 0.
-        text: what the chat template made of the conversation; empty for a row that came as ids.
+        text: what the chat template made of the conversation; empty for an example that came as ids.
         offsets: characters [start, end) of `text` of each token.
         messages: for each token the message (or segment) it belongs to; -1 for text of the template that belongs to
             none, such as the beginning of the sequence.

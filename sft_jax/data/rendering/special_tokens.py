@@ -1,8 +1,8 @@
 """Encoding text whose special tokens count only where the chat template put them.
 
-Serves the renderer. The text of a document may spell a special token ("<|im_end|>"); there it is text, and is encoded
+Used by the renderer. The text of a document may spell a special token ("<|im_end|>"); there it is text, and is encoded
 as such. A tokenizer may name special tokens that count in contents too: a run's new tokens do, since its data holds
-them on purpose. The names stand in the tokenizer's own config, so that whoever renders with it encodes alike.
+them on purpose. The names are stored in the tokenizer's own config, so that everyone who renders with it encodes alike.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from sft_jax.data.rendering.rendered import ExampleError, Offsets, Span, TokenId
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
 _IN_CONTENTS = "special_tokens_in_contents"  # field of tokenizer_config.json, which transformers keeps as it is
-# What `_hidden` found, and in which state of the tokenizer: reading all added tokens takes longer than decoding a row.
+# What `_hidden` found, and in which state of the tokenizer: reading all added tokens takes longer than decoding an
+# example.
 _HIDDEN: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, dict[int, str]]] = weakref.WeakKeyDictionary()
 
 
@@ -122,8 +123,8 @@ class TextEncoder:
         tokenizer does, and it does it.
 
         Returns:
-            For each text its tokens, or a ExampleError where it spells a special token and this tokenizer cannot treat it
-            as text.
+            For each text its tokens, or a ExampleError where it spells a special token and this tokenizer cannot treat
+            it as text.
         """
         intended = [self._intended(text, parts) for text, parts in zip(texts, template_parts, strict=True)]
         alone = [self.find_special(text) == spans for text, spans in zip(texts, intended, strict=True)]

@@ -1,7 +1,7 @@
 """The Jinja environment that chat templates run in: that of transformers, with a bound on how long a template may take.
 
-Serves templates.py. A template comes with a checkpoint and is a program of somebody else: it runs in Jinja's sandbox,
-and a loop without end is an error and not a run that hangs.
+Used by templates.py. A template comes with a checkpoint and is a foreign program: it runs in Jinja's sandbox, and an
+endless loop is an error instead of a run that hangs.
 """
 
 import datetime

@@ -1,6 +1,6 @@
 """Chat templates: what a template makes of a conversation, and which characters of the result came from where.
 
-Serves the renderer. A template is a program, so nothing is assumed about it: it is run once with the contents and once
+Used by the renderer. A template is a program, so nothing is assumed about it: it is run once with the contents and once
 with marks in their place, and the two results must agree byte for byte.
 """
 
@@ -139,7 +139,7 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"The chat template is not valid Jinja (line {error.lineno}): {error}") from error
         self._variables = dict(special_tokens) | {"documents": None}
-        # What a template writes depends on the outline once contents are marks: one skeleton serves many rows.
+        # What a template writes depends on the outline once contents are marks: one skeleton serves many examples.
         self._skeleton = functools.lru_cache(maxsize=4096)(self._find_skeleton)
         self._starts = functools.lru_cache(maxsize=4096)(self._find_starts)
         self._no_content = ""
@@ -165,8 +165,8 @@ class ChatTemplate:
         """The text and where in it the contents stand.
 
         Raises:
-            ExampleError: the template refuses the conversation, changes what a message says (other than to strip or escape
-                it), or leaves out a message or the tools.
+            ExampleError: the template refuses the conversation, changes what a message says (other than to strip or
+                escape it), or leaves out a message or the tools.
         """
         fields = [self._fields(message) for message in messages]
         track = self.marks_generation and not generation_prompt

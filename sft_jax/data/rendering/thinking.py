@@ -1,6 +1,6 @@
-"""Empty thoughts: where an answer begins with a thought of white space alone, which need not be trained.
+"""Empty thoughts: answers that begin with a thought of nothing but white space, which can be left untrained.
 
-Serves example_texts.py. The words around thoughts are those of the template, see answers.py.
+Used by example_texts.py. The words around thoughts are those of the template, see answers.py.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ def thinking_words(answers: AnswerFormat) -> ThinkingWords:
 
 
 def without_empty_thinking(context: Context, words: ThinkingWords) -> Context:
-    """The row whose answers are trained from behind a thought of nothing on."""
+    """The context with answers trained only from behind an empty thought."""
     turns = list(context.turns)
     for number in context.trained:
         if context.messages[number].role == "assistant" and turns[number].spans:
@@ -50,7 +50,7 @@ def empty_thinking(text: str, turn: Span, words: ThinkingWords) -> Span | None:
     """Where a turn begins with a thought of white space alone, with its words and the white space behind them.
 
     Args:
-        text: of the row.
+        text: of the example.
         turn: characters [start, end) that the model writes.
         words: of the template.
 

@@ -1,10 +1,10 @@
 """Turns: where in a rendered conversation the model writes, proven against what the template shows it at inference.
 
-Between templates.py (text and parts) and masking.py (weights). The turn of an assistant goes from where the generation
-prompt ends, which is where the model takes over, to the end-of-turn token. Two renderings prove it, byte for byte: the
+The step between templates.py (text and parts) and masking.py (weights). The turn of an assistant goes from the end of
+the generation prompt, where the model takes over, to the end-of-turn token. Two renderings prove it, byte for byte: the
 prompt of the turn must be the beginning of the text, and so must the text up to the end-of-turn where the conversation
 ends with that turn. Where the template shows a turn otherwise once others follow (it removes the reasoning), the turn
-is trained in a row that ends with it, or the conversation is refused.
+is trained in an example that ends with it, or the conversation is refused.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _REWRITTEN = "the chat template shows the model another history at inference tha
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What a message says in the text of a row.
+    """What a message says in the text of an example.
 
     Attributes:
         spans: characters that are trained, end-of-turn included; more than one where the template marks them, none for
@@ -39,7 +39,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A row to be: a conversation, and the messages of it that are trained in this row.
+    """One rendered example to be made: a conversation, and the messages of it that are trained in this example.
 
     Attributes:
         messages: the conversation.
@@ -76,17 +76,18 @@ class TurnFinder:
     def contexts(
         self, messages: Sequence[Message], tools: Tools, trained: Sequence[int], expand: bool
     ) -> list[Context]:
-        """The rows that train each message of `trained` once, in the context that inference would show.
+        """The contexts that train each message of `trained` once, each message in the context that inference would
+        show.
 
         Args:
             messages: a conversation.
             tools: what it may call.
             trained: numbers of messages.
-            expand: make a row of its own for a turn that the whole conversation shows otherwise than when it was the
-                last one.
+            expand: make an example of its own for a turn that the whole conversation shows otherwise than when it was
+                the last one.
 
         Raises:
-            ExampleError: a turn cannot be found or proven; or it needs a row of its own and `expand` is not given.
+            ExampleError: a turn cannot be found or proven; or it needs an example of its own and `expand` is not given.
         """
         left, found = set(trained), []
         while left:
@@ -113,20 +114,20 @@ class TurnFinder:
     def _advice(
         self, messages: Sequence[Message], tools: Tools, trained: Sequence[int], number: int, error: "_RewrittenError"
     ) -> str:
-        """What to do about a turn that is shown otherwise: a row that ends with it, where that would do for all."""
+        """Advice for a turn that is shown otherwise: an example that ends with it, if that works for all of them."""
         if number < len(messages) - 1:
             try:
                 self.contexts(messages, tools, trained, expand=True)
             except ExampleError:
                 pass  # they cannot be proven there either
             else:
-                return "--config.data.masking.history=expand makes a row that ends with it"
+                return "--config.data.masking.history=expand makes an example that ends with it"
         if error.reason == NO_END_OF_TURN:
             return "give a template that ends each turn in the same way"
         return "give a template that does not rewrite earlier turns, or mark the answers with {% generation %}"
 
     def unproven(self, messages: Sequence[Message], tools: Tools, trained: Sequence[int]) -> Context:
-        """The conversation as one row in which turns are not told from the text around them: everything is trained.
+        """The conversation as one context in which everything is trained, turns and the text around them alike.
 
         Raises:
             ExampleError: the template refuses the conversation, or changes what it says.
@@ -315,7 +316,7 @@ class TurnFinder:
 
 
 def _ends_once(contexts: list[Context], trained: set[int]) -> list[Context]:
-    """The rows, in which the end of a turn that is not trained stands in the first one only."""
+    """The contexts, with the end of an untrained turn kept only in the first that has it."""
     done, found = set(trained), []
     for context in contexts:
         numbers = range(len(context.turns))

@@ -12,9 +12,9 @@ from sft_jax.data.views import PromptTemplate, View
 SIMILARITY = 0.8  # Jaccard, as in Lee et al. 2022 ("Deduplicating training data makes language models better")
 _SLACK = 0.15  # the estimate of a signature of 120 bins is off by more in one of 10,000 pairs
 _CHUNK = 4_000_000  # characters hashed at once
-_SAMPLE = 1_000  # rows from which the pieces of a common template are read
-_TEMPLATE_SHARE = 0.5  # pieces in more rows than this belong to a template
-_TEMPLATE_ROWS = 100  # fewer rows have no template to speak of
+_SAMPLE = 1_000  # texts from which the pieces of a common template are read
+_TEMPLATE_SHARE = 0.5  # pieces in more texts than this belong to a template
+_TEMPLATE_TEXTS = 100  # fewer texts are not searched for a template
 
 
 def similar_groups(texts: Sequence[str], similarity: float = SIMILARITY) -> list[list[int]]:
@@ -49,7 +49,7 @@ def similar_groups(texts: Sequence[str], similarity: float = SIMILARITY) -> list
 
 
 def texts_compared(views: Sequence[View], template: PromptTemplate) -> list[str]:
-    """Of each row what has to be alike: prompt and answer, or the prompt alone where answers are labels."""
+    """The text of each view that is compared: prompt and answer, or the prompt alone where answers are labels."""
     compared = template.text if labels_of(views) is None else template.main
     return [compared(view) for view in views]
 
@@ -80,7 +80,7 @@ def _in_chunks(texts: Sequence[str]) -> Iterator[Shingles]:
 
 def _template_pieces(texts: Sequence[str]) -> np.ndarray:
     """Hashes of the pieces that most of the texts have, sorted."""
-    if len(texts) < _TEMPLATE_ROWS:
+    if len(texts) < _TEMPLATE_TEXTS:
         return np.zeros(0, np.uint64)
     sample = texts[:: -(-len(texts) // _SAMPLE)]
     pieces = np.concatenate(
@@ -91,11 +91,11 @@ def _template_pieces(texts: Sequence[str]) -> np.ndarray:
 
 
 def _without(pieces: Shingles, template: np.ndarray) -> Shingles:
-    """The pieces that are not the template's; a row of nothing else keeps all of them."""
+    """The pieces that are not the template's; a text of nothing else keeps all of them."""
     if not len(template):
         return pieces
     at = np.minimum(template.searchsorted(pieces.hashes), len(template) - 1)
     own = template[at] != pieces.hashes
-    rows = pieces.rows
-    own |= ~np.isin(rows, np.unique(rows[own]))
+    texts = pieces.texts
+    own |= ~np.isin(texts, np.unique(texts[own]))
     return pieces.where(own)

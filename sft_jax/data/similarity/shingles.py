@@ -1,7 +1,7 @@
-"""Texts as sets of numbers: overlapping pieces of characters or words, hashed, for all rows at once.
+"""Texts as sets of numbers: overlapping pieces of characters or words, hashed, for all texts at once.
 
-Serves near duplicates (characters) and overlap (words). What makes two texts the same here: letters and digits, in
-order; case, punctuation and white space do not count.
+Used to find near duplicates (characters) and overlap (words). Two texts are the same here if their letters and digits
+are, in order; case, punctuation and white space do not count.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from sft_jax.data.texts import words_of
 
 Hashes = UInt64[np.ndarray, "_"]
 Numbers = UInt64[np.ndarray, "total"]
-Offsets = Int64[np.ndarray, "rows_and_one"]
+Offsets = Int64[np.ndarray, "texts_and_one"]
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 
 
 @dataclasses.dataclass(frozen=True)
 class Shingles:
-    """Pieces of rows; row i has `hashes[offsets[i]:offsets[i + 1]]`, repeats included."""
+    """Pieces of texts; text i has `hashes[offsets[i]:offsets[i + 1]]`, repeats included."""
 
     hashes: Numbers
     offsets: Offsets
@@ -30,17 +30,17 @@ class Shingles:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def of(self, row: int) -> Hashes:
-        """Those of one row (a view)."""
-        return self.hashes[self.offsets[row] : self.offsets[row + 1]]
+    def of(self, text: int) -> Hashes:
+        """Those of one text (a view)."""
+        return self.hashes[self.offsets[text] : self.offsets[text + 1]]
 
     @property
-    def rows(self) -> Int64[np.ndarray, "total"]:
-        """The row of each hash."""
+    def texts(self) -> Int64[np.ndarray, "total"]:
+        """The number of the text of each hash."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     def where(self, kept: np.ndarray) -> "Shingles":
-        """Only the hashes at which `kept` is true; the rows stay."""
+        """Only the hashes at which `kept` is true; the number of texts stays."""
         running = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept, dtype=np.int64)])
         return Shingles(self.hashes[kept], running[self.offsets])
 
@@ -77,7 +77,7 @@ class Vocabulary:
 
 
 def windows(numbers: Numbers, offsets: Offsets, size: int) -> Shingles:
-    """A hash for every `size` numbers in a row that follow one another; a row that is shorter has none."""
+    """A hash of every `size` successive numbers of each text; a shorter text has none."""
     count = max(len(numbers) - size + 1, 0)
     hashes = np.zeros(count, np.uint64)
     for shift in range(size):

@@ -1,7 +1,8 @@
-"""Tokenized rows: all examples of a data set as a few flat arrays, and the rows that had to be left out.
+"""Tokenized examples: all examples of a data set as a few flat arrays, and the rows that were left out.
 
-Stands between rendering (conversation -> tokens and weights) and packing (rows -> bins). From here on a row is an
-integer index; its id is only looked up for people. The arrays lie in memory, or mapped from files (example_store.py).
+The step between rendering (one record -> tokens and weights) and packing (lengths of examples -> bins). From here on an
+example is an integer index; its id is only looked up for messages and reports. The arrays lie in memory or are mapped
+from files (example_store.py).
 """
 
 import collections
@@ -20,24 +21,24 @@ from sft_jax.data.tokenized.columns import Labels, TextColumn
 from sft_jax.data.tokenized.record_keys import RecordKeys
 from sft_jax.data.views import NO_TEMPLATE
 
-ExampleTokens = Int32[np.ndarray, "row"]
-ExampleWeights = Float32[np.ndarray, "row"]
-Sizes = Int32[np.ndarray, "rows"]
+ExampleTokens = Int32[np.ndarray, "tokens"]
+ExampleWeights = Float32[np.ndarray, "tokens"]
+Sizes = Int32[np.ndarray, "examples"]
 Numbers = Sequence | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedExamples:
-    """Rows of different length, one after the other.
+    """Examples of different length, one after the other.
 
     Attributes:
         tokens: all token ids.
-        weights: the weight of each token as a target; 0 is not trained. The first token of a row is always 0, since
-            nothing stands before it to predict it.
-        offsets: row i is `tokens[offsets[i]:offsets[i + 1]]`.
-        ids: the name of each row, for people ("train.jsonl:12"). Rows made of one record share its id.
-        groups: the slice of the data each row belongs to ("" for none).
-        sources: the source each row came from ("" for none).
+        weights: the weight of each token as a target; 0 is not trained. The first token of an example is always 0,
+            since nothing stands before it to predict it.
+        offsets: example i is `tokens[offsets[i]:offsets[i + 1]]`.
+        ids: the name of each example, for people ("train.jsonl:12"). Examples made of one record share its id.
+        groups: the slice of the data each example belongs to ("" for none).
+        sources: the source each example came from ("" for none).
         stored_lengths: `lengths`, where they are known already.
         stored_supervised: `supervised`, where it is known already.
         stored_fingerprint: `fingerprint()`, where it is known already.
@@ -56,23 +57,23 @@ class TokenizedExamples:
     @classmethod
     def from_examples(
         cls,
-        rows: Iterable[tuple[Numbers, Numbers]],
+        examples: Iterable[tuple[Numbers, Numbers]],
         ids: Sequence[str],
         groups: Sequence[str] = (),
         sources: Sequence[str] = (),
     ) -> "TokenizedExamples":
-        """Rows from (tokens, weights) pairs; groups and sources may be left out.
+        """Examples from (tokens, weights) pairs; groups and sources may be left out.
 
         Raises:
-            ValueError: a row is empty, its arrays differ in length, a weight is negative or not finite, or the
-                number of ids, groups or sources is not the number of rows.
+            ValueError: an example is empty, its arrays differ in length, a weight is negative or not finite, or the
+                number of ids, groups or sources is not the number of examples.
         """
-        pairs = [(np.asarray(t, np.int32), np.asarray(w, np.float32)) for t, w in rows]
+        pairs = [(np.asarray(t, np.int32), np.asarray(w, np.float32)) for t, w in examples]
         if len(pairs) != len(ids):
-            raise ValueError(f"{len(pairs)} rows but {len(ids)} ids: each row needs one id.")
+            raise ValueError(f"{len(pairs)} examples but {len(ids)} ids: each example needs one id.")
         groups, sources = groups or [""] * len(ids), sources or [""] * len(ids)
         if len(groups) != len(ids) or len(sources) != len(ids):
-            raise ValueError(f"{len(pairs)} rows but {len(groups)} groups and {len(sources)} sources.")
+            raise ValueError(f"{len(pairs)} examples but {len(groups)} groups and {len(sources)} sources.")
         for (tokens, weights), name in zip(pairs, ids, strict=True):
             if tokens.shape != weights.shape or tokens.ndim != 1 or not len(tokens):
                 raise ValueError(
@@ -91,13 +92,13 @@ class TokenizedExamples:
         return len(self.ids)
 
     def example(self, index: SupportsIndex) -> tuple[ExampleTokens, ExampleWeights]:
-        """Tokens and weights of one row."""
+        """Tokens and weights of one example."""
         start = operator.index(index)
         piece = slice(self.offsets[start], self.offsets[start + 1])
         return self.tokens[piece], self.weights[piece].astype(np.float32, copy=False)
 
     def of_first(self, records: Sequence[Record]) -> "TokenizedExamples":
-        """The rows of the first records, which come first."""
+        """The examples of the first records, which come first."""
         names = {record.id for record in records}
         count = next((number for number, name in enumerate(self.ids) if name not in names), len(self))
         if count == len(self):
@@ -114,12 +115,12 @@ class TokenizedExamples:
 
     @functools.cached_property
     def lengths(self) -> Sizes:
-        """Tokens of each row."""
+        """Tokens of each example."""
         return np.diff(self.offsets).astype(np.int32) if self.stored_lengths is None else self.stored_lengths
 
     @functools.cached_property
     def supervised(self) -> Sizes:
-        """Supervised tokens (weight > 0) of each row."""
+        """Supervised tokens (weight > 0) of each example."""
         if self.stored_supervised is not None:
             return self.stored_supervised
         return np.diff(np.searchsorted(np.flatnonzero(self.weights), self.offsets)).astype(np.int32)
@@ -134,18 +135,18 @@ class TokenizedExamples:
 
 
 class ExampleDigest:
-    """The fingerprint of rows that come piece by piece; how they are cut into pieces does not matter."""
+    """The fingerprint of examples that come piece by piece; how they are cut into pieces does not matter."""
 
     def __init__(self):
         self._parts = {name: hashlib.sha256() for name in ("tokens", "weights", "lengths", "ids", "id lengths")}
 
-    def add(self, rows: TokenizedExamples) -> None:
-        """Goes on with further rows."""
-        ids = TextColumn.of(rows.ids)
+    def add(self, examples: TokenizedExamples) -> None:
+        """Goes on with further examples."""
+        ids = TextColumn.of(examples.ids)
         arrays = {
-            "tokens": (rows.tokens, "<i4"),
-            "weights": (rows.weights, "<f4"),
-            "lengths": (rows.lengths, "<i8"),
+            "tokens": (examples.tokens, "<i4"),
+            "weights": (examples.weights, "<f4"),
+            "lengths": (examples.lengths, "<i8"),
             "ids": (ids.data, "<u1"),
             "id lengths": (np.diff(ids.ends, prepend=0), "<i8"),
         }
@@ -153,12 +154,12 @@ class ExampleDigest:
             self._parts[name].update(np.ascontiguousarray(array, dtype).data)
 
     def fingerprint(self) -> str:
-        """Of all rows so far."""
+        """Of all examples so far."""
         return hashlib.sha256("".join(part.hexdigest() for part in self._parts.values()).encode()).hexdigest()
 
 
 class DroppedRows(Sequence[DroppedRow]):
-    """The dropped rows of a store, made when they are looked at."""
+    """The dropped rows of a store, of which each `DroppedRow` is made when it is looked at."""
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class DroppedRows(Sequence[DroppedRow]):
         tokens: Int32[np.ndarray, "dropped"],
         chosen: np.ndarray | None = None,
     ):
-        """Wraps columns; `chosen` are the numbers of the rows meant (all by default)."""
+        """Wraps columns; `chosen` are the indices of the dropped rows to show (default: all)."""
         self._columns = ids, reasons, details, tokens
         self._chosen = np.arange(len(ids)) if chosen is None else chosen
 
@@ -184,30 +185,30 @@ class DroppedRows(Sequence[DroppedRow]):
 
     @property
     def tokens(self) -> Int32[np.ndarray, "dropped"]:
-        """Of each row, see `DroppedRow.tokens`."""
+        """`DroppedRow.tokens` of each dropped row."""
         return self._columns[3][self._chosen]
 
     def by_reason(self) -> "dict[str, DroppedRows]":
-        """The rows of each reason."""
+        """The dropped rows of each reason."""
         reasons = self._columns[1]
         codes = reasons.codes[self._chosen]
         groups = {name: self._chosen[codes == code] for code, name in enumerate(reasons.names)}
         return {name: DroppedRows(*self._columns, chosen) for name, chosen in groups.items() if len(chosen)}
 
     def where(self, keep: Callable[[str], bool]) -> "DroppedRows":
-        """The rows whose reason is to be kept."""
+        """The dropped rows for whose reason `keep` is true."""
         reasons = self._columns[1]
         kept = np.array([keep(name) for name in reasons.names], bool)
         return DroppedRows(*self._columns, self._chosen[kept[reasons.codes[self._chosen]]])
 
 
 def dropped_tokens(dropped: Sequence[DroppedRow]) -> Int32[np.ndarray, "dropped"]:
-    """Of each row, see `DroppedRow.tokens`."""
+    """`DroppedRow.tokens` of each dropped row."""
     return dropped.tokens if isinstance(dropped, DroppedRows) else np.array([row.tokens for row in dropped], np.int32)
 
 
 def dropped_where(dropped: Sequence[DroppedRow], keep: Callable[[str], bool]) -> Sequence[DroppedRow]:
-    """The dropped rows whose reason is to be kept."""
+    """The dropped rows for whose reason `keep` is true."""
     return dropped.where(keep) if isinstance(dropped, DroppedRows) else [row for row in dropped if keep(row.reason)]
 
 
@@ -228,52 +229,53 @@ class Counts:
 
     Attributes:
         records: how many there were.
-        kept: of which at least one row is kept.
+        kept: of which at least one example is kept.
         dropped: of which none is.
-        rows: rows kept; more than `kept` where records are expanded.
+        examples: how many examples the kept records became; more than `kept` where one record gives several.
     """
 
     records: int = 0
     kept: int = 0
     dropped: int = 0
-    rows: int = 0
+    examples: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return Counts(*(mine + its for mine, its in pairs))
 
-    def check(self, records: int, rows: int) -> None:
+    def check(self, records: int, examples: int) -> None:
         """Checks that nothing was lost on the way.
 
         Args:
             records: how many were read.
-            rows: how many there are now.
+            examples: how many there are now.
 
         Raises:
             RuntimeError: the numbers do not add up.
         """
-        if not (self.records == self.kept + self.dropped == records and self.rows == rows >= self.kept):
+        if not (self.records == self.kept + self.dropped == records and self.examples == examples >= self.kept):
             raise RuntimeError(
-                f"{records} records were read and {rows} rows made, but accounted for are {self}: rows were lost or "
-                "made up. This is a defect of the program."
+                f"{records} records were read and {examples} examples made, but accounted for are {self}: some were "
+                "lost or made up. This is a defect of the program."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenized:
-    """Rows, and the account of what became of the records.
+    """The examples of a data set, and what became of its records.
 
     Attributes:
-        rows: what is trained on.
+        examples: what is trained on.
         dropped: the rows that were left out.
         counts: of the records.
-        changed: how many rows do not hold all of their record, by reason.
-        notes: whatever else is to be known of them, as JSON has it.
-        keys: hashes of the records, in their order, but of those that were dropped before they came here.
-        first_examples: of each such record the number of its first row; -1 - n where it has none and is `dropped[n]`.
+        changed: how many examples do not hold all of their record, by reason.
+        notes: further notes on them, in the types of JSON.
+        keys: hashes of the records, in their order, without those that cleaning had dropped.
+        first_examples: of each such record the number of its first example; -1 - n where it has none and is
+            `dropped[n]`.
     """
 
-    rows: TokenizedExamples
+    examples: TokenizedExamples
     dropped: Sequence[DroppedRow]
     counts: Counts
     changed: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -1,7 +1,8 @@
-"""The cache of tokenized rows: made once, found again under a key of everything they depend on.
+"""The cache of tokenized examples: made once, found again under a key of everything they depend on.
 
-Between tokenizing and packing. An entry is a row store (example_store.py) in a directory named after its key. It is written
-under another name and renamed when it is whole, so that no run sees part of one; and it is checked when it is opened.
+The step between tokenizing and packing. An entry is an example store (example_store.py) in a directory named after its
+key. It is written under another name and renamed when it is complete, so that no run sees part of one; and it is
+checked when it is opened.
 """
 
 import contextlib
@@ -28,12 +29,14 @@ def cache_directory(setting: str) -> Path | None:
     """The directory that `config.data.cache` names: "auto" is the user's cache directory, empty is none.
 
     Raises:
-        ValueError: a path in a bucket: rows are mapped into memory from there.
+        ValueError: a path in a bucket: examples are mapped into memory from there.
     """
     if not setting:
         return None
     if "://" in setting:
-        raise ValueError(f"--config.data.cache={setting}: must be a directory on a local disk; rows are read from it")
+        raise ValueError(
+            f"--config.data.cache={setting}: must be a directory on a local disk; examples are read from it"
+        )
     if setting != "auto":
         return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft_jax" / "data"
@@ -42,24 +45,24 @@ def cache_directory(setting: str) -> Path | None:
 def cached_examples(
     directory: Path | None, key: dict[str, Any], write: Write, waiting: Callable[[], object] = lambda: None
 ) -> tuple[Tokenized, str]:
-    """The rows of an entry, made first where there is none or it is damaged.
+    """The examples of an entry, made first where there is none or it is damaged.
 
     Processes on one machine that want the same entry at once make it once: the others wait.
 
     Args:
-        directory: of the cache; None makes the rows in a temporary directory that is gone with this process.
-        key: what the rows depend on, as JSON has it.
-        write: makes the rows, and returns notes on them.
+        directory: of the cache; None writes them to a temporary directory that is deleted once they are mapped.
+        key: what the examples depend on, in the types of JSON.
+        write: makes the examples, and returns notes on them.
         waiting: called before waiting for another process.
 
     Returns:
-        The rows, and in words where they come from.
+        The examples, and in words where they come from.
 
     Raises:
         ValueError: the directory cannot be written to, or has no locks.
     """
     if directory is None:
-        with tempfile.TemporaryDirectory(prefix="sft_jax_rows_") as temporary:
+        with tempfile.TemporaryDirectory(prefix="sft_jax_examples_") as temporary:
             _fill(Path(temporary), key, write)
             return open_examples(Path(temporary)), "tokenized, not cached"  # the mapped files outlive their names
     entry = directory / entry_name(key)
@@ -73,8 +76,8 @@ def cached_json(directory: Path | None, key: dict[str, Any], make: Callable[[], 
 
     Args:
         directory: of the cache; None makes the value anew.
-        key: what it depends on, as JSON has it.
-        make: makes it, as JSON has it.
+        key: what it depends on, in the types of JSON.
+        make: makes it, in the types of JSON.
     """
     if directory is None:
         return make()
@@ -108,8 +111,8 @@ def _check_writable(directory: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"--config.data.cache={directory}: {error}. Give a local directory to keep tokenized rows in, or an empty "
-            "one for none."
+            f"--config.data.cache={directory}: {error}. Give a local directory to keep tokenized examples in, or an "
+            "empty one for none."
         ) from error
 
 

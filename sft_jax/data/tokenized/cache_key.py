@@ -1,6 +1,6 @@
-"""The key of tokenized rows: everything they depend on, so that whatever changes, rows of before are not found.
+"""The cache key of tokenized examples: everything they depend on, so that after any change they are made anew.
 
-Serves cache.py. Files count by their bytes, never by their times; code counts by its source.
+Used with cache.py. Files are in the key by their bytes, never by their times; code by its source.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ _PIECE = 1 << 24  # bytes read at a time
 _LONG = 1 << 30  # bytes that take a second or more
 _PACKAGES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 
-# Files and folders of the data layer that stand behind the row store: what they do, they do to its rows.
+# Files and folders of the data layer that only use stored examples: a change in them leaves the examples as they are.
 LATER = ("batches.py", "plan")
 
-# Fields of `config.data` that rows do not depend on; files are in the key by their names and bytes, the date where the
-# template writes one.
-NOT_IN_ROWS = frozenset(
+# Fields of `config.data` that examples do not depend on. Files are in the key by their names and bytes, the date only
+# where the template writes one.
+NOT_IN_EXAMPLES = frozenset(
     {
         "train",
         "held_out",
@@ -56,12 +56,12 @@ def examples_key(
     options: Mapping[str, Any],
     report: Report = _tell_nobody,
 ) -> dict[str, Any]:
-    """The key of the rows that `renderer` makes of files.
+    """The key of the examples that `renderer` makes of files.
 
     Args:
-        files: all that is read, in this order, each with the name its rows bear.
+        files: all that is read, in this order, each with the name that begins the ids of its examples.
         renderer: the chat template and tokenizer.
-        options: whatever else the rows depend on, as JSON has it.
+        options: whatever else the examples depend on, in the types of JSON.
         report: see `file_digests`.
     """
     template = json.dumps(renderer.chat_template, sort_keys=True)
@@ -121,7 +121,7 @@ def _file_digest(path: epath.Path, count: Callable[[int], object]) -> str:
 
 
 def code_digest(without: Sequence[str] = LATER, root: Path = Path(__file__).parents[1]) -> str:
-    """sha256 of the source of a package, by default of the data layer without what stands behind the row store."""
+    """sha256 of the source of a package, by default of the data layer without `LATER`."""
     paths = [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in without]
     return source_digest(paths, root)
 

@@ -1,6 +1,6 @@
-"""Columns of text for millions of rows, in a few bytes a row: what names rows, slices and reasons.
+"""Text columns of millions of entries in a few bytes each: ids of examples, names of slices, reasons of dropped rows.
 
-Serves tokenized rows and example_store.py, in memory or mapped from a file.
+Used by tokenized examples and example_store.py, in memory or mapped from a file.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class TextColumn(Sequence[str]):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = operator.index(index)
         if not -len(self) <= number < len(self):
-            raise IndexError(f"row {number} of {len(self)}")
+            raise IndexError(f"text {number} of {len(self)}")
         number %= len(self)
         start = int(self.ends[number - 1]) if number else 0
         return self.data[start : int(self.ends[number])].tobytes().decode("utf-8", "surrogatepass")
@@ -47,34 +47,34 @@ class TextColumn(Sequence[str]):
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """A name for each row, out of few: its slice of the data, its source.
+    """A name for each example out of a few: its slice of the data, or its source. Also reasons of dropped rows.
 
     Attributes:
-        codes: the name of row i is `names[codes[i]]`.
+        codes: the name of example i is `names[codes[i]]`.
         names: the names, in the order in which they first appear.
     """
 
-    codes: Int32[np.ndarray, "rows"]
+    codes: Int32[np.ndarray, "examples"]
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, values: Sequence[str]) -> "Labels":
-        """The labels of some rows."""
+        """The labels of some examples."""
         numbers: dict[str, int] = {}
         codes = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int32)
         return cls(codes, tuple(numbers))
 
     def totals(
-        self, sizes: Int[np.ndarray, "rows"] | None = None, chosen: Int[np.ndarray, "chosen"] | None = None
+        self, sizes: Int[np.ndarray, "examples"] | None = None, chosen: Int[np.ndarray, "chosen"] | None = None
     ) -> Int64[np.ndarray, "names"]:
-        """How many rows each name has, or what they have of `sizes` together; of all rows or of chosen ones."""
-        rows = slice(None) if chosen is None else chosen
-        weights = None if sizes is None else sizes[rows]
+        """How many examples each name has, or the sum of their `sizes`; of all examples or of the chosen ones."""
+        chosen = slice(None) if chosen is None else chosen
+        weights = None if sizes is None else sizes[chosen]
         # Exact: sums of whole numbers below 2**53.
-        return np.bincount(self.codes[rows], weights=weights, minlength=len(self.names)).astype(np.int64)
+        return np.bincount(self.codes[chosen], weights=weights, minlength=len(self.names)).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, row: SupportsIndex) -> str:
-        return self.names[self.codes[row]]
+    def __getitem__(self, index: SupportsIndex) -> str:
+        return self.names[self.codes[index]]

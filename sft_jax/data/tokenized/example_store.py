@@ -1,8 +1,8 @@
-"""Tokenized rows on disk: written piece by piece, read as memory-mapped arrays.
+"""Tokenized examples on disk: written piece by piece, read as memory-mapped arrays.
 
-Serves cache.py. A store is a directory of flat little-endian arrays, one file a column, and `rows.json`, which says how
-many values each has and their checksums. That file is written last, so a directory without it is no store; and all of
-it is checked when it is opened, so no damage goes unseen.
+Used by cache.py. A store is a directory of flat little-endian arrays, one file a column, and `examples.json` with the
+number of values and the checksum of each. That file is written last, so a directory without it is no store; and every
+file is checked when the store is opened, so no damage goes unnoticed.
 """
 
 import collections
@@ -26,14 +26,14 @@ from sft_jax.data.tokenized.record_keys import KEYS, RecordKeys
 from sft_jax.data.views import NO_TEMPLATE, PromptTemplate
 
 FORMAT = 4
-ABOUT = "rows.json"
+ABOUT = "examples.json"
 _BUFFER = 1 << 20
 _PIECE = 1 << 24  # bytes read at a time where a whole file is
 _KEYS = {name: f"{name}.keys" for name in KEYS}  # files of record keys
 
 
 class ExampleStoreError(ValueError):
-    """A directory that is not a whole store of rows. The message says what is wrong with it."""
+    """A directory that is not a whole store of examples. The message says what is wrong with it."""
 
 
 @contextlib.contextmanager
@@ -43,8 +43,8 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ExampleStoreError(
-            f"{path} cannot be written ({error.strerror}). Rows need room on a local disk: free some, or give another "
-            "directory, --config.data.cache=DIR."
+            f"{path} cannot be written ({error.strerror}). Tokenized examples need room on a local disk: free some, or "
+            "give another directory, --config.data.cache=DIR."
         ) from error
 
 
@@ -63,7 +63,7 @@ class _Column:
         self.count += len(values)
 
     def close(self) -> dict[str, Any]:
-        """Ends the file; returns what `rows.json` says of it."""
+        """Ends the file; returns its entry in `examples.json`."""
         with _named(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -93,7 +93,7 @@ class _TextColumns:
 
 
 class _LabelColumn:
-    """Codes in a file; the names they stand for are few and end up in `rows.json`."""
+    """Codes in a file; the few names they stand for are written to `examples.json`."""
 
     def __init__(self, directory: Path, name: str):
         self.codes = _Column(directory / name, "<i4")
@@ -130,22 +130,22 @@ class ExampleStoreWriter:
             column.abandon()
 
     def append(self, part: Tokenized) -> None:
-        """Adds rows, and the rows dropped beside them."""
-        rows, dropped = part.rows, part.dropped
+        """Adds examples, and the rows that were dropped between them."""
+        examples, dropped = part.examples, part.dropped
         self._append_keys(part)
-        self._append_weights(rows.weights)
-        self._columns["offsets"].append(rows.offsets[1:] + self._columns["tokens"].count)
-        self._columns["tokens"].append(rows.tokens)
-        self._columns["lengths"].append(rows.lengths)
-        self._columns["supervised"].append(rows.supervised)
-        self._texts["ids"].append(rows.ids)
-        self._labels["groups"].append(rows.groups)
-        self._labels["sources"].append(rows.sources)
+        self._append_weights(examples.weights)
+        self._columns["offsets"].append(examples.offsets[1:] + self._columns["tokens"].count)
+        self._columns["tokens"].append(examples.tokens)
+        self._columns["lengths"].append(examples.lengths)
+        self._columns["supervised"].append(examples.supervised)
+        self._texts["ids"].append(examples.ids)
+        self._labels["groups"].append(examples.groups)
+        self._labels["sources"].append(examples.sources)
         self._texts["dropped_ids"].append([row.id for row in dropped])
         self._texts["dropped_details"].append([row.detail for row in dropped])
         self._columns["dropped_tokens"].append(dropped_tokens(dropped))
         self._labels["dropped_reasons"].append(Labels.of([row.reason for row in dropped]))
-        self._digest.add(rows)
+        self._digest.add(examples)
         self.counts += part.counts
         self._changed.update(part.changed)
 
@@ -159,26 +159,26 @@ class ExampleStoreWriter:
         self.counts.check(records, self._columns["offsets"].count - 1)
 
     def _append_keys(self, part: Tokenized) -> None:
-        """Adds the keys of records; the numbers of their rows go on from those of the rows before."""
-        before = np.where(part.first_examples >= 0, self.counts.rows, -len(self._texts["dropped_ids"]))
+        """Adds the keys of records; the numbers of their first examples go on from those of earlier parts."""
+        before = np.where(part.first_examples >= 0, self.counts.examples, -len(self._texts["dropped_ids"]))
         self._columns["first_examples"].append(part.first_examples + before)
         for name, file in _KEYS.items():
             self._columns[file].append(getattr(part.keys, name))
         self._template = part.keys.template
 
     def _append_weights(self, weights: np.ndarray) -> None:
-        """A byte a weight as long as all are 0 or 1; from the first other one on, float32."""
+        """One byte for each weight as long as all are 0 or 1; float32 from the first other weight on."""
         column = self._columns["weights"]
         if column.dtype == np.uint8 and not np.isin(weights, (0, 1)).all():
             self._columns["weights"] = column = _in_float32(column)
         column.append(weights)
 
     def finish(self, key: dict[str, Any], notes: Mapping[str, Any]) -> None:
-        """Makes it a store: everything is on disk before `rows.json` is.
+        """Completes the store: everything else is on disk before `examples.json` is.
 
         Args:
-            key: what the rows depend on, for people who look into the file.
-            notes: given back by `open_examples`, as JSON has it.
+            key: what the examples depend on, for people who open the file.
+            notes: returned by `open_examples`, in the types of JSON.
         """
         about = {
             "format": FORMAT,
@@ -237,7 +237,7 @@ def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokeniz
         for name in ("ids", "dropped_ids", "dropped_details")
     }
     labels = {name: Labels(columns[name], tuple(names)) for name, names in about["names"].items()}
-    rows = TokenizedExamples(
+    examples = TokenizedExamples(
         tokens=columns["tokens"],
         weights=columns["weights"],
         offsets=columns["offsets"],
@@ -253,11 +253,11 @@ def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokeniz
     )
     keys = RecordKeys(*(columns[file] for file in _KEYS.values()), PromptTemplate(*about["template"]))
     counts = Counts(**about["counts"])
-    return Tokenized(rows, dropped, counts, about["changed"], about["notes"], keys, columns["first_examples"])
+    return Tokenized(examples, dropped, counts, about["changed"], about["notes"], keys, columns["first_examples"])
 
 
 def read_about(directory: Path) -> dict[str, Any]:
-    """What `rows.json` says.
+    """The content of `examples.json`.
 
     Raises:
         ExampleStoreError: there is none, or it was changed.
@@ -273,7 +273,7 @@ def read_about(directory: Path) -> dict[str, Any]:
 
 
 def _open_column(path: Path, says: dict[str, Any]) -> np.ndarray:
-    """Maps one file, its size and checksum as `rows.json` says."""
+    """Maps one file after comparing its size and checksum with `examples.json`."""
     dtype = np.dtype(says["dtype"])
     expected = says["count"] * dtype.itemsize
     try:

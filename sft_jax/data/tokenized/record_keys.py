@@ -1,7 +1,7 @@
 """Hashes of what records say, by which equal ones are found among millions: copies, contradictions, overlap.
 
-Made of records while they are tokenized (tokenizing.py), kept beside their rows (example_store.py), compared by the checks.
-48 bytes a record stand for texts that memory would not hold.
+Made while records are tokenized (tokenizing/), stored with their examples (example_store.py), compared by the checks.
+48 bytes a record take the place of texts that would not fit into memory.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class RecordKeys:
         contents: prompt and all answers.
         prompts: system turns, tools, and what is asked without the prompt template; 0 where nothing is asked.
         answers: the last answer.
-        mains: what makes it the same as a measured row, `PromptTemplate.main`; 0 where it is empty.
+        mains: the text by which it is compared with measured records, `PromptTemplate.main`; 0 where it is empty.
         questions: what the user said last, without the prompt template; 0 where that is nothing.
         template: what prompts begin and end with.
     """

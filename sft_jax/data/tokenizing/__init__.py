@@ -1,6 +1,6 @@
-"""Tokenizing: records as rows of tokens, a chunk at a time; nothing disappears unnamed.
+"""Tokenizing: records as examples of tokens, a chunk at a time; no record disappears without a reason.
 
-The step between rendering and tokenized rows. Every record ends as rows or as dropped, and the sums are checked.
+The step between rendering and tokenized examples. Every record gives examples or is dropped, and the sums are checked.
 """
 
 import collections
@@ -17,14 +17,14 @@ from sft_jax.data.tokenized import Counts, DroppedRow, Tokenized, TokenizedExamp
 from sft_jax.data.tokenized.record_keys import RecordKeys
 from sft_jax.data.views import NO_TEMPLATE, PromptTemplate, view_of
 
-ROWS_PER_CALL = 256  # records handed to the tokenizer at once: enough to amortise the call, small for progress
+RECORDS_PER_CALL = 256  # records handed to the tokenizer at once: enough to amortise the call, small for progress
 
 
 class NoExamplesError(ValueError):
     """Every row was dropped, so there is nothing to train on. The message lists the reasons.
 
     Attributes:
-        longest: tokens of the longest row that was dropped for its length; 0 where none was.
+        longest: tokens of the longest example that was dropped for its length; 0 where none was.
     """
 
     def __init__(self, message: str, longest: int = 0):
@@ -45,7 +45,7 @@ def tokenize_chunk(
 
     Raises:
         RecordError: the weight of a record is negative or not finite.
-        ValueError: a row is too long, and the masking makes that an error.
+        ValueError: an example is too long, and the masking makes that an error.
         RuntimeError: a record that the renderer fails on.
     """
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
@@ -61,17 +61,17 @@ def tokenize_chunk(
             dropped.append(found)
             dropped_records += 1
             continue
-        for row in found:
-            pairs.append((row.tokens, row.weights * np.float32(record.weight)))
+        for example in found:
+            pairs.append((example.tokens, example.weights * np.float32(record.weight)))
             names.append((record.id, record.group, record.source))
-            changed[row.changed.partition(":")[0]] += bool(row.changed)
+            changed[example.changed.partition(":")[0]] += bool(example.changed)
         kept_records += bool(found)
     ids, groups, sources = zip(*names, strict=True) if names else ((), (), ())
-    rows = TokenizedExamples.from_examples(pairs, ids, groups, sources)
-    counts = Counts(len(records), kept_records, dropped_records, len(rows))
+    examples = TokenizedExamples.from_examples(pairs, ids, groups, sources)
+    counts = Counts(len(records), kept_records, dropped_records, len(examples))
     views = [view_of(record, renderer.tokenizer) for record in records if isinstance(record, Record)]
     return Tokenized(
-        rows,
+        examples,
         dropped,
         counts,
         dict(+changed),
@@ -83,7 +83,7 @@ def tokenize_chunk(
 def _outcomes(
     records: Sequence[Record | DroppedRow], renderer: ConversationRenderer, max_example_tokens: int
 ) -> list[list[RenderedExample] | DroppedRow]:
-    """The rows of each record, or why there are none."""
+    """The examples of each record, or why there are none."""
     outcomes = [record if isinstance(record, DroppedRow) else _weightless(record) for record in records]
     waiting = [record for record, outcome in zip(records, outcomes, strict=True) if outcome is None]
     rendered = iter(zip(waiting, _render(waiting, renderer, max_example_tokens), strict=True))
@@ -153,28 +153,28 @@ def tokenize_records(
     Args:
         records: from `read_records`.
         renderer: the chat template and tokenizer of the model.
-        max_example_tokens: the longest a row may be; the renderer's masking says what becomes of longer ones.
+        max_example_tokens: the longest an example may be; the renderer's masking says what becomes of longer ones.
         progress: called with (records done, records in all) now and then.
 
     Returns:
-        The kept rows in the order of the records, and the dropped rows; together exactly as many as `records`.
+        The examples in the order of the records, and the dropped rows.
 
     Raises:
         NoExamplesError: all rows were dropped.
-        ValueError: a row is too long, and the masking makes that an error.
+        ValueError: an example is too long, and the masking makes that an error.
     """
     parts = []
-    for start in range(0, len(records), ROWS_PER_CALL):
-        chunk = records[start : start + ROWS_PER_CALL]
+    for start in range(0, len(records), RECORDS_PER_CALL):
+        chunk = records[start : start + RECORDS_PER_CALL]
         parts.append(tokenize_chunk(chunk, renderer, max_example_tokens))
         if progress is not None:
             progress(start + len(chunk), len(records))
-    rows = _joined([part.rows for part in parts])
-    sum((part.counts for part in parts), Counts()).check(len(records), len(rows))
+    examples = _joined([part.examples for part in parts])
+    sum((part.counts for part in parts), Counts()).check(len(records), len(examples))
     dropped = [row for part in parts for row in part.dropped]
-    if not len(rows):
+    if not len(examples):
         raise nothing_left(len(records), dropped)
-    return rows, dropped
+    return examples, dropped
 
 
 def _joined(parts: Sequence[TokenizedExamples]) -> TokenizedExamples:
@@ -184,7 +184,7 @@ def _joined(parts: Sequence[TokenizedExamples]) -> TokenizedExamples:
 
 
 def nothing_left(count: int, dropped: Sequence[DroppedRow]) -> NoExamplesError:
-    """The error that says why no row is left."""
+    """The error that says why no example is left."""
     if not count:
         return NoExamplesError("There are no records to train on.")
     lines = [f"All {count} rows were dropped, nothing is left to train on:"]

@@ -1,7 +1,7 @@
-"""From a stream of records of any length to a store of rows, in constant memory.
+"""From a stream of records of any length to a store of examples, in constant memory.
 
-Joins tokenizing, workers.py and the row store: records are taken as they are needed, a chunk at a time, and what
-comes of them is written before the next ones are.
+Joins tokenizing, workers.py and the example store: records are read a chunk at a time, and the examples of a chunk are
+written before the next one is.
 """
 
 import collections
@@ -15,7 +15,7 @@ from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.data.tokenized.example_store import ExampleStoreWriter
-from sft_jax.data.tokenizing import ROWS_PER_CALL, nothing_left
+from sft_jax.data.tokenizing import RECORDS_PER_CALL, nothing_left
 from sft_jax.data.tokenizing.workers import Chunk, tokenized_chunks
 from sft_jax.data.views import TEMPLATE_SAMPLE, PromptTemplate, View, view_of
 
@@ -28,10 +28,10 @@ class Work:
 
     Attributes:
         records: done.
-        tokens: of the rows they became.
+        tokens: of the examples they became.
         seconds: since the first record was read.
         workers: processes that help, beside this one; 0 before they were started.
-        share: of what there is to read, that became these records; None where nobody knows how much there is.
+        share: of all that is to be read, from 0 to 1; None where the total is not known.
     """
 
     records: int
@@ -46,7 +46,7 @@ class Work:
         return f"{records:,.0f} records/s, {tokens:,.0f} tokens/s"
 
 
-def write_rows(
+def write_examples(
     writer: ExampleStoreWriter,
     records: Iterable[Record | DroppedRow],
     renderer: ConversationRenderer,
@@ -55,13 +55,13 @@ def write_rows(
     progress: Callable[[Work], None] | None = None,
     share: Callable[[], float | None] = lambda: None,
 ) -> Work:
-    """Tokenizes records and writes their rows.
+    """Tokenizes records and writes their examples.
 
     Args:
         writer: of the store.
-        records: taken one after the other; rows dropped on the way to here stand among them.
+        records: taken one after the other; rows that cleaning dropped are among them.
         renderer: the chat template and tokenizer of the model.
-        max_example_tokens: the longest a row may be; the renderer's masking says what becomes of longer ones.
+        max_example_tokens: the longest an example may be; the renderer's masking says what becomes of longer ones.
         workers: processes that help where it takes long.
         progress: called now and then, from the time on at which tokenizing begins.
         share: how much of all there is to read has been read, from 0 to 1.
@@ -72,7 +72,7 @@ def write_rows(
     Raises:
         NoExamplesError: there are no records, or all were dropped.
         ValueError: see `tokenize_chunk`.
-        RuntimeError: see `tokenize_chunk`, or rows in are not rows kept and dropped.
+        RuntimeError: see `tokenize_chunk`, or the records read are not those kept and dropped.
     """
     reading = _Reading(records, share)
     few_dropped: list[DroppedRow] = []  # shown where all are
@@ -87,11 +87,11 @@ def write_rows(
     parts = tokenized_chunks(chunks, renderer, max_example_tokens, workers, template=template, on_start=helping.append)
     for part in parts:
         writer.append(part)
-        if not writer.counts.rows:
+        if not writer.counts.examples:
             few_dropped += part.dropped
         report(work(reading.next_share()))
     writer.check(reading.records)
-    if not writer.counts.rows:
+    if not writer.counts.examples:
         raise nothing_left(reading.records, few_dropped)
     return work(share())
 
@@ -116,7 +116,7 @@ class _Reading:
     def _counted(self) -> Iterator[Record | DroppedRow]:
         for record in self._read:
             if not self.records:
-                self._started = time.monotonic()  # steps of cleaning may have looked at all rows before
+                self._started = time.monotonic()  # steps of cleaning may have looked at all records before
             self.records += 1
             yield record
 
@@ -142,7 +142,7 @@ def chunked(records: Iterable[Record | DroppedRow]) -> Iterator[Chunk]:
     for record in records:
         chunk.append(record)
         characters += _characters(record.example) if isinstance(record, Record) else 0
-        if len(chunk) == ROWS_PER_CALL or characters >= _CHUNK_CHARACTERS:
+        if len(chunk) == RECORDS_PER_CALL or characters >= _CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
     if chunk:

@@ -1,4 +1,4 @@
-"""A process that tokenizes for another one: chunks of records in, rows out.
+"""A process that tokenizes for another one: chunks of records in, examples out.
 
     python -m sft_jax.data.tokenizing.worker
 

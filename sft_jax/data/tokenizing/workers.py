@@ -1,7 +1,7 @@
 """Tokenizing with several processes: chunks go out to workers and come back in order.
 
-Serves tokenizing of what is too large for one process (see `tokenized_chunks`). What comes back does not depend on
-the number of workers.
+For data sets that would take one process long (see `tokenized_chunks`). The result does not depend on the number of
+workers.
 """
 
 import collections
@@ -56,7 +56,7 @@ def tokenized_chunks(
     Args:
         chunks: records.
         renderer: the chat template and tokenizer of the model.
-        max_example_tokens: the longest a row may be.
+        max_example_tokens: the longest an example may be.
         workers: how many processes; 0: this one alone.
         alone_seconds: so much is done before workers are started.
         template: of prompts, see `tokenize_chunk`.
@@ -113,7 +113,7 @@ class Workers:
         self._threads.shutdown()
 
     def map(self, chunks: Iterable[Chunk]) -> Iterator[Tokenized]:
-        """The rows of each chunk, in order; no more chunks are taken than the workers keep up with."""
+        """The examples of each chunk, in order; no more chunks are taken than the workers keep up with."""
         pending: collections.deque[concurrent.futures.Future[Tokenized]] = collections.deque()
         for chunk in chunks:
             pending.append(self._threads.submit(self._ask_one, chunk))

@@ -60,7 +60,7 @@ def test_windows_do_not_cross_rows():
     assert pairs.of(2).tolist() == [bc]
     assert pairs.of(3)[:2].tolist() == [ab, bc]
     assert len(set(pairs.hashes.tolist())) == 3
-    assert pairs.rows.tolist() == [0, 0, 2, 3, 3, 3]
+    assert pairs.texts.tolist() == [0, 0, 2, 3, 3, 3]
 
 
 def test_signatures_estimate_the_similarity():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sft_jax.audit.checks.overlap import exact_overlap, loose_overlap, ngram_overlap
-from sft_jax.data.similarity.ngrams import Shared, rows_with_ngrams_of, shared_ngrams
+from sft_jax.data.similarity.ngrams import Shared, shared_ngrams, texts_with_ngrams_of
 
 TRAIN = [("Where is my card?", "card"), ("Is it open?", "hours")]
 COUNTING = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
@@ -68,12 +68,12 @@ def test_shared_ngrams(train, measured, expected):
     assert shared_ngrams(train, ["a b", measured, ""]) == [None, expected, None]
 
 
-def test_training_rows_with_ngrams_of_what_is_measured():
+def test_training_texts_with_ngrams_of_what_is_measured():
     train = ["-", "x " + text(*range(13)), text(*range(12)), text(*range(3, 16)), *["so " + text(*range(9))] * 11]
     measured = ["a b", text(*range(14)), text(*range(1, 16)), text(*range(9))]
-    assert rows_with_ngrams_of(train, measured) == {1: 1, 3: 2}
-    assert rows_with_ngrams_of(train[:5], measured) == {1: 3, 2: 3, 3: 2, 4: 3}  # the 9-gram is rare there
-    assert rows_with_ngrams_of(train, ["a b"]) == rows_with_ngrams_of([], measured) == {}
+    assert texts_with_ngrams_of(train, measured) == {1: 1, 3: 2}
+    assert texts_with_ngrams_of(train[:5], measured) == {1: 3, 2: 3, 3: 2, 4: 3}  # the 9-gram is rare there
+    assert texts_with_ngrams_of(train, ["a b"]) == texts_with_ngrams_of([], measured) == {}
 
 
 def test_ngram_overlap_leaves_out_whole_rows_and_sorts(checked, records):

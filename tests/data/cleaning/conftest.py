@@ -26,7 +26,7 @@ def clean():
         log = log or CleaningLog()
         found = list(Cleaner(steps, context or Context())(lambda: iter(records), log))
         assert [row for row in found if isinstance(row, DroppedRow)] == log.dropped
-        return [row for row in found if isinstance(row, Record)], log
+        return [one for one in found if isinstance(one, Record)], log
 
     return run
 

@@ -1,4 +1,4 @@
-"""Steps that drop rows by their answers."""
+"""Steps that drop records by their answers."""
 
 import pytest
 
@@ -33,9 +33,9 @@ KEPT = [
 
 @pytest.mark.parametrize(("step", "answer"), KEPT)
 def test_kept(record, clean, step, answer):
-    rows = [record(answer)]
-    kept, log = clean(rows, step)
-    assert kept == rows
+    records = [record(answer)]
+    kept, log = clean(records, step)
+    assert kept == records
     assert (log.dropped, dict(log.changes)) == ([], {})
 
 

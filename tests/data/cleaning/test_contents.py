@@ -42,11 +42,11 @@ def test_arguments_only_where_asked():
     }
 
 
-def test_token_rows_have_no_text():
-    row = TokenExample([1, 2], [0.0, 1.0])
-    assert edited(row, str.upper) is row
-    assert final_answers(row) == []
-    assert prompt_of(row) == ()
+def test_token_records_have_no_text():
+    example = TokenExample([1, 2], [0.0, 1.0])
+    assert edited(example, str.upper) is example
+    assert final_answers(example) == []
+    assert prompt_of(example) == ()
 
 
 def test_final_answers():

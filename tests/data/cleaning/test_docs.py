@@ -13,11 +13,11 @@ def test_the_step_that_is_shown(record, clean):
     code = next(
         c for c in re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text(), re.S) if "STEPS[" in c
     )
-    rows = [record("so sorry", name="t:1"), record("sorry-free", name="t:2")]
+    records = [record("so sorry", name="t:1"), record("sorry-free", name="t:2")]
     with mock.patch.dict(cleaning.STEPS):
         exec(compile(code, "extending.md", "exec"), {})
-        kept, log = clean(rows, "drop_answers_with=sorry")
-    assert kept == rows[1:]
+        kept, log = clean(records, "drop_answers_with=sorry")
+    assert kept == records[1:]
     assert log.dropped[0].reason == "drop_answers_with: an answer has an unwanted word"
 
 

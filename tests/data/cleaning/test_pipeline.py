@@ -7,12 +7,17 @@ from sft_jax.data.tokenized import DroppedRow
 
 
 def test_in_order_and_noted(record, clean):
-    rows = [record(" yes ", name="t:1"), record("  ", name="t:2"), record("no", name="t:3"), record("yes", name="t:4")]
+    records = [
+        record(" yes ", name="t:1"),
+        record("  ", name="t:2"),
+        record("no", name="t:3"),
+        record("yes", name="t:4"),
+    ]
     seen = []
     log = CleaningLog(sink=lambda before, noted: seen.append((before, noted)))
-    kept, log = clean(rows, "strip_whitespace", "drop_empty_answers", "drop_exact_duplicates", log=log)
-    assert [(row.id, row.conversation[-1].content) for row in kept] == [("t:1", "yes"), ("t:3", "no")]
-    assert (log.rows, log.kept) == (4, 2)
+    kept, log = clean(records, "strip_whitespace", "drop_empty_answers", "drop_exact_duplicates", log=log)
+    assert [(one.id, one.conversation[-1].content) for one in kept] == [("t:1", "yes"), ("t:3", "no")]
+    assert (log.records, log.kept) == (4, 2)
     assert log.dropped == [
         DroppedRow("t:2", "drop_empty_answers: an answer is empty", "message 1"),
         DroppedRow("t:4", "drop_exact_duplicates: the same as a row before it", "t:1"),
@@ -26,7 +31,7 @@ def test_in_order_and_noted(record, clean):
         ("t:2", DroppedRow),
         ("t:4", DroppedRow),
     ]
-    assert seen[0][0] is rows[0]  # as it came to the step
+    assert seen[0][0] is records[0]  # as it came to the step
 
 
 def test_records_are_streamed(record):
@@ -49,8 +54,8 @@ def test_many_changes_are_counted_and_few_are_kept(record, clean):
 
 
 def test_no_steps(record, clean):
-    rows = [record()]
-    assert clean(rows)[0] == rows
+    records = [record()]
+    assert clean(records)[0] == records
 
 
 BAD = [
@@ -85,9 +90,9 @@ def test_every_step_has_words_for_what_it_does():
     assert all(kind.argument is None or kind.argument.expected for kind in STEPS.values())
 
 
-def test_rows_are_counted(record):
-    """Rows in are rows kept and dropped: an account that does not add up is an error."""
+def test_records_are_counted(record):
+    """The records that come in are those kept and dropped: an account that does not add up is an error."""
     log = CleaningLog()
-    log.rows = 1
-    with pytest.raises(RuntimeError, match="2 rows came to cleaning, 1 were kept and 0 dropped"):
+    log.records = 1
+    with pytest.raises(RuntimeError, match="2 records came to cleaning, 1 were kept and 0 dropped"):
         list(Cleaner(())(lambda: [record()], log))

@@ -23,11 +23,11 @@ def checked_data(records, held_out=()):
 
 
 def test_near_duplicates(record, clean):
-    rows = [record("a", text, f"t:{n}") for n, text in enumerate(TEXTS)]
-    kept, log = clean(rows, "drop_near_duplicates")
-    assert names(kept) == "024"  # in the words that make rows alike, case and punctuation do not count
+    records = [record("a", text, f"t:{n}") for n, text in enumerate(TEXTS)]
+    kept, log = clean(records, "drop_near_duplicates")
+    assert names(kept) == "024"  # in the words that make records alike, case and punctuation do not count
     assert [(row.id, row.detail) for row in log.dropped] == [("t:1", "t:0"), ("t:3", "t:0"), ("t:5", "t:4")]
-    assert near_duplicates(checked_data(rows)) != []
+    assert near_duplicates(checked_data(records)) != []
     assert near_duplicates(checked_data(kept)) == []
 
 
@@ -35,13 +35,13 @@ ASKED = ["Where is it?", "where is it", LONG, f"He said: {LONG}", "Where is it",
 
 
 def test_near_duplicates_of_other_labels_stay(record, clean):
-    """Enough short answers that repeat are labels; then prompts are compared, and rows of one label dropped."""
+    """Enough short answers that repeat are labels; then prompts are compared, and records of one label dropped."""
     other = [f"{letter * 9} is number {n} of the questions" for n, letter in enumerate("bcdefghijklmnopqrstuv")]
-    rows = [record("ab"[n % 2], text, f"t:{n}") for n, text in enumerate(other)]
-    rows += [record("a", LONG, "x:0"), record("b", f"{LONG}?", "x:1"), record("a", LONG.upper(), "x:2")]
-    kept, log = clean(rows, "drop_near_duplicates")
+    records = [record("ab"[n % 2], text, f"t:{n}") for n, text in enumerate(other)]
+    records += [record("a", LONG, "x:0"), record("b", f"{LONG}?", "x:1"), record("a", LONG.upper(), "x:2")]
+    kept, log = clean(records, "drop_near_duplicates")
     assert [(row.id, row.detail) for row in log.dropped] == [("x:2", "x:0")]
-    assert len(kept) == len(rows) - 1
+    assert len(kept) == len(records) - 1
 
 
 OVERLAP = [("exact", "134567"), ("words", "3567"), ("ngrams", "57")]
@@ -50,9 +50,9 @@ OVERLAP = [("exact", "134567"), ("words", "3567"), ("ngrams", "57")]
 @pytest.mark.parametrize(("how", "left"), OVERLAP)
 @pytest.mark.parametrize(("step", "field"), [("held_out", "held_out"), ("benchmark", "benchmarks")])
 def test_overlap(record, clean, how, left, step, field):
-    rows = [record("a", text, f"t:{n}") for n, text in enumerate(ASKED)]
+    records = [record("a", text, f"t:{n}") for n, text in enumerate(ASKED)]
     measured = [record("b", text, f"h:{n}") for n, text in enumerate(["Where is it?", LONG])]
-    kept, log = clean(rows, f"drop_{step}_overlap={how}", context=Context(**{field: measured}))
+    kept, log = clean(records, f"drop_{step}_overlap={how}", context=Context(**{field: measured}))
     assert names(kept) == left
     assert {row.detail for row in log.dropped} == {"h:0", "h:1"}
     checks = {"exact": [exact_overlap], "words": [exact_overlap, loose_overlap]}
@@ -60,20 +60,20 @@ def test_overlap(record, clean, how, left, step, field):
         assert check(checked_data(kept, measured)) == []
 
 
-def test_the_same_rows_twice(record, clean):
-    """axolotl takes rows that are trained on out of the measured ones; here those that are measured are not trained."""
-    rows = [record("a", text, f"t:{n}") for n, text in enumerate(["Who?", "Why?", "Who?"])]
-    kept, log = clean(rows, "drop_held_out_overlap=exact", context=Context(held_out=rows))
+def test_the_same_records_twice(record, clean):
+    """axolotl takes records that are trained on out of the measured ones; here the measured ones are not trained."""
+    records = [record("a", text, f"t:{n}") for n, text in enumerate(["Who?", "Why?", "Who?"])]
+    kept, log = clean(records, "drop_held_out_overlap=exact", context=Context(held_out=records))
     assert kept == []
     assert [row.id for row in log.dropped] == ["t:0", "t:1", "t:2"]
 
 
 def test_nothing_measured(record, clean):
-    rows = [record("a", text, f"t:{n}") for n, text in enumerate(TEXTS)]
-    assert clean(rows, "drop_held_out_overlap", "drop_benchmark_overlap")[0] == rows
+    records = [record("a", text, f"t:{n}") for n, text in enumerate(TEXTS)]
+    assert clean(records, "drop_held_out_overlap", "drop_benchmark_overlap")[0] == records
 
 
 def test_tokens_have_no_text(clean):
-    rows = [Record(f"t:{n}", TokenExample([1, 2], [0.0, 1.0]), {}) for n in range(2)]
-    context = Context(held_out=rows)
-    assert clean(rows, "drop_near_duplicates", "drop_held_out_overlap", context=context)[0] == rows
+    records = [Record(f"t:{n}", TokenExample([1, 2], [0.0, 1.0]), {}) for n in range(2)]
+    context = Context(held_out=records)
+    assert clean(records, "drop_near_duplicates", "drop_held_out_overlap", context=context)[0] == records

@@ -29,7 +29,7 @@ def pack(name, lengths, sequence_length, supervised=None, sequence_targets=None,
     bins = get_packing(name)(
         lengths, supervised, Bounds(sequence_length, sequence_targets or sequence_length, segments)
     )
-    return [rows.tolist() for rows in bins]
+    return [members.tolist() for members in bins]
 
 
 @pytest.mark.parametrize("name", DECREASING)
@@ -37,7 +37,7 @@ def pack(name, lengths, sequence_length, supervised=None, sequence_targets=None,
     ("lengths", "sequence_length", "bins"),
     [
         ([3, 4, 1], 4, [[1], [0, 2]]),  # TRL bfd: [[1,2,3],[4,5,6,7],[8]] -> [[4,5,6,7],[1,2,3,8]]
-        ([4, 2, 4, 1], 4, [[0], [2], [1, 3]]),  # TRL bfd at 4, of rows that are not cut
+        ([4, 2, 4, 1], 4, [[0], [2], [1, 3]]),  # TRL bfd at 4, of examples that are not cut
         ([5, 1, 4, 3], 5, [[0], [2, 1], [3]]),  # TRL bfd_split with nothing to split
         ([2] * 5, 4, [[0, 1], [2, 3], [4]]),
         ([], 4, []),
@@ -57,7 +57,7 @@ def test_best_fit_takes_the_fullest_bin_and_first_fit_the_first():
     ("lengths", "sequence_length", "bins"),
     [
         ([3, 1, 2, 3], 4, [[0, 1], [2], [3]]),
-        # TRL wrapped at 3 cuts [4,5,6,7] and has no bin that is not full; here a row waits for a bin with room.
+        # TRL wrapped at 3 cuts [4,5,6,7] and has no bin that is not full; here an example waits for a bin with room.
         ([3, 3, 1], 3, [[0], [1], [2]]),
         ([1] * 7, 3, [[0, 1, 2], [3, 4, 5], [6]]),
         ([], 3, []),
@@ -70,10 +70,10 @@ def test_sequential(lengths, sequence_length, bins):
 @pytest.mark.parametrize("name", ["best_fit", "first_fit", "sequential"])
 @pytest.mark.parametrize(("length", "bins"), [(2, 84), (5, 200)])
 def test_number_of_bins(name, length, bins):
-    """torchtune: 1000 rows of one length in bins of 25."""
+    """torchtune: 1000 examples of one length in bins of 25."""
     found = pack(name, [length] * 1000, 25)
     assert len(found) == bins
-    assert {len(rows) for rows in found[:-1]} == {25 // length}
+    assert {len(members) for members in found[:-1]} == {25 // length}
 
 
 @pytest.mark.parametrize("name", sorted(PACKINGS))
@@ -84,9 +84,9 @@ def test_number_of_bins(name, length, bins):
         ([4, 2], [3, 0]),
     ],
 )
-def test_rows_are_never_cut(name, lengths, supervised):
-    """On purpose unlike TRL's bfd, bfd_split and wrapped, which cut [1..5] at 4: a row too big is an error."""
-    with pytest.raises(ValueError, match=r"Row 0 has \d (supervised )?tokens, a row of the batch holds"):
+def test_examples_are_never_cut(name, lengths, supervised):
+    """On purpose unlike TRL's bfd, bfd_split and wrapped, which cut [1..5] at 4: an example too big is an error."""
+    with pytest.raises(ValueError, match=r"Example 0 has \d (supervised )?tokens, a sequence holds"):
         pack(name, lengths, 4, supervised, 2)
 
 
@@ -134,7 +134,7 @@ def arrays(drawn):
     packing=st.sampled_from(sorted(PACKINGS)),
     max_segments=st.integers(0, 4),
 )
-def test_every_row_once_and_no_bin_over_a_bound(drawn, extra, extra_targets, epoch, packing, max_segments):
+def test_every_example_once_and_no_bin_over_a_bound(drawn, extra, extra_targets, epoch, packing, max_segments):
     lengths, supervised = arrays(drawn)
     sequence_length, sequence_targets = int(lengths.max()) + extra, max(int(supervised.max()), 1) + extra_targets
     how = {
@@ -146,14 +146,14 @@ def test_every_row_once_and_no_bin_over_a_bound(drawn, extra, extra_targets, epo
     bins = pack_epoch(lengths, supervised, **how, seed=3, epoch=epoch)
     flat = np.concatenate(list(bins)).tolist()
     assert sorted(flat) == list(range(len(lengths)))
-    tokens, targets = (np.array([quantity[rows].sum() for rows in bins]) for quantity in (lengths, supervised))
-    counts = np.array([len(rows) for rows in bins])
+    tokens, targets = (np.array([quantity[members].sum() for members in bins]) for quantity in (lengths, supervised))
+    counts = np.array([len(members) for members in bins])
     assert tokens.max() <= sequence_length
     assert targets.max() <= sequence_targets
     assert max_segments == 0 or counts.max() <= max_segments
     assert bins.sums(lengths).tolist() == tokens.tolist()
     again = pack_epoch(lengths, supervised, **how, seed=3, epoch=epoch)
-    assert [rows.tolist() for rows in bins] == [rows.tolist() for rows in again]
+    assert [members.tolist() for members in bins] == [members.tolist() for members in again]
     if packing == "none":
         assert set(counts) == {1}
     if packing == "sequential":
@@ -167,9 +167,9 @@ def test_every_row_once_and_no_bin_over_a_bound(drawn, extra, extra_targets, epo
 
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 24), min_size=1, max_size=80), cap=st.integers(0, 5))
-def test_best_fit_in_groups_is_best_fit_row_by_row(lengths, cap):
+def test_best_fit_in_groups_is_best_fit_one_example_at_a_time(lengths, cap):
     """The definition: longest first, each into the bin with least room left that has room; among equals the one that
-    may take fewest rows. Groups place many at once; how full the bins are must come out the same.
+    may take fewest examples. Groups place many at once; how full the bins are must come out the same.
     """
     free, rows_left = [], []
     for length in sorted(lengths, reverse=True):
@@ -183,7 +183,7 @@ def test_best_fit_in_groups_is_best_fit_row_by_row(lengths, cap):
         free[chosen] -= length
         rows_left[chosen] -= 1
     found = pack("best_fit", lengths, 24, segments=cap)
-    fill = sorted((sum(lengths[i] for i in rows), len(rows) if cap else 0) for rows in found)
+    fill = sorted((sum(lengths[i] for i in members), len(members) if cap else 0) for members in found)
     assert fill == sorted((24 - f, cap - r if cap else 0) for f, r in zip(free, rows_left, strict=True))
 
 
@@ -191,15 +191,15 @@ def test_best_fit_in_groups_is_best_fit_row_by_row(lengths, cap):
 @given(counts=st.lists(st.integers(0, 4), max_size=12), block=st.integers(1, 9), data=st.data())
 def test_bins_are_a_list_of_arrays(counts, block, data):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bins_module, "BLOCK_ROWS", block)
+        patch.setattr(bins_module, "BLOCK", block)
         _check_bins(counts, data)
 
 
 def _check_bins(counts, data):
-    rows = np.arange(sum(counts)) * 3
-    bins, plain, start = Bins.of_sizes(rows, np.array(counts, np.int64)), [], 0
+    examples = np.arange(sum(counts)) * 3
+    bins, plain, start = Bins.of_sizes(examples, np.array(counts, np.int64)), [], 0
     for count in counts:
-        plain.append(rows[start : start + count].tolist())
+        plain.append(examples[start : start + count].tolist())
         start += count
     as_lists = lambda some: [members.tolist() for members in some]
     assert (len(bins), as_lists(bins)) == (len(plain), plain)
@@ -213,7 +213,7 @@ def _check_bins(counts, data):
     with pytest.raises(IndexError, match=f"of {len(plain)}"):
         bins[len(plain)]
     assert as_lists(Bins.concatenated([bins, bins])) == plain + plain
-    assert bins.sums(np.arange(len(rows) * 3)).tolist() == [sum(members) for members in plain]
+    assert bins.sums(np.arange(len(examples) * 3)).tolist() == [sum(members) for members in plain]
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "first_fit", "none"])
@@ -223,7 +223,7 @@ def test_order_depends_on_seed_and_epoch(packing):
         tuple(
             pack_epoch(
                 lengths, supervised, sequence_length=7, sequence_targets=7, seed=seed, epoch=epoch, packing=packing
-            ).rows.tolist()
+            ).members.tolist()
         )
         for seed in (0, 1)
         for epoch in (0, 1)
@@ -233,12 +233,12 @@ def test_order_depends_on_seed_and_epoch(packing):
 
 @pytest.mark.parametrize("packing", ["best_fit", "first_fit"])
 def test_company_in_a_bin_varies(packing):
-    """Not only the order of the bins: which rows share one differs from epoch to epoch."""
+    """Not only the order of the bins: which examples share one differs from epoch to epoch."""
     lengths, supervised = np.full(50, 3, np.int64), np.ones(50, np.int64)
     company = {
         frozenset(
-            frozenset(rows.tolist())
-            for rows in pack_epoch(
+            frozenset(members.tolist())
+            for members in pack_epoch(
                 lengths, supervised, sequence_length=7, sequence_targets=7, seed=0, epoch=epoch, packing=packing
             )
         )
@@ -267,7 +267,7 @@ def test_order_is_pinned(packing, bins):
         epoch=0,
         packing=packing,
     )
-    assert [rows.tolist() for rows in found] == bins
+    assert [members.tolist() for members in found] == bins
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -282,7 +282,7 @@ def test_supervised_capacity_never_loses_a_token(drawn, extra, quantile, packing
     lengths, supervised = arrays(drawn)
     sequence_length = int(lengths.max()) + extra
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing_module, "_SAMPLE_ROWS", sample)  # many rows: a sample speaks for all but the largest
+        patch.setattr(packing_module, "_SAMPLE", sample)  # many examples: a sample speaks for all but the largest
         capacity = supervised_capacity(lengths, supervised, sequence_length, quantile, packing)
     assert supervised.max() <= capacity <= sequence_length
     assert capacity == sequence_length or (capacity % 8 == 0 and capacity < 0.9 * sequence_length)
@@ -300,8 +300,8 @@ def test_supervised_capacity_never_loses_a_token(drawn, extra, quantile, packing
 @pytest.mark.parametrize(
     ("lengths", "supervised", "quantile", "capacity"),
     [
-        ([50] * 8, [10] * 8, 1.0, 24),  # bins of two rows: 20 targets, up to the next multiple of 8
-        ([100] * 4, [1, 1, 1, 30], 0.5, 32),  # the median is 1, but one row has 30
+        ([50] * 8, [10] * 8, 1.0, 24),  # bins of two examples: 20 targets, up to the next multiple of 8
+        ([100] * 4, [1, 1, 1, 30], 0.5, 32),  # the median is 1, but one example has 30
         ([100] * 4, [99] * 4, 1.0, 100),  # all supervised: every position has its slot
         ([100] * 4, [80] * 4, 1.0, 80),
         ([100] * 4, [85] * 4, 1.0, 88),
@@ -315,35 +315,35 @@ def test_supervised_capacity(lengths, supervised, quantile, capacity):
 
 @pytest.mark.parametrize("name", DECREASING)
 def test_packing_report(name):
-    rows = TokenizedExamples.from_examples(
+    examples = TokenizedExamples.from_examples(
         [(range(n), [0] * (n - k) + [1] * k) for n, k in [(3, 1), (3, 1), (2, 1), (2, 1)]], list("abcd")
     )
-    report = packing_report(rows, sequence_length=10, sequence_targets=2, packing=name)
-    assert (report.rows, report.bins) == (4, 2)
+    report = packing_report(examples, sequence_length=10, sequence_targets=2, packing=name)
+    assert (report.examples, report.bins) == (4, 2)
     assert report.efficiency == 10 / 20
     assert report.target_efficiency == 4 / 4
     assert report.efficiency_without_bound == 10 / 10
 
 
 def test_report_of_several_sources():
-    rows = TokenizedExamples.from_examples(
+    examples = TokenizedExamples.from_examples(
         [(range(n), [0.0] * (n - 1) + [1.0]) for n in (4, 4, 2)], list("abc"), sources=["math", "math", "code"]
     )
     report = packing_report(
-        rows,
+        examples,
         sequence_length=8,
         sequence_targets=8,
         bins=Bins(np.array([0, 2, 2], np.int32), np.array([0, 1, 3])),
         is_epoch=False,
     )
     assert report.sources == {
-        "math": {"rows": 2, "tokens": 8, "share_of_tokens": 0.5},
-        "code": {"rows": 1, "tokens": 2, "share_of_tokens": 0.5},
+        "math": {"examples": 2, "tokens": 8, "share_of_tokens": 0.5},
+        "code": {"examples": 1, "tokens": 2, "share_of_tokens": 0.5},
     }
     assert (report.bins, report.efficiency, report.is_epoch) == (2, 8 / 16, False)
 
 
-def lognormal_rows(count):
+def lognormal_examples(count):
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(5.2, 1, count), 2, 2048).astype(np.int64)
     answers = np.clip(rng.lognormal(4, 0.8, count), 1, 300).astype(np.int64)
@@ -351,8 +351,8 @@ def lognormal_rows(count):
 
 
 @pytest.mark.parametrize(("packing", "efficiency"), [("best_fit", 0.995), ("first_fit", 0.99), ("sequential", 0.84)])
-def test_a_hundred_thousand_rows_pack_well(packing, efficiency):
-    lengths, supervised = lognormal_rows(100_000)
+def test_a_hundred_thousand_examples_pack_well(packing, efficiency):
+    lengths, supervised = lognormal_examples(100_000)
     bins = pack_epoch(
         lengths, supervised, sequence_length=2048, sequence_targets=1248, seed=0, epoch=0, packing=packing
     )
@@ -360,11 +360,11 @@ def test_a_hundred_thousand_rows_pack_well(packing, efficiency):
 
 
 def test_first_fit_over_windows_is_first_fit_of_each():
-    lengths, supervised = lognormal_rows(500)
+    lengths, supervised = lognormal_examples(500)
     bounds = Bounds(2048, 1248)
     whole = packing_module.in_windows(first_fit_decreasing, lengths, supervised, bounds, window_examples=200)
     parts = [
         first_fit_decreasing(lengths[at], supervised[at], bounds).renamed(at)
         for at in np.split(np.arange(500, dtype=np.int32), [200, 400])
     ]
-    assert [rows.tolist() for rows in whole] == [rows.tolist() for rows in itertools.chain(*parts)]
+    assert [members.tolist() for members in whole] == [members.tolist() for members in itertools.chain(*parts)]

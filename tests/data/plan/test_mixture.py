@@ -1,4 +1,4 @@
-"""Mixtures: schedules of weights, whose turn it is, how often a row appears, and that all follows from the position."""
+"""Mixtures: schedules of weights, the order of draws, how often an example appears, and resuming."""
 
 import collections
 import itertools
@@ -16,7 +16,7 @@ from sft_jax.data.tokenized import TokenizedExamples
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """So that many blocks are made of few rows."""
+    """So that many blocks are made of few examples."""
     monkeypatch.setattr(order, "_BLOCK_BINS", 32)
     monkeypatch.setattr(order, "_CHANGING_BLOCK_BINS", 16)
 
@@ -32,17 +32,17 @@ def with_epochs(packing="after", **epochs):
     return Mixture(tuple(Source(name, epochs=times) for name, times in epochs.items()), packing)
 
 
-def make_rows(sizes=SIZES, seed=0):
-    """Row i is "<source>/<i>"; lengths 2 to 12."""
+def make_examples(sizes=SIZES, seed=0):
+    """Example i is "<source>/<i>"; lengths 2 to 12."""
     rng = np.random.default_rng(seed)
     names = [name for name, count in sizes.items() for _ in range(count)]
     pairs = [(range(1, n + 1), [0.0] * (n // 2) + [1.0] * (n - n // 2)) for n in rng.integers(2, 13, len(names))]
     return TokenizedExamples.from_examples(pairs, [f"{n}/{i}" for i, n in enumerate(names)], sources=names)
 
 
-def make_plan(rows, mixture, sequences_per_batch=4, **options):
+def make_plan(examples, mixture, sequences_per_batch=4, **options):
     options = {"sequence_length": 24, "sequence_targets": 12, "seed": 0} | options
-    return PackPlan(rows, sequences_per_batch=sequences_per_batch, mixture=mixture, **options)
+    return PackPlan(examples, sequences_per_batch=sequences_per_batch, mixture=mixture, **options)
 
 
 def stream_of(plan, steps):
@@ -126,16 +126,16 @@ def test_shares_hold_at_any_time(weights, cut):
 
 @pytest.mark.parametrize("packing", sorted(PACKINGS))
 @pytest.mark.parametrize("mixing", PACKING)
-def test_every_row_as_often_as_its_epochs_say(packing, mixing):
-    rows = make_rows()
-    plan = make_plan(rows, with_epochs(mixing, math=1.0, code=3.0, chat=0.4), packing=packing)
+def test_every_example_as_often_as_its_epochs_say(packing, mixing):
+    examples = make_examples()
+    plan = make_plan(examples, with_epochs(mixing, math=1.0, code=3.0, chat=0.4), packing=packing)
     flat, begin = np.concatenate(stream_of(plan, plan.steps_for("epochs", 6))), 0
     seen_of_chat = []
     for epoch in range(5):
         size = 30 + 3 * 17 + 2
         block = flat[begin : begin + size]
         begin += size
-        times = collections.Counter(rows.ids[i] for i in block)
+        times = collections.Counter(examples.ids[i] for i in block)
         assert all(times[f"math/{i}"] == 1 for i in range(30)), epoch
         assert all(times[f"code/{i}"] == 3 for i in range(30, 47)), epoch
         seen_of_chat.append({name for name in times if name.startswith("chat")})
@@ -148,33 +148,33 @@ def test_every_row_as_often_as_its_epochs_say(packing, mixing):
 
 @pytest.mark.parametrize("mixing", PACKING)
 def test_sequential_keeps_the_order_of_each_file_and_spreads_sources_evenly(mixing):
-    rows = make_rows()
-    plan = make_plan(rows, with_epochs(mixing, math=1.0, code=1.0, chat=1.0), packing="sequential")
-    flat = plan.first_block.rows
+    examples = make_examples()
+    plan = make_plan(examples, with_epochs(mixing, math=1.0, code=1.0, chat=1.0), packing="sequential")
+    flat = plan.first_block.members
     for code in range(3):
-        of_source = [row for row in flat if rows.sources.codes[row] == code]
+        of_source = [example for example in flat if examples.sources.codes[example] == code]
         assert of_source == sorted(of_source)
     half = flat[: len(flat) // 2]
-    assert abs(np.count_nonzero(rows.sources.codes[half] == 0) - 15) <= 4
+    assert abs(np.count_nonzero(examples.sources.codes[half] == 0) - 15) <= 4
 
 
 @pytest.mark.parametrize("mixing", PACKING)
-def test_before_mixing_a_row_of_the_batch_has_one_source(mixing):
-    rows = make_rows()
+def test_before_mixing_a_sequence_has_one_source(mixing):
+    examples = make_examples()
     for mixture in (weighted(mixing, math="2", code="1", chat="1"), with_epochs(mixing, math=1.0, code=2.0, chat=9.0)):
-        bins = stream_of(make_plan(rows, mixture), 15)
-        mixed = [len(set(rows.sources.codes[members])) > 1 for members in bins]
+        bins = stream_of(make_plan(examples, mixture), 15)
+        mixed = [len(set(examples.sources.codes[members])) > 1 for members in bins]
         assert any(mixed) == (mixing == "after")
 
 
 @pytest.mark.parametrize("mixing", PACKING)
 def test_weights_are_shares_of_what_is_drawn(mixing):
-    """Before mixing of bins, at any bin; after it of rows, at the end of each block, which is packed as one."""
-    rows = make_rows()
-    plan = make_plan(rows, weighted(mixing, math="1", code="2", chat="1"))
+    """Before mixing of bins, at any bin; after it of examples, at the end of each block, which is packed as one."""
+    examples = make_examples()
+    plan = make_plan(examples, weighted(mixing, math="1", code="2", chat="1"))
     drawn = stream_of(plan, 50)
     firsts = np.concatenate([members[:1] if mixing == "before" else members for members in drawn])
-    counts = np.cumsum(np.eye(3)[rows.sources.codes[firsts]], axis=0)
+    counts = np.cumsum(np.eye(3)[examples.sources.codes[firsts]], axis=0)
     expected = np.outer(np.arange(1, len(firsts) + 1), [0.25, 0.5, 0.25])
     off = np.abs(counts - expected).max(axis=1)
     if mixing == "after":
@@ -186,25 +186,25 @@ def test_weights_are_shares_of_what_is_drawn(mixing):
 @pytest.mark.parametrize("mixing", PACKING)
 @pytest.mark.parametrize("replacement", [False, True])
 def test_passes_with_and_without_replacement(mixing, replacement):
-    rows = make_rows()
+    examples = make_examples()
     sources = tuple(Source(name, Schedule.parse("1"), replacement=replacement) for name in SIZES)
-    plan = make_plan(rows, Mixture(sources, mixing), sequences_per_batch=1)
+    plan = make_plan(examples, Mixture(sources, mixing), sequences_per_batch=1)
     flat = np.concatenate(stream_of(plan, 300))
-    of_chat = [row for row in flat if rows.sources.codes[row] == 2]
-    times = np.bincount(of_chat, minlength=len(rows))[47:]
+    of_chat = [example for example in flat if examples.sources.codes[example] == 2]
+    times = np.bincount(of_chat, minlength=len(examples))[47:]
     if replacement:
         assert times.max() - times.min() > 3  # independent draws: uneven
         assert times.min() > 0.5 * times.mean()
     else:
-        assert times.max() - times.min() <= (1 if mixing == "before" else 5)  # all rows once before any twice
+        assert times.max() - times.min() <= (1 if mixing == "before" else 5)  # all examples once before any twice
 
 
 @pytest.mark.parametrize("mixing", PACKING)
 def test_weights_change_by_step(mixing):
     """All of math at first, all of code from step 80 on, half and half between."""
-    rows = make_rows()
-    plan = make_plan(rows, weighted(mixing, math="20: 1, 80: 0", code="20: 0, 80: 1"), sequences_per_batch=8)
-    codes = [rows.sources.codes[np.concatenate(plan.batch_bins(step))] for step in range(100)]
+    examples = make_examples()
+    plan = make_plan(examples, weighted(mixing, math="20: 1, 80: 0", code="20: 0, 80: 1"), sequences_per_batch=8)
+    codes = [examples.sources.codes[np.concatenate(plan.batch_bins(step))] for step in range(100)]
     share = lambda a, b: np.concatenate(codes[a:b]).mean()
     slack = 0.03 if mixing == "before" else 0.08
     assert share(0, 15) == 0
@@ -224,18 +224,20 @@ def position_cases():
 @pytest.mark.parametrize("packing", ["best_fit", "sequential"])
 def test_everything_follows_from_the_position(mixture, packing):
     """A plan that jumps says what one that walked says; counters follow, of all and by source."""
-    rows, names = make_rows(), list(SIZES)
-    walking, jumping = (make_plan(rows, mixture, packing=packing) for _ in range(2))
+    examples, names = make_examples(), list(SIZES)
+    walking, jumping = (make_plan(examples, mixture, packing=packing) for _ in range(2))
     seen = [walking.batch_bins(step) for step in range(40)]
-    lengths = rows.lengths
+    lengths = examples.lengths
     for step in (33, 2, 39, 20):
         assert [b.tolist() for b in jumping.batch_bins(step)] == [b.tolist() for b in seen[step]]
         flat = np.concatenate([np.zeros(0, np.int64), *itertools.chain(*seen[:step])])
         assert jumping.cumulative_counts(step)["examples"] == len(flat)
         assert jumping.cumulative_counts(step)["tokens"] == lengths[flat].sum()
-        by_source = {name: int(lengths[flat][rows.sources.codes[flat] == i].sum()) for i, name in enumerate(names)}
+        by_source = {name: int(lengths[flat][examples.sources.codes[flat] == i].sum()) for i, name in enumerate(names)}
         assert jumping.tokens_by_source(step) == by_source
-        passes = {name: np.count_nonzero(rows.sources.codes[flat] == i) / SIZES[name] for i, name in enumerate(names)}
+        passes = {
+            name: np.count_nonzero(examples.sources.codes[flat] == i) / SIZES[name] for i, name in enumerate(names)
+        }
         assert jumping.epochs_by_source(step) == pytest.approx(passes)
     for unit in ("examples", "tokens"):
         steps = jumping.steps_for(unit, 300)
@@ -243,9 +245,9 @@ def test_everything_follows_from_the_position(mixture, packing):
 
 
 def test_seeds_differ_and_blocks_that_were_forgotten_come_back():
-    rows = make_rows()
+    examples = make_examples()
     mixture = weighted(math="1", code="1", chat="1")
-    plan, other = make_plan(rows, mixture), make_plan(rows, mixture, seed=1)
+    plan, other = make_plan(examples, mixture), make_plan(examples, mixture, seed=1)
     first = plan.example_ids(0)
     assert other.example_ids(0) != first
     plan.example_ids(300)
@@ -253,16 +255,18 @@ def test_seeds_differ_and_blocks_that_were_forgotten_come_back():
 
 
 def test_a_weighted_mixture_has_no_epochs():
-    plan = make_plan(make_rows(), weighted(math="1", code="1", chat="1"))
+    plan = make_plan(make_examples(), weighted(math="1", code="1", chat="1"))
     assert not plan.has_epochs
     for ask in (lambda: plan.steps_for("epochs", 2), lambda: plan.epochs_at(3), lambda: plan.steps_per_epoch):
         with pytest.raises(ValueError, match="no epochs; give steps, examples or tokens"):
             ask()
 
 
-def test_an_epoch_without_rows_is_refused():
-    with pytest.raises(ValueError, match=r"An epoch of the mixture has not one row \(math\.epochs=0\.01 of 12 rows\)"):
-        make_plan(make_rows({"math": 12}), with_epochs(math=0.01))
+def test_an_epoch_without_examples_is_refused():
+    with pytest.raises(
+        ValueError, match=r"An epoch of the mixture has no example \(math\.epochs=0\.01 of 12 examples\)"
+    ):
+        make_plan(make_examples({"math": 12}), with_epochs(math=0.01))
 
 
 @pytest.mark.parametrize("mixing", PACKING)
@@ -274,15 +278,15 @@ def test_a_pass_is_shuffled_once_however_many_blocks_it_takes(monkeypatch, mixin
         return permutation(count, *key)
 
     monkeypatch.setattr(order, "permutation", counted)
-    plan = make_plan(make_rows({"math": 200, "code": 300}), weighted(mixing, math="1", code="1"))
+    plan = make_plan(make_examples({"math": 200, "code": 300}), weighted(mixing, math="1", code="1"))
     plan.batch_bins(40)
     assert {count for count, _ in shuffled} >= {200, 300}
     assert max(shuffled.values()) == 1
 
 
-def test_a_source_without_rows_is_named():
-    with pytest.raises(ValueError, match="The source 'poems' has no rows left"):
-        make_plan(make_rows(), weighted(math="1", poems="1"))
+def test_a_source_without_examples_is_named():
+    with pytest.raises(ValueError, match="The source 'poems' has no examples left"):
+        make_plan(make_examples(), weighted(math="1", poems="1"))
 
 
 @pytest.mark.parametrize("mixing", PACKING)
@@ -290,9 +294,9 @@ def test_capacity_is_that_of_what_is_drawn(mixing):
     """Of math only the last token is trained, of code nearly all: shares decide how many slots a bin needs."""
     pairs = [(range(10), [0.0] * 9 + [1.0])] * 40 + [(range(10), [0.0] * 5 + [1.0] * 5)] * 40
     names = ["math"] * 40 + ["code"] * 40
-    rows = TokenizedExamples.from_examples(pairs, [str(i) for i in range(80)], sources=names)
-    much_math = mixture_capacity(rows, weighted(mixing, math="30", code="1"), 100, 0.5)
-    much_code = mixture_capacity(rows, weighted(mixing, math="1", code="30"), 100, 0.5)
+    examples = TokenizedExamples.from_examples(pairs, [str(i) for i in range(80)], sources=names)
+    much_math = mixture_capacity(examples, weighted(mixing, math="30", code="1"), 100, 0.5)
+    much_code = mixture_capacity(examples, weighted(mixing, math="1", code="30"), 100, 0.5)
     assert (much_math, much_code) == (16, 56)
 
 
@@ -308,5 +312,7 @@ def test_capacity_is_that_of_what_is_drawn(mixing):
 def test_capacity_is_enough_for_every_stretch_of_weights(mixing, weights):
     """Bins of code alone, or nearly, need 50 of 100 slots, whenever they are drawn."""
     pairs = [(range(10), [0.0] * 9 + [1.0])] * 40 + [(range(10), [0.0] * 5 + [1.0] * 5)] * 40
-    rows = TokenizedExamples.from_examples(pairs, [str(i) for i in range(80)], sources=["math"] * 40 + ["code"] * 40)
-    assert mixture_capacity(rows, weighted(mixing, **weights), 100, 0.5) == 56
+    examples = TokenizedExamples.from_examples(
+        pairs, [str(i) for i in range(80)], sources=["math"] * 40 + ["code"] * 40
+    )
+    assert mixture_capacity(examples, weighted(mixing, **weights), 100, 0.5) == 56

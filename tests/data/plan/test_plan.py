@@ -1,4 +1,4 @@
-"""The endless stream of bins: every row once an epoch, epochs that roll over, positions and durations."""
+"""The endless stream of bins: every example once an epoch, epochs that roll over, positions and durations."""
 
 import threading
 
@@ -20,7 +20,7 @@ def few_bins_counted_together():
         yield
 
 
-def make_rows(lengths):
+def make_examples(lengths):
     return TokenizedExamples.from_examples(
         [(range(1, n + 1), [i % 3 == 1 for i in range(n)]) for n in lengths], [f"r{i}" for i in range(len(lengths))]
     )
@@ -28,7 +28,7 @@ def make_rows(lengths):
 
 def make_plan(lengths, sequences_per_batch=4, seed=0, **options):
     options = {"sequence_length": 24, "sequence_targets": 8, **options}
-    return PackPlan(make_rows(lengths), sequences_per_batch=sequences_per_batch, seed=seed, **options)
+    return PackPlan(make_examples(lengths), sequences_per_batch=sequences_per_batch, seed=seed, **options)
 
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=40)
@@ -36,10 +36,10 @@ LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths=LENGTHS, sequences_per_batch=st.integers(1, 7), packing=st.sampled_from(sorted(PACKINGS)))
-def test_every_row_exactly_once_an_epoch_and_batches_roll_over(lengths, sequences_per_batch, packing):
+def test_every_example_exactly_once_an_epoch_and_batches_roll_over(lengths, sequences_per_batch, packing):
     plan = make_plan(lengths, sequences_per_batch, packing=packing)
     steps = plan.steps_for("epochs", 3) + 1
-    stream = [rows for step in range(steps) for rows in plan.batch_bins(step)]
+    stream = [members for step in range(steps) for members in plan.batch_bins(step)]
     assert len(stream) == steps * sequences_per_batch  # every batch is full: the last of an epoch rolls over
     flat = np.concatenate(stream).tolist()
     for epoch in range(3):
@@ -55,13 +55,13 @@ def test_any_position_in_any_order(lengths, sequences_per_batch, steps):
     """A plan that jumps (a resumed run) says what a plan that walked said; counters follow from the position."""
     walking, jumping = make_plan(lengths, sequences_per_batch), make_plan(lengths, sequences_per_batch)
     sizes = np.array(lengths)
-    supervised = make_rows(lengths).supervised
+    supervised = make_examples(lengths).supervised
     seen = [walking.batch_bins(step) for step in range(max(steps) + 1)]
     counts = [walking.counts(step) for step in range(max(steps) + 1)]
     for step in steps:
         assert [b.tolist() for b in jumping.batch_bins(step)] == [b.tolist() for b in seen[step]]
         flat = np.concatenate(seen[step])
-        assert jumping.example_ids(step) == [f"r{row}" for row in flat]
+        assert jumping.example_ids(step) == [f"r{example}" for example in flat]
         counted = {"examples": len(flat), "tokens": sizes[flat].sum(), "supervised_tokens": supervised[flat].sum()}
         assert jumping.counts(step) == counted
         before = {name: sum(count[name] for count in counts[:step]) for name in counted}
@@ -83,7 +83,7 @@ def test_steps_for_is_the_smallest_that_reaches(lengths, sequences_per_batch, un
 
 
 def test_durations_by_hand():
-    """Ten rows of 12 tokens, two in a bin: 5 bins an epoch, 2 a batch."""
+    """Ten examples of 12 tokens, two in a bin: 5 bins an epoch, 2 a batch."""
     plan = make_plan([12] * 10, sequences_per_batch=2)
     assert plan.steps_per_epoch == 2.5
     table = [
@@ -109,7 +109,7 @@ def test_epochs_differ_and_seeds_differ():
 
 
 def test_counters_do_not_wait_for_an_epoch_that_is_packed_ahead(monkeypatch):
-    """Packing a million rows takes a while; the loader does it ahead, and the loop goes on."""
+    """Packing a million examples takes a while; the loader does it ahead, and the loop goes on."""
     plan = make_plan([5] * 40)
     packing, go_on, pack = threading.Event(), threading.Event(), order.pack_epoch
 
@@ -142,9 +142,9 @@ def test_forgotten_epochs_come_back_the_same():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: make_plan([]), "no rows"),
+        (lambda: make_plan([]), "no examples"),
         (lambda: make_plan([3], 0), "sequences_per_batch must be at least 1"),
-        (lambda: make_plan([25]), "Row 0 has 25 tokens"),
+        (lambda: make_plan([25]), "Example 0 has 25 tokens"),
         (lambda: make_plan([3]).steps_for("minutes", 3), "Unknown unit of duration 'minutes'"),
         (lambda: make_plan([3]).steps_for("steps", -1), "not negative"),
         (lambda: make_plan([3]).batch_bins(-1), "cannot be negative"),

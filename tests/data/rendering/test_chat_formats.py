@@ -30,13 +30,13 @@ CASES = {
 EXPAND = Masking(history="expand")
 
 
-def trained_text(row):
+def trained_text(example):
     """The text of the trained tokens."""
     characters = set()
-    for (start, end), weight in zip(row.offsets.tolist(), row.weights.tolist(), strict=True):
+    for (start, end), weight in zip(example.offsets.tolist(), example.weights.tolist(), strict=True):
         if weight:
             characters.update(range(start, end))
-    return "".join(row.text[at] for at in sorted(characters))
+    return "".join(example.text[at] for at in sorted(characters))
 
 
 def call_of(chat_format):
@@ -64,16 +64,16 @@ def test_every_answer_with_its_end_and_nothing_else(name, eos, case):
     """open-instruct's sweep; and the text is transformers' rendering byte for byte, begun once."""
     chat_format, chat = FORMATS[name], CASES[case]
     tokenizer = chat_format.tokenizer(eos)
-    (rows,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([chat])
+    (examples,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([chat])
     if case in chat_format.refuses:
-        assert isinstance(rows, ExampleError)
-        assert chat_format.refuses[case] in str(rows)
+        assert isinstance(examples, ExampleError)
+        assert chat_format.refuses[case] in str(examples)
         return
-    assert not isinstance(rows, ExampleError), rows
-    text = "".join(trained_text(row) for row in rows)
+    assert not isinstance(examples, ExampleError), examples
+    text = "".join(trained_text(example) for example in examples)
     assert text == expected_text(chat_format, chat, eos or chat_format.native_end)
-    assert rows[-1].text == with_beginning(chat_format, theirs(tokenizer, chat))
-    assert rows[-1].tokens.tolist() == tokenizer(rows[-1].text, add_special_tokens=False)["input_ids"]
+    assert examples[-1].text == with_beginning(chat_format, theirs(tokenizer, chat))
+    assert examples[-1].tokens.tolist() == tokenizer(examples[-1].text, add_special_tokens=False)["input_ids"]
 
 
 def theirs(tokenizer, chat, text_arguments=False, **options):
@@ -113,8 +113,8 @@ def with_beginning(chat_format, text):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_rows_are_refused_or_expanded_where_history_is_rewritten(name):
-    """By default such rows are refused; and rows whose history is not rewritten are not expanded."""
+def test_examples_are_refused_or_expanded_where_history_is_rewritten(name):
+    """By default such examples are refused; and examples whose history is not rewritten are not expanded."""
     rewritten, chat = name == "Qwen 3", CASES["alternating"]
     tokenizer = FORMATS[name].tokenizer()
     (refused,) = ConversationRenderer(tokenizer).render_many([chat])
@@ -128,7 +128,7 @@ def test_rows_are_refused_or_expanded_where_history_is_rewritten(name):
 
 
 def test_advice_names_no_flag_that_was_given():
-    """Where a row of its own was tried, or would not do, it is not advised."""
+    """Where an example of its own was tried, or would not do, it is not advised."""
     tokenizer = FORMATS["Qwen 3"].tokenizer()
     split = Chat((ASK, CALL, CALL, RESULT, TWO), (TOOL,))
     refused, expanded = (
@@ -187,35 +187,38 @@ def test_reasoning_is_trained_once_where_the_model_sees_it(message):
     """Qwen 3: reasoning of earlier turns is removed; each turn is trained with its own, after what inference shows."""
     tokenizer = FORMATS["Qwen 3"].tokenizer()
     chat = Chat((ASK, message, AGAIN, message, ASK, message._replace(weight=0.0)))
-    (rows,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([chat])
-    assert [trained_text(row) for row in rows] == ["<think>\nREASON\n</think>\n\nANSWER<|im_end|>"] * 2
-    assert rows[1].text == (
+    (examples,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([chat])
+    assert [trained_text(example) for example in examples] == ["<think>\nREASON\n</think>\n\nANSWER<|im_end|>"] * 2
+    assert examples[1].text == (
         "<|im_start|>user\nUSERONE<|im_end|>\n<|im_start|>assistant\nANSWER<|im_end|>\n"
         "<|im_start|>user\nUSERTWO<|im_end|>\n"
         "<|im_start|>assistant\n<think>\nREASON\n</think>\n\nANSWER<|im_end|>\n"
     )
 
 
-def test_turns_of_one_question_stay_in_one_row():
-    """Qwen 3 keeps the reasoning of calls until the next question: two rows for three trained turns."""
+def test_turns_of_one_question_stay_in_one_example():
+    """Qwen 3 keeps the reasoning of calls until the next question: two examples for three trained turns."""
     call = CALL._replace(reasoning="REASON")
     chat = Chat((ASK, call, RESULT, REASONED, AGAIN, REASONED), (TOOL,))
-    (rows,) = ConversationRenderer(FORMATS["Qwen 3"].tokenizer(), masking=EXPAND).render_many([chat])
-    assert [trained_text(row).count("<|im_end|>") for row in rows] == [2, 1]
-    assert [sorted({row.role(token) for token in range(len(row.tokens)) if row.weights[token]}) for row in rows] == [
+    (examples,) = ConversationRenderer(FORMATS["Qwen 3"].tokenizer(), masking=EXPAND).render_many([chat])
+    assert [trained_text(example).count("<|im_end|>") for example in examples] == [2, 1]
+    assert [
+        sorted({example.role(token) for token in range(len(example.tokens)) if example.weights[token]})
+        for example in examples
+    ] == [
         ["assistant"],
         ["assistant"],
     ]
 
 
 def test_tools_that_stand_before_the_last_question():
-    """Mistral: the definitions move to each new question; a row for each of them."""
-    (rows,) = ConversationRenderer(FORMATS["Mistral Nemo"].tokenizer(), masking=EXPAND).render_many(
+    """Mistral: the definitions move to each new question; an example for each of them."""
+    (examples,) = ConversationRenderer(FORMATS["Mistral Nemo"].tokenizer(), masking=EXPAND).render_many(
         [Chat((ASK, ONE, AGAIN, CALL, RESULT, TWO), (TOOL,))]
     )
-    assert [trained_text(row).count("</s>") for row in rows] == [1, 2]
-    assert rows[0].text.startswith("<s>[AVAILABLE_TOOLS][")
-    assert rows[1].text.startswith("<s>[INST]USERONE[/INST]ASSISTONE</s>[AVAILABLE_TOOLS][")
+    assert [trained_text(example).count("</s>") for example in examples] == [1, 2]
+    assert examples[0].text.startswith("<s>[AVAILABLE_TOOLS][")
+    assert examples[1].text.startswith("<s>[INST]USERONE[/INST]ASSISTONE</s>[AVAILABLE_TOOLS][")
 
 
 AGAIN_CALL = CALL._replace(tool_calls=(ToolCall("f", {}, "call00002"),))
@@ -243,7 +246,7 @@ def test_oddities_of_published_templates_are_refused(_, name, chat, words):
     assert words in str(found)
 
 
-def test_only_the_last_turn_needs_no_other_row():
+def test_only_the_last_turn_needs_no_other_example():
     renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer(), masking=Masking(train_on="last"))
     assert trained_text(renderer.render((ASK, REASONED, AGAIN, REASONED))).startswith("<think>\nREASON\n")
 
@@ -262,8 +265,8 @@ def test_reasoning_that_a_template_takes_out_of_an_answer_is_not_lost(said):
     renderer = ConversationRenderer(FORMATS["DeepSeek R1"].tokenizer())
     with pytest.raises(ExampleError, match="leaves out part of an answer: message 1: content"):
         renderer.render((ASK, Message("assistant", said)))
-    row = renderer.render((ASK, Message("assistant", said, weight=0.0), AGAIN, TWO))
-    assert trained_text(row).startswith("ASSISTTWO")
+    example = renderer.render((ASK, Message("assistant", said, weight=0.0), AGAIN, TWO))
+    assert trained_text(example).startswith("ASSISTTWO")
 
 
 def test_prompt_that_opens_reasoning_trains_behind_it():
@@ -284,14 +287,14 @@ def test_calls_without_definitions_and_their_prompts(name):
     tokenizer = chat_format.tokenizer()
     renderer = ConversationRenderer(tokenizer)
     chat = Chat((ASK, call_of(chat_format), RESULT, TWO))
-    row = renderer.render(chat.messages)
-    assert trained_text(row) == expected_text(chat_format, chat, chat_format.native_end)
+    example = renderer.render(chat.messages)
+    assert trained_text(example) == expected_text(chat_format, chat, chat_format.native_end)
     assert tokenizer.convert_tokens_to_ids(chat_format.ending(chat_format.native_end)) in renderer.stop_ids
     for number in (1, 3):
         prompt = renderer.render_prompt(chat.messages[:number])
-        assert row.tokens[: len(prompt)].tolist() == prompt.tolist()
-        assert row.weights[len(prompt)] == 1
-        assert row.messages[len(prompt)] == number
+        assert example.tokens[: len(prompt)].tolist() == prompt.tolist()
+        assert example.weights[len(prompt)] == 1
+        assert example.messages[len(prompt)] == number
 
 
 @pytest.mark.parametrize("place", ["user", "tool", "argument", "definition"])
@@ -301,7 +304,7 @@ def test_special_tokens_are_text_wherever_they_are_spelt(name, place):
     chat_format = FORMATS[name]
     tokenizer = chat_format.tokenizer()
     end = chat_format.ending(chat_format.native_end)
-    rows = []
+    examples = []
     for text in (end, "x" * len(end)):
         call = call_of(chat_format)._replace(
             tool_calls=(ToolCall("f", {"city": text if place == "argument" else "c"}, "call00001"),)
@@ -310,11 +313,11 @@ def test_special_tokens_are_text_wherever_they_are_spelt(name, place):
         tool = {"type": "function", "function": {"name": "f", "description": text if place == "definition" else "d"}}
         turns = (Message("user", user), call, RESULT._replace(content=result), TWO)
         tools = () if name == "DeepSeek R1" else (tool,)
-        rows.append(ConversationRenderer(tokenizer).render(turns, tools))
+        examples.append(ConversationRenderer(tokenizer).render(turns, tools))
     special = tokenizer.convert_tokens_to_ids(list(chat_format.special))
-    counts = [[row.tokens.tolist().count(token) for token in special] for row in rows]
+    counts = [[example.tokens.tolist().count(token) for token in special] for example in examples]
     assert counts[0] == counts[1]
-    assert rows[0].text.replace(end, "x" * len(end)) == rows[1].text.replace(end, "x" * len(end))
+    assert examples[0].text.replace(end, "x" * len(end)) == examples[1].text.replace(end, "x" * len(end))
 
 
 def test_names_that_spell_special_tokens_are_refused():
@@ -339,8 +342,8 @@ def test_arguments_of_all_kinds(arguments, content):
     call = Message("assistant", content, tool_calls=(ToolCall("f", arguments), ToolCall("f", {"x": "y"})))
     for name, reasoning in (("Qwen 2.5", ""), ("Qwen 3", "REASON")):
         turns = (ASK, call._replace(reasoning=reasoning), RESULT, RESULT, TWO)
-        row = ConversationRenderer(FORMATS[name].tokenizer()).render(turns, (TOOL,))
-        first, second = trained_text(row).split(IM_END)[:2]
+        example = ConversationRenderer(FORMATS[name].tokenizer()).render(turns, (TOOL,))
+        first, second = trained_text(example).split(IM_END)[:2]
         assert first.count("<tool_call>") == 2
         assert content in first
         assert "ASSISTTWO" in second
@@ -349,11 +352,11 @@ def test_arguments_of_all_kinds(arguments, content):
 
 def test_messages_of_tokens():
     """Every token has its message: text with marks of -1 is the template's own beginning alone."""
-    row = ConversationRenderer(FORMATS["Llama 3.1"].tokenizer()).render(CASES["tools"].messages)
+    example = ConversationRenderer(FORMATS["Llama 3.1"].tokenizer()).render(CASES["tools"].messages)
     texts = {
-        number: "".join(row.text[slice(*offset)] for offset, _ in group)
+        number: "".join(example.text[slice(*offset)] for offset, _ in group)
         for number, group in itertools.groupby(
-            zip(row.offsets.tolist(), row.messages.tolist(), strict=True), key=lambda pair: pair[1]
+            zip(example.offsets.tolist(), example.messages.tolist(), strict=True), key=lambda pair: pair[1]
         )
     }
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
@@ -381,7 +384,7 @@ def test_any_text_comes_through_or_is_refused(name, question, answer, argument, 
         assert "leaves out part of an answer" in str(found) or "another history" in str(found)
         return
     special = tokenizer.convert_tokens_to_ids([*FORMATS[name].special, IM_END])
-    counts = [[row.tokens.tolist().count(token) for token in special] for row in (harmless[0], found[0])]
+    counts = [[example.tokens.tolist().count(token) for token in special] for example in (harmless[0], found[0])]
     assert counts[0] == counts[1]
     text = trained_text(found[0])
     assert answer.strip() in text or "<think>" in answer or "</think>" in answer

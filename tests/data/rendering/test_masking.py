@@ -1,4 +1,4 @@
-"""What is trained, by config: roles, ends of turns, weights, ranges of characters, rows that are too long."""
+"""What is trained, by config: roles, ends of turns, weights, ranges of characters, examples that are too long."""
 
 import numpy as np
 import pytest
@@ -35,18 +35,22 @@ def test_an_end_token_that_the_tokenizer_does_not_have(byte_tokenizer):
     (flag,) = flags_in(str(error))
     ends = TEXT_ENDS[reading_by(flag).text_end]
     for text, count in (("text", 4), ("text<|end|>", 5)):
-        ((row,),) = renderer.render_many([Segments((Segment(text, 1.0),), ends=ends)])
-        assert (row.text, len(row.tokens), row.weights.sum()) == (text, count, count - 1)  # the first is no target
+        ((example,),) = renderer.render_many([Segments((Segment(text, 1.0),), ends=ends)])
+        assert (example.text, len(example.tokens), example.weights.sum()) == (
+            text,
+            count,
+            count - 1,
+        )  # the first is no target
 
 
 def test_the_end_token_weighs_as_the_last_segment(chatml_tokenizer):
     renderer = ConversationRenderer(chatml_tokenizer)
     for weights in ([0.0, 0.5], [0.5, 0.0]):
         parts = tuple(Segment(text, weight) for text, weight in zip(("ab", "cd"), weights, strict=True))
-        ((row,),) = renderer.render_many([Segments(parts, ends=True)])
-        assert row.text == "abcd<|im_end|>"
-        assert row.weights[-1] == weights[1]
-        assert row.messages[-1] == 1
+        ((example,),) = renderer.render_many([Segments(parts, ends=True)])
+        assert example.text == "abcd<|im_end|>"
+        assert example.weights[-1] == weights[1]
+        assert example.messages[-1] == 1
 
 
 @pytest.fixture
@@ -104,8 +108,8 @@ def test_whole_turns_are_trained_or_not(chatml_tokenizer, _, train_on, expected)
     """torchtune's masking strategies; a system message before them is never trained."""
     renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(train_on=train_on))
     for turns, trained in ((TURNS[1:], expected), (TURNS, [0, *expected]), (TURNS[:3], [0, *expected[2:]])):
-        row = renderer.render(turns)
-        assert [int(row.weights[row.messages == number].any()) for number in range(len(turns))] == trained
+        example = renderer.render(turns)
+        assert [int(example.weights[example.messages == number].any()) for number in range(len(turns))] == trained
 
 
 @pytest.mark.parametrize(  # "" among them: axolotl's empty roles_to_train trains nothing and says nothing
@@ -123,22 +127,22 @@ def test_roles_that_do_not_occur_train_nothing(chatml_tokenizer):
         renderer.render(TURNS)
 
 
-def weights_of(renderer, row):
+def weights_of(renderer, example):
     """(text, weight) runs."""
     runs = []
-    for (start, end), weight in zip(row.offsets.tolist(), row.weights.tolist(), strict=True):
+    for (start, end), weight in zip(example.offsets.tolist(), example.weights.tolist(), strict=True):
         if runs and runs[-1][1] == weight:
-            runs[-1][0] += row.text[start:end]
+            runs[-1][0] += example.text[start:end]
         else:
-            runs.append([row.text[start:end], weight])
+            runs.append([example.text[start:end], weight])
     return [(text, weight) for text, weight in runs if weight]
 
 
 def test_weights_of_messages(chatml_tokenizer):
     renderer = ConversationRenderer(chatml_tokenizer)
     turns = (HELLO, THERE._replace(weight=0.5), HOW, WELL._replace(weight=2.0), HOW, THERE._replace(weight=0.0))
-    row = renderer.render(turns)
-    assert weights_of(renderer, row) == [
+    example = renderer.render(turns)
+    assert weights_of(renderer, example) == [
         ("Hi there!<|im_end|>", 0.5),
         ("I'm doing well, thank you!<|im_end|>", 2.0),
     ]
@@ -188,8 +192,8 @@ def test_a_message_that_is_not_trained_may_not_ask_for_it(chatml_tokenizer, aske
 def test_ranges_of_a_content_that_is_stripped(byte_tokenizer):
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
     renderer = ConversationRenderer(byte_tokenizer("<|im_start|>", "<|im_end|>"), template)
-    row = renderer.render((HELLO, Message("assistant", "  ab cd ", weight=0, ranges=((0, 4, 1),))))
-    assert plain_highlight(row).endswith("\n⟦ab⟧ cd<|im_end|>\n")
+    example = renderer.render((HELLO, Message("assistant", "  ab cd ", weight=0, ranges=((0, 4, 1),))))
+    assert plain_highlight(example).endswith("\n⟦ab⟧ cd<|im_end|>\n")
 
 
 THOUGHT = (
@@ -211,26 +215,26 @@ THOUGHT = (
 )
 def test_ranges_of_a_content_that_the_template_takes_apart(content, weight, ranges, expected):
     renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer())
-    row = renderer.render((HELLO, Message("assistant", content, weight=weight, ranges=ranges)))
-    assert plain_highlight(row) == chatml(("user", "Hello<|im_end|>"), ("assistant", expected))
+    example = renderer.render((HELLO, Message("assistant", content, weight=weight, ranges=ranges)))
+    assert plain_highlight(example) == chatml(("user", "Hello<|im_end|>"), ("assistant", expected))
 
 
 @pytest.mark.parametrize("content", ["<tool_response>x</tool_response>", "a </think> b", "</think>b", "</think>"])
 def test_what_others_say_is_trained_whole(content):
     """Also the words in it for which the template looks."""
     renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer(), masking=Masking(train_on="user"))
-    row = renderer.render((Message("user", content), THERE))
-    assert plain_highlight(row).startswith(f"<|im_start|>user\n⟦{content}<|im_end|>⟧\n")
+    example = renderer.render((Message("user", content), THERE))
+    assert plain_highlight(example).startswith(f"<|im_start|>user\n⟦{content}<|im_end|>⟧\n")
 
 
-def test_ends_of_turns_are_trained_once_in_rows_of_one_conversation():
-    """Reasoning makes a row for each turn; the ends of the others are not trained again in each of them."""
+def test_ends_of_turns_are_trained_once_in_examples_of_one_conversation():
+    """Reasoning makes an example for each turn; the ends of the others are not trained again in each of them."""
     masking = Masking(end_of_turn="all", history="expand")
     renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer(), masking=masking)
     answers = [Message("assistant", f"a{number}", reasoning="r") for number in (1, 2, 3)]
     turns = [turn for number, answer in enumerate(answers, 1) for turn in (Message("user", f"q{number}"), answer)]
-    (rows,) = renderer.render_many([Chat(tuple(turns))])
-    text = "".join(map(plain_highlight, rows))
+    (examples,) = renderer.render_many([Chat(tuple(turns))])
+    text = "".join(map(plain_highlight, examples))
     assert [text.count(f"q{number}⟦<|im_end|>⟧") for number in (1, 2, 3)] == [1, 1, 1]
     assert [text.count(f"a{number}<|im_end|>⟧") for number in (1, 2, 3)] == [1, 1, 1]
 
@@ -240,50 +244,54 @@ def test_segments(byte_tokenizer, chatml):
     tokenizer = byte_tokenizer("<s>", "<eot>", chat_template="{{ messages[0].content }}")
     renderer = ConversationRenderer(tokenizer)
     parts = (("<s>hello ", 0), ("hi there.<eot>", 1), ("goodbye ", 0), ("farewell<eot>", 0.5))
-    ((row,),) = renderer.render_many([Segments(tuple(Segment(text, float(weight)) for text, weight in parts))])
-    assert row.tokens.tolist() == tokenizer("".join(text for text, _ in parts), add_special_tokens=False)["input_ids"]
-    assert weights_of(renderer, row) == [("hi there.<eot>", 1.0), ("farewell<eot>", 0.5)]
-    assert sorted(set(row.messages.tolist())) == [0, 1, 2, 3]
+    ((example,),) = renderer.render_many([Segments(tuple(Segment(text, float(weight)) for text, weight in parts))])
+    assert (
+        example.tokens.tolist() == tokenizer("".join(text for text, _ in parts), add_special_tokens=False)["input_ids"]
+    )
+    assert weights_of(renderer, example) == [("hi there.<eot>", 1.0), ("farewell<eot>", 0.5)]
+    assert sorted(set(example.messages.tolist())) == [0, 1, 2, 3]
     end = tokenizer.convert_tokens_to_ids("<eot>")
-    assert [int(token) for token, weight in zip(row.tokens, row.weights, strict=True) if token == end and weight]
+    assert [
+        int(token) for token, weight in zip(example.tokens, example.weights, strict=True) if token == end and weight
+    ]
 
 
 def test_a_token_across_segments_is_not_trained(byte_tokenizer):
     renderer = ConversationRenderer(byte_tokenizer(chat_template="{{ messages[0].content }}"))
-    ((row,),) = renderer.render_many([Segments((Segment("xt", 0.0), Segment("hey", 1.0)))])
-    assert plain_highlight(row) == "xthe⟦y⟧"
-    assert row.changed == "tokens over an edge of what is trained are not trained: 1, the first 'the'"
+    ((example,),) = renderer.render_many([Segments((Segment("xt", 0.0), Segment("hey", 1.0)))])
+    assert plain_highlight(example) == "xthe⟦y⟧"
+    assert example.changed == "tokens over an edge of what is trained are not trained: 1, the first 'the'"
 
 
 @pytest.mark.parametrize("parts", [(("xt ", 0), ("hey", 1)), (("x", 0), ("they", 1)), (("xth", 1), ("e", 1))])
 def test_no_token_is_lost_where_none_lies_across(byte_tokenizer, parts):
     renderer = ConversationRenderer(byte_tokenizer(chat_template="{{ messages[0].content }}"))
-    ((row,),) = renderer.render_many([Segments(tuple(Segment(text, float(weight)) for text, weight in parts))])
-    assert row.changed == ""
+    ((example,),) = renderer.render_many([Segments(tuple(Segment(text, float(weight)) for text, weight in parts))])
+    assert example.changed == ""
 
 
 def test_plain_text_is_trained_whole(byte_tokenizer):
     renderer = ConversationRenderer(byte_tokenizer(chat_template="{{ messages[0].content }}"))
-    ((row,),) = renderer.render_many([Segments((Segment("some text", 1.0),))])
-    assert row.weights.tolist() == [0] + [1] * 8
+    ((example,),) = renderer.render_many([Segments((Segment("some text", 1.0),))])
+    assert example.weights.tolist() == [0] + [1] * 8
 
 
 def test_litgpt_ids(byte_tokenizer):
     """litgpt's first test of its data: a prompt of 12 bytes that is not trained, "Bar" and the end that are."""
     tokenizer = byte_tokenizer("<eos>", chat_template="{{ messages[0].content }}")
     renderer = ConversationRenderer(tokenizer)
-    ((row,),) = renderer.render_many([Segments((Segment("In: Foo Out:", 0.0), Segment("Bar<eos>", 1.0)))])
-    names = [tokenizer.decode([token]) for token in row.tokens.tolist()]
+    ((example,),) = renderer.render_many([Segments((Segment("In: Foo Out:", 0.0), Segment("Bar<eos>", 1.0)))])
+    names = [tokenizer.decode([token]) for token in example.tokens.tolist()]
     ids = [1 if name == "<eos>" else ord(name) for name in names]
     assert ids == [73, 110, 58, 32, 70, 111, 111, 32, 79, 117, 116, 58, 66, 97, 114, 1]
-    assert row.weights.tolist() == [0] * 12 + [1] * 4
+    assert example.weights.tolist() == [0] * 12 + [1] * 4
 
 
-def test_rows_of_ids(chatml_tokenizer):
+def test_examples_of_ids(chatml_tokenizer):
     """As given; TRL's label building: masks [0, 0, 1, 1] on four tokens train the last two."""
     renderer = ConversationRenderer(chatml_tokenizer)
-    ((row,),) = renderer.render_many([TokenExample([1, 2, 3, 4], [0, 0, 1, 1])])
-    assert (row.tokens.tolist(), row.weights.tolist(), row.text) == ([1, 2, 3, 4], [0, 0, 1, 1], "")
+    ((example,),) = renderer.render_many([TokenExample([1, 2, 3, 4], [0, 0, 1, 1])])
+    assert (example.tokens.tolist(), example.weights.tolist(), example.text) == ([1, 2, 3, 4], [0, 0, 1, 1], "")
     wrong = [
         (TokenExample([1, 2], [1]), "not of one length: 2 ids, 1 weights"),
         (TokenExample([], []), "not of one length"),
@@ -292,7 +300,7 @@ def test_rows_of_ids(chatml_tokenizer):
         (TokenExample([1, 2], [1, -1]), "negative"),
         (TokenExample([1, 2], [1, 0]), "nothing to train on"),
     ]
-    for found, (_, message) in zip(renderer.render_many([row for row, _ in wrong]), wrong, strict=True):
+    for found, (_, message) in zip(renderer.render_many([example for example, _ in wrong]), wrong, strict=True):
         assert isinstance(found, ExampleError)
         assert message in str(found)
 
@@ -302,14 +310,16 @@ def test_pairs_are_for_other_objectives(chatml_tokenizer):
     assert "a pair of answers is not an example to imitate" in str(found)
 
 
-def test_one_bad_row_leaves_the_others(chatml_tokenizer):
-    rows = ConversationRenderer(chatml_tokenizer).render_many([Chat((HELLO, THERE)), Chat((HELLO,)), Chat(TURNS)])
-    assert [isinstance(row, ExampleError) for row in rows] == [False, True, False]
+def test_one_bad_example_leaves_the_others(chatml_tokenizer):
+    examples = ConversationRenderer(chatml_tokenizer).render_many([Chat((HELLO, THERE)), Chat((HELLO,)), Chat(TURNS)])
+    assert [isinstance(example, ExampleError) for example in examples] == [False, True, False]
 
 
 def test_every_token_has_its_message_and_role(chatml_tokenizer):
-    row = ConversationRenderer(chatml_tokenizer).render(TURNS)
+    example = ConversationRenderer(chatml_tokenizer).render(TURNS)
     for number, message in enumerate(TURNS):
-        text = "".join(row.text[slice(*row.offsets[token])] for token in np.flatnonzero(row.messages == number))
+        text = "".join(
+            example.text[slice(*example.offsets[token])] for token in np.flatnonzero(example.messages == number)
+        )
         assert text == f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n"
-    assert [row.role(token) for token in (0, len(row.tokens) - 1)] == ["system", "assistant"]
+    assert [example.role(token) for token in (0, len(example.tokens) - 1)] == ["system", "assistant"]

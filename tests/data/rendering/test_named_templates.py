@@ -1,4 +1,4 @@
-"""Chat templates that have names: each row takes the one that transformers takes."""
+"""Chat templates that have names: each example takes the one that transformers takes."""
 
 import pickle
 
@@ -42,17 +42,17 @@ def theirs(tokenizer, chat, **options):
 
 
 @pytest.mark.parametrize("chat", [WITHOUT, WITH], ids=["without tools", "with tools"])
-def test_a_row_takes_the_template_that_transformers_takes(tokenizer, chat):
+def test_an_example_takes_the_template_that_transformers_takes(tokenizer, chat):
     renderer = ConversationRenderer(tokenizer)
-    row = renderer.render(chat.messages, chat.tools)
-    assert row.text == theirs(tokenizer, chat)
-    assert ("<tool>" in row.text) == bool(chat.tools)
+    example = renderer.render(chat.messages, chat.tools)
+    assert example.text == theirs(tokenizer, chat)
+    assert ("<tool>" in example.text) == bool(chat.tools)
     prompt = renderer.render_prompt(chat.messages[:-1], chat.tools)
     expected = theirs(tokenizer, Chat(chat.messages[:-1], chat.tools), add_generation_prompt=True)
     assert tokenizer.decode(prompt) == expected
 
 
-def test_masks_are_those_of_the_template_of_the_row(tokenizer, trained):
+def test_masks_are_those_of_the_template_of_the_example(tokenizer, trained):
     renderer = ConversationRenderer(tokenizer)
     (plain,), (called,) = renderer.render_many([WITHOUT, WITH])
     assert trained(plain) == ["At eight.<|im_end|>"]
@@ -71,7 +71,7 @@ def test_other_processes_get_all_of_them(tokenizer):
     assert renderer.render(WITH.messages, WITH.tools).text == theirs(tokenizer, WITH)
 
 
-def test_a_template_of_the_users_own_is_for_all_rows(tokenizer):
+def test_a_template_of_the_users_own_is_for_all_examples(tokenizer):
     renderer = ConversationRenderer(tokenizer, WITH_TOOLS.replace("in tools", "in tools or []"))
     assert renderer.render(WITHOUT.messages).text.endswith("At eight.<|end|>\n")
     assert "<tool>" in renderer.render(WITH.messages, WITH.tools).text
@@ -90,13 +90,13 @@ def test_without_a_default(tokenizer):
     with pytest.raises(ValueError, match="multiple chat templates with no default"):
         theirs(tokenizer, WITHOUT)
     renderer = ConversationRenderer(tokenizer)
-    found, (row,) = renderer.render_many([WITHOUT, WITH])
+    found, (example,) = renderer.render_many([WITHOUT, WITH])
     assert isinstance(found, ExampleError)
     assert found.stops
     assert "none of its named templates is 'default'; give one as a file, --config.model.chat_template" in str(found)
-    assert row.text == theirs(tokenizer, WITH)
+    assert example.text == theirs(tokenizer, WITH)
     tokenizer.chat_template.pop("tool_use")
-    with pytest.raises(ValueError, match=r"are named rag, and rows take 'default', or 'tool_use' with tools"):
+    with pytest.raises(ValueError, match=r"are named rag, and examples take 'default', or 'tool_use' with tools"):
         ConversationRenderer(tokenizer)
     given = ConversationRenderer(tokenizer, WITH_TOOLS.replace("in tools", "in tools or []"))  # as from a file
-    assert [len(rows) for rows in given.render_many([WITHOUT, WITH])] == [1, 1]
+    assert [len(examples) for examples in given.render_many([WITHOUT, WITH])] == [1, 1]

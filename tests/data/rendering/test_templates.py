@@ -132,14 +132,14 @@ def test_calls_are_given_as_the_template_takes_them(chatml_tokenizer, trained, i
     turn = turn.replace("CALL", is_call).replace("ARGUMENT", argument)
     renderer = ConversationRenderer(chatml_tokenizer, "{% for m in messages %}" + turn + "{% endfor %}" + PROMPT)
     call = Message("assistant", "", tool_calls=(ToolCall("f", {"a": "ARGUMENT"}),))
-    row = renderer.render((TURNS[0], call, Message("tool", "RESULT"), TURNS[1]))
-    assert trained(row) == [f"f: {shown}<|im_end|>", "Ho<|im_end|>"]
+    example = renderer.render((TURNS[0], call, Message("tool", "RESULT"), TURNS[1]))
+    assert trained(example) == [f"f: {shown}<|im_end|>", "Ho<|im_end|>"]
 
 
 @pytest.mark.parametrize("mark", ["\u169b0\u169c", "\u169b\u169c", "\u169b"])
 def test_contents_may_hold_marks(chatml_tokenizer, trained, mark):
-    row = ConversationRenderer(chatml_tokenizer).render((TURNS[0], Message("assistant", f"a{mark}b")))
-    assert trained(row) == [f"a{mark}b<|im_end|>"]
+    example = ConversationRenderer(chatml_tokenizer).render((TURNS[0], Message("assistant", f"a{mark}b")))
+    assert trained(example) == [f"a{mark}b<|im_end|>"]
 
 
 def test_contents_with_the_marks_of_generation_blocks_are_refused(chatml_tokenizer):
@@ -155,8 +155,8 @@ def test_generation_blocks_in_macros(chatml_tokenizer, trained):
         "{% macro say(m) %}{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n{% endmacro %}"
         "{% for m in messages %}{% if m.role == 'assistant' %}{{ say(m) }}{% else %}" + LINE + "{% endif %}{% endfor %}"
     )
-    row = ConversationRenderer(chatml_tokenizer, template).render((*TURNS, *TURNS))
-    assert trained(row) == ["Ho<|im_end|>", "Ho<|im_end|>"]
+    example = ConversationRenderer(chatml_tokenizer, template).render((*TURNS, *TURNS))
+    assert trained(example) == ["Ho<|im_end|>", "Ho<|im_end|>"]
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,13 @@ def test_contents_of_all_kinds_are_found(name, content):
     if isinstance(found, ExampleError):
         assert name == "Qwen 3" or "leaves out" in str(found), found
         return
-    row = found[0]
+    example = found[0]
     prompt = renderer.render_prompt((Message("user", "QUESTION"),))
-    assert row.tokens[: len(prompt)].tolist() == prompt.tolist()
-    assert not row.weights[: len(prompt)].any()
-    said = "".join(row.text[start:end] for (start, end), weight in zip(row.offsets, row.weights, strict=True) if weight)
+    assert example.tokens[: len(prompt)].tolist() == prompt.tolist()
+    assert not example.weights[: len(prompt)].any()
+    said = "".join(
+        example.text[start:end] for (start, end), weight in zip(example.offsets, example.weights, strict=True) if weight
+    )
     assert "QUESTION" not in said
     assert content.strip() in said or len(content.encode()) > len(content)
 
@@ -208,13 +210,13 @@ def test_the_beginning_of_the_sequence_stands_there_once(byte_tokenizer, writes,
     begin = tokenizer.convert_tokens_to_ids("<s>")
     template = ("{{ bos_token }}" if writes else "") + "{% for m in messages %}" + LINE + "{% endfor %}"
     renderer = ConversationRenderer(tokenizer, template)
-    row, prompt = renderer.render(TURNS), renderer.render_prompt(TURNS[:1])
-    for tokens in (row.tokens, prompt):
+    example, prompt = renderer.render(TURNS), renderer.render_prompt(TURNS[:1])
+    for tokens in (example.tokens, prompt):
         assert tokens.tolist().count(begin) == expected
         assert (tokens[0] == begin) == bool(expected)
-    assert row.messages[0] == (-1 if expected else 0)
+    assert example.messages[0] == (-1 if expected else 0)
     if puts:  # and the plain tokenizer, left to itself, gives the same ids
-        assert tokenizer(row.text.removeprefix("<s>"))["input_ids"] == row.tokens.tolist()
+        assert tokenizer(example.text.removeprefix("<s>"))["input_ids"] == example.tokens.tolist()
 
 
 @pytest.mark.parametrize("spelt", [True, False])
@@ -222,10 +224,10 @@ def test_the_beginning_of_the_sequence_stands_there_once(byte_tokenizer, writes,
 def test_the_beginning_of_segments_stands_there_once(byte_tokenizer, puts, spelt):
     tokenizer = _beginning_tokenizer(byte_tokenizer, puts)
     renderer = ConversationRenderer(tokenizer, LINE)
-    ((row,),) = renderer.render_many([Segments((Segment("<s>" * spelt + "ab", 1.0),))])
+    ((example,),) = renderer.render_many([Segments((Segment("<s>" * spelt + "ab", 1.0),))])
     begin = tokenizer.convert_tokens_to_ids("<s>")
-    assert row.tokens.tolist().count(begin) == (puts or spelt)
-    assert row.weights.tolist() == [0, 1, 1] if puts or spelt else [0, 1]
+    assert example.tokens.tolist().count(begin) == (puts or spelt)
+    assert example.weights.tolist() == [0, 1, 1] if puts or spelt else [0, 1]
 
 
 def _beginning_tokenizer(byte_tokenizer, puts):

@@ -36,7 +36,7 @@ def renderer():
     ],
 )
 def test_words_are_those_of_the_template(renderer, name, template, words):
-    assert thinking_words(renderer(template, name=name)._planner(()).answer_format) == words
+    assert thinking_words(renderer(template, name=name)._maker(()).answer_format) == words
 
 
 @pytest.mark.parametrize(
@@ -65,16 +65,16 @@ def test_where_a_thought_is_empty(text, start, behind):
     ],
 )
 def test_left_out_of_the_loss_and_still_read(renderer, messages, trained):
-    ((row,),) = renderer().render_many([Chat(messages)])
+    ((example,),) = renderer().render_many([Chat(messages)])
     ((plain,),) = renderer(masking=Masking()).render_many([Chat(messages)])
-    assert row.tokens.tolist() == plain.tokens.tolist()
-    assert plain_highlight(row).rstrip("\n").endswith(f"⟦{trained}⟧")
-    assert "</think>" in plain_highlight(row)
+    assert example.tokens.tolist() == plain.tokens.tolist()
+    assert plain_highlight(example).rstrip("\n").endswith(f"⟦{trained}⟧")
+    assert "</think>" in plain_highlight(example)
 
 
 def test_by_default_it_is_trained(renderer):
-    ((row,),) = renderer(masking=Masking()).render_many([Chat((ASK, ANSWER))])
-    assert plain_highlight(row).rstrip("\n").endswith("⟦<think>\n\n</think>\n\nA<|im_end|>⟧")
+    ((example,),) = renderer(masking=Masking()).render_many([Chat((ASK, ANSWER))])
+    assert plain_highlight(example).rstrip("\n").endswith("⟦<think>\n\n</think>\n\nA<|im_end|>⟧")
 
 
 def test_where_the_template_marks_answers_and_in_contents_of_others(renderer):
@@ -85,5 +85,5 @@ def test_where_the_template_marks_answers_and_in_contents_of_others(renderer):
     )
     said = Message("assistant", "<think>\n</think>A")
     for template in (marked, None):
-        ((row,),) = renderer(template, name="ChatML").render_many([Chat((ASK, said))])
-        assert plain_highlight(row).rstrip("\n").endswith("<think>\n</think>⟦A<|im_end|>⟧")
+        ((example,),) = renderer(template, name="ChatML").render_many([Chat((ASK, said))])
+        assert plain_highlight(example).rstrip("\n").endswith("<think>\n</think>⟦A<|im_end|>⟧")

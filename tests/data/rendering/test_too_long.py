@@ -1,4 +1,4 @@
-"""Rows that are too long: an error, dropped, or shortened by whole turns or from the right; never without a word."""
+"""Examples that are too long: an error, dropped, or shortened by whole turns or from the right; never in silence."""
 
 import pytest
 
@@ -21,8 +21,8 @@ def shortened(chatml_tokenizer):
 
     def render(example, max_tokens, **masking):
         renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(**masking))
-        (rows,) = renderer.render_many([example], max_tokens)
-        return rows
+        (examples,) = renderer.render_many([example], max_tokens)
+        return examples
 
     return render
 
@@ -52,15 +52,15 @@ LEFT = [  # (limit, messages kept, what is said about it)
 
 @pytest.mark.parametrize(("limit", "kept", "changed"), LEFT)
 def test_the_oldest_turns_are_left_out(shortened, limit, kept, changed):
-    """The system message and the last question are kept; the row is that of the shorter conversation."""
-    (row,) = shortened(LONG, limit, too_long="truncate_left")
+    """The system message and the last question are kept; the example is that of the shorter conversation."""
+    (example,) = shortened(LONG, limit, too_long="truncate_left")
     (expected,) = shortened(Chat(tuple(LONG.messages[number] for number in kept)), 0)
-    assert row.tokens.tolist() == expected.tokens.tolist()
-    assert row.weights.tolist() == expected.weights.tolist()
-    assert row.changed == f"longer than {limit} tokens, the oldest turns are left out: {changed}"
-    assert len(row.tokens) <= limit
+    assert example.tokens.tolist() == expected.tokens.tolist()
+    assert example.weights.tolist() == expected.weights.tolist()
+    assert example.changed == f"longer than {limit} tokens, the oldest turns are left out: {changed}"
+    assert len(example.tokens) <= limit
     # messages keep the numbers they have in the example
-    assert sorted(set(row.messages.tolist())) == list(kept)
+    assert sorted(set(example.messages.tolist())) == list(kept)
 
 
 def test_the_last_question_and_its_answer_are_not_cut(shortened):
@@ -69,7 +69,7 @@ def test_the_last_question_and_its_answer_are_not_cut(shortened):
     assert "90 tokens; without its oldest turns: nothing to leave out: only the last question" in found.detail
 
 
-def test_a_row_is_not_left_with_nothing_trained(shortened):
+def test_an_example_is_not_left_with_nothing_trained(shortened):
     turns = (HI, HO, HI, HO._replace(weight=0.0))
     found = shortened(Chat(turns), 30, too_long="truncate_left")
     assert "the trained turns are among the oldest" in found.detail
@@ -77,16 +77,16 @@ def test_a_row_is_not_left_with_nothing_trained(shortened):
 
 def test_what_is_cut_off_gains_no_end_of_turn(shortened, chatml_tokenizer):
     """The answer stops where the limit is; no end-of-turn is put there."""
-    (row,) = shortened(Chat((HI, HO._replace(content="a long answer"))), 28, too_long="truncate_right")
-    assert plain_highlight(row) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦a long ⟧"
-    assert len(row.tokens) == len(row.weights) == len(row.offsets) == len(row.messages) == 28
-    assert row.changed == "longer than 28 tokens, the end is cut off: 8 of 36 tokens"
+    (example,) = shortened(Chat((HI, HO._replace(content="a long answer"))), 28, too_long="truncate_right")
+    assert plain_highlight(example) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦a long ⟧"
+    assert len(example.tokens) == len(example.weights) == len(example.offsets) == len(example.messages) == 28
+    assert example.changed == "longer than 28 tokens, the end is cut off: 8 of 36 tokens"
     found = shortened(Chat((HI, HO)), 21, too_long="truncate_right")
     assert found.detail == "25 tokens, and the first 21 hold nothing that is trained"
 
 
-def test_trls_rows_cut_at_three(shortened):
-    """Tokens beyond the limit are gone; a row that trains nothing before it is dropped, the other kept."""
+def test_trls_examples_cut_at_three(shortened):
+    """Tokens beyond the limit are gone; an example that trains nothing before it is dropped, the other kept."""
     first = shortened(TokenExample([1, 2, 3, 4, 5], [0, 0, 0, 1, 1]), 3, too_long="truncate_right")
     (second,) = shortened(TokenExample([6, 7, 8], [0, 1, 1]), 3, too_long="truncate_right")
     assert isinstance(first, ExampleError)
@@ -97,15 +97,15 @@ def test_text_has_no_turns(shortened):
     text = Segments((Segment("abcdef", 1.0),))
     found = shortened(text, 4, too_long="truncate_left")
     assert found.detail == "6 tokens, and no turns that could be left out"
-    (row,) = shortened(text, 4, too_long="truncate_right")
-    assert (row.text, row.weights.tolist()) == ("abcd", [0, 1, 1, 1])
+    (example,) = shortened(text, 4, too_long="truncate_right")
+    assert (example.text, example.weights.tolist()) == ("abcd", [0, 1, 1, 1])
 
 
-def test_changed_rows_are_counted(chatml_tokenizer):
+def test_changed_examples_are_counted(chatml_tokenizer):
     renderer = ConversationRenderer(chatml_tokenizer, masking=Masking(too_long="truncate_left"))
     records = [Record("a:1", LONG, {}), Record("a:2", Chat((HI, HO)), {})]
-    rows, dropped = tokenize_records(records, renderer, 65)
-    assert (rows.ids, dropped) == (["a:1", "a:2"], [])
+    examples, dropped = tokenize_records(records, renderer, 65)
+    assert (examples.ids, dropped) == (["a:1", "a:2"], [])
 
 
 TEXT = Segments((Segment("ab", 1.0), Segment("cdéf", 0.0), Segment("ghijklmn", 1.0)))  # 15 tokens, é is two
@@ -117,7 +117,7 @@ def test_split_makes_every_token_a_target_once(shortened, example, limit):
     (whole,) = shortened(example, 0)
     pieces = shortened(example, limit, too_long="split")
     assert all(2 <= len(piece.tokens) <= limit and piece.weights[0] == 0 and piece.weights.any() for piece in pieces)
-    # Where targets stand after what they were trained after, once each: the same pairs of tokens as in the whole row.
+    # Where targets stand after what they were trained after, once each: the same pairs as in the whole example.
     pairs = [
         (piece.tokens[at - 1], piece.tokens[at], piece.weights[at])
         for piece in pieces
@@ -137,15 +137,15 @@ def test_pieces_show_their_own_text(shortened):
     assert [plain_highlight(piece) for piece in pieces] == ["a⟦b⟧cdéf⟦g⟧", "g⟦hijklmn⟧"]
 
 
-def test_a_row_that_fits_is_not_split_and_a_conversation_never(shortened):
-    (row,) = shortened(TEXT, 15, too_long="split")
-    assert not row.changed
+def test_an_example_that_fits_is_not_split_and_a_conversation_never(shortened):
+    (example,) = shortened(TEXT, 15, too_long="split")
+    assert not example.changed
     refused = shortened(LONG, 89, too_long="split")
     assert (refused.detail, refused.tokens) == ("90 tokens; a conversation is not split", 90)
 
 
-def test_what_is_too_long_says_how_long_its_longest_row_is(chatml_tokenizer):
-    """Of an example of several rows, room for the first that is too long would not do."""
+def test_what_is_too_long_says_how_long_its_longest_example_is(chatml_tokenizer):
+    """Of an example of several examples, room for the first that is too long would not do."""
     rewriting = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('' if m.role == 'user' and not loop.last and "
         "not loop.index == loop.length - 1 else 'think ') + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -153,8 +153,8 @@ def test_what_is_too_long_says_how_long_its_longest_row_is(chatml_tokenizer):
     )
     renderer = ConversationRenderer(chatml_tokenizer, rewriting, Masking(history="expand"))
     chat = Chat((HI, HO, HI, HO))
-    (rows,) = renderer.render_many([chat], 0)
-    lengths = [len(row.tokens) for row in rows]
+    (examples,) = renderer.render_many([chat], 0)
+    lengths = [len(example.tokens) for example in examples]
     assert len(lengths) == 2
     assert lengths[0] < lengths[1]
     (refused,) = renderer.render_many([chat], lengths[0] - 1)

@@ -17,12 +17,12 @@ KEY = {"files": [["a.jsonl", "0123"]]}
 
 
 def writing(seen, pairs=(([1, 2], [0, 1]),)):
-    """A function that makes rows, and notes that it was called."""
+    """A function that makes examples, and notes that it was called."""
 
     def write(writer):
         seen.append(writer)
-        rows = TokenizedExamples.from_examples(pairs, [f"a.jsonl:{n}" for n in range(len(pairs))])
-        writer.append(Tokenized(rows, [], Counts(len(pairs), len(pairs), 0, len(pairs))))
+        examples = TokenizedExamples.from_examples(pairs, [f"a.jsonl:{n}" for n in range(len(pairs))])
+        writer.append(Tokenized(examples, [], Counts(len(pairs), len(pairs), 0, len(pairs))))
         return {"n": len(pairs)}
 
     return write
@@ -33,7 +33,7 @@ def test_made_once_and_found_again(tmp_path):
     first, said_first = cached_examples(tmp_path / "cache", KEY, writing(made))
     second, said_second = cached_examples(tmp_path / "cache", KEY, writing(made))
     assert len(made) == 1
-    assert first.rows.fingerprint() == second.rows.fingerprint()
+    assert first.examples.fingerprint() == second.examples.fingerprint()
     assert ("tokenized" in said_first, "from the cache" in said_second) == (True, True)
     cached_examples(tmp_path / "cache", KEY | {"template": "x"}, writing(made))
     assert len(made) == 2
@@ -49,7 +49,7 @@ def test_a_damaged_entry_is_made_again_and_said(tmp_path, name):
     assert len(made) == 2
     assert "damaged" in said
     assert name in said
-    assert found.rows.tokens.tolist() == [1, 2]
+    assert found.examples.tokens.tolist() == [1, 2]
     assert "from the cache" in cached_examples(tmp_path, KEY, writing(made))[1]
 
 
@@ -59,10 +59,10 @@ def test_a_file_in_the_place_of_an_entry_is_replaced_and_said(tmp_path, link):
     if link:
         entry.symlink_to(tmp_path / "nothing")
     else:
-        entry.write_text("no rows")
+        entry.write_text("no examples")
     found, said = cached_examples(tmp_path, KEY, writing([]))
     assert "damaged" in said
-    assert found.rows.tokens.tolist() == [1, 2]
+    assert found.examples.tokens.tolist() == [1, 2]
     assert "from the cache" in cached_examples(tmp_path, KEY, writing([]))[1]
 
 
@@ -97,8 +97,8 @@ def _no_room(*arguments):
 def test_without_a_cache_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found, said = cached_examples(None, KEY, writing([]))
-    assert found.rows.tokens.tolist() == [1, 2]
-    assert list(found.rows.ids) == ["a.jsonl:0"]
+    assert found.examples.tokens.tolist() == [1, 2]
+    assert list(found.examples.ids) == ["a.jsonl:0"]
     assert "not cached" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -154,8 +154,8 @@ def write(writer):
     sys.stdin.readline()
     return writing([])(writer)
 
-rows = cached_examples(Path(sys.argv[1]), KEY, write, lambda: print("waiting", flush=True))[0].rows
-assert rows.tokens.tolist() == [1, 2]
+examples = cached_examples(Path(sys.argv[1]), KEY, write, lambda: print("waiting", flush=True))[0].examples
+assert examples.tokens.tolist() == [1, 2]
 """
 
 

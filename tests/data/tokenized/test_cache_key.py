@@ -1,4 +1,4 @@
-"""The key of tokenized rows: everything they depend on changes it, nothing else does."""
+"""The key of tokenized examples: everything they depend on changes it, nothing else does."""
 
 import datetime
 import importlib.metadata
@@ -42,7 +42,7 @@ def make(byte_tokenizer, chatml, tmp_path):
 
 CHANGES = {
     "a byte of a file": {"content": "[]"},
-    "the name that rows bear": {"name": "b.jsonl"},
+    "the name that examples bear": {"name": "b.jsonl"},
     "a token of the tokenizer": {"special": ("<|im_start|>", "<|im_end|>", "<x>")},
     "the template": {"template": "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"},
     "a template by name": {"template": {"default": "{{ messages }}<|im_end|>"}},
@@ -53,7 +53,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_rows_depend_on_changes_the_key(make, change):
+def test_what_examples_depend_on_changes_the_key(make, change):
     assert make() == make()
     assert make(**CHANGES[change]) != make()
 
@@ -96,8 +96,8 @@ def test_code_counts_but_for_what_stands_behind_the_store(tmp_path):
         before = after
 
 
-def test_what_makes_rows_imports_nothing_of_what_the_key_leaves_out():
-    """Else a change there could change rows whose key stays."""
+def test_what_makes_examples_imports_nothing_of_what_the_key_leaves_out():
+    """Else a change there could change examples whose key stays."""
     code = (
         "import sys, sft_jax.data.tokenizing.worker, sft_jax.data.records, sft_jax.data.cleaning; print(*sys.modules)"
     )

@@ -12,7 +12,7 @@ def test_text_column():
     assert [column[-1], column[-5], column[1:3]] == ["b:1", "a", ["", "漢字"]]
     assert column.index("b:1") == 4
     for index in (5, -6):
-        with pytest.raises(IndexError, match=f"row {index} of 5"):
+        with pytest.raises(IndexError, match=f"text {index} of 5"):
             column[index]
     assert list(TextColumn.of([])) == []
 
@@ -20,4 +20,4 @@ def test_text_column():
 def test_labels():
     labels = Labels.of(["x", "y", "x"])
     assert (labels.codes.tolist(), labels.names) == ([0, 1, 0], ("x", "y"))
-    assert [labels[row] for row in range(len(labels))] == ["x", "y", "x"]
+    assert [labels[index] for index in range(len(labels))] == ["x", "y", "x"]

@@ -1,4 +1,4 @@
-"""Rows on disk: they come back as they went in, and no damage goes unseen."""
+"""Examples on disk: they come back as they went in, and no damage goes unseen."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from sft_jax.data.views import PromptTemplate, View
 DROPPED = [DroppedRow("t:3", "too long", "9 tokens"), DroppedRow("t:4", "weight 0"), DroppedRow("t:6", "too long")]
 VIEWS = [View("", "", f"Say {number}", f"Say {number}", (str(number % 2),), "") for number in range(6)]
 TEMPLATE = PromptTemplate("Say \ud800", "")
-PARTS = [  # pairs, ids, groups, dropped, and of the record of each the number of its row
+PARTS = [  # pairs, ids, groups, dropped, and of the record of each the number of its example
     ([([5, 6, 7], [0, 0, 1]), ([8, 9], [0, 1])], ["t:1", "t:2"], ["x", "y"], DROPPED[:1], [0, 1, -1]),
     ([], [], [], DROPPED[1:2], [-1]),
     ([([5, 6, 8], [0, 1, 1])], ["t:ä\ud800"], ["x"], DROPPED[2:], [-1, 0]),
@@ -24,8 +24,8 @@ PARTS = [  # pairs, ids, groups, dropped, and of the record of each the number o
 
 def part(pairs, ids, groups, dropped, first_examples=(), views=()):
     counts = Counts(len(ids) + len(dropped), len(ids), len(dropped), len(ids))
-    rows, keys = TokenizedExamples.from_examples(pairs, ids, groups), RecordKeys.of(views, TEMPLATE)
-    return Tokenized(rows, dropped, counts, keys=keys, first_examples=np.array(first_examples, np.int64))
+    examples, keys = TokenizedExamples.from_examples(pairs, ids, groups), RecordKeys.of(views, TEMPLATE)
+    return Tokenized(examples, dropped, counts, keys=keys, first_examples=np.array(first_examples, np.int64))
 
 
 def write(directory, parts=PARTS):
@@ -45,23 +45,23 @@ def in_memory(parts=PARTS):
     )
 
 
-def test_rows_come_back(tmp_path):
-    found, rows = open_examples(write(tmp_path / "s")), in_memory()
+def test_examples_come_back(tmp_path):
+    found, examples = open_examples(write(tmp_path / "s")), in_memory()
     assert found.counts == Counts(6, 3, 3, 3)
-    np.testing.assert_array_equal(found.rows.tokens, [5, 6, 7, 8, 9, 5, 6, 8])
-    assert found.rows.weights.dtype == np.uint8
-    assert [weights.tolist() for _, weights in map(found.rows.example, range(3))] == [[0, 0, 1], [0, 1], [0, 1, 1]]
-    assert found.rows.example(0)[1].dtype == np.float32
-    assert found.rows.offsets.tolist() == [0, 3, 5, 8]
-    assert list(found.rows.ids) == ["t:1", "t:2", "t:ä\ud800"]
-    assert [found.rows.groups[row] for row in range(3)] == ["x", "y", "x"]
-    assert [found.rows.sources[row] for row in range(3)] == ["", "", ""]
-    assert found.rows.fingerprint() == rows.fingerprint()
-    assert found.rows.supervised.tolist() == rows.supervised.tolist() == [1, 1, 2]
+    np.testing.assert_array_equal(found.examples.tokens, [5, 6, 7, 8, 9, 5, 6, 8])
+    assert found.examples.weights.dtype == np.uint8
+    assert [weights.tolist() for _, weights in map(found.examples.example, range(3))] == [[0, 0, 1], [0, 1], [0, 1, 1]]
+    assert found.examples.example(0)[1].dtype == np.float32
+    assert found.examples.offsets.tolist() == [0, 3, 5, 8]
+    assert list(found.examples.ids) == ["t:1", "t:2", "t:ä\ud800"]
+    assert [found.examples.groups[example] for example in range(3)] == ["x", "y", "x"]
+    assert [found.examples.sources[example] for example in range(3)] == ["", "", ""]
+    assert found.examples.fingerprint() == examples.fingerprint()
+    assert found.examples.supervised.tolist() == examples.supervised.tolist() == [1, 1, 2]
 
 
 def test_keys_of_records_come_back(tmp_path):
-    """With the numbers of rows and dropped rows as they are in the store."""
+    """With the numbers of examples and dropped rows as they are in the store."""
     found, expected = open_examples(write(tmp_path / "s")), RecordKeys.of(VIEWS, TEMPLATE)
     assert found.first_examples.tolist() == [0, 1, -1, -2, -3, 2]
     assert found.keys.template == TEMPLATE
@@ -79,13 +79,13 @@ def test_dropped_rows_come_back_by_reason(tmp_path):
 def test_weights_between_0_and_1_are_kept_exactly(tmp_path):
     """The third part has other weights than 0 and 1: what was written before is widened."""
     parts = [*PARTS, ([([1, 2, 3], [0, 0.3, 1])], ["t:7"], [""], [], [])]
-    found = open_examples(write(tmp_path / "s", parts)).rows
+    found = open_examples(write(tmp_path / "s", parts)).examples
     assert found.weights.dtype == np.float32
     np.testing.assert_array_equal(found.weights, in_memory(parts).weights)
     assert found.fingerprint() == in_memory(parts).fingerprint()
 
 
-def test_how_rows_were_cut_into_parts_does_not_matter(tmp_path):
+def test_how_examples_were_cut_into_parts_does_not_matter(tmp_path):
     one = (*([value for each in PARTS for value in each[column]] for column in range(4)), [0, 1, -1, -2, -3, 2])
     write(tmp_path / "a"), write(tmp_path / "b", [one])
     assert (tmp_path / "a" / ABOUT).read_bytes() == (tmp_path / "b" / ABOUT).read_bytes()
@@ -132,10 +132,10 @@ def test_unfinished_is_no_store(tmp_path):
         open_examples(tmp_path)
 
 
-def test_rows_that_are_lost_are_noticed(tmp_path):
+def test_examples_that_are_lost_are_noticed(tmp_path):
     with ExampleStoreWriter(tmp_path) as writer:
         writer.append(part(*PARTS[0]))
-        with pytest.raises(RuntimeError, match="4 records were read and 2 rows made"):
+        with pytest.raises(RuntimeError, match="4 records were read and 2 examples made"):
             writer.check(4)
 
 

@@ -1,4 +1,4 @@
-"""Records to rows: nothing disappears unnamed."""
+"""Records to examples: nothing disappears unnamed."""
 
 import dataclasses
 
@@ -32,19 +32,19 @@ def renderer(chatml_tokenizer, chatml):
 
 def test_bad_rows_are_dropped_and_named_the_others_kept(records, renderer):
     seen = []
-    rows, dropped = tokenize_records(records, renderer, 80, lambda done, of: seen.append((done, of)))
-    assert rows.ids == ["a.jsonl:1", "a.jsonl:5"]
+    examples, dropped = tokenize_records(records, renderer, 80, lambda done, of: seen.append((done, of)))
+    assert examples.ids == ["a.jsonl:1", "a.jsonl:5"]
     assert dropped == [
         DroppedRow("a.jsonl:2", "the chat template refuses the conversation", "no system"),
         DroppedRow("a.jsonl:3", "longer than 80 tokens", "123 tokens", tokens=123),
         DroppedRow("a.jsonl:4", "nothing to train on", "there is no assistant's turn"),
     ]
-    assert len(rows) + len(dropped) == len(records)
+    assert len(examples) + len(dropped) == len(records)
     assert seen == [(5, 5)]
     # Hi / Ho: 7 + 2 + 2 tokens of the user, <|im_start|>assistant\n = 11, "Ho" and the end-of-turn, a newline
-    assert rows.lengths.tolist() == [10 + 11 + 4, 10 + 11 + 5]
-    assert rows.supervised.tolist() == [3, 4]
-    tokens, weights = rows.example(1)
+    assert examples.lengths.tolist() == [10 + 11 + 4, 10 + 11 + 5]
+    assert examples.supervised.tolist() == [3, 4]
+    tokens, weights = examples.example(1)
     expected = renderer.render(records[4].conversation)
     np.testing.assert_array_equal(tokens, expected.tokens)
     np.testing.assert_array_equal(weights, expected.weights)
@@ -58,37 +58,37 @@ def test_all_dropped_is_an_error_with_the_reasons(records, renderer):
 
 
 def test_first_token_is_never_supervised():
-    rows = TokenizedExamples.from_examples([([1, 2], [1, 1]), ([3], [1])], ["a", "b"])
-    assert rows.weights.tolist() == [0, 1, 0]
-    assert rows.supervised.tolist() == [1, 0]
-    assert rows.lengths.tolist() == [2, 1]
+    examples = TokenizedExamples.from_examples([([1, 2], [1, 1]), ([3], [1])], ["a", "b"])
+    assert examples.weights.tolist() == [0, 1, 0]
+    assert examples.supervised.tolist() == [1, 0]
+    assert examples.lengths.tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(
     ("pairs", "ids", "words"),
     [
         ([([1, 2], [1])], ["a"], "a: tokens"),
-        ([([], [])], ["a"], "at least 1"),  # other packers let empty rows vanish; here there are none
+        ([([], [])], ["a"], "at least 1"),  # other packers let empty examples vanish; here there are none
         ([([1], [-1])], ["a"], "not negative"),
         ([([1], [np.nan])], ["a"], "finite"),
-        ([([1], [1])], [], "1 rows but 0 ids"),
+        ([([1], [1])], [], "1 examples but 0 ids"),
     ],
 )
-def test_malformed_rows(pairs, ids, words):
+def test_malformed_examples(pairs, ids, words):
     with pytest.raises(ValueError, match=words):
         TokenizedExamples.from_examples(pairs, ids)
 
 
 def test_fingerprint_sees_every_part():
-    rows = TokenizedExamples.from_examples([([1, 2], [0, 1]), ([3, 4], [0, 1])], ["a", "bc"])
-    assert rows.fingerprint() == dataclasses.replace(rows, tokens=rows.tokens.copy()).fingerprint()
+    examples = TokenizedExamples.from_examples([([1, 2], [0, 1]), ([3, 4], [0, 1])], ["a", "bc"])
+    assert examples.fingerprint() == dataclasses.replace(examples, tokens=examples.tokens.copy()).fingerprint()
     changed = [
-        dataclasses.replace(rows, tokens=rows.tokens + 1),
-        dataclasses.replace(rows, weights=rows.weights * 2),
-        dataclasses.replace(rows, offsets=np.array([0, 1, 4])),
-        dataclasses.replace(rows, ids=["ab", "c"]),
+        dataclasses.replace(examples, tokens=examples.tokens + 1),
+        dataclasses.replace(examples, weights=examples.weights * 2),
+        dataclasses.replace(examples, offsets=np.array([0, 1, 4])),
+        dataclasses.replace(examples, ids=["ab", "c"]),
     ]
-    assert len({rows.fingerprint(), *(other.fingerprint() for other in changed)}) == 5
+    assert len({examples.fingerprint(), *(other.fingerprint() for other in changed)}) == 5
 
 
 def test_group_dropped_most_frequent_first():

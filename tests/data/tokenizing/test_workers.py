@@ -1,4 +1,4 @@
-"""Tokenizing with processes: the same rows as without, and no process that is forgotten."""
+"""Tokenizing with processes: the same examples as without, and no process that is forgotten."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import DroppedRow
 from sft_jax.data.tokenized.example_store import ExampleStoreWriter, open_examples
 from sft_jax.data.tokenizing import streaming
-from sft_jax.data.tokenizing.streaming import Work, chunked, write_rows
+from sft_jax.data.tokenizing.streaming import Work, chunked, write_examples
 from sft_jax.data.tokenizing.workers import WorkerError, Workers, tokenized_chunks, worker_count
 
 
@@ -44,8 +44,11 @@ def chunks(records):
 
 
 def arrays(parts):
-    rows = [part.rows for part in parts]
-    return [np.concatenate([getattr(row, name) for row in rows]).tolist() for name in ("tokens", "weights", "lengths")]
+    examples = [part.examples for part in parts]
+    return [
+        np.concatenate([getattr(example, name) for example in examples]).tolist()
+        for name in ("tokens", "weights", "lengths")
+    ]
 
 
 def test_the_number_of_workers_changes_nothing(chunks, renderer):
@@ -54,7 +57,7 @@ def test_the_number_of_workers_changes_nothing(chunks, renderer):
     assert arrays(helped) == arrays(alone)
     for name in ("dropped", "counts"):
         assert [getattr(part, name) for part in helped] == [getattr(part, name) for part in alone]
-    assert [list(part.rows.ids) for part in helped] == [list(part.rows.ids) for part in alone]
+    assert [list(part.examples.ids) for part in helped] == [list(part.examples.ids) for part in alone]
 
 
 def test_what_is_done_soon_starts_no_worker(chunks, renderer, monkeypatch):
@@ -144,13 +147,13 @@ def test_chunks_are_small(chat):
     assert list(chunked([])) == []
 
 
-def test_rows_of_a_stream_are_all_accounted_for(tmp_path, records, renderer):
+def test_examples_of_a_stream_are_all_accounted_for(tmp_path, records, renderer):
     with ExampleStoreWriter(tmp_path) as writer:
-        write_rows(writer, iter(records), renderer, 150)
+        write_examples(writer, iter(records), renderer, 150)
         writer.finish({}, {})
     found = open_examples(tmp_path)
     assert (found.counts.records, found.counts.kept, found.counts.dropped) == (61, 48, 13)
-    assert len(found.rows) == 48
+    assert len(found.examples) == 48
     assert len(found.dropped) == 13
     assert found.dropped[1] == DroppedRow("t:gone", "cleaned")
 
@@ -159,7 +162,7 @@ def test_rows_of_a_stream_are_all_accounted_for(tmp_path, records, renderer):
 def test_how_far_it_is_and_how_fast(tmp_path, records, renderer, monkeypatch, workers):
     """The share is that of the records done, not of those that were read ahead for the workers."""
     monkeypatch.setattr(streaming, "tokenized_chunks", functools.partial(tokenized_chunks, alone_seconds=0))
-    monkeypatch.setattr(streaming, "ROWS_PER_CALL", 10)
+    monkeypatch.setattr(streaming, "RECORDS_PER_CALL", 10)
     read, seen = [], []
 
     def reading():
@@ -169,7 +172,7 @@ def test_how_far_it_is_and_how_fast(tmp_path, records, renderer, monkeypatch, wo
 
     share = lambda: len(read) / len(records)
     with ExampleStoreWriter(tmp_path) as writer:
-        work = write_rows(writer, reading(), renderer, 150, workers, seen.append, share)
+        work = write_examples(writer, reading(), renderer, 150, workers, seen.append, share)
         assert work.tokens == writer.tokens > 0
     assert [each.records for each in seen] == [0, 10, 20, 30, 40, 50, 60, 61]
     assert [each.share for each in seen] == [each.records / 61 for each in seen]
