@@ -93,7 +93,7 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
         make_model(options_of(config), base.decoder, platform_of(mesh)),
         step_settings(options_of(config), mesh),
     )
-    batches = train_batches(data.rows, data.plan, start_step=0, end_step=_STEPS.value, normalize="tokens")
+    batches = train_batches(data.examples, data.plan, start_step=0, end_step=_STEPS.value, normalize="tokens")
     with jax.set_mesh(mesh):
         hyper = hyperparameters(options_of(config), _STEPS.value // 10, _STEPS.value)
         state = init_state(options_of(config), base, model, mesh, hyper)
@@ -111,7 +111,7 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - start)
         after = held_out_metrics(evaluate, state, data, options_of(config), mesh)["held_out/nll"]
-    rate = _ROWS.value * _ROW_TOKENS.value / statistics.median(seconds)
+    rate = _SEQUENCES.value * _SEQUENCE_LENGTH.value / statistics.median(seconds)
     return {**held, "tokens_per_second": rate, "before": before, "after": after}
 
 

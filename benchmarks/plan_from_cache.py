@@ -61,7 +61,7 @@ def main(_: list[str]) -> None:
         for _ in range(_REPEAT.value):
             start = time.perf_counter()
             whole = open_examples(Path(directory))
-            examples = whole.rows
+            examples = whole.examples
             opened = time.perf_counter()
             size = _SEQUENCE_LENGTH.value
             targets = supervised_capacity(examples.lengths, examples.supervised, size, 0.95)

@@ -122,7 +122,7 @@ def _once(records: list[Record], convert: Callable) -> tuple[int, float, float]:
                 writer.append(part)
             writer.check(len(records))
             writer.finish({}, {})
-        examples = open_examples(Path(directory)).rows
+        examples = open_examples(Path(directory)).examples
         tokenized = time.perf_counter()
         sizes = examples.lengths, examples.supervised
         targets = supervised_capacity(*sizes, _SEQUENCE_LENGTH.value, 0.95)

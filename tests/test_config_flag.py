@@ -24,7 +24,7 @@ MISTAKES = [  # (what was given, what the message says of it)
         ["config.batch.sequences is no section but a value, 8. Set it by --config.batch.sequences="],
     ),
     (["--config.=1"], ["expected --config.SECTION.FIELD=VALUE.", SECTIONS]),
-    (["--config.batch..rows=1"], ["expected --config.SECTION.FIELD=VALUE.", SECTIONS]),
+    (["--config.batch..sequences=1"], ["expected --config.SECTION.FIELD=VALUE.", SECTIONS]),
     (["--config.batch=4"], ["config.batch is a section", "config.batch has: micro_batches, sequences."]),
     (
         ["--config.batch.sequences=abc"],

@@ -87,7 +87,7 @@ def test_what_is_written_trains_the_same(tmp_path):
         config.data.train, config.data.cleaning = str(out / "data.jsonl"), ()
         config.data.reading.id_column = "id"
         config.data.held_out = ""
-    assert load_data(options_of(config)).rows.fingerprint() == inspection.data.rows.fingerprint()
+    assert load_data(options_of(config)).examples.fingerprint() == inspection.data.examples.fingerprint()
     kept, dropped = len(inspection.kept), len(inspection.dropped)
     assert kept + dropped == 49
     assert inspection.dropped[-1][0] is None  # could not be read

@@ -134,12 +134,12 @@ def _view_of_tokens(whole: Tokenized, number: int, tokenizer: PreTrainedTokenize
     if example < 0:
         dropped = whole.dropped[-1 - example]
         return View(dropped.id, "", "", "", (), "")
-    tokens, weights = whole.rows.example(example)
+    tokens, weights = whole.examples.example(example)
     trained = np.flatnonzero(weights)
     prompt = tokens[: trained[0]] if len(trained) else tokens
     asked = _last_said(prompt, tokenizer)
     answer = content_text(tokenizer, tokens[trained].tolist())
-    return View(whole.rows.ids[example], "", asked, asked, (answer,), whole.rows.groups[example])
+    return View(whole.examples.ids[example], "", asked, asked, (answer,), whole.examples.groups[example])
 
 
 def _last_said(prompt: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:

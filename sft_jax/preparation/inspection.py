@@ -96,4 +96,4 @@ def preview_page(inspection: Inspection, options: Options, wanted: int, progress
     )
     held_out = f" · held out: {options.data.held_out}" if options.data.held_out else ""
     subtitle = f"as tokens of {options.model.source}{held_out}"
-    return page_html(name_of(options.data), subtitle, data.report, data.rows, page_rows)
+    return page_html(name_of(options.data), subtitle, data.report, data.examples, shown)

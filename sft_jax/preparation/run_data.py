@@ -162,9 +162,9 @@ def load_data(
         tokenized, origin = training_examples(options, records, renderer, show, cache_of_rows, key)
     except NoExamplesError as error:
         raise NoExamplesError(f"{error}{_too_long(options.data, error)}") from error
-    rows = tokenized.rows
+    examples = tokenized.examples
     _check_sources(options.data, tokenized)
-    plan = _plan(options, rows)
+    plan = _plan(options, examples)
     held_out = _held_out(options, renderer, measured)
     checked = functools.cache(lambda: _checked_data(options, renderer, records, tokenized, held_out, measured))
     look = lambda: run_checks(checked(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
@@ -172,12 +172,12 @@ def load_data(
     new_ids = renderer.tokenizer.convert_tokens_to_ids(list(options.model.new_tokens))
     findings = most_severe_first([*findings, *_unread_options(tokenized.notes["unread_options"])])
     if also is not None:
-        findings = most_severe_first([*findings, *also(options, rows, plan, new_ids)])
+        findings = most_severe_first([*findings, *also(options, examples, plan, new_ids)])
     report = data_report(
         examples,
         tokenized.dropped,
-        _packing_report(options, plan, rows),
-        token_pieces(*rows.example(0), renderer.tokenizer),
+        _packing_report(options, plan, examples),
+        token_pieces(*examples.example(0), renderer.tokenizer),
         read=[*tokenized.notes["read"], origin],
         cleaning=tokenized.notes["cleaning"],
         counts=tokenized.counts,
@@ -189,7 +189,7 @@ def load_data(
         in_short=not thorough,
     )
     made_for = _fields_of_data(options)
-    return Data(renderer, rows, plan, report, checked() if thorough else None, **held_out, made_for=made_for)
+    return Data(renderer, examples, plan, report, checked() if thorough else None, **held_out, made_for=made_for)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _check_sources(options: DataOptions, tokenized: Tokenized) -> None:
         NoExamplesError: nothing is; says why.
     """
     for name in options.mixture:
-        if name in tokenized.rows.sources.names:
+        if name in tokenized.examples.sources.names:
             continue
         dropped = [row for row in tokenized.dropped if row.id.startswith(f"{name}/")]
         error = nothing_left(len(dropped), dropped)
@@ -245,12 +245,12 @@ def _check_sources(options: DataOptions, tokenized: Tokenized) -> None:
         raise NoExamplesError(f"{where} {error}{_too_long(options, error)}", error.longest)
 
 
-def _plan(options: Options, rows: TokenizedExamples) -> PackPlan:
+def _plan(options: Options, examples: TokenizedExamples) -> PackPlan:
     mixture = mixture_of(options.data)
     return PackPlan(
-        rows,
+        examples,
         sequence_length=options.data.sequence_length,
-        sequence_targets=_sequence_targets(rows, options, mixture),
+        sequence_targets=_sequence_targets(examples, options, mixture),
         sequences_per_batch=options.batch.sequences,
         seed=options.seed,
         packing=options.data.packing,
@@ -259,7 +259,7 @@ def _plan(options: Options, rows: TokenizedExamples) -> PackPlan:
     )
 
 
-def _packing_report(options: Options, plan: PackPlan, rows: TokenizedExamples) -> PackingReport:
+def _packing_report(options: Options, plan: PackPlan, examples: TokenizedExamples) -> PackingReport:
     return packing_report(
         examples,
         sequence_length=plan.sequence_length,
@@ -282,7 +282,7 @@ def _checked_data(
 ) -> CheckedData:
     """What checks look at: texts and examples of all records or of the first, and hashes of all."""
     first = records.read_first()
-    examples = tokenized.rows.of_first(first)
+    examples = tokenized.examples.of_first(first)
     dropped = dropped_where(tokenized.dropped, lambda reason: not dropped_by_a_step(reason))
     return CheckedData(
         first,
@@ -326,7 +326,7 @@ def _held_out(
     if reader is None:
         return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
     try:
-        rows, dropped = tokenize_records(records, renderer, options.data.sequence_length)
+        examples, dropped = tokenize_records(records, renderer, options.data.sequence_length)
     except NoExamplesError as error:
         raise NoExamplesError(_nothing_held_out(options.data, error)) from error
     dropped = [*reader.dropped, *dropped]
@@ -337,8 +337,8 @@ def _held_out(
         note += ", …" if len(group) > 5 else ""
     return {
         "held_out_records": [record for record in records if record.id in kept],
-        "held_out": rows,
-        "held_out_targets": _sequence_targets(rows, options),
+        "held_out": examples,
+        "held_out_targets": _sequence_targets(examples, options),
         "held_out_note": note,
     }
 
@@ -360,7 +360,7 @@ def _too_long(options: DataOptions, error: NoExamplesError) -> str:
     )
 
 
-def _sequence_targets(rows: TokenizedExamples, options: Options, mixture: Mixture | None = None) -> int:
+def _sequence_targets(examples: TokenizedExamples, options: Options, mixture: Mixture | None = None) -> int:
     if options.objective.positions == "all":
         return options.data.sequence_length
     sizes = (options.data.sequence_length, options.data.supervised_quantile)

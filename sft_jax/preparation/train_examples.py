@@ -115,7 +115,7 @@ def training_examples(
         bar = functools.cache(lambda: show("tokenizing", None))  # shown when cleaning has looked at all rows
         report = lambda work: bar().update(work.share, work.speed(), within=True)
         share = lambda: records.reader.share
-        work = write_rows(writer, records, renderer, options.data.sequence_length, workers, report, share)
+        work = write_examples(writer, records, renderer, options.data.sequence_length, workers, report, share)
         bar().update(work.share, work.speed())
         writer.check(records.reader.rows)
         if cache is not None:  # what was read must be what the entry is named after
@@ -145,7 +145,7 @@ def examples_key_of(
         show: makes a progress callback.
     """
     bar = functools.cache(lambda: show("hashing files", None))  # shown where there is much to read
-    depends_on = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_IN_ROWS}
+    depends_on = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_IN_EXAMPLES}
     depends_on["sources"] = readings_of_sources(options)
     key = examples_key(records.reader.files, renderer, depends_on, lambda share: bar().update(share))
     key["compared_with"] = list(map(list, compared_with)) if options.cleaning else []

@@ -128,7 +128,7 @@ def run(
             if initial is not None:
                 fingerprints["adapter"] = initial.fingerprint
             workdirs.check_inputs(workdir, fingerprints)
-            check_sizes(model.config, data.rows, data.held_out)
+            check_sizes(model.config, data.examples, data.held_out)
             check_best_metric(options, data, base.decoder.vocab_size, list(evaluators))
         workdirs.check_processes_agree(config, fingerprints)
         workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely

@@ -162,7 +162,7 @@ def test_embeddings_begin_at_the_mean_and_others_keep_their_bits(tmp_path, name,
     size_before, tied, size_after = MODELS[name]
     mesh = inference_mesh(jax.devices())
     source, base = open_base(str(tmp_path / "model")), base_of(options_of(config_of(tmp_path)).model)
-    assert (base.decoder.vocab_size, base.hf_config["vocab_size"], base.new_token_ids) == (after_rows, after_rows, NEW)
+    assert (base.decoder.vocab_size, base.hf_config["vocab_size"], base.new_token_ids) == (size_after, size_after, NEW)
     assert base.fingerprint == source.fingerprint
     with jax.set_mesh(mesh):
         before, after = (reference.flat(b.params("scan", dtype, mesh)) for b in (source, base))
@@ -299,7 +299,7 @@ def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
     changes = {"model.new_tokens_in_contents": in_contents, "adapter.train_new_tokens": False, "duration": "1 steps"}
     changes |= {"data.held_out": "", "checkpoint.best_metric": "", "ema.decay": 0.0}
     config = config_with_calls(tmp_path, **changes)
-    rows = load_data(options_of(config)).rows
+    rows = load_data(options_of(config)).examples
     labels = [rows.example(row)[0][rows.example(row)[1] > 0].tolist().count(NEW[0]) for row in range(3)]
     assert labels == ([1, 1, 0] if in_contents else [0, 0, 0])
     finding = next(

@@ -118,7 +118,7 @@ def test_a_source_of_which_no_row_is_left_says_why_and_by_which_flag(root):
     name, _, value = flag.partition("=")
     assert name == "--config.data.mixture.pref.reading.preference"
     config.data.mixture.pref.reading.preference = value
-    assert "pref" in load_data(options_of(config)).rows.sources.names
+    assert "pref" in load_data(options_of(config)).examples.sources.names
 
 
 def test_the_end_of_texts_is_advised_by_the_flag_of_their_source(root):
@@ -163,8 +163,8 @@ def test_a_bad_source_says_its_name(root, tmp_path):
 
 def test_rows_of_a_mixture_and_their_order(root):
     data = load_data(options_of(mixed(root)))
-    assert data.rows.sources.names == ("code", "math")  # sorted, as a config has them
-    assert [np.count_nonzero(data.rows.sources.codes == i) for i in range(2)] == [6, 20]
+    assert data.examples.sources.names == ("code", "math")  # sorted, as a config has them
+    assert [np.count_nonzero(data.examples.sources.codes == i) for i in range(2)] == [6, 20]
     assert data.plan.sources == ("code", "math")
     assert not data.plan.has_epochs
     shown = data.report.markdown()

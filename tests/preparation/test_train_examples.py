@@ -45,7 +45,7 @@ def config(root, **overrides):
 
 def test_without_a_cache_nothing_is_hashed(tmp_path, monkeypatch):
     monkeypatch.setattr(train_examples, "examples_key", lambda *_, **__: pytest.fail("hashes files"))
-    assert len(load_data(options_of(config(tmp_path, **{"data.cache": ""}))).rows)
+    assert len(load_data(options_of(config(tmp_path, **{"data.cache": ""}))).examples)
 
 
 def test_the_second_run_reads_and_renders_nothing(tmp_path, count):
@@ -310,7 +310,7 @@ def test_weights_of_rows(tmp_path):
     lines = [f'{{"prompt": "a", "completion": "{n}", "w": {weight}}}' for n, weight in enumerate((1, 0.5, 0, 1e-60))]
     Path(made.data.train).write_text("\n".join(lines))
     data = load_data(options_of(made))
-    assert [weights.max() for _, weights in map(data.rows.example, range(2))] == [1, 0.5]
+    assert [weights.max() for _, weights in map(data.examples.example, range(2))] == [1, 0.5]
     assert data.report.numbers["dropped"]["weight 0"]["rows"] == 2  # 1e-60 is 0 where it is multiplied
     Path(made.data.train).write_text(lines[0].replace("1}", "-1}"))
     with pytest.raises(ValueError, match=r"train\.jsonl:1.*-1"):

@@ -60,11 +60,11 @@ def test_tokens_and_weights_are_those_of_the_chosen_conversations(tmp_path, told
     """Whatever the shape of the pair."""
     found = load_data(options_of(told))
     expected = load_data(options_of(config_of(tmp_path, conversations(40), conversations(46)[40:])))
-    for rows, others in ((found.rows, expected.rows), (found.held_out, expected.held_out)):
+    for rows, others in ((found.examples, expected.examples), (found.held_out, expected.held_out)):
         assert rows.tokens.tolist() == others.tokens.tolist()
         assert rows.weights.tolist() == others.weights.tolist()
-    sharegpt = load_data(options_of(config_of(tmp_path, [SHAREGPT] * 2, **CHOSEN))).rows
-    plain = load_data(options_of(config_of(tmp_path, [{"prompt": "is it?", "completion": "it is"}] * 2))).rows
+    sharegpt = load_data(options_of(config_of(tmp_path, [SHAREGPT] * 2, **CHOSEN))).examples
+    plain = load_data(options_of(config_of(tmp_path, [{"prompt": "is it?", "completion": "it is"}] * 2))).examples
     assert sharegpt.tokens.tolist() == plain.tokens.tolist()
 
 
@@ -89,7 +89,7 @@ def test_a_source_of_a_mixture(tmp_path):
         config.data.train = ""
         config.data.mixture.pairs = source(write(tmp_path / "p.jsonl", pairs(10)), epochs=1, preference="chosen")
         config.data.mixture.plain = source(write(tmp_path / "c.jsonl", conversations(5)), epochs=1)
-    assert len(load_data(options_of(config)).rows) == 15
+    assert len(load_data(options_of(config)).examples) == 15
 
 
 def test_an_unknown_choice():

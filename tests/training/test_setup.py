@@ -58,7 +58,7 @@ def test_rows_are_read_as_the_config_says(tmp_path):
     Path(config.data.train).write_text("text,mood\nHi,good\nHo\nOh,bad\n")
     Path(config.data.held_out).write_text("text,mood\nHm,so so\n")
     data = load_data(options_of(config))
-    assert list(data.rows.ids) == ["train.csv:2", "train.csv:4"]
+    assert list(data.examples.ids) == ["train.csv:2", "train.csv:4"]
     assert data.report.numbers["read"][0] == "train.csv: CSV, table"
     assert data.report.numbers["dropped"]["not a valid row"]["rows"] == 1
     assert "train.csv:3" in data.report.numbers["dropped"]["not a valid row"]["first"][0]
@@ -73,7 +73,7 @@ def test_training_rows_are_cleaned(tmp_path):
     for path in (config.data.train, config.data.held_out):
         Path(path).write_text("\n".join(lines))
     data = load_data(options_of(config))
-    assert list(data.rows.ids) == ["train.jsonl:1"]
+    assert list(data.examples.ids) == ["train.jsonl:1"]
     assert data.report.numbers["dropped"] == {
         "drop_exact_duplicates: the same as a row before it": {
             "rows": 3,

@@ -36,6 +36,7 @@ NOT_IN_EXAMPLES = frozenset(
         "benchmarks",
         "fail_on",
         "cache",
+        "held_out_split",
         "packing",
         "max_examples_per_sequence",
         "supervised_quantile",
