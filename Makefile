@@ -1,4 +1,4 @@
-# make quickstart | test | lint | help
+# make quickstart | test | test-core | lint | help
 PYTHON ?= python3
 TEST_WORKERS ?= 2
 # One environment for each Python; .venv is a link to the one that make used last.
@@ -6,7 +6,7 @@ VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-check test lint clean link
+.PHONY: help quickstart quickstart-check test test-core lint clean link
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -20,6 +20,13 @@ quickstart-check: link $(VENV)/quickstart ## The quickstart with a few steps on 
 
 test: link $(VENV)/dev ## Run the whole test suite
 	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile
+
+# What leans on JAX the most: models, state and step, checkpoints, sharding.
+CORE_TESTS := tests/models tests/objectives tests/runs tests/test_sharding.py \
+	$(addprefix tests/training/test_,abstract.py setup.py optimizer.py invariance.py resume.py torch_loop.py)
+
+test-core: $(VENV)/dev ## Run the tests of models, step, checkpoints and sharding; .venv stays as it is
+	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile $(CORE_TESTS)
 
 lint: link $(VENV)/dev ## Check style and format
 	$(BIN)/ruff check .

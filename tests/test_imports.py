@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,12 @@ def test_the_users_verbosity_is_respected(root):
     assert "PyTorch was not found" in without_torch(root, "load", TRANSFORMERS_VERBOSITY="warning").stderr
     assert without_torch(root, "load", TRANSFORMERS_VERBOSITY="error").stderr == ""
     assert without_torch(root, "load").stderr == ""
+
+
+def test_private_modules_of_jax_are_imported_in_one_file():
+    """One of the package, and one of the tests, each of which says why."""
+    private = re.compile(r"^\s*(from|import) (jax\._|jaxlib)", re.MULTILINE)
+    for root, file in (("sft_jax", "agreement.py"), ("tests", "compilations.py")):
+        found = [path for path in (ROOT / root).rglob("*.py") if private.search(path.read_text())]
+        assert found == [ROOT / root / file]
+    assert not [path for path in (ROOT / "benchmarks").rglob("*.py") if private.search(path.read_text())]

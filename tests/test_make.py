@@ -43,6 +43,21 @@ def test_each_python_has_an_environment(project):
     assert list(project.glob(".venv*")) == []
 
 
+def test_the_core_tests_on_another_python_leave_the_environment_in_use(project):
+    assert make(project, "test", "PYTHON=./python3.11").returncode == 0
+    done = make(project, "test-core", "PYTHON=./python3.12")
+    assert done.returncode == 0, done.stderr
+    assert "3.12 runs the tests" in done.stdout
+    assert (project / ".venv").readlink() == Path(".venv-3.11")
+
+
+def test_the_core_tests_are_there():
+    listed = subprocess.run(["make", "--dry-run", "test-core"], cwd=ROOT, capture_output=True, text=True).stdout
+    named = [word for word in listed.split() if word.startswith("tests/")]
+    assert len(named) == 10
+    assert all((ROOT / name).exists() for name in named)
+
+
 def test_an_environment_without_a_version_is_not_written_over(project):
     (project / ".venv").mkdir()
     done = make(project, "test", "PYTHON=./python3.11")
