@@ -1,7 +1,7 @@
 """Batches: bins of examples as arrays of static shape, assembled ahead of the training loop.
 
-The end of the data layer: from here on there are only arrays, of B sequences with S tokens and P
-target slots each.
+The end of the data layer: from here on there are only arrays, of B sequences with S tokens and P target slots
+each.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Examples: the forms every row takes before it is rendered, whatever file and format it came from."""
+"""Forms of examples: what a record holds before it is rendered, whatever file and format it came from."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

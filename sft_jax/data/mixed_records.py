@@ -1,4 +1,4 @@
-"""The records of several sources as one stream, each under the name of its source: what a mixture is read from."""
+"""The records of several sources, as a mixture reads them: one stream, in which ids begin with the source's name."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,6 @@
 """How rows are read: the options of a data set, and the error of everything that cannot be read.
 
-Below files/ (which turns paths into rows) and formats/ (which turns rows into examples); records.py joins the two.
+Used by files/ (paths -> rows) and formats/ (rows -> examples), which records.py joins.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
-"""Records: the examples of a data set, row by row, each with its name.
+"""Records: the rows of a data set, read and parsed, each with an id.
 
 Joins files/ (a path -> rows) and formats/ (a row -> an example). Nothing is guessed here: a row that is not understood
-stops with the file, the row, what was expected and what to do, or is listed among the dropped rows if the config wants
-that.
+is an error that names the file, the row, what was expected and what to do, or is listed among the dropped rows if the
+config says so.
 """
 
 import collections
@@ -60,8 +60,8 @@ class DroppedRow:
     Attributes:
         id: names the row.
         reason: the same for all rows with this fault.
-        detail: what is special to this one.
-        tokens: of a row that is too long, how many it has; else 0.
+        detail: of this row alone.
+        tokens: of an example that is too long, how many it has; else 0.
     """
 
     id: str

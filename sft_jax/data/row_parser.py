@@ -1,6 +1,6 @@
-"""One row as a record: which format it is of, its columns under their names, and the example that they make.
+"""One row as a record: finds its format, renames its columns, and makes an example of them.
 
-Serves records.py, which reads the rows of a whole path.
+Used by records.py, which reads all rows of a path.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
-"""How rows whose columns fit no format could be read: flags that were tried on the rows before they are advised.
+"""Advice for rows whose columns fit no format: flags that would read them, each tried on the rows before it is given.
 
-Between formats/nearest.py, which knows names, and records.py, which reads rows.
+formats/nearest.py proposes flags by the names of columns; records.py reads rows with them.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What checks and cleaning both know of a text: its words, what is private in it, what was read wrongly."""
+"""Functions on texts that checks and cleaning share: words, private data, text read in the wrong encoding."""
 
 import re
 

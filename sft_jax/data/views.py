@@ -1,7 +1,6 @@
 """Records as texts, whatever form they have: what is asked, what is answered, and the template that all prompts share.
 
-Not a step on the way of the data: used by what compares records with one another (checks, cleaning, the hashes of
-record_keys.py).
+Used by what compares records with one another: checks, cleaning, the hashes of record_keys.py.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Cleaning: steps, in the order of `config.data.cleaning`, through which records go before they are rendered.
+"""Cleaning: the steps of `config.data.cleaning`, through which records go in that order before they are rendered.
 
 A step keeps a record, changes it or drops it, and every change and drop is noted with its reason (`CleaningLog`).
 `STEPS` is the registry; a new step is a function from a record to what becomes of it, and a line here.

@@ -1,4 +1,4 @@
-"""The texts of an example, whatever its form: read by steps, and put back changed."""
+"""The texts of an example, whatever its form: functions that read them, and that replace them by edited ones."""
 
 import dataclasses
 import difflib

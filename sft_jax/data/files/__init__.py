@@ -1,7 +1,7 @@
 """Files and data sets as rows: what a path stands for, how it is opened, and what its rows hold.
 
-The first stage of the data layer, below formats/. One file a container; a new one is a function from a stream of bytes
-to rows, and a line in CONTAINERS.
+The first step of the data layer, before formats/. Each container has a module; a new one is a function from a stream of
+bytes to rows, and a line in CONTAINERS.
 """
 
 from sft_jax.data.files.containers import CONTAINERS, DATA_SETS

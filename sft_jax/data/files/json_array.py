@@ -1,4 +1,4 @@
-"""JSON: an array of rows, or an object with such arrays, of which one is read; as a whole into memory.
+"""JSON: an array of rows, or an object with such arrays, of which one is read; the whole file is read into memory.
 
 A row is an object with its columns, or an array, whose columns are called 0, 1, ….
 """

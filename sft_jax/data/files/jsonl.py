@@ -1,4 +1,4 @@
-"""JSONL: one JSON object a line, in UTF-8; read line by line."""
+"""JSONL: one JSON object on each line, in UTF-8; read line by line."""
 
 import functools
 from collections.abc import Iterator

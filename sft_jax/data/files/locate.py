@@ -1,4 +1,4 @@
-"""From what a user wrote as the path of data to its sources: files, globs, lists, saved data sets, names of the hub."""
+"""Finds the sources that a path of the config names: files, globs, lists, saved data sets, names of the hub."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""Rows as containers give them: numbered, and either fields or the reason why there are none."""
+"""Rows as containers give them: a number, and either the fields or the error that says why there are none."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Opening files, on disk or in a bucket, and decompressing them on the way."""
+"""Opens files, on disk or in a bucket, and decompresses them while they are read."""
 
 import bz2
 import contextlib

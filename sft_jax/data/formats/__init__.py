@@ -1,7 +1,7 @@
 """Record formats: one file each, from the fields of a row to an example.
 
-Between files/ (paths -> rows) and rendering. A format is a module with `FORM` (what a row looks like, for errors),
-`detect(columns)` and `parse(fields, where, reading)`, and a line in FORMATS.
+The step between files/ (paths -> rows) and rendering. A format is a module with `FORM` (what a row looks like, for
+errors), `detect(columns)` and `parse(fields, where, reading)`, and a line in FORMATS.
 """
 
 from collections.abc import Set

@@ -1,7 +1,7 @@
 """Labels of several annotators: which one counts, and all of them for measures of agreement.
 
-Serves the formats of annotation tools. What an annotator says to a question is a value of JSON; the row that comes of
-it has a column for each question, so that the templates of a table make a question and an answer of it.
+Used by the formats of annotation tools. An annotator's answer to a question is a value of JSON; the row made of them
+has a column for each question, from which the templates of a table make the prompt and the answer.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Columns of images and sound beside text: only text can be trained on, and without them a row says something else."""
+"""Columns of images and sound beside text: refused, as only text can be trained on and the text alone means less."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

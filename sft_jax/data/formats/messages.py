@@ -1,6 +1,6 @@
 """OpenAI chat: {"messages": [{"role", "content"}, ...]}, with tools, calls, reasoning, weights and trained ranges.
 
-What is checked here is what no chat template could make sense of. The order of turns is left to the template: a system
+Checked here is only what no chat template could make sense of. The order of turns is left to the template: a system
 message that is not the first, two users in a row or an assistant who begins are right for some models and wrong for
 others, and the rendering drops what the model's own template refuses, with its reason.
 """

@@ -1,6 +1,6 @@
-"""What rows of columns that fit no format could be read as: options of `config.data.reading`, the nearest first.
+"""Options of `config.data.reading` that could read rows whose columns fit no format, the most likely first.
 
-Names only: records.py reads rows with a suggestion before it is made.
+Found by the names of columns alone: records.py tries a suggestion on the rows before it is made.
 """
 
 import difflib

@@ -1,7 +1,7 @@
 """Tables: any columns, made a question and an answer by templates from the config (classification, extraction).
 
-In a template `{column}` is the value of a column, `{column|none}` the same with what stands there where it is missing,
-and `{{`, `}}` are braces. Text stands as it is, everything else as JSON.
+In a template `{column}` is the value of a column, `{column|none}` the same with a text to take where it is missing, and
+`{{`, `}}` are braces. Text is put in as it is, everything else as JSON.
 """
 
 import functools

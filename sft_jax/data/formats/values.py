@@ -1,4 +1,4 @@
-"""What all formats ask of a value: text that can be encoded, numbers that can be weights, JSON that is JSON."""
+"""Checks of values that all formats share: text that can be encoded, numbers that can be weights, valid JSON."""
 
 import json
 import math

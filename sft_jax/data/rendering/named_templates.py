@@ -1,6 +1,6 @@
 """Named chat templates: a tokenizer may have several, and each example takes the one that transformers would take.
 
-Serves the renderer. Hermes 3 and Command R, for example, have one named "default" and one named "tool_use".
+Used by the renderer. Hermes 3 and Command R, for example, have one named "default" and one named "tool_use".
 """
 
 from collections.abc import Mapping, Sequence

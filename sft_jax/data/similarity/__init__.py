@@ -1,1 +1,1 @@
-"""Texts that are alike, found without comparing each with each; cleaning steps and checks find the same."""
+"""Finds texts that are alike without comparing every pair; used by cleaning steps and by checks."""
