@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.train = "runs/quickstart/data/train.jsonl"
         config.data.held_out = "runs/quickstart/data/validation.jsonl"
         config.data.sequence_length = (
-            512  # two documents a row; on CPUs attention over longer rows costs more than padding
+            512  # two documents each; on CPUs attention over longer ones costs more than padding
         )
         config.batch.sequences = 4
         config.optimizer.learning_rate = 2e-3

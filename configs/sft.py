@@ -22,12 +22,12 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.model = ConfigDict()
     config.model.source = "smollm2-135m-instruct"  # directory, .gguf file, hub name, short name, run
     config.model.revision = ""  # of a hub name: branch, tag or commit
-    config.model.chat_template = ""  # file with a Jinja template for all rows; empty: the checkpoint's own
+    config.model.chat_template = ""  # file with a Jinja template for all conversations; empty: the checkpoint's own
     # Tokens of a text at most, prompt and answer together; 0: what the checkpoint's config says. Models with rotary
     # positions take another number: it is a limit, and changes no frequency. Learned positions end with their table.
     config.model.max_positions = 0
-    # Special tokens to add: ("<|tool|>", "<|end|>"). Their rows of embedding and head begin at the mean of the others;
-    # all weights are trained, or under config.adapter.train_new_tokens only those rows.
+    # Special tokens to add: ("<|tool|>", "<|end|>"). Their embeddings begin at the mean of the others, and
+    # so does the head; all weights are trained, or under config.adapter.train_new_tokens only what is theirs.
     config.model.new_tokens = ()
     # They count where contents spell them too; False: where the chat template writes them, as other special tokens do.
     config.model.new_tokens_in_contents = True
@@ -36,17 +36,17 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.data.train = ""  # file, pattern, saved data set or name of the hub, see docs/data.md
     # In place of `train`, several sources: config.data.mixture.math = source("math.jsonl", weight="1"), and so on.
     config.data.mixture = ConfigDict()
-    config.data.mixture_packing = "after"  # mixing: all sources share rows of the batch; or "before": a row has one
+    config.data.mixture_packing = "after"  # mixing: sources share sequences; or "before": each has one source
     config.data.held_out = ""  # the same, for held-out loss and samples; empty: none
     config.data.reading = reading()
     # What templates write as today: "2026-01-31"; empty: the day of the run's first start, which the run keeps.
     config.data.date = ""
-    # Steps through which training rows go before they are rendered, in order: ("strip_whitespace", "fix_encoding",
+    # Steps through which training data go before they are rendered, in order: ("strip_whitespace", "fix_encoding",
     # "drop_exact_duplicates", "drop_answers_shorter_than=3"); all of them: docs/data.md.
     config.data.cleaning = ()
     config.data.benchmarks = ()  # files of prompts that must not be trained on, or "file=column of its prompts"
     config.data.fail_on = "error"  # findings of the data's checks that stop a run: "error", "warning" (both), "never"
-    # Directory that keeps tokenized rows for the next run; "auto": ~/.cache/sft_jax/data; empty: none.
+    # Directory that keeps tokenized examples for the next run; "auto": ~/.cache/sft_jax/data; empty: none.
     config.data.cache = "auto"
     config.data.sequence_length = 1024  # tokens in a row of the batch
     # Several examples in a row of the batch, invisible to one another: "best_fit", "first_fit" or "sequential", which
@@ -64,11 +64,11 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Where the chat template shows earlier turns otherwise (without reasoning): "refuse" the row, or "expand" it into
     # several, so that each turn is trained after what the model sees when it writes it.
     config.data.masking.history = "refuse"
-    # Rows of more than sequence_length: "drop", "error", "truncate_left", "truncate_right"; "split" makes several of text.
+    # Examples longer than a sequence: "drop", "error", "truncate_left", "truncate_right"; "split" makes several of text.
     config.data.masking.too_long = "drop"
 
     config.batch = ConfigDict()
-    config.batch.sequences = 8  # rows of the global batch: one optimizer step
+    config.batch.sequences = 8  # of the global batch: one optimizer step
     config.batch.micro_batches = 1  # parts into which it is split to save memory; the numbers stay the same
 
     config.objective = ConfigDict()
@@ -82,7 +82,9 @@ def get_config(arg: str = "full") -> ConfigDict:
 
     config.experts = ConfigDict()  # of models that have some
     config.experts.balance_loss = 0.001  # factor of the loss that spreads tokens over experts; 0: none
-    config.experts.capacity = 0.0  # an expert takes at most this many times its even share of a row; 0: all that come
+    config.experts.capacity = (
+        0.0  # an expert takes at most this many times its even share of a sequence; 0: all that come
+    )
 
     config.adapter = ConfigDict()
     config.adapter.method = "none" if arg == "full" else "lora"  # or "dora", "pissa"

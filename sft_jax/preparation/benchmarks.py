@@ -11,7 +11,7 @@ from sft_jax.data.records import Record, RecordError, RecordReader, read_prompts
 
 
 def read_benchmarks(asked: Sequence[str]) -> dict[str, list[Record]]:
-    """The prompts of `config.data.benchmarks` (`asked`), by the name of their file, or all of the path where names are equal.
+    """The prompts of `config.data.benchmarks`, by the name of their file, or all of the path where names are equal.
 
     Raises:
         RecordError: a file that cannot be read, or whose prompts cannot be told from the rest of its rows.
@@ -32,7 +32,7 @@ def benchmark_file(text: str) -> tuple[str, str]:
 
 
 def files_of_benchmarks(asked: Sequence[str]) -> list[tuple[str, epath.Path]]:
-    """Every file of `config.data.benchmarks` (`asked`), with what was asked for: its name and the column of its prompts.
+    """Every file of `config.data.benchmarks`, with what was asked for: its name and the column of its prompts.
 
     Raises:
         RecordError: one that does not exist.

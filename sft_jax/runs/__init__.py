@@ -1,1 +1,1 @@
-"""What a run directory is, and how it is read: config, checkpoints, metrics, and the weights to put to use."""
+"""What a run directory is, and how it is read: config, checkpoints, metrics, and the weights to evaluate or export."""

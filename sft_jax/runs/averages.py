@@ -1,8 +1,8 @@
 """Which weights of a run are evaluated and exported: those trained, or an average of them over the steps.
 
 An exponential moving average (EMA) is kept beside the trained weights where `config.ema.decay` asks for one. The
-schedule-free rule trains at y and is evaluated at x, the average that it does not store: x = (y - (1 - beta1) z) / beta1
-with z from its state (Defazio et al. 2024, https://arxiv.org/abs/2405.15682).
+schedule-free rule trains at y and is evaluated at x, the average that it does not store: x = (y - (1 - beta1) z) /
+beta1 with z from its state (Defazio et al. 2024, https://arxiv.org/abs/2405.15682).
 """
 
 from collections.abc import Mapping

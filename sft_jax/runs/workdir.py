@@ -167,7 +167,7 @@ def _keep_template(workdir: epath.Path, config: ml_collections.ConfigDict) -> No
 
 
 def keep_data_report(workdir: epath.Path, numbers: dict) -> None:
-    """Writes what is known of the data: rows, tokens, what was dropped and changed, findings."""
+    """Writes what is known of the data: examples, tokens, what was dropped and changed, findings."""
     if jax.process_index() == 0:
         write_whole(workdir / DATA_REPORT, json.dumps(numbers, indent=2) + "\n")
 
@@ -256,7 +256,7 @@ def check_inputs(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
 
 
 def check_processes_agree(config: ml_collections.ConfigDict, fingerprints: dict[str, str]) -> None:
-    """Checks that all processes of the run have the same config and inputs: each plans the order of rows by itself.
+    """Checks that all processes of the run have the same config and inputs: each plans the order of examples by itself.
 
     Raises:
         WorkdirError: they differ; raised on every process.

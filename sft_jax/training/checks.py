@@ -115,7 +115,7 @@ CHECKS: dict[str, Check] = {
     "optimizer.schedule": _one_of(*SCHEDULES),
     "optimizer.final_share": _SHARE,
     "optimizer.betas": _BETAS,
-    "optimizer.epsilon": _ABOVE_ZERO,  # what has no gradient, as rows of absent tokens, would move by 0 / 0
+    "optimizer.epsilon": _ABOVE_ZERO,  # what has no gradient, as embeddings of absent tokens, would move by 0 / 0
     "optimizer.momentum": _BELOW_ONE,
     "optimizer.decay_power": _SHARE,
     "optimizer.weight_decay": _at_least(0),
@@ -260,8 +260,8 @@ def _params_dtype(options: Options) -> list[str]:
     if options.precision.params == "float32" or not has_adapters(options.adapter):
         return []
     return [
-        f"--config.precision.params={options.precision.params} is of trained weights, and what is trained beside frozen "
-        "ones is kept in float32; leave it at float32. The frozen weights are --config.precision.frozen"
+        f"--config.precision.params={options.precision.params} is of trained weights, and what is trained beside "
+        "frozen ones is kept in float32; leave it at float32. The frozen weights are --config.precision.frozen"
     ]
 
 
@@ -284,8 +284,8 @@ def _unread_in_contents(options: Options, defaults: Defaults) -> list[str]:
     if options.model.new_tokens or in_contents == default:
         return []
     return [
-        f"--config.model.new_tokens_in_contents={in_contents} is not read without --config.model.new_tokens; leave it at "
-        f"{default}"
+        f"--config.model.new_tokens_in_contents={in_contents} is not read without --config.model.new_tokens; leave it "
+        f"at {default}"
     ]
 
 

@@ -131,7 +131,7 @@ class EffectWatch:
         if not good:
             raise NoEffectError(
                 f"nothing is trained: all {step} steps were skipped: loss or gradient was not finite. Look at the "
-                "rows in skipped_steps.jsonl, or lower --config.optimizer.learning_rate, with another --workdir."
+                "examples in skipped_steps.jsonl, or lower --config.optimizer.learning_rate, with another --workdir."
             )
         if not counts["gradient"].any():
             raise NoEffectError(

@@ -25,13 +25,13 @@ def train_flops(
     """Floating-point operations that one optimizer step needs, recomputation left out (as MFU is defined).
 
     Forward and input gradient cost 2 operations each per weight and token; the weight gradient 2 more where the weights
-    are trained. Attention is counted over the rows' full length without the causal half (PaLM, Chowdhery et al. 2022).
+    are trained. Attention is counted over the sequences' full length without the causal half (PaLM, Chowdhery et al. 2022).
 
     Args:
         config: the decoder.
         tokens: slots of the batch that go through the layers, padding included.
         targets: slots that go through the head.
-        sequence_length: length of a row.
+        sequence_length: of a sequence, in tokens.
         train_weights: True for full fine-tuning, False where the weights are frozen under adapters.
     """
     layers, head = config.matmul_params()

@@ -10,16 +10,16 @@ def embedding_noise(
 ) -> Float[Array, "B S D"]:
     """Noise from -a to a with a = alpha / sqrt(L D), where L is the length of the token's own example; none on padding.
 
-    Every row has a key of its own, so that the noise does not depend on how a batch is split into micro-batches.
+    Every sequence has a key of its own, so that the noise does not depend on how a batch is split into micro-batches.
 
     Args:
-        keys: one a row.
+        keys: one a sequence.
         segment_ids: example of each token, 0 for padding.
         width: D.
         alpha: the paper's alpha, 5 to 15.
     """
     length = segment_ids.shape[1]
-    of_segment = jax.vmap(lambda row: jnp.bincount(row, length=length + 1))(segment_ids)
+    of_segment = jax.vmap(lambda ids: jnp.bincount(ids, length=length + 1))(segment_ids)
     lengths = jnp.take_along_axis(of_segment, segment_ids, axis=1)
     size = jnp.where(segment_ids > 0, alpha * jax.lax.rsqrt(lengths.astype(jnp.float32) * width), 0.0)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (length, width), jnp.float32, -1.0, 1.0))(keys)

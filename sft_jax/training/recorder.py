@@ -109,7 +109,7 @@ class Recorder:
         self.flush()
         raise DivergedError(
             f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not finite; the rows of "
-            f"their batches are listed in {self._workdir / SKIPPED}. Look at those rows; lower "
+            f"their batches are listed in {self._workdir / SKIPPED}. Look at those examples; lower "
             "--config.optimizer.learning_rate, or raise --config.optimizer.max_skipped_in_a_row, with another "
             "--workdir."
         )

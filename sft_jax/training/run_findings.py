@@ -100,7 +100,7 @@ def _unused_new_tokens(texts: Sequence[str], examples: TokenizedExamples, ids: S
             severity="warning",
             title=f"{counted(len(unused), 'new token stands', 'new tokens stand')} in no example: {', '.join(unused)}",
             count=len(examples),
-            advice="Nothing is learnt of their meaning. Look at how rows that should hold them are tokenized "
+            advice="Nothing is learnt of their meaning. Look at how examples that should hold them are tokenized "
             "(python -m sft_jax.preview), or leave them out of --config.model.new_tokens.",
             numbers={"unused": unused},
         )

@@ -86,8 +86,8 @@ def step_settings(options: Options, mesh: Mesh) -> StepSettings:
     sequences, parts, shards = options.batch.sequences, options.batch.micro_batches, data_shards(mesh)
     if sequences % (parts * shards):
         raise ValueError(
-            f"--config.batch.sequences={sequences} must be a multiple of --config.batch.micro_batches={parts} x {shards} "
-            "(the mesh axes replica x fsdp x expert, over which sequences are split)"
+            f"--config.batch.sequences={sequences} must be a multiple of --config.batch.micro_batches={parts} x "
+            f"{shards} (the mesh axes replica x fsdp x expert, over which sequences are split)"
         )
     objective = options.objective
     at_once = sequences // (parts * shards)  # of a device

@@ -45,7 +45,7 @@ class StepSettings:
         optimizer: the update rule and groups of parameters.
         schedule: kind of learning-rate schedule.
         micro_batches: parts into which the global batch is split, one after the other.
-        head_chunk: target slots of a row that go through the head at a time; 0 takes all.
+        head_chunk: target slots of a sequence that go through the head at a time; 0 takes all.
         noise: embeddings get noise.
         balance: the loss that spreads tokens over experts, where there are some, is part of the gradient.
         slices: slices of the data whose loss is measured apart; 0 for none. Batches then say of each target which.
@@ -70,7 +70,7 @@ class Randomness:
 
     Attributes:
         dropout: key of adapter dropout.
-        noise: keys of the noise on embeddings, one a row.
+        noise: keys of the noise on embeddings, one a sequence.
     """
 
     dropout: Array | None = None
@@ -140,15 +140,15 @@ def gradients(
 ) -> tuple[Metrics, Tree]:
     """Metrics, and the gradient of loss sum / loss count over all micro-batches."""
     dropout = model.adapter is not None and model.adapter.dropout
-    rows = batch["tokens"].shape[0]
+    sequences = batch["tokens"].shape[0]
     balanced = settings.balance and model.config.num_experts > 0
     step_key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-    keys = jax.random.split(step_key, rows)
+    keys = jax.random.split(step_key, sequences)
 
     def in_parts(function, argnums):
         if settings.micro_batches == 1:
             return function
-        size = rows // settings.micro_batches
+        size = sequences // settings.micro_batches
         return optax.microbatching.microbatch(function, argnums=argnums, microbatch_size=size)
 
     def random(keys):

@@ -165,7 +165,7 @@ def test_new_tokens_that_end_turns_in_contents_stay_text(root, tmp_path):
 RUN_FINDINGS = "sft_jax/training/run_findings.py"
 UNUSED = (
     RUN_FINDINGS,
-    "Nothing is learnt of their meaning. Look at how rows that should hold them are tokenized (python",
+    "Nothing is learnt of their meaning. Look at how examples that should hold them are tokenized (python",
 )
 
 

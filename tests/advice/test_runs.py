@@ -47,7 +47,7 @@ STOPPED = {  # (file, part of its advice) -> (error, what was given, how what is
         *(NoEffectError, {RATE: 1e-42}),
         ("Raise", RATE, 1e-2),
     ),
-    (RECORDER, ". Look at those rows; lower"): (
+    (RECORDER, ". Look at those examples; lower"): (
         *(DivergedError, {RATE: 1e38, SKIPPED: 2}),
         ("lower", RATE, 1e-2),
     ),
