@@ -64,7 +64,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Where the chat template shows earlier turns otherwise (without reasoning): "refuse" the row, or "expand" it into
     # several, so that each turn is trained after what the model sees when it writes it.
     config.data.masking.history = "refuse"
-    # Examples longer than a sequence: "drop", "error", "truncate_left", "truncate_right"; "split" makes several of text.
+    # Examples too long for a sequence: "drop", "error", "truncate_left", "truncate_right"; "split": text makes several.
     config.data.masking.too_long = "drop"
 
     config.batch = ConfigDict()

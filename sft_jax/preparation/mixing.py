@@ -69,8 +69,8 @@ def malformed_sources(config: ml_collections.ConfigDict) -> list[str]:
             )
         elif section.reading.held_out_split:
             problems.append(
-                f"{flag}.reading.held_out_split={section.reading.held_out_split!r} is not read: held-out rows are those "
-                f"of --config.data.held_out, and {FLAGS}held_out_split is their split"
+                f"{flag}.reading.held_out_split={section.reading.held_out_split!r} is not read: held-out rows are "
+                f"those of --config.data.held_out, and {FLAGS}held_out_split is their split"
             )
     return problems
 

@@ -25,7 +25,8 @@ def train_flops(
     """Floating-point operations that one optimizer step needs, recomputation left out (as MFU is defined).
 
     Forward and input gradient cost 2 operations each per weight and token; the weight gradient 2 more where the weights
-    are trained. Attention is counted over the sequences' full length without the causal half (PaLM, Chowdhery et al. 2022).
+    are trained. Attention is counted over the full length of a sequence, without the causal half (PaLM, Chowdhery et
+    al. 2022).
 
     Args:
         config: the decoder.

@@ -222,10 +222,10 @@ def test_the_best_checkpoint_is_chosen_by_what_is_measured(root, data):
         check_best_metric(options_of(tiny.config(root, **{"checkpoint.best_metric": name})), data, 320)
 
 
-ROWS_OF_A_BATCH = ("sft_jax/training/setup.py", "(the mesh axes replica x fsdp x expert, over which rows are")
+SEQUENCES_OF_A_BATCH = ("sft_jax/training/setup.py", "(the mesh axes replica x fsdp x expert, over which sequences are")
 
 
-def test_rows_of_a_batch_are_a_multiple(root):
+def test_sequences_of_a_batch_are_a_multiple(root):
     def settings(**changes):
         options = options_of(tiny.config(root, **changes))
         step_settings(options, make_mesh(options.mesh, jax.devices()))
@@ -288,7 +288,7 @@ def test_what_a_model_does_not_have_is_asked_otherwise(key, root):
 
 
 FOLLOWED = {
-    *(*CONFIGS, *NEW_TOKENS, *OF_A_MODEL, BEST, ROWS_OF_A_BATCH, WEIGHTS),
+    *(*CONFIGS, *NEW_TOKENS, *OF_A_MODEL, BEST, SEQUENCES_OF_A_BATCH, WEIGHTS),
     (OF_CHECKS, "--config.{name}={value} {expected}"),
     (MIXING, "--config.data.mixture_packing="),
     (MIXING, "; give one of the two"),
