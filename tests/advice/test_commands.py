@@ -37,7 +37,7 @@ def test_a_field_is_set_by_section_and_name():
     with pytest.raises(ConfigError, match=r"expected --config\.SECTION\.FIELD=VALUE") as error:
         config_of(f"--config={SFT}", "--config.batch..sequences=2")
     form = re.search(r"expected (--\S+)\. ", str(error.value))[1]
-    flag = form.replace("SECTION", "batch").replace("FIELD", "rows").replace("VALUE", "2")
+    flag = form.replace("SECTION", "batch").replace("FIELD", "sequences").replace("VALUE", "2")
     assert config_of(f"--config={SFT}", flag).batch.sequences == 2
 
 
