@@ -305,7 +305,7 @@ def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
     finding = next(
         finding for finding in load_data(options_of(config)).report.findings if finding.check == "new_tokens"
     )
-    counted = {"rows": 2 * in_contents, "trained": 2 * in_contents, "in_contents": 2}
+    counted = {"examples": 2 * in_contents, "trained": 2 * in_contents, "in_contents": 2}
     assert finding.numbers == {"token": "<|tool|>", "id": NEW[0]} | counted
     run(config, tmp_path / "run")
     mesh = inference_mesh(jax.devices())

@@ -41,7 +41,7 @@ def test_conversations_cut_out_of_longer_ones(conversations, thorough):
     step = re.search(r"drop\w+", found.advice).group()
     conversations.data.cleaning = (step,)
     followed = load_data(options_of(conversations))
-    assert followed.report.numbers["records"] == {"records": 10, "kept": 10, "dropped": 0, "rows": 10}
+    assert followed.report.numbers["records"] == {"records": 10, "kept": 10, "dropped": 0, "examples": 10}
     assert all(found.check != "dropped_rows" for found in followed.report.findings)
 
 

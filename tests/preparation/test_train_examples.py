@@ -157,7 +157,7 @@ def test_a_file_that_changes_while_it_is_read_makes_no_entry(tmp_path, monkeypat
     file.write_text(before)
     assert load_data(options_of(made)).report.numbers["records"]["records"] == 48
     with monkeypatch.context() as patch:  # nothing is kept that could be stale
-        patch.setattr(train_examples, "write_rows", write_late)
+        patch.setattr(train_examples, "write_examples", write_late)
         assert load_data(options_of(config(tmp_path, **{"data.cache": ""}))).report.numbers["records"]["records"] == 49
 
 
@@ -298,7 +298,7 @@ def test_what_cannot_be_read_is_among_the_dropped_rows(tmp_path):
     file.write_text(file.read_text() + '{"prompt": 3, "completion": "b"}\n')
     for _ in range(2):
         data = load_data(options_of(made))
-        assert data.report.numbers["records"] == {"records": 49, "kept": 48, "dropped": 1, "rows": 48}
+        assert data.report.numbers["records"] == {"records": 49, "kept": 48, "dropped": 1, "examples": 48}
         assert data.report.numbers["dropped_rows"] == 1
         assert list(data.report.numbers["dropped"]) == ["not a valid row"]
     assert isinstance(load_data(options_of(made), thorough=True).checked.dropped[0], DroppedRow)

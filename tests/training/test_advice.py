@@ -33,9 +33,9 @@ def test_a_model_without_a_chat_template(tmp_path):
     assert flags_in(str(error.value)) == ["--config.model.chat_template=FILE"]
     (tmp_path / "mine.jinja").write_text(content)
     config = tiny.config(tmp_path, **{"model.chat_template": str(tmp_path / "mine.jinja")})
-    assert load_data(options_of(config)).report.numbers["rows"] == 48
+    assert load_data(options_of(config)).report.numbers["examples"] == 48
     template.write_text(content)
-    assert load_data(options_of(tiny.config(tmp_path))).report.numbers["rows"] == 48
+    assert load_data(options_of(tiny.config(tmp_path))).report.numbers["examples"] == 48
 
 
 def test_held_out_rows_that_are_all_too_long(tmp_path):

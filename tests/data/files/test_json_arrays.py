@@ -123,7 +123,7 @@ def test_a_run_trains_on_one_array_and_measures_on_another(tmp_path):
     config = tiny.config(tmp_path, **options, **{"data.reading.held_out_split": "val"}).unlock()
     config.data.train = config.data.held_out = str(path)
     data = load_data(options_of(config))
-    assert data.report.numbers["rows"] == 9
+    assert data.report.numbers["examples"] == 9
     assert [record.id for record in data.held_out_records] == ["d.json/val:1"]
 
 
