@@ -1,10 +1,10 @@
-"""Measures a model on held-out rows by what it writes.
+"""Measures a model on held-out examples: scores of the answers it writes, and the loss of the references.
 
     python -m sft_jax.evaluate --model=runs/x --data=held_out.jsonl --scorer=json_extraction --out=runs/x/evaluation
     python -m sft_jax.evaluate --model=smollm2-135m-instruct --data=… --out=… --examples=2 --examples_from=train.jsonl
 
 Rows are read as in training: `--reading.prompt_template=…` is `config.data.reading.prompt_template`, and so on. With
-`--compare` an earlier evaluation of the same rows is compared, row by row.
+`--compare` an earlier evaluation of the same examples is compared, example by example.
 """
 
 import itertools
@@ -23,11 +23,11 @@ _MATCH_THINKING = flags.DEFINE_bool("match_thinking", False, "An exact match wan
 _OUT = flags.DEFINE_string("out", None, "Directory for predictions.jsonl and scores.json.", required=True)
 _COMPARE = flags.DEFINE_string("compare", None, "Directory of an earlier evaluation to compare with.")
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Solved examples put into the prompt.", lower_bound=0)
-_EXAMPLES_FROM = flags.DEFINE_string("examples_from", None, "Training rows the examples are drawn from.")
+_EXAMPLES_FROM = flags.DEFINE_string("examples_from", None, "Training rows the solved examples are drawn from.")
 _EXAMPLES_SPLIT = flags.DEFINE_string("examples_split", "", "Their split; by default --reading.split.")
 _ROWS = flags.DEFINE_integer("rows", 0, "Measure only the first rows; 0: all.", lower_bound=0)
 _LOSS = flags.DEFINE_bool("loss", True, "Also measure the loss of the reference answers.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the examples drawn, of sampling and of the bootstrap.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the solved examples drawn, of sampling and of the bootstrap.")
 
 
 def main(_: list[str]) -> None:
@@ -69,9 +69,10 @@ def main(_: list[str]) -> None:
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
         loaded = inference_flags.load(_MODEL.value, mesh)
         references = held_out.references_of(loaded, task)
-        rows = held_out.reference_rows(loaded, task) if _LOSS.value else None  # what cannot be is said before an hour
+        # Before the answers are generated, which may take an hour: an example that cannot be measured is an error.
+        tokenized = held_out.reference_examples(loaded, task) if _LOSS.value else None
         written = held_out.generate_answers(loaded, task, examples, progress)
-        losses = None if rows is None else held_out.measure_loss(loaded, rows, mesh, progress)
+        losses = None if tokenized is None else held_out.measure_loss(loaded, tokenized, mesh, progress)
     answers = held_out.in_parts(loaded, task, written, references)
     outcomes = held_out.score_answers(task, answers)
     out = epath.Path(_OUT.value)

@@ -124,8 +124,8 @@ def _results(out: epath.Path) -> dict:
     ids, before, losses = {}, {}, {}
     for name, path in {**{prompt: out / "base" / prompt for prompt in PROMPTS}, "tuned": out / "tuned"}.items():
         ids[name], before[name], losses[name] = held_out.read_outcomes(path)
-    if len({tuple(rows) for rows in ids.values()}) != 1:
-        raise ValueError(f"{out}: the evaluations are of different rows; remove {out}/base and {out}/tuned")
+    if len({tuple(names) for names in ids.values()}) != 1:
+        raise ValueError(f"{out}: the evaluations are of different examples; remove {out}/base and {out}/tuned")
     after = before.pop("tuned")
     loss = (losses["zero_shot"], losses["tuned"])
     return build_results(before, after, seed=SEED, held_out_loss=loss, primary="field_f1")

@@ -1,9 +1,12 @@
-"""How good is it, and is the difference real: scoring of generated answers, prompt baselines, intervals and
-paired tests, and the before/after tables. Pure functions on texts and numbers; they know nothing of models,
-devices or files."""
+"""How good a model is, and whether a difference is real: scores of generated answers, prompt baselines, intervals and
+paired tests, and the before/after tables.
+
+What is exported here are pure functions on texts and numbers, without models, devices or files; `held_out.py` and
+`held_out_loss.py` run a model.
+"""
 
 from sft_jax.evaluation.baselines import choose_examples, with_examples
-from sft_jax.evaluation.scoring import SCORERS, Comparison, Outcome, aggregate, compare, score_rows
+from sft_jax.evaluation.scoring import SCORERS, Comparison, Outcome, aggregate, compare, score_examples
 from sft_jax.evaluation.statistics import Score
 from sft_jax.evaluation.tables import build_results, markdown_table, terminal_table, verdict
 
@@ -17,7 +20,7 @@ __all__ = [
     "choose_examples",
     "compare",
     "markdown_table",
-    "score_rows",
+    "score_examples",
     "terminal_table",
     "verdict",
     "with_examples",

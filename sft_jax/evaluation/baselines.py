@@ -1,4 +1,4 @@
-"""Prompt baselines: what a good prompt alone gets out of the base model.
+"""Prompt baselines: how good the base model is with solved examples in its prompt, without training.
 
 A fine-tuned model is worth its training only if it beats the same model with solved examples in its prompt.
 Pure functions on conversations; rendering and generation come after.
@@ -43,8 +43,8 @@ def choose_examples(
     """`count` training conversations for `with_examples`, drawn by seed from the shorter half of the training rows.
 
     From the shorter half (in characters), because every prompt carries them: they cost prompt length for each
-    held-out row. Drawn, not picked, so that nobody tunes them by hand. A training row whose question is also
-    a held-out row's is never drawn. Raises ValueError where too few rows are left.
+    held-out example. Drawn, not picked, so that nobody tunes them by hand. A training row whose question is also
+    that of a held-out row is never drawn. Raises ValueError where too few rows are left.
     """
     asked = {_question(conversation) for conversation in held_out}
     allowed = [conversation for conversation in train if _question(conversation) not in asked]

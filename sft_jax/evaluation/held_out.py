@@ -1,4 +1,4 @@
-"""Measuring a model on held-out rows by what it writes: prompts, answers, scores, and the loss of the references."""
+"""Measures a model on held-out examples: generates answers, scores them, and takes the loss of the references."""
 
 import dataclasses
 import json
@@ -29,10 +29,10 @@ ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is measured.
+    """What is measured, and how.
 
     Attributes:
-        records: held-out rows; each ends with the reference answer.
+        records: the held-out records, each of which is an example and ends with the reference answer.
         scorer: name of the scorer.
         max_new_tokens: longest answer.
         batch_size: prompts at a time.
@@ -52,12 +52,12 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a model wrote, in parts, beside what is right.
+    """What a model wrote, whole and in parts, and the references.
 
     Attributes:
         texts: whole answers, thinking and calls included.
         written: the same as tokens, with what ended each.
-        parts: of each.
+        parts: thinking, content and calls of each.
         references: the right answers.
     """
 
@@ -67,7 +67,7 @@ class Answers:
     references: Sequence[Reference]
 
     def note(self) -> str:
-        """What is to be known of how they were told apart; empty for nothing."""
+        """A note for the reader if some calls could be compared as text only; else empty."""
         as_text = sum(not reference.reads_calls for reference in self.references)
         if not as_text:
             return ""
@@ -100,7 +100,7 @@ def generate_answers(
         progress: makes a progress callback.
 
     Raises:
-        ValueError: a row without a reference answer, one whose prompt the chat template refuses, or one whose prompt
+        ValueError: a record without a reference answer, one whose prompt the chat template refuses, or one whose prompt
             leaves no position for an answer.
     """
     prompts = []
@@ -135,10 +135,10 @@ def cut_note(loaded: Loaded, answers: Sequence[Generated]) -> str:
 
 
 def references_of(loaded: Loaded, task: Task) -> list[Reference]:
-    """The right answers as the model's chat template writes them, row by row.
+    """The right answers as the model's chat template writes them, one for each record.
 
     Raises:
-        ValueError: the template refuses a row, the scorer cannot read its content, or there is nothing to score.
+        ValueError: the template refuses a record, the scorer cannot read its content, or there is nothing to score.
     """
     references = [reference_of(loaded.renderer, record) for record in task.records]
     parts, ids = [reference.parts for reference in references], [record.id for record in task.records]
@@ -147,7 +147,7 @@ def references_of(loaded: Loaded, task: Task) -> list[Reference]:
 
 
 def in_parts(loaded: Loaded, task: Task, answers: Sequence[Generated], references: Sequence[Reference]) -> Answers:
-    """The answers told apart by the rules of the model's chat template."""
+    """The answers with their parts, which the rules of the model's chat template tell apart."""
     renderer, texts, parts = loaded.renderer, [], []
     for record, answer, reference in zip(task.records, answers, references, strict=True):
         texts.append(renderer.written_text(answer.tokens, record.example.tools))
@@ -156,7 +156,7 @@ def in_parts(loaded: Loaded, task: Task, answers: Sequence[Generated], reference
 
 
 def score_answers(task: Task, answers: Answers) -> list[Outcome]:
-    """Outcomes of the answers, row by row."""
+    """One outcome for each answer."""
     references = [reference.parts for reference in answers.references]
     ids = [record.id for record in task.records]
     return score_parts(task.scorer, answers.parts, references, ids, task.match_thinking)
@@ -166,35 +166,35 @@ def check_task(task: Task, compare_with: epath.Path | None = None) -> None:
     """Checks before a model is loaded that there are references, and that they can be compared.
 
     Raises:
-        ValueError: a row without a reference, or an earlier evaluation of other rows.
+        ValueError: a record without a reference, or an earlier evaluation of other examples.
     """
     for record in task.records:
         question_of(record)
     ids = [record.id for record in task.records]
     if compare_with is not None and read_outcomes(compare_with)[0] != ids:
-        raise ValueError(f"{compare_with} is an evaluation of different rows; a paired test needs the same rows")
+        raise ValueError(f"{compare_with} is an evaluation of different examples; a paired test needs the same ones")
 
 
-def reference_rows(loaded: Loaded, task: Task) -> TokenizedExamples:
-    """The held-out rows with their reference answers as tokens, for `measure_loss`.
+def reference_examples(loaded: Loaded, task: Task) -> TokenizedExamples:
+    """The held-out examples, reference answers included, as tokens, for `measure_loss`.
 
     Raises:
-        ValueError: a row cannot be rendered, or is longer than the model's positions (rows of two models could not be
-            paired without it).
+        ValueError: a record cannot be rendered, or has more tokens than the model has positions. It is not left out:
+            the examples of two models could then not be paired.
     """
-    rows, dropped = tokenize_records(list(task.records), loaded.renderer, max_example_tokens=2**30)
+    examples, dropped = tokenize_records(list(task.records), loaded.renderer, max_example_tokens=2**30)
     if dropped:
         raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
-    check_sizes(loaded.model.config, rows, remedy="Measure without such rows, or with --noloss")
-    return rows
+    check_sizes(loaded.model.config, examples, remedy="Measure without such rows, or with --noloss")
+    return examples
 
 
 def measure_loss(
-    loaded: Loaded, rows: TokenizedExamples, mesh: Mesh, progress: ProgressFor | None = None
+    loaded: Loaded, examples: TokenizedExamples, mesh: Mesh, progress: ProgressFor | None = None
 ) -> list[Outcome]:
-    """Loss of the reference answers, row by row; `rows` are those of `reference_rows`."""
-    callback = progress("held-out loss", len(rows)) if progress else None
-    return example_losses(loaded.model, loaded.variables, rows, mesh, progress=callback)
+    """The loss of each reference answer; `examples` are those of `reference_examples`."""
+    callback = progress("held-out loss", len(examples)) if progress else None
+    return example_losses(loaded.model, loaded.variables, examples, mesh, progress=callback)
 
 
 def write_evaluation(
@@ -204,7 +204,7 @@ def write_evaluation(
     outcomes: Sequence[Outcome],
     losses: Sequence[Outcome] | None = None,
 ) -> dict[str, Any]:
-    """Writes `predictions.jsonl` (a row each) and then `scores.json`; returns the scores."""
+    """Writes `predictions.jsonl` (a line for each example) and then `scores.json`; returns the scores."""
     directory.mkdir(parents=True, exist_ok=True)
     lines = []
     for index, (record, outcome) in enumerate(zip(task.records, outcomes, strict=True)):
@@ -214,7 +214,7 @@ def write_evaluation(
         lines.append(json.dumps(line, ensure_ascii=False))
     write_whole(directory / PREDICTIONS, "\n".join(lines) + "\n")
     scores = aggregate(outcomes, task.seed) | (aggregate(losses, task.seed) if losses is not None else {})
-    result = {"rows": len(outcomes)} | {name: score.as_dict() for name, score in scores.items()}
+    result = {"examples": len(outcomes)} | {name: score.as_dict() for name, score in scores.items()}
     if note := answers.note():
         result["note"] = note
     write_whole(directory / SCORES, json.dumps(result, indent=2) + "\n")
@@ -222,7 +222,7 @@ def write_evaluation(
 
 
 def _prediction(task: Task, record: Record, answers: Answers, index: int) -> dict[str, Any]:
-    """What is kept of an answer: all of it, its parts, and which of them differ from the reference's."""
+    """A line of `predictions.jsonl`: the answer, its parts, and which of them differ from the reference's."""
     parts, reference = answers.parts[index], answers.references[index]
     return {
         "id": record.id,
@@ -238,7 +238,7 @@ def _prediction(task: Task, record: Record, answers: Answers, index: int) -> dic
 
 
 def read_outcomes(directory: epath.Path) -> tuple[list[str], list[Outcome], list[Outcome]]:
-    """Row ids, outcomes and losses (empty where they were not measured) of an evaluation written before.
+    """Ids of the examples, outcomes and losses (empty where they were not measured) of an evaluation written before.
 
     Raises:
         ValueError: the directory holds none.
@@ -247,26 +247,28 @@ def read_outcomes(directory: epath.Path) -> tuple[list[str], list[Outcome], list
     if not path.exists() or not (directory / SCORES).exists():
         raise ValueError(f"{directory} holds no finished evaluation ({PREDICTIONS} and {SCORES})")
     # Only \n ends a line: str.splitlines would also cut at U+2028, which answers may hold.
-    rows = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    return [row["id"] for row in rows], [row["outcome"] for row in rows], losses
+    lines = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return [line["id"] for line in lines], [line["outcome"] for line in lines], losses
 
 
 def comparable(first: epath.Path, second: epath.Path) -> tuple[list[Outcome], list[Outcome]]:
-    """Outcomes of two evaluations of the same rows in the same order, in the columns that both have.
+    """Outcomes of two evaluations of the same examples in the same order, in the columns that both have.
 
     Raises:
-        ValueError: the rows differ.
+        ValueError: the examples differ.
     """
     (ids_first, *first_parts), (ids_second, *second_parts) = read_outcomes(first), read_outcomes(second)
     if ids_first != ids_second:
-        raise ValueError(f"{first} and {second} are evaluations of different rows; a paired test needs the same rows")
+        raise ValueError(
+            f"{first} and {second} are evaluations of different examples; a paired test needs the same ones"
+        )
     with_loss = bool(first_parts[1] and second_parts[1])
     joined = [
-        [row | loss for row, loss in zip(*parts, strict=True)] if with_loss else parts[0]
+        [outcome | loss for outcome, loss in zip(*parts, strict=True)] if with_loss else parts[0]
         for parts in (first_parts, second_parts)
     ]
     # A template of which one model writes thinking or calls, and the other none, gives one of them alone such parts.
     shared = [column for column in joined[0][0] if column in joined[1][0]]
-    in_both = [[{column: row[column] for column in shared} for row in rows] for rows in joined]
+    in_both = [[{column: outcome[column] for column in shared} for outcome in outcomes] for outcomes in joined]
     return in_both[0], in_both[1]

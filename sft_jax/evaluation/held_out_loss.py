@@ -1,4 +1,4 @@
-"""Loss of every held-out row for itself, so that two models can be compared row by row."""
+"""The loss of each held-out example by itself, so that two models can be compared example by example."""
 
 import functools
 from collections.abc import Callable
@@ -24,45 +24,47 @@ Progress = Callable[[int, int], None]
 def example_losses(
     model: Decoder,
     variables: Tree,
-    rows: TokenizedExamples,
+    examples: TokenizedExamples,
     mesh: Mesh,
     *,
     batch_sequences: int = 8,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """One outcome a row: `loss_sum` (nats, over its supervised tokens) and `loss_weight` (how many they weigh).
+    """One outcome for each example: `loss_sum` (nats) and `loss_weight`, the sum of its weights.
+
+    Both are over the supervised tokens of the example.
 
     Args:
         model: the decoder.
         variables: what its `apply` takes.
-        rows: held-out rows.
+        examples: the held-out examples.
         mesh: the mesh in force.
-        batch_sequences: rows at a time, rounded up so that the mesh divides it.
-        progress: called with (rows done, rows in all).
+        batch_sequences: examples at a time, each a sequence of its own; rounded up so that the mesh divides it.
+        progress: called with (examples done, examples in all).
     """
     shards = data_shards(mesh)
     batch_sequences = -(-batch_sequences // shards) * shards
-    length = -(-int(rows.lengths.max()) // 64) * 64
-    targets = min(-(-int(rows.supervised.max()) // 8) * 8, length)
+    length = -(-int(examples.lengths.max()) // 64) * 64
+    targets = min(-(-int(examples.supervised.max()) // 8) * 8, length)
     sums: list[np.ndarray] = []
     for batch in held_out_batches(
-        rows, length, targets, batch_sequences, packing="none", own=sequences_here(mesh, batch_sequences)
+        examples, length, targets, batch_sequences, packing="none", own=sequences_here(mesh, batch_sequences)
     ):
-        sums.append(np.stack(jax.device_get(_row_sums(model, variables, put_batch(batch, mesh))), axis=1))
+        sums.append(np.stack(jax.device_get(_example_sums(model, variables, put_batch(batch, mesh))), axis=1))
         if progress:
-            progress(min(len(sums) * batch_sequences, len(rows)), len(rows))
-    every = np.concatenate(sums)[: len(rows)]
+            progress(min(len(sums) * batch_sequences, len(examples)), len(examples))
+    every = np.concatenate(sums)[: len(examples)]
     return [{"loss_sum": float(total), "loss_weight": float(weight)} for total, weight in every]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _row_sums(model: Decoder, variables: Tree, batch: Tree) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+def _example_sums(model: Decoder, variables: Tree, batch: Tree) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
     hidden, _ = model.apply(variables, batch["tokens"], batch["positions"], batch["segment_ids"], method="hidden")
     hidden = gather_targets(hidden, batch["target_slots"])
 
-    def one_row(row: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        states, targets, weights = (x[None] for x in row)
+    def one_example(example: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        states, targets, weights = (x[None] for x in example)
         logits = model.apply(variables, states, method="head")
         return cross_entropy(logits, targets, weights, Settings())["nll"]
 
-    return jax.lax.map(one_row, (hidden, batch["targets"], batch["weights"]))
+    return jax.lax.map(one_example, (hidden, batch["targets"], batch["weights"]))

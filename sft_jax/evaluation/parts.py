@@ -1,7 +1,7 @@
-"""Answers in parts: what is thought, said and called, compared one by one.
+"""Scores the parts of an answer one by one: thinking, content and calls.
 
-Between the texts of answers, which the rules of the chat template take apart (`sft_jax.data.rendering.answers`), and
-the scorers, which see contents alone. A column that says nothing of a row is None there.
+`sft_jax.data.rendering.answers` takes the text of an answer apart by the rules of the chat template. The scorers get
+the contents alone; thinking and calls are compared here. A column that has no value for an example is None there.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.data.rendering.answers import Answer, same_calls
-from sft_jax.evaluation.scoring import Outcome, score_rows, score_text
+from sft_jax.evaluation.scoring import Outcome, score_examples, score_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +59,19 @@ def score_parts(
     example_ids: Sequence[str],
     match_thinking: bool = False,
 ) -> list[Outcome]:
-    """Outcomes in the order of the rows: the scorer's of contents, with the parts beside them where there are others.
+    """One outcome for each example: the scorer's, of the content, and columns for the parts where there are others.
 
     `exact_match`: content and calls are right; thinking too, if `match_thinking`. `content_match`, `calls_match`,
-    `thinking_match`: of rows whose reference has such a part. They are there if any reference thinks or calls.
+    `thinking_match`: for examples whose reference has such a part. They are there if any reference thinks or calls.
 
     Raises:
-        ValueError: see `score_rows`.
+        ValueError: see `score_examples`.
     """
     said = [number for number, reference in enumerate(references) if reference.content or not reference.calls]
     of = lambda values: [values[number] for number in said]
     contents = [[answer.content for answer in of(values)] for values in (answers, references)]
-    scored = dict(zip(said, score_rows(scorer, *contents, of(example_ids)), strict=True))
-    columns = dict.fromkeys((column for row in scored.values() for column in row), None)
+    scored = dict(zip(said, score_examples(scorer, *contents, of(example_ids)), strict=True))
+    columns = dict.fromkeys((column for outcome in scored.values() for column in outcome), None)
     has_calls, has_thinking = any(one.calls for one in references), any(one.thinking for one in references)
     outcomes = []
     for number, (answer, reference) in enumerate(zip(answers, references, strict=True)):
@@ -89,10 +89,10 @@ def score_parts(
     return outcomes
 
 
-def differing_parts(scorer: str, answer: Answer, reference: Answer, row_id: str) -> list[str]:
+def differing_parts(scorer: str, answer: Answer, reference: Answer, example_id: str) -> list[str]:
     """The parts of an answer that are not those of the reference."""
     is_said = bool(reference.content or not reference.calls)
-    scored = score_rows(scorer, [answer.content], [reference.content], [row_id])[0] if is_said else {}
+    scored = score_examples(scorer, [answer.content], [reference.content], [example_id])[0] if is_said else {}
     return [
         part for part, is_right in _right_parts(answer, reference, scored.get("exact_match")).items() if not is_right
     ]

@@ -1,13 +1,13 @@
-"""From answers to scores: one outcome a row, then aggregated with uncertainty, or compared in pairs.
+"""From answers to scores: one outcome for each example, aggregated with uncertainty or compared in pairs.
 
 A scorer is a pure function (prediction, reference) -> outcome, a flat dict whose value types say how it is
 aggregated:
 
     bool   a proportion:                Wilson interval, exact McNemar test
-    float  a mean of values in [0, 1]:  BCa bootstrap over rows, sign-flip permutation test
-    int    a count, part of a ratio in `RATIOS` (micro-F1): BCa bootstrap over rows, swap permutation test
-    None   nothing of this row: it counts for no proportion and no mean, and adds 0 to a ratio; a column that is None
-           on every row is no metric
+    float  a mean of values in [0, 1]:  BCa bootstrap over examples, sign-flip permutation test
+    int    a count, part of a ratio in `RATIOS` (micro-F1): BCa bootstrap over examples, swap permutation test
+    None   no value for this example: it is left out of a proportion or a mean, and adds 0 to the sums of a ratio; a
+           column that is None for every example is no metric
 
 So a new scorer is one function and one line in `SCORERS`. Outcomes hold plain Python values and go into JSON
 as they are.
@@ -99,7 +99,7 @@ def higher_is_better(metric: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Difference `second - first` of one metric on the same rows, with the paired test's p-value and its name."""
+    """Difference `second - first` of one metric on the same examples, with the paired test's p-value and its name."""
 
     difference: Score
     p_value: float
@@ -110,33 +110,33 @@ class Comparison:
         return {**self.difference.as_dict(), "p_value": self.p_value, "test": self.test}
 
 
-def score_rows(
+def score_examples(
     scorer: str, predictions: Sequence[str], references: Sequence[str], example_ids: Sequence[str]
 ) -> list[Outcome]:
-    """Outcomes in the order of the rows.
+    """One outcome for each example, in their order.
 
-    Raises ValueError on an unknown scorer, unequal lengths or a bad reference (with its row id).
+    Raises ValueError on an unknown scorer, unequal lengths or a bad reference (with its id).
     """
     if scorer not in SCORERS:
         raise ValueError(f"no scorer named {scorer!r}; there are {', '.join(sorted(SCORERS))}")
     outcomes = []
-    for row_id, prediction, reference in zip(example_ids, predictions, references, strict=True):
+    for example_id, prediction, reference in zip(example_ids, predictions, references, strict=True):
         try:
             outcomes.append(SCORERS[scorer](prediction, reference))
         except ValueError as error:
-            raise ValueError(f"row {row_id}: {error}") from error
+            raise ValueError(f"row {example_id}: {error}") from error
     return outcomes
 
 
 def aggregate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Score]:
     """Metric -> score with 95 % confidence interval; deterministic by seed.
 
-    Raises ValueError where there are no rows, rows differ in their columns, or a column belongs to no metric.
+    Raises ValueError where there are no outcomes, they differ in their columns, or a column belongs to no metric.
     """
     scores = {}
     for metric in metrics_of(outcomes):
         if _is_proportion(outcomes, metric):
-            values = [bool(row[metric]) for row in outcomes if row[metric] is not None]
+            values = [bool(outcome[metric]) for outcome in outcomes if outcome[metric] is not None]
             scores[metric] = wilson(sum(values), len(values))
         else:
             columns, statistic, bounded = _columns(outcomes, metric)
@@ -145,25 +145,25 @@ def aggregate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Score]:
 
 
 def compare(first: Sequence[Outcome], second: Sequence[Outcome], seed: int) -> dict[str, Comparison]:
-    """Metric -> paired comparison `second - first`, for two systems' outcomes on the same rows in the same order.
+    """Metric -> paired comparison `second - first`, for two systems' outcomes on the same examples in the same order.
 
-    p-values are per metric and two-sided, not corrected for the number of metrics. A metric of which one of them has no
-    value is left out. Raises ValueError where the numbers of rows or the columns differ.
+    p-values are per metric and two-sided, not corrected for the number of metrics. A metric for which one of the
+    systems has no value is left out. Raises ValueError where the numbers of examples or the columns differ.
     """
     if len(first) != len(second):
-        raise ValueError(f"compare: {len(first)} rows against {len(second)}; a paired test needs the same rows")
+        raise ValueError(f"compare: {len(first)} examples against {len(second)}; a paired test needs the same examples")
     metrics = metrics_of(first), metrics_of(second)
     if set(first[0]) != set(second[0]):
         raise ValueError(f"compare: metrics {metrics[0]} against {metrics[1]}")
     comparisons = {}
     for metric in (metric for metric in metrics[0] if metric in metrics[1]):
-        rows_first, rows_second = _rows_of_both(first, second, metric)
-        columns_first, statistic, bounded = _columns(rows_first, metric)
-        columns_second, _, _ = _columns(rows_second, metric)
+        both_first, both_second = _examples_of_both(first, second, metric)
+        columns_first, statistic, bounded = _columns(both_first, metric)
+        columns_second, _, _ = _columns(both_second, metric)
         pair = (columns_first, columns_second, statistic)
         difference = paired_difference(*pair, seed=seed, bounded=bounded)
         if _is_proportion(first, metric):
-            pairs = [(bool(a[metric]), bool(b[metric])) for a, b in zip(rows_first, rows_second, strict=True)]
+            pairs = [(bool(a[metric]), bool(b[metric])) for a, b in zip(both_first, both_second, strict=True)]
             p_value, test = mcnemar_exact(pairs.count((True, False)), pairs.count((False, True))), "exact McNemar"
         else:
             p_value, test = paired_permutation(*pair, seed=seed), "paired permutation"
@@ -174,46 +174,46 @@ def compare(first: Sequence[Outcome], second: Sequence[Outcome], seed: int) -> d
 def metrics_of(outcomes: Sequence[Outcome]) -> list[str]:
     """Names of the metrics that the columns make up: ratios first, then the other columns in their order.
 
-    A column that says nothing of any row is none: `content_match` where all references are calls alone.
+    A column without any value is no metric: `content_match` where all references are calls alone.
     """
     if not outcomes:
-        raise ValueError("no outcomes to score: the set of rows is empty")
+        raise ValueError("no outcomes to score: there are no examples")
     columns = set(outcomes[0])
-    for index, row in enumerate(outcomes):
-        if set(row) != columns:
-            raise ValueError(f"outcome {index} has columns {sorted(row)}, outcome 0 has {sorted(columns)}")
+    for index, outcome in enumerate(outcomes):
+        if set(outcome) != columns:
+            raise ValueError(f"outcome {index} has columns {sorted(outcome)}, outcome 0 has {sorted(columns)}")
     ratios = [name for name, ratio in RATIOS.items() if columns.issuperset(ratio.columns)]
     taken = {column for name in ratios for column in RATIOS[name].columns}
-    has_value = lambda column: any(row[column] is not None for row in outcomes)
+    has_value = lambda column: any(outcome[column] is not None for outcome in outcomes)
     single = [column for column in outcomes[0] if column not in taken and has_value(column)]
     for column in single:
-        if any(type(row[column]) is int for row in outcomes):
+        if any(type(outcome[column]) is int for outcome in outcomes):
             raise ValueError(f"column {column!r} is a count of no ratio in RATIOS; give a bool, a float or a ratio")
     return ratios + single
 
 
 def _is_proportion(outcomes: Sequence[Outcome], metric: str) -> bool:
-    return metric not in RATIOS and any(isinstance(row[metric], bool) for row in outcomes)
+    return metric not in RATIOS and any(isinstance(outcome[metric], bool) for outcome in outcomes)
 
 
-def _rows_of_both(
+def _examples_of_both(
     first: Sequence[Outcome], second: Sequence[Outcome], metric: str
 ) -> tuple[list[Outcome], list[Outcome]]:
-    """The rows of which both have a value."""
+    """The outcomes of the examples for which both have a value."""
     if metric in RATIOS:
         return list(first), list(second)
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a[metric] is not None and b[metric] is not None]
     if not pairs:
-        raise ValueError(f"compare: {metric} has no row on which both have a value")
+        raise ValueError(f"compare: {metric}: there is no example for which both have a value")
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def _columns(outcomes: Sequence[Outcome], metric: str) -> tuple[Float[np.ndarray, "rows columns"], Statistic, bool]:
+def _columns(outcomes: Sequence[Outcome], metric: str) -> tuple[Float[np.ndarray, "examples columns"], Statistic, bool]:
     if metric in RATIOS:
         ratio = RATIOS[metric]
-        table = np.array([[float(row[column] or 0) for column in ratio.columns] for row in outcomes])
+        table = np.array([[float(outcome[column] or 0) for column in ratio.columns] for outcome in outcomes])
         return table, ratio.statistic, ratio.bounded
-    values = np.array([float(row[metric]) for row in outcomes if row[metric] is not None])
+    values = np.array([float(outcome[metric]) for outcome in outcomes if outcome[metric] is not None])
     if np.any((values < 0) | (values > 1)):
         raise ValueError(f"{metric}: values of a mean must lie in [0, 1], got {values.min()} to {values.max()}")
     return mean_columns(values), ratio_of_sums, True

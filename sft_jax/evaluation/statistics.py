@@ -1,9 +1,9 @@
-"""Uncertainty of scores: intervals for one system, paired tests and intervals for two on the same rows.
+"""Uncertainty of scores: intervals for one system, paired tests and intervals for two on the same examples.
 
-Stands between the scorers (`scoring.py`, one outcome a row) and the tables (`tables.py`). Every statistic here is a
-function of column sums over rows, as everywhere in this code: a mean is sum / count, micro-F1 is
-2 tp / (predicted + expected). Resampling rows then means summing resampled rows and applying the same function.
-All randomness comes from the given seed.
+The scorers (`scoring.py`) give one outcome for each example; its numbers are the columns here. Every statistic is a
+function of the sums of these columns over the examples: a mean is sum / count, micro-F1 is
+2 tp / (predicted + expected). A resample sums the columns of the examples that were drawn and applies the same
+function. All randomness comes from the given seed. `tables.py` shows the results.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Score:
         return {"value": float(self.value), "low": float(self.low), "high": float(self.high)}
 
 
-def mean_columns(values: Float[np.ndarray, " rows"]) -> Float[np.ndarray, "rows 2"]:
+def mean_columns(values: Float[np.ndarray, " examples"]) -> Float[np.ndarray, "examples 2"]:
     """Columns (value, 1), so that `ratio_of_sums` of them is the mean."""
     return np.stack([values, np.ones_like(values)], axis=-1)
 
@@ -45,7 +45,7 @@ def mean_columns(values: Float[np.ndarray, " rows"]) -> Float[np.ndarray, "rows 
 def ratio_of_sums(sums: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:
     """First column's sum over the second's; raises ValueError where the second sums to nothing."""
     if np.any(sums[..., 1] <= 0):
-        raise ValueError("ratio of sums: the weights of a sample sum to 0; leave out rows without weight")
+        raise ValueError("ratio of sums: the weights of a sample sum to 0; leave out examples without weight")
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
@@ -74,7 +74,7 @@ def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Sco
 
 
 def bootstrap_interval(
-    columns: Float[np.ndarray, "rows columns"],
+    columns: Float[np.ndarray, "examples columns"],
     statistic: Statistic,
     *,
     seed: int,
@@ -82,22 +82,22 @@ def bootstrap_interval(
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> Score:
-    """BCa bootstrap interval over rows of `statistic(sum of columns)` (Efron 1987).
+    """BCa bootstrap interval over examples of `statistic(sum of columns)` (Efron 1987).
 
-    Rows are the unit that is resampled: for micro-F1 a row is a document with its three counts. Deterministic
-    by seed. Where every resample gives one and the same value (all documents right: F1 = 1; all wrong: 0) the
-    bootstrap has width zero, which would claim certainty. For statistics in [0, 1] (`bounded`) the Wilson
-    interval of that value over the number of ROWS is returned instead; for unbounded ones the width stays
-    zero: the rows show no spread. Raises ValueError without rows, or with one row of an unbounded statistic.
+    Whole examples are resampled: for micro-F1 that is a document with its three counts. Deterministic by seed. Where
+    every resample gives the same value (all documents right: F1 = 1; all wrong: 0) the bootstrap has width zero, which
+    would claim certainty. For statistics in [0, 1] (`bounded`) the Wilson interval of that value over the number of
+    examples is returned instead; for unbounded ones the width stays zero: the examples show no spread. Raises
+    ValueError without examples, or with a single one and an unbounded statistic.
     """
-    rows = len(columns)
-    if rows < 1 or (rows < 2 and not bounded):
-        raise ValueError(f"bootstrap: {rows} rows are too few for an interval of this statistic")
+    count = len(columns)
+    if count < 1 or (count < 2 and not bounded):
+        raise ValueError(f"bootstrap: {count} examples are too few for an interval of this statistic")
     value = float(statistic(columns.sum(0)))
     limits = _bca_limits(columns, statistic, value, seed, confidence, resamples)
     if limits is not None:
         return Score(value, *limits)
-    return wilson(value * rows, rows, confidence) if bounded else Score(value, value, value)
+    return wilson(value * count, count, confidence) if bounded else Score(value, value, value)
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -111,37 +111,38 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def paired_permutation(
-    first: Float[np.ndarray, "rows columns"],
-    second: Float[np.ndarray, "rows columns"],
+    first: Float[np.ndarray, "examples columns"],
+    second: Float[np.ndarray, "examples columns"],
     statistic: Statistic,
     *,
     seed: int,
     permutations: int = RESAMPLES,
 ) -> float:
-    """Two-sided p-value that two systems do not differ: each row's outcomes are swapped between them at random.
+    """Two-sided p-value under the hypothesis that two systems do not differ: outcomes are swapped at random.
 
-    For means this is the sign-flip test of the differences; for micro-F1 it is approximate randomisation (Noreen
-    1989; Yeh 2000). All swaps are enumerated where there are at most `permutations` of them, so p is then exact;
-    else p = (1 + hits) / (1 + permutations), which is never 0.
+    Each example's outcomes are swapped between the two, or not. For means this is the sign-flip test of the
+    differences; for micro-F1 it is approximate randomisation (Noreen 1989; Yeh 2000). All swaps are enumerated where
+    there are at most `permutations` of them, so p is then exact; else p = (1 + hits) / (1 + permutations), which is
+    never 0.
     """
-    rows = len(first)
+    count = len(first)
     difference = second - first
     sums_first, sums_second = first.sum(0), second.sum(0)
     observed = abs(float(statistic(sums_second) - statistic(sums_first)))
     least = observed - 1e-9 * max(1.0, observed)
-    exact = 2**rows <= permutations
-    swaps = _all_swaps(rows) if exact else _random_swaps(rows, permutations, seed)
+    exact = 2**count <= permutations
+    swaps = _all_swaps(count) if exact else _random_swaps(count, permutations, seed)
     hits = 0
     for chunk in swaps:
         moved = chunk.astype(np.float64) @ difference
         found = statistic(sums_second[None] - moved) - statistic(sums_first[None] + moved)
         hits += int(np.sum(np.abs(found) >= least))
-    return hits / 2**rows if exact else (1 + hits) / (1 + permutations)
+    return hits / 2**count if exact else (1 + hits) / (1 + permutations)
 
 
 def paired_difference(
-    first: Float[np.ndarray, "rows columns"],
-    second: Float[np.ndarray, "rows columns"],
+    first: Float[np.ndarray, "examples columns"],
+    second: Float[np.ndarray, "examples columns"],
     statistic: Statistic,
     *,
     seed: int,
@@ -149,10 +150,10 @@ def paired_difference(
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> Score:
-    """Interval of `statistic(second) - statistic(first)` on the same rows: BCa, rows resampled in pairs.
+    """Interval of `statistic(second) - statistic(first)` on the same examples: BCa, examples resampled in pairs.
 
-    Where the bootstrap has no width (one system fails on every row, the other on none; or both answer alike) the two
-    single intervals are combined by square-and-add (Newcombe 1998; MOVER of Donner and Zou 2012), which ignores
+    Where the bootstrap has no width (one system fails on every example, the other on none; or both answer alike) the
+    two single intervals are combined by square-and-add (Newcombe 1998; MOVER of Donner and Zou 2012), which ignores
     the pairing and so errs on the wide side.
     """
     width = first.shape[1]
@@ -173,28 +174,28 @@ def paired_difference(
 
 
 def _bca_limits(
-    columns: Float[np.ndarray, "rows columns"],
+    columns: Float[np.ndarray, "examples columns"],
     statistic: Statistic,
     value: float,
     seed: int,
     confidence: float,
     resamples: int,
 ) -> tuple[float, float] | None:
-    """Limits of the BCa interval, or None where the resampled statistic has no spread (one row included).
+    """Limits of the BCa interval, or None where the resampled statistic has no spread, as with one example.
 
-    Where BCa has no limits (leaving any one row out gives the same value, or all resamples lie on one side of it), they
-    are those of the percentiles.
+    Where BCa has no limits (leaving any one example out gives the same value, or all resamples lie on one side of it),
+    they are those of the percentiles.
     """
     if len(columns) < 2:
         return None
     from scipy import stats  # slow to import
 
-    def of_rows(rows: Int64[np.ndarray, "... rows"], axis: int) -> Float[np.ndarray, "..."]:
-        sums = np.stack([column[rows].sum(axis) for column in columns.T], axis=-1)
+    def of_examples(drawn: Int64[np.ndarray, "... examples"], axis: int) -> Float[np.ndarray, "..."]:
+        sums = np.stack([column[drawn].sum(axis) for column in columns.T], axis=-1)
         return np.asarray(np.round(statistic(sums), 12))  # what is equal but for rounding is equal: ties count
 
     def bootstrap(**options: Any) -> Any:
-        return stats.bootstrap((np.arange(len(columns)),), of_rows, vectorized=True, **shared, **options)
+        return stats.bootstrap((np.arange(len(columns)),), of_examples, vectorized=True, **shared, **options)
 
     shared = {"confidence_level": confidence, "batch": max(1, ELEMENTS_AT_ONCE // len(columns))}
     with warnings.catch_warnings(action="ignore"):  # no spread is a case of its own
@@ -207,12 +208,12 @@ def _bca_limits(
     return float(limits.low), float(limits.high)
 
 
-def _random_swaps(rows: int, permutations: int, seed: int) -> Iterator[Bool[np.ndarray, "chunk rows"]]:
+def _random_swaps(count: int, permutations: int, seed: int) -> Iterator[Bool[np.ndarray, "chunk examples"]]:
     rng = np.random.default_rng(seed)
-    chunk = max(1, ELEMENTS_AT_ONCE // rows)
+    chunk = max(1, ELEMENTS_AT_ONCE // count)
     for start in range(0, permutations, chunk):
-        yield rng.random((min(chunk, permutations - start), rows)) < 0.5
+        yield rng.random((min(chunk, permutations - start), count)) < 0.5
 
 
-def _all_swaps(rows: int) -> Iterator[Bool[np.ndarray, "swaps rows"]]:
-    yield (np.arange(2**rows)[:, None] >> np.arange(rows)[None, :]) & 1 == 1
+def _all_swaps(count: int) -> Iterator[Bool[np.ndarray, "swaps examples"]]:
+    yield (np.arange(2**count)[:, None] >> np.arange(count)[None, :]) & 1 == 1

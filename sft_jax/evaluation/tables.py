@@ -35,18 +35,19 @@ def build_results(
     held_out_loss: tuple[Loss, Loss] | None = None,
     primary: str | None = None,
 ) -> dict[str, Any]:
-    """The figures of a comparison on the same rows, ready for `json.dumps`.
+    """The figures of a comparison on the same examples, ready for `json.dumps`.
 
     `before` maps a prompt's name to the base model's outcomes with it ("zero_shot", "two_examples"); the
     prompt with the best `primary` metric (default: the first metric; ties go to the prompt named first)
-    becomes "before". It is chosen on the very rows it is judged on, which favours the base model. `after`:
+    becomes "before". It is chosen on the very examples it is judged on, which favours the base model. `after`:
     the tuned model's outcomes, zero-shot. `held_out_loss` is (before, after), each one figure, or outcomes
     with `loss_sum` and `loss_weight` for intervals and a test.
 
-        {"rows", "primary", "before_prompt", "before": {metric: {"value", "low", "high"}}, "after": {...},
+        {"examples", "primary", "before_prompt", "before": {metric: {"value", "low", "high"}}, "after": {...},
          "difference": {metric: {"value", "low", "high", "p_value", "test"}}, "prompts": {prompt: {metric: ...}}}
 
-    A loss given as one figure is `{"value"}` alone. Raises ValueError where row counts or metrics differ.
+    A loss given as one figure is `{"value"}` alone. Raises ValueError where the metrics or the numbers of examples
+    differ.
     """
     if not before:
         raise ValueError("build_results: no outcomes of the base model; give at least {'zero_shot': outcomes}")
@@ -57,7 +58,7 @@ def build_results(
     sign = 1 if higher_is_better(primary) else -1
     best = max(prompts, key=lambda name: sign * prompts[name][primary]["value"])
     results = {
-        "rows": len(after),
+        "examples": len(after),
         "primary": primary,
         "before_prompt": best,
         "before": dict(prompts[best]),
@@ -77,7 +78,7 @@ def verdict(results: Mapping[str, Any], metric: str | None = None) -> str:
     name = METRIC_NAMES.get(metric, metric)
     against = PROMPT_NAMES.get(results["before_prompt"], results["before_prompt"])
     p_value = difference["p_value"]
-    evidence = f"{_p_text(p_value)}, {difference['test']} test, {results['rows']} rows"
+    evidence = f"{_p_text(p_value)}, {difference['test']} test, {results['examples']} examples"
     interval = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
     if p_value >= SIGNIFICANCE:
         return f"{name}: no difference shown against the base model ({against}): {interval} ({evidence})"
@@ -89,7 +90,7 @@ def verdict(results: Mapping[str, Any], metric: str | None = None) -> str:
 def terminal_table(results: Mapping[str, Any]) -> Table:
     """The table for a terminal, with the verdict as its caption."""
     header, *rows = _cells(results)
-    table = Table(title=f"{results['rows']} held-out rows, 95 % confidence intervals", caption=verdict(results))
+    table = Table(title=f"{results['examples']} held-out examples, 95 % confidence intervals", caption=verdict(results))
     for column, text in enumerate(header):
         table.add_column(text, justify="left" if column == 0 else "right", style="bold" if column == 0 else None)
     for row in rows:
@@ -106,7 +107,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 
 def _cells(results: Mapping[str, Any]) -> list[list[str]]:
-    """Header and one row a metric: base model by prompt, tuned model, difference to the best prompt."""
+    """The header, and a row for each metric: base model by prompt, tuned model, difference to the best prompt."""
     prompts = results["prompts"]
     header = ["", *(f"base, {PROMPT_NAMES.get(name, name)}" for name in prompts), "tuned", "difference"]
     rows = [header]
@@ -157,7 +158,7 @@ def _as_dicts(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def scores_table(name: str, scores: Mapping[str, Any]) -> Table:
     """One evaluation, from its `scores.json`."""
-    table = Table("", "score [95 % interval]", title=f"{name}, {scores['rows']} rows")
+    table = Table("", "score [95 % interval]", title=f"{name}, {scores['examples']} examples")
     for metric, score in scores.items():
         if isinstance(score, Mapping):
             table.add_row(METRIC_NAMES.get(metric, metric), _score_text(score))
@@ -165,8 +166,10 @@ def scores_table(name: str, scores: Mapping[str, Any]) -> Table:
 
 
 def comparison_table(first: Sequence[Outcome], second: Sequence[Outcome], seed: int) -> Table:
-    """Two evaluations of the same rows: scores, paired difference, and whether it is shown to be real."""
-    table = Table("", "compared with", "this", "difference", "paired test", title=f"{len(first)} rows, row by row")
+    """Two evaluations of the same examples: scores, paired difference, and whether it is shown to be real."""
+    table = Table(
+        "", "compared with", "this", "difference", "paired test", title=f"{len(first)} examples, compared one by one"
+    )
     before, after = aggregate(first, seed), aggregate(second, seed)
     for metric, comparison in compare(first, second, seed).items():
         difference = comparison.difference

@@ -39,22 +39,22 @@ def test_examples_that_do_not_fit(conversation, example, message):
         with_examples(conversation, [example])
 
 
-def rows(count: int) -> list[tuple[Message, ...]]:
-    """Row i has i + 1 characters of question."""
+def conversations(count: int) -> list[tuple[Message, ...]]:
+    """Conversation i has i + 3 characters of question."""
     return [(Message("user", f"{i:03}" + "x" * i), Message("assistant", "a")) for i in range(count)]
 
 
 def test_examples_come_from_the_shorter_half_and_depend_on_the_seed_alone():
-    train = rows(40)
+    train = conversations(40)
     drawn = [choose_examples(train, 2, seed) for seed in range(30)]
     assert drawn == [choose_examples(train, 2, seed) for seed in range(30)]
-    assert {row for pair in drawn for row in pair} <= set(train[:20])
+    assert {example for pair in drawn for example in pair} <= set(train[:20])
     assert len({tuple(pair) for pair in drawn}) > 20
     assert all(first != second for first, second in drawn)
 
 
 def test_held_out_rows_are_never_drawn():
-    train = rows(10)
+    train = conversations(10)
     # The same questions, other answers: still held out.
     held_out = [(question, Message("assistant", "other")) for question, _ in train[:3]]
     for seed in range(20):

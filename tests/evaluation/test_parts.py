@@ -1,4 +1,4 @@
-"""Answers scored by part: what a model that memorised the rows writes is right, and silence is not."""
+"""Answers scored by part: what a model that memorised the examples writes is right, and silence is not."""
 
 import json
 
@@ -17,12 +17,12 @@ from sft_jax.generation import Generated
 from tests.data.rendering.chat_formats import FORMATS
 
 WEATHER = ToolCall("weather", {"city": "Rome", "days": 2})
-ROWS = [
+RECORDS = [
     Record("a:1", Chat((Message("user", "2+2?"), Message("assistant", "4"))), {}),
     Record("a:2", Chat((Message("user", "Norway?"), Message("assistant", "Oslo", reasoning="I know it."))), {}),
     Record("a:3", Chat((Message("user", "Rome?"), Message("assistant", "", tool_calls=(WEATHER,)))), {}),
 ]
-IDS = [record.id for record in ROWS]
+IDS = [record.id for record in RECORDS]
 WRITTEN = Generated(np.zeros(0, np.int32), "", "stop")
 
 
@@ -32,20 +32,20 @@ def renderer():
 
 
 def memorised(renderer, record):
-    """What is trained of a row, without its end: what a model writes that memorised it."""
-    row = renderer.render(record.conversation)
-    return row.tokens[row.weights > 0][:-1]
+    """The trained tokens of a record without the end of turn: what a model that memorised it writes."""
+    example = renderer.render(record.conversation)
+    return example.tokens[example.weights > 0][:-1]
 
 
 def outcomes_of(renderer, texts, scorer="exact_match", **options):
-    references = [reference_of(renderer, record) for record in ROWS]
-    parts = [read_parts(renderer, *row) for row in zip(texts, ROWS, references, strict=True)]
+    references = [reference_of(renderer, record) for record in RECORDS]
+    parts = [read_parts(renderer, *each) for each in zip(texts, RECORDS, references, strict=True)]
     return score_parts(scorer, parts, [reference.parts for reference in references], IDS, **options)
 
 
-def test_a_model_that_memorised_the_rows_is_right(renderer):
-    texts = [renderer.written_text(memorised(renderer, record)) for record in ROWS]
-    assert texts == [reference_of(renderer, record).text for record in ROWS]
+def test_a_model_that_memorised_the_examples_is_right(renderer):
+    texts = [renderer.written_text(memorised(renderer, record)) for record in RECORDS]
+    assert texts == [reference_of(renderer, record).text for record in RECORDS]
     outcomes = outcomes_of(renderer, texts)
     assert [outcome["exact_match"] for outcome in outcomes] == [True, True, True]
     assert [outcome["calls_match"] for outcome in outcomes] == [None, None, True]
@@ -53,7 +53,7 @@ def test_a_model_that_memorised_the_rows_is_right(renderer):
     assert [outcome["content_match"] for outcome in outcomes] == [True, True, None]
     scores = aggregate(outcomes, seed=0)
     assert {name: score.value for name, score in scores.items()} == dict.fromkeys(outcomes[0], 1.0)
-    assert scores["calls_match"].low < scores["exact_match"].low < 1  # of one row, of three
+    assert scores["calls_match"].low < scores["exact_match"].low < 1  # of one example, of three
 
 
 def test_a_silent_model_is_wrong(renderer):
@@ -91,7 +91,7 @@ def test_thinking_counts_where_that_is_asked_for(renderer):
 
 
 def test_scorers_see_contents_alone():
-    """A row with nothing but a call says nothing of JSON fields."""
+    """An example whose reference is only a call has no JSON fields."""
     reference = [Answer(content='{"make": "Ford"}'), Answer(calls=(WEATHER,))]
     outcomes = score_parts("json_extraction", reference, reference, ["a:1", "a:2"])
     assert [outcome["exact_match"] for outcome in outcomes] == [True, True]
@@ -120,11 +120,11 @@ TAGS = (
 
 def test_calls_that_cannot_be_read_back_are_compared_as_text():
     renderer = ConversationRenderer(FORMATS["ChatML"].tokenizer(), TAGS)
-    reference = reference_of(renderer, ROWS[2])
+    reference = reference_of(renderer, RECORDS[2])
     assert not reference.reads_calls
     assert reference.parts == Answer(content="<f=weather><city>Rome<days>2")
     for text, right in (("<f=weather> <city>Rome<days>2", False), (reference.text, True), ("", False)):
-        parts = read_parts(renderer, text, ROWS[2], reference)
+        parts = read_parts(renderer, text, RECORDS[2], reference)
         assert score_parts("exact_match", [parts], [reference.parts], ["a:3"]) == [{"exact_match": right}]
     answers = held_out.Answers([""], [WRITTEN], [Answer()], [reference])
     assert answers.note().startswith("The calls of 1 of 1 references cannot be read back")
@@ -132,10 +132,10 @@ def test_calls_that_cannot_be_read_back_are_compared_as_text():
 
 def test_what_is_written_and_read_again(renderer, tmp_path):
     """Whole answers, their parts, which of them differ, and scores of two evaluations in the columns that both have."""
-    task = held_out.Task(ROWS, "exact_match")
-    references = [reference_of(renderer, record) for record in ROWS]
+    task = held_out.Task(RECORDS, "exact_match")
+    references = [reference_of(renderer, record) for record in RECORDS]
     for name, texts in (("right", [one.text for one in references]), ("silent", ["", "", ""])):
-        parts = [read_parts(renderer, *row) for row in zip(texts, ROWS, references, strict=True)]
+        parts = [read_parts(renderer, *each) for each in zip(texts, RECORDS, references, strict=True)]
         answers = held_out.Answers(texts, [WRITTEN] * 3, parts, references)
         outcomes = held_out.score_answers(task, answers)
         scores = held_out.write_evaluation(epath.Path(tmp_path / name), task, answers, outcomes)

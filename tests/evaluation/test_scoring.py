@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sft_jax.evaluation import scoring
-from sft_jax.evaluation.scoring import aggregate, compare, score_json_extraction, score_rows, score_text
+from sft_jax.evaluation.scoring import aggregate, compare, score_examples, score_json_extraction, score_text
 from sft_jax.evaluation.statistics import wilson
 
 REFERENCE = json.dumps({"vin": "1HG", "year": 2012, "make": "Honda", "owner": None})
@@ -53,7 +53,7 @@ def test_text(prediction, reference, equal):
 def test_micro_f1_over_documents_by_hand():
     # tp 3 + 2 + 0 = 5, predicted 3 + 3 + 0 = 6, expected 3 * 3 = 9: F1 = 10 / 15.
     answers = [REFERENCE, '{"vin": "1HG", "year": 2013, "make": "Honda"}', "prose"]
-    scores = aggregate(score_rows("json_extraction", answers, [REFERENCE] * 3, ["a", "b", "c"]), seed=0)
+    scores = aggregate(score_examples("json_extraction", answers, [REFERENCE] * 3, ["a", "b", "c"]), seed=0)
     assert list(scores) == ["field_f1", "valid_json", "exact_match"]
     assert scores["field_f1"].value == pytest.approx(10 / 15)
     assert 0 <= scores["field_f1"].low < 10 / 15 < scores["field_f1"].high <= 1
@@ -62,8 +62,8 @@ def test_micro_f1_over_documents_by_hand():
 
 
 def test_all_wrong_and_all_right_have_an_interval_with_width():
-    wrong = score_rows("json_extraction", ["prose"] * 100, [REFERENCE] * 100, ["x"] * 100)
-    right = score_rows("json_extraction", [REFERENCE] * 100, [REFERENCE] * 100, ["x"] * 100)
+    wrong = score_examples("json_extraction", ["prose"] * 100, [REFERENCE] * 100, ["x"] * 100)
+    right = score_examples("json_extraction", [REFERENCE] * 100, [REFERENCE] * 100, ["x"] * 100)
     for metric in ("field_f1", "exact_match", "valid_json"):
         assert aggregate(wrong, seed=0)[metric] == wilson(0, 100)
         assert aggregate(right, seed=0)[metric] == wilson(100, 100)
@@ -73,8 +73,8 @@ def test_all_wrong_and_all_right_have_an_interval_with_width():
         assert comparison.p_value < 1e-3
 
 
-def test_paired_comparison_of_proportions_is_mcnemar_on_the_discordant_rows():
-    # 10 rows won, 2 lost, 8 alike: p = 158 / 4096.
+def test_paired_comparison_of_proportions_is_mcnemar_on_the_discordant_examples():
+    # 10 examples won, 2 lost, 8 alike: p = 158 / 4096.
     first = [{"exact_match": value} for value in [False] * 10 + [True] * 2 + [True] * 8]
     second = [{"exact_match": value} for value in [True] * 10 + [False] * 2 + [True] * 8]
     comparison = compare(first, second, seed=0)["exact_match"]
@@ -88,7 +88,7 @@ def test_paired_comparison_of_proportions_is_mcnemar_on_the_discordant_rows():
 
 
 def test_identical_answers_do_not_differ():
-    outcomes = score_rows("json_extraction", [REFERENCE, "prose"] * 5, [REFERENCE] * 10, list("abcdefghij"))
+    outcomes = score_examples("json_extraction", [REFERENCE, "prose"] * 5, [REFERENCE] * 10, list("abcdefghij"))
     for comparison in compare(outcomes, outcomes, seed=0).values():
         assert comparison.difference.value == 0
         assert comparison.difference.low < 0 < comparison.difference.high
@@ -112,7 +112,7 @@ def test_a_new_scorer_is_a_function_and_a_line(monkeypatch):
         return {"words": sum(word in prediction.split() for word in words) / len(words)}
 
     monkeypatch.setitem(scoring.SCORERS, "words", share_of_words)
-    outcomes = score_rows("words", ["a b", "a", "c"], ["a b", "a b", "a b"], ["0", "1", "2"])
+    outcomes = score_examples("words", ["a b", "a", "c"], ["a b", "a b", "a b"], ["0", "1", "2"])
     score = aggregate(outcomes, seed=0)["words"]
     assert score.value == pytest.approx(0.5)
     assert 0 <= score.low < 0.5 < score.high <= 1
@@ -120,21 +120,24 @@ def test_a_new_scorer_is_a_function_and_a_line(monkeypatch):
 
 
 def test_outcomes_survive_json():
-    outcomes = score_rows("json_extraction", [REFERENCE, "prose"], [REFERENCE] * 2, ["a", "b"])
+    outcomes = score_examples("json_extraction", [REFERENCE, "prose"], [REFERENCE] * 2, ["a", "b"])
     assert aggregate(json.loads(json.dumps(outcomes)), seed=3) == aggregate(outcomes, seed=3)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: score_rows("bleu", [], [], []), "no scorer named 'bleu'; there are exact_match, json_extraction"),
-        (lambda: score_rows("exact_match", ["a"], [], []), "zip"),
-        (lambda: score_rows("json_extraction", ["{}"], ["prose"], ["x.jsonl:7"]), "row x.jsonl:7: .*not a JSON object"),
-        (lambda: aggregate([], seed=0), "set of rows is empty"),
+        (lambda: score_examples("bleu", [], [], []), "no scorer named 'bleu'; there are exact_match, json_extraction"),
+        (lambda: score_examples("exact_match", ["a"], [], []), "zip"),
+        (
+            lambda: score_examples("json_extraction", ["{}"], ["prose"], ["x.jsonl:7"]),
+            "row x.jsonl:7: .*not a JSON object",
+        ),
+        (lambda: aggregate([], seed=0), "there are no examples"),
         (lambda: aggregate([{"a": True}, {"b": True}], seed=0), "outcome 1 has columns"),
         (lambda: aggregate([{"words": 3}], seed=0), "'words' is a count of no ratio"),
         (lambda: aggregate([{"words": 3.0}], seed=0), r"must lie in \[0, 1\]"),
-        (lambda: compare([{"a": True}], [{"a": True}] * 2, seed=0), "1 rows against 2"),
+        (lambda: compare([{"a": True}], [{"a": True}] * 2, seed=0), "1 examples against 2"),
         (lambda: compare([{"a": True}], [{"b": True}], seed=0), "metrics"),
     ],
 )

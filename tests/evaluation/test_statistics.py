@@ -59,12 +59,12 @@ def test_exact_mcnemar(only_first, only_second, p_value):
     assert mcnemar_exact(only_first, only_second) == pytest.approx(p_value, abs=1e-12)
 
 
-def counts(rows: int, accuracy: float, seed: int) -> np.ndarray:
+def counts(examples: int, accuracy: float, seed: int) -> np.ndarray:
     """Documents with (true positives, predicted, expected) fields, of uneven difficulty."""
     rng = np.random.default_rng(seed)
-    expected = rng.integers(3, 7, rows)
-    predicted = np.minimum(6, expected + rng.integers(0, 2, rows))
-    difficulty = np.clip(accuracy + 0.3 * rng.standard_normal(rows), 0, 1)
+    expected = rng.integers(3, 7, examples)
+    predicted = np.minimum(6, expected + rng.integers(0, 2, examples))
+    difficulty = np.clip(accuracy + 0.3 * rng.standard_normal(examples), 0, 1)
     return np.stack([rng.binomial(expected, difficulty), predicted, expected], -1).astype(np.float64)
 
 
@@ -73,7 +73,7 @@ def scipy_f1(hits, predicted, expected, axis):
 
 
 def test_f1_interval_agrees_with_scipy():
-    columns = counts(rows=80, accuracy=0.85, seed=1)
+    columns = counts(examples=80, accuracy=0.85, seed=1)
     score = bootstrap_interval(columns, micro_f1, seed=0, bounded=True)
     reference = stats.bootstrap(
         tuple(columns.T), scipy_f1, paired=True, vectorized=True, method="BCa", rng=np.random.default_rng(5)
@@ -94,7 +94,7 @@ def test_mean_interval_agrees_with_scipy_on_skewed_values():
     assert abs(score.high - percentile.high) > 0.015  # the correction for skewness is there
 
 
-def test_ratio_of_sums_weights_rows_by_their_tokens():
+def test_ratio_of_sums_weights_examples_by_their_tokens():
     loss = np.array([[2.0, 1.0], [30.0, 10.0]])  # per-token losses 2 and 3
     assert bootstrap_interval(loss, ratio_of_sums, seed=0, bounded=False).value == pytest.approx(32 / 11)
     with pytest.raises(ValueError, match="weights of a sample sum to 0"):
@@ -102,7 +102,7 @@ def test_ratio_of_sums_weights_rows_by_their_tokens():
 
 
 def test_intervals_depend_on_the_seed_alone():
-    columns = counts(rows=50, accuracy=0.7, seed=2)
+    columns = counts(examples=50, accuracy=0.7, seed=2)
     options = {"bounded": True}
     first, again, other = (bootstrap_interval(columns, micro_f1, seed=s, **options) for s in (7, 7, 8))
     assert first == again
@@ -110,7 +110,7 @@ def test_intervals_depend_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.5])
-def test_rows_without_spread_get_the_wilson_interval(value):
+def test_examples_without_spread_get_the_wilson_interval(value):
     score = bootstrap_interval(mean_columns(np.full(100, value)), ratio_of_sums, seed=0, bounded=True)
     assert score == wilson(100 * value, 100)
     assert score.high - score.low > 0.03
@@ -121,16 +121,16 @@ def test_f1_of_one_gets_the_wilson_interval_of_the_documents_although_their_coun
     assert bootstrap_interval(columns, micro_f1, seed=0, bounded=True) == wilson(4, 4)
 
 
-def test_too_few_rows():
+def test_too_few_examples():
     assert bootstrap_interval(np.array([[6.0, 6, 6]]), micro_f1, seed=0, bounded=True) == wilson(1, 1)
-    with pytest.raises(ValueError, match="1 rows are too few"):
+    with pytest.raises(ValueError, match="1 examples are too few"):
         bootstrap_interval(np.array([[2.0, 1.0]]), ratio_of_sums, seed=0, bounded=False)
-    with pytest.raises(ValueError, match="0 rows are too few"):
+    with pytest.raises(ValueError, match="0 examples are too few"):
         bootstrap_interval(np.zeros((0, 3)), micro_f1, seed=0, bounded=True)
 
 
 def test_spread_without_limits_of_bca_is_no_certainty():
-    """Of two rows each gives 0 alone and both give 1: leaving one out says nothing, and resamples differ."""
+    """Of two examples each gives 0 alone and both give 1: leaving one out says nothing, and resamples differ."""
     product = lambda sums: sums[..., 0] * sums[..., 1]
     score = bootstrap_interval(np.eye(2), product, seed=0, bounded=False)
     assert (score.value, score.low, score.high) == (1, 0, 1)

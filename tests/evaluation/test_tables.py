@@ -34,7 +34,7 @@ def results(**options):
 def test_results_are_the_promised_figures():
     figures = results(held_out_loss=(1.25, 0.25))
     assert figures == json.loads(json.dumps(figures))
-    assert figures["rows"] == 20
+    assert figures["examples"] == 20
     assert figures["before_prompt"] == "two_examples"
     assert figures["before"] == {**figures["prompts"]["two_examples"], "held_out_loss": {"value": 1.25}}
     assert figures["prompts"]["zero_shot"]["held_out_loss"] == {"value": 1.25}
@@ -59,7 +59,7 @@ def test_before_is_the_better_prompt(zero_shot, two_examples, best):
     assert build_results(before, outcomes([4, 4]), seed=0)["before_prompt"] == best
 
 
-def test_loss_by_row_has_an_interval_and_a_test():
+def test_loss_by_example_has_an_interval_and_a_test():
     losses = [[{"loss_sum": x * n, "loss_weight": float(n)} for n in range(1, 21)] for x in (1.5, 0.5)]
     figures = results(held_out_loss=tuple(losses))
     assert set(figures["before"]["held_out_loss"]) == {"value", "low", "high"}
@@ -75,7 +75,7 @@ def test_loss_by_row_has_an_interval_and_a_test():
         ([0] * 20, [4] * 20, "field F1: better than the base model (zero-shot) by +1.000 [+0.772, +1.000]"),
         ([4] * 20, [0] * 20, "field F1: WORSE than the base model (zero-shot) by -1.000"),
         ([2, 1] * 10, [1, 2] * 10, "field F1: no difference shown against the base model"),
-        ([0] * 4, [4] * 4, "field F1: no difference shown"),  # p = 2 / 2^4 = 0.125: too few rows to say so
+        ([0] * 4, [4] * 4, "field F1: no difference shown"),  # p = 2 / 2^4 = 0.125: too few examples to say so
         ([4] * 20, [4] * 19 + [3], "field F1: no difference shown"),
     ],
 )
@@ -85,7 +85,7 @@ def test_verdict_says_better_only_where_the_test_does(before, after, expected):
 
 def test_verdict_names_its_evidence():
     text = verdict(results())
-    assert text.endswith("(p < 0.001, paired permutation test, 20 rows)")
+    assert text.endswith("(p < 0.001, paired permutation test, 20 examples)")
 
 
 def test_markdown_table():
@@ -102,7 +102,7 @@ def test_terminal_table_shows_the_same_cells():
     console = Console(file=io.StringIO(), width=160)
     console.print(terminal_table(results(held_out_loss=(1.25, 0.25))))
     text = console.file.getvalue()
-    for cell in ("20 held-out rows", "base, two examples", "0.375 [", "1.000 [0.839, 1.000]", "1.250", "better"):
+    for cell in ("20 held-out examples", "base, two examples", "0.375 [", "1.000 [0.839, 1.000]", "1.250", "better"):
         assert cell in text
 
 

@@ -98,9 +98,10 @@ def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(t
         with pytest.raises(ValueError, match=r"the prompt of held_out.jsonl:1 has \d+ tokens; the model knows 20 pos"):
             held_out.generate_answers(smaller, task)
         with pytest.raises(ValueError, match=r"held_out.jsonl:\d has .* knows 20 positions. Measure without such rows"):
-            held_out.reference_rows(smaller, task)
+            held_out.reference_examples(smaller, task)
         assert all(
-            row["loss_weight"] > 0 for row in held_out.measure_loss(loaded, held_out.reference_rows(loaded, task), mesh)
+            outcome["loss_weight"] > 0
+            for outcome in held_out.measure_loss(loaded, held_out.reference_examples(loaded, task), mesh)
         )
         export_model(open_source(str(tmp_path / "run")), epath.Path(tmp_path / "out"), mesh, "float32", silent)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 300

@@ -65,7 +65,7 @@ def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch)
 
 
 def test_uses_of_one_model_share_its_programs(tmp_path):
-    """Generators, losses by row, and logits of the golden conversation."""
+    """Generators, losses by example, and logits of the golden conversation."""
     config = tiny.config(tmp_path)
     data, mesh = load_data(options_of(config)), inference_mesh(jax.devices())
     model = Decoder(DecoderConfig(320, 2, 32, 4, 2, 8, 48), Execution(matmul_dtype="bfloat16"))
