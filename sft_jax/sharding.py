@@ -83,7 +83,7 @@ def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 
 
 def inference_mesh(devices: Sequence[Any]) -> Mesh:
-    """All of them on `fsdp`: prompts and parameters are split over them."""
+    """The mesh of generation and export: all devices on `fsdp`, so that prompts and parameters are split over them."""
     return make_mesh({"replica": 1, "fsdp": -1, "expert": 1, "tensor": 1}, devices)
 
 

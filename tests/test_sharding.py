@@ -44,7 +44,7 @@ MESH = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "execution.layer_la
 
 def compiled_step(root, arg: str) -> str:
     """What XLA makes of the train step for one device."""
-    config = tiny.config(root, arg, **MESH, **{"batch.sequences": ROWS, "data.sequence_length": TOKENS})
+    config = tiny.config(root, arg, **MESH, **{"batch.sequences": SEQUENCES, "data.sequence_length": TOKENS})
     data, base = run_data.load_data(options_of(config)), open_base(config.model.source)
     mesh = sharding.make_mesh(config.mesh.to_dict(), jax.devices())
     model = setup.make_model(options_of(config), base.decoder, "cpu")

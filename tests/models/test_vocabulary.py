@@ -319,7 +319,7 @@ def test_what_is_trained_is_what_is_asked_and_exported(tmp_path, in_contents):
         assert renderer.render((question, answer)).tokens.tolist().count(NEW[0]) == 2 * in_contents
 
 
-def test_only_the_new_rows_are_trained(trained):
+def test_only_the_new_tokens_are_trained(trained):
     """Nothing else has moments; every old number keeps its bits; one program serves all steps."""
     base, after = params_of(base_of(options_of(trained.config).model)), params_of(open_base(str(trained.root / "run")))
     width, tied = 32, trained.model.config.tie_embeddings
