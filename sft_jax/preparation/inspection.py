@@ -77,7 +77,7 @@ def preview_page(inspection: Inspection, options: Options, wanted: int, progress
     Args:
         inspection: what to show.
         options: of the run.
-        wanted: most rows to search and page through.
+        wanted: most rows of the training data to show.
         progress: as for `load_data`.
     """
     data = inspection.data

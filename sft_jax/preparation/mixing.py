@@ -27,7 +27,7 @@ def reader_of(options: DataOptions) -> RecordReader | MixedReader:
 
 
 def name_of(options: DataOptions) -> str:
-    """What the training rows are called, for people: the data set's path, or the names of the sources."""
+    """A name of the training data, for people: the data set's path, or the names of the sources."""
     return options.train or ", ".join(options.mixture)
 
 
@@ -38,7 +38,7 @@ def ignored_columns(options: DataOptions) -> list[str]:
 
 
 def readings_of_sources(options: DataOptions) -> dict[str, dict]:
-    """What the rows of each source depend on beside the bytes of its files; shares are not among it."""
+    """What the examples of each source depend on beside the bytes of its files; shares are not among it."""
     return {name: dataclasses.asdict(source.reading) for name, source in options.mixture.items()}
 
 
@@ -94,7 +94,7 @@ def problems_in_mixture(options: DataOptions) -> list[str]:
 
 
 def _unread_options(reading: Reading, names: Sequence[str]) -> list[str]:
-    """Options of the rows that are read beside a mixture, of which there are none."""
+    """Problems: options of `config.data.reading` that nothing reads, since sources have their own."""
     return [
         f"{FLAGS}{option}={getattr(reading, option)!r} is not read: each source of {_FLAG} has options of its own, "
         f"{flags_of_source(names[0])}{option} and so on; leave it at {getattr(DEFAULT, option)!r}"

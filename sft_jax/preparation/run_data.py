@@ -1,4 +1,4 @@
-"""From the options to the data of a run: read, cleaned, rendered, tokenized, checked, planned."""
+"""Loads the data of a run: reads, cleans, renders, tokenizes and checks it, and makes its pack plan."""
 
 import dataclasses
 import datetime
@@ -143,7 +143,7 @@ def load_data(
             are kept in the cache like the examples.
         on_change: given every record that cleaning drops or changes, as it was.
         curve: what earlier runs say of more data, for the verdict.
-        also: what else to look for once all is planned, by options, examples, plan and ids of new tokens.
+        also: what else to look for once there is a plan, by options, examples, plan and ids of new tokens.
     """
     if not (options.data.train or options.data.mixture):
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
@@ -153,13 +153,13 @@ def load_data(
     records = TrainingRecords(options.data, measured.context, None if thorough else CHECKED_RECORDS, on_change, reader)
     cache = cache_directory(options.data.cache) if records.reader.files and not thorough else None
     cache_of_findings = None if measured.digests is None else cache
-    cache_of_rows = cache_of_findings if options.data.cleaning else cache
+    cache_of_examples = cache_of_findings if options.data.cleaning else cache
     # Where nothing is kept, the files are not read for a key.
     key = {}
-    if cache_of_rows is not None:
+    if cache_of_examples is not None:
         key = examples_key_of(options.data, records, renderer, measured.digests or [], show)
     try:
-        tokenized, origin = training_examples(options, records, renderer, show, cache_of_rows, key)
+        tokenized, origin = training_examples(options, records, renderer, show, cache_of_examples, key)
     except NoExamplesError as error:
         raise NoExamplesError(f"{error}{_too_long(options.data, error)}") from error
     examples = tokenized.examples
@@ -348,15 +348,15 @@ def _nothing_held_out(options: DataOptions, error: NoExamplesError) -> str:
 
 
 def _too_long(options: DataOptions, error: NoExamplesError) -> str:
-    """What keeps rows that are too long; empty where none is."""
+    """Flags that keep examples that are too long; empty where none is."""
     if not error.longest:
         return ""
     ways = {"truncate_left": "by whole turns, where there are several", "truncate_right": "at the end"}
     flags = [f"--config.data.masking.too_long={way} ({how})" for way, how in ways.items()]
     shorter = [flag for way, flag in zip(ways, flags, strict=True) if way != options.masking.too_long]
     return (
-        f"\nRows are whole under --config.data.sequence_length={error.longest}, if the model has so many positions; "
-        f"those longer than {options.sequence_length} are shortened by {' or '.join(shorter)}"
+        f"\nExamples are whole under --config.data.sequence_length={error.longest}, if the model has so many "
+        f"positions; those longer than {options.sequence_length} are shortened by {' or '.join(shorter)}"
     )
 
 

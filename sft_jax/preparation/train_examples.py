@@ -100,7 +100,7 @@ def training_examples(
 
     Args:
         options: of the run.
-        records: the training records; not read if their rows are in the cache.
+        records: the training records; not read if their examples are in the cache.
         renderer: the chat template and tokenizer.
         show: makes a progress callback.
         cache: directory of the cache; None for none.

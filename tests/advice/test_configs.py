@@ -25,7 +25,7 @@ from tests.command_line import SFT, config_of, flags_in
 
 OF_CHECKS = "sft_jax/training/checks.py"
 CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was given, what is given in its place)
-    (OF_CHECKS, "is not read by --config.optimizer.name={name}; leave it out"): (
+    (OF_CHECKS, "is not read by --config.optimizer.name={rule}; leave it out"): (
         "full",
         {"optimizer.momentum": 0.5},
         {"optimizer.momentum": 0.95},
@@ -55,7 +55,7 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
         {"model.new_tokens_in_contents": False},
         {"model.new_tokens_in_contents": True},
     ),
-    ("sft_jax/preparation/mixing.py", "is not read without sources in"): (
+    (OF_CHECKS, "is not read without sources in --config.data.mixture"): (
         "full",
         {"data.mixture_packing": "before"},
         {"data.mixture_packing": "after"},
@@ -83,7 +83,7 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
         {"trained.last_layers": 1, "execution.layer_layout": "scan"},
         {"execution.layer_layout": "auto"},
     ),
-    (OF_CHECKS, "there are no new rows to train; give"): (
+    (OF_CHECKS, "there are no new tokens to train; give"): (
         "lora",
         {"adapter.train_new_tokens": True},
         {"model.new_tokens": ("<|tool|>",)},
@@ -290,7 +290,6 @@ def test_what_a_model_does_not_have_is_asked_otherwise(key, root):
 FOLLOWED = {
     *(*CONFIGS, *NEW_TOKENS, *OF_A_MODEL, BEST, SEQUENCES_OF_A_BATCH, WEIGHTS),
     (OF_CHECKS, "--config.{name}={value} {expected}"),
-    (MIXING, "--config.data.mixture_packing="),
     (MIXING, "; give one of the two"),
     (DURATIONS, "is not a duration; give a number and one unit, for example"),
     (DURATIONS, ": percent of the run makes no sense here"),

@@ -266,8 +266,8 @@ def _sources(packing: dict) -> list[tuple[str, str]]:
     return [
         (
             f"source {name}",
-            f"{source['examples']:,} examples, {source['tokens']:,} tokens; {source['share_of_tokens']:.1%} of all trained "
-            "on",
+            f"{source['examples']:,} examples, {source['tokens']:,} tokens; {source['share_of_tokens']:.1%} of all "
+            "trained on",
         )
         for name, source in packing["sources"].items()
     ]
