@@ -49,6 +49,15 @@ __all__ = [
 
 _READ_BY = {"text_end": ("text", "segments"), "preference": ("preference",)}  # option -> formats that read it
 _UNREADABLE = "not a valid row"
+CHOICES = {  # the values of the options of `Reading` that have a list of them
+    "format": (AUTO, *FORMATS),
+    "container": (AUTO, *CONTAINERS, *DATA_SETS),
+    "label": LABELS,
+    "ties": TIES,
+    "preference": PREFERENCES,
+    "text_end": tuple(TEXT_ENDS),
+    "on_bad_row": ON_BAD_ROW,
+}
 _MOST_COUNTED = 100_000  # rows that are looked at to say how many are bad
 _SAMPLE = 200  # rows on which a suggestion is tried, and that are counted where no file holds them
 
@@ -323,16 +332,7 @@ def check_reading(reading: Reading) -> None:
     Raises:
         ValueError: names the flag.
     """
-    known = {
-        "format": (AUTO, *FORMATS),
-        "container": (AUTO, *CONTAINERS, *DATA_SETS),
-        "label": LABELS,
-        "ties": TIES,
-        "preference": PREFERENCES,
-        "text_end": TEXT_ENDS,
-        "on_bad_row": ON_BAD_ROW,
-    }
-    for name, values in known.items():
+    for name, values in CHOICES.items():
         if getattr(reading, name) not in values:
             raise ValueError(
                 f"--config.data.reading.{name}={getattr(reading, name)!r} must be one of {', '.join(values)}"

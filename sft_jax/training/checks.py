@@ -15,14 +15,10 @@ from typing import Any
 import ml_collections
 
 from sft_jax.audit.findings import FAIL_ON
-from sft_jax.data import cleaning
+from sft_jax.data import cleaning, records
 from sft_jax.data.batches import NORMALIZE
-from sft_jax.data.files import CONTAINERS, DATA_SETS
-from sft_jax.data.formats import FORMATS
 from sft_jax.data.packing import PACKINGS
 from sft_jax.data.plan.mixture import PACKING
-from sft_jax.data.reading import AUTO, LABELS, ON_BAD_ROW, PREFERENCES, TEXT_ENDS, TIES
-from sft_jax.data.records import check_reading
 from sft_jax.data.rendering import masking
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, FLOAT_DTYPES, REMAT_POLICIES
@@ -77,13 +73,7 @@ CHECKS: dict[str, Check] = {
     "data.date": (_is_date, 'must be a date like "2026-01-31", or empty for the day of the first start'),
     "data.fail_on": _one_of(*FAIL_ON),
     "data.sequence_length": _at_least(2),
-    "data.reading.format": _known(FORMATS, AUTO),
-    "data.reading.container": _known(CONTAINERS, AUTO, *DATA_SETS),
-    "data.reading.label": _one_of(*LABELS),
-    "data.reading.ties": _one_of(*TIES),
-    "data.reading.preference": _one_of(*PREFERENCES),
-    "data.reading.text_end": _one_of(*TEXT_ENDS),
-    "data.reading.on_bad_row": _one_of(*ON_BAD_ROW),
+    **{f"data.reading.{name}": _one_of(*known) for name, known in records.CHOICES.items()},
     "data.packing": (
         lambda value: value in PACKINGS,
         f"must be one of {', '.join(PACKINGS)} (best_fit packs, none gives each example a sequence of its own)",
@@ -315,7 +305,7 @@ def _mixture(options: Options) -> list[str]:
 
 def _reading(options: Options) -> list[str]:
     try:
-        check_reading(options.data.reading)
+        records.check_reading(options.data.reading)
     except ValueError as error:
         return [str(error)]
     return []
