@@ -94,9 +94,10 @@ def test_rows(tmp_path, name):
     ]
 
 
+OF_MESSAGES = 'expected a list of messages, {"role": ..., "content": ...}'
 SOLE = {  # the same, for rows of other formats; after "bad.jsonl:1: "
-    "messages: a string": (b'{"messages": "hello"}', '"messages": expected a list of messages, got a string'),
-    "messages: none": (b'{"messages": []}', '"messages": expected a list of messages, got an empty list'),
+    "messages: a string": (b'{"messages": "hello"}', f'"messages": {OF_MESSAGES}, got a string'),
+    "messages: none": (b'{"messages": []}', f'"messages": {OF_MESSAGES}, got an empty list'),
     "messages: broken JSON": (b'{"messages": "[{]"}', '"messages": not valid JSON (column 3'),
     "a message that is a string": (
         messages("a"),

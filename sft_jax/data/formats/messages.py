@@ -12,9 +12,9 @@ from sft_jax.data.conversations import ROLES, Chat, Conversation, Message, ToolC
 from sft_jax.data.formats.tools import call_of, calls_of, check_results, definitions_of
 from sft_jax.data.formats.values import (
     checked_text,
-    decode_json,
     flag_of,
     kind,
+    list_of,
     number_of,
     own_weight,
     refuse_lost,
@@ -90,12 +90,8 @@ def conversation_of(value: object, where: str, reading: Reading) -> Conversation
     Raises:
         RecordError: not a list of messages.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = decode_json(value, where, f"a list of messages, {_MESSAGE}")
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else kind(value)
-        raise RecordError(f"{where}: expected a list of messages, got {got}.")
-    return tuple([message_of(item, f"{where}[{number}]", reading) for number, item in enumerate(value)])
+    items = list_of(value, where, f"messages, {_MESSAGE}")
+    return tuple([message_of(item, f"{where}[{number}]", reading) for number, item in enumerate(items)])
 
 
 def message_of(item: object, where: str, reading: Reading) -> Message:

@@ -8,7 +8,15 @@ from collections.abc import Set
 from sft_jax.data.conversations import Chat, Conversation, Message
 from sft_jax.data.formats.messages import chat_of, with_system_column
 from sft_jax.data.formats.tools import call_of
-from sft_jax.data.formats.values import checked_text, decode_json, kind, own_weight, refuse_lost, without_ignored
+from sft_jax.data.formats.values import (
+    checked_text,
+    decode_json,
+    kind,
+    list_of,
+    own_weight,
+    refuse_lost,
+    without_ignored,
+)
 from sft_jax.data.reading import Reading, RecordError
 
 FORM = '{"conversations": [{"from": ..., "value": ...}, ...]}'
@@ -50,12 +58,8 @@ def turns_of(value: object, where: str, reading: Reading) -> Conversation:
     Raises:
         RecordError: not a list of turns.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = decode_json(value, where, f"a list of turns, {_TURN}")
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else kind(value)
-        raise RecordError(f"{where}: expected a list of turns, {_TURN}, got {got}.")
-    return tuple([turn_of(item, f"{where}[{number}]", reading) for number, item in enumerate(value)])
+    items = list_of(value, where, f"turns, {_TURN}")
+    return tuple([turn_of(item, f"{where}[{number}]", reading) for number, item in enumerate(items)])
 
 
 def turn_of(item: object, where: str, reading: Reading) -> Message:

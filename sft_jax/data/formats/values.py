@@ -192,6 +192,25 @@ def refuse_merged_null(value: MergedObject, where: str, keys: Collection[str] | 
         )
 
 
+def list_of(value: object, where: str, what: str) -> list:
+    """A list that is not empty, given as such or as JSON text, since the cells of a table cannot hold lists.
+
+    Args:
+        value: the list or the text.
+        where: the file, row and column, for errors.
+        what: what it is a list of, for errors.
+
+    Raises:
+        RecordError: it is none.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = decode_json(value, where, f"a list of {what}")
+    if not isinstance(value, list) or not value:
+        got = "an empty list" if value == [] else kind(value)
+        raise RecordError(f"{where}: expected a list of {what}, got {got}.")
+    return value
+
+
 def decode_json(text: str, where: str, expected: str) -> Any:
     """The value that a JSON text spells; NaN and infinity, which JSON does not have, and keys given twice are refused.
 
