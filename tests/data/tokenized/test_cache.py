@@ -144,17 +144,21 @@ def test_a_killed_writer_leaves_nothing_that_is_used(tmp_path):
 
 
 _WAITED_FOR = """
+import os
 import sys
 from pathlib import Path
 from sft_jax.data.tokenized.cache import cached_examples
 from tests.data.tokenized.test_cache import KEY, writing
 
+def say(word):
+    os.write(1, word.encode() + b"\\n")  # at once: the processes share a pipe
+
 def write(writer):
-    print("made", flush=True)
+    say("made")
     sys.stdin.readline()
     return writing([])(writer)
 
-examples = cached_examples(Path(sys.argv[1]), KEY, write, lambda: print("waiting", flush=True))[0].examples
+examples = cached_examples(Path(sys.argv[1]), KEY, write, lambda: say("waiting"))[0].examples
 assert examples.tokens.tolist() == [1, 2]
 """
 
