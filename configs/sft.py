@@ -16,8 +16,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     if arg not in ("full", "lora"):
         raise ValueError(f"configs/sft.py:{arg}: give ':full' or ':lora'")
     config = ConfigDict()
-    config.seed = 0
-    config.duration = "1 epochs"
+    config.seed = 0  # of the order of examples, fresh adapters, dropout, noise and rounding
+    config.duration = "1 epochs"  # of the run; any unit
 
     config.model = ConfigDict()
     config.model.source = "smollm2-135m-instruct"  # directory, .gguf file, hub name, short name, run
@@ -48,12 +48,14 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.data.fail_on = "error"  # findings of the data's checks that stop a run: "error", "warning" (both), "never"
     # Directory that keeps tokenized examples for the next run; "auto": ~/.cache/sft_jax/data; empty: none.
     config.data.cache = "auto"
-    config.data.sequence_length = 1024  # tokens in a row of the batch
-    # Several examples in a row of the batch, invisible to one another: "best_fit", "first_fit" or "sequential", which
+    config.data.sequence_length = 1024  # in tokens; a batch is [sequences, sequence_length]
+    # Several examples in a sequence, invisible to one another: "best_fit", "first_fit" or "sequential", which
     # keeps the order of the file; "none": one each.
     config.data.packing = "best_fit"
-    config.data.max_examples_per_sequence = 0  # examples in a row of the batch, at most; 0: any number
-    config.data.supervised_quantile = 0.95  # of supervised tokens in a row: sets the static size of the head's input
+    config.data.max_examples_per_sequence = 0  # at most; 0: any number
+    config.data.supervised_quantile = (
+        0.95  # of supervised tokens in a sequence: sets the static size of the head's input
+    )
 
     config.data.masking = ConfigDict()  # what is trained
     config.data.masking.train_on = "assistant"  # or "last": its last turn, "all": every token, "user,assistant": roles
@@ -74,8 +76,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.objective = ConfigDict()
     config.objective.name = "cross_entropy"
     config.objective.normalize = "tokens"  # or "examples": each example weighs the same
-    config.objective.label_smoothing = 0.0
-    config.objective.z_loss = 0.0
+    config.objective.label_smoothing = 0.0  # share of each target that goes to all tokens alike
+    config.objective.z_loss = 0.0  # factor of log(Z)^2, which keeps logits from drifting
     config.objective.neftune_alpha = 0.0  # noise on embeddings in training (NEFTune: 5 to 15); 0: none
     config.objective.positions = "supervised"  # where the vocabulary head is computed; or "all"
     config.objective.head_chunk_tokens = 512  # of a device, at a time; 0: all at once
@@ -90,13 +92,13 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.adapter.method = "none" if arg == "full" else "lora"  # or "dora", "pissa"
     # A PEFT directory to train on from: its adapter has method, ranks, targets, alpha and scaling; empty: none.
     config.adapter.initial = ""
-    config.adapter.rank = 16
+    config.adapter.rank = 16  # of A [in, rank] and B [rank, out]
     config.adapter.ranks = ()  # other ranks by pattern, the first that matches: ("attention/.*=8",)
     config.adapter.alpha = 32.0
     config.adapter.scaling = "rank"  # the update is scaled by alpha / rank; "sqrt_rank": by alpha / sqrt(rank), rsLoRA
-    config.adapter.dropout = 0.0
+    config.adapter.dropout = 0.0  # share of an adapter's inputs that is left out in training
     config.adapter.targets = ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)")
-    # Rows of config.model.new_tokens are trained beside the adapter; with method "none" they alone, all else frozen.
+    # Embeddings of config.model.new_tokens are trained beside the adapter; with method "none" they alone.
     config.adapter.train_new_tokens = False
 
     config.trained = ConfigDict()  # of the weights; under adapters all of them are frozen
@@ -106,7 +108,7 @@ def get_config(arg: str = "full") -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or "adam8bit", "lion", "adafactor", "muon", "schedule_free"
-    config.optimizer.learning_rate = 2e-5 if arg == "full" else 2e-4
+    config.optimizer.learning_rate = 2e-5 if arg == "full" else 2e-4  # the peak, reached after the warm-up
     config.optimizer.schedule = "cosine"  # or "linear", "constant"
     config.optimizer.warmup = "3 percent"  # of W steps: step k, from 1, has the rate k / W of the peak; none is at 0
     config.optimizer.final_share = 0.1  # of the peak learning rate: what the step after the last would have
@@ -140,16 +142,16 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.execution.attention = "blocked"  # or "whole": all scores of a layer at once, to compare with
 
     config.mesh = ConfigDict()
-    config.mesh.replica = 1
-    config.mesh.fsdp = -1  # -1: the devices that are left
+    config.mesh.replica = 1  # sequences are split over it, parameters are not
+    config.mesh.fsdp = -1  # sequences and parameters are split over it; -1: the devices that are left
     config.mesh.expert = 1  # experts of a mixture are split over it; everything else as over fsdp
-    config.mesh.tensor = 1
+    config.mesh.tensor = 1  # heads, feed-forward width and vocabulary are split over it
 
     config.evaluation = ConfigDict()
     config.evaluation.every = "100 steps"  # and at the start and the end
-    config.evaluation.batch_sequences = 8
+    config.evaluation.batch_sequences = 8  # rounded up so that the mesh divides it
     config.evaluation.samples = 3  # answers to held-out prompts shown in TensorBoard; 0: none
-    config.evaluation.sample_tokens = 128
+    config.evaluation.sample_tokens = 128  # of an answer, at most
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "100 steps"  # and at the end
@@ -161,17 +163,17 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.log.every = 1  # steps
 
     config.loader = ConfigDict()
-    config.loader.threads = 1
-    config.loader.batches_ahead = 4
+    config.loader.threads = 1  # that assemble batches; 0: the loop does it itself
+    config.loader.batches_ahead = 4  # kept ready
     config.loader.tokenize_workers = -1  # processes that tokenize what takes seconds; -1: one a core; 0: none
 
     config.profile = ConfigDict()
     config.profile.start = 0  # first step to profile; 0: none
     config.profile.steps = 3
 
-    # How a run knows what was asked for: of options that it does not read (by its optimizer or schedule, without
-    # adapters, a mixture, new tokens or frozen weights), or that an adapter to begin with brings, other values than
-    # these are refused.
+    # Copies of some defaults. A value that differs from its default was asked for, and is refused where nothing would
+    # read it: by the optimizer or schedule, without adapters, a mixture, new tokens or frozen weights, or where an
+    # adapter to begin with brings its own.
     config.defaults = ConfigDict()
     config.defaults.model = _copied(config.model, "new_tokens_in_contents")
     config.defaults.data = _copied(config.data, "mixture_packing")

@@ -1,4 +1,4 @@
-"""Shared by all commands: starting JAX, and errors as one clear message instead of a traceback."""
+"""What all commands share: starting JAX, and showing errors as one clear message instead of a traceback."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
 """The options of a run as the code reads them: one frozen dataclass for each section of the config.
 
-`configs/sft.py` says what each option does, and has its default: there are none here. `training/checks.py` refuses bad
-values before `options_of` is called. The names and the sections are those of the config.
+`configs/sft.py` has their defaults and says what they do: there are no defaults here. `training/checks.py` refuses bad
+values before a run uses them. The names and the sections are those of the config.
 """
 
 import dataclasses

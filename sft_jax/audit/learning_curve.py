@@ -1,7 +1,7 @@
 """The learning curve: from earlier runs on parts of the data, whether more data would still lower the loss.
 
 With four sizes or more, a power law a + b n^-c of the number of examples n (Hestness et al. 2017) is fitted; with two
-or three, the expected gain is the latest one, a doubling of the data. The verdict uses it (verdict.py).
+or three, the gain of the latest doubling of the data is taken as the next one. The verdict uses it (verdict.py).
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """The verdict on the data: whether to clean it first, and the reasons for and against.
 
-The verdict weighs findings, counts and earlier runs by the `THRESHOLDS`. How rows are worded gives no reason: whether
-tuning beats a prompt or retrieval is found out by measuring all of them.
+The verdict weighs findings, counts and earlier runs by the `THRESHOLDS`. The wording of rows plays no part: whether
+tuning beats prompting or retrieval has to be measured.
 """
 
 import collections

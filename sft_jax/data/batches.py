@@ -160,7 +160,7 @@ def train_batches(
 
 
 def _ahead(load: Callable[[int], Batch], steps: Iterable[int], threads: int, batches_ahead: int) -> Iterator[Batch]:
-    """The batches of the steps, in order, so many of them begun before they are asked for."""
+    """The batches of the steps, in order; up to `batches_ahead` of them are begun early."""
     begun: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for step in steps:
@@ -176,7 +176,7 @@ def held_out_bins(
     sequence_length: int,
     sequence_targets: int,
     packing: str = "best_fit",
-    max_segments: int = 0,
+    max_examples_per_sequence: int = 0,
 ) -> Bins:
     """Bins of the held-out examples: each example once, no shuffling, the same whatever the batch size.
 
@@ -184,7 +184,7 @@ def held_out_bins(
         ValueError: an example alone exceeds a bound.
     """
     return get_packing(packing)(
-        examples.lengths, examples.supervised, Bounds(sequence_length, sequence_targets, max_segments)
+        examples.lengths, examples.supervised, Bounds(sequence_length, sequence_targets, max_examples_per_sequence)
     )
 
 
@@ -195,7 +195,7 @@ def held_out_batches(
     batch_sequences: int,
     *,
     packing: str = "best_fit",
-    max_segments: int = 0,
+    max_examples_per_sequence: int = 0,
     normalize: str = "tokens",
     own: OwnSequences = None,
 ) -> Iterator[Batch]:
@@ -207,7 +207,7 @@ def held_out_batches(
     Raises:
         ValueError: an example alone exceeds a bound; see also `assemble`.
     """
-    bins = held_out_bins(examples, sequence_length, sequence_targets, packing, max_segments)
+    bins = held_out_bins(examples, sequence_length, sequence_targets, packing, max_examples_per_sequence)
     for start in range(0, len(bins), batch_sequences):
         batch = [*bins[start : start + batch_sequences]]
         batch += [np.zeros(0, np.int32)] * (batch_sequences - len(batch))

@@ -81,8 +81,10 @@ def _chunked_forward(objective, trained, frozen, hidden, slots):
         return metrics["loss"][0], metrics
 
     def body(trained_gradient, chunk):
-        (_, metrics), (step, hidden_gradient) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(trained, *chunk)
-        return jax.tree.map(jnp.add, trained_gradient, step), (metrics, hidden_gradient)
+        (_, metrics), (chunk_gradient, hidden_gradient) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+            trained, *chunk
+        )
+        return jax.tree.map(jnp.add, trained_gradient, chunk_gradient), (metrics, hidden_gradient)
 
     # Summed in float32: many small terms into a bf16 sum would be lost.
     zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), trained)

@@ -183,7 +183,7 @@ def load_data(
         counts=tokenized.counts,
         changed=tokenized.changed,
         tokenizing=tokenized.notes["made"],
-        checked=_checked(len(tokenized.keys), thorough),
+        checked=_records_per_check(len(tokenized.keys), thorough),
         findings=findings,
         verdict=verdict(checked(), findings, curve) if thorough else None,
         in_short=not thorough,
@@ -194,7 +194,7 @@ def load_data(
 
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """What is measured, as read: training rows may be cleaned of it, and are checked for it.
+    """Held-out rows and benchmark prompts, as read: training rows may be cleaned of them, and are checked for them.
 
     Attributes:
         reader: of the held-out rows; None where there are none.
@@ -215,7 +215,7 @@ class _Measured:
 
 
 def _read_measured(options: DataOptions, trained: Sequence[tuple[str, epath.Path]]) -> _Measured:
-    """Of files that share a name with those that are trained on (`trained`), ids tell rows apart."""
+    """Reads both; `trained` are the training files: rows of a held-out file of the same name get ids of their own."""
     reader, files = _held_out_reader(options, trained), files_of_benchmarks(options.benchmarks)
     streamed = reader is not None and not reader.files
     digests = None if streamed else file_digests(files + (reader.files if reader else []))
@@ -254,7 +254,7 @@ def _plan(options: Options, examples: TokenizedExamples) -> PackPlan:
         sequences_per_batch=options.batch.sequences,
         seed=options.seed,
         packing=options.data.packing,
-        max_segments=options.data.max_examples_per_sequence,
+        max_examples_per_sequence=options.data.max_examples_per_sequence,
         mixture=mixture,
     )
 
@@ -266,7 +266,7 @@ def _packing_report(options: Options, plan: PackPlan, examples: TokenizedExample
         sequence_targets=plan.sequence_targets,
         seed=options.seed,
         packing=options.data.packing,
-        max_segments=options.data.max_examples_per_sequence,
+        max_examples_per_sequence=options.data.max_examples_per_sequence,
         bins=plan.first_block,
         is_epoch=plan.has_epochs,
     )
@@ -304,7 +304,7 @@ def _checked_data(
     )
 
 
-def _checked(records: int, thorough: bool) -> dict[str, int]:
+def _records_per_check(records: int, thorough: bool) -> dict[str, int]:
     """How many records each check looks at."""
     of_texts = records if thorough else min(records, CHECKED_RECORDS)
     return {name: records if check.by_keys else of_texts for name, check in chosen_checks(quick=not thorough).items()}
@@ -364,7 +364,7 @@ def _sequence_targets(examples: TokenizedExamples, options: Options, mixture: Mi
     if options.objective.positions == "all":
         return options.data.sequence_length
     sizes = (options.data.sequence_length, options.data.supervised_quantile)
-    how = {"packing": options.data.packing, "max_segments": options.data.max_examples_per_sequence}
+    how = {"packing": options.data.packing, "max_examples_per_sequence": options.data.max_examples_per_sequence}
     if mixture is None:
         return supervised_capacity(examples.lengths, examples.supervised, *sizes, **how)
     return mixture_capacity(examples, mixture, *sizes, **how)

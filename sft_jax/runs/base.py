@@ -1,8 +1,7 @@
 """What a run starts from, and what a result is applied to: a pretrained checkpoint, or the result of an earlier run.
 
-`runs/mine`, `runs/mine:best` and `runs/mine:<step>` name results of runs, a PEFT directory its adapter merged into the
-base model that it names; every other name is a source of a pretrained
-checkpoint (`sft_jax.sources`).
+`runs/x`, `runs/x:best` and `runs/x:<step>` name results of runs; a PEFT directory names its adapter, merged into its
+base model; anything else is a pretrained checkpoint (`sft_jax.sources`).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What to say where a checkpoint cannot be read: what is wrong with it, what there is beside it, and how to go on.
+"""Error messages for checkpoints that cannot be read: the cause, which others there are, and how to go on.
 
 Serves checkpoints.py. Damage is what a digest or a file that cannot be parsed shows, and nothing else: only damage
 comes with the advice to remove something.

@@ -1,7 +1,7 @@
 """Digests of the files of a checkpoint: written into its directory when it is complete, compared when it is read.
 
-What a disk or a copy cut, emptied, changed or lost is found that way, whatever the file. A checkpoint without digests
-was not sealed: of its files only those can be checked that have a known form.
+Any file that was truncated, changed or lost is detected this way. Without digests, only files of a known format can be
+checked.
 """
 
 import concurrent.futures

@@ -1,6 +1,6 @@
-"""The config that a run directory keeps: what put it there may have known other fields than the code that reads it.
+"""Reads the config in a run directory, which code with other fields may have written.
 
-A field that is missing has no default here: only who trained knows what the code did before it existed.
+Missing fields get no default: only whoever trained knows what the code did before they existed.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The run directory: what identifies the run (config, environment), and refusing a directory that holds another.
+"""The run directory: writes what identifies a run (config, environment), refuses a directory that holds another run.
 
 Paths may be buckets: files are written whole, and nothing relies on append or rename.
 """
@@ -106,7 +106,7 @@ def more_training(workdir: epath.Path, config: Mapping) -> str:
     return text
 
 
-def dated(workdir: epath.Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def with_date(workdir: epath.Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config with the date that chat templates are told; the run records it as its own.
 
     It is as asked for, else that of the run in the directory, else today, where process 0 is.
@@ -166,7 +166,7 @@ def _keep_template(workdir: epath.Path, config: ml_collections.ConfigDict) -> No
         write_whole(workdir / TEMPLATE, epath.Path(config.model.chat_template).read_text())
 
 
-def keep_data_report(workdir: epath.Path, numbers: dict) -> None:
+def write_data_report(workdir: epath.Path, numbers: dict) -> None:
     """Writes what is known of the data: examples, tokens, what was dropped and changed, findings."""
     if jax.process_index() == 0:
         write_whole(workdir / DATA_REPORT, json.dumps(numbers, indent=2) + "\n")
@@ -263,8 +263,8 @@ def check_processes_agree(config: ml_collections.ConfigDict, fingerprints: dict[
     """
     if jax.process_count() == 1:
         return
-    settings = {name: value for name, value in flatten(config.to_dict()).items() if not _may_change(name)}
-    for name, value in {"config": settings, **fingerprints}.items():
+    fields = {name: value for name, value in flatten(config.to_dict()).items() if not _may_change(name)}
+    for name, value in {"config": fields, **fingerprints}.items():
         others = _unlike_process_0(value)
         with agreed():
             if others:

@@ -1,7 +1,7 @@
-"""What the state of a run is, without one: shapes, dtypes and where each array lives.
+"""Describes the state of a run before it exists: shapes, dtypes and shardings.
 
-It follows from the options, the decoder and the mesh: no weight is read, nothing is computed or placed, and the devices
-of the mesh need not be there. `init_state` fills it.
+They follow from the options, the decoder and the mesh: no weight is read, nothing is computed or placed, and the
+devices of the mesh need not be there. `init_state` makes the arrays.
 """
 
 import dataclasses
@@ -54,13 +54,13 @@ def abstract_around(
     ema: bool = False,
 ) -> TrainState:
     """The same around parameters that are given, as arrays or as shapes: moments are laid out like what they are of."""
-    beside = jax.eval_shape(lambda trained, hyper: made_beside(trained, hyper, optimizer, ema=ema), trained, hyper)
+    beside = jax.eval_shape(lambda trained, hyper: init_rest(trained, hyper, optimizer, ema=ema), trained, hyper)
     shapes = TrainState(trained=trained, frozen=frozen, hyper=hyper, **beside)
     return abstract_like(shapes, shardings_of(shapes, mesh))
 
 
-def made_beside(trained: Tree, hyper: dict[str, Array], optimizer: OptimizerSettings, *, ema: bool) -> dict[str, Tree]:
-    """What a state at step 0 has beside parameters and hyperparameters; with `ema`, an average that starts there."""
+def init_rest(trained: Tree, hyper: dict[str, Array], optimizer: OptimizerSettings, *, ema: bool) -> dict[str, Tree]:
+    """The rest of a state at step 0, beside parameters and hyperparameters; with `ema`, its average too."""
     # Sums over all steps, of which a rule may have some, stay in float32 where parameters are not.
     wide_scalar = lambda leaf: leaf if leaf.ndim or leaf.dtype != jnp.bfloat16 else leaf.astype(jnp.float32)
     zero = jnp.zeros((), jnp.int32)
@@ -75,13 +75,13 @@ def made_beside(trained: Tree, hyper: dict[str, Array], optimizer: OptimizerSett
     }
 
 
-def beside_given(abstract: TrainState) -> dict[str, Tree]:
-    """What `abstract` says of what `made_beside` makes."""
+def abstract_rest(abstract: TrainState) -> dict[str, Tree]:
+    """The description of what `init_rest` makes: all of the state but parameters and hyperparameters."""
     names = (field.name for field in dataclasses.fields(abstract))
     return {name: getattr(abstract, name) for name in names if name not in _GIVEN}
 
 
-def filled(abstract: Tree, arrays: Tree) -> Tree:
+def placed_as_described(abstract: Tree, arrays: Tree) -> Tree:
     """`arrays`, each where `abstract` says it lives; those that are there already are not moved.
 
     Raises:

@@ -1,6 +1,7 @@
 """Bad values of a config, found before anything is read or written.
 
-One table of values on their own, so that every error names its flag, and one of values that do not go together.
+`CHECKS`: each value alone, so that every error names its flag. `TOGETHER`: values that do not go together. `UNREAD`:
+values that were asked for and that nothing would read.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from sft_jax.audit.findings import FAIL_ON
 from sft_jax.data import cleaning, records
 from sft_jax.data.batches import NORMALIZE
 from sft_jax.data.packing import PACKINGS
-from sft_jax.data.plan.mixture import PACKING
+from sft_jax.data.plan.mixture import MIXTURE_PACKINGS
 from sft_jax.data.rendering import masking
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, FLOAT_DTYPES, REMAT_POLICIES
@@ -65,7 +66,7 @@ _BETAS: Check = (
     "must be two numbers in [0, 1)",
 )
 
-_TRAINED = ("float32", "bfloat16")  # float16 would need its loss scaled
+_COMPUTE_DTYPES = ("float32", "bfloat16")  # float16 would need its loss scaled
 
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
@@ -79,7 +80,7 @@ CHECKS: dict[str, Check] = {
         f"must be one of {', '.join(PACKINGS)} (best_fit packs, none gives each example a sequence of its own)",
     ),
     "data.max_examples_per_sequence": _at_least(0),
-    "data.mixture_packing": _one_of(*PACKING),
+    "data.mixture_packing": _one_of(*MIXTURE_PACKINGS),
     "data.supervised_quantile": _SHARE,
     "data.masking.train_on": (masking.names_roles, masking.TRAIN_ON),
     **{f"data.masking.{name}": _one_of(*known) for name, known in masking.CHOICES.items()},
@@ -112,11 +113,11 @@ CHECKS: dict[str, Check] = {
     "optimizer.clip_norm": _at_least(0),
     "optimizer.max_skipped_in_a_row": _at_least(1),
     "ema.decay": _BELOW_ONE,
-    "precision.params": _one_of(*_TRAINED),
+    "precision.params": _one_of(*_COMPUTE_DTYPES),
     "precision.frozen": _one_of(*FLOAT_DTYPES),
     "precision.quantized": _one_of(*KINDS),
-    "precision.matmul": _one_of(*_TRAINED),
-    "precision.activations": _one_of(*_TRAINED),
+    "precision.matmul": _one_of(*_COMPUTE_DTYPES),
+    "precision.activations": _one_of(*_COMPUTE_DTYPES),
     "execution.layer_layout": _one_of("auto", "scan", "unrolled"),
     "execution.remat": _one_of("auto", *REMAT_POLICIES),
     "execution.attention": _one_of(*ATTENTION_BACKENDS),
@@ -134,10 +135,10 @@ CHECKS: dict[str, Check] = {
 }
 
 
-_FILLED = ("data.mixture",)  # a section whose fields are those of a run alone
+_FILLED_BY_RUN = ("data.mixture",)  # sections that are empty in configs/sft.py
 
 
-def _unread_options(options: Options, defaults: Defaults) -> list[str]:
+def _unread_optimizer_options(options: Options, defaults: Defaults) -> list[str]:
     """Options that only other update rules read, and that were asked for."""
     rule = options.optimizer.name
     asked = {option: getattr(options.optimizer, option) for option in unread_options(rule)}
@@ -189,7 +190,7 @@ def _schedule_free(options: Options) -> list[str]:
     return problems
 
 
-def _average(options: Options) -> list[str]:
+def _ema(options: Options) -> list[str]:
     if not options.ema.evaluate or options.ema.decay:
         return []
     return ["--config.ema.evaluate=True: there is no average to evaluate; give --config.ema.decay=0.999, for example"]
@@ -312,7 +313,7 @@ def _reading(options: Options) -> list[str]:
 
 
 UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
-    _unread_options,
+    _unread_optimizer_options,
     _unread_adapter_options,
     _unread_final_share,
     _unread_frozen,
@@ -321,7 +322,7 @@ UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
 )
 TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _schedule_free,
-    _average,
+    _ema,
     _groups,
     _trained_weights,
     _quantized,
@@ -353,12 +354,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """
     problems = [
         f"config.{name} is missing; a config has every field of configs/sft.py"
-        for name in (*known_fields(), *_FILLED)
+        for name in (*known_fields(), *_FILLED_BY_RUN)
         if not _has(config, name)
     ]
     problems += [
         f"config.{name} is no field of configs/sft.py, and the result of a run with it would be refused; add it there, "
-        "at the value that changes nothing"
+        "with a default that keeps what the code does now"
         for name in unknown_fields(config.to_dict())
     ]
     if problems:

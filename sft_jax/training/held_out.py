@@ -67,7 +67,7 @@ def held_out_metrics(
     shards = data_shards(mesh)
     batch_sequences = -(-options.evaluation.batch_sequences // shards) * shards
     sizes = (data.held_out, options.data.sequence_length, data.held_out_targets)
-    how = {"packing": options.data.packing, "max_segments": options.data.max_examples_per_sequence}
+    how = {"packing": options.data.packing, "max_examples_per_sequence": options.data.max_examples_per_sequence}
     batches = held_out_batches(
         *sizes,
         batch_sequences,

@@ -1,4 +1,4 @@
-"""Training on from a PEFT adapter: what the config takes from it, and the adapters at step 0."""
+"""Starts a run from a PEFT adapter: what the config takes from it, and its arrays at step 0."""
 
 import dataclasses
 from typing import Any

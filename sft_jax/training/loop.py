@@ -1,14 +1,15 @@
 """The run: `run(config, workdir)` does from Python what `python -m sft_jax.train` does.
 
-`run` reads from top to bottom, and the order of its parts is what it is about: whatever can be wrong is found before
-anything is written or put on a device. Metrics of a step are read after the next one is dispatched, so that the devices
-never wait for the host.
+`run` reads from top to bottom, and the order of its parts is the point: whatever can be wrong is found before the run
+directory is written and before weights are read. Metrics of a step are read after the next one is dispatched, so that
+the devices do not wait for the host, except where the run evaluates or saves.
 """
 
 import contextlib
 import dataclasses
 import functools
 import json
+import signal
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -52,7 +53,7 @@ class RunResult:
 
     Attributes:
         step: optimizer steps done.
-        total_steps: of how many.
+        total_steps: steps that the run has in all.
         metrics: the latest evaluation, `held_out/…` and what evaluators gave.
         interrupted: the signal that ended it early; None if it came to its end.
     """
@@ -82,11 +83,12 @@ def run(
         console: where progress is shown; by default the terminal.
         data: what `load_data` made of the same `data` options, so that many runs in one process read it once.
         base: what `base_of` made of the same `model` options.
-        devices: to train on; by default all of all processes.
+        devices: to train on; by default all devices of all processes.
 
     Raises:
         WorkdirError: the directory holds another run.
-        ValueError: bad config or bad data; names the flag, or the file and row. Or data and base of another config.
+        ValueError: bad config or bad data; names the flag, or the file and row. Or `data` or `base` was made of
+            another config.
         DataFindingsError: data with findings that `config.data.fail_on` does not let through.
         DivergedError: too many steps in a row without a finite loss and gradient.
         NoEffectError: the steps change nothing.
@@ -99,23 +101,23 @@ def run(
     with contextlib.ExitStack() as open_things:
         open_things.enter_context(ending_together())
 
-        # ---- Check: all that is wrong with flags and directory ----------------------------------------------------
-        with agreed():
+        # ---- Check: flags, mesh, base and model fit together -------------------------------------------------------
+        with agreed():  # what one process refuses, all refuse
             check_config(config)
             options = options_of(config)
             mesh = make_mesh(options.mesh, devices)
             settings = step_settings(options, mesh)
             base = base_of(options.model) if base is None else base
             initial = open_initial_adapter(options.adapter, base)
-            if initial is not None:
+            if initial is not None:  # it brings options of its own
                 config = initial.in_config(config)
                 options = options_of(config)
             model = make_model(options, base.decoder, platform_of(mesh), base.new_token_ids)
             check_trained(options, base.decoder)
-        config = workdirs.dated(workdir, config)
+        config = workdirs.with_date(workdir, config)
         options = options_of(config)
 
-        # ---- Data: read, cleaned, tokenized, checked, planned; it fits model and directory -------------------------
+        # ---- Data: read, cleaned, tokenized, planned, checked; it fits model and directory -------------------------
         with agreed():
             workdirs.check_config_there(workdir, config)
             data = _load(options, len(devices), console) if data is None else data
@@ -134,40 +136,41 @@ def run(
         workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
         open_things.enter_context(workdirs.only_trainer(workdir))
         open_things.enter_context(jax.set_mesh(mesh))
-        keep = options.checkpoint
-        checkpoints = Checkpoints(workdir, keep.keep_last, keep.best_metric, keep.best_is)
+        kept = options.checkpoint
+        checkpoints = Checkpoints(workdir, kept.keep_last, kept.best_metric, kept.best_is)
         done = checkpoints.latest()
         if done == times.total_steps and checkpoints.is_whole(done):
             return _finished(config, done, checkpoints, workdir, console)
         with agreed():
-            workdirs.keep_data_report(workdir, data.report.numbers)
+            workdirs.write_data_report(workdir, data.report.numbers)
             workdirs.record_environment(workdir, fingerprints, base.origin, devices, config)
 
         # ---- State: weights, adapters and moments on their devices -------------------------------------------------
         state = init_state(options, base, model, mesh, hyper, initial)
 
         # ---- Compile -----------------------------------------------------------------------------------------------
-        in_slices = dataclasses.replace(settings, slices=len(data.plan.sources))
-        train_step = compile_train_step(model, in_slices, state, mesh)
+        train_settings = dataclasses.replace(settings, slices=len(data.plan.sources))
+        train_step = compile_train_step(model, train_settings, state, mesh)
         evaluate = compile_evaluation(options, data, model, settings, state, mesh, evaluators)
 
         # ---- Restore -----------------------------------------------------------------------------------------------
-        position = lambda step: RunPosition(
+        planned_position = lambda step: RunPosition(
             model.execution.layer_layout, step * options.batch.sequences, data.plan.cumulative_counts(step)
         )
         if done is not None:
             with agreed():
-                _check_position(checkpoints.position(done), position(done), workdir)
+                _check_position(checkpoints.position(done), planned_position(done), workdir)
             arrays = checkpoints.restore(done, saved_arrays(state), model.execution.layer_layout, mesh)
             state = with_saved(state, arrays)
-            if done == times.total_steps:  # ended before its last checkpoint had digests; now it is known to be whole
+            if done == times.total_steps:  # its last checkpoint had no digests; restoring it has shown that it is whole
                 return _finished(config, done, checkpoints, workdir, console)
             console.print(f"Continuing {workdir} after step {done} of {times.total_steps}.")
 
         # ---- Log ---------------------------------------------------------------------------------------------------
         with agreed():
-            log = MetricLog(workdir, -1 if done is None else done) if first_process else None
-            recorder = Recorder(options, data, model, devices, workdir, log, -1 if done is None else done)
+            resume_step = -1 if done is None else done
+            log = MetricLog(workdir, resume_step) if first_process else None
+            recorder = Recorder(options, data, model, devices, workdir, log, resume_step)
         if log is not None:
             open_things.callback(log.close)
         open_things.callback(checkpoints.close)
@@ -182,7 +185,9 @@ def run(
             log.text(0, "config", "```json\n" + json.dumps(config.to_dict(), indent=2, default=list) + "\n```")
             log.text(0, "data", data.report.markdown())
         effect = EffectWatch(options.optimizer, state, _note_in(console, recorder))
-        shown = lambda step: lambda part, parts: bar.update(step, f"evaluating {part}/{parts}", within=True)
+
+        def show_evaluation(part: int, parts: int) -> None:
+            bar.update(step, f"evaluating {part}/{parts}", within=True)
 
         # ---- Loop: batch, step, record, evaluate, save, stop -------------------------------------------------------
         step, latest, pending = done or 0, {}, None
@@ -197,7 +202,7 @@ def run(
             batches_ahead=options.loader.batches_ahead,
         )
         if done is None:
-            latest, texts = evaluate(state, shown(step))
+            latest, texts = evaluate(state, show_evaluation)
             recorder.evaluation_at_start(latest, texts)
             with agreed():
                 refuse_unmeasured(options.checkpoint.best_metric, sorted(latest))
@@ -226,7 +231,7 @@ def run(
             jax.block_until_ready(metrics)
             recorder.stop_clock()
             if evaluating:
-                latest, texts = evaluate(state, shown(step))
+                latest, texts = evaluate(state, show_evaluation)
                 scalars = latest
                 recorder.texts(step, texts)
             bar.update(step, recorder.record(*pending, scalars))
@@ -235,15 +240,15 @@ def run(
                 effect.at_end(step, state)
             recorder.flush(wait=saving)
             if saving:
-                checkpoints.save(step, saved_arrays(state), position(step), scalars)
+                checkpoints.save(step, saved_arrays(state), planned_position(step), scalars)
             recorder.start_clock()
             if stopping and not last:
-                return RunResult(step, times.total_steps, latest, stop.signal or 15)
+                return RunResult(step, times.total_steps, latest, stop.signal or signal.SIGTERM)
         return RunResult(step, times.total_steps, latest)
 
 
-def _load(options: Options, devices: int, console: Console) -> Data:
-    also = functools.partial(run_findings, device_count=lambda: devices)
+def _load(options: Options, device_count: int, console: Console) -> Data:
+    also = functools.partial(run_findings, device_count=lambda: device_count)
     with ProgressBars(console) as progress:
         return load_data(options, progress, also=also)
 

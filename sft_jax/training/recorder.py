@@ -1,4 +1,4 @@
-"""From the metrics of a step to the log, the progress line, and the watch over skipped steps."""
+"""Turns the metrics of a step into log lines and the progress line, and counts skipped steps."""
 
 import json
 import time

@@ -1,8 +1,8 @@
-"""Stochastic rounding: what is kept in bfloat16 is rounded up or down with the probabilities that make the mean exact.
+"""Stochastic rounding: bfloat16 values are rounded up or down at random, so that the expected value is exact.
 
 Rounded to the nearest, a parameter of 0.02 stays where it is under updates smaller than 2^-9 of it, and a second moment
-decays no more once beta2 is above 1 - 2^-9: each change is lost for itself, and with it their sum. Rounded
-stochastically, each has its effect in the mean (Gupta et al. 2015, https://arxiv.org/abs/1502.02551; for updates of
+decays no more once beta2 is above 1 - 2^-9: each update is lost, and so is their sum. Rounded stochastically,
+each has its effect on average (Gupta et al. 2015, https://arxiv.org/abs/1502.02551; for updates of
 parameters in bfloat16: Zamirai et al. 2020, https://arxiv.org/abs/2010.06192).
 
 The random bits are a function of seed, step, name of the array, and number of the layer: the same on any mesh, in

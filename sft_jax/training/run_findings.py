@@ -1,7 +1,7 @@
-"""What of a run would be without effect, found from its data, plan and options.
+"""Finds what would have no effect in a run, from its data, plan and options.
 
-Findings beside those of the data's checks. Unlike those they depend on batches and on what is trained, so
-they are not kept with the tokenized examples.
+Unlike the findings of the data's checks, these depend on batches and on what is trained, so they are not cached with
+the tokenized examples.
 """
 
 from collections.abc import Callable, Sequence

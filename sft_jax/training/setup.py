@@ -1,4 +1,4 @@
-"""From the options to what a run needs beside its data (preparation/run_data.py): model, step, state. It only reads."""
+"""Builds what a run needs beside its data: the model, the static settings of the step, and the state at step 0."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from sft_jax.runs.adapting import adapter_spec, has_adapters, init_beside
 from sft_jax.runs.base import Base
 from sft_jax.runs.freezing import base_dtype, trained_predicate
 from sft_jax.sharding import data_shards
-from sft_jax.training.abstract import abstract_state, beside_given, filled, made_beside
+from sft_jax.training.abstract import abstract_rest, abstract_state, init_rest, placed_as_described
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, optimizer_settings
 from sft_jax.training.state import TrainState
@@ -39,13 +39,13 @@ def resolve_execution(options: Options, platform: str) -> Execution:
     """
     layout, remat = options.execution.layer_layout, options.execution.remat
     tokens = options.batch.sequences * options.data.sequence_length // options.batch.micro_batches
-    in_little_memory = platform != "cpu" or (has_adapters(options.adapter) and tokens > _SCAN_TOKENS)
-    scanned = in_little_memory and not options.trained.last_layers
+    save_memory = platform != "cpu" or (has_adapters(options.adapter) and tokens > _SCAN_TOKENS)
+    scanned = save_memory and not options.trained.last_layers
     return Execution(
         matmul_dtype=options.precision.matmul,
         activation_dtype=options.precision.activations,
         layer_layout=("scan" if scanned else "unrolled") if layout == "auto" else layout,
-        remat=("full" if in_little_memory else "none") if remat == "auto" else remat,
+        remat=("full" if save_memory else "none") if remat == "auto" else remat,
         attention_backend=options.execution.attention,
     )
 
@@ -126,7 +126,7 @@ def init_state(
     if initial is not None:
         tree[adapters.COLLECTION] |= initial.placed(tree["params"], layout, mesh)
     trained, frozen = split(tree, trained_predicate(options.adapter, options.trained, base.decoder.num_layers))
-    if not has_adapters(options.adapter):
+    if not has_adapters(options.adapter):  # the base was read in the dtype of what is trained
         frozen = jax.tree.map(lambda leaf: leaf.astype(options.precision.frozen), frozen)
     return fresh_state(abstract, trained, frozen, hyper, optimizer_settings(options.optimizer))
 
@@ -178,8 +178,8 @@ def fresh_state(
         ValueError: these are not the parameters that it describes; names them.
     """
     ema = bool(abstract.ema)
-    trained, frozen = filled((abstract.trained, abstract.frozen), (trained, frozen))
-    hyper = filled(abstract.hyper, hyper)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, beside_given(abstract))
-    made = jax.jit(lambda trained, hyper: made_beside(trained, hyper, optimizer, ema=ema), out_shardings=shardings)
+    trained, frozen = placed_as_described((abstract.trained, abstract.frozen), (trained, frozen))
+    hyper = placed_as_described(abstract.hyper, hyper)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_rest(abstract))
+    made = jax.jit(lambda trained, hyper: init_rest(trained, hyper, optimizer, ema=ema), out_shardings=shardings)
     return TrainState(trained=trained, frozen=frozen, hyper=hyper, **made(trained, hyper))

@@ -1,4 +1,4 @@
-"""Whether what the options say of parameters fits the model that they name."""
+"""Checks that what the options say of parameters fits the model."""
 
 import re
 from collections.abc import Sequence

@@ -181,8 +181,8 @@ def test_a_damaged_config_is_put_back_or_left(tmp_path, text, message):
     (workdir / "config.json").write_text(text)
     advice = "put it back from a copy, or give another --workdir"
     with pytest.raises(workdirs.WorkdirError, match=rf"config\.json {message}.*{advice}"):
-        workdirs.dated(workdir, config)
-    workdirs.claim(epath.Path(tmp_path / "another"), workdirs.dated(epath.Path(tmp_path / "another"), config))
+        workdirs.with_date(workdir, config)
+    workdirs.claim(epath.Path(tmp_path / "another"), workdirs.with_date(epath.Path(tmp_path / "another"), config))
     (workdir / "config.json").write_text(copy)
     workdirs.claim(workdir, config)
     (workdir / "config.json").unlink()  # which is why it is not advised

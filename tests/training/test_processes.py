@@ -159,7 +159,7 @@ def claimed(root: Path, name: str) -> Path:
     """A directory that holds the config of the run."""
     workdir = epath.Path(root / "dense" / name)
     config = tiny.config(root / "dense", **OVERRIDES)
-    workdirs.claim(workdir, workdirs.dated(workdir, config))
+    workdirs.claim(workdir, workdirs.with_date(workdir, config))
     return Path(workdir)
 
 

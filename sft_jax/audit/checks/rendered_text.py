@@ -1,5 +1,5 @@
-"""Conversations that the data hold already rendered: as a text, prompts are trained too; in a message, the chat
-template is applied twice.
+"""Finds conversations that are already rendered: in a text, their prompts would be trained too; in a message, the chat
+template would be applied twice.
 """
 
 from collections.abc import Iterable

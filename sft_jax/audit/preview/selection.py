@@ -1,6 +1,5 @@
-"""What is shown on the page: all records where they are few; else those that findings name, the longest, and others.
-
-A page of a large data set has the others at even distances, up to the number that is asked for.
+"""Chooses what the page shows: all records if they are few, else those that findings name, the longest, and evenly
+spaced others, up to the number that is asked for.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Steps that drop what the checks call alike: near duplicates, and records that overlap with what is measured.
+"""Cleaning steps that drop near duplicates, and records that overlap with held-out or benchmark data.
 
 They find what the checks of the same names find (audit/checks/), so that a finding is gone after its step. For that
 they keep all records in memory. Records that came as tokens have no text and stay.

@@ -1,4 +1,4 @@
-"""Columns of images and sound beside text: refused, as only text can be trained on and the text alone means less."""
+"""Refuses columns of images and sound: only text can be trained on, and here the text alone would be incomplete."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -1,8 +1,8 @@
 """Preference pairs: {"prompt", "chosen", "rejected"}, as strings, as messages, or in ShareGPT's form.
 
 As messages the prompt may be left out where both answers are whole conversations: it is their common
-beginning. In ShareGPT's form "conversations" is the prompt, and each answer is one turn. What is imitated is the
-conversation of the prompt and the chosen answer.
+beginning. In ShareGPT's form "conversations" is the prompt, and each answer is one turn. Trained is the
+prompt followed by the chosen answer.
 """
 
 from collections.abc import Set

@@ -84,7 +84,7 @@ def pack_epoch(
     seed: int,
     epoch: int,
     packing: str = "best_fit",
-    max_segments: int = 0,
+    max_examples_per_sequence: int = 0,
 ) -> Bins:
     """The bins of one epoch in the order they are trained on: a pure function of its arguments.
 
@@ -99,12 +99,12 @@ def pack_epoch(
         seed: of the order.
         epoch: counted from 0.
         packing: a name in PACKINGS.
-        max_segments: most examples in a bin; 0 for any number.
+        max_examples_per_sequence: most examples in a bin; 0 for any number.
 
     Raises:
         ValueError: another name, or an example alone exceeds a bound.
     """
-    pack, bounds = get_packing(packing), Bounds(sequence_length, sequence_targets, max_segments)
+    pack, bounds = get_packing(packing), Bounds(sequence_length, sequence_targets, max_examples_per_sequence)
     if packing in KEEP_ORDER:
         return pack(lengths, supervised, bounds)
     order = permutation(len(lengths), seed, epoch, 0)
@@ -118,7 +118,7 @@ def supervised_capacity(
     sequence_length: int,
     quantile: int | float,
     packing: str = "best_fit",
-    max_segments: int = 0,
+    max_examples_per_sequence: int = 0,
 ) -> int:
     """The static number P of target slots in a sequence.
 
@@ -133,7 +133,7 @@ def supervised_capacity(
         sequence_length: tokens S in a sequence.
         quantile: between 0 (tightest bound, bins close early) and 1 (no bin ever closes early).
         packing: a name in PACKINGS.
-        max_segments: cap on examples in a bin; 0: none.
+        max_examples_per_sequence: cap on examples in a bin; 0: none.
 
     Raises:
         ValueError: quantile outside [0, 1], no examples, or an example longer than `sequence_length`.
@@ -151,7 +151,7 @@ def supervised_capacity(
         seed=0,
         epoch=0,
         packing=packing,
-        max_segments=max_segments,
+        max_examples_per_sequence=max_examples_per_sequence,
     )
     return target_slots(bins.sums(found), int(supervised.max()), sequence_length, quantile)
 
@@ -218,7 +218,7 @@ def packing_report(
     sequence_targets: int,
     seed: int = 0,
     packing: str = "best_fit",
-    max_segments: int = 0,
+    max_examples_per_sequence: int = 0,
     bins: Bins | None = None,
     is_epoch: bool = True,
 ) -> PackingReport:
@@ -233,7 +233,7 @@ def packing_report(
         "seed": seed,
         "epoch": 0,
         "packing": packing,
-        "max_segments": max_segments,
+        "max_examples_per_sequence": max_examples_per_sequence,
     }
     if bins is None:
         bins = pack_epoch(lengths, supervised, sequence_targets=sequence_targets, **how)

@@ -2,7 +2,8 @@
 times bins.
 
 Examples of one length are placed together, as Krell et al. (2021, "Efficient Sequence Packing without
-Cross-contamination") do; the bins are those of best fit one example at a time.
+Cross-contamination") do; the result equals best fit
+applied to one example at a time.
 """
 
 import bisect

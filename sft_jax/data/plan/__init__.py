@@ -1,4 +1,6 @@
-"""The pack plan: the order of the whole run as one endless stream of bins, which follows from sizes alone.
+"""The pack plan: the order of the whole run as one endless stream of bins.
+
+It is a pure function of the examples' sizes and sources, the mixture and the seed.
 
 The bins of epoch 0 are followed by those of epoch 1, and so on; global batch `step` is bins
 [step * B, (step + 1) * B) of the stream, so the last batch of an epoch continues into the next. Every process computes
@@ -35,7 +37,7 @@ class PackPlan:
         sequences_per_batch: int,
         seed: int,
         packing: str = "best_fit",
-        max_segments: int = 0,
+        max_examples_per_sequence: int = 0,
         mixture: Mixture | None = None,
     ):
         """Plans the run; epochs are packed when they are first needed.
@@ -47,7 +49,7 @@ class PackPlan:
             sequences_per_batch: sequences B of the global batch.
             seed: of the order; the same seed gives the same order everywhere.
             packing: a name in PACKINGS (sft_jax.data.packing).
-            max_segments: most examples in a sequence; 0 for any number.
+            max_examples_per_sequence: most examples in a sequence; 0 for any number.
             mixture: how much of each source is trained on; None for every example once an epoch.
 
         Raises:
@@ -76,7 +78,7 @@ class PackPlan:
         self._packed = Packed(
             examples.lengths,
             examples.supervised,
-            Bounds(sequence_length, sequence_targets, max_segments),
+            Bounds(sequence_length, sequence_targets, max_examples_per_sequence),
             seed,
             packing,
         )
@@ -192,7 +194,7 @@ def mixture_capacity(
     sequence_length: int,
     quantile: int | float,
     packing: str = "best_fit",
-    max_segments: int = 0,
+    max_examples_per_sequence: int = 0,
 ) -> int:
     """The number P of target slots in a sequence, for a mixture; see `supervised_capacity`.
 
@@ -203,7 +205,11 @@ def mixture_capacity(
         ValueError: as in `supervised_capacity`, or a source without examples.
     """
     by_tokens = Packed(
-        examples.lengths, examples.supervised, Bounds(sequence_length, sequence_length, max_segments), 0, packing
+        examples.lengths,
+        examples.supervised,
+        Bounds(sequence_length, sequence_length, max_examples_per_sequence),
+        0,
+        packing,
     )
     largest = int(examples.supervised.max())
 

@@ -12,7 +12,7 @@ import re
 import numpy as np
 from jaxtyping import Float, Int
 
-PACKING = ("before", "after")
+MIXTURE_PACKINGS = ("before", "after")
 _KNOT = re.compile(r"\s*(\d+)\s*:\s*(\S+)\s*")
 
 
@@ -89,8 +89,8 @@ class Mixture:
 
     def __post_init__(self):
         problems = problems_of(self.sources)
-        if self.packing not in PACKING:
-            problems.append(f"packing={self.packing!r} must be one of {', '.join(PACKING)}")
+        if self.packing not in MIXTURE_PACKINGS:
+            problems.append(f"packing={self.packing!r} must be one of {', '.join(MIXTURE_PACKINGS)}")
         if problems:
             raise ValueError("\n".join(problems))
 

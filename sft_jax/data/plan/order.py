@@ -116,7 +116,7 @@ def epochs_of(packed: Packed) -> MakeBlock:
         seed=packed.seed,
         epoch=epoch,
         packing=packed.packing,
-        max_segments=packed.bounds.segments,
+        max_examples_per_sequence=packed.bounds.segments,
     )
 
 

@@ -132,16 +132,18 @@ def arrays(drawn):
     extra_targets=st.integers(0, 10),
     epoch=st.integers(0, 3),
     packing=st.sampled_from(sorted(PACKINGS)),
-    max_segments=st.integers(0, 4),
+    max_examples_per_sequence=st.integers(0, 4),
 )
-def test_every_example_once_and_no_bin_over_a_bound(drawn, extra, extra_targets, epoch, packing, max_segments):
+def test_every_example_once_and_no_bin_over_a_bound(
+    drawn, extra, extra_targets, epoch, packing, max_examples_per_sequence
+):
     lengths, supervised = arrays(drawn)
     sequence_length, sequence_targets = int(lengths.max()) + extra, max(int(supervised.max()), 1) + extra_targets
     how = {
         "sequence_length": sequence_length,
         "sequence_targets": sequence_targets,
         "packing": packing,
-        "max_segments": max_segments,
+        "max_examples_per_sequence": max_examples_per_sequence,
     }
     bins = pack_epoch(lengths, supervised, **how, seed=3, epoch=epoch)
     flat = np.concatenate(list(bins)).tolist()
@@ -150,7 +152,7 @@ def test_every_example_once_and_no_bin_over_a_bound(drawn, extra, extra_targets,
     counts = np.array([len(members) for members in bins])
     assert tokens.max() <= sequence_length
     assert targets.max() <= sequence_targets
-    assert max_segments == 0 or counts.max() <= max_segments
+    assert max_examples_per_sequence == 0 or counts.max() <= max_examples_per_sequence
     assert bins.sums(lengths).tolist() == tokens.tolist()
     again = pack_epoch(lengths, supervised, **how, seed=3, epoch=epoch)
     assert [members.tolist() for members in bins] == [members.tolist() for members in again]
@@ -160,8 +162,8 @@ def test_every_example_once_and_no_bin_over_a_bound(drawn, extra, extra_targets,
         assert flat == list(range(len(lengths)))
     if packing == "first_fit" or (packing == "best_fit" and not (targets.sum() > sequence_targets)):
         joined = (tokens[:, None] + tokens <= sequence_length) & (targets[:, None] + targets <= sequence_targets)
-        if max_segments:
-            joined &= counts[:, None] + counts <= max_segments
+        if max_examples_per_sequence:
+            joined &= counts[:, None] + counts <= max_examples_per_sequence
         assert not (joined & ~np.eye(len(bins), dtype=bool)).any(), "two bins could have been one"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sft_jax.data.packing import PACKINGS
 from sft_jax.data.plan import PackPlan, mixture_capacity, order
-from sft_jax.data.plan.mixture import PACKING, Mixture, Schedule, Source, interleave
+from sft_jax.data.plan.mixture import MIXTURE_PACKINGS, Mixture, Schedule, Source, interleave
 from sft_jax.data.tokenized import TokenizedExamples
 
 
@@ -125,7 +125,7 @@ def test_shares_hold_at_any_time(weights, cut):
 
 
 @pytest.mark.parametrize("packing", sorted(PACKINGS))
-@pytest.mark.parametrize("mixing", PACKING)
+@pytest.mark.parametrize("mixing", MIXTURE_PACKINGS)
 def test_every_example_as_often_as_its_epochs_say(packing, mixing):
     examples = make_examples()
     plan = make_plan(examples, with_epochs(mixing, math=1.0, code=3.0, chat=0.4), packing=packing)
@@ -146,7 +146,7 @@ def test_every_example_as_often_as_its_epochs_say(packing, mixing):
     assert plan.epochs_at(plan.steps_for("epochs", 6)) >= 6
 
 
-@pytest.mark.parametrize("mixing", PACKING)
+@pytest.mark.parametrize("mixing", MIXTURE_PACKINGS)
 def test_sequential_keeps_the_order_of_each_file_and_spreads_sources_evenly(mixing):
     examples = make_examples()
     plan = make_plan(examples, with_epochs(mixing, math=1.0, code=1.0, chat=1.0), packing="sequential")
@@ -158,7 +158,7 @@ def test_sequential_keeps_the_order_of_each_file_and_spreads_sources_evenly(mixi
     assert abs(np.count_nonzero(examples.sources.codes[half] == 0) - 15) <= 4
 
 
-@pytest.mark.parametrize("mixing", PACKING)
+@pytest.mark.parametrize("mixing", MIXTURE_PACKINGS)
 def test_before_mixing_a_sequence_has_one_source(mixing):
     examples = make_examples()
     for mixture in (weighted(mixing, math="2", code="1", chat="1"), with_epochs(mixing, math=1.0, code=2.0, chat=9.0)):
@@ -167,7 +167,7 @@ def test_before_mixing_a_sequence_has_one_source(mixing):
         assert any(mixed) == (mixing == "after")
 
 
-@pytest.mark.parametrize("mixing", PACKING)
+@pytest.mark.parametrize("mixing", MIXTURE_PACKINGS)
 def test_weights_are_shares_of_what_is_drawn(mixing):
     """Before mixing of bins, at any bin; after it of examples, at the end of each block, which is packed as one."""
     examples = make_examples()
@@ -183,7 +183,7 @@ def test_weights_are_shares_of_what_is_drawn(mixing):
     assert off.max() <= 1
 
 
-@pytest.mark.parametrize("mixing", PACKING)
+@pytest.mark.parametrize("mixing", MIXTURE_PACKINGS)
 @pytest.mark.parametrize("replacement", [False, True])
 def test_passes_with_and_without_replacement(mixing, replacement):
     examples = make_examples()
@@ -199,7 +199,7 @@ def test_passes_with_and_without_replacement(mixing, replacement):
         assert times.max() - times.min() <= (1 if mixing == "before" else 5)  # all examples once before any twice
 
 
-@pytest.mark.parametrize("mixing", PACKING)
+@pytest.mark.parametrize("mixing", MIXTURE_PACKINGS)
 def test_weights_change_by_step(mixing):
     """All of math at first, all of code from step 80 on, half and half between."""
     examples = make_examples()
@@ -214,7 +214,7 @@ def test_weights_change_by_step(mixing):
 
 
 def position_cases():
-    for mixing in PACKING:
+    for mixing in MIXTURE_PACKINGS:
         yield weighted(mixing, math="1", code="0: 2, 30: 0.5", chat="0.3")
         yield with_epochs(mixing, math=1.0, code=2.5, chat=0.4)
         yield Mixture(tuple(Source(name, Schedule.parse("1"), replacement=True) for name in SIZES), mixing)
@@ -269,7 +269,7 @@ def test_an_epoch_without_examples_is_refused():
         make_plan(make_examples({"math": 12}), with_epochs(math=0.01))
 
 
-@pytest.mark.parametrize("mixing", PACKING)
+@pytest.mark.parametrize("mixing", MIXTURE_PACKINGS)
 def test_a_pass_is_shuffled_once_however_many_blocks_it_takes(monkeypatch, mixing):
     shuffled, permutation = collections.Counter(), order.permutation
 
@@ -289,7 +289,7 @@ def test_a_source_without_examples_is_named():
         make_plan(make_examples(), weighted(math="1", poems="1"))
 
 
-@pytest.mark.parametrize("mixing", PACKING)
+@pytest.mark.parametrize("mixing", MIXTURE_PACKINGS)
 def test_capacity_is_that_of_what_is_drawn(mixing):
     """Of math only the last token is trained, of code nearly all: shares decide how many slots a bin needs."""
     pairs = [(range(10), [0.0] * 9 + [1.0])] * 40 + [(range(10), [0.0] * 5 + [1.0] * 5)] * 40
@@ -308,7 +308,7 @@ def test_capacity_is_that_of_what_is_drawn(mixing):
         {"math": "1", "code": "0: 0, 400: 30, 500: 0"},  # code is drawn for a while
     ],
 )
-@pytest.mark.parametrize("mixing", PACKING)
+@pytest.mark.parametrize("mixing", MIXTURE_PACKINGS)
 def test_capacity_is_enough_for_every_stretch_of_weights(mixing, weights):
     """Bins of code alone, or nearly, need 50 of 100 slots, whenever they are drawn."""
     pairs = [(range(10), [0.0] * 9 + [1.0])] * 40 + [(range(10), [0.0] * 5 + [1.0] * 5)] * 40
