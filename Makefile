@@ -1,4 +1,4 @@
-# make quickstart | test | test-core | lint | help
+# make quickstart | test | test-quick | test-core | lint | help
 PYTHON ?= python3
 TEST_WORKERS ?= 2
 # One environment for each Python; .venv is a link to the one that make used last.
@@ -6,7 +6,7 @@ VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-check test test-core lint clean link
+.PHONY: help quickstart quickstart-check test test-quick test-core lint clean link
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -20,6 +20,9 @@ quickstart-check: link $(VENV)/quickstart ## The quickstart with a few steps on 
 
 test: link $(VENV)/dev ## Run the whole test suite
 	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile
+
+test-quick: link $(VENV)/dev ## Run the tests that are not marked slow
+	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile -m "not slow"
 
 # What leans on JAX the most: models, state and step, checkpoints, sharding.
 CORE_TESTS := tests/models tests/objectives tests/runs tests/test_sharding.py \

@@ -61,6 +61,7 @@ GENERATE = ("sft_jax.generate", "--model=m")
 EXPORT = ("sft_jax.export", "--checkpoint=m", "--out=never_made")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "unread"),
     [

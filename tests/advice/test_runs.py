@@ -58,6 +58,7 @@ STOPPED = {  # (file, part of its advice) -> (error, what was given, how what is
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", STOPPED, ids=[": ".join(key) for key in STOPPED])
 def test_what_stopped_goes_through_with_the_value_that_is_advised(key, root, tmp_path):
     error_type, given, (way, name, value) = STOPPED[key]

@@ -48,6 +48,7 @@ def export(directory, out, **settings):
         return export_adapter(open_source(str(directory)), epath.Path(out), mesh, "source", silent, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pissa", "dora"])
 def test_an_exported_adapter_is_the_same_in_peft(method, tmp_path):
     directory, out = trained(tmp_path, **{"adapter.method": method}), tmp_path / "out"
@@ -122,6 +123,7 @@ def test_what_is_refused_leaves_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "whole"), [("full", "hf"), ("lora", "merged"), ("PEFT directory", "hf")])
 def test_a_base_that_peft_does_not_load_is_exported_as_the_note_says(kind, whole, request, tmp_path):
     first = request.getfixturevalue("full" if kind == "full" else "lora")

@@ -260,6 +260,7 @@ def test_what_a_method_cannot_adapt_is_refused():
     assert get_method("dora").ON_EXPERTS is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"lora"}))  # on which everything else is tested
 def test_a_run_resumes_and_is_loaded(method, tmp_path):
     """Interrupted after 2 of 4 steps, it ends with the same numbers; constants come from the checkpoint."""

@@ -158,6 +158,7 @@ def test_greedy_text_equals_uncached(case):
         assert answer.tokens.tolist() == text[0, len(prompt) : len(prompt) + 4].tolist()
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_its_result_is_loaded(trainable):
     """LoRA on eight devices: every adapter has moved."""
     name, root = trainable

@@ -17,6 +17,7 @@ from tests.models import families, reference
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["scan", "unrolled"])
 def test_padding_beyond_the_last_position_reaches_nothing(layout):
     """GPT-2 with 8 positions, 5 tokens in a sequence of 16: logits and gradients are those of a sequence of 5."""

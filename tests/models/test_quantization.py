@@ -72,6 +72,7 @@ def directory(request, tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize("layout", ["scan", "unrolled"])
 def test_the_model_computes_with_what_it_stores(directory, kind, layout):
@@ -93,6 +94,7 @@ def test_the_model_computes_with_what_it_stores(directory, kind, layout):
     assert all(reference.relative(ours[path], theirs[path]) < 1e-4 for path in theirs)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_quantized_base(directory, tmp_path):
     """On a mesh; tensors are quantized one by one as they are read, and the result is used on the same base."""
     kind = "nf4" if "experts" in (directory / "config.json").read_text() else "int8"

@@ -34,6 +34,7 @@ def stepwise(root, arg, name, **changes):
     return [loaded(f"{root / name}:{step}") for step in range(1, STEPS + 1)]
 
 
+@pytest.mark.slow
 def test_the_average_is_its_definition(tmp_path):
     """Begins at the weights of step 0; in each step 0.7 of itself and 0.3 of the weights. Of adapters, that is."""
     after = stepwise(tmp_path, "lora", "run", **{"ema.decay": DECAY})
@@ -62,6 +63,7 @@ def test_evaluations_are_of_the_average_where_asked(tmp_path):
     assert found[False][-1] < found[False][0] - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["adam8bit", "muon", "adafactor", "schedule_free"])
 def test_a_run_goes_on_with_its_average_and_its_rule(tmp_path, rule):
     """Continued after 2 of 4 steps: the same losses bit for bit, the same weights, the same average."""

@@ -68,6 +68,7 @@ def test_training_rows_that_are_all_too_long(too_long, tmp_path):
     assert shortened == "--config.data.masking.too_long=truncate_right"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arg", ["full", "lora"])
 def test_more_epochs_than_a_finished_run_has_had(arg, tmp_path, capsys):
     workdir = tmp_path / "a run"
@@ -100,6 +101,7 @@ QUANTIZED = [  # (quantization_config, what it is called)
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "name"), QUANTIZED)
 def test_checkpoints_in_few_bits_are_refused_by_name(settings, name, tmp_path):
     config = tiny.config(tmp_path, "lora", **ONE_STEP)

@@ -22,6 +22,7 @@ def nothing_is_read(*_, **__):
     raise AssertionError("it was read again")
 
 
+@pytest.mark.slow
 def test_runs_with_what_was_read_once(tmp_path, monkeypatch):
     """Rates differ, the data and the base do not; new tokens make rows of the base that are made once too."""
     rates = (1e-3, 1e-4)
@@ -52,8 +53,7 @@ def test_runs_with_what_was_read_once(tmp_path, monkeypatch):
         ({"data.date": "1999-01-01"}, ["data.date"]),
     ],
 )
-def test_what_is_of_another_config_is_refused(changes, named, tmp_path):
-    """And what the message says to give is taken."""
+def test_data_of_another_config_are_refused(changes, named, tmp_path):
     data, other = load_data(options_of(tiny.config(tmp_path, **SHORT))), tiny.config(tmp_path, **SHORT | changes)
     with pytest.raises(
         ValueError, match=r"data that was given is of another config.*give load_data\(options\)"
@@ -61,15 +61,16 @@ def test_what_is_of_another_config_is_refused(changes, named, tmp_path):
         run(other, tmp_path / "run", data=data)
     assert [f"--config.{name}" in str(error.value) for name in named] == [True] * len(named)
     assert not (tmp_path / "run").exists()
-    config = tiny.config(tmp_path, **SHORT)
-    for base in (
-        base_of(options_of(tiny.config(tmp_path, **SHORT, **{"model.new_tokens": ("<|x|>",)})).model),
-        open_base(config.model.source),
-    ):
+
+
+def test_a_base_of_another_config_is_refused(tmp_path):
+    """And what the messages say to give is taken."""
+    config, more = tiny.config(tmp_path, **SHORT), {"model.new_tokens": ("<|x|>",)}
+    options = options_of(config)
+    others = (base_of(options_of(tiny.config(tmp_path, **SHORT, **more)).model), open_base(config.model.source))
+    for base in others:
         with pytest.raises(
             ValueError, match=r"the base that was given, .*--config\.model\..*: give base_of\(options\.model\)"
         ):
             run(config, tmp_path / "run", base=base)
-    assert (
-        run(other, tmp_path / "run", data=load_data(options_of(other)), base=base_of(options_of(other).model)).step == 2
-    )
+    assert run(config, tmp_path / "run", data=load_data(options), base=base_of(options.model)).step == 2

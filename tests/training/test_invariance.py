@@ -200,6 +200,7 @@ def test_lora(root, reference, case):
     assert_same(found, reference("lora"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arg", ["full", "lora"])
 @pytest.mark.parametrize("case", MIXTURE_CASES)
 def test_mixture_of_experts(root, reference, arg, case):

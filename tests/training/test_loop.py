@@ -256,6 +256,7 @@ def test_evaluators_samples_profile_and_progress(tmp_path):
     assert re.search(r"training 3/3 loss \d\.\d{4} .* tok/s \(.* supervised\) ETA 0:00:00", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["error", "signal"])
 def test_a_run_that_ends_within_its_profile_ends_the_trace(end, tmp_path):
     """It is written as far as it goes, and the next run of this process can have one."""

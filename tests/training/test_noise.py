@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import run
@@ -40,6 +41,7 @@ def losses(tmp_path, name, **changes):
     return [line["train/loss"] for line in lines if "train/loss" in line], lines[0]["held_out/loss"]
 
 
+@pytest.mark.slow
 def test_only_training_has_it_and_micro_batches_do_not_change_it(tmp_path):
     plain, held_out = losses(tmp_path, "plain")
     noisy, noisy_held_out = losses(tmp_path, "noisy", **{"objective.neftune_alpha": 15.0})

@@ -41,6 +41,7 @@ def learned(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["best_fit", "none"])
 def test_rows_of_the_batch_may_be_longer_than_the_positions(learned, packing):
     """Every step counts, and what is measured does not depend on how much padding there is."""

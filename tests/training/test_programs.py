@@ -39,6 +39,7 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"ema.decay": 0.9, "ema.evaluate": True}, SCHEDULE_FREE])
 def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch):
     """Held-out metrics, samples and the choice of weights: all is compiled at the first of four evaluations."""

@@ -280,6 +280,7 @@ def test_processes_that_read_other_rows_do_not_train(root, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_and_one_goes_on(root, uninterrupted):
     """2 processes x 4 devices until one of them gets SIGTERM: both leave after the same step; 1 process x 8 goes on."""
     workdir = root / "processes"

@@ -123,6 +123,7 @@ def noisy_gradients():
     return jax.tree.map(noise, mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_200_small_updates_are_as_in_float32(rule):
     """By every rule, parameters go as far in the direction in which they go in float32; and are kept in bfloat16.
@@ -165,6 +166,7 @@ def test_moments_forget_as_in_float32(rule, betas, moment):
     np.testing.assert_allclose(found[1], found[0], rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_learns_as_one_in_float32(tmp_path):
     """200 steps at 2e-5: the held-out loss falls as far. Continued in the middle the run is the same, bit for bit."""
     common = {

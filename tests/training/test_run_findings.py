@@ -41,7 +41,7 @@ def test_a_batch_that_holds_the_data_several_times(tmp_path):
     assert times >= 2
     assert found.severity == "warning"
     assert found.title.startswith(
-        f"Each optimizer step trains on all of the data {times:.1f} times over: all 36 rows pack"
+        f"Each optimizer step trains on all of the data {times:.1f} times over: all 36 examples pack"
     )
     (shorter,) = flags_in(found.advice)  # eight devices divide no batch of fewer rows
     assert "large_batch" not in findings(few_rows(tmp_path, **_set_by(shorter)))
@@ -94,7 +94,7 @@ def test_new_tokens_that_stand_in_no_row(tmp_path, tokens, unused):
     assert (found.numbers["unused"] if found else []) == unused
     if unused:
         assert found.severity == "warning"
-        assert found.title == "1 new token stands in no row: <|none|>"
+        assert found.title == "1 new token stands in no example: <|none|>"
 
 
 def test_counting_tokens():

@@ -5,6 +5,7 @@ import pytest
 from tests.training.options.combinations import check_two_steps, part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", part(4))
 def test_two_steps(row, root, tmp_path):
     check_two_steps(row, root, tmp_path / "run")
