@@ -74,6 +74,7 @@ def test_options_have_the_fields_of_the_config():
     assert fields - ours.keys() == set()
 
 
+@pytest.mark.slow
 def test_every_option_is_read(tmp_path, monkeypatch):
     """By a run with adapters or one without; checks, and copies and records of the whole, do not count."""
     from sft_jax.training import loop

@@ -152,7 +152,7 @@ def train_batches(
             sequence_length=plan.sequence_length,
             sequence_targets=plan.sequence_targets,
             normalize=normalize,
-            slices=several(examples.sources),
+            slices=slices_if_several(examples.sources),
         )
 
     steps = itertools.count(start_step) if end_step is None else range(start_step, end_step)
@@ -217,7 +217,7 @@ def held_out_batches(
             sequence_length=sequence_length,
             sequence_targets=sequence_targets,
             normalize=normalize,
-            slices=several(examples.groups),
+            slices=slices_if_several(examples.groups),
         )
 
 
@@ -225,7 +225,7 @@ def _own(bins: list[Bin], own: OwnSequences) -> list[Bin]:
     return bins if own is None else [bins[number] for number in own]
 
 
-def several(labels: Labels) -> Labels | None:
+def slices_if_several(labels: Labels) -> Labels | None:
     """The labels, if they tell examples apart."""
     return labels if len(labels.names) > 1 else None
 

@@ -180,7 +180,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        """Acts on each position alone."""
+        """The result, each position by itself."""
         config = self.config
 
         def linear(name: str, features: int) -> Linear:
@@ -201,7 +201,7 @@ class PositionEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, positions: Tokens) -> Float[Array, "B S D"]:
-        """Looks them up."""
+        """The vectors of these positions."""
         shape = (self.config.max_positions, self.config.model_dim)
         return jnp.take(self.param("embedding", nn.initializers.normal(0.02), shape), positions, axis=0)
 
@@ -217,7 +217,7 @@ class Layer(nn.Module):
     def __call__(
         self, x: Float[Array, "B S D"], context: Context, values: LayerValues | None, cache: LayerCache | None
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
-        """One after the other; or both from the same input, where the norms are `parallel`."""
+        """Attention, then feed-forward; both from the same input where the norms are `parallel`."""
         parts = (self.config, self.execution, self.adapter)
         with jax.named_scope("attention"):
             mixed, cache = Attention(*parts, name="attention")(self._before("attention", x), context, values, cache)
@@ -308,7 +308,7 @@ class Decoder(nn.Module):
             segment_ids = jnp.ones_like(tokens)
         context, cache = self._context(positions, segment_ids, cache)
         with jax.named_scope("embedding"):
-            # Padding may count on beyond the last position: what it looks up is nobody's, but must be there.
+            # Padding may count on beyond the last position: it is masked, but its index must be valid.
             x = self._embedded(tokens, jnp.where(segment_ids > 0, positions, 0))
             x = (x if noise is None else x + noise).astype(self.execution.activation_dtype)
             x = constrain(x, BATCH_AXES, None, None)

@@ -20,17 +20,11 @@ class Settings:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
-    def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"objective.label_smoothing={self.label_smoothing} must lie in [0, 1)")
-        if self.z_loss < 0:
-            raise ValueError(f"objective.z_loss={self.z_loss} must not be negative")
-
 
 def cross_entropy(
-    logits: Float[Array, "B S V"],
-    targets: Int[Array, "B S"],
-    weights: Float[Array, "B S"],
+    logits: Float[Array, "B P V"],
+    targets: Int[Array, "B P"],
+    weights: Float[Array, "B P"],
     settings: Settings,
 ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
     """Sums and counts of one batch of logits.

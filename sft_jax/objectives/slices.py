@@ -12,10 +12,10 @@ LOSS_BY_SLICE = "loss_by_slice"  # the metric: a sum and a count for each slice
 
 def loss_by_slice(
     objective: Callable[[Array, Array, Array], dict[str, tuple[Array, Array]]],
-    logits: Float[Array, "B S V"],
-    targets: Int[Array, "B S"],
-    weights: Float[Array, "B S"],
-    slices: Int[Array, "B S"],
+    logits: Float[Array, "B P V"],
+    targets: Int[Array, "B P"],
+    weights: Float[Array, "B P"],
+    slices: Int[Array, "B P"],
     count: int,
 ) -> tuple[Float[Array, "slices"], Float[Array, "slices"]]:
     """The objective's `loss` with the weights of all other slices set to 0: exact for any objective.

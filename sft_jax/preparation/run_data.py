@@ -284,23 +284,24 @@ def _checked_data(
     first = records.read_first()
     examples = tokenized.examples.of_first(first)
     dropped = dropped_where(tokenized.dropped, lambda reason: not dropped_by_a_step(reason))
+    masking = options.data.masking
     return CheckedData(
         first,
         examples,
         dropped,
         renderer.tokenizer,
-        options.data.sequence_length,
-        renderer.stop_ids,
-        held_out["held_out_records"],
-        measured.benchmarks,
-        options.data.masking.end_of_turn,
-        options.data.masking.too_long,
-        tokenized,
-        "assistant" in options.data.masking.roles(),
-        renderer.turn_headers,
-        options.data.masking.train_on == "last",
-        options.model.new_tokens,
-        names_of_steps(options.data.cleaning),
+        sequence_length=options.data.sequence_length,
+        stop_ids=renderer.stop_ids,
+        held_out_records=held_out["held_out_records"],
+        benchmarks=measured.benchmarks,
+        end_of_turn=masking.end_of_turn,
+        too_long=masking.too_long,
+        whole=tokenized,
+        trains_answers="assistant" in masking.roles(),
+        turn_headers=renderer.turn_headers,
+        trains_last=masking.train_on == "last",
+        new_tokens=options.model.new_tokens,
+        cleaning=names_of_steps(options.data.cleaning),
     )
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sft_jax.data.batches import held_out_batches, held_out_bins, several
+from sft_jax.data.batches import held_out_batches, held_out_bins, slices_if_several
 from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
@@ -126,7 +126,7 @@ def _held_out_names(options: ObjectiveOptions, data: Data, vocab_size: int) -> s
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((1, 1, vocab_size), "float32"), ((1, 1), "int32"), ((1, 1), "float32"))
     ]
-    groups = several(data.held_out.groups)
+    groups = slices_if_several(data.held_out.groups)
     by_group = {f"loss/{group or 'other'}" for group in groups.names} if groups else set()
     return {f"held_out/{name}" for name in {*jax.eval_shape(objective, *shapes), *by_group}}
 
@@ -247,7 +247,7 @@ def compile_evaluation(
         (state, progress) -> (scalars, texts) by name; `progress` is called with (batches done, batches in all).
     """
     model = in_use(model)
-    groups = several(data.held_out.groups) if data.held_out is not None else None
+    groups = slices_if_several(data.held_out.groups) if data.held_out is not None else None
     settings = dataclasses.replace(settings, slices=len(groups.names) if groups else 0)
     measured, eval_step = compile_for_evaluation(options, state), compile_eval_step(model, settings, state, mesh)
     samples = Samples(model, data, options.evaluation) if data.held_out_records and options.evaluation.samples else None

@@ -11,7 +11,7 @@ DECIDED = ("data/formats/test_annotations.py", "test_where_annotators_differ_it_
 NAMED = ("data/rendering/test_named_templates.py", "test_without_a_default")
 DRIFT = ("exports/test_model.py", "test_a_drift_beyond_the_tolerance_is_met_as_advised")
 FORMAT = ("exports/test_model.py", "test_a_format_that_does_not_fit_is_refused_by_one_that_does")
-GIVEN = ("training/test_given.py", "test_what_is_of_another_config_is_refused")
+GIVEN = ("training/test_given.py", "test_what_is_refused_is_made_anew_as_advised")
 SHORT_RUNS = ("training/test_run_findings.py", "test_what_a_run_would_not_do_is_said_and_what_is_advised_does_it")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/audit/checks/sizes.py", "drop_leading_answers"): (

@@ -39,6 +39,7 @@ def our_logits(source, weights="trained"):
         return np.asarray(jax.jit(loaded.model.apply)(loaded.variables, IDS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_torch_loads_it_and_predicts_the_same(name, request, tmp_path):
     source = request.getfixturevalue(name)
@@ -209,6 +210,7 @@ def test_a_dtype_that_weights_are_not_exported_in(tmp_path):
         assert export(tmp_path / "model", tmp_path / dtype, dtype).dtype == dtype
 
 
+@pytest.mark.slow
 def test_a_quantized_base_is_merged_as_it_was_trained_with(root, tmp_path):
     changes = FAST | {"precision.quantized": "nf4", "adapter.method": "pissa"}
     run(tiny.config(root, "lora", **changes), tmp_path / "run")

@@ -37,6 +37,7 @@ def variables_of(method, frozen):
     return {"params": base, adapters.COLLECTION: unflatten_dict(adapted, sep="/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", ["float32", "bfloat16", "int8", "nf4"])
 @pytest.mark.parametrize("method", adapters.METHODS)
 def test_weight_by_weight_or_all_at_once(method, frozen):

@@ -145,6 +145,7 @@ def test_packed_sequences_and_cached_reading_equal_plain_ones(case):
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_greedy_text_equals_uncached(case):
     _, _, directory, ids, _ = case
     model, params = load_pretrained(directory)

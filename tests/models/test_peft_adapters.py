@@ -160,6 +160,7 @@ OUT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OUT)
 def test_ours_in_peft_and_back(name, base_of, tmp_path):
     case, changes, fields = OUT[name]

@@ -52,6 +52,7 @@ def before(root):
     return loaded(root / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_trained_moves_and_the_rest_stays(root, before, case, tmp_path):
     changes, is_trained = CASES[case]

@@ -47,11 +47,13 @@ def take_a_step(root, workdir, **changes):
     assert line["train/grad_norm"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "target"), [(m, target) for m, targets in TARGETS.items() for target in targets])
 def test_a_target_by_itself(model, target, roots, tmp_path):
     take_a_step(roots[model], tmp_path / "run", **{"adapter.targets": (target,)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"lora"}))
 @pytest.mark.parametrize(("model", "target"), BESIDE_THE_HEAD)
 def test_other_methods_beside_embedding_and_head(method, model, target, roots, tmp_path):

@@ -60,6 +60,7 @@ def test_steps_that_are_not_finite_count_for_nothing():
     assert counts["update"].tolist() == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arg", ["full", "lora"])
 def test_a_run_in_which_all_moves_says_nothing(tmp_path, arg):
     """`a` of LoRA has no gradient at the first step."""

@@ -63,10 +63,11 @@ def test_data_of_another_config_are_refused(changes, named, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_base_of_another_config_is_refused(tmp_path):
-    """And what the messages say to give is taken."""
+def test_what_is_refused_is_made_anew_as_advised(tmp_path):
     config, more = tiny.config(tmp_path, **SHORT), {"model.new_tokens": ("<|x|>",)}
     options = options_of(config)
+    with pytest.raises(ValueError, match=r"give load_data\(options\)"):
+        run(config, tmp_path / "run", data=load_data(options_of(tiny.config(tmp_path, **SHORT, seed=7))))
     others = (base_of(options_of(tiny.config(tmp_path, **SHORT, **more)).model), open_base(config.model.source))
     for base in others:
         with pytest.raises(

@@ -49,6 +49,7 @@ def config(tmp_path, **settings):
     return tiny.config(tmp_path, "lora", duration="2 steps", **asked)
 
 
+@pytest.mark.slow
 def test_a_run_begins_where_the_adapter_is(tmp_path):
     wrapped = made_by_peft(tmp_path)
     run(config(tmp_path), tmp_path / "run")

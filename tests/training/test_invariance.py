@@ -192,6 +192,7 @@ def test_full_fine_tuning(root, reference, case):
     assert_same(measure(built, batch_of(built)), reference("full"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LORA_CASES)
 def test_lora(root, reference, case):
     built = build(root, "lora", **CASES[case])
