@@ -1,6 +1,7 @@
 """Hyperparameters as arrays, learning-rate schedules on them, and the optimizer of a run built from them.
 
-Nothing numeric is a constant of the compiled step: one compilation serves a sweep over learning rate, decay, betas.
+The numbers of optimizer, noise, balance and average are no constants of the compiled step: one compilation serves a
+sweep over learning rate, decay, betas.
 """
 
 import dataclasses
