@@ -240,7 +240,7 @@ def options_of(config: ml_collections.ConfigDict) -> Options:
     return Options(
         **_weights(config),
         duration=config.duration,
-        data=data_options(config.data),
+        data=_data(config.data),
         batch=_section(BatchOptions, config.batch),
         objective=_section(ObjectiveOptions, config.objective),
         experts=_section(ExpertOptions, config.experts),
@@ -259,12 +259,12 @@ def weight_options(config: ml_collections.ConfigDict) -> WeightOptions:
     return WeightOptions(**_weights(config))
 
 
-def data_options(section: ml_collections.ConfigDict) -> DataOptions:
+def _data(section: ml_collections.ConfigDict) -> DataOptions:
     """The options of `config.data`."""
     return _section(
         DataOptions,
         section,
-        mixture={name: source_options(name, section.mixture[name]) for name in section.mixture},
+        mixture={name: _source(name, section.mixture[name]) for name in section.mixture},
         reading=reading_of(section.reading),
         held_out_split=section.reading.held_out_split,
         masking=Masking(**section.masking),
@@ -283,7 +283,7 @@ def _weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def source_options(name: str, section: ml_collections.ConfigDict) -> SourceOptions:
+def _source(name: str, section: ml_collections.ConfigDict) -> SourceOptions:
     """The options of a source of a mixture."""
     return _section(SourceOptions, section, reading=reading_of(section.reading, flags_of_source(name)))
 
