@@ -34,7 +34,8 @@ def _time(sequences: int, length: int, dtype: str) -> list[float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from sft_jax.models.attention import Visibility, attention
+    from sft_jax.models.attention import attention
+    from sft_jax.models.visibility import Visibility
 
     rng = np.random.default_rng(0)
     inputs = [

@@ -44,7 +44,7 @@ def main(_: list[str]) -> None:
 
     if not _EXAMPLES.value:
         commands.refuse_unread(["examples_from", "examples_split"], "--examples, how many of them")
-    sampling = inference_flags.sampling(_SEED.value)
+    sampling = inference_flags.sampling()
     commands.start_jax()
     console = Console()
     records = list(itertools.islice(iter_records(_DATA.value, reading_flags.reading()), _ROWS.value or None))

@@ -36,7 +36,7 @@ def main(_: list[str]) -> None:
         raise ValueError("--system goes with --prompt and the chat; with --prompts give --reading.system")
     if _PROMPTS.value is None:
         commands.refuse_unread(["out", "batch_size", *reading_flags.NAMES], "--prompts")
-    inference_flags.sampling(_SEED.value)  # what is wrong with it is said before the model is loaded
+    inference_flags.sampling()  # what is wrong with it is said before the model is loaded
     commands.start_jax()
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
@@ -47,22 +47,21 @@ def main(_: list[str]) -> None:
             prompt, problem = _prompt(loaded, [*_system(), ("user", _PROMPT.value)])
             if problem:
                 raise ValueError(problem)
-            _answer(loaded, _generator(loaded, 1), prompt)
+            _answer(loaded, _prepared(loaded), prompt)
         else:
             _chat(loaded)
 
 
-def _generator(loaded, batch_size: int):
-    from sft_jax.generation import Generator
+def _sampler(loaded, slots: int):
+    from sft_jax.generation import Sampler
 
-    return Generator(
-        loaded.model,
-        loaded.renderer.tokenizer,
-        loaded.renderer.stop_ids,
-        max_new_tokens=inference_flags.MAX_NEW_TOKENS.value,
-        batch_size=batch_size,
-        sampling=inference_flags.sampling(_SEED.value),
-    )
+    return Sampler(loaded.renderer.stop_ids, slots=slots, sampling=inference_flags.sampling())
+
+
+def _prepared(loaded):
+    from sft_jax.generation import prepare
+
+    return prepare(loaded.model, loaded.variables)
 
 
 def _system() -> list[tuple[str, str]]:
@@ -79,14 +78,15 @@ def _prompt(loaded, turns: list[tuple[str, str]]):
     return ids, f"the conversation {problem}" if problem else ""
 
 
-def _answer(loaded, generator, prompt) -> str:
+def _answer(loaded, prepared, prompt) -> str:
     """Prints the answer as it grows, and returns it."""
     from sft_jax.generation import MAX_POSITIONS
 
-    shown = ""
-    for answer in generator.stream(loaded.variables, prompt):
+    shown, options = "", {"max_new_tokens": inference_flags.MAX_NEW_TOKENS.value, "seed": _SEED.value}
+    for answer in _sampler(loaded, 1).stream(prepared, prompt, **options):
         # A character may be cut in the middle of its bytes: wait for the rest of it.
-        text = answer.text.rstrip("\ufffd")
+        whole = loaded.renderer.content_text(answer.tokens)
+        text = whole.rstrip("\ufffd")
         if text.startswith(shown):
             print(text[len(shown) :], end="", flush=True)
             shown = text
@@ -94,11 +94,11 @@ def _answer(loaded, generator, prompt) -> str:
     if answer.finish_reason == MAX_POSITIONS:
         known = loaded.model.config.max_positions
         print(f"(cut at the last of the {known} positions that the model knows)", file=sys.stderr)
-    return answer.text
+    return whole
 
 
 def _chat(loaded) -> None:
-    generator = _generator(loaded, 1)
+    prepared = _prepared(loaded)
     print(f"Chat with {loaded.name}. /clear forgets the conversation, /exit or Ctrl-D leaves.")
     turns = _system()
     while True:
@@ -116,7 +116,7 @@ def _chat(loaded) -> None:
             if problem:
                 print(f"{problem} /clear forgets the conversation.", file=sys.stderr)
             else:
-                turns += [("user", text), ("assistant", _answer(loaded, generator, prompt))]
+                turns += [("user", text), ("assistant", _answer(loaded, prepared, prompt))]
 
 
 def _answer_file(loaded) -> None:
@@ -134,16 +134,18 @@ def _answer_file(loaded) -> None:
         if problem := problem_of_prompt(prompt, loaded.model.config):
             raise ValueError(f"the prompt of {record.id} {problem}")
     with ProgressBars(console) as progress:
-        answers = _generator(loaded, min(inference_flags.BATCH_SIZE.value, len(prompts)))(
-            loaded.variables, prompts, progress=progress("generating", len(prompts))
+        answers = _sampler(loaded, inference_flags.BATCH_SIZE.value).generate(
+            _prepared(loaded),
+            prompts,
+            max_new_tokens=inference_flags.MAX_NEW_TOKENS.value,
+            seed=_SEED.value,
+            progress=progress("generating", len(prompts)),
         )
-    lines = [
-        json.dumps(
-            {"id": record.id, "answer": answer.text, "ended": answer.stopped, "finish_reason": answer.finish_reason},
-            ensure_ascii=False,
-        )
-        for record, answer in zip(records, answers, strict=True)
-    ]
+    lines = []
+    for record, (answer,) in zip(records, answers, strict=True):
+        text = loaded.renderer.content_text(answer.tokens)
+        line = {"id": record.id, "answer": text, "ended": answer.stopped, "finish_reason": answer.finish_reason}
+        lines.append(json.dumps(line, ensure_ascii=False))
     if _OUT.value is None:
         print("\n".join(lines))
     else:

@@ -30,10 +30,10 @@ def load(source: str, mesh):
     return load_for_inference(source, mesh, MATMUL.value, WEIGHTS.value, MAX_POSITIONS.value)
 
 
-def sampling(seed: int):
+def sampling():
     """The `Sampling` that the flags ask for."""
     from sft_jax.generation import Sampling  # after the flags are checked: importing jax takes seconds
 
     if not _TEMPERATURE.value:
         commands.refuse_unread(["top_k", "top_p"], "--temperature above 0")
-    return Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, seed)
+    return Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)

@@ -18,7 +18,7 @@ from sft_jax.evaluation.baselines import with_examples
 from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.evaluation.parts import Reference, as_fields, differing_parts, read_parts, reference_of, score_parts
 from sft_jax.evaluation.scoring import Outcome, aggregate
-from sft_jax.generation import MAX_POSITIONS, Generated, Generator, Sampling, problem_of_prompt
+from sft_jax.generation import MAX_POSITIONS, Generated, Sampler, Sampling, prepare, problem_of_prompt
 from sft_jax.models.sizes import check_sizes
 from sft_jax.runs.restore import Loaded
 from sft_jax.runs.workdir import write_whole
@@ -37,7 +37,7 @@ class Task:
         max_new_tokens: longest answer.
         batch_size: prompts at a time.
         sampling: how tokens are chosen.
-        seed: of the bootstrap.
+        seed: of sampling and of the bootstrap.
         match_thinking: an exact match wants the thinking to be that of the reference too.
     """
 
@@ -112,17 +112,11 @@ def generate_answers(
             raise ValueError(f"{record.id}: {error}") from error
         if problem := problem_of_prompt(prompts[-1], loaded.model.config):
             raise ValueError(f"the prompt of {record.id} {problem}")
-    batches = -(-len(prompts) // task.batch_size)
-    generator = Generator(
-        loaded.model,
-        loaded.renderer.tokenizer,
-        loaded.renderer.stop_ids,
-        max_new_tokens=task.max_new_tokens,
-        batch_size=-(-len(prompts) // batches),  # even batches: the last one is not mostly padding
-        sampling=task.sampling,
-    )
+    sampler = Sampler(loaded.renderer.stop_ids, sampling=task.sampling, slots=task.batch_size)
     callback = progress("generating", len(prompts)) if progress else None
-    return generator(loaded.variables, prompts, progress=callback)
+    options = {"max_new_tokens": task.max_new_tokens, "seed": task.seed, "progress": callback}
+    answers = sampler.generate(prepare(loaded.model, loaded.variables), prompts, **options)
+    return [answer for (answer,) in answers]
 
 
 def cut_note(loaded: Loaded, answers: Sequence[Generated]) -> str:

@@ -1,6 +1,20 @@
-"""Generates text with a model: chooses tokens (`Sampling`) and answers batches of prompts (`Generator`)."""
+"""Uses a model: weights prepared once (`prepare`), answers (`Sampler`), how likely given ones are (`loglikelihoods`)."""
 
-from sft_jax.generation.decode import Sampling
-from sft_jax.generation.generator import MAX_NEW_TOKENS, MAX_POSITIONS, Generated, Generator, problem_of_prompt
+from sft_jax.generation.likelihood import Likelihood, loglikelihoods
+from sft_jax.generation.prepared import Prepared, prepare
+from sft_jax.generation.prompts import problem_of_prompt
+from sft_jax.generation.sampler import MAX_NEW_TOKENS, MAX_POSITIONS, Generated, Sampler
+from sft_jax.generation.sampling import Sampling
 
-__all__ = ["MAX_NEW_TOKENS", "MAX_POSITIONS", "Generated", "Generator", "Sampling", "problem_of_prompt"]
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "MAX_POSITIONS",
+    "Generated",
+    "Likelihood",
+    "Prepared",
+    "Sampler",
+    "Sampling",
+    "loglikelihoods",
+    "prepare",
+    "problem_of_prompt",
+]

@@ -1,13 +1,18 @@
-"""Decoding with a key/value cache: prefill once, then blocks of tokens, both jitted.
+"""The compiled part of generation: prompts are read into slots, and all slots go on by a token at a time.
 
-A batch holds one sequence for each prompt: the prompt and its answer. The text of an answer does not depend on the
-batch it is decoded in: sequences do not see one another, and the randomness of each token is folded from the example id
-of its sequence and the number of the token, not drawn from a stream that the batch shares.
+A slot holds one answer in progress, with its keys and values. When its answer has ended, `fill` puts the next prompt
+there while the others stand still, so that short answers do not wait for long ones. Prompts are read packed: several in
+a row, each a segment that sees itself and the beginning that all prompts share, which was read once (`read_prefix`). So
+no prompt pays for the length of another, and attention while reading computes no scores against the room left for
+answers.
 
-Dimensions: B sequences, T tokens of a prompt, V vocabulary.
+The text of an answer does not depend on the slots beside it: sequences do not see one another, and the randomness of
+each token is folded from the identity of the answer and the number of the token.
+
+Dimensions: B slots, R rows of prompts (each fills slots of one part of the batch), S tokens of a row, P tokens of the
+shared beginning, T places of a slot, V vocabulary.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -15,195 +20,246 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sft_jax.models.decoder import Cache, Decoder, init_cache
+from sft_jax.generation.sampling import Sampling, choose
+from sft_jax.models.cache import Cache, init_cache
+from sft_jax.models.decoder import Decoder
 from sft_jax.models.partitioning import BATCH_AXES, constrain
 
 Tree = Any
-PROMPT, PADDING = 1, 0  # segment ids
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Attributes:
-        temperature: 0 takes the most likely token (greedy).
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the smallest set of most likely tokens whose probability reaches this (Holtzman et al. 2020).
-        seed: of the randomness.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self):
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature={self.temperature} must not be negative")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must not be negative; 0 keeps all tokens")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
+PADDING, PREFIX = 0, 1  # segment ids; those of prompts follow
 
 
 @flax.struct.dataclass
-class DecodeState:
-    """Where the decoding of a batch stands.
+class Slots:
+    """Where the answers in all slots stand.
 
     Attributes:
-        cache: keys and values of prompt and answer.
+        cache: keys and values of prompt and answer; its length counts them, a slot each.
         token: token chosen last, not yet in the cache.
-        position: its position.
-        count: tokens of the answer chosen so far, the stop token included, the same in every sequence.
-        done: sequences whose answer has ended: by a stop token, or because the model knows no position after it.
-        stopped: sequences that have chosen a stop token.
-        example_ids: from which the randomness of each sequence is folded.
-        answer: chosen tokens, filled up to `count`; 0 after a sequence is done.
-        lengths: tokens of each answer, without the stop token.
+        count: tokens of the answer chosen so far, the stop token included.
+        limit: at which the answer ends.
+        done: the answer has ended, or there is none.
+        stopped: it ended by a stop token.
+        identity: (example, sample) of each answer.
+        chosen: its tokens, up to `count`.
+        logprobs: their log-probabilities under the model, before temperature and cuts.
     """
 
     cache: Cache
     token: Int[Array, "B"]
-    position: Int[Array, "B"]
-    count: Int[Array, ""]
+    count: Int[Array, "B"]
+    limit: Int[Array, "B"]
     done: Bool[Array, "B"]
     stopped: Bool[Array, "B"]
-    example_ids: Int[Array, "B"]
-    answer: Int[Array, "B new"]
-    lengths: Int[Array, "B"]
+    identity: Int[Array, "B 2"]
+    chosen: Int[Array, "B new"]
+    logprobs: Float[Array, "B new"]
 
 
-def choose(
-    logits: Float[Array, "B V"], example_ids: Int[Array, "B"], count: Int[Array, ""], sampling: Sampling
-) -> Int[Array, "B"]:
-    """Chooses one token for each sequence."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    kept = keep_likely(logits / sampling.temperature, sampling.top_k, sampling.top_p)
-    key = jax.random.key(sampling.seed)
-    keys = jax.vmap(lambda example_id: jax.random.fold_in(jax.random.fold_in(key, example_id), count))(example_ids)
-    return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+@flax.struct.dataclass
+class Prompts:
+    """Prompts without their shared beginning, packed into rows, and which slots they fill.
+
+    Attributes:
+        tokens: of the rows.
+        positions: of each token in its prompt, the beginning included.
+        segments: the prompt that each token belongs to; 0 is padding.
+        start: for each slot, where its prompt begins in its row.
+        length: tokens of it; 0 for a slot that is not filled.
+        identity: (example, sample) of each answer.
+        limit: tokens of the answer, at most.
+    """
+
+    tokens: Int[Array, "R S"]
+    positions: Int[Array, "R S"]
+    segments: Int[Array, "R S"]
+    start: Int[Array, "B"]
+    length: Int[Array, "B"]
+    identity: Int[Array, "B 2"]
+    limit: Int[Array, "B"]
 
 
-def keep_likely(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
-    """Logits with -inf outside the `top_k` most likely tokens and outside the `top_p` nucleus of those."""
-    if top_k == 0 and top_p == 1.0:
-        return logits
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    if top_k:
-        kth = ordered[:, min(top_k, logits.shape[-1]) - 1, None]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-        ordered = jnp.where(ordered < kth, -jnp.inf, ordered)
-    if top_p < 1.0:
-        probabilities = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # probability of all tokens more likely
-        threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < threshold, -jnp.inf, logits)
-    return logits
+def read_prefix(model: Decoder, variables: Tree, prefix: Int[Array, "P"]) -> Cache:
+    """A full cache of one sequence: the beginning that all prompts share, which may be empty."""
+    empty = init_cache(model.config, model.execution, 1, 0).replace(length=None)
+    if not prefix.shape[0]:
+        return empty
+    _, cache = model.apply(
+        variables, prefix[None], segment_ids=jnp.full((1, prefix.shape[0]), PREFIX), cache=empty, method="hidden"
+    )
+    return cache
 
 
-def prefill(
+def empty_slots(model: Decoder, prefix: Cache, slots: int, places: int, new: int) -> Slots:
+    """Slots without answers, each with the beginning in its first places.
+
+    Args:
+        model: the decoder.
+        prefix: what `read_prefix` gives.
+        slots: their number.
+        places: tokens of beginning, prompt and answer together, at most.
+        new: tokens of an answer, at most.
+    """
+    cache = init_cache(model.config, model.execution, slots, places)
+
+    def with_beginning(own: Array, read: Array) -> Array:
+        own = constrain(own, *[None] * (own.ndim - 4), BATCH_AXES, "tensor", None, None)
+        shared = jnp.repeat(read, slots, axis=read.ndim - 4)
+        return jax.lax.dynamic_update_slice(own, shared, (0,) * own.ndim)
+
+    shape = (slots, places)
+    return Slots(
+        # What lies behind a sequence's own position is not seen, whatever an earlier answer left there.
+        cache=Cache(
+            layers=jax.tree.map(with_beginning, cache.layers, prefix.layers),
+            positions=jnp.broadcast_to(jnp.arange(places, dtype=jnp.int32), shape),
+            segments=jnp.full(shape, PREFIX, jnp.int32),
+            length=jnp.zeros(slots, jnp.int32),
+        ),
+        token=jnp.zeros(slots, jnp.int32),
+        count=jnp.zeros(slots, jnp.int32),
+        limit=jnp.zeros(slots, jnp.int32),
+        done=jnp.ones(slots, bool),
+        stopped=jnp.zeros(slots, bool),
+        identity=jnp.zeros((slots, 2), jnp.int32),
+        chosen=jnp.zeros((slots, new), jnp.int32),
+        logprobs=jnp.zeros((slots, new), jnp.float32),
+    )
+
+
+def fill(
     model: Decoder,
     variables: Tree,
-    prefix: Int[Array, "shared"],
-    prompts: Int[Array, "B T"],
-    lengths: Int[Array, "B"],
-    example_ids: Int[Array, "B"],
+    slots: Slots,
+    prefix: Cache,
+    prompts: Prompts,
+    seed: Int[Array, ""],
     *,
-    max_new_tokens: int,
     stop_ids: tuple[int, ...],
     sampling: Sampling,
-) -> DecodeState:
-    """Reads the prompts and chooses the first token of every answer.
+) -> Slots:
+    """Reads prompts into slots, and chooses the first token of their answers; the other slots stay as they are."""
+    rows = prompts.tokens.shape[0]
+    repeated = prefix.replace(
+        layers=jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=leaf.ndim - 4), prefix.layers),
+        positions=jnp.repeat(prefix.positions, rows, axis=0),
+        segments=jnp.repeat(prefix.segments, rows, axis=0),
+    )
+    parents = jnp.where(prompts.segments == PADDING, PADDING, PREFIX)
+    hidden, read = model.apply(
+        variables, prompts.tokens, prompts.positions, prompts.segments, repeated, parents=parents, method="hidden"
+    )
+    shared, fresh = prefix.positions.shape[1], prompts.length > 0
+    last = _of_slots(hidden, (prompts.start + jnp.maximum(prompts.length - 1, 0))[:, None])
+    begun = slots.replace(
+        cache=slots.cache.replace(
+            layers=jax.tree.map(lambda own, new: _copied(own, new, shared, prompts), slots.cache.layers, read.layers),
+            length=jnp.where(fresh, shared + prompts.length, slots.cache.length),
+        ),
+        count=jnp.where(fresh, 0, slots.count),
+        limit=jnp.where(fresh, prompts.limit, slots.limit),
+        done=slots.done & ~fresh,
+        stopped=slots.stopped & ~fresh,
+        identity=jnp.where(fresh[:, None], prompts.identity, slots.identity),
+    )
+    return _choose_next(model, variables, last, begun, fresh, seed, stop_ids, sampling)
+
+
+def _of_slots(rows: Array, places: Int[Array, "B W"]) -> Array:
+    """[R, S, …] at `places` of the row that each slot is filled from: [B, W, …]."""
+    in_rows = places.reshape(rows.shape[0], -1)
+    taken = jax.vmap(lambda row, index: row[index])(rows, in_rows)
+    return taken.reshape(*places.shape, *rows.shape[2:])
+
+
+def _copied(own: Array, read: Array, shared: int, prompts: Prompts) -> Array:
+    """Keys or values [*L, B, K, T, N] with those of the prompts [*L, R, K, P + S, N] in the slots that they fill."""
+    if own.ndim == 5:
+        return jax.vmap(lambda own, read: _copied(own, read, shared, prompts))(own, read)
+    width = min(prompts.tokens.shape[1], own.shape[2] - shared)
+    offsets = jnp.arange(width)[None]
+    places = jnp.minimum(shared + prompts.start[:, None] + offsets, read.shape[2] - 1)
+    is_read = (offsets < prompts.length[:, None])[:, None, :, None]
+    new = jnp.moveaxis(_of_slots(jnp.moveaxis(read, 2, 1), places), 2, 1)
+    return jax.lax.dynamic_update_slice(
+        own, jnp.where(is_read, new, own[:, :, shared : shared + width]), (0, 0, shared, 0)
+    )
+
+
+def _choose_next(
+    model: Decoder,
+    variables: Tree,
+    hidden: Float[Array, "B 1 D"],
+    slots: Slots,
+    active: Bool[Array, "B"],
+    seed: Int[Array, ""],
+    stop_ids: tuple[int, ...],
+    sampling: Sampling,
+) -> Slots:
+    """Chooses a token from the hidden state of the one before, and appends it to the answers of the active slots.
+
+    An answer whose token is at the model's last position has ended, while others go on.
+    """
+    logits = constrain(model.apply(variables, hidden, method="head")[:, 0], BATCH_AXES, None)
+    token = choose(logits, slots.identity, slots.count, seed, sampling)
+    logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
+    stopped = active & jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32)[None], axis=1)
+    here = active[:, None] & (jnp.arange(slots.chosen.shape[1])[None] == slots.count[:, None])
+    count = slots.count + active
+    ended = stopped | (count >= slots.limit) | (slots.cache.length >= model.config.max_positions - 1)
+    return slots.replace(
+        token=jnp.where(active, token, slots.token),
+        count=count,
+        done=slots.done | (active & ended),
+        stopped=slots.stopped | stopped,
+        chosen=jnp.where(here, token[:, None], slots.chosen),
+        logprobs=jnp.where(here, logprob[:, None], slots.logprobs),
+    )
+
+
+def decode(
+    model: Decoder,
+    variables: Tree,
+    slots: Slots,
+    enough: Int[Array, ""],
+    seed: Int[Array, ""],
+    *,
+    steps: int,
+    read: int,
+    stop_ids: tuple[int, ...],
+    sampling: Sampling,
+) -> Slots:
+    """At most `steps` more tokens in every slot; ends when `enough` slots are done.
 
     Args:
         model: the decoder.
         variables: its parameters and adapters.
-        prefix: tokens that all prompts begin with, read once for all of them; may be empty.
-        prompts: the rest of each prompt, at least one token, padded at the end.
-        lengths: tokens of each rest; 0 for a sequence that only fills up the batch. With the prefix fewer than the
-            positions that the model knows.
-        example_ids: identity of each prompt, from which the randomness of its answer is folded.
-        max_new_tokens: size of the answers.
+        slots: where they stand.
+        enough: done slots with which to end.
+        seed: of the randomness.
+        steps: tokens at most.
+        read: places that attention looks at; no slot has more tokens after these steps.
         stop_ids: tokens that end an answer.
         sampling: how tokens are chosen.
     """
-    batch, slots = prompts.shape
-    positions = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None], prompts.shape)
-    segments = jnp.where(positions < lengths[:, None], PROMPT, PADDING).astype(jnp.int32)
-    cache = _read_prefix(model, variables, prefix, batch, slots + max_new_tokens)
-    positions = positions + prefix.shape[0]
-    hidden, cache = model.apply(variables, prompts, positions, segments, cache, method="hidden")
-    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
-    state = DecodeState(
-        cache=cache,
-        token=jnp.zeros(batch, jnp.int32),
-        position=prefix.shape[0] + lengths - 1,
-        count=jnp.zeros((), jnp.int32),
-        done=lengths == 0,
-        stopped=jnp.zeros(batch, bool),
-        example_ids=example_ids,
-        answer=jnp.zeros((batch, max_new_tokens), jnp.int32),
-        lengths=jnp.zeros(batch, jnp.int32),
-    )
-    return _choose_next(model, variables, last, state, stop_ids, sampling)
 
+    def unfinished(state: tuple[Slots, Array]) -> Array:
+        slots, step = state
+        return (step < steps) & (jnp.sum(slots.done) < enough)
 
-def _read_prefix(model: Decoder, variables: Tree, prefix: Int[Array, "shared"], batch: int, more: int) -> Cache:
-    """A cache for `batch` sequences that hold the prefix and have room for `more` tokens."""
-    shared = prefix.shape[0]
-    if not shared:
-        return init_cache(model.config, model.execution, batch, more)
-    cache = init_cache(model.config, model.execution, 1, shared + more)
-    _, cache = model.apply(variables, prefix[None], cache=cache, method="hidden")
-    # [B, T, K, N] a layer, or stacked [L, B, T, K, N]; positions and segments are [B, T].
-    layers = jax.tree.map(lambda leaf: jnp.repeat(leaf, batch, axis=leaf.ndim - 4), cache.layers)
-    positions, segments = (jnp.repeat(leaf, batch, axis=0) for leaf in (cache.positions, cache.segments))
-    return cache.replace(layers=layers, positions=positions, segments=segments)
-
-
-def _choose_next(model, variables, hidden, state: DecodeState, stop_ids, sampling) -> DecodeState:
-    """Chooses a token from the hidden state [B, 1, D] of the one before, and appends it to the answers.
-
-    A sequence whose token is at the model's last position is done, while others in the batch go on.
-    """
-    logits = constrain(model.apply(variables, hidden, method="head")[:, 0], BATCH_AXES, None)
-    token = choose(logits, state.example_ids, state.count, sampling)
-    stopped = jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32)[None], axis=1)
-    is_text = ~state.done & ~stopped
-    shown, position = jnp.where(is_text, token, 0), state.position + 1
-    return state.replace(
-        token=token,
-        position=position,
-        count=state.count + 1,
-        done=~is_text | (position >= model.config.max_positions - 1),
-        stopped=state.stopped | (~state.done & stopped),
-        answer=jax.lax.dynamic_update_slice(state.answer, shown[:, None], (0, state.count)),
-        lengths=state.lengths + is_text.astype(jnp.int32),
-    )
-
-
-def decode_block(
-    model: Decoder,
-    variables: Tree,
-    state: DecodeState,
-    *,
-    block: int,
-    stop_ids: tuple[int, ...],
-    sampling: Sampling,
-) -> DecodeState:
-    """At most `block` more tokens in every sequence; ends early when all are done or the answers are full."""
-    end = jnp.minimum(state.count + block, state.answer.shape[1])
-
-    def unfinished(state: DecodeState):
-        return (state.count < end) & ~jnp.all(state.done)
-
-    def step(state: DecodeState) -> DecodeState:
-        segments = jnp.where(state.done, PADDING, PROMPT).astype(jnp.int32)
+    def one_token(state: tuple[Slots, Array]) -> tuple[Slots, Array]:
+        slots, step = state
+        length, active = slots.cache.length, ~slots.done
+        segments = jnp.where(active, PREFIX, PADDING)[:, None]
         hidden, cache = model.apply(
-            variables, state.token[:, None], state.position[:, None], segments[:, None], state.cache, method="hidden"
+            variables, slots.token[:, None], length[:, None], segments, slots.cache, method="hidden"
         )
-        return _choose_next(model, variables, hidden, state.replace(cache=cache), stop_ids, sampling)
+        cache = cache.replace(length=jnp.where(active, cache.length, length), segments=slots.cache.segments)
+        return _choose_next(
+            model, variables, hidden, slots.replace(cache=cache), active, seed, stop_ids, sampling
+        ), step + 1
 
-    return jax.lax.while_loop(unfinished, step, state)
+    whole = slots.cache.read
+    slots = slots.replace(cache=slots.cache.replace(read=read))
+    slots, _ = jax.lax.while_loop(unfinished, one_token, (slots, jnp.zeros((), jnp.int32)))
+    return slots.replace(cache=slots.cache.replace(read=whole))

@@ -5,7 +5,8 @@ the forward pass keeps the output and one log-sum-exp for each query, and the ba
 block of queries skips the keys behind its last slot, so that long sequences cost little more than half.
 
 On CPUs this is 1.6 to 3 times as fast as computing all scores at once, for sequences of 256 to 1024 tokens
-(`benchmarks/attention.py`), and its memory grows with the length of a sequence, not with its square.
+(`benchmarks/attention.py`), and its memory grows with the length of a sequence, not with its square: which keys a query
+sees is computed a block at a time too.
 """
 
 import functools
@@ -14,21 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from sft_jax.models.matmul import contract
+from sft_jax.models.visibility import Visibility
 
 MIN_BLOCK, MAX_BLOCKS = 128, 16  # longer sequences get longer blocks: each is a part of the compiled program
 KEPT = "blocked_attention"  # name, for remat policies, of what the backward pass needs beside the inputs
 _LOWEST = float(np.finfo(np.float32).min)  # finite: exp of (-inf) - (-inf) would be NaN
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def blocked_attention(
     query: Float[Array, "B S H N"],
-    key: Float[Array, "B S K N"],
-    value: Float[Array, "B S K N"],
-    mask: Bool[Array, "B S S"],
+    key: Float[Array, "B T K N"],
+    value: Float[Array, "B T K N"],
+    visibility: Visibility,
+    window: Int[Array | np.ndarray, ""] | int | None,
     matmul_dtype: str,
     scale: float,
     softcap: float = 0.0,
@@ -37,49 +39,58 @@ def blocked_attention(
 
     Args:
         query: H query heads; head h reads key/value head h // (H / K).
-        key: K key heads.
+        key: K key heads. The queries are those of the last S of the T slots.
         value: K value heads.
-        mask: True where the query (second axis) sees the key (third axis). What lies behind the diagonal is not read;
-            every query must see at least one key.
+        visibility: which keys each query sees, in order: no key behind a query's own slot is read. Every query must
+            see at least one.
+        window: positions a query sees, itself included; None is all.
         matmul_dtype: dtype of the inputs of the matrix products.
         scale: factor on scores.
         softcap: scores x become softcap tanh(x / softcap); 0 leaves them.
     """
-    return _forward(query, key, value, mask, matmul_dtype, scale, softcap)[0]
+    leaves, structure = jax.tree.flatten((visibility, window))
+    return _attention(query, key, value, leaves, structure, matmul_dtype, scale, softcap)
 
 
-def _forward(query, key, value, mask, matmul_dtype, scale, softcap):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _attention(query, key, value, leaves, structure, matmul_dtype, scale, softcap):
+    return _forward(query, key, value, leaves, structure, matmul_dtype, scale, softcap)[0]
+
+
+def _forward(query, key, value, leaves, structure, matmul_dtype, scale, softcap):
+    visibility, window = jax.tree.unflatten(structure, leaves)
     queries, keys, values = _scaled(query, key.shape[2], scale), _heads_first(key), _heads_first(value)
     mixed, log_sums = [], []
-    for start, end in _blocks(query.shape[1]):
-        block = queries[..., start:end, :]
-        scores, _ = _scores(block, keys[:, :, :end], mask[:, start:end, :end], matmul_dtype, softcap)
+    for start, end, seen in _blocks(query.shape[1], key.shape[1]):
+        block, mask = queries[..., start:end, :], visibility.mask(window, slice(start, end), slice(seen))
+        scores, _ = _scores(block, keys[:, :, :seen], mask, matmul_dtype, softcap)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed.append(_read(weights, values[:, :, :end], matmul_dtype) / total)
+        mixed.append(_read(weights, values[:, :, :seen], matmul_dtype) / total)
         log_sums.append(largest + jnp.log(total))
     out = _heads_last(jnp.concatenate(mixed, axis=3)).astype(query.dtype)
     out, log_sums = (checkpoint_name(x, KEPT) for x in (out, jnp.concatenate(log_sums, axis=3)))
-    return out, (query, key, value, mask, out, log_sums)
+    return out, (query, key, value, leaves, out, log_sums)
 
 
-def _backward(matmul_dtype, scale, softcap, residuals, cotangent):
-    query, key, value, mask, out, log_sums = residuals
-    length, kv_heads = query.shape[1], key.shape[2]
+def _backward(structure, matmul_dtype, scale, softcap, residuals, cotangent):
+    query, key, value, leaves, out, log_sums = residuals
+    visibility, window = jax.tree.unflatten(structure, leaves)
+    slots, kv_heads = key.shape[1:3]
     queries, keys, values = _scaled(query, kv_heads, scale), _heads_first(key), _heads_first(value)
     cotangents = _group(cotangent, kv_heads)
     # The sum over keys of weight x its cotangent, from the output alone (Dao 2023, eq. 4).
     deltas = jnp.sum(cotangents * _group(out, kv_heads).astype(jnp.float32), axis=-1, keepdims=True)
     query_gradients, key_gradient, value_gradient = [], 0.0, 0.0
-    for start, end in _blocks(length):
-        block = (..., slice(start, end), slice(None))
-        scores, slopes = _scores(queries[block], keys[:, :, :end], mask[:, start:end, :end], matmul_dtype, softcap)
+    for start, end, seen in _blocks(query.shape[1], slots):
+        block, mask = (..., slice(start, end), slice(None)), visibility.mask(window, slice(start, end), slice(seen))
+        scores, slopes = _scores(queries[block], keys[:, :, :seen], mask, matmul_dtype, softcap)
         weights = jnp.exp(scores - log_sums[block])
-        weight_cotangents = _compare(cotangents[block], values[:, :, :end], matmul_dtype)
+        weight_cotangents = _compare(cotangents[block], values[:, :, :seen], matmul_dtype)
         score_cotangents = weights * (weight_cotangents - deltas[block]) * slopes
-        query_gradients.append(_read(score_cotangents, keys[:, :, :end], matmul_dtype))
-        behind = ((0, 0), (0, 0), (0, length - end), (0, 0))
+        query_gradients.append(_read(score_cotangents, keys[:, :, :seen], matmul_dtype))
+        behind = ((0, 0), (0, 0), (0, slots - seen), (0, 0))
         key_gradient += jnp.pad(_collect(score_cotangents, queries[block], matmul_dtype), behind)
         value_gradient += jnp.pad(_collect(weights, cotangents[block], matmul_dtype), behind)
     query_gradient = _heads_last(jnp.concatenate(query_gradients, axis=3)) * scale
@@ -91,13 +102,14 @@ def _backward(matmul_dtype, scale, softcap, residuals, cotangent):
     )
 
 
-blocked_attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    """(first query, end) of each block; a block sees the keys before its end."""
-    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
+def _blocks(queries: int, slots: int) -> list[tuple[int, int, int]]:
+    """(first query, end, keys it sees at most) of each block of queries, which are those of the last slots."""
+    size, before = max(MIN_BLOCK, -(-queries // MAX_BLOCKS)), slots - queries
+    ends = [(start, min(start + size, queries)) for start in range(0, queries, size)]
+    return [(start, end, before + end) for start, end in ends]
 
 
 def _heads_first(x: Float[Array, "B S K N"]) -> Float[Array, "B K S N"]:

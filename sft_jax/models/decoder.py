@@ -15,13 +15,15 @@ from jaxtyping import Array, Float, Int
 
 from sft_jax.models import adapters, rope
 from sft_jax.models.adapters import new_tokens
-from sft_jax.models.attention import Visibility, attention
+from sft_jax.models.attention import attention
 from sft_jax.models.blocked_attention import KEPT
+from sft_jax.models.cache import Cache, LayerCache, write
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
 from sft_jax.models.experts import ROUTING, Experts
 from sft_jax.models.layers import Linear, Norm, activated, adapted, gated
 from sft_jax.models.matmul import einsum
 from sft_jax.models.partitioning import BATCH_AXES, constrain
+from sft_jax.models.visibility import Visibility
 
 Tokens = Int[Array | np.ndarray, "B S"]
 
@@ -32,48 +34,6 @@ _REMAT_POLICIES = {
     ),
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-
-@flax.struct.dataclass
-class LayerCache:
-    """Keys and values seen so far: [B, T, K, N] for one layer, [L, B, T, K, N] for stacked layers."""
-
-    key: Float[Array, "*L B T K N"]
-    value: Float[Array, "*L B T K N"]
-
-
-@flax.struct.dataclass
-class Cache:
-    """The key/value cache, an explicit argument and result of `Decoder.hidden`.
-
-    Attributes:
-        layers: one stacked `LayerCache`, or a tuple with one a layer, as the layer layout says.
-        positions: position of each slot.
-        segments: segment of each slot; 0 is a slot not yet written, or padding.
-        length: slots written so far; the next call writes from here on, in every sequence alike.
-    """
-
-    layers: LayerCache | tuple[LayerCache, ...]
-    positions: Int[Array, "B T"]
-    segments: Int[Array, "B T"]
-    length: Int[Array, ""]
-
-
-def init_cache(config: DecoderConfig, execution: Execution, batch: int, slots: int) -> Cache:
-    """An empty cache for `batch` sequences of at most `slots` tokens, in the activation dtype."""
-    shape = (batch, slots, config.num_kv_heads, config.head_dim)
-    dtype = execution.activation_dtype
-
-    def empty(*stack: int) -> LayerCache:
-        return LayerCache(key=jnp.zeros((*stack, *shape), dtype), value=jnp.zeros((*stack, *shape), dtype))
-
-    layers = (
-        empty(config.num_layers)
-        if execution.layer_layout == "scan"
-        else tuple(empty() for _ in range(config.num_layers))
-    )
-    slots_shape = (batch, slots)
-    return Cache(layers, jnp.zeros(slots_shape, jnp.int32), jnp.zeros(slots_shape, jnp.int32), jnp.zeros((), jnp.int32))
 
 
 @flax.struct.dataclass
@@ -107,7 +67,8 @@ class Context:
     cos: Float[Array, "R B S 1 half"]
     sin: Float[Array, "R B S 1 half"]
     visibility: Visibility
-    write_at: Int[Array, ""] | None
+    write_at: Int[Array, "*B"] | None
+    read: int = flax.struct.field(pytree_node=False, default=0)
 
     def rotation(self, values: LayerValues | None) -> tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]:
         """Cosine and sine for a layer."""
@@ -127,7 +88,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "B S D"], context: Context, values: LayerValues | None, cache: LayerCache | None
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
-        """Mixes positions; with a cache, keys and values are written at `context.write_at` and all are read."""
+        """Mixes positions; with a cache, keys and values are written at `context.write_at`, and older ones read too."""
         config, execution = self.config, self.execution
         query = self._normed("query_norm", self._projected("query", x, config.num_heads))
         key = self._normed("key_norm", self._projected("key", x, config.num_kv_heads))
@@ -136,12 +97,8 @@ class Attention(nn.Module):
             cos, sin = context.rotation(values)
             query, key = rope.rotate(query, cos, sin), rope.rotate(key, cos, sin)
         if cache is not None:
-            start = (0, context.write_at, 0, 0)
-            cache = LayerCache(
-                key=jax.lax.dynamic_update_slice(cache.key, key, start),
-                value=jax.lax.dynamic_update_slice(cache.value, value, start),
-            )
-            key, value = cache.key, cache.value
+            cache = cache.written(key, value, context.write_at)
+            key, value = cache.first(context.read)
         mixed = attention(
             query,
             key,
@@ -286,6 +243,7 @@ class Decoder(nn.Module):
         segment_ids: Tokens | None = None,
         cache: Cache | None = None,
         noise: Float[Array, "B S D"] | None = None,
+        parents: Tokens | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens added.
 
@@ -296,17 +254,19 @@ class Decoder(nn.Module):
             segment_ids: segment (packed example) of each token, 0 for padding; by default each sequence is one segment.
             cache: what earlier calls returned, or `init_cache(…)`.
             noise: added to the embeddings.
+            parents: a second segment that each token sees, which stands before its own: that of a beginning that
+                several segments share. By default none.
 
         Raises:
             ValueError: no positions are given, and there are more tokens than learned ones.
         """
-        tokens, positions, segment_ids = jax.tree.map(jnp.asarray, (tokens, positions, segment_ids))
+        tokens, positions, segment_ids, parents = jax.tree.map(jnp.asarray, (tokens, positions, segment_ids, parents))
         if positions is None:
             _check_length(self.config, tokens.shape[1])
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
-        context, cache = self._context(positions, segment_ids, cache)
+        context, cache = self._context(positions, segment_ids, parents, cache)
         with jax.named_scope("embedding"):
             # Padding may count on beyond the last position: it is masked, but its index must be valid.
             x = self._embedded(tokens, jnp.where(segment_ids > 0, positions, 0))
@@ -323,7 +283,8 @@ class Decoder(nn.Module):
                 updated.append(layer_cache)
             layer_caches = tuple(updated)
         if cache is not None:
-            cache = cache.replace(layers=layer_caches, length=cache.length + tokens.shape[1])
+            length = None if cache.length is None else cache.length + tokens.shape[1]
+            cache = cache.replace(layers=layer_caches, length=length)
         with jax.named_scope("final_norm"):
             return self.final_norm(x), cache
 
@@ -365,7 +326,7 @@ class Decoder(nn.Module):
     def _einsum(self, spec: str, x: Array, weight: Array) -> Float[Array, "..."]:
         return einsum(spec, x, weight, self.execution.matmul_dtype, "float32")
 
-    def _context(self, positions, segment_ids, cache):
+    def _context(self, positions, segment_ids, parents, cache):
         kinds = sorted(set(rope.layer_kinds(self.config)))
         rotations = [
             rope.rotation(positions, rope.frequencies(self.config, kind), rope.magnitude(self.config, kind))
@@ -373,15 +334,16 @@ class Decoder(nn.Module):
         ]
         cos, sin = (jnp.stack(tables) for tables in zip(*rotations, strict=True))
         if cache is None:
-            visibility = Visibility(positions, positions, segment_ids, segment_ids, in_order=True)
+            visibility = Visibility(positions, positions, segment_ids, segment_ids, parents, in_order=True)
             return Context(cos, sin, visibility, None), None
-        start = (0, cache.length)
         cache = cache.replace(
-            positions=jax.lax.dynamic_update_slice(cache.positions, positions, start),
-            segments=jax.lax.dynamic_update_slice(cache.segments, segment_ids, start),
+            positions=write(cache.positions, positions, cache.length),
+            segments=write(cache.segments, segment_ids, cache.length),
         )
-        visibility = Visibility(positions, cache.positions, segment_ids, cache.segments)
-        return Context(cos, sin, visibility, cache.length), cache
+        slots = slice(cache.read or None)
+        keys = (cache.positions[:, slots], cache.segments[:, slots])
+        visibility = Visibility(positions, keys[0], segment_ids, keys[1], parents, in_order=cache.length is None)
+        return Context(cos, sin, visibility, cache.length, cache.read), cache
 
     def head(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Float32 logits of hidden states."""

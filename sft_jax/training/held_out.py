@@ -14,7 +14,7 @@ from sft_jax.data.batches import held_out_batches, held_out_bins, slices_if_seve
 from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Generator, problem_of_prompt
+from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Sampler, prepare, problem_of_prompt
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import variables
 from sft_jax.objectives import Settings, get_objective
@@ -141,7 +141,7 @@ class Samples:
     """Greedy answers to the first held-out prompts, thinking and calls included, as Markdown; compiled once."""
 
     def __init__(self, model: Decoder, data: Data, options: EvaluationOptions):
-        """Chooses the prompts and prepares the generator."""
+        """Chooses the prompts."""
         records = [record for record in data.held_out_records if last_answer(record)][: options.samples]
         self._pairs = [split_prompt(record, data.renderer) for record in records]
         # An example that is cut to fit into a sequence has a prompt that is not.
@@ -149,13 +149,8 @@ class Samples:
         self._written = [
             functools.partial(data.renderer.written_text, tools=record.example.tools) for record in records
         ]
-        self._generator = Generator(
-            model,
-            data.renderer.tokenizer,
-            data.renderer.stop_ids,
-            max_new_tokens=options.sample_tokens,
-            batch_size=max(len(records), 1),
-        )
+        self._model, self._tokens = model, options.sample_tokens
+        self._sampler = Sampler(data.renderer.stop_ids, slots=max(len(records), 1))
 
     def __call__(self, state: TrainState) -> dict[str, str]:
         """Markdown by name."""
@@ -163,9 +158,12 @@ class Samples:
             return {}
         weights = variables(state.trained, state.frozen, state.hyper)
         numbers = [number for number, problem in enumerate(self._problems) if not problem]
-        answers = self._generator(weights, [self._pairs[number][0] for number in numbers], example_ids=numbers)
+        prompts = [self._pairs[number][0] for number in numbers]
+        answers = self._sampler.generate(
+            prepare(self._model, weights), prompts, max_new_tokens=self._tokens, example_ids=numbers
+        )
         shown = [f"**answer**: none, the prompt {problem}" for problem in self._problems]
-        for number, answer in zip(numbers, answers, strict=True):
+        for number, (answer,) in zip(numbers, answers, strict=True):
             text = self._written[number](answer.tokens)
             shown[number] = f"**answer**{_CUT.get(answer.finish_reason, '')}\n\n{_quoted(text)}"
         return {

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sft_jax.models import blocked_attention
-from sft_jax.models.attention import Visibility, attention
+from sft_jax.models.attention import attention
 from sft_jax.models.config import ATTENTION_BACKENDS
+from sft_jax.models.visibility import Visibility
 from tests.models import programs, reference
 
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 8
@@ -65,7 +66,7 @@ def test_equals_torchs(backend, length):
 def test_long_rows_have_longer_blocks_and_the_same_result(monkeypatch):
     monkeypatch.setattr(blocked_attention, "MIN_BLOCK", 4)
     monkeypatch.setattr(blocked_attention, "MAX_BLOCKS", 5)
-    assert len(blocked_attention._blocks(103)) == 5
+    assert len(blocked_attention._blocks(103, 103)) == 5
     for found, expected in zip(ours("blocked", 103), torchs(103), strict=True):
         assert reference.relative(found, expected) <= 2e-6
 
@@ -109,6 +110,22 @@ def test_a_cache_is_read_with_whole_scores():
     np.testing.assert_allclose(found[:, 0], whole[:, -1], atol=1e-6)
 
 
+def test_a_grown_cache_is_read_in_blocks():
+    """The last 200 of 300 slots ask, the first 100 are from before; blocks give what whole scores give."""
+    length, before = 300, 100
+    query, key, value, _ = inputs(length)
+    positions, segments = jnp.arange(length)[None].repeat(2, 0), jnp.ones((2, length), jnp.int32)
+    asked = Visibility(positions[:, before:], positions, segments[:, before:], segments, in_order=True)
+    results = [
+        attention(query[:, before:], key, value, asked, "float32", backend, window)
+        for backend in ("whole", "blocked")
+        for window in (None, 30)
+    ]
+    np.testing.assert_allclose(results[2], results[0], atol=1e-5)
+    np.testing.assert_allclose(results[3], results[1], atol=1e-5)
+    assert np.abs(results[0] - results[1]).max() > 0.1  # the window counts
+
+
 def test_attention_by_hand():
     """Two positions, one head of width 1, all scores 0: position 1 averages both values, position 0 sees itself."""
     one = jnp.ones((1, 2), jnp.int32)
@@ -122,4 +139,14 @@ def test_visibility_by_hand():
     """Two documents of two tokens and one slot of padding."""
     positions, segments = jnp.asarray([[0, 1, 0, 1, 2]]), jnp.asarray([[1, 1, 2, 2, 0]])
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
-    np.testing.assert_array_equal(Visibility(positions, positions, segments, segments).mask()[0], expected)
+    visibility = Visibility(positions, positions, segments, segments)
+    np.testing.assert_array_equal(visibility.mask()[0], expected)
+    np.testing.assert_array_equal(visibility.mask(None, slice(1, 4), slice(2))[0], [row[:2] for row in expected[1:4]])
+
+
+def test_a_shared_beginning_is_seen_by_all_of_its_segments():
+    """Two tokens that segments 2 and 3 begin with, then a token of each, and padding."""
+    positions, segments = jnp.asarray([[0, 1, 2, 2, 9]]), jnp.asarray([[1, 1, 2, 3, 0]])
+    parents = jnp.asarray([[1, 1, 1, 1, 0]])
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 1]]
+    np.testing.assert_array_equal(Visibility(positions, positions, segments, segments, parents).mask()[0], expected)

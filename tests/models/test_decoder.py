@@ -180,6 +180,47 @@ def test_cache_in_pieces_equals_the_whole(layout):
     assert int(cache.length) == 11
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_cache_with_a_length_for_each_sequence_equals_the_whole(layout):
+    """Two sequences that have read 5 and 2 tokens go on side by side; of the slots the first eleven are read."""
+    ids = reference.tokens(2, 11)
+    model = Decoder(CONFIG, Execution(layer_layout=layout))
+    variables = {"params": to_layout(PARAMS, layout)}
+    cache = init_cache(CONFIG, model.execution, 2, 16)
+    start = jnp.asarray([5, 2])
+    positions, written = jnp.broadcast_to(jnp.arange(5), (2, 5)), jnp.arange(5)[None] < start[:, None]
+    _, cache = model.apply(variables, ids[:, :5], positions, written.astype(jnp.int32), cache, method="hidden")
+    cache = cache.replace(length=start, read=11)
+    for step in range(6):
+        place = np.asarray(start) + step
+        tokens = ids[np.arange(2), place][:, None]
+        hidden, cache = model.apply(variables, tokens, place[:, None], None, cache, method="hidden")
+        found = model.apply(variables, hidden, method="head")[:, 0]
+        np.testing.assert_allclose(found, np.asarray(logits(ids))[np.arange(2), place], atol=1e-5, rtol=1e-5)
+    assert cache.length.tolist() == [11, 8]
+
+
+@pytest.mark.parametrize("backend", ["whole", "blocked"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_beginning_that_is_read_once_serves_several_segments(layout, backend):
+    """A cache that is full grows: four tokens are read first, then two continuations of them side by side."""
+    ids, other = reference.tokens(1, 9), reference.tokens(2, 9)[1:]
+    other = np.concatenate([ids[:, :4], other[:, 4:]], axis=1)
+    model = Decoder(CONFIG, Execution(layer_layout=layout, attention_backend=backend))
+    variables = {"params": to_layout(PARAMS, layout)}
+    empty = init_cache(CONFIG, model.execution, 1, 0).replace(length=None)
+    _, beginning = model.apply(variables, ids[:, :4], cache=empty, method="hidden")
+    packed = np.concatenate([ids[:, 4:], other[:, 4:]], axis=1)
+    positions, segments = np.tile(np.arange(4, 9), 2)[None], np.repeat([2, 3], 5)[None]
+    hidden, grown = model.apply(
+        variables, packed, positions, segments, beginning, parents=np.ones_like(packed), method="hidden"
+    )
+    found = model.apply(variables, hidden, method="head")[0]
+    whole = np.concatenate([np.asarray(logits(text))[0, 4:] for text in (ids, other)])
+    np.testing.assert_allclose(found, whole, atol=1e-5, rtol=1e-5)
+    assert grown.segments.tolist() == [[1] * 4 + [2] * 5 + [3] * 5]
+
+
 def test_head_of_hidden_is_the_whole():
     model, params = Decoder(CONFIG), to_layout(PARAMS, "scan")
     ids = reference.tokens(1, 4)

@@ -13,9 +13,9 @@ from flax.traverse_util import unflatten_dict
 from transformers.core_model_loading import revert_weight_conversion
 
 from sft_jax.exports.source import merged_weights
-from sft_jax.generation import Generator
+from sft_jax.generation import Sampler, prepare
 from sft_jax.models import Decoder, Execution, load_pretrained
-from sft_jax.models.decoder import init_cache
+from sft_jax.models.cache import init_cache
 from sft_jax.models.families import FAMILIES, get_family
 from sft_jax.models.storing import pending_tensors
 from sft_jax.objectives import Settings, cross_entropy
@@ -150,8 +150,8 @@ def test_greedy_text_equals_uncached(case):
     _, _, directory, ids, _ = case
     model, params = load_pretrained(directory)
     prompts = [ids[0, :6], ids[1, :9]]
-    answers = Generator(model, tiny.tokenizer(), (), max_new_tokens=4, batch_size=2)({"params": params}, prompts)
-    for prompt, answer in zip(prompts, answers, strict=True):
+    answers = Sampler(()).generate(prepare(model, {"params": params}), prompts, max_new_tokens=4)
+    for prompt, (answer,) in zip(prompts, answers, strict=True):
         text = np.zeros((SEQUENCES, LENGTH), np.int32)  # what stands behind a token does not reach it
         text[:, : len(prompt)] = prompt
         for end in range(len(prompt), len(prompt) + 4):

@@ -10,7 +10,7 @@ import transformers
 
 from sft_jax.data.conversations import Message
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.generation import Generator
+from sft_jax.generation import Sampler, prepare
 from sft_jax.models import load_pretrained, load_tokenizer
 from tests.models import reference
 
@@ -71,9 +71,9 @@ def test_greedy_answers_equal_torch(theirs, ours, renderer, prompts):
     """Torch reads prompt and answer at once: each token of ours must be its choice up to the first near tie."""
     model, params = ours
     stop_ids = renderer.stop_ids
-    generator = Generator(model, renderer.tokenizer, stop_ids, max_new_tokens=24, batch_size=len(prompts))
-    answers = generator({"params": params}, prompts)
-    assert "Paris" in answers[0].text
+    made = Sampler(stop_ids).generate(prepare(model, {"params": params}), prompts, max_new_tokens=24)
+    answers = [answer for (answer,) in made]
+    assert "Paris" in renderer.content_text(answers[0].tokens)
     compared = 0
     for prompt, answer in zip(prompts, answers, strict=True):
         logits = reference.torch_logits(theirs, np.concatenate([prompt, answer.tokens])[None])[0, len(prompt) - 1 :]

@@ -9,7 +9,7 @@ import pytest
 
 from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.exports.golden import Golden, golden_logits
-from sft_jax.generation import Generator
+from sft_jax.generation import Sampler, prepare
 from sft_jax.models import DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.initial import init_params
@@ -66,7 +66,7 @@ def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch)
 
 
 def test_uses_of_one_model_share_its_programs(tmp_path):
-    """Generators, losses by example, and logits of the golden conversation."""
+    """Samplers, losses by example, and logits of the golden conversation."""
     config = tiny.config(tmp_path)
     data, mesh = load_data(options_of(config)), inference_mesh(jax.devices())
     model = Decoder(DecoderConfig(320, 2, 32, 4, 2, 8, 48), Execution(matmul_dtype="bfloat16"))
@@ -75,8 +75,8 @@ def test_uses_of_one_model_share_its_programs(tmp_path):
 
     def use():
         with jax.set_mesh(mesh):
-            generator = Generator(model, data.renderer.tokenizer, (2,), max_new_tokens=4, batch_size=8)
-            generator({"params": params}, [np.arange(3, 9, dtype=np.int32)])
+            prompts = [np.arange(3, 9, dtype=np.int32)]
+            Sampler((2,)).generate(prepare(model, {"params": params}), prompts, max_new_tokens=4)
             example_losses(model, {"params": params}, data.held_out, mesh)
             golden_logits(model, {"params": params}, golden)
 

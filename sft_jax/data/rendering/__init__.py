@@ -165,6 +165,10 @@ class ConversationRenderer:
         """
         return self._maker(tools).answer_text(conversation, tools)
 
+    def content_text(self, ids: Iterable[int]) -> str:
+        """What a model wrote, without special tokens but for those that count in contents."""
+        return content_text(self.tokenizer, ids)
+
     def written_text(self, ids: Iterable[int], tools: Tools = ()) -> str:
         """What a model wrote, with the special tokens that the template puts around thinking and calls."""
         literals = self._maker(tools).answer_format.literals()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sft_jax.generation import Sampling
-from sft_jax.generation.decode import choose, keep_likely
+from sft_jax.generation.sampling import choose, keep_likely
 
 # probabilities .1 .4 .2 .3
 LOGITS = jnp.log(jnp.asarray([[0.1, 0.4, 0.2, 0.3]]))
@@ -43,9 +43,14 @@ def test_sequences_are_cut_on_their_own():
     assert found[2].all()  # equal tokens stay or go together
 
 
-def drawn(sampling, sequences=4000, count=0):
-    logits = jnp.broadcast_to(LOGITS, (sequences, 4))
-    return np.asarray(choose(logits, jnp.arange(sequences), jnp.asarray(count), sampling))
+def chosen(logits, examples, sampling, sample=0, count=0, seed=0):
+    examples = jnp.asarray(examples)
+    identities = jnp.stack([examples, jnp.full_like(examples, sample)], axis=1)
+    return np.asarray(choose(logits, identities, jnp.full_like(examples, count), jnp.asarray(seed), sampling))
+
+
+def drawn(sampling, sequences=4000, **options):
+    return chosen(jnp.broadcast_to(LOGITS, (sequences, 4)), range(sequences), sampling, **options)
 
 
 @pytest.mark.parametrize(
@@ -64,22 +69,21 @@ def test_frequencies_over_sequences(settings, expected):
     assert (frequencies[np.asarray(expected) == 0] == 0).all()
 
 
-def test_randomness_is_of_seed_example_and_count_and_nothing_else():
+def test_randomness_is_of_seed_example_sample_and_count_and_nothing_else():
     hot = Sampling(temperature=1.0)
     np.testing.assert_array_equal(
         drawn(hot, sequences=100), drawn(hot, sequences=50).tolist() + drawn(hot, sequences=100)[50:].tolist()
     )
-    assert (drawn(hot) != drawn(Sampling(temperature=1.0, seed=1))).mean() > 0.5
-    assert (drawn(hot) != drawn(hot, count=1)).mean() > 0.5
-    swapped = choose(jnp.tile(LOGITS, (2, 1)), jnp.asarray([7, 3]), jnp.asarray(0), hot)
+    for other in ({"seed": 1}, {"count": 1}, {"sample": 1}):
+        assert (drawn(hot) != drawn(hot, **other)).mean() > 0.5
+    swapped = chosen(jnp.tile(LOGITS, (2, 1)), [7, 3], hot)
     np.testing.assert_array_equal(swapped, drawn(hot)[[7, 3]])
 
 
 def test_a_sampled_token_of_two_tokens_of_one_sequence_is_not_copied():
     """Example e at count c and example c at count e draw differently: the two are folded one after the other."""
-    hot, example_ids = Sampling(temperature=1.0), jnp.arange(64)
     logits = jnp.zeros((64, 1000))
-    table = np.stack([choose(logits, example_ids, jnp.asarray(c), hot) for c in range(8)])
+    table = np.stack([chosen(logits, range(64), Sampling(temperature=1.0), count=c) for c in range(8)])
     assert (table[:, :8] != table[:, :8].T).sum() >= 50
 
 
@@ -101,5 +105,6 @@ def test_sampling_values_that_cannot_be_are_refused(settings, message):
 def test_choose_is_jittable_with_any_example_ids():
     logits = jax.random.normal(jax.random.key(0), (3, 9))
     for settings in (Sampling(), Sampling(temperature=0.7, top_k=4, top_p=0.9)):
-        run = jax.jit(lambda x, s=settings: choose(x, jnp.arange(3), jnp.asarray(2), s))
-        np.testing.assert_array_equal(run(logits), choose(logits, jnp.arange(3), jnp.asarray(2), settings))
+        arguments = (jnp.asarray([[0, 0], [9, 1], [5, 2]]), jnp.asarray([2, 0, 7]), jnp.asarray(3), settings)
+        run = jax.jit(lambda x, arguments=arguments: choose(x, *arguments))
+        np.testing.assert_array_equal(run(logits), choose(logits, *arguments))

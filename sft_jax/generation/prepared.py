@@ -1,0 +1,92 @@
+"""Weights prepared once for inference, so that no token pays for what is the same for all of them.
+
+What is measured or continued first goes through `prepare`: from the parameters and adapters of a run, or of a
+pretrained checkpoint, to what the sampler and the log-likelihoods apply.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sft_jax.models import adapters
+from sft_jax.models.adapters import new_tokens
+from sft_jax.models.decoder import Decoder
+from sft_jax.models.quantization import dequantized_tree
+from sft_jax.models.variables import merge_adapters
+from sft_jax.sharding import path_string, spec_of
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A model ready for inference.
+
+    Attributes:
+        model: the decoder; without an adapter where that is merged.
+        variables: what its `apply` takes.
+    """
+
+    model: Decoder
+    variables: Tree
+
+
+def prepare(model: Decoder, variables: Tree) -> Prepared:
+    """A model and its weights for inference; call it inside `jax.set_mesh` where there is a mesh.
+
+    Kernels are cast to the matmul dtype, to which each product would cast them: the same numbers, and less memory to
+    read (of DoRA, norms are then those of rounded kernels). Those in few bits are expanded to it. A head that is the
+    embedding is copied in that dtype, unless an adapter changes it; or it would be cast for every token. Adapters
+    are merged where products are in float32, which changes results by rounding alone (1e-6); in bfloat16 the sum would
+    be rounded to 8 bits, and the adapter stays beside the weights, as in training. On a mesh, weights are split over
+    `tensor` and whole on every device along the other axes, so that no token gathers them; the kernels of experts stay
+    split over `expert`.
+
+    Args:
+        model: as it is evaluated.
+        variables: what its `apply` takes, in its layer layout.
+    """
+    merges = model.adapter is not None and model.execution.matmul_dtype == "float32"
+    beside = () if merges else variables.get(adapters.COLLECTION, {})
+    copies = model.config.tie_embeddings and not {"embedding", new_tokens.NAME} & set(beside)
+    copies = copies and model.execution.matmul_dtype != variables["params"]["embedding"].dtype
+    variables = _for_products(model, merges, copies, variables)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        variables = jax.device_put(variables, _whole_but_for_tensor(variables, jax.sharding.get_mesh()))
+    config = dataclasses.replace(model.config, tie_embeddings=model.config.tie_embeddings and not copies)
+    return Prepared(model.clone(config=config, adapter=None if merges else model.adapter), variables)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _for_products(model: Decoder, merges: bool, copies: bool, variables: Tree) -> Tree:
+    dtype = model.execution.matmul_dtype
+    if merges:
+        variables = {"params": merge_adapters(variables, model.adapter.method, model.adapter.first_new_token)}
+    # In float32 first, as where they are expanded for each product.
+    variables = {**variables, "params": dequantized_tree(variables["params"])}
+    flat = flatten_dict(variables)
+    if copies:
+        flat["params", "head"] = flat["params", "embedding"].T
+    return unflatten_dict({path: leaf.astype(dtype) if _is_operand(path) else leaf for path, leaf in flat.items()})
+
+
+def _is_operand(path: tuple[str, ...]) -> bool:
+    """Whether matrix products alone read it. The embedding is looked up too."""
+    return path[-1] in ("kernel", "head")
+
+
+def _whole_but_for_tensor(variables: Tree, mesh: jax.sharding.Mesh) -> Tree:
+    sizes = dict(mesh.shape)
+    kept = ("tensor", "expert")
+
+    def sharding(path: tuple, leaf: jax.Array) -> NamedSharding:
+        spec = spec_of(path_string(path), leaf.shape, sizes)
+        return NamedSharding(mesh, P(*(axes if axes in kept else None for axes in spec)))
+
+    return jax.tree_util.tree_map_with_path(sharding, variables)

@@ -1,0 +1,352 @@
+"""The sampler: prompts in, answers out. It keeps the slots of the compiled decoder filled.
+
+Everything that generates goes through `Sampler.generate`: evaluations inside a run, the commands, and whatever scores
+answers. Prompts are taken longest first, so that those in neighbouring slots are alike in length; which prompt shares
+the slots with which changes no answer.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from sft_jax.generation import decode
+from sft_jax.generation.decode import Prompts, Slots
+from sft_jax.generation.prepared import Prepared
+from sft_jax.generation.prompts import check_prompts, shared_tokens
+from sft_jax.generation.sampling import Sampling
+from sft_jax.generation.sizes import on_host, put, rounded_size, shards
+from sft_jax.models.cache import Cache
+
+Prompt = Int32[np.ndarray, "_"]  # prompts differ in length
+Progress = Callable[[int, int], None]  # (answers done, answers in all)
+
+STOP, MAX_NEW_TOKENS, MAX_POSITIONS = ("stop", "max_new_tokens", "max_positions")
+
+_STEPS = 64  # tokens at most between two looks at which answers have ended
+_ROW_TOKENS = 1024  # of prompts that are read together, unless a single one is longer
+_REFILLED = 4  # slots are filled again when one of so many is free
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """One answer.
+
+    Attributes:
+        tokens: its token ids, without the stop token.
+        logprobs: log-probability (nats) of each of them under the model, before temperature and cuts; of the stop token
+            too, as the last one, where it stopped.
+        finish_reason: what ended it: `stop`, the model did; `max_new_tokens`; or `max_positions`, it goes up to the
+            last position that the model knows.
+    """
+
+    tokens: Int32[np.ndarray, "length"]
+    logprobs: Float32[np.ndarray, "chosen"]
+    finish_reason: str
+
+    @property
+    def stopped(self) -> bool:
+        """True if the model ended it."""
+        return self.finish_reason == STOP
+
+
+OnAnswer = Callable[[int, int, Generated], None]  # (prompt, sample, answer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """An answer that is asked for: which, its prompt without the shared beginning, and its limit."""
+
+    prompt: int
+    sample: int
+    rest: Prompt
+    identity: tuple[int, int]
+    limit: int
+
+
+# Of the module, so that all samplers of a model share what is compiled.
+_read_prefix = jax.jit(decode.read_prefix, static_argnums=0)
+_empty_slots = jax.jit(decode.empty_slots, static_argnums=(0, 2, 3, 4))
+_fill = jax.jit(decode.fill, static_argnums=0, static_argnames=("stop_ids", "sampling"), donate_argnums=2)
+_decode = jax.jit(
+    decode.decode, static_argnums=0, static_argnames=("steps", "read", "stop_ids", "sampling"), donate_argnums=2
+)
+
+
+class Sampler:
+    """Generates answers, greedily or by sampling.
+
+    Compiles for sizes that are powers of two: of the rows in which prompts are read, of a slot, and of an answer.
+    """
+
+    def __init__(self, stop_ids: Sequence[int], *, sampling: Sampling | None = None, slots: int = 16):
+        """Keeps what stays the same through all prompts.
+
+        Args:
+            stop_ids: tokens that end an answer.
+            sampling: by default greedy.
+            slots: answers in progress at a time, rounded up so that a mesh in force (`jax.set_mesh`) divides it.
+        """
+        if slots < 1:
+            raise ValueError(f"slots={slots} must be at least 1")
+        self._slots = slots
+        self._options = {"stop_ids": tuple(int(i) for i in stop_ids), "sampling": sampling or Sampling()}
+
+    def generate(
+        self,
+        prepared: Prepared,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int | Sequence[int],
+        samples: int = 1,
+        seed: int = 0,
+        example_ids: Sequence[int] | None = None,
+        progress: Progress | None = None,
+        on_answer: OnAnswer | None = None,
+    ) -> list[list[Generated]]:
+        """`samples` answers to each of the prompts, in their order.
+
+        With several processes, all of them call this with the same arguments, and all get all answers.
+
+        Args:
+            prepared: the model and its weights.
+            prompts: token ids, each at least one token.
+            max_new_tokens: longest answer; one number, or one for each prompt.
+            samples: answers to each prompt, which differ in their randomness.
+            seed: of the randomness.
+            example_ids: identity of each prompt, from which the randomness of its answers is folded; by default its
+                index.
+            progress: called with (answers done, answers in all).
+            on_answer: called with each answer when it has ended, in any order.
+
+        Raises:
+            ValueError: a prompt that is empty or cannot be answered (see `problem_of_prompt`), or not one example
+                id or limit for each prompt.
+        """
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        example_ids = range(len(prompts)) if example_ids is None else example_ids
+        _check(prepared, prompts, limits, example_ids, samples)
+        answers: list[list[Generated]] = [[None] * samples for _ in prompts]
+        if not prompts:
+            return answers
+        ended = self._answered(prepared, prompts, limits, samples, seed, example_ids)
+        for done, (request, answer) in enumerate(ended, 1):
+            answers[request.prompt][request.sample] = answer
+            if on_answer:
+                on_answer(request.prompt, request.sample, answer)
+            if progress:
+                progress(done, samples * len(prompts))
+        return answers
+
+    def stream(
+        self, prepared: Prepared, prompt: Prompt, *, max_new_tokens: int, seed: int = 0, steps: int = 16
+    ) -> Iterator[Generated]:
+        """The answer to one prompt as it grows, `steps` tokens at a time; the last item is the whole.
+
+        Raises:
+            ValueError: the prompt is empty or cannot be answered (see `problem_of_prompt`).
+        """
+        _check(prepared, [prompt], [max_new_tokens], [0], 1)
+        request = _Request(0, 0, prompt, (0, 0), max_new_tokens)
+        board = _Board(prepared, [request], prompt[:0], self._slots_on_mesh(1), seed, self._options)
+        board.fill([request])
+        while not board.is_done(0):
+            yield board.answer(0)
+            board.decode(steps, board.count)
+        yield board.answer(0)
+
+    def _slots_on_mesh(self, slots: int) -> int:
+        return -(-slots // shards()) * shards()
+
+    def _answered(
+        self,
+        prepared: Prepared,
+        prompts: Sequence[Prompt],
+        limits: Sequence[int],
+        samples: int,
+        seed: int,
+        example_ids: Sequence[int],
+    ) -> Iterator[tuple[_Request, Generated]]:
+        shared = shared_tokens(prompts)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+        queue = [
+            _Request(index, sample, prompts[index][shared:], (int(example_ids[index]), sample), limits[index])
+            for index in order
+            for sample in range(samples)
+        ]
+        count = self._slots_on_mesh(min(self._slots, len(queue)))
+        board = _Board(prepared, queue, prompts[0][:shared], count, seed, self._options)
+        while queue or board.active:
+            if queue and board.free >= min(len(queue), -(-count // _REFILLED)):
+                queue = board.fill(queue)
+            free_enough = board.free + min(len(queue), -(-count // _REFILLED)) if queue else count
+            board.decode(_STEPS, min(free_enough, count))
+            yield from board.take_ended()
+
+
+def _check(
+    prepared: Prepared, prompts: Sequence[Prompt], limits: Sequence[int], example_ids: Sequence[int], samples: int
+) -> None:
+    if samples < 1:
+        raise ValueError(f"samples={samples} must be at least 1")
+    if len(example_ids) != len(prompts):
+        raise ValueError(f"{len(example_ids)} example_ids for {len(prompts)} prompts; give one for each")
+    if len(limits) != len(prompts) or any(limit < 1 for limit in limits):
+        raise ValueError(f"max_new_tokens={limits} must be at least 1, one number or one for each prompt")
+    check_prompts(prompts, prepared.model.config)
+
+
+class _Board:
+    """The slots on their devices, and what the host knows of them."""
+
+    def __init__(
+        self, prepared: Prepared, requests: Sequence[_Request], prefix: Prompt, slots: int, seed: int, options: dict
+    ):
+        self._model, self._variables = prepared.model, prepared.variables
+        self._options, self._seed, self.count = options, np.int32(seed), slots
+        self._shared = len(prefix)
+        self._prefix: Cache = _read_prefix(self._model, self._variables, np.asarray(prefix, np.int32))
+        room = max(len(request.rest) + request.limit for request in requests)
+        new = rounded_size(max(request.limit for request in requests), 16)
+        places = rounded_size(self._shared + room)
+        self._slots: Slots = _empty_slots(self._model, self._prefix, slots, places, new)
+        self._held: list[_Request | None] = [None] * slots
+        self._done, self._stopped = np.ones(slots, bool), np.zeros(slots, bool)
+        self._counts, self._chosen, self._logprobs = np.zeros(slots, np.int32), None, None
+        longest = max(len(request.rest) for request in requests)
+        usual = int(np.median([len(request.rest) for request in requests]))
+        self._shards = shards()
+        self._per_shard = slots // self._shards
+        # Two sizes of rows: one for all slots at once, and one for those that are filled again.
+        self._rows = sorted(
+            {
+                max(rounded_size(longest), min(_ROW_TOKENS, rounded_size(usual * slots)))
+                for slots in (self._per_shard, -(-self._per_shard // _REFILLED))
+            }
+        )
+
+    @property
+    def free(self) -> int:
+        """Slots without an answer in progress."""
+        return self._held.count(None)
+
+    @property
+    def active(self) -> bool:
+        """Whether any answer is in progress."""
+        return self.free < self.count
+
+    def is_done(self, slot: int) -> bool:
+        """Whether the answer of a slot has ended."""
+        return bool(self._done[slot])
+
+    def fill(self, queue: list[_Request]) -> list[_Request]:
+        """Puts requests into free slots while there are both; returns those that are left."""
+        while queue and self.free:
+            queue = self._fill_once(queue)
+        self._look()
+        return queue
+
+    def _fill_once(self, queue: list[_Request]) -> list[_Request]:
+        """Reads one row of prompts a shard; at least one prompt is read."""
+        rows = self._placed(queue)
+        size = next(size for size in self._rows if size >= max(row.used for row in rows))
+        tokens, positions, segments = (np.zeros((self._shards, size), np.int32) for _ in range(3))
+        start, length, limit = (np.zeros(self.count, np.int32) for _ in range(3))
+        identity = np.zeros((self.count, 2), np.int32)
+        taken = 0
+        for number, row in enumerate(rows):
+            for segment, (begin, rest, slots) in enumerate(row.prompts, decode.PREFIX + 1):
+                here = slice(begin, begin + len(rest))
+                tokens[number, here], segments[number, here] = rest, segment
+                positions[number, here] = self._shared + np.arange(len(rest))
+                for slot, request in slots:
+                    start[slot], length[slot], limit[slot] = begin, len(rest), request.limit
+                    identity[slot] = request.identity
+                    self._held[slot] = request
+                    taken += 1
+        prompts = Prompts(*(put(x) for x in (tokens, positions, segments, start, length, identity, limit)))
+        self._slots = _fill(
+            self._model, self._variables, self._slots, self._prefix, prompts, self._seed, **self._options
+        )
+        return queue[taken:]
+
+    def _placed(self, queue: list[_Request]) -> list["_Row"]:
+        """The next requests, in their order, in a row for each shard. Samples of a prompt share its tokens."""
+        rows = [_Row() for _ in range(self._shards)]
+        free = [
+            [slot for slot in range(shard * self._per_shard, (shard + 1) * self._per_shard) if self._held[slot] is None]
+            for shard in range(self._shards)
+        ]
+        for request in queue:
+            # The shard with the fewest tokens so far, among those with a free slot.
+            open_shards = [shard for shard in range(self._shards) if free[shard]]
+            if not open_shards:
+                break
+            shard = min(open_shards, key=lambda shard: rows[shard].used)
+            if not rows[shard].take(request, free[shard][0], self._rows[-1]):
+                break
+            free[shard].pop(0)
+        return rows
+
+    def decode(self, steps: int, enough: int) -> None:
+        """At most `steps` tokens in each slot, until `enough` slots are done."""
+        lengths = [
+            self._shared + len(request.rest) + int(count)
+            for request, count in zip(self._held, self._counts, strict=True)
+            if request is not None
+        ]
+        read = min(rounded_size(max(lengths) + steps), self._slots.cache.positions.shape[1])
+        self._slots = _decode(
+            self._model,
+            self._variables,
+            self._slots,
+            np.int32(enough),
+            self._seed,
+            steps=steps,
+            read=read,
+            **self._options,
+        )
+        self._look()
+
+    def _look(self) -> None:
+        """Takes to the host which answers have ended."""
+        slots = self._slots
+        self._done, self._stopped, self._counts, self._chosen, self._logprobs = on_host(
+            (slots.done, slots.stopped, slots.count, slots.chosen, slots.logprobs)
+        )
+
+    def answer(self, slot: int) -> Generated:
+        """The answer of a slot so far."""
+        request, count, stopped = self._held[slot], int(self._counts[slot]), bool(self._stopped[slot])
+        at_limit = self._shared + len(request.rest) + count >= self._model.config.max_positions
+        reason = STOP if stopped else MAX_POSITIONS if at_limit else MAX_NEW_TOKENS
+        return Generated(self._chosen[slot, : count - stopped].copy(), self._logprobs[slot, :count].copy(), reason)
+
+    def take_ended(self) -> Iterator[tuple[_Request, Generated]]:
+        """The answers that have ended; their slots are free."""
+        for slot, request in enumerate(self._held):
+            if request is not None and self._done[slot]:
+                yield request, self.answer(slot)
+                self._held[slot] = None
+
+
+class _Row:
+    """Prompts that are read together: where each begins, its tokens, and the slots it fills."""
+
+    def __init__(self):
+        self.used = 0
+        self.prompts: list[tuple[int, Prompt, list[tuple[int, _Request]]]] = []
+        self._last = -1
+
+    def take(self, request: _Request, slot: int, size: int) -> bool:
+        """Adds a request; False where its prompt has no room."""
+        if request.prompt == self._last:
+            self.prompts[-1][2].append((slot, request))
+            return True
+        if self.used + len(request.rest) > size:
+            return False
+        self.prompts.append((self.used, request.rest, [(slot, request)]))
+        self.used, self._last = self.used + len(request.rest), request.prompt
+        return True

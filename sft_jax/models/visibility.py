@@ -1,0 +1,47 @@
+"""Which keys each query sees, as one small structure that every attention takes."""
+
+import flax.struct
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+
+@flax.struct.dataclass
+class Visibility:
+    """Which keys a query sees: those of its own segment, and of its parent, at its own or an earlier position.
+
+    Segment 0 is padding: it sees only padding, so that every query sees at least one key and no output is NaN.
+
+    Attributes:
+        query_positions: position of each query in its segment.
+        key_positions: position of each key in its segment.
+        query_segments: segment of each query.
+        key_segments: segment of each key.
+        query_parents: a second segment that each query sees; None where none does.
+        in_order: queries are the last slots of the keys, and no query sees a slot behind its own.
+    """
+
+    query_positions: Int[Array, "B S"]
+    key_positions: Int[Array, "B T"]
+    query_segments: Int[Array, "B S"]
+    key_segments: Int[Array, "B T"]
+    query_parents: Int[Array, "B S"] | None = None
+    in_order: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def mask(
+        self,
+        window: Int[Array | np.ndarray, ""] | int | None = None,
+        queries: slice = slice(None),
+        keys: slice = slice(None),
+    ) -> Bool[Array, "B s t"]:
+        """True where the query (second axis) sees the key (third axis), which lies less than `window` behind it.
+
+        `queries` and `keys` take some of them.
+        """
+        of_query = lambda array: array[:, queries, None]
+        of_key = lambda array: array[:, None, keys]
+        behind = of_query(self.query_positions) - of_key(self.key_positions)
+        same = of_query(self.query_segments) == of_key(self.key_segments)
+        if self.query_parents is not None:
+            same |= of_query(self.query_parents) == of_key(self.key_segments)
+        seen = (behind >= 0) & same
+        return seen if window is None else seen & (behind < window)

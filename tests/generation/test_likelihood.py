@@ -1,0 +1,97 @@
+"""Log-likelihoods equal those of each text read by itself."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from sft_jax.generation import likelihood, loglikelihoods, prepare
+from sft_jax.models import Decoder, DecoderConfig, Execution
+from sft_jax.sharding import make_mesh
+
+CONFIG = DecoderConfig(320, 2, 32, 4, 2, 8, 48, max_positions=96)
+
+
+@pytest.fixture(scope="module", params=["unrolled", "scan"])
+def model(request):
+    made = Decoder(CONFIG, Execution(layer_layout=request.param))
+    return made, made.init(jax.random.key(1), np.ones((1, 4), np.int32))
+
+
+def texts(*lengths):
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 320, length).astype(np.int32) for length in lengths]
+
+
+PROMPTS = texts(5, 40, 1, 17)
+CONTINUATIONS = [texts(3, 1, 8), texts(20), texts(2, 2, 2, 2), texts(9, 30)]
+
+
+def by_brute_force(model, variables, prompt, continuation):
+    logits = model.apply(variables, np.concatenate([prompt, continuation])[None])[0]
+    of_tokens = jax.nn.log_softmax(logits)[len(prompt) - 1 : -1]
+    best = np.asarray(of_tokens).argmax(1) == continuation
+    return float(of_tokens[np.arange(len(continuation)), continuation].sum()), bool(best.all())
+
+
+@pytest.mark.parametrize("row_tokens", [1024, 64, 8])  # all in one row; several rows; one of each prompt
+def test_equals_a_sum_by_brute_force(model, monkeypatch, row_tokens):
+    monkeypatch.setattr(likelihood, "_ROW_TOKENS", row_tokens)
+    monkeypatch.setattr(likelihood, "rounded_size", lambda size: size)
+    seen = []
+    found = loglikelihoods(
+        prepare(*model), PROMPTS, CONTINUATIONS, progress=lambda done, total: seen.append((done, total))
+    )
+    for prompt, of_prompt, likelihoods in zip(PROMPTS, CONTINUATIONS, found, strict=True):
+        for continuation, one in zip(of_prompt, likelihoods, strict=True):
+            expected, is_greedy = by_brute_force(*model, prompt, continuation)
+            assert one.logprob == pytest.approx(expected, abs=1e-4)
+            assert (one.tokens, one.is_greedy) == (len(continuation), is_greedy)
+    assert seen[-1] == (10, 10)
+
+
+def test_the_greedy_continuation_is_greedy(model):
+    made, variables = model
+    prompt, answer = PROMPTS[0], []
+    for _ in range(3):
+        logits = made.apply(variables, np.asarray([[*prompt, *answer]], np.int32))[0, -1]
+        answer.append(int(logits.argmax()))
+    other = [*answer[:2], (answer[2] + 1) % 320]
+    (found,) = loglikelihoods(prepare(*model), [prompt], [[np.asarray(ids, np.int32) for ids in (answer, other)]])
+    assert [one.is_greedy for one in found] == [True, False]
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (2, 4)])
+def test_a_mesh_changes_nothing(model, fsdp, tensor):
+    alone = loglikelihoods(prepare(*model), PROMPTS, CONTINUATIONS)
+    mesh = make_mesh({"replica": 1, "fsdp": fsdp, "expert": 1, "tensor": tensor}, jax.devices())
+    with jax.set_mesh(mesh):
+        found = loglikelihoods(prepare(*model), PROMPTS, CONTINUATIONS)
+    for one, other in zip(itertools.chain(*found), itertools.chain(*alone), strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+def test_nothing_to_do(model):
+    assert loglikelihoods(prepare(*model), [], []) == []
+    assert loglikelihoods(prepare(*model), PROMPTS[:1], [[]]) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "continuations", "message"),
+    [
+        ([[1]], [], r"0 lists of continuations for 1 prompts"),
+        ([[]], [[[1]]], r"prompts \[0\] are empty"),
+        ([[1]], [[[2], []]], "continuation 1 of prompt 0 is empty"),
+        ([[1]], [[[320]]], "continuation 0 of prompt 0 has token 320; the model has embeddings of 320"),
+        ([[1] * 90], [[[1] * 7]], "prompt 0 has 90 tokens and 7 with continuation 0; the model knows 96 positions"),
+    ],
+)
+def test_bad_calls_are_refused(model, prompts, continuations, message):
+    as_array = lambda ids: np.asarray(ids, np.int32)
+    with pytest.raises(ValueError, match=message):
+        loglikelihoods(
+            prepare(*model),
+            [as_array(ids) for ids in prompts],
+            [[as_array(ids) for ids in of_prompt] for of_prompt in continuations],
+        )
