@@ -2,8 +2,9 @@
 
 import re
 
-# Languages written without spaces: each of their characters counts as a word.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+# Characters of languages written without spaces, in the words of `re`: each counts as a word.
+UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 # Control characters but tab and line breaks, the byte order mark, and what Unicode says is no character.
 NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 # A character as the byte that Windows-1252 reads it from; bytes it has no character for are read as themselves.

@@ -4,8 +4,22 @@ The first step of the data layer, before formats/. Each container has a module; 
 bytes to rows, and a line in CONTAINERS.
 """
 
-from sft_jax.data.files.containers import CONTAINERS, DATA_SETS
-from sft_jax.data.files.locate import named_apart, sources_of
+from sft_jax.data.files.containers import CONTAINERS, DATA_SETS, container_of
+from sft_jax.data.files.locate import file_source, files_of, named_apart, names_of, sources_of
 from sft_jax.data.files.rows import Row, Source
+from sft_jax.data.files.streams import COMPRESSIONS, opened
 
-__all__ = ["CONTAINERS", "DATA_SETS", "Row", "Source", "named_apart", "sources_of"]
+__all__ = [
+    "COMPRESSIONS",
+    "CONTAINERS",
+    "DATA_SETS",
+    "Row",
+    "Source",
+    "container_of",
+    "file_source",
+    "files_of",
+    "named_apart",
+    "names_of",
+    "opened",
+    "sources_of",
+]

@@ -39,9 +39,9 @@ def sources_of(path: str | os.PathLike, reading: Reading) -> list[Source]:
                 f"{text}: --config.data.reading.{option}={getattr(reading, option)!r} is for data sets of the hub; "
                 "leave it out for files."
             )
-    files = _files(text)
-    names = _names([str(file) for file in files])
-    return [_file_source(file, name, reading) for file, name in zip(files, names, strict=True)]
+    files = files_of(text)
+    names = names_of([str(file) for file in files])
+    return [file_source(file, name, reading) for file, name in zip(files, names, strict=True)]
 
 
 def _is_hub_name(text: str) -> bool:
@@ -51,7 +51,12 @@ def _is_hub_name(text: str) -> bool:
     return container_of(text, b"") is None and not epath.Path(text).parent.is_dir()
 
 
-def _files(text: str) -> list[epath.Path]:
+def files_of(text: str) -> list[epath.Path]:
+    """The files that a path stands for: a file, those of a pattern, or several of them separated by commas.
+
+    Raises:
+        RecordError: there are none, or it is a directory.
+    """
     path = epath.Path(text)
     if path.is_file():
         return [path]
@@ -60,7 +65,7 @@ def _files(text: str) -> list[epath.Path]:
         example = f" For example {text.rstrip('/')}/*{inside[0]}." if inside else ""
         raise RecordError(f"{text}: is a directory, and not one made by save_to_disk. Expected files.{example}")
     if "," in text:
-        return [file for part in text.split(",") if part.strip() for file in _files(part.strip())]
+        return [file for part in text.split(",") if part.strip() for file in files_of(part.strip())]
     if glob.has_magic(text):
         return _matching(text)
     raise RecordError(f"{text}: there is no such file.{_similar(path)}")
@@ -93,7 +98,7 @@ def _similar(path: epath.Path) -> str:
     return f" Similar: {', '.join(close)}." if close else ""
 
 
-def _names(paths: list[str]) -> list[str]:
+def names_of(paths: Sequence[str]) -> list[str]:
     """A name for each file: its base name, or with the folders below the common one where base names are equal."""
     twice = [path for path, count in collections.Counter(paths).items() if count > 1]
     if twice:
@@ -123,7 +128,12 @@ def _own_name(path: epath.Path, taken: Mapping[str, epath.Path]) -> str:
     return next((name for name in names if name not in taken), str(path))
 
 
-def _file_source(path: epath.Path, name: str, reading: Reading) -> Source:
+def file_source(path: epath.Path, name: str, reading: Reading) -> Source:
+    """The rows of a file.
+
+    Raises:
+        RecordError: it cannot be told what kind of file it is, or it has no splits and one is asked for.
+    """
     container = reading.container
     if container == AUTO:
         with opened(path) as stream:
