@@ -38,7 +38,9 @@ class DamagedIndexError(ValueError):
     """A directory that holds no complete index; names the file."""
 
 
-def open_index(root: Path | None, chunks: Sequence[Chunk], method: str, embedder: Embedder | None = None) -> Index:
+def open_index(
+    root: str | os.PathLike | None, chunks: Sequence[Chunk], method: str, embedder: Embedder | None = None
+) -> Index:
     """The index of chunks: read if it is there and whole, else made and kept.
 
     Processes of one machine that keep indexes in one directory do so one after the other.
