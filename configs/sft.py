@@ -57,6 +57,18 @@ def get_config(arg: str = "full") -> ConfigDict:
         0.95  # of supervised tokens in a sequence: sets the static size of the head's input
     )
 
+    # Passages of a corpus that are put into the last question of every row, also of held-out ones, see docs/data.md.
+    config.data.retrieval = ConfigDict()
+    config.data.retrieval.corpus = ""  # files, pattern or directory of text, Markdown or rows; empty: no passages
+    config.data.retrieval.row_template = "{text}"  # of a document, from the columns of a row: "{question}\n{answer}"
+    config.data.retrieval.id_column = ""  # that names the documents of rows; empty: file and row
+    config.data.retrieval.chunk_words = 150  # of a passage, at most
+    config.data.retrieval.overlap_words = 30  # of successive chunks of a document, at most
+    config.data.retrieval.method = "bm25"  # by words; "dense": by vectors (requirements-dense.txt); "hybrid": by both
+    config.data.retrieval.passages = 3  # in a prompt, at most
+    config.data.retrieval.template = "Passages:\n\n{passages}\n\nQuestion: {question}"
+    config.data.retrieval.passage_template = "[{number}] {text}"  # {document}: its id
+
     config.data.masking = ConfigDict()  # what is trained
     config.data.masking.train_on = "assistant"  # or "last": its last turn, "all": every token, "user,assistant": roles
     config.data.masking.end_of_turn = "turn"  # of every trained turn; or "all": of every turn, "last", "none"
@@ -172,11 +184,12 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.profile.steps = 3
 
     # Copies of some defaults. A value that differs from its default was asked for, and is refused where nothing would
-    # read it: by the optimizer or schedule, without adapters, a mixture, new tokens or frozen weights, or where an
-    # adapter to begin with brings its own.
+    # read it: by the optimizer or schedule, without adapters, a mixture, a corpus, new tokens or frozen weights, or
+    # where an adapter to begin with brings its own.
     config.defaults = ConfigDict()
     config.defaults.model = _copied(config.model, "new_tokens_in_contents")
     config.defaults.data = _copied(config.data, "mixture_packing")
+    config.defaults.data.retrieval = _copied(config.data.retrieval, *config.data.retrieval)
     config.defaults.precision = _copied(config.precision, "frozen")
     config.defaults.optimizer = _copied(config.optimizer, "final_share", "betas", "epsilon", "momentum", "decay_power")
     config.defaults.adapter = _copied(

@@ -101,6 +101,21 @@ class SourceOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class RetrievalOptions:
+    """`config.data.retrieval`: passages of a corpus in prompts."""
+
+    corpus: str
+    row_template: str
+    id_column: str
+    chunk_words: int
+    overlap_words: int
+    method: str
+    passages: int
+    template: str
+    passage_template: str
+
+
+@dataclasses.dataclass(frozen=True)
 class DataOptions:
     """`config.data`: what is trained on and measured, and how it becomes sequences of tokens."""
 
@@ -113,6 +128,7 @@ class DataOptions:
     date: str
     cleaning: tuple[str, ...]
     benchmarks: tuple[str, ...]
+    retrieval: RetrievalOptions
     fail_on: str
     cache: str
     sequence_length: int
@@ -267,6 +283,7 @@ def _data(section: ml_collections.ConfigDict) -> DataOptions:
         mixture={name: _source(name, section.mixture[name]) for name in section.mixture},
         reading=reading_of(section.reading),
         held_out_split=section.reading.held_out_split,
+        retrieval=_section(RetrievalOptions, section.retrieval),
         masking=Masking(**section.masking),
     )
 

@@ -99,6 +99,16 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         config.duration = "2 steps"
         config.evaluation.samples, config.evaluation.sample_tokens = 1, 1
         config.profile.start = config.profile.steps = 1
+        if arg == "full":  # with short passages, which leave room for the rows
+            config.data.retrieval.update(
+                {
+                    "corpus": config.data.train,
+                    "row_template": "{prompt}",
+                    "chunk_words": 8,
+                    "overlap_words": 0,
+                    "passages": 1,
+                }
+            )
         run(config.lock(), tmp_path / f"run {arg}")
     of_mixtures = {(SourceOptions, field.name) for field in dataclasses.fields(SourceOptions)}
     assert unread == of_mixtures | {(DataOptions, "mixture_packing")}
@@ -127,6 +137,11 @@ def test_every_number_and_name_is_checked(name):
         "data.cache",
         "data.cleaning",
         "data.benchmarks",
+        "data.retrieval.corpus",
+        "data.retrieval.row_template",
+        "data.retrieval.id_column",
+        "data.retrieval.template",
+        "data.retrieval.passage_template",
         "data.reading.subset",
         "data.reading.split",
         "data.reading.held_out_split",
@@ -176,7 +191,12 @@ def test_a_fork_has_defaults_of_its_own(option):
 def test_no_default_of_a_fork_is_refused():
     """Values that a run does not read pass where the config file has them, whatever they are in the one shipped."""
     config = sft.get_config().copy_and_resolve_references()
-    asked = {"model.new_tokens_in_contents": False, "data.mixture_packing": "before", "precision.frozen": "bfloat16"}
+    asked = {
+        "model.new_tokens_in_contents": False,
+        "data.mixture_packing": "before",
+        "data.retrieval.method": "dense",
+        "precision.frozen": "bfloat16",
+    }
     config.update_from_flattened_dict(asked)
     with pytest.raises(ValueError, match="leave it at") as error:
         check_config(config)
@@ -222,6 +242,15 @@ BAD = [
     ("model.chat_template", "/nowhere.jinja", "is not a file"),
     ("data.train", "", "is empty; give a file"),
     ("data.cleaning", ("strip_whitspace",), "is not a step; did you mean 'strip_whitespace'?"),
+    ("data.retrieval.method", "bm52", "must be one of bm25, dense, hybrid"),
+    ("data.retrieval.passages", 0, "must be at least 1"),
+    ("data.retrieval.chunk_words", 0, "must be at least 1"),
+    ("data.retrieval.overlap_words", 75, "an overlap of 75 words is not less than half of a chunk of 150"),
+    ("data.retrieval.template", "{passages}", "has {question} 0 times, expected it once"),
+    ("data.retrieval.passage_template", "{number}", "has {text} 0 times, expected it once"),
+    ("data.retrieval.row_template", "text", "names no column"),
+    ("data.retrieval.row_template", "{text}}", "a single '}' at character 7"),
+    ("data.retrieval.passages", 5, "is not read without --config.data.retrieval.corpus; leave it at 3"),
 ]
 
 

@@ -26,6 +26,7 @@ class Record:
         weight: of the whole row as a target.
         group: the slice of the data it belongs to; empty for none.
         source: name of the source it came from, in a mixture.
+        without_passages: the example before passages of a corpus were put into its prompt; None where none were.
     """
 
     id: str
@@ -34,6 +35,12 @@ class Record:
     weight: float = 1.0
     group: str = ""
     source: str = ""
+    without_passages: Example | None = None
+
+    @property
+    def said(self) -> Example:
+        """What the row itself says: the example without passages of a corpus."""
+        return self.example if self.without_passages is None else self.without_passages
 
     @property
     def conversation(self) -> Conversation:

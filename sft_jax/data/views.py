@@ -111,8 +111,8 @@ def shared_beginning(texts: Sequence[str]) -> str:
 
 
 def view_of(record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> View:
-    """A record as texts; the tokenizer is needed for records that are tokens already."""
-    example = record.example
+    """A record as texts, without passages of a corpus; the tokenizer is needed for records that are tokens already."""
+    example = record.said
     system, asked, question, answers = _texts(example, tokenizer)
     is_pair = isinstance(example, Preference)
     tools = json.dumps(example.tools) if isinstance(example, Chat | Preference) and example.tools else ""

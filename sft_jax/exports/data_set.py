@@ -122,14 +122,17 @@ def data_files(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def row_fields(record: Record, has_weight: bool, has_group: bool) -> dict[str, Any]:
-    """A record as a row of data.jsonl, with its weight and its group if the rows of the file have them."""
+    """A record as a row of data.jsonl, with its weight and its group if the rows of the file have them.
+
+    Passages of a corpus are not in it: they are put in again wherever the row is trained on with them.
+    """
     about: dict[str, Any] = {"id": record.id}
     if has_weight:
         about["weight"] = record.weight
     if has_group:
         about["group"] = record.group or None
     kept = {name: value for name, value in record.fields.items() if name not in _READ and name not in about}
-    return _example_fields(record.example) | about | kept
+    return _example_fields(record.said) | about | kept
 
 
 def reading_flags(records: Sequence[Record]) -> str:

@@ -131,6 +131,8 @@ def _config(source: ExportSource) -> str:
             section, field = name.split(".")
             if field in config[section]:  # a run of earlier code has not all of them
                 config[section][field] = _short(config[section][field])
+        if "retrieval" in config.data:
+            config.data.retrieval.corpus = _short(config.data.retrieval.corpus)
         config.data.benchmarks = tuple(_short(path) for path in config.data.get("benchmarks", ()))
         for source in config.data.get("mixture", {}).values():
             source.path = _short(source.path)

@@ -27,6 +27,7 @@ from sft_jax.models.vocabulary import with_new_tokens
 from sft_jax.options import DataOptions, ModelOptions, Options
 from sft_jax.preparation.benchmarks import files_of_benchmarks, read_benchmarks
 from sft_jax.preparation.mixing import mixture_of, reader_of
+from sft_jax.preparation.retrieved import Retriever, retriever_of
 from sft_jax.preparation.train_examples import (
     CHECKED_RECORDS,
     ProgressFor,
@@ -150,7 +151,9 @@ def load_data(
     show = progress or silent
     renderer, reader = make_renderer(options.model, options.data), reader_of(options.data)
     measured = _read_measured(options.data, reader.files)
-    records = TrainingRecords(options.data, measured.context, None if thorough else CHECKED_RECORDS, on_change, reader)
+    retriever = retriever_of(options.data.retrieval, cache_directory(options.data.cache))
+    keep = None if thorough else CHECKED_RECORDS
+    records = TrainingRecords(options.data, measured.context, keep, on_change, reader, retriever)
     cache = cache_directory(options.data.cache) if records.reader.files and not thorough else None
     cache_of_findings = None if measured.digests is None else cache
     cache_of_examples = cache_of_findings if options.data.cleaning else cache
@@ -165,7 +168,7 @@ def load_data(
     examples = tokenized.examples
     _check_sources(options.data, tokenized)
     plan = _plan(options, examples)
-    held_out = _held_out(options, renderer, measured)
+    held_out = _held_out(options, renderer, measured, retriever)
     checked = functools.cache(lambda: _checked_data(options, renderer, records, tokenized, held_out, measured))
     look = lambda: run_checks(checked(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
     findings = look() if thorough else training_findings(cache_of_findings, key, measured.digests or [], look)
@@ -321,18 +324,24 @@ def _held_out(
     options: Options,
     renderer: ConversationRenderer,
     measured: _Measured,
+    retriever: Retriever | None,
 ) -> dict[str, Any]:
     """The fields of `Data` that are about held-out data."""
     reader, records = measured.reader, measured.held_out
     if reader is None:
         return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
+    notes = reader.notes
+    if retriever is not None:
+        records = list(retriever(records))
+        found = sum(record.without_passages is not None for record in records)
+        notes = [*notes, retriever.note(found, len(records))]
     try:
         examples, dropped = tokenize_records(records, renderer, options.data.sequence_length)
     except NoExamplesError as error:
         raise NoExamplesError(_nothing_held_out(options.data, error)) from error
     dropped = [*reader.dropped, *dropped]
     kept, trained = set(examples.ids), int(examples.supervised.sum())
-    note = f"Held out: {len(examples)} examples, {trained:,} supervised tokens ({'; '.join(reader.notes)})."
+    note = f"Held out: {len(examples)} examples, {trained:,} supervised tokens ({'; '.join(notes)})."
     for reason, group in group_dropped(dropped).items():
         note += f"\n  {len(group)} more dropped, {reason}: {', '.join(row.id for row in group[:5])}"
         note += ", …" if len(group) > 5 else ""

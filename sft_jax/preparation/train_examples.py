@@ -24,25 +24,28 @@ from sft_jax.data.tokenizing.streaming import write_examples
 from sft_jax.data.tokenizing.workers import worker_count
 from sft_jax.options import DataOptions, Options
 from sft_jax.preparation.mixing import reader_of, readings_of_sources
+from sft_jax.preparation.retrieved import Retriever
 from sft_jax.progress import ProgressBar, silent
 
 ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how many there are, see `ProgressBar`
 
 CHECKED_RECORDS = 20_000  # that checks at the start of a run look at: so many take some 60 MB
 
-# Files of this folder on which examples depend: what is read, what rows are cleaned of, the renderer.
-_WIRING = ("benchmarks.py", "mixing.py", "run_data.py", "train_examples.py")
+# Files of this folder on which examples depend: what is read, what rows are cleaned of, passages, the renderer.
+_WIRING = ("benchmarks.py", "mixing.py", "retrieved.py", "run_data.py", "train_examples.py")
 
 
 class TrainingRecords:
-    """The training records of a config, one after the other, as cleaning leaves them.
+    """The training records of a config, one after the other, as cleaning leaves them, with passages of the corpus.
 
     Iterating reads from the beginning; rows that are dropped on the way come too, as such.
 
     Attributes:
         reader: of the files.
+        retriever: puts passages into their prompts; None where there is no corpus.
         log: what cleaning did in the latest pass.
         first: the first records of the latest pass.
+        found: how many records of the latest pass have passages.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class TrainingRecords:
         keep: int | None = CHECKED_RECORDS,
         on_change: Sink | None = None,
         reader: RecordReader | MixedReader | None = None,
+        retriever: Retriever | None = None,
     ):
         """Finds the files.
 
@@ -61,6 +65,7 @@ class TrainingRecords:
             keep: how many records stay in memory; None: all.
             on_change: given every record that cleaning drops or changes, as it was.
             reader: of the files, where there is one.
+            retriever: puts passages into their prompts; None: there are none.
 
         Raises:
             RecordError: there is nothing to read.
@@ -68,15 +73,30 @@ class TrainingRecords:
         self.reader = reader_of(options) if reader is None else reader
         self._cleaner = Cleaner(options.cleaning, context)
         self._keep, self._on_change = keep, on_change
-        self.log, self.first = CleaningLog(), []
+        self.retriever = retriever
+        self.log, self.first, self.found = CleaningLog(), [], 0
 
     def __iter__(self) -> Iterator[Record | DroppedRow]:
-        self.log, self.first = CleaningLog(self._on_change), []
-        for record in self._cleaner(lambda: self.reader, self.log):
-            if isinstance(record, Record) and (self._keep is None or len(self.first) < self._keep):
-                self.first.append(record)
+        self.log, self.first, self.found = CleaningLog(self._on_change), [], 0
+        cleaned = self._cleaner(lambda: self.reader, self.log)
+        for record in cleaned if self.retriever is None else self.retriever(cleaned):
+            if isinstance(record, Record):
+                self.found += record.without_passages is not None
+                if self._keep is None or len(self.first) < self._keep:
+                    self.first.append(record)
             yield record
         yield from self.reader.dropped
+
+    @property
+    def notes(self) -> list[str]:
+        """What was read and retrieved, in a line each. Complete once all is read.
+
+        Raises:
+            ValueError: there is a corpus, and no record has a passage of it.
+        """
+        if self.retriever is None:
+            return self.reader.notes
+        return [*self.reader.notes, self.retriever.note(self.found, self.log.kept)]
 
     def read_first(self) -> Sequence[Record]:
         """The first records, read again if there was no pass."""
@@ -121,7 +141,7 @@ def training_examples(
         if cache is not None:  # what was read must be what the entry is named after
             check_unchanged(records.reader.files, key["files"])
         made = {"records": work.records, "tokens": work.tokens, "seconds": work.seconds, "workers": work.workers}
-        read = {"read": records.reader.notes, "unread_options": records.reader.unread_options}
+        read = {"read": records.notes, "unread_options": records.reader.unread_options}
         return read | {"cleaning": cleaning_values(records.log), "made": made}
 
     waiting = lambda: show("waiting for a process that tokenizes the same data", 0)
@@ -147,6 +167,7 @@ def examples_key_of(
     bar = functools.cache(lambda: show("hashing files", None))  # shown where there is much to read
     depends_on = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_IN_EXAMPLES}
     depends_on["sources"] = readings_of_sources(options)
+    depends_on["retrieval"] = records.retriever and records.retriever.depends_on
     key = examples_key(records.reader.files, renderer, depends_on, lambda share: bar().update(share))
     key["compared_with"] = list(map(list, compared_with)) if options.cleaning else []
     return key | {"wiring": wiring_digest()}

@@ -28,6 +28,8 @@ from sft_jax.models.vocabulary import problems_of
 from sft_jax.objectives import OBJECTIVES
 from sft_jax.options import Options, options_of
 from sft_jax.preparation.mixing import malformed_sources, problems_in_mixture
+from sft_jax.preparation.retrieved import problems_in_retrieval
+from sft_jax.retrieval import METHODS as METHODS_OF_SEARCH
 from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import trains_all_weights
 from sft_jax.runs.saved_config import known_fields, unknown_fields
@@ -82,6 +84,10 @@ CHECKS: dict[str, Check] = {
     "data.max_examples_per_sequence": _at_least(0),
     "data.mixture_packing": _one_of(*MIXTURE_PACKINGS),
     "data.supervised_quantile": _SHARE,
+    "data.retrieval.method": _one_of(*METHODS_OF_SEARCH),
+    "data.retrieval.passages": _at_least(1),
+    "data.retrieval.chunk_words": _at_least(1),
+    "data.retrieval.overlap_words": _at_least(0),
     "data.masking.train_on": (masking.names_roles, masking.TRAIN_ON),
     **{f"data.masking.{name}": _one_of(*known) for name, known in masking.CHOICES.items()},
     "batch.sequences": _at_least(1),
@@ -290,6 +296,22 @@ def _unread_mixture_packing(options: Options, defaults: Defaults) -> list[str]:
     ]
 
 
+def _retrieval(options: Options) -> list[str]:
+    return problems_in_retrieval(options.data.retrieval)
+
+
+def _unread_retrieval(options: Options, defaults: Defaults) -> list[str]:
+    """Options of retrieval that were asked for, and no corpus."""
+    if options.data.retrieval.corpus:
+        return []
+    asked = {f"data.retrieval.{name}": value for name, value in vars(options.data.retrieval).items()}
+    return [
+        f"--config.{name}={value!r} is not read without --config.data.retrieval.corpus; leave it at {defaults[name]!r}"
+        for name, value in asked.items()
+        if value != defaults[name]
+    ]
+
+
 def _held_out_split(options: Options) -> list[str]:
     split = options.data.held_out_split
     if not split or options.data.held_out:
@@ -319,6 +341,7 @@ UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
     _unread_frozen,
     _unread_in_contents,
     _unread_mixture_packing,
+    _unread_retrieval,
 )
 TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _schedule_free,
@@ -332,6 +355,7 @@ TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _held_out_split,
     _reading,
     _mixture,
+    _retrieval,
 )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from configs import sft
+from sft_jax.runs.workdir import flatten
 from sft_jax.training.update_rules import RULES
 
 ROOT = "{root}"  # in a value: the folder of models and data
@@ -140,11 +141,14 @@ EXEMPT: dict[str, str] = {
     },
     "optimizer.max_skipped_in_a_row": "a number that the host compares with; tests/training/test_loop.py",
     "evaluation.sample_tokens": "a number of repetitions; every combination takes two",
+    **{
+        f"data.retrieval.{name}": "what prompts hold does not reach the step; tests/preparation/test_retrieved.py"
+        for name in sft.get_config().data.retrieval
+    },
     "loader.tokenize_workers": "the same rows whoever tokenizes them; tests/data/tokenizing/test_workers.py",
     **{
-        f"defaults.{section}.{name}": "not an option: what a run compares with"
-        for section, names in sft.get_config().defaults.items()
-        for name in names
+        f"defaults.{name}": "not an option: what a run compares with"
+        for name in flatten(sft.get_config().defaults.to_dict())
     },
     "profile.steps": "one step of two, wherever there is a profile",
 }
