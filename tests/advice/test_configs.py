@@ -60,6 +60,11 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
         {"data.mixture_packing": "before"},
         {"data.mixture_packing": "after"},
     ),
+    (OF_CHECKS, "is not read without --config.data.retrieval.corpus"): (
+        "full",
+        {"data.retrieval.passages": 5},
+        {"data.retrieval.passages": 3},
+    ),
     (OF_CHECKS, "there is no average to evaluate; give"): ("full", {"ema.evaluate": True}, None),
     (OF_CHECKS, "is for frozen weights under an adapter; give"): ("full", {"precision.quantized": "nf4"}, None),
     (OF_CHECKS, "leave it at float32"): ("lora", {"precision.params": "bfloat16"}, {"precision.params": "float32"}),

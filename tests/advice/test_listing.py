@@ -154,6 +154,22 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "runs/test_metric_log.py",
         "test_a_damaged_config_is_put_back_or_left",
     ),
+    ("sft_jax/preparation/retrieved.py", "Leave such rows out, or leave the corpus empty"): (
+        "preparation/test_retrieved.py",
+        "test_rows_that_ask_nothing_are_refused_by_name",
+    ),
+    ("sft_jax/preparation/retrieved.py", "Give the corpus that these questions are about, or leave"): (
+        "preparation/test_retrieved.py",
+        "test_a_corpus_in_which_nothing_is_found_is_refused",
+    ),
+    ("sft_jax/retrieval/corpus.py", "has no rows, so {FLAG}{option}="): (
+        "preparation/test_retrieved.py",
+        "test_options_of_rows_where_there_are_none_are_left_out_as_advised",
+    ),
+    ("sft_jax/retrieval/corpus.py", "expected an id, a text or a whole number, in"): (
+        "retrieval/test_corpus.py",
+        "test_ids_of_a_column",
+    ),
     ("sft_jax/preparation/run_data.py", "the data that was given is of another config:"): GIVEN,
     ("sft_jax/runs/base.py", "--config.model.{name}="): GIVEN,
     ("sft_jax/training/durations.py", "comes to 0 steps: nothing would be trained"): (

@@ -116,7 +116,7 @@ def test_the_date_is_not_in_the_key_of_examples_without_one(tmp_path, count):
     assert count["passes"] == 1
 
 
-@pytest.mark.parametrize("name", ["benchmarks.py", "mixing.py", "run_data.py", "train_examples.py"])
+@pytest.mark.parametrize("name", ["benchmarks.py", "mixing.py", "retrieved.py", "run_data.py", "train_examples.py"])
 def test_code_that_joins_the_data_layer_to_the_config_counts(tmp_path, name):
     folder = tmp_path / "preparation"
     shutil.copytree(Path(train_examples.__file__).parent, folder)

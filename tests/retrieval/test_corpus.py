@@ -76,6 +76,10 @@ def test_files_patterns_directories_and_lists(tmp_path):
 
 def test_ids_of_a_column(tmp_path):
     path = write(tmp_path, "r.jsonl", '{"text": "a", "id": "x"}\n{"text": "b", "id": 7}\n')
+    with pytest.raises(
+        RecordError, match=r"expected an id, a text or a whole number, in 'name' .*; the row has 'text', 'id'"
+    ):
+        read_corpus(path, id_column="name")
     documents, _ = read_corpus(path, id_column="id")
     assert [document.id for document in documents] == ["x", "7"]
 
