@@ -58,6 +58,7 @@ def test_help_imports_nothing_heavy_and_says_nothing_else(command):
         "models",
         "generation",
         "training",
+        "retrieval",
         "preparation.inspection",
         "evaluation.held_out",
         "exports.model",

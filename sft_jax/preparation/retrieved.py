@@ -97,12 +97,13 @@ class Retriever:
         chat = dataclasses.replace(record.example, messages=self.put_into(record.conversation, passages))
         return dataclasses.replace(record, example=chat, without_passages=record.example)
 
-    def note(self, found: int, rows: int) -> str:
+    def note(self, found: int, rows: int, kind: str = "") -> str:
         """What was retrieved, in words.
 
         Args:
             found: rows that have passages.
             rows: all of them.
+            kind: of rows, "held-out " for example, for errors.
 
         Raises:
             ValueError: none has any.
@@ -110,8 +111,8 @@ class Retriever:
         options = self.options
         if rows and not found:
             raise ValueError(
-                f"{FLAG}corpus={options.corpus}: no passage was found for any of {rows:,} rows, so there would be none "
-                "in any prompt. Give the corpus that these questions are about, or leave it empty."
+                f"{FLAG}corpus={options.corpus}: no passage was found for any of {rows:,} {kind}rows, so there would "
+                "be none in any prompt. Give the corpus that these questions are about, or leave it empty."
             )
         none = f", none {'is' if rows - found == 1 else 'are'} found for {rows - found:,}" if rows > found else ""
         return (

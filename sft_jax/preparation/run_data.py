@@ -334,7 +334,7 @@ def _held_out(
     if retriever is not None:
         records = list(retriever(records))
         found = sum(record.without_passages is not None for record in records)
-        notes = [*notes, retriever.note(found, len(records))]
+        notes = [*notes, retriever.note(found, len(records), "held-out ")]
     try:
         examples, dropped = tokenize_records(records, renderer, options.data.sequence_length)
     except NoExamplesError as error:

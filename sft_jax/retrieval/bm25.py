@@ -6,6 +6,7 @@ hardly counts.
 """
 
 import dataclasses
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -72,4 +73,5 @@ def _bm25s() -> ModuleType:
             del sys.modules["jax.lax"]
         else:
             sys.modules["jax.lax"] = before
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces each step
     return bm25s

@@ -197,6 +197,9 @@ def test_rows_that_ask_nothing_are_refused_by_name(kind, root):
 
 
 def test_a_corpus_in_which_nothing_is_found_is_refused(root):
+    write_rows(root / "measured.jsonl", ROWS[3:])
+    with pytest.raises(ValueError, match="no passage was found for any of 1 held-out rows"):
+        load(root)
     write_rows(root / "rows.jsonl", ROWS[3:])
     with pytest.raises(ValueError, match=r"no passage was found for any of 1 rows, .* Give the corpus that") as error:
         load(root, **{"data.held_out": ""})
