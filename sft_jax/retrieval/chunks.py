@@ -7,6 +7,7 @@ import bisect
 import dataclasses
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterator, Sequence
 
@@ -91,7 +92,7 @@ def _chunks(document: Document, most_words: int, overlap_words: int) -> Iterator
             piece = document.text[words[first][0] : words[last - 1][1]]
             text = "\n\n".join(part for part in ("\n".join(headings), piece) if part)
             seen[text] = seen.get(text, 0) + 1  # the same words may stand in a document twice
-            digest = hashlib.sha256(repr((document.id, text, seen[text])).encode()).hexdigest()
+            digest = hashlib.sha256(json.dumps([document.id, text, seen[text]]).encode()).hexdigest()
             yield Chunk(digest[:32], document.id, text)
 
 
@@ -100,22 +101,18 @@ def _sections(text: str) -> Iterator[_Section]:
     fences = [match.start() for match in _FENCE.finditer(text)]
     in_code = lambda at: bisect.bisect_left(fences, at) % 2  # a comment there begins like a heading
     found = [match for match in _HEADING.finditer(text) if not in_code(match.start())]
+    begin = found[0].start() if found else len(text)
+    if text[:begin].strip():
+        yield _Section((), 0, begin)
     headings: list[tuple[int, str]] = []
-    starts = [0, *(match.end() for match in found)]
-    ends = [*(match.start() for match in found), len(text)]
-    for match, start, end in zip([None, *found], starts, ends, strict=True):
-        if match is not None:
-            depth = len(match[1])
-            headings = [*((level, line) for level, line in headings if level < depth), (depth, match[0].strip())]
-        has_subsections = end < len(text) and _depth_after(text, end) > len(match[1]) if match is not None else False
-        if text[start:end].strip():
-            yield _Section(tuple(line for _, line in headings), start, end)
-        elif match is not None and not has_subsections:  # a heading with nothing below it is text itself
-            yield _Section(tuple(line for _, line in headings[:-1]), match.start(), match.end())
-
-
-def _depth_after(text: str, at: int) -> int:
-    return len(_HEADING.match(text, at)[1])
+    for match, after in itertools.zip_longest(found, found[1:]):
+        depth, end = len(match[1]), after.start() if after else len(text)
+        headings = [*(heading for heading in headings if heading[0] < depth), (depth, match[0].strip())]
+        lines = tuple(line for _, line in headings)
+        if text[match.end() : end].strip():
+            yield _Section(lines, match.end(), end)
+        elif after is None or len(after[1]) <= depth:  # nothing below it, not even a subheading: it is the text
+            yield _Section(lines[:-1], match.start(), match.end())
 
 
 def _fitting(headings: tuple[str, ...], most_words: int) -> tuple[str, ...]:

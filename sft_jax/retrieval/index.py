@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from sft_jax.data.tokenized.cache_key import code_digest
 from sft_jax.retrieval.bm25 import WordIndex
@@ -88,21 +88,18 @@ class Index:
         asked = [query for query in queries if query.strip()]
         cosines = iter(self._cosines(asked) if self.vectors is not None and asked else ())
         for query in queries:
-            if not query.strip():
-                yield []
-                continue
-            rankings = []
-            if self.by_words is not None:
-                scores = self.by_words.scores(query)
-                rankings.append(_best(scores, k if self.vectors is None else max(k, _FUSED), above=0.0))
-            if self.vectors is not None:
-                scores = next(cosines)
-                rankings.append(_best(scores, k if self.by_words is None else max(k, _FUSED)))
-            if len(rankings) == 2:
-                found = reciprocal_rank_fusion([ranking.tolist() for ranking in rankings])[:k]
-            else:
-                found = [(number, float(scores[number])) for number in rankings[0].tolist()]
-            yield [self._passage(number, score, rank) for rank, (number, score) in enumerate(found, 1)]
+            yield self._passages(query, next(cosines, None), k) if query.strip() else []
+
+    def _passages(self, query: str, cosines: Float[np.ndarray, "chunks"] | None, k: int) -> list[Passage]:
+        if self.by_words is None:
+            found = _best(cosines, k)
+        elif cosines is None:
+            found = _best(self.by_words.scores(query), k, above=0.0)
+        else:
+            most = max(k, _FUSED)
+            rankings = (_best(self.by_words.scores(query), most, above=0.0), _best(cosines, most))
+            found = reciprocal_rank_fusion([[number for number, _ in ranking] for ranking in rankings])[:k]
+        return [self._passage(number, score, rank) for rank, (number, score) in enumerate(found, 1)]
 
     def _cosines(self, queries: Sequence[str]) -> Float[np.ndarray, "queries chunks"]:
         return np.round(embedded(self.embedder, queries) @ self.vectors.T, _DECIMALS)
@@ -166,10 +163,11 @@ def _vectors(chunks: Sequence[Chunk], embedder: Embedder, known: Mapping[str, np
     return np.stack([known[chunk.id] if chunk.id in known else next(made) for chunk in chunks])
 
 
-def _best(scores: Float[np.ndarray, "chunks"], k: int, above: float = -np.inf) -> Int[np.ndarray, "found"]:
-    """The numbers of the k highest scores, the highest first, the lower number first where they are equal."""
+def _best(scores: Float[np.ndarray, "chunks"], k: int, above: float = -np.inf) -> list[tuple[int, float]]:
+    """(number, score) of the k highest scores, the highest first, the lower number first where they are equal."""
     candidates = np.flatnonzero(scores > above)
     if len(candidates) > k:
         least = np.partition(scores[candidates], -k)[-k]
         candidates = candidates[scores[candidates] >= least]
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+    best = candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+    return list(zip(best.tolist(), scores[best].tolist(), strict=True))
