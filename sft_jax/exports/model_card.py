@@ -1,5 +1,6 @@
 """The model card of an export (README.md): its base and data, its config, and what training and evaluation measured."""
 
+import functools
 import json
 from pathlib import PurePath
 from typing import Any
@@ -13,7 +14,8 @@ from sft_jax.runs.metric_log import FILE, read_metrics
 from sft_jax.runs.workdir import ENVIRONMENT
 
 _MEASURED = ("held_out/", "train/loss", "progress/tokens", "progress/examples")
-_PATHS = ("data.train", "data.held_out", "data.cache", "model.source", "model.chat_template", "adapter.initial")
+_PATHS = ("data.train", "data.held_out", "data.cache", "data.retrieval.corpus")
+_PATHS += ("model.source", "model.chat_template", "adapter.initial")
 
 
 def model_card(source: ExportSource, golden: Golden, kind: str, notes: list[str]) -> str:
@@ -128,11 +130,10 @@ def _config(source: ExportSource) -> str:
     config = source.run.config.copy_and_resolve_references()
     with config.unlocked():
         for name in _PATHS:
-            section, field = name.split(".")
-            if field in config[section]:  # a run of earlier code has not all of them
-                config[section][field] = _short(config[section][field])
-        if "retrieval" in config.data:
-            config.data.retrieval.corpus = _short(config.data.retrieval.corpus)
+            *sections, field = name.split(".")
+            section = functools.reduce(lambda found, part: found.get(part, {}), sections, config)
+            if field in section:  # a run of earlier code has not all of them
+                section[field] = _short(section[field])
         config.data.benchmarks = tuple(_short(path) for path in config.data.get("benchmarks", ()))
         for source in config.data.get("mixture", {}).values():
             source.path = _short(source.path)
