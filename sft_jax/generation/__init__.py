@@ -1,4 +1,4 @@
-"""Uses a model: weights prepared once (`prepare`), answers (`Sampler`), how likely given ones are (`loglikelihoods`)."""
+"""Uses a model: weights prepared once (`prepare`), answers (`Sampler`), likelihood of given ones (`loglikelihoods`)."""
 
 from sft_jax.generation.likelihood import Likelihood, loglikelihoods
 from sft_jax.generation.prepared import Prepared, prepare
