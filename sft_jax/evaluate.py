@@ -12,13 +12,14 @@ import itertools
 from absl import flags
 
 from sft_jax import commands, inference_flags, reading_flags
-from sft_jax.evaluation.scoring import SCORERS
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Run directory (with :best, :latest, :<step>) or pretrained source.", required=True
 )
 _DATA = flags.DEFINE_string("data", None, "Held-out rows; each ends with the reference answer.", required=True)
-_SCORER = flags.DEFINE_enum("scorer", "exact_match", sorted(SCORERS), "How answers are scored.")
+_SCORER = flags.DEFINE_string(
+    "scorer", "exact_match", "How answers are scored: a scorer's name, or package.module:function."
+)
 _MATCH_THINKING = flags.DEFINE_bool("match_thinking", False, "An exact match wants the same thinking too.")
 _OUT = flags.DEFINE_string("out", None, "Directory for predictions.jsonl and scores.json.", required=True)
 _COMPARE = flags.DEFINE_string("compare", None, "Directory of an earlier evaluation to compare with.")

@@ -17,7 +17,8 @@ from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.baselines import with_examples
 from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.evaluation.parts import Reference, as_fields, differing_parts, read_parts, reference_of, score_parts
-from sft_jax.evaluation.scoring import Outcome, aggregate
+from sft_jax.evaluation.scorers import Outcome, Scorer, make_scorer
+from sft_jax.evaluation.scoring import aggregate, metrics_of
 from sft_jax.generation import MAX_POSITIONS, Generated, Sampler, Sampling, prepare, problem_of_prompt
 from sft_jax.models.sizes import check_sizes
 from sft_jax.runs.restore import Loaded
@@ -33,7 +34,7 @@ class Task:
 
     Attributes:
         records: the held-out records, each of which is an example and ends with the reference answer.
-        scorer: name of the scorer.
+        scorer: name of the scorer, or `package.module:function`; see `make_scorer`.
         max_new_tokens: longest answer.
         batch_size: prompts at a time.
         sampling: how tokens are chosen.
@@ -136,7 +137,9 @@ def references_of(loaded: Loaded, task: Task) -> list[Reference]:
     """
     references = [reference_of(loaded.renderer, record) for record in task.records]
     parts, ids = [reference.parts for reference in references], [record.id for record in task.records]
-    aggregate(score_parts(task.scorer, parts, parts, ids, task.match_thinking), task.seed)
+    scorer = make_scorer(task.scorer)
+    for answers in (parts, [Answer()] * len(parts)):  # a scorer of the user's may stumble over silence
+        metrics_of(score_parts(scorer, answers, parts, ids, task.match_thinking))
     return references
 
 
@@ -153,15 +156,16 @@ def score_answers(task: Task, answers: Answers) -> list[Outcome]:
     """One outcome for each answer."""
     references = [reference.parts for reference in answers.references]
     ids = [record.id for record in task.records]
-    return score_parts(task.scorer, answers.parts, references, ids, task.match_thinking)
+    return score_parts(make_scorer(task.scorer), answers.parts, references, ids, task.match_thinking)
 
 
 def check_task(task: Task, compare_with: epath.Path | None = None) -> None:
-    """Checks before a model is loaded that there are references, and that they can be compared.
+    """Checks before a model is loaded that there are a scorer and references, and that they can be compared.
 
     Raises:
-        ValueError: a record without a reference, or an earlier evaluation of other examples.
+        ValueError: no such scorer, a record without a reference, or an earlier evaluation of other examples.
     """
+    make_scorer(task.scorer)
     for record in task.records:
         question_of(record)
     ids = [record.id for record in task.records]
@@ -200,9 +204,9 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """Writes `predictions.jsonl` (a line for each example) and then `scores.json`; returns the scores."""
     directory.mkdir(parents=True, exist_ok=True)
-    lines = []
+    lines, scorer = [], make_scorer(task.scorer)
     for index, (record, outcome) in enumerate(zip(task.records, outcomes, strict=True)):
-        line = _prediction(task, record, answers, index) | {"outcome": outcome}
+        line = _prediction(scorer, record, answers, index) | {"outcome": outcome}
         if losses is not None:
             line["loss"] = losses[index]
         lines.append(json.dumps(line, ensure_ascii=False))
@@ -215,7 +219,7 @@ def write_evaluation(
     return result
 
 
-def _prediction(task: Task, record: Record, answers: Answers, index: int) -> dict[str, Any]:
+def _prediction(scorer: Scorer, record: Record, answers: Answers, index: int) -> dict[str, Any]:
     """A line of `predictions.jsonl`: the answer, its parts, and which of them differ from the reference's."""
     parts, reference = answers.parts[index], answers.references[index]
     return {
@@ -227,7 +231,7 @@ def _prediction(task: Task, record: Record, answers: Answers, index: int) -> dic
         "reference": reference.text,
         "answer_parts": as_fields(parts),
         "reference_parts": as_fields(reference.parts),
-        "differs": differing_parts(task.scorer, parts, reference.parts, record.id),
+        "differs": differing_parts(scorer, parts, reference.parts, record.id),
     }
 
 

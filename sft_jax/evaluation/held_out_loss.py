@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from sft_jax.data.batches import held_out_batches
 from sft_jax.data.tokenized import TokenizedExamples
-from sft_jax.evaluation.scoring import Outcome
+from sft_jax.evaluation.scorers.cases import Outcome
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives import Settings, cross_entropy
 from sft_jax.objectives.head import gather_targets

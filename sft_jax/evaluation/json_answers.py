@@ -1,7 +1,8 @@
 """Reads JSON objects out of model answers, generously, and brings their fields into a comparable form.
 
-Used by the `json_extraction` scorer. Generous on purpose: the base model must not lose a comparison on quotes or on a
-sentence around its JSON. What is accepted is listed in `parse_object`, what counts as equal in `comparable_fields`.
+Used by the scorers of JSON (`scorers/json_fields.py`, `scorers/slots.py`). Generous on purpose: the base model must not
+lose a comparison on quotes or on a sentence around its JSON. What is accepted is listed in `parse_object`, what counts
+as equal in `comparable_fields`.
 """
 
 import ast
@@ -35,6 +36,15 @@ def parse_object(answer: str) -> dict[Any, Any] | None:
     return None
 
 
+def parse_list_or_object(answer: str) -> list[Any] | dict[Any, Any] | None:
+    """The first JSON list or object in an answer, or None; read as generously as by `parse_object`, not unwrapped."""
+    for match in itertools.islice(re.finditer(r"[\[{]", answer), BRACES_TRIED):
+        found = _object_at(answer, match.start(), list if match[0] == "[" else dict)
+        if found is not None:
+            return found
+    return None
+
+
 def comparable_fields(fields: Mapping[Any, Any]) -> dict[str, str]:
     """Field name -> value, both as text that is equal where two answers mean the same.
 
@@ -42,15 +52,17 @@ def comparable_fields(fields: Mapping[Any, Any]) -> dict[str, str]:
     ignored, a number equals the string that spells it (2012, 2012.0, "2012"). Missing fields (null, "", "null",
     "none", "N/A" in any case) are left out, so an absent field equals a null one.
     """
-    texts = ((_comparable_name(name), _comparable_value(value)) for name, value in fields.items())
+    texts = ((comparable_name(name), comparable_value(value)) for name, value in fields.items())
     return {name: text for name, text in texts if text not in MISSING}
 
 
-def _comparable_name(name: Any) -> str:
+def comparable_name(name: Any) -> str:
+    """The name of a field without case, spaces, underscores and hyphens."""
     return re.sub(r"[\s_\-]+", "", str(name).casefold())
 
 
-def _comparable_value(value: Any) -> str:
+def comparable_value(value: Any) -> str:
+    """A value as text, as said in `comparable_fields`; empty for null."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -61,20 +73,20 @@ def _comparable_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return json.dumps(comparable_fields(value), sort_keys=True)
     if isinstance(value, list | tuple | set):
-        return json.dumps([_comparable_value(item) for item in value])
+        return json.dumps([comparable_value(item) for item in value])
     return " ".join(str(value).casefold().split())
 
 
-def _object_at(text: str, start: int) -> dict[Any, Any] | None:
+def _object_at(text: str, start: int, kind: type = dict) -> Any | None:
     try:
         found, _ = _DECODER.raw_decode(text, start)
         return found
     except (ValueError, RecursionError):
         end = _closing_brace(text, start)
-        return None if end is None else _python_object(text[start : end + 1])
+        return None if end is None else _python_object(text[start : end + 1], kind)
 
 
-def _python_object(text: str) -> dict[Any, Any] | None:
+def _python_object(text: str, kind: type) -> Any | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a "\d" in the answer
@@ -82,7 +94,7 @@ def _python_object(text: str) -> dict[Any, Any] | None:
         found = ast.literal_eval(_NamesAsConstants().visit(tree))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, kind) else None
 
 
 class _NamesAsConstants(ast.NodeTransformer):
@@ -93,7 +105,8 @@ class _NamesAsConstants(ast.NodeTransformer):
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes the one at `start`, braces within quotes apart."""
+    """Index of the brace or bracket that closes the one at `start`, those within quotes apart."""
+    opening, closing = text[start], {"{": "}", "[": "]"}[text[start]]
     depth, quote, escaped = 0, "", False
     for index in range(start, len(text)):
         char = text[index]
@@ -106,8 +119,8 @@ def _closing_brace(text: str, start: int) -> int | None:
                 quote = ""
         elif char in "\"'":
             quote = char
-        elif char in "{}":
-            depth += 1 if char == "{" else -1
+        elif char in (opening, closing):
+            depth += 1 if char == opening else -1
             if depth == 0:
                 return index
     return None

@@ -11,7 +11,9 @@ from typing import Any
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.data.rendering.answers import Answer, same_calls
-from sft_jax.evaluation.scoring import Outcome, score_examples, score_text
+from sft_jax.evaluation.scorers import Case, Outcome, Scorer
+from sft_jax.evaluation.scorers.cases import is_right
+from sft_jax.evaluation.scoring import score_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ def read_parts(renderer: ConversationRenderer, text: str, record: Record, refere
 
 
 def score_parts(
-    scorer: str,
+    scorer: Scorer,
     answers: Sequence[Answer],
     references: Sequence[Answer],
     example_ids: Sequence[str],
@@ -68,15 +70,15 @@ def score_parts(
         ValueError: see `score_examples`.
     """
     said = [number for number, reference in enumerate(references) if reference.content or not reference.calls]
-    of = lambda values: [values[number] for number in said]
-    contents = [[answer.content for answer in of(values)] for values in (answers, references)]
-    scored = dict(zip(said, score_examples(scorer, *contents, of(example_ids)), strict=True))
+    contents = [answers[number].content for number in said]
+    cases = [Case(example_ids[number], references[number].content) for number in said]
+    scored = dict(zip(said, score_examples(scorer, contents, cases), strict=True))
     columns = dict.fromkeys((column for outcome in scored.values() for column in outcome), None)
     has_calls, has_thinking = any(one.calls for one in references), any(one.thinking for one in references)
     outcomes = []
     for number, (answer, reference) in enumerate(zip(answers, references, strict=True)):
         outcome: dict[str, Any] = columns | dict(scored.get(number, {}))
-        right = _right_parts(answer, reference, outcome.get("exact_match"))
+        right = _right_parts(answer, reference, is_right(outcome))
         if has_calls or has_thinking or "exact_match" in columns:
             outcome["exact_match"] = all(right[part] for part in right if part != "thinking" or match_thinking)
         if has_calls or has_thinking:
@@ -89,13 +91,12 @@ def score_parts(
     return outcomes
 
 
-def differing_parts(scorer: str, answer: Answer, reference: Answer, example_id: str) -> list[str]:
+def differing_parts(scorer: Scorer, answer: Answer, reference: Answer, example_id: str) -> list[str]:
     """The parts of an answer that are not those of the reference."""
     is_said = bool(reference.content or not reference.calls)
-    scored = score_examples(scorer, [answer.content], [reference.content], [example_id])[0] if is_said else {}
-    return [
-        part for part, is_right in _right_parts(answer, reference, scored.get("exact_match")).items() if not is_right
-    ]
+    case = Case(example_id, reference.content)
+    scored = score_examples(scorer, [answer.content], [case])[0] if is_said else {}
+    return [part for part, right in _right_parts(answer, reference, is_right(scored)).items() if not right]
 
 
 def as_fields(answer: Answer) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def as_fields(answer: Answer) -> dict[str, Any]:
 def _right_parts(answer: Answer, reference: Answer, content_is_right: bool | None) -> dict[str, bool]:
     """Whether each part is right; the content as the scorer says, or where it says nothing, as a text."""
     if content_is_right is None:
-        content_is_right = bool(score_text(answer.content, reference.content)["exact_match"])
+        content_is_right = answer.content.split() == reference.content.split()
     return {
         "thinking": answer.thinking.split() == reference.thinking.split(),
         "content": content_is_right,

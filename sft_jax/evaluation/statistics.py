@@ -1,6 +1,6 @@
 """Uncertainty of scores: intervals for one system, paired tests and intervals for two on the same examples.
 
-The scorers (`scoring.py`) give one outcome for each example; its numbers are the columns here. Every statistic is a
+Scorers give one outcome for each example; its numbers (`metrics.py`) are the columns here. Every statistic is a
 function of the sums of these columns over the examples: a mean is sum / count, micro-F1 is
 2 tp / (predicted + expected). A resample sums the columns of the examples that were drawn and applies the same
 function. All randomness comes from the given seed. `tables.py` shows the results.
@@ -21,7 +21,7 @@ Statistic = Callable[[Any], Any]
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
-ELEMENTS_AT_ONCE = 4_000_000  # bounds the memory of one chunk of resamples
+ELEMENTS_AT_ONCE = 1_000_000  # bounds the memory of one chunk of resamples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,26 +78,28 @@ def bootstrap_interval(
     statistic: Statistic,
     *,
     seed: int,
-    bounded: bool,
+    maximum: float | None,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> Score:
-    """BCa bootstrap interval over examples of `statistic(sum of columns)` (Efron 1987).
+    """BCa bootstrap interval of `statistic(column sums)` over examples (Efron 1987, as SciPy computes it).
 
-    Whole examples are resampled: for micro-F1 that is a document with its three counts. Deterministic by seed. Where
-    every resample gives the same value (all documents right: F1 = 1; all wrong: 0) the bootstrap has width zero, which
-    would claim certainty. For statistics in [0, 1] (`bounded`) the Wilson interval of that value over the number of
-    examples is returned instead; for unbounded ones the width stays zero: the examples show no spread. Raises
-    ValueError without examples, or with a single one and an unbounded statistic.
+    Where every resample gives the same value (all documents right: F1 = 1; all wrong: 0) the bootstrap has width zero,
+    which would claim certainty. For statistics in [0, `maximum`] the Wilson interval of that value over the number of
+    examples is returned instead; for those without a maximum (None) the width stays zero: the examples show no spread.
+    Raises ValueError without examples, or with a single one and a statistic without a maximum.
     """
     count = len(columns)
-    if count < 1 or (count < 2 and not bounded):
+    if count < 1 or (count < 2 and maximum is None):
         raise ValueError(f"bootstrap: {count} examples are too few for an interval of this statistic")
     value = float(statistic(columns.sum(0)))
     limits = _bca_limits(columns, statistic, value, seed, confidence, resamples)
     if limits is not None:
         return Score(value, *limits)
-    return wilson(value * count, count, confidence) if bounded else Score(value, value, value)
+    if maximum is None:
+        return Score(value, value, value)
+    share = wilson(min(value / maximum, 1.0) * count, count, confidence)
+    return Score(value, maximum * share.low, maximum * share.high)
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -146,7 +148,7 @@ def paired_difference(
     statistic: Statistic,
     *,
     seed: int,
-    bounded: bool,
+    maximum: float | None,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> Score:
@@ -166,11 +168,11 @@ def paired_difference(
     limits = _bca_limits(both, difference, value, seed, confidence, resamples)
     if limits is not None:
         return Score(value, *limits)
-    options = {"seed": seed, "bounded": bounded, "confidence": confidence, "resamples": resamples}
+    options = {"seed": seed, "maximum": maximum, "confidence": confidence, "resamples": resamples}
     a, b = (bootstrap_interval(x, statistic, **options) for x in (first, second))
     low = value - math.hypot(b.value - b.low, a.high - a.value)
     high = value + math.hypot(b.high - b.value, a.value - a.low)
-    return Score(value, max(low, -1.0), min(high, 1.0)) if bounded else Score(value, low, high)
+    return Score(value, low, high) if maximum is None else Score(value, max(low, -maximum), min(high, maximum))
 
 
 def _bca_limits(
@@ -190,14 +192,17 @@ def _bca_limits(
         return None
     from scipy import stats  # slow to import
 
-    def of_examples(drawn: Int64[np.ndarray, "... examples"], axis: int) -> Float[np.ndarray, "..."]:
-        sums = np.stack([column[drawn].sum(axis) for column in columns.T], axis=-1)
-        return np.asarray(np.round(statistic(sums), 12))  # what is equal but for rounding is equal: ties count
+    def of_examples(drawn: Int64[np.ndarray, "... drawn"], axis: int) -> Float[np.ndarray, "..."]:
+        """The statistic of samples, each of which is given by the numbers of its examples."""
+        samples = np.moveaxis(drawn, axis, -1)
+        sums = _times_drawn(samples.reshape(-1, samples.shape[-1]), len(columns)) @ columns
+        found = statistic(sums.reshape(*samples.shape[:-1], columns.shape[1]))
+        return np.asarray(np.round(found, 12))  # what is equal but for rounding is equal: ties count
 
     def bootstrap(**options: Any) -> Any:
         return stats.bootstrap((np.arange(len(columns)),), of_examples, vectorized=True, **shared, **options)
 
-    shared = {"confidence_level": confidence, "batch": max(1, ELEMENTS_AT_ONCE // len(columns))}
+    shared = {"confidence_level": confidence, "batch": max(1, ELEMENTS_AT_ONCE // max(columns.shape))}
     with warnings.catch_warnings(action="ignore"):  # no spread is a case of its own
         found = bootstrap(n_resamples=resamples, rng=np.random.default_rng(seed))
     if np.ptp(found.bootstrap_distribution) <= 1e-12 * max(1.0, abs(value)):
@@ -206,6 +211,13 @@ def _bca_limits(
     if np.isnan(limits).any():
         limits = bootstrap(n_resamples=0, bootstrap_result=found, method="percentile").confidence_interval
     return float(limits.low), float(limits.high)
+
+
+def _times_drawn(drawn: Int64[np.ndarray, "samples drawn"], examples: int) -> Float[np.ndarray, "samples examples"]:
+    """How often each example is in each sample: its product with the columns is all their sums at once."""
+    places = drawn + examples * np.arange(len(drawn))[:, None]
+    times = np.bincount(places.ravel(), minlength=len(drawn) * examples)
+    return times.reshape(len(drawn), examples).astype(np.float64)
 
 
 def _random_swaps(count: int, permutations: int, seed: int) -> Iterator[Bool[np.ndarray, "chunk examples"]]:

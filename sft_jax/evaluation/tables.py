@@ -9,7 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-from sft_jax.evaluation.scoring import Outcome, aggregate, compare, higher_is_better, metrics_of
+from sft_jax.evaluation.metrics import higher_is_better
+from sft_jax.evaluation.scorers import Outcome
+from sft_jax.evaluation.scoring import aggregate, compare, metrics_of
 
 Loss = float | Sequence[Outcome]
 
@@ -55,7 +57,7 @@ def build_results(
     if primary not in metrics_of(after):
         raise ValueError(f"no metric named {primary!r}; there are {', '.join(metrics_of(after))}")
     prompts = {name: _as_dicts(aggregate(outcomes, seed)) for name, outcomes in before.items()}
-    sign = 1 if higher_is_better(primary) else -1
+    sign = -1 if higher_is_better(primary) is False else 1
     best = max(prompts, key=lambda name: sign * prompts[name][primary]["value"])
     results = {
         "examples": len(after),
@@ -82,8 +84,7 @@ def verdict(results: Mapping[str, Any], metric: str | None = None) -> str:
     interval = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
     if p_value >= SIGNIFICANCE:
         return f"{name}: no difference shown against the base model ({against}): {interval} ({evidence})"
-    better = (difference["value"] > 0) == higher_is_better(metric)
-    word = "better" if better else "WORSE"
+    word = _direction(metric, difference["value"])
     return f"{name}: {word} than the base model ({against}) by {interval} ({evidence})"
 
 
@@ -134,6 +135,14 @@ def _difference_text(results: Mapping[str, Any], metric: str) -> str:
     return f"{difference['value']:+.3f} {limits} {_p_text(difference['p_value'])}"
 
 
+def _direction(metric: str, difference: float) -> str:
+    """A difference that is shown, in a word; of a metric that does not judge, where it went."""
+    better = higher_is_better(metric)
+    if better is None:
+        return "higher" if difference > 0 else "lower"
+    return "better" if (difference > 0) == better else "WORSE"
+
+
 def _p_text(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
@@ -174,8 +183,7 @@ def comparison_table(first: Sequence[Outcome], second: Sequence[Outcome], seed: 
     for metric, comparison in compare(first, second, seed).items():
         difference = comparison.difference
         shown = comparison.p_value < SIGNIFICANCE
-        better = (difference.value > 0) == higher_is_better(metric)
-        word = ("better" if better else "WORSE") if shown else "no difference shown"
+        word = _direction(metric, difference.value) if shown else "no difference shown"
         table.add_row(
             METRIC_NAMES.get(metric, metric),
             _score_text(before[metric].as_dict()),

@@ -12,6 +12,7 @@ from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.rendering.answers import Answer
 from sft_jax.evaluation import held_out, tables
 from sft_jax.evaluation.parts import read_parts, reference_of, score_parts
+from sft_jax.evaluation.scorers import make_scorer
 from sft_jax.evaluation.scoring import aggregate, compare
 from sft_jax.generation import Generated
 from tests.data.rendering.chat_formats import FORMATS
@@ -40,7 +41,7 @@ def memorised(renderer, record):
 def outcomes_of(renderer, texts, scorer="exact_match", **options):
     references = [reference_of(renderer, record) for record in RECORDS]
     parts = [read_parts(renderer, *each) for each in zip(texts, RECORDS, references, strict=True)]
-    return score_parts(scorer, parts, [reference.parts for reference in references], IDS, **options)
+    return score_parts(make_scorer(scorer), parts, [reference.parts for reference in references], IDS, **options)
 
 
 def test_a_model_that_memorised_the_examples_is_right(renderer):
@@ -93,10 +94,10 @@ def test_thinking_counts_where_that_is_asked_for(renderer):
 def test_scorers_see_contents_alone():
     """An example whose reference is only a call has no JSON fields."""
     reference = [Answer(content='{"make": "Ford"}'), Answer(calls=(WEATHER,))]
-    outcomes = score_parts("json_extraction", reference, reference, ["a:1", "a:2"])
+    outcomes = score_parts(make_scorer("json_extraction"), reference, reference, ["a:1", "a:2"])
     assert [outcome["exact_match"] for outcome in outcomes] == [True, True]
     assert [outcome["valid_json"] for outcome in outcomes] == [True, None]
-    silent = score_parts("json_extraction", [Answer(), Answer()], reference, ["a:1", "a:2"])
+    silent = score_parts(make_scorer("json_extraction"), [Answer(), Answer()], reference, ["a:1", "a:2"])
     assert aggregate(outcomes, 0)["field_f1"].value == 1
     assert compare(silent, outcomes, 0)["valid_json"].difference.value == 1
     assert [outcome["exact_match"] for outcome in silent] == [False, False]
@@ -105,9 +106,11 @@ def test_scorers_see_contents_alone():
 
 def test_plain_answers_have_no_parts():
     reference = [Answer(content="a b")]
-    assert score_parts("exact_match", [Answer(content="a  b")], reference, ["a:1"]) == [{"exact_match": True}]
+    assert score_parts(make_scorer("exact_match"), [Answer(content="a  b")], reference, ["a:1"]) == [
+        {"exact_match": True}
+    ]
     called = Answer(content="a b", calls=(WEATHER,))
-    assert score_parts("exact_match", [called], reference, ["a:1"]) == [{"exact_match": False}]
+    assert score_parts(make_scorer("exact_match"), [called], reference, ["a:1"]) == [{"exact_match": False}]
 
 
 TAGS = (
@@ -125,7 +128,7 @@ def test_calls_that_cannot_be_read_back_are_compared_as_text():
     assert reference.parts == Answer(content="<f=weather><city>Rome<days>2")
     for text, right in (("<f=weather> <city>Rome<days>2", False), (reference.text, True), ("", False)):
         parts = read_parts(renderer, text, RECORDS[2], reference)
-        assert score_parts("exact_match", [parts], [reference.parts], ["a:3"]) == [{"exact_match": right}]
+        assert score_parts(make_scorer("exact_match"), [parts], [reference.parts], ["a:3"]) == [{"exact_match": right}]
     answers = held_out.Answers([""], [WRITTEN], [Answer()], [reference])
     assert answers.note().startswith("The calls of 1 of 1 references cannot be read back")
 

@@ -74,7 +74,7 @@ def scipy_f1(hits, predicted, expected, axis):
 
 def test_f1_interval_agrees_with_scipy():
     columns = counts(examples=80, accuracy=0.85, seed=1)
-    score = bootstrap_interval(columns, micro_f1, seed=0, bounded=True)
+    score = bootstrap_interval(columns, micro_f1, seed=0, maximum=1.0)
     reference = stats.bootstrap(
         tuple(columns.T), scipy_f1, paired=True, vectorized=True, method="BCa", rng=np.random.default_rng(5)
     ).confidence_interval
@@ -85,7 +85,7 @@ def test_f1_interval_agrees_with_scipy():
 
 def test_mean_interval_agrees_with_scipy_on_skewed_values():
     values = np.random.default_rng(3).exponential(size=60)
-    score = bootstrap_interval(mean_columns(values), ratio_of_sums, seed=0, bounded=False)
+    score = bootstrap_interval(mean_columns(values), ratio_of_sums, seed=0, maximum=None)
     reference = stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(5)).confidence_interval
     percentile = stats.bootstrap(
         (values,), np.mean, method="percentile", rng=np.random.default_rng(5)
@@ -96,14 +96,14 @@ def test_mean_interval_agrees_with_scipy_on_skewed_values():
 
 def test_ratio_of_sums_weights_examples_by_their_tokens():
     loss = np.array([[2.0, 1.0], [30.0, 10.0]])  # per-token losses 2 and 3
-    assert bootstrap_interval(loss, ratio_of_sums, seed=0, bounded=False).value == pytest.approx(32 / 11)
+    assert bootstrap_interval(loss, ratio_of_sums, seed=0, maximum=None).value == pytest.approx(32 / 11)
     with pytest.raises(ValueError, match="weights of a sample sum to 0"):
         ratio_of_sums(np.zeros((3, 2)))
 
 
 def test_intervals_depend_on_the_seed_alone():
     columns = counts(examples=50, accuracy=0.7, seed=2)
-    options = {"bounded": True}
+    options = {"maximum": 1.0}
     first, again, other = (bootstrap_interval(columns, micro_f1, seed=s, **options) for s in (7, 7, 8))
     assert first == again
     assert first.low != other.low
@@ -111,28 +111,28 @@ def test_intervals_depend_on_the_seed_alone():
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.5])
 def test_examples_without_spread_get_the_wilson_interval(value):
-    score = bootstrap_interval(mean_columns(np.full(100, value)), ratio_of_sums, seed=0, bounded=True)
+    score = bootstrap_interval(mean_columns(np.full(100, value)), ratio_of_sums, seed=0, maximum=1.0)
     assert score == wilson(100 * value, 100)
     assert score.high - score.low > 0.03
 
 
 def test_f1_of_one_gets_the_wilson_interval_of_the_documents_although_their_counts_differ():
     columns = np.array([[6.0, 6, 6], [5, 5, 5], [0, 0, 0], [6, 6, 6]])
-    assert bootstrap_interval(columns, micro_f1, seed=0, bounded=True) == wilson(4, 4)
+    assert bootstrap_interval(columns, micro_f1, seed=0, maximum=1.0) == wilson(4, 4)
 
 
 def test_too_few_examples():
-    assert bootstrap_interval(np.array([[6.0, 6, 6]]), micro_f1, seed=0, bounded=True) == wilson(1, 1)
+    assert bootstrap_interval(np.array([[6.0, 6, 6]]), micro_f1, seed=0, maximum=1.0) == wilson(1, 1)
     with pytest.raises(ValueError, match="1 examples are too few"):
-        bootstrap_interval(np.array([[2.0, 1.0]]), ratio_of_sums, seed=0, bounded=False)
+        bootstrap_interval(np.array([[2.0, 1.0]]), ratio_of_sums, seed=0, maximum=None)
     with pytest.raises(ValueError, match="0 examples are too few"):
-        bootstrap_interval(np.zeros((0, 3)), micro_f1, seed=0, bounded=True)
+        bootstrap_interval(np.zeros((0, 3)), micro_f1, seed=0, maximum=1.0)
 
 
 def test_spread_without_limits_of_bca_is_no_certainty():
     """Of two examples each gives 0 alone and both give 1: leaving one out says nothing, and resamples differ."""
     product = lambda sums: sums[..., 0] * sums[..., 1]
-    score = bootstrap_interval(np.eye(2), product, seed=0, bounded=False)
+    score = bootstrap_interval(np.eye(2), product, seed=0, maximum=None)
     assert (score.value, score.low, score.high) == (1, 0, 1)
 
 
@@ -186,7 +186,7 @@ def test_difference_interval_uses_the_pairing():
     rng = np.random.default_rng(0)
     shared = rng.uniform(0, 0.8, 60)
     first, second = mean_columns(shared), mean_columns(shared + rng.uniform(0.05, 0.15, 60))
-    options = {"seed": 0, "bounded": True}
+    options = {"seed": 0, "maximum": 1.0}
     score = paired_difference(first, second, ratio_of_sums, **options)
     single = bootstrap_interval(first, ratio_of_sums, **options)
     assert score.value == pytest.approx(0.1, abs=0.01)
@@ -197,9 +197,9 @@ def test_difference_interval_uses_the_pairing():
 def test_difference_without_spread_combines_the_single_intervals():
     # By hand: Wilson's 0/10 is [0, 0.2775], 10/10 is [0.7225, 1]; 1 - sqrt(0.2775^2 + 0.2775^2) = 0.6075.
     none, every = mean_columns(np.zeros(10)), mean_columns(np.ones(10))
-    score = paired_difference(none, every, ratio_of_sums, seed=0, bounded=True)
+    score = paired_difference(none, every, ratio_of_sums, seed=0, maximum=1.0)
     assert (score.value, score.low, score.high) == pytest.approx((1.0, 0.6075, 1.0), abs=5e-5)
-    same = paired_difference(every, every, ratio_of_sums, seed=0, bounded=True)
+    same = paired_difference(every, every, ratio_of_sums, seed=0, maximum=1.0)
     assert (same.value, same.low, same.high) == pytest.approx((0.0, -0.2775, 0.2775), abs=5e-5)
 
 
@@ -210,6 +210,6 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     for repetition in range(300):
         right = rng.binomial(6, 0.9, 60).astype(np.float64)
         columns = np.stack([right, np.full(60, 6.0), np.full(60, 6.0)], -1)
-        score = bootstrap_interval(columns, micro_f1, seed=repetition, bounded=True, resamples=999)
+        score = bootstrap_interval(columns, micro_f1, seed=repetition, maximum=1.0, resamples=999)
         hits += score.low <= 0.9 <= score.high
     assert 0.90 <= hits / 300 <= 0.99

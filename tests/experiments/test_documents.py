@@ -16,7 +16,7 @@ from experiments.quickstart.documents import make_document, make_documents, writ
 from experiments.quickstart.layouts import FAMILIES, LABELS, STATES, StateForm, print_title
 from experiments.quickstart.prompts import INSTRUCTION, answer, question
 from experiments.quickstart.titles import FIELDS, Title, invent_title, with_check_digit
-from sft_jax.evaluation import score_examples
+from sft_jax.evaluation import Case, make_scorer, score_examples
 
 PINNED = (
     "40.54.0",
@@ -130,7 +130,8 @@ def test_the_answer_has_fixed_keys_and_compact_json():
 
 def test_references_score_as_right_and_are_what_the_scorer_reads(split):
     references = [answer(document.stated) for document in split[1]]
-    outcomes = score_examples("json_extraction", references, references, references)
+    cases = [Case(reference, reference) for reference in references]
+    outcomes = score_examples(make_scorer("json_extraction"), references, cases)
     assert all(outcome["exact_match"] and outcome["predicted"] == outcome["expected"] for outcome in outcomes)
 
 
