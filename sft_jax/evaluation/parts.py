@@ -13,7 +13,7 @@ from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.data.rendering.answers import Answer, same_calls
 from sft_jax.evaluation.scorers import Case, Outcome, Scorer
 from sft_jax.evaluation.scorers.cases import is_right
-from sft_jax.evaluation.scoring import score_examples
+from sft_jax.evaluation.scoring import metrics_of, score_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,55 +48,88 @@ def reference_of(renderer: ConversationRenderer, record: Record) -> Reference:
     return Reference(text, parts, True)
 
 
-def read_parts(renderer: ConversationRenderer, text: str, record: Record, reference: Reference) -> Answer:
-    """The parts of what a model wrote, told apart as those of the reference are."""
-    calls = record.conversation[-1].tool_calls
-    return renderer.read_answer(text, record.example.tools, bool(calls), reference.reads_calls)
-
-
-def score_parts(
-    scorer: Scorer,
-    answers: Sequence[Answer],
-    references: Sequence[Answer],
-    example_ids: Sequence[str],
-    match_thinking: bool = False,
-) -> list[Outcome]:
-    """One outcome for each example: the scorer's, of the content, and columns for the parts where there are others.
+class PartScorer:
+    """Scores answers to records: the scorer's outcome, of the content, and columns for the parts where there are others.
 
     `exact_match`: content and calls are right; thinking too, if `match_thinking`. `content_match`, `calls_match`,
-    `thinking_match`: for examples whose reference has such a part. They are there if any reference thinks or calls.
-
-    Raises:
-        ValueError: see `score_examples`.
+    `thinking_match`: for records whose reference has such a part. They are there if any reference thinks or calls.
     """
-    said = [number for number, reference in enumerate(references) if reference.content or not reference.calls]
-    contents = [answers[number].content for number in said]
-    cases = [Case(example_ids[number], references[number].content) for number in said]
-    scored = dict(zip(said, score_examples(scorer, contents, cases), strict=True))
-    columns = dict.fromkeys((column for outcome in scored.values() for column in outcome), None)
-    has_calls, has_thinking = any(one.calls for one in references), any(one.thinking for one in references)
-    outcomes = []
-    for number, (answer, reference) in enumerate(zip(answers, references, strict=True)):
-        outcome: dict[str, Any] = columns | dict(scored.get(number, {}))
+
+    def __init__(
+        self, scorer: Scorer, records: Sequence[Record], renderer: ConversationRenderer, match_thinking: bool = False
+    ):
+        """Reads the references, and scores each against itself, so that what cannot be scored is known.
+
+        Args:
+            scorer: of contents.
+            records: conversations that end with the reference answer.
+            renderer: whose template tells the parts of an answer apart.
+            match_thinking: an exact match wants the thinking to be that of the reference too.
+
+        Raises:
+            ValueError: the template or the scorer refuses a record; names it. Or the outcomes make up no metric.
+        """
+        self._scorer, self._renderer, self._match_thinking = scorer, renderer, match_thinking
+        self.references = {record.id: reference_of(renderer, record) for record in records}
+        parts = [reference.parts for reference in self.references.values()]
+        self._calls, self._thinks = any(part.calls for part in parts), any(part.thinking for part in parts)
+        self._columns: dict[str, None] = {}
+        for record in records:
+            self._columns |= dict.fromkeys(self._of_content(record, self.references[record.id].parts) or {})
+        metrics_of([self(record, self.references[record.id].text) for record in records])
+
+    def __call__(self, record: Record, text: str) -> Outcome:
+        """The outcome of one answer.
+
+        Args:
+            record: that it answers, one of those given.
+            text: the whole answer, as `ConversationRenderer.written_text` gives it.
+
+        Raises:
+            ValueError: the scorer refuses it; names the record.
+        """
+        reference, answer = self.references[record.id].parts, self.read(record, text)
+        content = self._of_content(record, answer)
+        outcome: dict[str, Any] = {**self._columns, **(content or {})}
         right = _right_parts(answer, reference, is_right(outcome))
-        if has_calls or has_thinking or "exact_match" in columns:
-            outcome["exact_match"] = all(right[part] for part in right if part != "thinking" or match_thinking)
-        if has_calls or has_thinking:
-            outcome["content_match"] = right["content"] if number in scored else None
-        if has_calls:
+        if self._calls or self._thinks or "exact_match" in self._columns:
+            outcome["exact_match"] = all(right[part] for part in right if part != "thinking" or self._match_thinking)
+        if self._calls or self._thinks:
+            outcome["content_match"] = right["content"] if content else None
+        if self._calls:
             outcome["calls_match"] = right["calls"] if reference.calls else None
-        if has_thinking:
+        if self._thinks:
             outcome["thinking_match"] = right["thinking"] if reference.thinking else None
-        outcomes.append(outcome)
-    return outcomes
+        return outcome
 
+    def read(self, record: Record, text: str) -> Answer:
+        """The parts of what a model wrote, told apart as those of the reference are."""
+        calls, reads = record.conversation[-1].tool_calls, self.references[record.id].reads_calls
+        return self._renderer.read_answer(text, record.example.tools, bool(calls), reads)
 
-def differing_parts(scorer: Scorer, answer: Answer, reference: Answer, example_id: str) -> list[str]:
-    """The parts of an answer that are not those of the reference."""
-    is_said = bool(reference.content or not reference.calls)
-    case = Case(example_id, reference.content)
-    scored = score_examples(scorer, [answer.content], [case])[0] if is_said else {}
-    return [part for part, right in _right_parts(answer, reference, is_right(scored)).items() if not right]
+    def differing(self, record: Record, text: str) -> list[str]:
+        """The parts of an answer that are not those of the reference."""
+        reference, answer = self.references[record.id].parts, self.read(record, text)
+        right = _right_parts(answer, reference, is_right(self._of_content(record, answer) or {}))
+        return [part for part, is_same in right.items() if not is_same]
+
+    def note(self) -> str:
+        """A note for the reader if some calls could be compared as text only; else empty."""
+        as_text = sum(not reference.reads_calls for reference in self.references.values())
+        if not as_text:
+            return ""
+        return (
+            f"The calls of {as_text} of {len(self.references)} references cannot be read back from what the chat "
+            "template writes: they are compared as text, with the content."
+        )
+
+    def _of_content(self, record: Record, answer: Answer) -> Outcome | None:
+        """The scorer's outcome; None where the reference is calls alone."""
+        reference = self.references[record.id].parts
+        if reference.calls and not reference.content:
+            return None
+        case = Case(record.id, reference.content, record.fields)
+        return score_examples(self._scorer, [answer.content], [case])[0]
 
 
 def as_fields(answer: Answer) -> dict[str, Any]:

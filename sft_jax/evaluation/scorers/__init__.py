@@ -5,7 +5,6 @@ columns of an outcome mean is said in `metrics.py`.
 """
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from typing import Any
 
 from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer, problem_of_outcome
 from sft_jax.evaluation.scorers.form import length_ratio, repetition, style
+from sft_jax.evaluation.scorers.imported import imported
 from sft_jax.evaluation.scorers.instructions import instructions
 from sft_jax.evaluation.scorers.json_fields import json_extraction, json_fields
 from sft_jax.evaluation.scorers.json_validity import json_schema, valid_json
@@ -68,7 +68,7 @@ def make_scorer(spec: str, options: Mapping[str, Any] = MappingProxyType({})) ->
 
 
 def _users_scorer(spec: str, options: Mapping[str, Any]) -> Scorer:
-    function = _imported(spec)
+    function = imported(spec, "scorer")
     try:
         inspect.signature(function).bind("", None, **options)
     except TypeError as error:
@@ -87,27 +87,3 @@ def _users_scorer(spec: str, options: Mapping[str, Any]) -> Scorer:
         return outcome
 
     return score
-
-
-def _imported(spec: str) -> Callable[..., Any]:
-    module_name, _, name = spec.partition(":")
-    if not module_name or not name:
-        raise ValueError(f"scorer {spec!r}: expected package.module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ValueError(f"scorer {spec!r}: its module imports {error.name!r}, which is not installed") from error
-        raise ValueError(
-            f"scorer {spec!r}: there is no module {error.name!r}; it is looked for where Python imports from, the "
-            "current directory included"
-        ) from error
-    function = getattr(module, name, None)
-    if function is None:
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
-        raise ValueError(
-            f"scorer {spec!r}: {module_name} has no function {name!r}; it has {', '.join(functions) or 'none'}"
-        )
-    if not callable(function):
-        raise ValueError(f"scorer {spec!r}: {name!r} of {module_name} is no function, but {type(function).__name__}")
-    return function

@@ -1,0 +1,67 @@
+"""The task of writing an answer, which a scorer compares with the record's own."""
+
+from collections.abc import Sequence
+
+from sft_jax.data.conversations import Conversation
+from sft_jax.data.records import Record
+from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.evaluation.parts import PartScorer
+from sft_jax.evaluation.repeated_answers import pass_outcomes
+from sft_jax.evaluation.requests import Generate, Response
+from sft_jax.evaluation.scorers import Outcome, make_scorer
+from sft_jax.generation import Sampling
+from sft_jax.options import TaskOptions
+
+
+class Generating:
+    """An answer is written and scored, thinking and calls apart from its content."""
+
+    def __init__(self, options: TaskOptions, records: Sequence[Record], renderer: ConversationRenderer):
+        """Reads the references.
+
+        Args:
+            options: of the task.
+            records: conversations that end with the reference answer.
+            renderer: whose template tells the parts of an answer apart.
+
+        Raises:
+            ValueError: a record without a reference, one that the template refuses, or that the scorer cannot read.
+        """
+        self._options = options
+        self._sampling = Sampling(options.temperature, options.top_k, options.top_p)
+        for record in records:
+            question_of(record)
+        scorer = make_scorer(options.scorer, options.scorer_options)
+        self._scorer = PartScorer(scorer, records, renderer, options.match_thinking)
+
+    def requests(self, record: Record) -> list[Generate]:
+        """The answer, as often as the task says."""
+        limits = (self._options.max_new_tokens, record.example.tools, self._options.samples, self._sampling)
+        return [Generate(question_of(record), *limits)]
+
+    def score(self, record: Record, responses: Sequence[Response]) -> Outcome:
+        """The scorer's outcome; of several samples, how likely one of k is right (`pass@k`)."""
+        outcomes = [self._scorer(record, answer.text) for answer in responses[0].answers]
+        if len(outcomes) == 1:
+            return outcomes[0]
+        powers = [2**power for power in range(len(outcomes).bit_length()) if 2**power < len(outcomes)]
+        return pass_outcomes([outcomes], [*powers, len(outcomes)])[0]
+
+    def differs(self, record: Record, answer: str) -> list[str]:
+        """The parts of an answer that are not those of the reference."""
+        return self._scorer.differing(record, answer)
+
+    def note(self) -> str:
+        """What a reader of the scores should know; empty for nothing."""
+        return self._scorer.note()
+
+
+def question_of(record: Record) -> Conversation:
+    """The conversation without its final answer.
+
+    Raises:
+        ValueError: it does not end with an assistant's answer.
+    """
+    if not record.conversation or record.conversation[-1].role != "assistant":
+        raise ValueError(f"{record.id}: a held-out row must end with the assistant's answer, the reference")
+    return record.conversation[:-1]
