@@ -9,7 +9,7 @@ function. All randomness comes from the given seed. `tables.py` shows the result
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Sco
 
     Unlike the bootstrap it has a width at 0 and at 1: 0 of 100 gives [0, 0.0370].
     `successes` may be a fraction where a mean of values in [0, 1] is meant: the variance of such a mean is at most
-    that of a proportion, so the interval is then conservative. Raises ValueError unless 0 <= successes <= trials.
+    that of a proportion, so the interval is then conservative; SciPy's takes whole numbers alone. Raises ValueError
+    unless 0 <= successes <= trials.
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"wilson: expected 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
@@ -93,7 +94,8 @@ def bootstrap_interval(
     if count < 1 or (count < 2 and maximum is None):
         raise ValueError(f"bootstrap: {count} examples are too few for an interval of this statistic")
     value = float(statistic(columns.sum(0)))
-    limits = _bca_limits(columns, statistic, value, seed, confidence, resamples)
+    draws = {"seed": seed, "confidence": confidence, "resamples": resamples}
+    limits = bca_limits([columns], lambda sums: statistic(sums[0]), **draws)
     if limits is not None:
         return Score(value, *limits)
     if maximum is None:
@@ -110,6 +112,26 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     from scipy import stats  # slow to import
 
     return float(stats.binomtest(min(only_first, only_second), discordant, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's step-down procedure (Holm 1979), in the order given.
+
+    A comparison whose corrected p-value is below a level is shown at that level with all the others taken into account:
+    the probability of even one false one among them is at most the level, however they depend on one another.
+
+    >>> holm([0.01, 0.04, 0.03, 0.005])
+    [0.03, 0.06, 0.06, 0.02]
+
+    Raises ValueError on what is no p-value.
+    """
+    if any(not 0 <= p_value <= 1 for p_value in p_values):
+        raise ValueError(f"holm: p-values lie in [0, 1], got {list(p_values)}")
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
 
 
 def paired_permutation(
@@ -159,53 +181,55 @@ def paired_difference(
     the pairing and so errs on the wide side.
     """
     width = first.shape[1]
-    both = np.concatenate([first, second], axis=1)
 
     def difference(sums: Float[np.ndarray, "... columns"]) -> Float[np.ndarray, "..."]:
         return np.asarray(statistic(sums[..., width:]) - statistic(sums[..., :width]))
 
+    both = np.concatenate([first, second], axis=1)
     value = float(difference(both.sum(0)))
-    limits = _bca_limits(both, difference, value, seed, confidence, resamples)
+    draws = {"seed": seed, "confidence": confidence, "resamples": resamples}
+    limits = bca_limits([both], lambda sums: difference(sums[0]), **draws)
     if limits is not None:
         return Score(value, *limits)
-    options = {"seed": seed, "maximum": maximum, "confidence": confidence, "resamples": resamples}
-    a, b = (bootstrap_interval(x, statistic, **options) for x in (first, second))
+    a, b = (bootstrap_interval(x, statistic, maximum=maximum, **draws) for x in (first, second))
     low = value - math.hypot(b.value - b.low, a.high - a.value)
     high = value + math.hypot(b.high - b.value, a.value - a.low)
     return Score(value, low, high) if maximum is None else Score(value, max(low, -maximum), min(high, maximum))
 
 
-def _bca_limits(
-    columns: Float[np.ndarray, "examples columns"],
-    statistic: Statistic,
-    value: float,
+def bca_limits(
+    tables: Sequence[Float[np.ndarray, "_ columns"]],
+    statistic: Callable[[Sequence[Any]], Any],
+    *,
     seed: int,
-    confidence: float,
-    resamples: int,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
 ) -> tuple[float, float] | None:
-    """Limits of the BCa interval, or None where the resampled statistic has no spread, as with one example.
+    """Limits of the BCa interval of a statistic of column sums, of one table of examples or of several drawn apart.
 
-    Where BCa has no limits (leaving any one example out gives the same value, or all resamples lie on one side of it),
-    they are those of the percentiles.
+    None where the resampled statistic has no spread, as with one example. Where BCa has no limits (leaving any one
+    example out gives the same value, or all resamples lie on one side of it), they are those of the percentiles.
+    Memory is bounded by `ELEMENTS_AT_ONCE`, whatever the number of examples.
     """
-    if len(columns) < 2:
+    if max(map(len, tables)) < 2:
         return None
     from scipy import stats  # slow to import
 
-    def of_examples(drawn: Int64[np.ndarray, "... drawn"], axis: int) -> Float[np.ndarray, "..."]:
+    def of_examples(*drawn: Int64[np.ndarray, "..."], axis: int) -> Float[np.ndarray, "..."]:
         """The statistic of samples, each of which is given by the numbers of its examples."""
-        samples = np.moveaxis(drawn, axis, -1)
-        sums = _times_drawn(samples.reshape(-1, samples.shape[-1]), len(columns)) @ columns
-        found = statistic(sums.reshape(*samples.shape[:-1], columns.shape[1]))
-        return np.asarray(np.round(found, 12))  # what is equal but for rounding is equal: ties count
+        sums = [_sums_of_drawn(np.moveaxis(one, axis, -1), table) for one, table in zip(drawn, tables, strict=True)]
+        return np.asarray(np.round(statistic(sums), 12))  # what is equal but for rounding is equal: ties count
 
     def bootstrap(**options: Any) -> Any:
-        return stats.bootstrap((np.arange(len(columns)),), of_examples, vectorized=True, **shared, **options)
+        numbers = tuple(np.arange(len(table)) for table in tables)
+        return stats.bootstrap(numbers, of_examples, vectorized=True, **shared, **options)
 
-    shared = {"confidence_level": confidence, "batch": max(1, ELEMENTS_AT_ONCE // max(columns.shape))}
+    widest = max(sum(map(len, tables)), sum(table.shape[1] for table in tables))
+    shared = {"confidence_level": confidence, "batch": max(1, ELEMENTS_AT_ONCE // widest)}
     with warnings.catch_warnings(action="ignore"):  # no spread is a case of its own
         found = bootstrap(n_resamples=resamples, rng=np.random.default_rng(seed))
-    if np.ptp(found.bootstrap_distribution) <= 1e-12 * max(1.0, abs(value)):
+    distribution = found.bootstrap_distribution
+    if np.ptp(distribution) <= 1e-12 * max(1.0, float(np.abs(distribution).max())):
         return None
     limits = found.confidence_interval
     if np.isnan(limits).any():
@@ -213,11 +237,14 @@ def _bca_limits(
     return float(limits.low), float(limits.high)
 
 
-def _times_drawn(drawn: Int64[np.ndarray, "samples drawn"], examples: int) -> Float[np.ndarray, "samples examples"]:
-    """How often each example is in each sample: its product with the columns is all their sums at once."""
-    places = drawn + examples * np.arange(len(drawn))[:, None]
-    times = np.bincount(places.ravel(), minlength=len(drawn) * examples)
-    return times.reshape(len(drawn), examples).astype(np.float64)
+def _sums_of_drawn(
+    drawn: Int64[np.ndarray, "*samples drawn"], table: Float[np.ndarray, "examples columns"]
+) -> Float[np.ndarray, "*samples columns"]:
+    """Column sums of samples of examples: how often each was drawn, times the table."""
+    flat, examples = drawn.reshape(-1, drawn.shape[-1]), len(table)
+    places = flat + examples * np.arange(len(flat))[:, None]
+    times = np.bincount(places.ravel(), minlength=len(flat) * examples).reshape(len(flat), examples)
+    return (times.astype(np.float64) @ table).reshape(*drawn.shape[:-1], table.shape[1])
 
 
 def _random_swaps(count: int, permutations: int, seed: int) -> Iterator[Bool[np.ndarray, "chunk examples"]]:

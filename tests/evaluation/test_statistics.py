@@ -6,6 +6,7 @@ from scipy import stats
 
 from sft_jax.evaluation.statistics import (
     bootstrap_interval,
+    holm,
     mcnemar_exact,
     mean_columns,
     micro_f1,
@@ -57,6 +58,39 @@ def test_wilson_refuses_what_is_no_proportion(successes, trials):
 )
 def test_exact_mcnemar(only_first, only_second, p_value):
     assert mcnemar_exact(only_first, only_second) == pytest.approx(p_value, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        # 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which is not below the one before.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.9, 0.5, 0.001], [1.0, 1.0, 0.003]),
+        ([0.02, 0.02, 0.02], [0.06, 0.06, 0.06]),
+    ],
+)
+def test_holm(p_values, corrected):
+    assert holm(p_values) == pytest.approx(corrected)
+
+
+def test_holm_shows_what_the_procedure_shows():
+    """Step by step, as published: the smallest against level / m, the next against level / (m - 1), until one fails."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p_values = list(rng.random(6) ** 4)
+        shown = set()
+        for rank, index in enumerate(np.argsort(p_values)):
+            if p_values[index] > 0.05 / (6 - rank):
+                break
+            shown.add(int(index))
+        assert {index for index, p_value in enumerate(holm(p_values)) if p_value <= 0.05} == shown
+
+
+def test_holm_refuses_what_is_no_p_value():
+    with pytest.raises(ValueError, match="p-values lie in"):
+        holm([0.5, 1.5])
 
 
 def counts(examples: int, accuracy: float, seed: int) -> np.ndarray:
@@ -155,6 +189,25 @@ def test_permutation_test_of_means_is_the_exact_sign_flip_test():
     assert p_value == pytest.approx(reference.pvalue)
 
 
+@pytest.mark.parametrize("examples", [2, 5, 10])
+def test_permutation_test_of_f1_is_that_of_scipy(examples):
+    first, second = counts(examples, 0.5, seed=4), counts(examples, 0.9, seed=5)
+    both = np.concatenate([first, second])
+
+    def difference(a, b, axis):
+        f1 = lambda numbers: micro_f1(both[numbers].sum(-2))
+        return f1(b) - f1(a)
+
+    reference = stats.permutation_test(
+        (np.arange(examples), examples + np.arange(examples)),
+        difference,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert paired_permutation(first, second, micro_f1, seed=0) == pytest.approx(reference.pvalue)
+
+
 def test_permutation_test_of_f1_by_hand():
     # Swapping the only document that differs gives the same |difference|: p = 1. Two that differ alike: 2 of 4.
     right, wrong = [6.0, 6, 6], [0.0, 6, 6]
@@ -201,6 +254,20 @@ def test_difference_without_spread_combines_the_single_intervals():
     assert (score.value, score.low, score.high) == pytest.approx((1.0, 0.6075, 1.0), abs=5e-5)
     same = paired_difference(every, every, ratio_of_sums, seed=0, maximum=1.0)
     assert (same.value, same.low, same.high) == pytest.approx((0.0, -0.2775, 0.2775), abs=5e-5)
+
+
+def test_memory_of_a_comparison_does_not_grow_with_the_square_of_the_examples():
+    """8,000 examples by 8,000 are half a gigabyte."""
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    first, second = (mean_columns(rng.random(8_000)) for _ in range(2))
+    tracemalloc.start()
+    paired_difference(first, second, ratio_of_sums, seed=0, maximum=1.0, resamples=50)
+    paired_permutation(first, second, ratio_of_sums, seed=0, permutations=50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
