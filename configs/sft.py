@@ -58,16 +58,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     )
 
     # Passages of a corpus that are put into the last question of every row, also of held-out ones, see docs/data.md.
-    config.data.retrieval = ConfigDict()
-    config.data.retrieval.corpus = ""  # files, pattern or directory of text, Markdown or rows; empty: no passages
-    config.data.retrieval.row_template = "{text}"  # of a document, from the columns of a row: "{question}\n{answer}"
-    config.data.retrieval.id_column = ""  # that names the documents of rows; empty: file and row
-    config.data.retrieval.chunk_words = 150  # of a passage, at most
-    config.data.retrieval.overlap_words = 30  # of successive chunks of a document, at most
-    config.data.retrieval.method = "bm25"  # by words; "dense": by vectors (requirements-dense.txt); "hybrid": by both
-    config.data.retrieval.passages = 3  # in a prompt, at most
-    config.data.retrieval.template = "Passages:\n\n{passages}\n\nQuestion: {question}"
-    config.data.retrieval.passage_template = "[{number}] {text}"  # {document}: its id
+    config.data.retrieval = retrieval()  # passages in the prompts of training and held-out rows
 
     config.data.masking = ConfigDict()  # what is trained
     config.data.masking.train_on = "assistant"  # or "last": its last turn, "all": every token, "user,assistant": roles
@@ -164,6 +155,21 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.evaluation.batch_sequences = 8  # rounded up so that the mesh divides it
     config.evaluation.samples = 3  # answers to held-out prompts shown in TensorBoard; 0: none
     config.evaluation.sample_tokens = 128  # of an answer, at most
+    # What is asked and scored: config.evaluation.tasks.titles = task("titles.jsonl", scorer="json_extraction").
+    config.evaluation.tasks = ConfigDict()
+    config.evaluation.tasks_every = (
+        ""  # where a run measures them too: "200 steps", at the start and the end; empty: no
+    )
+    config.evaluation.slots = 32  # answers in progress at a time; answers do not depend on it
+    # What the methods of `python -m sft_jax.evaluate --methods=…` put into prompts.
+    config.evaluation.few_shot = ConfigDict()
+    config.evaluation.few_shot.path = ""  # rows with answers, read as training rows; empty: config.data.train
+    config.evaluation.few_shot.examples = 2
+    config.evaluation.few_shot.choose = "seed"  # drawn from the shorter half; "first" rows; "nearest" to the question
+    config.evaluation.prompting = ConfigDict()
+    config.evaluation.prompting.instructions = ()  # the system message, or several of which the best is chosen
+    config.evaluation.prompting.development = ""  # rows on which it is chosen, with the first task's scorer
+    config.evaluation.retrieval = retrieval()  # of the method rag
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "100 steps"  # and at the end
@@ -221,6 +227,53 @@ def source(
     config.replacement = replacement
     config.reading = reading()
     config.reading.update(options)
+    return config
+
+
+def task(path: str = "", *, kind: str = "generate", scorer: str = "exact_match", **options: object) -> ConfigDict:
+    """A task of `config.evaluation.tasks`: what is asked about the rows of a file, and how answers are scored.
+
+    Args:
+        path: as `config.data.held_out`, which is measured where it is empty.
+        kind: `generate`: an answer is written; `choose`: the most likely of given answers; or `package.module:Class`.
+        scorer: of written answers, one of SCORERS in sft_jax/evaluation/scorers, or `package.module:function`.
+        options: of the entry or of its reading: `max_new_tokens=80`, `format="alpaca"`, `scorer_options={…}`.
+    """
+    config = ConfigDict()
+    config.path = path
+    config.kind = kind
+    config.scorer = scorer
+    config.scorer_options = ConfigDict()  # see docs/evaluation.md
+    config.rows = 0  # the first so many; 0: all
+    config.match_thinking = False  # an exact match wants the thinking of the reference too
+    config.max_new_tokens = 256
+    config.samples = 1  # answers to each prompt, for pass@k
+    config.temperature = 0.0  # 0: the most likely token each time
+    config.top_k = 0
+    config.top_p = 1.0
+    config.choices = ()  # what is chosen from; empty: all answers that occur
+    config.choices_column = ""  # with the choices of each row, a list
+    config.choose_by = "logprob"  # of the whole answer; "per_token": divided by its tokens; "unconditional": less that
+    #                               of the answer to an empty question
+    config.loss = True  # measure the loss of the references too, in `python -m sft_jax.evaluate`
+    config.reading = reading()
+    for name, value in options.items():
+        (config if name in config else config.reading)[name] = value
+    return config
+
+
+def retrieval() -> ConfigDict:
+    """Passages of a corpus in prompts."""
+    config = ConfigDict()
+    config.corpus = ""  # files, pattern or directory of text, Markdown or rows; empty: no passages
+    config.row_template = "{text}"  # of a document, from the columns of a row: "{question}\n{answer}"
+    config.id_column = ""  # that names the documents of rows; empty: file and row
+    config.chunk_words = 150  # of a passage, at most
+    config.overlap_words = 30  # of successive chunks of a document, at most
+    config.method = "bm25"  # by words; "dense": by vectors (requirements-dense.txt); "hybrid": by both
+    config.passages = 3  # in a prompt, at most
+    config.template = "Passages:\n\n{passages}\n\nQuestion: {question}"
+    config.passage_template = "[{number}] {text}"  # {document}: its id
     return config
 
 

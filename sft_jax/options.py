@@ -177,13 +177,58 @@ class ExecutionOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskOptions:
+    """An entry of `config.evaluation.tasks`: what is asked about the rows of a file, and how answers are scored."""
+
+    path: str
+    reading: Reading
+    kind: str = "generate"
+    rows: int = 0
+    scorer: str = "exact_match"
+    scorer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    match_thinking: bool = False
+    max_new_tokens: int = 256
+    samples: int = 1
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    choices: tuple[str, ...] = ()
+    choices_column: str = ""
+    choose_by: str = "logprob"
+    loss: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotOptions:
+    """`config.evaluation.few_shot`: solved examples in prompts."""
+
+    path: str
+    examples: int
+    choose: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptingOptions:
+    """`config.evaluation.prompting`: an instruction in front of prompts."""
+
+    instructions: tuple[str, ...]
+    development: str
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
-    """`config.evaluation`: when and how a run measures itself."""
+    """`config.evaluation`: when and how a run measures itself, and what the methods beside it do."""
 
     every: str
     batch_sequences: int
     samples: int
     sample_tokens: int
+    tasks: Mapping[str, TaskOptions]
+    tasks_every: str
+    slots: int
+    few_shot: FewShotOptions
+    prompting: PromptingOptions
+    retrieval: RetrievalOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +307,7 @@ def options_of(config: ml_collections.ConfigDict) -> Options:
         experts=_section(ExpertOptions, config.experts),
         execution=_section(ExecutionOptions, config.execution),
         mesh=config.mesh.to_dict(),
-        evaluation=_section(EvaluationOptions, config.evaluation),
+        evaluation=evaluation_options(config.evaluation),
         checkpoint=_section(CheckpointOptions, config.checkpoint),
         log=_section(LogOptions, config.log),
         loader=_section(LoaderOptions, config.loader),
@@ -286,6 +331,24 @@ def _data(section: ml_collections.ConfigDict) -> DataOptions:
         retrieval=_section(RetrievalOptions, section.retrieval),
         masking=Masking(**section.masking),
     )
+
+
+def evaluation_options(section: ml_collections.ConfigDict) -> EvaluationOptions:
+    """The options of `config.evaluation`."""
+    return _section(
+        EvaluationOptions,
+        section,
+        tasks={name: _task(name, section.tasks[name]) for name in section.tasks},
+        few_shot=_section(FewShotOptions, section.few_shot),
+        prompting=_section(PromptingOptions, section.prompting),
+        retrieval=_section(RetrievalOptions, section.retrieval),
+    )
+
+
+def _task(name: str, section: ml_collections.ConfigDict) -> TaskOptions:
+    """The options of a task."""
+    reading = reading_of(section.reading, f"--config.evaluation.tasks.{name}.reading.")
+    return _section(TaskOptions, section, reading=reading, scorer_options=section.scorer_options.to_dict())
 
 
 def _weights(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -9,13 +9,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from sft_jax.data.conversations import Conversation, Message
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ExampleError
 from sft_jax.evaluation.baselines import choose_examples, with_examples
-from sft_jax.evaluation.requests import Generate, LogLikelihood, Request
+from sft_jax.evaluation.requests import Generate, Request
 from sft_jax.options import FewShotOptions
 from sft_jax.preparation.retrieved import Retriever
 from sft_jax.retrieval import Passage
@@ -57,8 +55,8 @@ def parse_methods(names: Sequence[str]) -> list[Method]:
         unknown = [part for part in parts if part not in PARTS]
         if unknown:
             raise ValueError(
-                f"--methods={name}: there is no {unknown[0]!r}; a method is one of {', '.join(PARTS)}, or several of them "
-                "joined by '+', such as sft+rag"
+                f"--methods={name}: there is no {unknown[0]!r}; a method is one of {', '.join(PARTS)}, or "
+                "several of them joined by '+', such as sft+rag"
             )
         if len(set(parts)) < len(parts) or (BASE in parts and len(parts) > 1):
             raise ValueError(
@@ -66,7 +64,9 @@ def parse_methods(names: Sequence[str]) -> list[Method]:
                 "the base model with passages"
             )
         methods.append(Method(name, parts))
-    twice = {method.name for method in methods if [frozenset(m.parts) for m in methods].count(frozenset(method.parts)) > 1}
+    twice = {
+        method.name for method in methods if [frozenset(m.parts) for m in methods].count(frozenset(method.parts)) > 1
+    }
     if twice:
         raise ValueError(f"--methods: {', '.join(sorted(twice))} are the same; give each once")
     return methods
@@ -211,5 +211,3 @@ def describe(method: Method, prompting: Prompting, options: Any) -> str:
         RAG: f"{options.retrieval.passages} passages by {options.retrieval.method}",
     }
     return ", ".join(said[part] for part in method.parts)
-
-

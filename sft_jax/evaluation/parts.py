@@ -49,7 +49,7 @@ def reference_of(renderer: ConversationRenderer, record: Record) -> Reference:
 
 
 class PartScorer:
-    """Scores answers to records: the scorer's outcome, of the content, and columns for the parts where there are others.
+    """Scores answers to records: the scorer's outcome, of the content, and columns for the other parts where some are.
 
     `exact_match`: content and calls are right; thinking too, if `match_thinking`. `content_match`, `calls_match`,
     `thinking_match`: for records whose reference has such a part. They are there if any reference thinks or calls.

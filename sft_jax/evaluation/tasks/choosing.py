@@ -15,10 +15,10 @@ from sft_jax.options import TaskOptions
 class Choosing:
     """The most likely of the given answers is the model's.
 
-    `config.evaluation.tasks.<name>.choose_by` says how they are compared: `logprob`, the log-probability of the whole answer with
-    the end of its turn; `per_token`, divided by its tokens, so that long answers are not at a disadvantage; or
-    `unconditional`, less that of the same answer to an empty question, so that answers that are likely anyway are not
-    at an advantage (pointwise mutual information; Holtzman et al. 2021).
+    `choose_by` says how they are compared: `logprob`, the log-probability of the whole answer with the end of its turn;
+    `per_token`, divided by its tokens, so that long answers are not at a disadvantage; or `unconditional`, less that of
+    the same answer to an empty question, so that answers that are likely anyway are not at an advantage (pointwise
+    mutual information; Holtzman et al. 2021).
     """
 
     def __init__(self, options: TaskOptions, records: Sequence[Record], renderer: ConversationRenderer):

@@ -1,0 +1,184 @@
+"""The results of an evaluation as one plain dict: scores, paired comparisons, costs. Reports are made of it alone."""
+
+import datetime
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sft_jax.evaluation.groups import bias_amplification, group_scores
+from sft_jax.evaluation.measuring import Entry, Measured
+from sft_jax.evaluation.methods import Method
+from sft_jax.evaluation.metrics import metrics_in
+from sft_jax.evaluation.sample_size import examples_needed
+from sft_jax.evaluation.scorers import Outcome
+from sft_jax.evaluation.scorers.cases import LABELS
+from sft_jax.evaluation.scoring import aggregate, compare, detail_tables, metrics_of
+from sft_jax.evaluation.side_by_side import ByMethod
+from sft_jax.evaluation.statistics import holm
+
+LOSS = "held_out_loss"
+_LEAST_IN_GROUP = 2
+
+
+def results_of(
+    entries: Sequence[Entry],
+    methods: Sequence[Method],
+    measured: ByMethod,
+    training: Mapping[str, Any] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """The results, ready for `json.dumps`.
+
+    Args:
+        entries: the tasks.
+        methods: in the order of the tables.
+        measured: by task and method.
+        training: what the tuned weights cost; None where no method has them.
+        seed: of the bootstrap.
+    """
+    return {
+        "created": datetime.date.today().isoformat(),
+        "seed": seed,
+        "methods": {method.name: _method(method, measured, training) for method in methods},
+        "tasks": {entry.name: _task(entry, measured.tasks[entry.name], seed) for entry in entries},
+    }
+
+
+def _method(method: Method, measured: ByMethod, training: Mapping[str, Any] | None) -> dict[str, Any]:
+    of_tasks = [of_task[method.name] for of_task in measured.tasks.values()]
+    requests = sum(len(one.outcomes) for one in of_tasks)
+    mean = lambda value: sum(value(one) * len(one.outcomes) for one in of_tasks) / requests
+    return {
+        **measured.descriptions[method.name],
+        "weights": "tuned" if method.is_tuned else "base",
+        "prompt_tokens": mean(lambda one: one.prompt_tokens),
+        "generated_tokens": mean(lambda one: one.generated_tokens),
+        "seconds": mean(lambda one: one.seconds),
+        "requests": requests,
+        "cut_prompts": sum(one.cut for one in of_tasks),
+        "training": dict(training) if method.is_tuned and training else None,
+    }
+
+
+def _task(entry: Entry, measured: Mapping[str, Measured], seed: int) -> dict[str, Any]:
+    outcomes = {name: one.outcomes for name, one in measured.items()}
+    primary = _primary(next(iter(outcomes.values())))
+    comparisons = _comparisons(outcomes, seed)
+    notes = {f"{name}: {note}" for name, one in measured.items() for note in one.notes}
+    return {
+        "kind": entry.options.kind,
+        "data": entry.options.path,
+        "examples": len(entry.records),
+        "primary": primary,
+        "dropped": 0,
+        "scores": {
+            name: {metric: score.as_dict() for metric, score in aggregate(found, seed).items()}
+            for name, found in outcomes.items()
+        },
+        "comparisons": comparisons,
+        "details": {name: _details(entry, found, seed) for name, found in outcomes.items()},
+        "notes": sorted(notes),
+        "examples_needed": _examples_needed(outcomes, primary),
+    }
+
+
+def _primary(outcomes: Sequence[Outcome]) -> str:
+    """The metric that a task is judged by: the first one that is no loss."""
+    return next((name for name in metrics_of(outcomes) if name != LOSS), LOSS)
+
+
+def _comparisons(outcomes: Mapping[str, Sequence[Outcome]], seed: int) -> list[dict[str, Any]]:
+    """All pairs of methods in the metrics that both have; p-values are corrected for the number of pairs of a metric."""
+    found = []
+    for first, second in itertools.combinations(outcomes, 2):
+        for metric, comparison in compare(*shared_columns(outcomes[first], outcomes[second]), seed).items():
+            found.append({"first": first, "second": second, "metric": metric, **comparison.as_dict()})
+    for metric in {one["metric"] for one in found}:
+        of_metric = [one for one in found if one["metric"] == metric]
+        for one, corrected in zip(of_metric, holm([one["p_value"] for one in of_metric]), strict=True):
+            one["p_holm"] = corrected
+    return found
+
+
+def shared_columns(first: Sequence[Outcome], second: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+    """Both in the columns that both have: of a loss that one method has no prompt for, or of parts that one template
+    alone writes, there is nothing to compare.
+    """
+    columns = [column for column in first[0] if column in second[0]]
+    first, second = ([{name: one[name] for name in columns} for one in outcomes] for outcomes in (first, second))
+    return first, second
+
+
+def _details(entry: Entry, outcomes: Sequence[Outcome], seed: int) -> dict[str, dict[str, list]]:
+    """The tables behind the metrics, and those by group where rows have groups."""
+    tables = {name: _as_table(table) for name, table in detail_tables(outcomes).items()}
+    groups = [record.group for record in entry.records]
+    kept = [number for number, group in enumerate(groups) if groups.count(group) >= _LEAST_IN_GROUP]
+    if len({groups[number] for number in kept}) < 2:
+        return tables
+    among = [outcomes[number] for number in kept], [groups[number] for number in kept]
+    tables["by group"] = _group_table(*among, seed)
+    if set(LABELS) <= set(outcomes[0]):
+        table = _amplification_table(*among, seed)
+        if table:
+            tables["bias amplification"] = table
+    return tables
+
+
+def _group_table(outcomes: Sequence[Outcome], groups: Sequence[str], seed: int) -> dict[str, list]:
+    rows = []
+    for metric, found in group_scores(outcomes, groups, seed).items():
+        for group, score in found.scores.items():
+            mark = "worst" if group == found.worst else "best" if group == found.best else ""
+            rows.append([metric, group, found.examples[group], score.value, score.low, score.high, mark])
+        gap = found.gap
+        rows.append([metric, f"gap (p = {found.p_value:.3g})", len(groups), gap.value, gap.low, gap.high, ""])
+    return {"columns": ["metric", "group", "examples", "value", "low", "high", ""], "rows": rows}
+
+
+def _amplification_table(outcomes: Sequence[Outcome], groups: Sequence[str], seed: int) -> dict[str, list] | None:
+    """After Zhao et al. 2017; None where no group is over-represented in any label that is predicted."""
+    predicted, expected = ([str(outcome[column]) for outcome in outcomes] for column in LABELS)
+    try:
+        found = bias_amplification(predicted, expected, groups, seed)
+    except ValueError:
+        return None
+    columns = ["label", "group", "data_share", "predicted_share", "amplification"]
+    rows = [[row[column] for column in columns] for row in found.rows]
+    rows.append([f"mean [{found.mean.low:+.3f}, {found.mean.high:+.3f}]", "", None, None, found.mean.value])
+    return {"columns": columns, "rows": rows}
+
+
+def _as_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, list]:
+    """{row: {column: value}} as columns and rows."""
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    return {"columns": ["", *columns], "rows": [[name, *(row.get(c) for c in columns)] for name, row in table.items()]}
+
+
+def _examples_needed(outcomes: Mapping[str, Sequence[Outcome]], metric: str) -> int | None:
+    """Rows with which the difference of the first and the last method would be shown, if it is as large as it seems."""
+    names = list(outcomes)
+    if len(names) < 2:
+        return None
+    first, second = outcomes[names[0]], outcomes[names[-1]]
+    described = metrics_in(first, second)[metric] if set(first[0]) == set(second[0]) else None
+    if described is None:
+        described = metrics_in(*shared_columns(first, second)).get(metric)
+    if described is None:
+        return None
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if described.has_value(a) and described.has_value(b)]
+    tables = [described.table(outcomes) for outcomes in zip(*pairs, strict=True)]
+    if tables[0].shape[1] != 2:
+        return None  # no mean of the examples' own values
+    values = [table[:, 0] / np.maximum(table[:, 1], 1e-300) for table in tables]
+    difference = float(np.mean(values[1] - values[0]))
+    if difference == 0:
+        return None
+    try:
+        if described.is_proportion:
+            return examples_needed(difference, discordant=float(np.mean(values[0] != values[1])))
+        return examples_needed(difference, deviation=float(np.std(values[1] - values[0], ddof=1)))
+    except ValueError:
+        return None
