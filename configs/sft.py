@@ -81,6 +81,10 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.objective.normalize = "tokens"  # or "examples": each example weighs the same
     config.objective.label_smoothing = 0.0  # share of each target that goes to all tokens alike
     config.objective.z_loss = 0.0  # factor of log(Z)^2, which keeps logits from drifting
+    # Factor of KL(base || model) on the supervised tokens, which keeps the model near what it started from; 0: none.
+    # Under adapters the base is the same weights without them; without adapters it is a copy of what is trained, in
+    # config.precision.frozen. Either way a step does another forward pass.
+    config.objective.kl_to_base = 0.0
     config.objective.neftune_alpha = 0.0  # noise on embeddings in training (NEFTune: 5 to 15); 0: none
     config.objective.positions = "supervised"  # where the vocabulary head is computed; or "all"
     config.objective.head_chunk_tokens = 512  # of a device, at a time; 0: all at once
@@ -134,7 +138,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Of trained weights and their moments. In "bfloat16" they take half the memory, and updates are rounded to them
     # stochastically, by bits that follow from seed and step; a moving average and adapters are always in float32.
     config.precision.params = "float32"
-    config.precision.frozen = "float32"  # of weights under adapters
+    config.precision.frozen = "float32"  # of weights under adapters, and of the copy for config.objective.kl_to_base
     config.precision.quantized = "none"  # kernels under adapters in few bits: "int8", or "nf4" as in QLoRA
     config.precision.matmul = "bfloat16"  # inputs of matrix products; accumulated in float32
     config.precision.activations = "float32"  # between matrix products; "bfloat16" halves that memory on accelerators

@@ -154,6 +154,7 @@ class ObjectiveOptions:
     normalize: str
     label_smoothing: float
     z_loss: float
+    kl_to_base: float
     neftune_alpha: float
     positions: str
     head_chunk_tokens: int

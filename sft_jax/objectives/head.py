@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 Tree = Any
-# (trained head weights, frozen head weights, hidden [B, C, D], targets [B, C], weights [B, C], more of [B, C])
+# (trained head weights, frozen head weights, hidden [B, C, D], targets [B, C], weights [B, C], more of [B, C, …])
 # -> name -> (sum, count)
 HeadObjective = Callable[..., dict[str, tuple[Array, Array]]]
 
@@ -34,7 +34,7 @@ def over_chunks(
     targets: Int[Array, "B P"],
     weights: Float[Array, "B P"],
     chunk: int,
-    more: tuple[Int[Array, "B P"], ...] = (),
+    more: tuple[Shaped[Array, "B P *more"], ...] = (),
 ) -> dict[str, tuple[Array, Array]]:
     """Sums and counts of `objective` over all slots, `chunk` slots of every sequence at a time.
 
@@ -46,7 +46,7 @@ def over_chunks(
         targets: token ids.
         weights: weight of each target.
         chunk: slots of a sequence in a chunk; 0 or at least P takes all slots at once.
-        more: what else the objective needs to know of each slot; it gets them after the weights.
+        more: what else the objective needs to know of each slot, without gradient; it gets them after the weights.
     """
     if chunk <= 0 or chunk >= hidden.shape[1]:
         return objective(trained, frozen, hidden, targets, weights, *more)

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from sft_jax.models.config import DecoderConfig, LayerLayout
 from sft_jax.options import Options
+from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import weight_shapes
 from sft_jax.sharding import abstract_like, path_string, shardings_of
 from sft_jax.training.effect import no_counts
@@ -22,7 +23,7 @@ from sft_jax.training.optimizer import OptimizerSettings, hyperparameters, make_
 from sft_jax.training.state import TrainState
 
 Tree = Any
-_GIVEN = ("trained", "frozen", "hyper")
+_GIVEN = ("trained", "frozen", "hyper", "base")
 
 
 def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout: LayerLayout) -> TrainState:
@@ -39,9 +40,17 @@ def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout:
     """
     trained, frozen = weight_shapes(options, decoder, layout)
     hyper = jax.eval_shape(lambda: hyperparameters(options, warmup_steps=0, total_steps=1))
+    base = {}
+    if keeps_base(options):
+        base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, options.precision.frozen), trained)
     return abstract_around(
-        trained, frozen, hyper, optimizer_settings(options.optimizer), mesh, ema=options.ema.decay > 0
+        trained, frozen, hyper, optimizer_settings(options.optimizer), mesh, ema=options.ema.decay > 0, base=base
     )
+
+
+def keeps_base(options: Options) -> bool:
+    """Whether the state holds a copy of the base: under adapters the frozen weights are the base."""
+    return options.objective.kl_to_base > 0 and not has_adapters(options.adapter)
 
 
 def abstract_around(
@@ -52,10 +61,11 @@ def abstract_around(
     mesh: Mesh,
     *,
     ema: bool = False,
+    base: Tree | None = None,
 ) -> TrainState:
     """The same around parameters that are given, as arrays or as shapes: moments are laid out like what they are of."""
     beside = jax.eval_shape(lambda trained, hyper: init_rest(trained, hyper, optimizer, ema=ema), trained, hyper)
-    shapes = TrainState(trained=trained, frozen=frozen, hyper=hyper, **beside)
+    shapes = TrainState(trained=trained, frozen=frozen, hyper=hyper, base=base or {}, **beside)
     return abstract_like(shapes, shardings_of(shapes, mesh))
 
 
@@ -76,7 +86,7 @@ def init_rest(trained: Tree, hyper: dict[str, Array], optimizer: OptimizerSettin
 
 
 def abstract_rest(abstract: TrainState) -> dict[str, Tree]:
-    """The description of what `init_rest` makes: all of the state but parameters and hyperparameters."""
+    """The description of what `init_rest` makes: all of the state but parameters, the base and hyperparameters."""
     names = (field.name for field in dataclasses.fields(abstract))
     return {name: getattr(abstract, name) for name in names if name not in _GIVEN}
 

@@ -96,6 +96,7 @@ CHECKS: dict[str, Check] = {
     "objective.normalize": _one_of(*NORMALIZE),
     "objective.label_smoothing": _BELOW_ONE,
     "objective.z_loss": _at_least(0),
+    "objective.kl_to_base": _at_least(0),
     "objective.neftune_alpha": _at_least(0),
     "objective.positions": _one_of("supervised", "all"),
     "objective.head_chunk_tokens": _at_least(0),
@@ -244,8 +245,8 @@ def _quantized(options: Options) -> list[str]:
 
 
 def _unread_frozen(options: Options, defaults: Defaults) -> list[str]:
-    default = defaults["precision.frozen"]
-    if options.precision.frozen == default or not trains_all_weights(options.adapter, options.trained):
+    default, read = defaults["precision.frozen"], bool(options.objective.kl_to_base)
+    if options.precision.frozen == default or read or not trains_all_weights(options.adapter, options.trained):
         return []
     return [
         f"--config.precision.frozen={options.precision.frozen} is of weights that are not trained, and here all are; "

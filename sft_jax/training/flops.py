@@ -20,7 +20,13 @@ PEAK_FLOPS = {
 
 
 def train_flops(
-    config: DecoderConfig, tokens: int, targets: int, sequence_length: int, *, train_weights: bool
+    config: DecoderConfig,
+    tokens: int,
+    targets: int,
+    sequence_length: int,
+    *,
+    train_weights: bool,
+    base_pass: bool = False,
 ) -> float:
     """Floating-point operations that one optimizer step needs, recomputation left out (as MFU is defined).
 
@@ -34,10 +40,11 @@ def train_flops(
         targets: slots that go through the head.
         sequence_length: of a sequence, in tokens.
         train_weights: True for full fine-tuning, False where the weights are frozen under adapters.
+        base_pass: whether the base predicts the same targets, for a divergence from it: one more forward pass.
     """
     layers, head = config.matmul_params()
-    passes = 6 if train_weights else 4
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * sequence_length
+    passes = (6 if train_weights else 4) + (2 if base_pass else 0)
+    attention = (16 if base_pass else 12) * config.num_layers * config.num_heads * config.head_dim * sequence_length
     return passes * (layers * tokens + head * targets) + attention * tokens
 
 

@@ -18,6 +18,7 @@ from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Sampler, prepare, 
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import variables
 from sft_jax.objectives import Settings, get_objective
+from sft_jax.objectives.kl import KL_TO_BASE
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.options import EvaluationOptions, ObjectiveOptions, Options, WeightOptions
 from sft_jax.preparation.run_data import Data
@@ -128,7 +129,8 @@ def _held_out_names(options: ObjectiveOptions, data: Data, vocab_size: int) -> s
     ]
     groups = slices_if_several(data.held_out.groups)
     by_group = {f"loss/{group or 'other'}" for group in groups.names} if groups else set()
-    return {f"held_out/{name}" for name in {*jax.eval_shape(objective, *shapes), *by_group}}
+    of_base = {KL_TO_BASE} if options.kl_to_base else set()
+    return {f"held_out/{name}" for name in {*jax.eval_shape(objective, *shapes), *by_group, *of_base}}
 
 
 def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int], None]) -> Iterator[dict]:

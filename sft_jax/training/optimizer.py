@@ -68,6 +68,7 @@ def hyperparameters(options: Options, warmup_steps: int, total_steps: int) -> Hy
         "ema_decay": options.ema.decay,
         "balance_loss": options.experts.balance_loss,
         "neftune_alpha": options.objective.neftune_alpha,
+        "kl_to_base": options.objective.kl_to_base,
     }
     for index, group in enumerate(parse_groups(optimizer.groups)):
         values[f"group_{index}_learning_rate_factor"] = group.learning_rate_factor

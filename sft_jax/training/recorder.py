@@ -52,6 +52,7 @@ class Recorder:
             options.batch.sequences * data.plan.sequence_targets,
             options.data.sequence_length,
             train_weights=not has_adapters(options.adapter),
+            base_pass=options.objective.kl_to_base > 0,
         )
         self._skipped: list[str] = []
         if log is not None and (workdir / SKIPPED).exists():

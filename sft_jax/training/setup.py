@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
@@ -19,7 +20,7 @@ from sft_jax.runs.adapting import adapter_spec, has_adapters, init_beside
 from sft_jax.runs.base import Base
 from sft_jax.runs.freezing import base_dtype, trained_predicate
 from sft_jax.sharding import data_shards
-from sft_jax.training.abstract import abstract_rest, abstract_state, init_rest, placed_as_described
+from sft_jax.training.abstract import abstract_rest, abstract_state, init_rest, keeps_base, placed_as_described
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, optimizer_settings
 from sft_jax.training.state import TrainState
@@ -99,6 +100,7 @@ def step_settings(options: Options, mesh: Mesh) -> StepSettings:
         micro_batches=parts,
         head_chunk=max(1, objective.head_chunk_tokens // at_once) if objective.head_chunk_tokens else 0,
         noise=objective.neftune_alpha > 0,
+        kl_to_base=objective.kl_to_base > 0,
         balance=options.experts.balance_loss > 0,
         seed=options.seed,
     )
@@ -128,7 +130,15 @@ def init_state(
     trained, frozen = split(tree, trained_predicate(options.adapter, options.trained, base.decoder.num_layers))
     if not has_adapters(options.adapter):  # the base was read in the dtype of what is trained
         frozen = jax.tree.map(lambda leaf: leaf.astype(options.precision.frozen), frozen)
-    return fresh_state(abstract, trained, frozen, hyper, optimizer_settings(options.optimizer))
+    kept = _copied(trained, options.precision.frozen) if keeps_base(options) else {}
+    return fresh_state(abstract, trained, frozen, hyper, optimizer_settings(options.optimizer), kept)
+
+
+def _copied(trained: Tree, dtype: str) -> Tree:
+    """Arrays of their own, where those of `trained` are: a step takes these over."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, trained)
+    copy = lambda tree: jax.tree.map(lambda leaf: jnp.copy(leaf).astype(dtype), tree)
+    return jax.jit(copy, out_shardings=shardings)(trained)
 
 
 def _fresh_adapters(
@@ -170,7 +180,12 @@ def _only(arrays: dict[str, jax.Array], paths: list[str]) -> dict[str, jax.Array
 
 
 def fresh_state(
-    abstract: TrainState, trained: Tree, frozen: Tree, hyper: dict[str, jax.Array], optimizer: OptimizerSettings
+    abstract: TrainState,
+    trained: Tree,
+    frozen: Tree,
+    hyper: dict[str, jax.Array],
+    optimizer: OptimizerSettings,
+    base: Tree | None = None,
 ) -> TrainState:
     """The state at step 0 that `abstract` describes, around its parameters; the rest is made where it lives.
 
@@ -178,8 +193,10 @@ def fresh_state(
         ValueError: these are not the parameters that it describes; names them.
     """
     ema = bool(abstract.ema)
-    trained, frozen = placed_as_described((abstract.trained, abstract.frozen), (trained, frozen))
+    trained, frozen, base = placed_as_described(
+        (abstract.trained, abstract.frozen, abstract.base), (trained, frozen, base or {})
+    )
     hyper = placed_as_described(abstract.hyper, hyper)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_rest(abstract))
     made = jax.jit(lambda trained, hyper: init_rest(trained, hyper, optimizer, ema=ema), out_shardings=shardings)
-    return TrainState(trained=trained, frozen=frozen, hyper=hyper, **made(trained, hyper))
+    return TrainState(trained=trained, frozen=frozen, hyper=hyper, base=base, **made(trained, hyper))

@@ -1,5 +1,6 @@
 """The training state: what is trained, what is frozen, moments, hyperparameters."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -26,6 +27,8 @@ class TrainState:
         skipped_in_a_row: int32 scalar, those since the last good step.
         ema: exponential moving average of `trained`, float32; empty where the run keeps none.
         effect: how many steps gave each part of `trained` a gradient, and an update; see `effect.py`.
+        base: what `trained` was in the base, where the loss has a divergence from it; else, and under adapters, empty.
+            Like the frozen part it is in no checkpoint.
     """
 
     step: Leaf
@@ -37,6 +40,7 @@ class TrainState:
     skipped_in_a_row: Leaf
     ema: Tree
     effect: dict[str, Leaf]
+    base: Tree = dataclasses.field(default_factory=dict)
 
 
 def saved_arrays(state: TrainState) -> Tree:
@@ -46,7 +50,7 @@ def saved_arrays(state: TrainState) -> Tree:
 
 
 def with_saved(state: TrainState, arrays: Tree) -> TrainState:
-    """The state with what a checkpoint holds; frozen parameters and hyperparameters are kept."""
+    """The state with what a checkpoint holds; frozen parameters, the base and hyperparameters are kept."""
     restored = dict(arrays)
     constants = restored.pop(CONSTANTS, {})
     return state.replace(frozen={**state.frozen, **constants}, **restored)

@@ -16,12 +16,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from sft_jax.models import adapters
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.experts import ROUTING, Routing, total_routing
 from sft_jax.models.variables import head_weights, merge, split, variables
 from sft_jax.objectives import Objective, Settings
 from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.head import gather_targets, over_chunks
+from sft_jax.objectives.kl import KL_TO_BASE, kl_divergence, with_kl
 from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice
 from sft_jax.sharding import batch_sharding, shardings_of
 from sft_jax.training.effect import counted, squares
@@ -47,6 +49,7 @@ class StepSettings:
         micro_batches: parts into which the global batch is split, one after the other.
         head_chunk: target slots of a sequence that go through the head at a time; 0 takes all.
         noise: embeddings get noise.
+        kl_to_base: the divergence from the base is part of the loss.
         balance: the loss that spreads tokens over experts, where there are some, is part of the gradient.
         slices: slices of the data whose loss is measured apart; 0 for none. Batches then say of each target which.
         seed: of dropout, noise and stochastic rounding.
@@ -59,6 +62,7 @@ class StepSettings:
     micro_batches: int = 1
     head_chunk: int = 0
     noise: bool = False
+    kl_to_base: bool = False
     balance: bool = False
     slices: int = 0
     seed: int = 0
@@ -104,28 +108,64 @@ def loss_sums(
     """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and how it was routed."""
     hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden = gather_targets(hidden, batch["target_slots"])
+    frozen = {"head": frozen_head_weights(trained, state)}
+    more = {"slices": batch["slices"]} if settings.slices else {}
+    base = _of_base(model) if settings.kl_to_base else None
+    if base is not None:
+        with jax.named_scope("base"):
+            more["base_hidden"] = gather_targets(base_hidden_states(base, state, batch), batch["target_slots"])
+        frozen |= {"base_head": head_weights(base_variables(state)), KL_TO_BASE: state.hyper[KL_TO_BASE]}
 
-    objective = functools.partial(settings.objective, settings=settings.objective_settings)
-
-    def head_objective(trained_head, frozen_head, hidden, targets, weights, *slices):
-        logits = model.apply(merge(trained_head, frozen_head), hidden, method="head")
+    def head_objective(trained_head, frozen, hidden, targets, weights, *of_slots):
+        of_slots = dict(zip(more, of_slots, strict=True))
+        logits = model.apply(merge(trained_head, frozen["head"]), hidden, method="head")
+        objective = functools.partial(settings.objective, settings=settings.objective_settings)
+        if base is not None:
+            base_logits = base.apply(frozen["base_head"], of_slots["base_hidden"], method="head")
+            divergence = kl_divergence(base_logits, logits)
+            objective = _near_base(objective, divergence, frozen[KL_TO_BASE])
         metrics = objective(logits, targets, weights)
-        if slices:
-            metrics[LOSS_BY_SLICE] = loss_by_slice(objective, logits, targets, weights, *slices, settings.slices)
+        if settings.slices:
+            by_slice = loss_by_slice(objective, logits, targets, weights, of_slots["slices"], settings.slices)
+            metrics[LOSS_BY_SLICE] = by_slice
         return metrics
 
     with jax.named_scope("head_and_loss"):
         metrics = over_chunks(
             head_objective,
             head_weights(trained),
-            frozen_head_weights(trained, state),
+            frozen,
             hidden,
             batch["targets"],
             batch["weights"],
             settings.head_chunk,
-            (batch["slices"],) if settings.slices else (),
+            tuple(more.values()),
         )
     return metrics, routing
+
+
+def _near_base(objective: Callable, divergence: Array, factor: Array) -> Callable:
+    """The objective, of (logits, targets, weights), with the divergence from the base in its loss."""
+    return lambda logits, targets, weights: with_kl(objective(logits, targets, weights), divergence, weights, factor)
+
+
+def _of_base(model: Decoder) -> Decoder:
+    """The decoder of the base: no adapter, and no bound on experts, which measuring never has."""
+    return model.clone(config=dataclasses.replace(model.config, expert_capacity=0.0), adapter=None)
+
+
+def base_variables(state: TrainState) -> Tree:
+    """The parameters of the base: what is frozen, and what the state keeps of what is trained."""
+    params = {kind: tree for kind, tree in state.frozen.items() if kind != adapters.COLLECTION}
+    return merge(state.base, params)
+
+
+def base_hidden_states(base: Decoder, state: TrainState, batch: Tree) -> Array:
+    """Hidden states of the base, without gradient, dropout or noise."""
+    hidden, _ = base.apply(
+        base_variables(state), batch["tokens"], batch["positions"], batch["segment_ids"], method="hidden"
+    )
+    return jax.lax.stop_gradient(hidden)
 
 
 def frozen_head_weights(trained: Tree, state: TrainState) -> Tree:

@@ -36,6 +36,12 @@ def test_by_hand(layers, train_weights, expected):
     assert train_flops(decoder(layers), 256, 100, 64, train_weights=train_weights) == expected
 
 
+def test_a_pass_of_the_base_costs_as_much_as_a_forward_pass():
+    """2 operations a weight and token, and 4 of the 12 of attention."""
+    one, two = (train_flops(decoder(1), 256, 100, 64, train_weights=True, base_pass=base) for base in (False, True))
+    assert two - one == 2 * (147_456 * 256 + 65_536 * 100) + 4 * 128 * 64 * 256
+
+
 def test_against_the_compiler():
     """One more unrolled layer costs what we say, to 5 % (norms, softmax and rotation are not counted)."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 512, (4, 64)), jnp.int32)
