@@ -156,6 +156,9 @@ def get_config(arg: str = "full") -> ConfigDict:
 
     config.evaluation = ConfigDict()
     config.evaluation.every = "100 steps"  # and at the start and the end
+    # The run ends after so many evaluations in a row without a better config.checkpoint.best_metric; 0: never early.
+    # The schedule of the learning rate knows nothing of that: "constant" suits it.
+    config.evaluation.patience = 0
     config.evaluation.batch_sequences = 8  # rounded up so that the mesh divides it
     config.evaluation.samples = 3  # answers to held-out prompts shown in TensorBoard; 0: none
     config.evaluation.sample_tokens = 128  # of an answer, at most

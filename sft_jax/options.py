@@ -221,6 +221,7 @@ class EvaluationOptions:
     """`config.evaluation`: when and how a run measures itself, and what the methods beside it do."""
 
     every: str
+    patience: int
     batch_sequences: int
     samples: int
     sample_tokens: int

@@ -27,7 +27,8 @@ def main(_: list[str]) -> None:
         print("Start the same command again to continue.")
         sys.exit(128 + result.interrupted)
     scores = "  ".join(f"{name} {value:.4f}" for name, value in sorted(result.metrics.items()))
-    print(f"Finished {result.step} steps. {scores}")
+    early = f", of {result.total_steps}" if result.stopped_early else ""
+    print(f"Finished {result.step} steps{early}. {scores}")
     print(f"Run directory: {workdir}\nWatch: tensorboard --logdir {workdir}")
 
 

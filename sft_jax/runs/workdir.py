@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "log",
     "loader",
     "checkpoint.keep_last",
+    "evaluation.patience",  # where a run ends; none of its steps
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 

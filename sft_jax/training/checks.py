@@ -128,6 +128,7 @@ CHECKS: dict[str, Check] = {
     "execution.layer_layout": _one_of("auto", "scan", "unrolled"),
     "execution.remat": _one_of("auto", *REMAT_POLICIES),
     "execution.attention": _one_of(*ATTENTION_BACKENDS),
+    "evaluation.patience": _at_least(0),
     "evaluation.batch_sequences": _at_least(1),
     "evaluation.samples": _at_least(0),
     "evaluation.sample_tokens": _at_least(1),
@@ -201,6 +202,15 @@ def _ema(options: Options) -> list[str]:
     if not options.ema.evaluate or options.ema.decay:
         return []
     return ["--config.ema.evaluate=True: there is no average to evaluate; give --config.ema.decay=0.999, for example"]
+
+
+def _patience(options: Options) -> list[str]:
+    if not options.evaluation.patience or options.checkpoint.best_metric:
+        return []
+    return [
+        f"--config.evaluation.patience={options.evaluation.patience}: there is no metric by which an evaluation is "
+        "better; give --config.checkpoint.best_metric=held_out/nll, for example"
+    ]
 
 
 def _groups(options: Options) -> list[str]:
@@ -347,6 +357,7 @@ UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
 TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _schedule_free,
     _ema,
+    _patience,
     _groups,
     _trained_weights,
     _quantized,

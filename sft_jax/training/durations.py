@@ -95,13 +95,19 @@ def timetable(options: Options, plan: PackPlan, *, measures: bool) -> Timetable:
             so each of them is saved then.
 
     Raises:
-        ValueError: see `in_steps`.
+        ValueError: see `in_steps`; or the run is to end early, and nothing is measured before its end.
     """
     total = run_steps(options.duration, plan)
+    evaluate_every = in_steps(options.evaluation.every, "evaluation.every", plan)
+    if options.evaluation.patience and not evaluate_every:
+        raise ValueError(
+            f"--config.evaluation.patience={options.evaluation.patience}: with --config.evaluation.every="
+            f"{options.evaluation.every!r} nothing is measured before the end; give '100 steps', for example"
+        )
     return Timetable(
         total_steps=total,
         warmup_steps=in_steps(options.optimizer.warmup, "optimizer.warmup", plan, total),
-        evaluate_every=in_steps(options.evaluation.every, "evaluation.every", plan),
+        evaluate_every=evaluate_every,
         save_every=in_steps(options.checkpoint.every, "checkpoint.every", plan),
         saves_evaluated=measures and bool(options.checkpoint.best_metric),
     )

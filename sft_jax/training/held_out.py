@@ -94,10 +94,16 @@ def check_best_metric(options: Options, data: Data, vocab_size: int, evaluators:
         evaluators: their names.
 
     Raises:
-        ValueError: it is not measured; says what is.
+        ValueError: it is not measured; says what is. Or nothing is, and the run is to end when it gets no better.
     """
-    name = options.checkpoint.best_metric
-    if not name or (data.held_out is None and not evaluators):
+    name, patience = options.checkpoint.best_metric, options.evaluation.patience
+    measures = data.held_out is not None or bool(evaluators)
+    if patience and not measures:
+        raise ValueError(
+            f"--config.evaluation.patience={patience}: nothing is measured that could get better; give "
+            "--config.data.held_out"
+        )
+    if not name or not measures:
         return
     if not name.startswith(tuple(f"{evaluator}/" for evaluator in evaluators)):
         measured = _held_out_names(options.objective, data, vocab_size)

@@ -31,6 +31,7 @@ from sft_jax.runs.base import Base, base_of
 from sft_jax.runs.checkpoints import Checkpoints, RunPosition
 from sft_jax.runs.metric_log import FILE, MetricLog, read_metrics
 from sft_jax.sharding import make_mesh, platform_of, put_batch, sequences_here
+from sft_jax.training.best import BestEvaluation
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import timetable
 from sft_jax.training.effect import EffectWatch
@@ -56,12 +57,16 @@ class RunResult:
         total_steps: steps that the run has in all.
         metrics: the latest evaluation, `held_out/…` and what evaluators gave.
         interrupted: the signal that ended it early; None if it came to its end.
+        stopped_early: whether `evaluation.patience` made an earlier step its end.
+        best_step: at which `checkpoint.best_metric` was best, 0 for before the first; None where it was not measured.
     """
 
     step: int
     total_steps: int
     metrics: dict[str, float]
     interrupted: int | None = None
+    stopped_early: bool = False
+    best_step: int | None = None
 
 
 def run(
@@ -139,8 +144,12 @@ def run(
         kept = options.checkpoint
         checkpoints = Checkpoints(workdir, kept.keep_last, kept.best_metric, kept.best_is)
         done = checkpoints.latest()
-        if done == times.total_steps and checkpoints.is_whole(done):
-            return _finished(config, done, checkpoints, workdir, console)
+        with agreed():  # all have read the log before one of them writes it
+            history = _history(workdir, done)
+        best = BestEvaluation(options, history)
+        finished = done is not None and (done == times.total_steps or best.is_final())
+        if finished and checkpoints.is_whole(done):
+            return _finished(config, done, times.total_steps, best, checkpoints, workdir, console)
         with agreed():
             workdirs.write_data_report(workdir, data.report.numbers)
             workdirs.record_environment(workdir, fingerprints, base.origin, devices, config)
@@ -162,15 +171,15 @@ def run(
                 _check_position(checkpoints.position(done), planned_position(done), workdir)
             arrays = checkpoints.restore(done, saved_arrays(state), model.execution.layer_layout, mesh)
             state = with_saved(state, arrays)
-            if done == times.total_steps:  # its last checkpoint had no digests; restoring it has shown that it is whole
-                return _finished(config, done, checkpoints, workdir, console)
+            if finished:  # its last checkpoint had no digests; restoring it has shown that it is whole
+                return _finished(config, done, times.total_steps, best, checkpoints, workdir, console)
             console.print(f"Continuing {workdir} after step {done} of {times.total_steps}.")
 
         # ---- Log ---------------------------------------------------------------------------------------------------
         with agreed():
             resume_step = -1 if done is None else done
             log = MetricLog(workdir, resume_step) if first_process else None
-            recorder = Recorder(options, data, model, devices, workdir, log, resume_step)
+            recorder = Recorder(options, data, model, devices, workdir, log, resume_step, history)
         if log is not None:
             open_things.callback(log.close)
         open_things.callback(checkpoints.close)
@@ -204,6 +213,7 @@ def run(
         if done is None:
             latest, texts = evaluate(state, show_evaluation)
             recorder.evaluation_at_start(latest, texts)
+            best.observe(0, latest)
             with agreed():
                 refuse_unmeasured(options.checkpoint.best_metric, sorted(latest))
         recorder.start_clock()
@@ -232,8 +242,12 @@ def run(
             recorder.stop_clock()
             if evaluating:
                 latest, texts = evaluate(state, show_evaluation)
-                scalars = latest
+                latest |= recorder.gap(metrics, latest)
+                best.observe(step, latest)
+                scalars = latest | best.counted()
                 recorder.texts(step, texts)
+                last = last or best.is_final()
+                saving = saving or last
             bar.update(step, recorder.record(*pending, scalars))
             pending = None
             if last:
@@ -242,9 +256,31 @@ def run(
             if saving:
                 checkpoints.save(step, saved_arrays(state), planned_position(step), scalars)
             recorder.start_clock()
-            if stopping and not last:
-                return RunResult(step, times.total_steps, latest, stop.signal or signal.SIGTERM)
-        return RunResult(step, times.total_steps, latest)
+            if last:
+                break
+            if stopping:
+                result = RunResult(step, times.total_steps, latest, stop.signal or signal.SIGTERM)
+                return dataclasses.replace(result, best_step=best.step)
+        stopped_early = step < times.total_steps
+        if stopped_early:
+            recorder.text(step, "early_stopping", best.reason(step, times.total_steps))
+        _show_end(console, step, times.total_steps, best)
+        return RunResult(step, times.total_steps, latest, stopped_early=stopped_early, best_step=best.step)
+
+
+def _history(workdir: epath.Path, done: int | None) -> list[dict]:
+    """The lines of the log up to a checkpoint; those after it are of steps that are taken again."""
+    if done is None or not (workdir / FILE).exists():
+        return []
+    return [line for line in read_metrics(workdir / FILE) if line["step"] <= done]
+
+
+def _show_end(console: Console, step: int, total_steps: int, best: BestEvaluation) -> None:
+    """Why it ended, if early, and which evaluation was best."""
+    if step < total_steps:
+        console.print(best.reason(step, total_steps), soft_wrap=True, highlight=False)
+    if text := best.text(total_steps):
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 def _load(options: Options, device_count: int, console: Console) -> Data:
@@ -259,13 +295,28 @@ def _show(data: Data, fail_on: str, console: Console) -> None:
 
 
 def _finished(
-    config: ml_collections.ConfigDict, done: int, checkpoints: Checkpoints, workdir: epath.Path, console: Console
+    config: ml_collections.ConfigDict,
+    done: int,
+    total_steps: int,
+    best: BestEvaluation,
+    checkpoints: Checkpoints,
+    workdir: epath.Path,
+    console: Console,
 ) -> RunResult:
     """Nothing is left to do."""
     checkpoints.close()
-    console.print(f"{workdir} holds the finished run: all {done} steps are done.")
+    stopped_early = done < total_steps
+    if stopped_early:
+        console.print(f"{workdir} holds the finished run.", soft_wrap=True)
+    else:
+        console.print(f"{workdir} holds the finished run: all {done} steps are done.")
+    _show_end(console, done, total_steps, best)
+    if stopped_early:
+        more = "To go on with it all the same: a larger --config.evaluation.patience, or 0."
+        console.print(more, soft_wrap=True, highlight=False)
     console.print(workdirs.more_training(workdir, config.to_dict()).strip(), soft_wrap=True)
-    return RunResult(done, done, _last_evaluation(workdir))
+    metrics = _last_evaluation(workdir)
+    return RunResult(done, total_steps, metrics, stopped_early=stopped_early, best_step=best.step)
 
 
 def _last_evaluation(workdir: epath.Path) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import trains_all_weights
 from sft_jax.runs.metric_log import MetricLog
 from sft_jax.training.flops import peak_flops, train_flops
+from sft_jax.training.gap import LOSS_WEIGHT, Gap
 
 SKIPPED = "skipped_steps.jsonl"
 STEP_METRICS = ("train/", "progress/", "speed/")  # what every step measures; the rest is from evaluations
@@ -40,8 +41,20 @@ class Recorder:
         workdir: epath.Path,
         log: MetricLog | None,
         resume_step: int = -1,
+        history: Sequence[Mapping[str, Any]] = (),
     ):
-        """Prepares the recorder; skipped steps noted after `resume_step` (see `MetricLog`) are forgotten."""
+        """Prepares the recorder.
+
+        Args:
+            options: of the run.
+            data: of the run.
+            model: as it is trained.
+            devices: of the run.
+            workdir: run directory.
+            log: where metrics are written; None on all processes but one.
+            resume_step: see `MetricLog`; skipped steps noted after it are forgotten.
+            history: the lines of the log up to `resume_step`.
+        """
         self._options, self._plan, self._log, self._workdir = options, data.plan, log, workdir
         # How much work a step needs where some of the weights are frozen is not worked out: no MFU then.
         known = has_adapters(options.adapter) or trains_all_weights(options.adapter, options.trained)
@@ -54,6 +67,7 @@ class Recorder:
             train_weights=not has_adapters(options.adapter),
             base_pass=options.objective.kl_to_base > 0,
         )
+        self._gap = Gap(history)
         self._skipped: list[str] = []
         if log is not None and (workdir / SKIPPED).exists():
             before = (workdir / SKIPPED).read_text().splitlines(keepends=True)
@@ -81,30 +95,44 @@ class Recorder:
         Raises:
             DivergedError: the steps skipped in a row reached `optimizer.max_skipped_in_a_row`.
         """
-        pairs = jax.device_get(metrics)
-        by_source = pairs.pop(LOSS_BY_SLICE, None)
-        values = {name: float(total) / max(float(count), 1e-12) for name, (total, count) in pairs.items()}
+        line = self._line(jax.device_get(metrics))
         now = time.perf_counter()
         seconds, self._clock = (now if self._stopped is None else self._stopped) - self._clock, now
         self._stopped = None
-        in_a_row = int(values.pop("skipped_in_a_row"))
-        if values["skipped"]:
+        in_a_row = int(line.pop("train/skipped_in_a_row"))
+        if line["train/skipped"]:
             self._note_skipped(step)
         speeds = self._speeds(step, seconds)
-        if self._log is not None and (evaluation or step % self._options.log.every == 0):
-            values |= means_by_slice("loss", self._plan.sources, by_source)
-            train = {f"train/{name}": value for name, value in values.items()}
-            self._log.scalars(step, train | (evaluation or {}) | self._progress(step) | speeds)
+        if evaluation or step % self._options.log.every == 0:
+            line |= evaluation or {}
+            self._gap.add(line)
+            if self._log is not None:
+                self._log.scalars(step, line | self._progress(step) | speeds)
         if in_a_row >= self._options.optimizer.max_skipped_in_a_row:
             with agreed():  # all of them count the same
                 self._stop_diverged(step, in_a_row)
         return figures(
             (
-                ("loss", f"{values['loss']:.4f}"),
+                ("loss", f"{line['train/loss']:.4f}"),
                 ("", f"{speeds['speed/tokens_per_second']:,.0f} tok/s"),
                 ("", f"({speeds['speed/supervised_tokens_per_second']:,.0f} supervised)"),
             )
         )
+
+    def gap(self, metrics: Any, evaluation: Mapping[str, float]) -> dict[str, float]:
+        """`held_out/gap` of an evaluation after the step of these metrics, which is recorded after it; see `Gap`."""
+        return self._gap.at(self._line(jax.device_get(metrics)), evaluation)
+
+    def _line(self, pairs: Mapping[str, Any]) -> dict[str, float]:
+        """What is logged of the metrics of a step."""
+        by_source = pairs.get(LOSS_BY_SLICE)
+        means = {
+            name: float(total) / max(float(count), 1e-12)
+            for name, (total, count) in pairs.items()
+            if name != LOSS_BY_SLICE
+        }
+        means |= means_by_slice("loss", self._plan.sources, by_source)
+        return {f"train/{name}": value for name, value in means.items()} | {LOSS_WEIGHT: float(pairs["loss"][1])}
 
     def _stop_diverged(self, step: int, in_a_row: int) -> None:
         self.flush()

@@ -13,7 +13,18 @@ DRIFT = ("exports/test_model.py", "test_a_drift_beyond_the_tolerance_is_met_as_a
 FORMAT = ("exports/test_model.py", "test_a_format_that_does_not_fit_is_refused_by_one_that_does")
 GIVEN = ("training/test_given.py", "test_what_is_refused_is_made_anew_as_advised")
 SHORT_RUNS = ("training/test_run_findings.py", "test_what_a_run_would_not_do_is_said_and_what_is_advised_does_it")
+PATIENCE, WITHOUT = "training/test_early_stopping.py", "test_patience_without_anything_to_wait_for_is_refused"
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
+    ("sft_jax/training/checks.py", "give --config.checkpoint.best_metric=held_out/nll"): (PATIENCE, WITHOUT),
+    ("sft_jax/training/durations.py", "nothing is measured before the end; give '100 steps'"): (PATIENCE, WITHOUT),
+    ("sft_jax/training/held_out.py", "nothing is measured that could get better; give --config.data.held_out"): (
+        PATIENCE,
+        "test_patience_without_held_out_data_is_refused",
+    ),
+    ("sft_jax/training/loop.py", "To go on with it all the same: a larger --config.evaluation.patience"): (
+        PATIENCE,
+        "test_more_patience_goes_on_as_advised",
+    ),
     ("sft_jax/audit/checks/sizes.py", "drop_leading_answers"): (
         "preparation/test_dropped_advice.py",
         "test_conversations_cut_out_of_longer_ones",

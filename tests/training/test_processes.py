@@ -155,6 +155,17 @@ def test_a_checkpoint_of_shared_rows_goes_on_elsewhere(root, one_process):
     assert_same(history(workdir), one_process("dense"))
 
 
+@pytest.mark.slow
+def test_all_end_early_together_and_find_that_they_have(root):
+    """Process 0 decides; larger is said to be better, so that no evaluation is."""
+    overrides = OVERRIDES | {"duration": "10 steps", "checkpoint.best_is": "max", "evaluation.patience": 2}
+    workdir = root / "dense" / "early"
+    for _ in range(2):
+        ends = start(root / "dense", workdir, 2, 1, overrides=overrides)
+        assert [end["step"] for end in ends] == [4, 4]
+        assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == list(range(5))
+
+
 def claimed(root: Path, name: str) -> Path:
     """A directory that holds the config of the run."""
     workdir = epath.Path(root / "dense" / name)

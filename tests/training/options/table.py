@@ -96,6 +96,7 @@ FIELDS: dict[str, tuple] = {
     "execution.remat": ("auto", "none", "full", "dots", "dots_no_batch"),
     "execution.attention": ("blocked", "whole"),
     "evaluation.every": ("1 steps", "0 steps"),
+    "evaluation.patience": (0, 2),  # 2: no combination ends before its second step
     "evaluation.batch_sequences": (8, 4),
     "evaluation.samples": (0, 1),
     "checkpoint.every": ("1 steps", "0 steps"),
@@ -303,6 +304,13 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
     (  # ("attention/query",) is what that adapter has
         {"adapter.initial": (_INITIAL,), "adapter.targets": (("embedding",), ("head",), (".*",))},
         r"--config\.adapter\.targets=",
+    ),
+    ({"evaluation.patience": (2,), "checkpoint.best_metric": ("",)}, r"--config\.evaluation\.patience=2"),
+    ({"evaluation.patience": (2,), "evaluation.every": ("0 steps",)}, r"--config\.evaluation\.patience=2"),
+    # With a metric of held-out data, and with none, another rule refuses an evaluator's alone.
+    (
+        {"evaluation.patience": (2,), "data.held_out": ("",)},
+        r"--config\.(evaluation\.patience=2|checkpoint\.best_metric='held_out/nll')",
     ),
     (
         {"data.held_out": ("",), "evaluators": ("given",), "checkpoint.best_metric": ("held_out/nll",)},
