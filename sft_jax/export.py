@@ -26,6 +26,9 @@ _DTYPE = flags.DEFINE_enum(
     "Of the weights; source: as the base checkpoint's config says. An adapter is float32 by default.",
 )
 _WEIGHTS = flags.DEFINE_enum("weights", "trained", ["trained", "ema"], "Result of training, or the average it kept.")
+_MIX = flags.DEFINE_float(
+    "mix", 1.0, "Of a run: base + mix x (result - base); 1: the result, 0: the base (WiSE-FT).", 0.0, 1.0
+)
 _SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Largest file of weights, in 1e9 bytes.", lower_bound=1e-6)
 _MAX_DRIFT = flags.DEFINE_float(
     "max_drift",
@@ -56,7 +59,7 @@ def main(_: list[str]) -> None:
     commands.start_jax()
     out, console = epath.Path(_OUT.value), Console()
     check_free(out, _FORCE.value)
-    source = open_source(_CHECKPOINT.value, _WEIGHTS.value)
+    source = open_source(_CHECKPOINT.value, _WEIGHTS.value, _MIX.value)
     check_format(source, _FORMAT.value)
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh), ProgressBars(console) as progress:

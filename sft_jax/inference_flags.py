@@ -18,6 +18,9 @@ MATMUL = flags.DEFINE_enum("matmul", "bfloat16", ["bfloat16", "float32"], "dtype
 WEIGHTS = flags.DEFINE_enum(
     "weights", "trained", ["trained", "ema"], "Of a run: the result of training, or the average it kept (config.ema)."
 )
+MIX = flags.DEFINE_float(
+    "mix", 1.0, "Of a run: base + mix x (result - base); 1: the result, 0: the base (WiSE-FT).", 0.0, 1.0
+)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token each time.", lower_bound=0.0)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: from all.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the most likely tokens up to this probability.", 0.0, 1.0)
@@ -27,7 +30,7 @@ def load(source: str, mesh):
     """The model that `source` names, as the flags ask for it."""
     from sft_jax.runs.restore import load_for_inference  # after the flags are checked
 
-    return load_for_inference(source, mesh, MATMUL.value, WEIGHTS.value, MAX_POSITIONS.value)
+    return load_for_inference(source, mesh, MATMUL.value, WEIGHTS.value, MAX_POSITIONS.value, MIX.value)
 
 
 def sampling():

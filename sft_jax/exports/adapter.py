@@ -14,7 +14,7 @@ from sft_jax.exports import hf_files
 from sft_jax.exports.directory import GOLDEN, ExportError, files_in, filled
 from sft_jax.exports.golden import Golden, golden_logits, golden_of
 from sft_jax.exports.model import TOLERANCES, Exported, Logits, ProgressFor
-from sft_jax.exports.model_card import model_card
+from sft_jax.exports.model_card import mix_note, model_card
 from sft_jax.exports.proof import Drift, check_drift, check_files, check_finite, drift
 from sft_jax.exports.source import ExportSource, check_format, source_directory
 from sft_jax.models import adapters
@@ -24,6 +24,7 @@ from sft_jax.models.peft_adapters import peft_adapter, settings_of
 from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.models.variables import scaled_adapters
 from sft_jax.runs.base import open_run
+from sft_jax.runs.mix import mixed_options
 from sft_jax.sources.locate import SHORT_NAMES
 from sft_jax.sources.peft import CONFIG, PREFIX, WEIGHTS, is_peft_directory, open_peft_adapter
 from sft_jax.sources.safetensors_writer import PendingTensor, write_safetensors
@@ -58,7 +59,7 @@ def export_adapter(
     check_format(source, "peft")
     dtype = "float32" if dtype == "source" else dtype
     golden = golden_of(source.tokenizer, source.decoder.max_positions)
-    settings = settings_of(source.run.options.adapter)
+    settings = settings_of(mixed_options(source.run.options.adapter, source.mix))
     name, revision = _base(source)
     with filled(out, force) as staging:
         variables = source.variables(mesh)
@@ -156,6 +157,8 @@ def _notes(source: ExportSource, dtype: str, measured: Drift) -> list[str]:
         notes.append("PiSSA is written as a LoRA of twice the rank beside the unchanged base model.")
     if source.run.options.precision.quantized != "none":
         notes.append(f"It was trained beside weights in few bits ({source.run.options.precision.quantized}).")
+    if source.mix != 1:
+        notes.append(f"{mix_note(source.mix)} Its alpha is that factor times the run's.")
     known = source.run.options.model.max_positions
     if known:
         notes.append(

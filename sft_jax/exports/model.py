@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from sft_jax.exports import hf_files
 from sft_jax.exports.directory import GOLDEN, ExportError, files_in, filled
 from sft_jax.exports.golden import Golden, golden_logits, golden_of
-from sft_jax.exports.model_card import model_card
+from sft_jax.exports.model_card import mix_note, model_card
 from sft_jax.exports.proof import Drift, check_drift, check_files, check_weights, drift
 from sft_jax.exports.source import ExportSource, merged_weights, source_directory
 from sft_jax.models.config import Execution
@@ -177,7 +177,9 @@ def _megabytes(num_bytes: int) -> int:
 
 def _notes(source: ExportSource, dtype: str, measured: Drift) -> list[str]:
     merged = [] if source.adapter is None else [f"Merged in float32: {source.adapter}."]
+    mixed = [mix_note(source.mix)] if source.mix != 1 else []
     return [
+        *mixed,
         *merged,
         f"Weights in {dtype}.",
         f"Logits along the golden conversation, before and after: at most {measured.logits:.3g} apart "

@@ -36,6 +36,11 @@ def model_card(source: ExportSource, golden: Golden, kind: str, notes: list[str]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def mix_note(mix: float) -> str:
+    """What weights between a base and a result are, in a line."""
+    return f"Weights between the base and the result of the run: base + {mix:g} x (result - base)."
+
+
 def _front_matter(source: ExportSource, kind: str) -> str:
     fields = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": "text-generation"}
     if _is_hub_name(source.base.name):
@@ -52,7 +57,8 @@ def _is_hub_name(name: str) -> bool:
 def _title(source: ExportSource) -> str:
     if source.run is None:
         return PurePath(source.name).name
-    return f"{source.run.directory.name}, step {source.run.step}"
+    mixed = "" if source.mix == 1 else f", mix {source.mix:g}"
+    return f"{source.run.directory.name}, step {source.run.step}{mixed}"
 
 
 def _origin(source: ExportSource) -> str:
@@ -67,7 +73,8 @@ def _origin(source: ExportSource) -> str:
         lines.append(f"Trained with: {', '.join(f'{n} {v}' for n, v in environment['packages'].items())}")
         if commit := environment["git"].get("commit"):
             lines.append(f"Code: commit `{commit}`" + (", changed since" if environment["git"]["modified"] else ""))
-        lines.append(f"Weights: {'an average over the steps' if source.weights == 'ema' else 'of the last step'}")
+        kind = "an average over the steps" if source.weights == "ema" else "of the last step"
+        lines.append(f"Weights: {kind}" + ("" if source.mix == 1 else f", mixed with the base's by {source.mix:g}"))
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -18,6 +18,7 @@ from sft_jax.models.config import AdapterSpec, DecoderConfig
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.storing import WeightMaker
 from sft_jax.models.variables import merge_adapters
+from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.base import Base, FinishedRun, load_base_tokenizer, open_base, open_run
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
@@ -52,6 +53,11 @@ class ExportSource:
         """The adapter beside the weights; None where there is none."""
         return None if self.run is None else self.run.adapter
 
+    @property
+    def mix(self) -> float:
+        """1 for the result of the run; less for weights between it and its base."""
+        return 1.0 if self.run is None else self.run.mix
+
     def variables(self, mesh: Mesh) -> Tree:
         """Parameters, with adapters beside them, in the unrolled layout."""
         if self.run is not None:
@@ -59,22 +65,26 @@ class ExportSource:
         return {"params": self.base.params("unrolled", "float32", mesh)}
 
 
-def open_source(source: str, weights: str = "trained") -> ExportSource:
+def open_source(source: str, weights: str = "trained", mix: float = 1.0) -> ExportSource:
     """What `source` names; no array is read yet.
 
     Args:
         source: a run directory, with `:best`, `:latest` (the default) or `:<step>`, or a pretrained source.
         weights: of a run: `trained`, or `ema` for the average that it kept.
+        mix: of a run: 1 for its result, 0 for its base, or what lies between them.
 
     Raises:
-        ValueError: there is no such run, checkpoint or source, or a pretrained source is asked for an average.
+        ValueError: there is no such run, checkpoint or source, or a pretrained source is asked for an average or a mix;
+            or a mix that is not between 0 and 1.
     """
-    run = open_run(source)
+    run = open_run(source, mix)
     tokenizer = load_base_tokenizer(source)
     if run is not None:
         return ExportSource(run.name, run.base, run, tokenizer, weights)
     if weights != "trained":
         raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
+    if mix != 1:
+        raise ValueError(f"--mix={mix} is for runs, and {source} is a pretrained checkpoint")
     return ExportSource(source, open_base(source), None, tokenizer, weights)
 
 
@@ -88,14 +98,23 @@ def check_format(source: ExportSource, kind: str) -> None:
     Raises:
         ExportError: it does not; says which do.
     """
-    if source.adapter is not None and kind == "hf":
+    adapted = source.run is not None and has_adapters(source.run.options.adapter)
+    if adapted and kind == "hf":
         alone = "" if source.base.new_token_ids else "--format=peft for the adapter alone, or "
         raise ExportError(
-            f"{source.name} is trained beside frozen weights ({source.adapter}): give {alone}--format=merged for the "
-            "whole model"
+            f"{source.name} is trained beside frozen weights ({source.adapter or source.run.options.adapter.method}): "
+            f"give {alone}--format=merged for the whole model"
         )
-    if source.adapter is None and kind != "hf":
+    if not adapted and kind != "hf":
         raise ExportError(f"{source.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")
+    if kind == "peft" and source.mix == 0:
+        raise ExportError(f"{source.name} is its base, without an adapter for --format=peft; give --format=merged")
+    if kind == "peft" and source.adapter is None:
+        method = source.run.options.adapter.method
+        raise ExportError(
+            f"{source.name}: a part of the update of a {method} adapter is no {method} adapter, as --format=peft would "
+            "write one; give --format=merged"
+        )
     if kind == "peft" and source.base.new_token_ids:
         raise ExportError(
             f"{source.name} has embeddings of new tokens, which --format=peft does not hold; give --format=merged"

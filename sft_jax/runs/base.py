@@ -25,10 +25,11 @@ from sft_jax.models.peft_loading import load_peft_adapter
 from sft_jax.models.variables import merge, merge_adapters, scaled_adapters, split, variables
 from sft_jax.models.vocabulary import add_new_tokens, grown, resized, with_new_tokens
 from sft_jax.options import ModelOptions, WeightOptions, weight_options
-from sft_jax.runs.adapting import adapter_hyperparameters, adapter_spec
+from sft_jax.runs.adapting import adapter_hyperparameters, adapter_spec, has_adapters
 from sft_jax.runs.averages import for_use, parts_of
 from sft_jax.runs.checkpoints import CONSTANTS, DIRECTORY, Checkpoints
 from sft_jax.runs.freezing import saved_shapes, trained_predicate, trains_all_weights
+from sft_jax.runs.mix import NOT_LINEAR, between, check_mix, mixed_adapters
 from sft_jax.runs.saved_config import read_config
 from sft_jax.runs.workdir import CONFIG, ENVIRONMENT, TEMPLATE, check_inputs
 from sft_jax.sharding import abstract_like, placement, shardings_of
@@ -101,6 +102,7 @@ class FinishedRun:
         options: what of it says what the weights are.
         base: what the run started from, with the embeddings of its new tokens.
         adapter: the adapter that the decoder applies; None after full fine-tuning.
+        mix: 1 for the result; less for weights between it and the base (`mix.py`).
     """
 
     directory: epath.Path
@@ -109,11 +111,12 @@ class FinishedRun:
     options: WeightOptions
     base: Base
     adapter: AdapterSpec | None
+    mix: float = 1.0
 
     @property
     def name(self) -> str:
         """Names this checkpoint among all sources."""
-        return f"{self.directory}:{self.step}"
+        return f"{self.directory}:{self.step}" + ("" if self.mix == 1 else f" (mix {self.mix:g})")
 
     def template(self) -> str | None:
         """The chat template that the run brought itself; None where it took that of its base.
@@ -172,11 +175,17 @@ class FinishedRun:
         options = self.options
         through: LayerLayout = "unrolled" if options.trained.last_layers else layout
         trained, frozen, precision = self.trained(through, mesh, weights), {}, options.precision
+        predicate = trained_predicate(options.adapter, options.trained, self.base.decoder.num_layers)
         if not trains_all_weights(options.adapter, options.trained):
             params = {"params": self.base.params(through, precision.frozen, mesh, precision.quantized)}
-            predicate = trained_predicate(options.adapter, options.trained, self.base.decoder.num_layers)
             _, frozen = split(params, predicate)
+        adapted = has_adapters(options.adapter)
+        if self.mix != 1 and not adapted:
+            start, _ = split({"params": self.base.params(through, "float32", mesh)}, predicate)
+            trained = between(start, trained, self.mix)
         tree = variables(trained, frozen, adapter_hyperparameters(options.adapter))
+        if self.mix != 1 and adapted:
+            tree = mixed_adapters(tree, _spec_of(options, self.base), self.mix, mesh)
         return {name: to_layout(subtree, layout) for name, subtree in tree.items()}
 
     def params(
@@ -292,12 +301,18 @@ def with_positions(base: Base, count: int, flag: str) -> Base:
     return dataclasses.replace(base, decoder=decoder, hf_config=hf_config)
 
 
-def open_run(source: str) -> FinishedRun | None:
+def open_run(source: str, mix: float = 1.0) -> FinishedRun | None:
     """The checkpoint of a run that `source` names; None where it names no run directory.
 
+    Args:
+        source: run directory, with `:best`, `:latest` (the default) or `:<step>`.
+        mix: 1 for the result of the run, 0 for its base, or what lies between them.
+
     Raises:
-        ValueError: there is no such checkpoint (names those there are), or its base model is not the same any more.
+        ValueError: there is no such checkpoint (names those there are), or its base model is not the same any more; or
+            `mix` lies elsewhere.
     """
+    check_mix(mix)
     match = _RUN.fullmatch(source)
     if source.startswith("random:") or match is None:
         return None
@@ -313,8 +328,15 @@ def open_run(source: str) -> FinishedRun | None:
     options = weight_options(config)
     base = base_of(options.model)
     check_inputs(directory, {"model": base.fingerprint})
-    adapter = adapter_spec(options.adapter, base.new_token_ids, training=False)
-    return FinishedRun(directory, step, config, options, base, adapter)
+    adapter = _spec_of(options, base)
+    if mix != 1 and adapter is not None and adapter.method in NOT_LINEAR:
+        adapter = None  # there are merged weights alone
+    return FinishedRun(directory, step, config, options, base, adapter, mix)
+
+
+def _spec_of(options: WeightOptions, base: Base) -> AdapterSpec | None:
+    """The adapter that a run trained beside its weights."""
+    return adapter_spec(options.adapter, base.new_token_ids, training=False)
 
 
 def run_config(directory: epath.Path) -> ml_collections.ConfigDict | None:

@@ -33,7 +33,12 @@ class Loaded:
 
 
 def load_for_inference(
-    source: str, mesh: Mesh, matmul_dtype: str = "bfloat16", weights: str = "trained", max_positions: int = 0
+    source: str,
+    mesh: Mesh,
+    matmul_dtype: str = "bfloat16",
+    weights: str = "trained",
+    max_positions: int = 0,
+    mix: float = 1.0,
 ) -> Loaded:
     """Loads a model to generate with or to measure.
 
@@ -44,22 +49,25 @@ def load_for_inference(
         matmul_dtype: dtype of the inputs of matrix products.
         weights: `trained`, or `ema` for the average that the run kept.
         max_positions: limit of prompt and answer together; 0 for what the checkpoint says.
+        mix: of a run: 1 for its result, 0 for its base, or what lies between them (`mix.py`).
 
     Raises:
         ValueError: there is no such checkpoint, or no such average (names those there are); or positions that the model
-            cannot have.
+            cannot have; or a mix that is not between 0 and 1, or not of a run.
     """
     # One layer after the other is read faster token by token on CPU; scanned layers compile faster elsewhere.
     layout = "unrolled" if platform_of(mesh) == "cpu" else "scan"
     execution = Execution(matmul_dtype=matmul_dtype, layer_layout=layout)
     renderer = ConversationRenderer(load_base_tokenizer(source))
-    run = open_run(source)
+    run = open_run(source, mix)
     if run is not None:
         model = Decoder(with_positions(run.base, max_positions, _FLAG).decoder, execution, run.adapter)
         name = run.name if weights == "trained" else f"{run.name} ({weights})"
         return Loaded(name, model, run.variables(layout, mesh, weights), renderer)
     if weights != "trained":
         raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
+    if mix != 1:
+        raise ValueError(f"--mix={mix} is for runs, and {source} is a pretrained checkpoint")
     base = with_positions(open_base(source), max_positions, _FLAG)
     variables = {"params": base.params(layout, "float32", mesh)}
     return Loaded(source, Decoder(base.decoder, execution), variables, renderer)

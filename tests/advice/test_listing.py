@@ -14,7 +14,14 @@ FORMAT = ("exports/test_model.py", "test_a_format_that_does_not_fit_is_refused_b
 GIVEN = ("training/test_given.py", "test_what_is_refused_is_made_anew_as_advised")
 SHORT_RUNS = ("training/test_run_findings.py", "test_what_a_run_would_not_do_is_said_and_what_is_advised_does_it")
 PATIENCE, WITHOUT = "training/test_early_stopping.py", "test_patience_without_anything_to_wait_for_is_refused"
+NO_ADAPTER = ("runs/test_mix.py", "test_what_is_no_adapter_is_refused_and_merged_as_advised")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
+    ("sft_jax/exports/source.py", "is its base, without an adapter for --format=peft"): NO_ADAPTER,
+    ("sft_jax/exports/source.py", "a part of the update of a"): NO_ADAPTER,
+    ("sft_jax/runs/mix.py", "must lie between 0 (the base) and 1"): (
+        "runs/test_mix.py",
+        "test_weights_beyond_the_ends_are_refused",
+    ),
     ("sft_jax/training/checks.py", "give --config.checkpoint.best_metric=held_out/nll"): (PATIENCE, WITHOUT),
     ("sft_jax/training/durations.py", "nothing is measured before the end; give '100 steps'"): (PATIENCE, WITHOUT),
     ("sft_jax/training/held_out.py", "nothing is measured that could get better; give --config.data.held_out"): (
