@@ -39,6 +39,11 @@ def with_kl(
         weights: of each target; 0 leaves it out.
         factor: of the divergence in the loss.
     """
-    total = jnp.sum(jnp.where(weights > 0, divergence * weights, 0.0))
+    total, weight = sum_and_count(divergence, weights)
     loss, count = metrics["loss"]
-    return metrics | {"loss": (loss + factor * total, count), KL_TO_BASE: (total, jnp.sum(weights))}
+    return metrics | {"loss": (loss + factor * total, count), KL_TO_BASE: (total, weight)}
+
+
+def sum_and_count(divergence: Float[Array, "B P"], weights: Float[Array, "B P"]) -> tuple[Array, Array]:
+    """The divergences of all targets, weighted, and the weights; an infinite one without a weight does not count."""
+    return jnp.sum(jnp.where(weights > 0, divergence * weights, 0.0)), jnp.sum(weights)
