@@ -18,10 +18,6 @@ NO_ADAPTER = ("runs/test_mix.py", "test_what_is_no_adapter_is_refused_and_merged
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/exports/source.py", "is its base, without an adapter for --format=peft"): NO_ADAPTER,
     ("sft_jax/exports/source.py", "a part of the update of a"): NO_ADAPTER,
-    ("sft_jax/runs/mix.py", "must lie between 0 (the base) and 1"): (
-        "runs/test_mix.py",
-        "test_weights_beyond_the_ends_are_refused",
-    ),
     ("sft_jax/training/checks.py", "give --config.checkpoint.best_metric=held_out/nll"): (PATIENCE, WITHOUT),
     ("sft_jax/training/durations.py", "nothing is measured before the end; give '100 steps'"): (PATIENCE, WITHOUT),
     ("sft_jax/training/held_out.py", "nothing is measured that could get better; give --config.data.held_out"): (
