@@ -34,7 +34,7 @@ def over_chunks(
     targets: Int[Array, "B P"],
     weights: Float[Array, "B P"],
     chunk: int,
-    more: tuple[Shaped[Array, "B P *more"], ...] = (),
+    more: tuple[Shaped[Array, "B P ..."], ...] = (),
 ) -> dict[str, tuple[Array, Array]]:
     """Sums and counts of `objective` over all slots, `chunk` slots of every sequence at a time.
 

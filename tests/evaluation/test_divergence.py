@@ -1,6 +1,8 @@
 """Divergence of two models on probe data: against torch, whatever the batch, the chunk and the mesh."""
 
 import functools
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -140,3 +142,14 @@ def test_of_a_run_with_new_tokens(tmp_path):
             example_divergences(pretrained, tuned, examples, mesh)
         base = loaded(tmp_path / "run", mesh, mix=0.0)
         assert all(outcome["kl_base_tuned_sum"] > 0.01 for outcome in example_divergences(base, tuned, examples, mesh))
+
+
+def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "forgetting.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    run(tiny.config(tmp_path, "lora", duration="2 steps"), tmp_path / "runs" / "x")
+    tiny.write_rows(tmp_path / "probe.jsonl", 5, seed=3)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(code, "forgetting.md", "exec"), {})
+    assert re.match(r"\{'kl_base_tuned': Score\(value=0\.\d+, low=0\.\d+", capsys.readouterr().out)
