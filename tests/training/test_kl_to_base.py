@@ -212,3 +212,16 @@ def test_it_keeps_the_model_near_its_base(tmp_path):
         found.append(run(config, tmp_path / str(factor)).metrics)
     assert found[1]["held_out/kl_to_base"] < 0.5 * found[0]["held_out/kl_to_base"]
     assert found[1]["held_out/nll"] > found[0]["held_out/nll"]
+
+
+@pytest.mark.parametrize("chunk", [0, 40])
+def test_the_losses_of_slices_add_up_with_it(root, chunk):
+    built = moved(root, "full", **{"objective.head_chunk_tokens": chunk})
+    batch = batch_of(built)
+    batch["slices"] = np.random.default_rng(0).integers(0, 2, batch["targets"].shape).astype(np.int32)
+    sliced = dataclasses.replace(built, settings=dataclasses.replace(built.settings, slices=2))
+    metrics, _ = measure(sliced, batch)
+    sums, counts = metrics["loss_by_slice"]
+    assert (counts > 50).all()
+    np.testing.assert_allclose([sums.sum(), counts.sum()], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], measure(built, batch_of(built))[0]["loss"], rtol=1e-5)
