@@ -1,34 +1,30 @@
-"""Measures a model on held-out examples: scores of the answers it writes, and the loss of the references.
+"""Measures a model on held-out rows: answers and their scores, with several methods side by side.
 
     python -m sft_jax.evaluate --model=runs/x --data=held_out.jsonl --scorer=json_extraction --out=runs/x/evaluation
-    python -m sft_jax.evaluate --model=smollm2-135m-instruct --data=… --out=… --examples=2 --examples_from=train.jsonl
+    python -m sft_jax.evaluate --model=runs/x --data=… --out=… --methods=base,few_shot,sft --examples_from=train.jsonl
+    python -m sft_jax.evaluate --model=runs/x --config=configs/mine.py --out=… --methods=base,prompted,rag,sft,sft+rag
 
-Rows are read as in training: `--reading.prompt_template=…` is `config.data.reading.prompt_template`, and so on. With
-`--compare` an earlier evaluation of the same examples is compared, example by example.
+What is measured is one task, which the flags describe, or those of `config.evaluation.tasks`. Rows are read as in
+training: `--reading.prompt_template=…` is `config.data.reading.prompt_template`, and so on. Answers are kept in --out:
+the same command goes on where it was stopped.
 """
 
-import itertools
+import sys
 
 from absl import flags
 
-from sft_jax import commands, inference_flags, reading_flags
+from sft_jax import commands, config_flag, evaluation_flags, inference_flags
 
-_MODEL = flags.DEFINE_string(
-    "model", None, "Run directory (with :best, :latest, :<step>) or pretrained source.", required=True
+_MODEL = flags.DEFINE_string("model", "", "Run directory (with :best, :latest, :<step>) or pretrained source.")
+_CONFIG = config_flag.define()
+_METHODS = flags.DEFINE_list(
+    "methods", [], "base, prompted, few_shot, rag, sft, or several of these joined by '+'. By default the model itself."
 )
-_DATA = flags.DEFINE_string("data", None, "Held-out rows; each ends with the reference answer.", required=True)
-_SCORER = flags.DEFINE_string(
-    "scorer", "exact_match", "How answers are scored: a scorer's name, or package.module:function."
-)
-_MATCH_THINKING = flags.DEFINE_bool("match_thinking", False, "An exact match wants the same thinking too.")
-_OUT = flags.DEFINE_string("out", None, "Directory for predictions.jsonl and scores.json.", required=True)
-_COMPARE = flags.DEFINE_string("compare", None, "Directory of an earlier evaluation to compare with.")
-_EXAMPLES = flags.DEFINE_integer("examples", 0, "Solved examples put into the prompt.", lower_bound=0)
-_EXAMPLES_FROM = flags.DEFINE_string("examples_from", None, "Training rows the solved examples are drawn from.")
-_EXAMPLES_SPLIT = flags.DEFINE_string("examples_split", "", "Their split; by default --reading.split.")
-_ROWS = flags.DEFINE_integer("rows", 0, "Measure only the first rows; 0: all.", lower_bound=0)
-_LOSS = flags.DEFINE_bool("loss", True, "Also measure the loss of the reference answers.")
+_OUT = flags.DEFINE_string("out", None, "Directory for results, report, predictions and answers.", required=True)
+_COMPARE = flags.DEFINE_string("compare", "", "Directory of an earlier evaluation of the same rows to compare with.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the solved examples drawn, of sampling and of the bootstrap.")
+
+_STATUS_OF_REGRESSION = 4
 
 
 def main(_: list[str]) -> None:
@@ -37,54 +33,55 @@ def main(_: list[str]) -> None:
     from etils import epath
     from rich.console import Console
 
-    from sft_jax.data.records import iter_records, read_records
-    from sft_jax.evaluation import held_out, tables
-    from sft_jax.evaluation.baselines import choose_examples
+    from sft_jax.agreement import agreed
+    from sft_jax.evaluation import earlier
+    from sft_jax.evaluation.measuring import read_entry
+    from sft_jax.evaluation.methods import FEW_SHOT, parse_methods
+    from sft_jax.evaluation.report import terminal_report, write_report
+    from sft_jax.evaluation.results import results_of
+    from sft_jax.evaluation.side_by_side import Setting, measure_methods
     from sft_jax.progress import ProgressBars
+    from sft_jax.runs.base import open_run
+    from sft_jax.runs.training_cost import training_cost
     from sft_jax.sharding import inference_mesh
 
-    if not _EXAMPLES.value:
-        commands.refuse_unread(["examples_from", "examples_split"], "--examples, how many of them")
-    sampling = inference_flags.sampling()
-    commands.start_jax()
-    console = Console()
-    records = list(itertools.islice(iter_records(_DATA.value, reading_flags.reading()), _ROWS.value or None))
-    task = held_out.Task(
-        records,
-        _SCORER.value,
-        max_new_tokens=inference_flags.MAX_NEW_TOKENS.value,
-        batch_size=inference_flags.BATCH_SIZE.value,
-        sampling=sampling,
-        seed=_SEED.value,
-        match_thinking=_MATCH_THINKING.value,
-    )
-    held_out.check_task(task, epath.Path(_COMPARE.value) if _COMPARE.value else None)
-    examples = []
-    if _EXAMPLES.value:
-        if not _EXAMPLES_FROM.value:
-            raise ValueError("--examples needs --examples_from, the training rows to draw them from")
-        reading = reading_flags.reading(_EXAMPLES_SPLIT.value, f"--{_EXAMPLES_SPLIT.name}")
-        train = [record.conversation for record in read_records(_EXAMPLES_FROM.value, reading)]
-        examples = choose_examples(train, _EXAMPLES.value, _SEED.value, [record.conversation for record in records])
-    mesh = inference_mesh(jax.devices())
+    options = evaluation_flags.options_of(_CONFIG.value)
+    model = _MODEL.value or (_CONFIG.value.model.source if _CONFIG.value else "")
+    if not model:
+        raise ValueError("give --model, or --config with a model.source")
+    commands.start_jax(several_processes=True)
+    first_process, out = jax.process_index() == 0, epath.Path(_OUT.value)
+    console = Console(quiet=not first_process)
+    with agreed():
+        run = open_run(model)
+        methods = parse_methods(_METHODS.value or ["sft" if run else "base"])
+        if run is None and any(method.is_tuned for method in methods):
+            raise ValueError(f"--methods: sft needs a run, and --model={model} is a pretrained checkpoint")
+        entries = [read_entry(name, task) for name, task in options.tasks.items()]
+        before = earlier.read(epath.Path(_COMPARE.value), entries) if _COMPARE.value else {}
+        few_shot = any(FEW_SHOT in method.parts for method in methods)
+        examples_from = evaluation_flags.examples(options, _CONFIG.value) if few_shot else []
+    mesh = inference_mesh(jax.devices(), evaluation_flags.TENSOR.value)
+
+    def load(is_tuned: bool):
+        console.print(f"Loading {model}{'' if is_tuned or run is None else ', the base of'}")
+        return inference_flags.load(model, mesh, is_base=run is not None and not is_tuned)
+
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
-        loaded = inference_flags.load(_MODEL.value, mesh)
-        references = held_out.references_of(loaded, task)
-        # Before the answers are generated, which may take an hour: an example that cannot be measured is an error.
-        tokenized = held_out.reference_examples(loaded, task) if _LOSS.value else None
-        written = held_out.generate_answers(loaded, task, examples, progress)
-        losses = None if tokenized is None else held_out.measure_loss(loaded, tokenized, mesh, progress)
-    answers = held_out.in_parts(loaded, task, written, references)
-    outcomes = held_out.score_answers(task, answers)
-    out = epath.Path(_OUT.value)
-    scores = held_out.write_evaluation(out, task, answers, outcomes, losses)
-    console.print(tables.scores_table(loaded.name, scores))
-    for note in filter(None, (held_out.cut_note(loaded, written), answers.note())):
-        console.print(note)
-    if _COMPARE.value:
-        console.print(tables.comparison_table(*held_out.comparable(epath.Path(_COMPARE.value), out), _SEED.value))
-    console.print(f"Answers and scores: {out}")
+        setting = Setting(options, examples_from, out, out / "answers", _SEED.value, first_process, progress)
+        measured = measure_methods(entries, methods, load, setting)
+    with agreed():
+        cost = training_cost(run) if run else None
+        results = results_of(entries, methods, measured, cost, _SEED.value, before)
+        if first_process:
+            earlier.write(out, measured)
+            paths = write_report(results, measured.lines, out)
+            for part in terminal_report(results):
+                console.print(part)
+            console.print(f"Report: {paths[0]}", soft_wrap=True)
+    if results["gate"] and results["gate"]["failed"]:
+        sys.exit(_STATUS_OF_REGRESSION)
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run(main, several_processes=True)
