@@ -9,23 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from sft_jax.evaluation.metrics import higher_is_better
-from sft_jax.evaluation.scorers import Outcome
-from sft_jax.evaluation.scoring import aggregate, compare, metrics_of
+from sft_jax.evaluation.figures import SIGNIFICANCE, difference_text, metric_name, p_text, score_text
+from sft_jax.evaluation.scoring import Outcome, aggregate, compare, higher_is_better, metrics_of
 
 Loss = float | Sequence[Outcome]
 
 LOSS = "held_out_loss"
-SIGNIFICANCE = 0.05
-METRIC_NAMES = {
-    "field_f1": "field F1",
-    "exact_match": "exact match",
-    "valid_json": "valid JSON",
-    "content_match": "content",
-    "calls_match": "calls",
-    "thinking_match": "thinking",
-    LOSS: "held-out loss",
-}
 PROMPT_NAMES = {"zero_shot": "zero-shot", "two_examples": "two examples"}
 
 
@@ -57,7 +46,7 @@ def build_results(
     if primary not in metrics_of(after):
         raise ValueError(f"no metric named {primary!r}; there are {', '.join(metrics_of(after))}")
     prompts = {name: _as_dicts(aggregate(outcomes, seed)) for name, outcomes in before.items()}
-    sign = -1 if higher_is_better(primary) is False else 1
+    sign = 1 if higher_is_better(primary) else -1
     best = max(prompts, key=lambda name: sign * prompts[name][primary]["value"])
     results = {
         "examples": len(after),
@@ -77,14 +66,15 @@ def verdict(results: Mapping[str, Any], metric: str | None = None) -> str:
     """One sentence on one metric (default: the primary one): better or worse only where the paired test says so."""
     metric = metric or results["primary"]
     difference = results["difference"][metric]
-    name = METRIC_NAMES.get(metric, metric)
+    name = metric_name(metric)
     against = PROMPT_NAMES.get(results["before_prompt"], results["before_prompt"])
     p_value = difference["p_value"]
-    evidence = f"{_p_text(p_value)}, {difference['test']} test, {results['examples']} examples"
-    interval = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    evidence = f"{p_text(p_value)}, {difference['test']} test, {results['examples']} examples"
+    interval = difference_text(difference)
     if p_value >= SIGNIFICANCE:
         return f"{name}: no difference shown against the base model ({against}): {interval} ({evidence})"
-    word = _direction(metric, difference["value"])
+    better = (difference["value"] > 0) == higher_is_better(metric)
+    word = "better" if better else "WORSE"
     return f"{name}: {word} than the base model ({against}) by {interval} ({evidence})"
 
 
@@ -114,37 +104,16 @@ def _cells(results: Mapping[str, Any]) -> list[list[str]]:
     rows = [header]
     for metric, after in results["after"].items():
         base = [scores.get(metric) for scores in prompts.values()]
-        cells = [_score_text(score) for score in (*base, after)]
-        rows.append([METRIC_NAMES.get(metric, metric), *cells, _difference_text(results, metric)])
+        cells = [score_text(score) for score in (*base, after)]
+        rows.append([metric_name(metric), *cells, _difference_text(results, metric)])
     return rows
-
-
-def _score_text(score: Mapping[str, float] | None) -> str:
-    if score is None:
-        return "-"
-    if "low" not in score:
-        return f"{score['value']:.3f}"
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def _difference_text(results: Mapping[str, Any], metric: str) -> str:
     difference = results["difference"].get(metric)
     if difference is None:
         return f"{results['after'][metric]['value'] - results['before'][metric]['value']:+.3f}"
-    limits = f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
-    return f"{difference['value']:+.3f} {limits} {_p_text(difference['p_value'])}"
-
-
-def _direction(metric: str, difference: float) -> str:
-    """A difference that is shown, in a word; of a metric that does not judge, where it went."""
-    better = higher_is_better(metric)
-    if better is None:
-        return "higher" if difference > 0 else "lower"
-    return "better" if (difference > 0) == better else "WORSE"
-
-
-def _p_text(p_value: float) -> str:
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    return f"{difference_text(difference)} {p_text(difference['p_value'])}"
 
 
 def _add_loss(results: dict[str, Any], before: Loss, after: Loss, *, seed: int) -> None:
@@ -170,7 +139,7 @@ def scores_table(name: str, scores: Mapping[str, Any]) -> Table:
     table = Table("", "score [95 % interval]", title=f"{name}, {scores['examples']} examples")
     for metric, score in scores.items():
         if isinstance(score, Mapping):
-            table.add_row(METRIC_NAMES.get(metric, metric), _score_text(score))
+            table.add_row(metric_name(metric), score_text(score))
     return table
 
 
@@ -183,12 +152,13 @@ def comparison_table(first: Sequence[Outcome], second: Sequence[Outcome], seed: 
     for metric, comparison in compare(first, second, seed).items():
         difference = comparison.difference
         shown = comparison.p_value < SIGNIFICANCE
-        word = _direction(metric, difference.value) if shown else "no difference shown"
+        better = (difference.value > 0) == higher_is_better(metric)
+        word = ("better" if better else "WORSE") if shown else "no difference shown"
         table.add_row(
-            METRIC_NAMES.get(metric, metric),
-            _score_text(before[metric].as_dict()),
-            _score_text(after[metric].as_dict()),
-            f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]",
-            f"{word} ({_p_text(comparison.p_value)}, {comparison.test})",
+            metric_name(metric),
+            score_text(before[metric].as_dict()),
+            score_text(after[metric].as_dict()),
+            difference_text(difference.as_dict()),
+            f"{word} ({p_text(comparison.p_value)}, {comparison.test})",
         )
     return table
