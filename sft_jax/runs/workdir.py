@@ -206,16 +206,17 @@ def _lock(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-def write_whole(path: epath.PathLike, text: str) -> None:
+def write_whole(path: epath.PathLike, content: str | bytes) -> None:
     """Writes a file that is either as it was or complete, whenever the writer is killed; leaves equal files alone."""
     path = epath.Path(path)
-    if path.exists() and path.read_text() == text:
+    content = content.encode("utf-8") if isinstance(content, str) else content
+    if path.exists() and path.read_bytes() == content:
         return
     if is_remote(path):
-        path.write_text(text)  # an object appears in a bucket when it is complete
+        path.write_bytes(content)  # an object appears in a bucket when it is complete
         return
     partial = Path(f"{os.fspath(path)}{_PARTIAL}")
-    partial.write_text(text)
+    partial.write_bytes(content)
     os.replace(partial, path)
 
 

@@ -6,6 +6,7 @@ left.
 
 import html
 import json
+import re
 import string
 import urllib.parse
 from collections.abc import Collection, Sequence
@@ -21,6 +22,7 @@ from sft_jax.audit.report import DataReport, report_lines
 from sft_jax.audit.report.findings import DECISIONS
 from sft_jax.data.tokenized import TokenizedExamples
 
+_ESCAPED = re.compile("[<>&\u2028\u2029\ud800-\udfff]")  # the last are surrogates without a pair: no file can hold them
 _PAGER = """<div class="controls"><button class="previous">← Previous</button><span>Page
 <input class="page-number" type="number" min="1" aria-label="Page"> <span class="pages"></span></span>
 <button class="next">Next →</button><span class="range quiet"></span></div>"""
@@ -59,11 +61,9 @@ def page_html(title: str, subtitle: str, report: DataReport, examples: Tokenized
 
 
 def embedded_json(value: Any) -> str:
-    """JSON for a script element: nothing in it can end the element or begin a comment."""
+    """JSON for a script element: nothing in it can end the element or begin a comment, and all of it is UTF-8."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def _file(name: str) -> str:

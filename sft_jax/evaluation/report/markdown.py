@@ -1,0 +1,58 @@
+"""The whole report as Markdown, in the form that GitHub shows: all metrics, comparisons, details and notes."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sft_jax.evaluation.report.plots import Plot
+from sft_jax.evaluation.report.tables import Section, TextTable, report_sections, visible
+
+# What Markdown or GitHub would read as more than text; an underscore or an opening bracket is that at some places only.
+_SPECIAL = re.compile(r"[\\`*|~<>&$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|!(?=\[)")
+
+
+def markdown_report(results: Mapping[str, Any], plots: Sequence[Plot] = (), plots_at: str = "plots") -> str:
+    """The report as one Markdown text.
+
+    Args:
+        results: of the package's form.
+        plots: those that lie beside it.
+        plots_at: directory of theirs, relative to where the text lies.
+    """
+    lines = [f"# Evaluation, {results['created']}", "", f"Seed {results['seed']}.", ""]
+    for section in report_sections(results):
+        lines += [f"## {escaped(section.title)}", "", *section_lines(section)]
+        for plot in plots:
+            if plot.section == section.name:
+                lines += [f"![{escaped(plot.caption)}]({plots_at}/{plot.name}.png)", ""]
+    return "\n".join(lines)
+
+
+def section_lines(section: Section) -> Iterator[str]:
+    """The lines of a section below its heading."""
+    if section.facts:
+        yield from (escaped("; ".join(section.facts)) + ".", "")
+    for sentence in section.verdicts:
+        yield f"- **{escaped(sentence)}**"
+    if section.verdicts:
+        yield ""
+    for table in section.tables:
+        if table.title:
+            yield from (f"### {escaped(table.title)}", "")
+        yield from (*table_lines(table), "")
+    for note in section.notes:
+        yield f"- {escaped(note)}"
+    if section.notes:
+        yield ""
+
+
+def table_lines(table: TextTable) -> Iterator[str]:
+    """The lines of a table: header, alignment, rows."""
+    aligned = ["---:" if table.is_numeric(column) else "---" for column in range(len(table.columns))]
+    for cells in (tuple(map(escaped, table.columns)), aligned, *(tuple(map(escaped, row)) for row in table.rows)):
+        yield "| " + " | ".join(cells) + " |"
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in one line; what cannot be seen is written as code points."""
+    return _SPECIAL.sub(lambda found: f"\\{found.group()}", visible(" ".join(text.split())))

@@ -1,0 +1,106 @@
+"""The report as one HTML file that needs nothing else: no network, no other file.
+
+The style is that of the data preview, with page.css on top. Whatever comes from data or models is escaped: texts in
+markup by `html.escape`, answers as JSON in which no `<` is left; page.js makes text nodes of them alone.
+"""
+
+import base64
+import html
+import string
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from sft_jax.audit.preview.page import embedded_json
+from sft_jax.evaluation.report.plots import Plot
+from sft_jax.evaluation.report.rows import Rows, page_rows
+from sft_jax.evaluation.report.tables import Section, TextTable, report_sections, visible
+from sft_jax.evaluation.report.verdicts import UNDECIDED, WORSE
+
+_PREVIEW, _HERE = "sft_jax.audit.preview", "sft_jax.evaluation.report"
+
+
+def report_page(
+    results: Mapping[str, Any], answers: Mapping[str, Mapping[str, Rows]], plots: Sequence[Plot] = ()
+) -> str:
+    """The page; ends in a newline.
+
+    Args:
+        results: of the package's form.
+        answers: by task and method; may be empty.
+        plots: shown in their sections.
+
+    Raises:
+        ValueError: the methods of a task do not have the same rows in the same order.
+    """
+    sections = report_sections(results)
+    links = "".join(
+        f'<a href="#section-{number}">{_text(section.title)}</a>' for number, section in enumerate(sections)
+    )
+    methods = list(results["methods"])
+    parts = {
+        "title": _text(f"{', '.join(results['tasks'])}: {', '.join(methods)}"),
+        "created": _text(f"Evaluated {results['created']}, seed {results['seed']}."),
+        "css": _file(_PREVIEW, "page.css") + _file(_HERE, "page.css"),
+        "js": _file(_HERE, "page.js"),
+        "links": links,
+        "sections": "".join(_section(f"section-{n}", section, plots) for n, section in enumerate(sections)),
+        "data": embedded_json(page_rows(results, answers)),
+    }
+    return string.Template(_file(_HERE, "page.html")).substitute(parts)
+
+
+def _file(package: str, name: str) -> str:
+    return (resources.files(package) / name).read_text(encoding="utf-8")
+
+
+def _section(identifier: str, section: Section, plots: Sequence[Plot]) -> str:
+    inside = [f"<h2>{_text(section.title)}</h2>"]
+    if section.facts:
+        inside.append(f'<p class="quiet">{_text("; ".join(section.facts))}.</p>')
+    inside += [f'<p class="sentence {_style(sentence)}">{_text(sentence)}</p>' for sentence in section.verdicts]
+    inside += [_table(table) for table in section.tables if not table.is_detail]
+    images = "".join(map(_image, (plot for plot in plots if plot.section == section.name)))
+    inside += [f'<div class="plots">{images}</div>'] if images else []
+    inside += [
+        f'<details class="finding"><summary>{_text(table.title)}</summary>'
+        f'<div class="inside scrolled" tabindex="0">{_grid(table)}</div></details>'
+        for table in section.tables
+        if table.is_detail
+    ]
+    if section.notes:
+        inside.append(f'<ul class="notes">{"".join(f"<li>{_text(note)}</li>" for note in section.notes)}</ul>')
+    return f'<section id="{identifier}">{"".join(inside)}</section>'
+
+
+def _style(sentence: str) -> str:
+    """By the worst that it says."""
+    if WORSE in sentence or "FAILED" in sentence:
+        return "error"
+    return "undecided" if UNDECIDED in sentence or "compare" in sentence else "good"
+
+
+def _table(table: TextTable) -> str:
+    title = f"<h3>{_text(table.title)}</h3>" if table.title else ""
+    return f'<div class="card scrolled" tabindex="0">{title}{_grid(table)}</div>'
+
+
+def _grid(table: TextTable) -> str:
+    styles = [' class="number"' if table.is_numeric(column) else "" for column in range(len(table.columns))]
+    head = "".join(
+        f'<th scope="col"{style}>{_text(name)}</th>' for name, style in zip(table.columns, styles, strict=True)
+    )
+    rows = "".join(
+        "<tr>" + "".join(f"<td{style}>{_text(cell)}</td>" for cell, style in zip(row, styles, strict=True)) + "</tr>"
+        for row in table.rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _image(plot: Plot) -> str:
+    data = base64.b64encode(plot.png).decode("ascii")
+    return f'<img class="plot" src="data:image/png;base64,{data}" alt="{_text(plot.caption)}">'
+
+
+def _text(text: str) -> str:
+    return html.escape(visible(text))

@@ -1,0 +1,35 @@
+"""What a finished run cost: tokens, time, and how many parameters it changed."""
+
+import math
+from typing import Any
+
+import jax
+
+from sft_jax.runs.base import FinishedRun
+from sft_jax.runs.freezing import saved_shapes
+from sft_jax.runs.metric_log import FILE, read_metrics
+
+
+def training_cost(run: FinishedRun) -> dict[str, Any]:
+    """{"tokens", "supervised_tokens", "seconds", "steps", "parameters_changed", "parameters"} up to the checkpoint.
+
+    Seconds are those of the steps, without evaluating and saving; where not every step was logged, those that were
+    stand for the others.
+
+    Args:
+        run: of which all are told; those of runs that it started from are not counted.
+    """
+    lines = [line for line in read_metrics(run.directory / FILE) if line["step"] <= run.step]
+    steps = [line["speed/seconds_per_step"] for line in lines if "speed/seconds_per_step" in line]
+    counted = [line for line in lines if "progress/tokens" in line]
+    last = counted[-1] if counted else {}
+    shapes, _ = saved_shapes(run.options, run.base.decoder, "unrolled")
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    return {
+        "tokens": int(last.get("progress/tokens", 0)),
+        "supervised_tokens": int(last.get("progress/supervised_tokens", 0)),
+        "seconds": sum(steps) / max(len(steps), 1) * run.step,
+        "steps": run.step,
+        "parameters_changed": count(shapes),
+        "parameters": run.base.decoder.num_parameters,
+    }
