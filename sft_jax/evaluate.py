@@ -34,10 +34,11 @@ def main(_: list[str]) -> None:
     from rich.console import Console
 
     from sft_jax.agreement import agreed
-    from sft_jax.evaluation import earlier
     from sft_jax.evaluation.measuring import read_entry
     from sft_jax.evaluation.methods import FEW_SHOT, parse_methods
-    from sft_jax.evaluation.report import terminal_report, write_report
+    from sft_jax.evaluation.predictions import read_predictions, write_predictions
+    from sft_jax.evaluation.report.terminal import terminal_report
+    from sft_jax.evaluation.report.write import write_report
     from sft_jax.evaluation.results import results_of
     from sft_jax.evaluation.side_by_side import Setting, measure_methods
     from sft_jax.progress import ProgressBars
@@ -58,7 +59,7 @@ def main(_: list[str]) -> None:
         if run is None and any(method.is_tuned for method in methods):
             raise ValueError(f"--methods: sft needs a run, and --model={model} is a pretrained checkpoint")
         entries = [read_entry(name, task) for name, task in options.tasks.items()]
-        before = earlier.read(epath.Path(_COMPARE.value), entries) if _COMPARE.value else {}
+        before = read_predictions(epath.Path(_COMPARE.value), entries) if _COMPARE.value else {}
         few_shot = any(FEW_SHOT in method.parts for method in methods)
         examples_from = evaluation_flags.examples(options, _CONFIG.value) if few_shot else []
     mesh = inference_mesh(jax.devices(), evaluation_flags.TENSOR.value)
@@ -74,11 +75,10 @@ def main(_: list[str]) -> None:
         cost = training_cost(run) if run else None
         results = results_of(entries, methods, measured, cost, _SEED.value, before)
         if first_process:
-            earlier.write(out, measured)
-            paths = write_report(results, measured.lines, out)
-            for part in terminal_report(results):
-                console.print(part)
-            console.print(f"Report: {paths[0]}", soft_wrap=True)
+            write_predictions(out, measured.rows)
+            paths = write_report(results, measured.rows, out)
+            console.print(terminal_report(results))
+            console.print(f"Report: {paths[2]}", soft_wrap=True)
     if results["gate"] and results["gate"]["failed"]:
         sys.exit(_STATUS_OF_REGRESSION)
 

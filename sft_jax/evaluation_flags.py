@@ -47,22 +47,23 @@ def options_of(config):
     Raises:
         ValueError: there is no task, or flags beside a config that describe one.
     """
-    from sft_jax.options import evaluation_options
-    from sft_jax.training.checks import check_evaluation
+    from sft_jax.options import options_of as all_options
+    from sft_jax.training.checks import check_config
 
     if config is None:
         return _options_of_flags()
     commands.refuse_unread(_OF_ONE_TASK, "a task without --config; set its fields instead: --config.evaluation.…")
-    check_evaluation(config)
+    check_config(config)
     if not config.evaluation.tasks:
         raise ValueError(
-            "config.evaluation.tasks is empty: there is nothing to measure. Add a task to the config, or leave --config "
-            "out and give --data"
+            "config.evaluation.tasks is empty: there is nothing to measure. Add a task to the config, or leave "
+            "--config out and give --data"
         )
-    return evaluation_options(config.evaluation, config.data.held_out)
+    return all_options(config).evaluation
 
 
 def _options_of_flags():
+    from sft_jax.evaluation.tasks.checks import problems_in_task
     from sft_jax.options import EvaluationOptions, FewShotOptions, PromptingOptions, RetrievalOptions, TaskOptions
     from sft_jax.retrieval import PASSAGE_TEMPLATE, TEMPLATE
 
@@ -84,6 +85,8 @@ def _options_of_flags():
         choose_by=_CHOOSE_BY.value,
         loss=_LOSS.value,
     )
+    if problems := problems_in_task(_TASK, task, "--"):
+        raise ValueError("\n".join(problems))
     retrieval = RetrievalOptions(
         corpus=_CORPUS.value,
         row_template="{text}",

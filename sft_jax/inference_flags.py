@@ -26,11 +26,12 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens;
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the most likely tokens up to this probability.", 0.0, 1.0)
 
 
-def load(source: str, mesh):
-    """The model that `source` names, as the flags ask for it."""
+def load(source: str, mesh, is_base: bool = False):
+    """The model that `source` names, as the flags ask for it; with `is_base` what that run started from."""
     from sft_jax.runs.restore import load_for_inference  # after the flags are checked
 
-    return load_for_inference(source, mesh, MATMUL.value, WEIGHTS.value, MAX_POSITIONS.value, MIX.value)
+    weights, mix = ("trained", 0.0) if is_base else (WEIGHTS.value, MIX.value)
+    return load_for_inference(source, mesh, MATMUL.value, weights, MAX_POSITIONS.value, mix)
 
 
 def sampling():

@@ -309,7 +309,7 @@ def options_of(config: ml_collections.ConfigDict) -> Options:
         experts=_section(ExpertOptions, config.experts),
         execution=_section(ExecutionOptions, config.execution),
         mesh=config.mesh.to_dict(),
-        evaluation=evaluation_options(config.evaluation),
+        evaluation=evaluation_options(config.evaluation, config.data.held_out),
         checkpoint=_section(CheckpointOptions, config.checkpoint),
         log=_section(LogOptions, config.log),
         loader=_section(LoaderOptions, config.loader),
@@ -335,22 +335,23 @@ def _data(section: ml_collections.ConfigDict) -> DataOptions:
     )
 
 
-def evaluation_options(section: ml_collections.ConfigDict) -> EvaluationOptions:
-    """The options of `config.evaluation`."""
+def evaluation_options(section: ml_collections.ConfigDict, held_out: str) -> EvaluationOptions:
+    """The options of `config.evaluation`; `held_out` is `config.data.held_out`, which tasks without a path measure."""
     return _section(
         EvaluationOptions,
         section,
-        tasks={name: _task(name, section.tasks[name]) for name in section.tasks},
+        tasks={name: _task(name, section.tasks[name], held_out) for name in section.tasks},
         few_shot=_section(FewShotOptions, section.few_shot),
         prompting=_section(PromptingOptions, section.prompting),
         retrieval=_section(RetrievalOptions, section.retrieval),
     )
 
 
-def _task(name: str, section: ml_collections.ConfigDict) -> TaskOptions:
+def _task(name: str, section: ml_collections.ConfigDict, held_out: str) -> TaskOptions:
     """The options of a task."""
     reading = reading_of(section.reading, f"--config.evaluation.tasks.{name}.reading.")
-    return _section(TaskOptions, section, reading=reading, scorer_options=section.scorer_options.to_dict())
+    scorer_options = section.scorer_options.to_dict()
+    return _section(TaskOptions, section, path=section.path or held_out, reading=reading, scorer_options=scorer_options)
 
 
 def _weights(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -82,9 +82,19 @@ def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
-def inference_mesh(devices: Sequence[Any]) -> Mesh:
-    """The mesh of generation and export: all devices on `fsdp`, so that prompts and parameters are split over them."""
-    return make_mesh({"replica": 1, "fsdp": -1, "expert": 1, "tensor": 1}, devices)
+def inference_mesh(devices: Sequence[Any], tensor: int = 1) -> Mesh:
+    """The mesh of generation and export.
+
+    Args:
+        devices: prompts, and parameters that are not prepared for inference, are split over them along `fsdp`.
+        tensor: how many of them hold parts of the same weights.
+
+    Raises:
+        ValueError: this does not divide the number of devices.
+    """
+    if len(devices) % tensor:
+        raise ValueError(f"--tensor={tensor} does not divide {len(devices)} devices")
+    return make_mesh({"replica": 1, "fsdp": -1, "expert": 1, "tensor": tensor}, devices)
 
 
 def platform_of(mesh: Mesh) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from sft_jax.data.batches import held_out_batches
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.evaluation.scorers.cases import Outcome
+from sft_jax.generation.sizes import on_host
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives import Settings, cross_entropy
 from sft_jax.objectives.head import gather_targets
@@ -50,7 +51,7 @@ def example_losses(
     for batch in held_out_batches(
         examples, length, targets, batch_sequences, packing="none", own=sequences_here(mesh, batch_sequences)
     ):
-        sums.append(np.stack(jax.device_get(_example_sums(model, variables, put_batch(batch, mesh))), axis=1))
+        sums.append(np.stack(on_host(_example_sums(model, variables, put_batch(batch, mesh))), axis=1))
         if progress:
             progress(min(len(sums) * batch_sequences, len(examples)), len(examples))
     every = np.concatenate(sums)[: len(examples)]

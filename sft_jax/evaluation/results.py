@@ -11,6 +11,7 @@ from sft_jax.evaluation.groups import bias_amplification, group_scores
 from sft_jax.evaluation.measuring import Entry, Measured
 from sft_jax.evaluation.methods import Method
 from sft_jax.evaluation.metrics import metrics_in
+from sft_jax.evaluation.predictions import Rows
 from sft_jax.evaluation.sample_size import examples_needed
 from sft_jax.evaluation.scorers import Outcome
 from sft_jax.evaluation.scorers.cases import LABELS
@@ -28,6 +29,7 @@ def results_of(
     measured: ByMethod,
     training: Mapping[str, Any] | None,
     seed: int,
+    before: Mapping[str, Mapping[str, Rows]] | None = None,
 ) -> dict[str, Any]:
     """The results, ready for `json.dumps`.
 
@@ -37,12 +39,21 @@ def results_of(
         measured: by task and method.
         training: what the tuned weights cost; None where no method has them.
         seed: of the bootstrap.
+        before: rows of an earlier evaluation, by task and method, that are compared with these.
     """
     return {
         "created": datetime.date.today().isoformat(),
         "seed": seed,
         "methods": {method.name: _method(method, measured, training) for method in methods},
-        "tasks": {entry.name: _task(entry, measured.tasks[entry.name], seed) for entry in entries},
+        "tasks": {
+            entry.name: _task(entry, measured.tasks[entry.name], seed, (before or {}).get(entry.name, {}))
+            for entry in entries
+        },
+        "retrieval": None,
+        "forgetting": None,
+        "drift": None,
+        "divergence": None,
+        "gate": None,
     }
 
 
@@ -62,8 +73,9 @@ def _method(method: Method, measured: ByMethod, training: Mapping[str, Any] | No
     }
 
 
-def _task(entry: Entry, measured: Mapping[str, Measured], seed: int) -> dict[str, Any]:
+def _task(entry: Entry, measured: Mapping[str, Measured], seed: int, before: Mapping[str, Rows]) -> dict[str, Any]:
     outcomes = {name: one.outcomes for name, one in measured.items()}
+    outcomes |= {f"{name} (before)": [row["outcome"] for row in rows] for name, rows in before.items()}
     primary = _primary(next(iter(outcomes.values())))
     comparisons = _comparisons(outcomes, seed)
     notes = {f"{name}: {note}" for name, one in measured.items() for note in one.notes}
@@ -90,7 +102,7 @@ def _primary(outcomes: Sequence[Outcome]) -> str:
 
 
 def _comparisons(outcomes: Mapping[str, Sequence[Outcome]], seed: int) -> list[dict[str, Any]]:
-    """All pairs of methods in the metrics that both have; p-values are corrected for the number of pairs of a metric."""
+    """All pairs of methods in the metrics that both have; p-values are corrected for the pairs of a metric."""
     found = []
     for first, second in itertools.combinations(outcomes, 2):
         for metric, comparison in compare(*shared_columns(outcomes[first], outcomes[second]), seed).items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -70,6 +71,11 @@ class ByMethod:
 
     tasks: Mapping[str, Mapping[str, Measured]]
     descriptions: Mapping[str, Mapping[str, str]]
+
+    @property
+    def rows(self) -> dict[str, dict[str, tuple[dict[str, Any], ...]]]:
+        """task -> method -> what is kept of each record for people."""
+        return {task: {name: one.lines for name, one in methods.items()} for task, methods in self.tasks.items()}
 
 
 def measure_methods(entries: Sequence[Entry], methods: Sequence[Method], load: Load, setting: Setting) -> ByMethod:

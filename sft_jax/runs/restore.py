@@ -1,6 +1,8 @@
 """A model for use, not for training: from a checkpoint of a run directory, or from a pretrained checkpoint."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 from jax.sharding import Mesh
@@ -24,12 +26,14 @@ class Loaded:
         model: the decoder.
         variables: what its `apply` takes.
         renderer: chat template and tokenizer.
+        fingerprint: changes with the weights, and with all else that answers follow from.
     """
 
     name: str
     model: Decoder
     variables: Tree
     renderer: ConversationRenderer
+    fingerprint: str
 
 
 def load_for_inference(
@@ -63,11 +67,18 @@ def load_for_inference(
     if run is not None:
         model = Decoder(with_positions(run.base, max_positions, _FLAG).decoder, execution, run.adapter)
         name = run.name if weights == "trained" else f"{run.name} ({weights})"
-        return Loaded(name, model, run.variables(layout, mesh, weights), renderer)
+        fingerprint = _fingerprint(run.fingerprint(), weights, mix, model, renderer)
+        return Loaded(name, model, run.variables(layout, mesh, weights), renderer, fingerprint)
     if weights != "trained":
         raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
     if mix != 1:
         raise ValueError(f"--mix={mix} is for runs, and {source} is a pretrained checkpoint")
     base = with_positions(open_base(source), max_positions, _FLAG)
     variables = {"params": base.params(layout, "float32", mesh)}
-    return Loaded(source, Decoder(base.decoder, execution), variables, renderer)
+    model = Decoder(base.decoder, execution)
+    return Loaded(source, model, variables, renderer, _fingerprint(base.fingerprint, weights, mix, model, renderer))
+
+
+def _fingerprint(of_weights: str, weights: str, mix: float, model: Decoder, renderer: ConversationRenderer) -> str:
+    made_of = [of_weights, weights, mix, repr(model), repr(renderer.chat_template), list(renderer.stop_ids)]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from sft_jax.runs.base import FinishedRun
-from sft_jax.runs.freezing import saved_shapes
+from sft_jax.runs.freezing import weight_shapes
 from sft_jax.runs.metric_log import FILE, read_metrics
 
 
@@ -23,13 +23,13 @@ def training_cost(run: FinishedRun) -> dict[str, Any]:
     steps = [line["speed/seconds_per_step"] for line in lines if "speed/seconds_per_step" in line]
     counted = [line for line in lines if "progress/tokens" in line]
     last = counted[-1] if counted else {}
-    shapes, _ = saved_shapes(run.options, run.base.decoder, "unrolled")
+    changed, frozen = weight_shapes(run.options, run.base.decoder, "unrolled")
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     return {
         "tokens": int(last.get("progress/tokens", 0)),
         "supervised_tokens": int(last.get("progress/supervised_tokens", 0)),
         "seconds": sum(steps) / max(len(steps), 1) * run.step,
         "steps": run.step,
-        "parameters_changed": count(shapes),
-        "parameters": run.base.decoder.num_parameters,
+        "parameters_changed": count(changed),
+        "parameters": count([tree.get("params", {}) for tree in (changed, frozen)]),
     }

@@ -21,6 +21,7 @@ from sft_jax.data.batches import NORMALIZE
 from sft_jax.data.packing import PACKINGS
 from sft_jax.data.plan.mixture import MIXTURE_PACKINGS
 from sft_jax.data.rendering import masking
+from sft_jax.evaluation.tasks.checks import malformed_tasks, problems_in_task
 from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, FLOAT_DTYPES, REMAT_POLICIES
 from sft_jax.models.quantization import KINDS
@@ -70,6 +71,12 @@ _BETAS: Check = (
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")  # float16 would need its loss scaled
 
+_OF_RETRIEVAL: dict[str, Check] = {
+    "method": _one_of(*METHODS_OF_SEARCH),
+    "passages": _at_least(1),
+    "chunk_words": _at_least(1),
+    "overlap_words": _at_least(0),
+}
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
     "model.max_positions": _at_least(0),
@@ -84,10 +91,7 @@ CHECKS: dict[str, Check] = {
     "data.max_examples_per_sequence": _at_least(0),
     "data.mixture_packing": _one_of(*MIXTURE_PACKINGS),
     "data.supervised_quantile": _SHARE,
-    "data.retrieval.method": _one_of(*METHODS_OF_SEARCH),
-    "data.retrieval.passages": _at_least(1),
-    "data.retrieval.chunk_words": _at_least(1),
-    "data.retrieval.overlap_words": _at_least(0),
+    **{f"data.retrieval.{name}": check for name, check in _OF_RETRIEVAL.items()},
     "data.masking.train_on": (masking.names_roles, masking.TRAIN_ON),
     **{f"data.masking.{name}": _one_of(*known) for name, known in masking.CHOICES.items()},
     "batch.sequences": _at_least(1),
@@ -132,6 +136,10 @@ CHECKS: dict[str, Check] = {
     "evaluation.batch_sequences": _at_least(1),
     "evaluation.samples": _at_least(0),
     "evaluation.sample_tokens": _at_least(1),
+    "evaluation.slots": _at_least(1),
+    "evaluation.few_shot.examples": _at_least(1),
+    "evaluation.few_shot.choose": _one_of("seed", "first", "nearest"),
+    **{f"evaluation.retrieval.{name}": check for name, check in _OF_RETRIEVAL.items()},
     "checkpoint.keep_last": _at_least(1),
     "checkpoint.best_is": _one_of("min", "max"),
     "log.every": _at_least(1),
@@ -311,6 +319,17 @@ def _retrieval(options: Options) -> list[str]:
     return problems_in_retrieval(options.data.retrieval)
 
 
+def _tasks(options: Options) -> list[str]:
+    found = options.evaluation.tasks.items()
+    problems = [problem for name, task in found for problem in problems_in_task(name, task)]
+    if options.evaluation.tasks_every and not options.evaluation.tasks:
+        problems.append(
+            f"--config.evaluation.tasks_every={options.evaluation.tasks_every!r} is not read: there are no tasks in "
+            "config.evaluation.tasks; leave it empty"
+        )
+    return problems
+
+
 def _unread_retrieval(options: Options, defaults: Defaults) -> list[str]:
     """Options of retrieval that were asked for, and no corpus."""
     if options.data.retrieval.corpus:
@@ -368,6 +387,7 @@ TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _reading,
     _mixture,
     _retrieval,
+    _tasks,
 )
 
 
@@ -404,7 +424,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         value = functools.reduce(operator.getitem, name.split("."), config)
         if not is_good(value):
             problems.append(f"--config.{name}={value!r} {expected}")
-    problems = problems or malformed_sources(config)
+    problems = problems or [*malformed_sources(config), *malformed_tasks(config)]
     if problems:
         raise ValueError("\n".join(problems))
     # Values that are good on their own may not go together.

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.evaluation.figures import metric_name
+from sft_jax.evaluation.metrics import higher_is_better
 from sft_jax.evaluation.report.tables import visible
 from sft_jax.evaluation.report.verdicts import UNDECIDED, WORSE, called, key_comparisons
-from sft_jax.evaluation.scoring import higher_is_better
 
 # Told apart with any kind of colour vision (after Paul Tol's "bright" and "muted" schemes), and dark enough on white.
 COLORS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#b8860b", "#0099bb", "#882255", "#555555", "#999933", "#332288")

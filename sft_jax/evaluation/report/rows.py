@@ -16,8 +16,9 @@ import numpy as np
 
 from sft_jax.audit.preview.selection import chosen
 from sft_jax.evaluation.figures import metric_name
+from sft_jax.evaluation.metrics import RATIOS, higher_is_better
 from sft_jax.evaluation.report.plots import method_colors
-from sft_jax.evaluation.scoring import RATIOS, Outcome, higher_is_better
+from sft_jax.evaluation.scorers import Outcome
 
 MAX_BYTES = 32_000_000  # of JSON on the page: what browsers still open in a second or so
 _EQUAL = 1e-9

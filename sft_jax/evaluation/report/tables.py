@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.evaluation.figures import ABSENT, difference_text, metric_name, p_text, score_text
+from sft_jax.evaluation.metrics import higher_is_better
 from sft_jax.evaluation.report.verdicts import best_untrained, called, gate_text, task_verdicts
-from sft_jax.evaluation.scoring import higher_is_better
 
 # Ends of pairs of surrogates that have no pair, marks that turn the direction of text, and what has no shape at all.
 _INVISIBLE = re.compile(

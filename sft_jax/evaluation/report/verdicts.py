@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sft_jax.evaluation.figures import SIGNIFICANCE, metric_name, p_text
-from sft_jax.evaluation.scoring import higher_is_better
+from sft_jax.evaluation.metrics import higher_is_better
 
 BASE = "base"
 BETTER, WORSE, UNDECIDED = "better", "WORSE", "no difference shown"
