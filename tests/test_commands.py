@@ -38,7 +38,10 @@ TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
             ("sft_jax.train", "--config=configs/none.py", "--workdir=never_made"),
             "configs there are: quickstart.py, sft.py",
         ),
-        (("sft_jax.evaluate", "--model=m", "--data=d", "--out=o", "--scorer=best"), "exact_match|json_extraction"),
+        (
+            ("sft_jax.evaluate", "--model=m", "--data=d", "--out=o", "--scorer=best"),
+            "no scorer named 'best'; there are bleu, chrf, exact_match",
+        ),
         (
             ("sft_jax.export", "--checkpoint=runs/none", "--out=never_made"),
             "'runs/none' is not a local file or directory",

@@ -1,6 +1,7 @@
 """Can two systems be told apart by how they write? A classifier tries, on answers to prompts it has not seen."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,12 +87,12 @@ def _auc_score(looks: Float[np.ndarray, "2 prompts"], seed: int) -> Score:
 
     value = float(of_prompts(np.arange(prompts), -1))
     options = {"n_resamples": AUC_RESAMPLES, "batch": max(1, ELEMENTS_AT_ONCE // prompts), "vectorized": True}
-    with np.errstate(all="ignore"):
+    with warnings.catch_warnings(action="ignore"):  # all resamples alike is a case of its own
         found = stats.bootstrap(
             (np.arange(prompts),), of_prompts, confidence_level=CONFIDENCE, rng=np.random.default_rng(seed), **options
         )
     limits = found.confidence_interval
-    if np.isnan(limits).any():  # all resamples alike: always told apart, or never
+    if np.isnan(limits).any():  # always told apart, or never
         return wilson(value * prompts, prompts)
     return Score(value, float(limits.low), float(limits.high))
 

@@ -201,6 +201,7 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
 }
 EXEMPT = {  # (file, part of it) -> why there is nothing to follow
     ("sft_jax/data/reading.py", "--config.data.mixture.{name}.reading."): "the beginning of flags too",
+    ("sft_jax/evaluation/scorers/instructions.py", "python -m nltk.downloader punkt_tab"): "it needs a download",
     ("sft_jax/preparation/mixing.py", "{_FLAG}.{name}"): "the beginning of flags that other texts say something of",
     ("sft_jax/sources/locate.py", ". Install it again: `pip install --force-reinstall"): "it needs a package index",
 }

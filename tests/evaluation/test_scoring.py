@@ -6,7 +6,7 @@ import pytest
 
 from sft_jax.evaluation.metrics import higher_is_better
 from sft_jax.evaluation.scorers import SCORERS, Case
-from sft_jax.evaluation.scoring import aggregate, compare
+from sft_jax.evaluation.scoring import aggregate, compare, detail_tables
 from sft_jax.evaluation.statistics import wilson
 from tests.evaluation.scored import scored
 
@@ -103,3 +103,35 @@ def test_outcomes_survive_json():
 def test_errors_say_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_examples_without_a_value_are_left_out_of_every_kind_of_metric():
+    """Such as answers that are calls alone, for which the scorer is not asked."""
+    columns = {"accuracy": True, "predicted_label": "a", "expected_label": "a", "field": {"x": [1, 1, 1]}}
+    columns |= {"chrf": [1, 1, 1] * 6, "share": 0.5, "kinds": {"y": [1, 2]}}
+    outcomes = [columns, dict.fromkeys(columns), columns, columns]
+    scores = aggregate(outcomes, seed=0)
+    assert {name: score.value for name, score in scores.items()} == {
+        "accuracy": 1.0,
+        "macro_f1": 1.0,
+        "field_f1": 1.0,
+        "field_precision": 1.0,
+        "field_recall": 1.0,
+        "chrf": pytest.approx(100),
+        "share": 0.5,
+        "kinds": 0.5,
+    }
+    assert scores["macro_f1"] == wilson(3, 3)
+    comparisons = compare(outcomes, outcomes, seed=0)
+    assert set(comparisons) == set(scores)
+    assert all(comparison.p_value == 1 for comparison in comparisons.values())
+    assert detail_tables(outcomes)["kinds"] == {"y": {"share": 0.5, "support": 6}}
+    assert detail_tables(outcomes)["confusion"] == {"a": {"a": 3, "(other)": 0}}
+
+
+def test_precision_and_recall_of_nothing():
+    """Nothing predicted where something is expected has the precision 0; nothing of either is right."""
+    values = lambda counts: [score.value for score in aggregate([{"field": {"x": counts}}] * 2, seed=0).values()]
+    assert values([0, 0, 3]) == [0, 0, 0]
+    assert values([0, 3, 0]) == [0, 0, 0]
+    assert values([0, 0, 0]) == [1, 1, 1]
