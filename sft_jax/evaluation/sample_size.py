@@ -21,7 +21,7 @@ def examples_needed(
     Of proportions, give `discordant`, the expected share of examples that just one of the two gets right:
     n = (z_a sqrt(d) + z_b sqrt(d - difference^2))^2 / difference^2, the McNemar test's (Connor 1987, Biometrics 43:207;
     z_a and z_b are the normal quantiles of 1 - significance / 2 and of the power). The exact McNemar test, which
-    `compare` uses, is somewhat conservative: with these n its power is up to some hundredths less.
+    `compare` uses, is somewhat conservative: with the 155 examples below its power is 0.76.
 
     Of means, give `deviation`, the standard deviation of the differences between the two within an example: the
     smallest n with which the paired t test has the power, by the noncentral t distribution (Cohen 1988).

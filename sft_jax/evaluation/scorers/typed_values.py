@@ -22,17 +22,14 @@ _DATE = re.compile(
 _LEADING_ZERO = re.compile(r"0\d")  # 00123 is a code and not a number
 
 
-def comparison(
-    kind: FieldType, *, relative_tolerance: float = 0.0, day_first: bool = False
-) -> Callable[[Any, Any], bool]:
+def comparison(kind: FieldType, *, tolerance: Fraction, day_first: bool = False) -> Callable[[Any, Any], bool]:
     """A function (answer's value, reference's value) -> whether they are equal.
 
     `date`: the same day; 03/04/2024 is in March, or with `day_first` in April. `number`: they differ by at most
-    `relative_tolerance` of the reference's; thousands separators and currencies are ignored. `string`: as
+    `tolerance` times the reference's; thousands separators and currencies are ignored. `string`: as
     `json_answers.comparable_fields`. `inferred`: a date or a number if the reference's value is written as one, else a
     string. A value that is not of the type is compared as a string.
     """
-    tolerance = Fraction(relative_tolerance)
 
     def equal(answer: Any, reference: Any) -> bool:
         texts = comparable_value(answer), comparable_value(reference)
@@ -62,14 +59,14 @@ def _number(text: str, is_declared: bool) -> Fraction | None:
 
 def _day(text: str, day_first: bool) -> date | None:
     """The day that a text names in full, with its year, or None."""
-    text = text.strip()
     if not _DATE.fullmatch(text):
         return None
     from dateutil import parser  # slow to import
 
+    # Year first where four digits begin: dateutil would read 2024-03-04 with day_first as the 3rd of April.
+    is_iso = text[:4].isdigit()
+    text = re.split("[t ]", text)[0] if is_iso else text  # the time of day, and whatever stands for its zone
     try:
-        # Year first where four digits begin: dateutil would read 2024-03-04 with day_first as the 3rd of April.
-        is_iso = bool(re.match(r"\d{4}", text))
         return parser.parse(
             re.sub(r"\bof\b", "", text), dayfirst=day_first and not is_iso, yearfirst=is_iso, default=datetime(1, 1, 1)
         ).date()

@@ -63,6 +63,7 @@ PAPER = json.dumps(
         ({"signed": "Monday, March 4th, 2024"}, {}, []),
         ({"signed": "2024/03/04"}, {}, []),
         ({"signed": "2024-03-04T00:00:00Z"}, {}, []),
+        ({"signed": "2024-03-04 10:00 CEST"}, {}, []),
         ({"signed": "03/04/2024"}, {}, []),
         ({"signed": "03/04/24"}, {}, []),
         ({"signed": "04.03.2024"}, {}, ["signed"]),
@@ -114,7 +115,7 @@ def test_counts_metrics_and_table_of_fields():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"relative_tolerance": -0.1}, "relative_tolerance must be at least 0"),
+        ({"relative_tolerance": -0.1}, "relative_tolerance must lie in"),
         ({"types": {"a": "money"}}, "a dict, each value one of 'date', 'number', 'string', 'inferred'"),
         ({"dayfirst": True}, "has no option 'dayfirst'; its options: types, relative_tolerance, day_first"),
     ],

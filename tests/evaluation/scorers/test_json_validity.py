@@ -19,6 +19,7 @@ from tests.evaluation.scored import score
         ("NaN", {}, False),
         ("", {}, False),
         ("[" * 100_000, {}, False),
+        ("```\n" + "\n" * 50_000, {"allow_fence": True}, False),
         ('```json\n{"a": 1}\n```', {}, False),
         ('```json\n{"a": 1}\n```', {"allow_fence": True}, True),
         ('Sure: ```json\n{"a": 1}\n```', {"allow_fence": True}, False),
