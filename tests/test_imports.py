@@ -16,7 +16,18 @@ COMMANDS = sorted(
     path.stem for path in (ROOT / "sft_jax").glob("*.py") if 'if __name__ == "__main__":' in path.read_text()
 )
 # Each takes from a fifth of a second to several.
-HEAVY = ("datasets", "orbax.checkpoint", "pyarrow", "scipy.stats", "tensorboardX", "torch", "transformers")
+HEAVY = (
+    "datasets",
+    "jsonschema",
+    "nltk",
+    "orbax.checkpoint",
+    "pyarrow",
+    "sacrebleu",
+    "scipy.stats",
+    "sklearn",
+    "tensorboardX",
+)
+HEAVY += ("torch", "transformers")
 _IMPORTED = "import json, sys; print(json.dumps(sorted(set(sys.modules) & set(%r))))"
 _HELP = """
 import runpy, sys
