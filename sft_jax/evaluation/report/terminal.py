@@ -44,7 +44,7 @@ def terminal_report(results: Results, width: int = WIDTH) -> Group:
 
 
 def scores_table(title: str, task: Mapping[str, Any], methods: Mapping[str, Any], width: int = WIDTH) -> Table:
-    """A row for each method: the primary metric with its interval, other metrics, the cost; at most `width` wide."""
+    """A row for each method: primary metric with interval, as many others as `width` columns have space for, cost."""
     others = metrics_shown(task)[1:]
     console = Console(width=10_000)
     for shown in range(len(others), 0, -1):

@@ -18,7 +18,7 @@ RESULTS, MARKDOWN, PAGE, PLOTS = "results.json", "report.md", "report.html", "pl
 def write_report(
     results: Mapping[str, Any], answers: Mapping[str, Mapping[str, Rows]], directory: epath.PathLike
 ) -> list[epath.Path]:
-    """Writes `results.json`, `report.md`, `report.html` and `plots/*.png`, each whole; returns their paths.
+    """Writes `results.json`, `report.md`, `report.html` and `plots/*.png`, each whole; returns their paths in order.
 
     Args:
         results: of the package's form.
