@@ -7,8 +7,8 @@ from typing import Any
 from sft_jax.evaluation.report.plots import Plot
 from sft_jax.evaluation.report.tables import Section, TextTable, report_sections, visible
 
-# What Markdown or GitHub would read as more than text; an underscore or an opening bracket is that at some places only.
-_SPECIAL = re.compile(r"[\\`*|~<>&$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|!(?=\[)")
+# What Markdown or GitHub would read as more than text; some of it is that at some places only.
+_SPECIAL = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|!(?=\[)|<(?=[A-Za-z/!?])|&(?=[#\w])|^[>#+-](?!\d)")
 
 
 def markdown_report(results: Mapping[str, Any], plots: Sequence[Plot] = (), plots_at: str = "plots") -> str:

@@ -87,7 +87,7 @@ function alignment(answer, reference) {
 }
 
 function gap(left) {
-  return element("span", { className: "gap", textContent: "‸", title: `left out: ${left.slice(0, 30).join(" ")}` });
+  return element("span", { className: "gap", textContent: "▾", title: `left out: ${left.slice(0, 30).join(" ")}` });
 }
 
 // The answer, with the words marked that the reference does not have there, and a sign where it has others.

@@ -37,10 +37,9 @@ def report_page(
     links = "".join(
         f'<a href="#section-{number}">{_text(section.title)}</a>' for number, section in enumerate(sections)
     )
-    methods = list(results["methods"])
     parts = {
-        "title": _text(f"{', '.join(results['tasks'])}: {', '.join(methods)}"),
-        "created": _text(f"Evaluated {results['created']}, seed {results['seed']}."),
+        "title": _text(", ".join(results["tasks"])),
+        "subtitle": _text(f"Methods: {', '.join(results['methods'])}. {results['created']}, seed {results['seed']}."),
         "css": _file(_PREVIEW, "page.css") + _file(_HERE, "page.css"),
         "js": _file(_HERE, "page.js"),
         "links": links,
@@ -90,11 +89,13 @@ def _grid(table: TextTable) -> str:
     head = "".join(
         f'<th scope="col"{style}>{_text(name)}</th>' for name, style in zip(table.columns, styles, strict=True)
     )
-    rows = "".join(
-        "<tr>" + "".join(f"<td{style}>{_text(cell)}</td>" for cell, style in zip(row, styles, strict=True)) + "</tr>"
-        for row in table.rows
-    )
+    rows = "".join("<tr>" + "".join(map(_td, row, styles)) + "</tr>" for row in table.rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _td(cell: str, style: str) -> str:
+    inside = f'<b class="error">{WORSE}</b>' if cell == WORSE else _text(cell)
+    return f"<td{style}>{inside}</td>"
 
 
 def _image(plot: Plot) -> str:

@@ -5,7 +5,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sft_jax.evaluation.figures import ABSENT, difference_text, metric_name, p_text, score_text
@@ -91,8 +91,7 @@ def task_section(name: str, title: str, task: Mapping[str, Any], methods: Mappin
         facts.append(f"{task['dropped']:,} rows left out")
     facts.append("95 % intervals in brackets")
     tables = [_scores_table(task, methods)]
-    if task["comparisons"]:
-        tables.append(_comparison_table(task))
+    tables += _comparison_tables(task)
     for method, details in task["details"].items():
         tables += [_detail_table(f"{method}: {title}", table) for title, table in details.items()]
     verdicts = task_verdicts(task, methods)
@@ -155,21 +154,27 @@ def _scores_table(task: Mapping[str, Any], methods: Mapping[str, Any]) -> TextTa
     return TextTable("Scores", ("method", *map(metric_name, metrics)), tuple(rows))
 
 
-def _comparison_table(task: Mapping[str, Any]) -> TextTable:
-    columns = ("metric", "method", "against", "difference", "p", "p (Holm)", "test", "the method is")
+def _comparison_tables(task: Mapping[str, Any]) -> Iterator[TextTable]:
+    """Those on the primary metric, and as a detail those on all others."""
+    primary = [pair for pair in task["comparisons"] if pair["metric"] == task["primary"]]
+    others = [pair for pair in task["comparisons"] if pair["metric"] != task["primary"]]
+    if primary:
+        yield _comparison_table(f"{metric_name(task['primary'])}, compared on the same rows", primary, is_detail=False)
+    if others:
+        yield _comparison_table("Other metrics, compared on the same rows", others, is_detail=True)
+
+
+def _comparison_table(title: str, pairs: Sequence[Mapping[str, Any]], is_detail: bool) -> TextTable:
+    columns = ("method", "against", "metric", "difference", "p", "p (Holm)", "test", "the method is")
     rows = [
         (
-            metric_name(pair["metric"]),
-            pair["second"],
-            pair["first"],
-            difference_text(pair),
+            *(pair["second"], pair["first"], metric_name(pair["metric"]), difference_text(pair)),
             *(p_text(pair[key]).removeprefix("p ").removeprefix("= ") for key in ("p_value", "p_holm")),
-            pair["test"],
-            called(pair),
+            *(pair["test"], called(pair)),
         )
-        for pair in task["comparisons"]
+        for pair in pairs
     ]
-    return TextTable("Paired comparisons on the same rows", columns, tuple(rows))
+    return TextTable(title, columns, tuple(rows), is_detail)
 
 
 def _detail_table(title: str, table: Mapping[str, Any]) -> TextTable:
