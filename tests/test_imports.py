@@ -71,7 +71,7 @@ def test_help_imports_nothing_heavy_and_says_nothing_else(command):
         "training",
         "retrieval",
         "preparation.inspection",
-        "evaluation.held_out",
+        "evaluation.side_by_side",
         "exports.model",
         "exports.adapter",
     ],

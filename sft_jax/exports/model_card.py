@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from sft_jax.evaluation.held_out import SCORES
+from sft_jax.evaluation.report.write import RESULTS
 from sft_jax.exports.golden import Golden
 from sft_jax.exports.source import ExportSource
 from sft_jax.runs.metric_log import FILE, read_metrics
@@ -123,14 +123,17 @@ def _results(source: ExportSource) -> str:
 def _evaluations(directory: epath.Path) -> str:
     """Of `sft_jax.evaluate`, where it wrote into the run directory."""
     lines = []
-    for path in sorted(directory.glob(f"*/{SCORES}")):
-        for name, score in json.loads(path.read_text()).items():
-            if isinstance(score, dict):
-                interval = f"[{score['low']:.3f}, {score['high']:.3f}]"
-                lines.append(f"| {path.parent.name} | {name} | {score['value']:.3f} {interval} |")
+    for path in sorted(directory.glob(f"*/{RESULTS}")):
+        for task, found in json.loads(path.read_text())["tasks"].items():
+            for method, scores in found["scores"].items():
+                for name, score in scores.items():
+                    interval = f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+                    lines.append(f"| {path.parent.name} | {task} | {method} | {name} | {interval} |")
     if not lines:
         return ""
-    return "\n".join(["## Evaluations", "", "| | | value and 95 % interval |", "|---|---|---|", *lines])
+    return "\n".join(
+        ["## Evaluations", "", "| | task | method | | value and 95 % interval |", "|---|---|---|---|---|", *lines]
+    )
 
 
 def _config(source: ExportSource) -> str:
