@@ -36,7 +36,7 @@ def main(_: list[str]) -> None:
     from sft_jax.agreement import agreed
     from sft_jax.evaluation.measuring import read_entry
     from sft_jax.evaluation.methods import FEW_SHOT, parse_methods
-    from sft_jax.evaluation.predictions import read_predictions, write_predictions
+    from sft_jax.evaluation.predictions import read_before, with_rows_of, write_predictions
     from sft_jax.evaluation.report.terminal import terminal_report
     from sft_jax.evaluation.report.write import write_report
     from sft_jax.evaluation.results import results_of
@@ -47,6 +47,8 @@ def main(_: list[str]) -> None:
     from sft_jax.sharding import inference_mesh
 
     options = evaluation_flags.options_of(_CONFIG.value)
+    asked = parse_methods(_METHODS.value) if _METHODS.value else []
+    evaluation_flags.refuse_unread(asked)
     model = _MODEL.value or (_CONFIG.value.model.source if _CONFIG.value else "")
     if not model:
         raise ValueError("give --model, or --config with a model.source")
@@ -55,13 +57,16 @@ def main(_: list[str]) -> None:
     console = Console(quiet=not first_process)
     with agreed():
         run = open_run(model)
-        methods = parse_methods(_METHODS.value or ["sft" if run else "base"])
-        if run is None and any(method.is_tuned for method in methods):
+        methods = asked or parse_methods(["sft" if run else "base"])
+        is_tuned = any(method.is_tuned for method in methods)
+        if is_tuned and run is None:
             raise ValueError(f"--methods: sft needs a run, and --model={model} is a pretrained checkpoint")
+        if not is_tuned:
+            commands.refuse_unread(["weights", "mix"], "--methods=sft, of a run")
         entries = [read_entry(name, task) for name, task in options.tasks.items()]
-        before = read_predictions(epath.Path(_COMPARE.value), entries) if _COMPARE.value else {}
-        few_shot = any(FEW_SHOT in method.parts for method in methods)
-        examples_from = evaluation_flags.examples(options, _CONFIG.value) if few_shot else []
+        before = read_before(epath.Path(_COMPARE.value), entries) if _COMPARE.value else None
+        parts = {part for method in methods for part in method.parts}
+        examples_from = evaluation_flags.examples(options, _CONFIG.value) if FEW_SHOT in parts else []
     mesh = inference_mesh(jax.devices(), evaluation_flags.TENSOR.value)
 
     def load(is_tuned: bool):
@@ -76,7 +81,7 @@ def main(_: list[str]) -> None:
         results = results_of(entries, methods, measured, cost, _SEED.value, before)
         if first_process:
             write_predictions(out, measured.rows)
-            paths = write_report(results, measured.rows, out)
+            paths = write_report(results, with_rows_of(before, measured.rows), out)
             console.print(terminal_report(results))
             console.print(f"Report: {paths[2]}", soft_wrap=True)
     if results["gate"] and results["gate"]["failed"]:

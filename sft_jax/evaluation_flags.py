@@ -38,7 +38,24 @@ _OF_ONE_TASK = (
     *("examples", "examples_from", "examples_split", "choose_examples", "instruction", "development", "corpus"),
     *("passages", "search", "max_new_tokens", "batch_size", "temperature", "top_k", "top_p", *reading_flags.NAMES),
 )
+_OF_METHODS = {
+    "few_shot": ("examples", "examples_from", "examples_split", "choose_examples"),
+    "prompted": ("instruction", "development"),
+    "rag": ("corpus", "passages", "search"),
+}
 _TASK = "task"
+
+
+def refuse_unread(methods) -> None:
+    """Refuses flags of methods that are not asked for.
+
+    Raises:
+        ValueError: there are some; names them.
+    """
+    parts = {part for method in methods for part in method.parts}
+    for part, names in _OF_METHODS.items():
+        if part not in parts:
+            commands.refuse_unread(names, f"--methods={part}")
 
 
 def options_of(config):

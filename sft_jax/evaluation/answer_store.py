@@ -23,12 +23,12 @@ class AnswerStore:
         """Reads what is there.
 
         Args:
-            directory: of all stores.
+            directory: of all stores; with several processes one that all of them see.
             fingerprint: of the model's weights and tokenizer.
             writes: False for all processes but one.
 
         Raises:
-            ValueError: the file has a damaged line that is not the last.
+            ValueError: the file has a damaged line, other than a last one that was cut.
         """
         self._path, self._writes = directory / f"{fingerprint}.jsonl", writes
         self._kept: dict[str, Any] = {}
@@ -43,23 +43,21 @@ class AnswerStore:
         for number, line in enumerate(lines[:-1], 1):
             try:
                 key, value = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{self._path}:{number} is damaged ({error}); remove the file") from error
+            except (ValueError, TypeError) as error:  # no JSON, or no pair
+                raise ValueError(
+                    f"{self._path}:{number} is damaged ({error}); remove that line, whose answer is then computed again"
+                ) from error
             self._kept[key] = value
             self._lines.append(line)
         if lines[-1] and self._writes:
             self._write_all()
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    def get(self, key: str) -> Any:
+        """What came for a key of `key_of`; None where that was not asked before."""
+        return self._kept.get(key)
 
-    def get(self, asked: Any) -> Any:
-        """What came; None where it was not asked before."""
-        return self._kept.get(_hash(asked))
-
-    def put(self, asked: Any, value: Any) -> None:
+    def put(self, key: str, value: Any) -> None:
         """Keeps what came."""
-        key = _hash(asked)
         if key in self._kept:
             return
         self._kept[key] = value
@@ -87,5 +85,6 @@ class AnswerStore:
         self._unwritten = 0
 
 
-def _hash(asked: Any) -> str:
+def key_of(asked: Any) -> str:
+    """A hash of what was asked, given as plain JSON values."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]

@@ -46,8 +46,8 @@ def choose_examples(
     held-out example. Drawn, not picked, so that nobody tunes them by hand. A training row whose question is also
     that of a held-out row is never drawn. Raises ValueError where too few rows are left.
     """
-    asked = {_question(conversation) for conversation in held_out}
-    allowed = [conversation for conversation in train if _question(conversation) not in asked]
+    asked = {questions_of(conversation) for conversation in held_out}
+    allowed = [conversation for conversation in train if questions_of(conversation) not in asked]
     # A stable sort: ties keep the order of the rows.
     shortest = sorted(allowed, key=lambda c: sum(len(m.content) for m in c))[: max(count, (len(allowed) + 1) // 2)]
     if len(shortest) < count:
@@ -58,12 +58,13 @@ def choose_examples(
     return [shortest[index] for index in picked]
 
 
+def questions_of(conversation: tuple[Message, ...]) -> tuple[str, ...]:
+    """All that the user says: two conversations with the same ask the same."""
+    return tuple(message.content for message in conversation if message.role == "user")
+
+
 def _split_system(
     conversation: tuple[Message, ...],
 ) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     system_turns = 1 if conversation and conversation[0].role in ("system", "developer") else 0
     return conversation[:system_turns], conversation[system_turns:]
-
-
-def _question(conversation: tuple[Message, ...]) -> tuple[str, ...]:
-    return tuple(message.content for message in conversation if message.role == "user")

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from sft_jax.evaluation.metrics import Metric, higher_is_better, metrics_in
 from sft_jax.evaluation.scorers.cases import Outcome
 from sft_jax.evaluation.scoring import score_of
 from sft_jax.evaluation.statistics import RESAMPLES, Score, bca_limits, wilson
+
+LEAST_IN_GROUP = 2  # examples, without which a value has no interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,11 @@ def group_scores(outcomes: Sequence[Outcome], groups: Sequence[str], seed: int) 
 
     The interval of the gap is a BCa bootstrap that resamples within groups; each resample has its own best and worst
     group. A gap of several groups is above 0 also where they do not differ: whether they do is what `p_value` says.
-    A group without a value of a metric is left out of it, and a metric with fewer than two groups is left out.
+    A group with fewer than two values of a metric is left out of it, and a metric with fewer than two groups is left
+    out.
 
     Raises:
-        ValueError: unequal lengths, fewer than two groups, or a group with a single example.
+        ValueError: unequal lengths, or fewer than two groups.
     """
     if len(outcomes) != len(groups):
         raise ValueError(f"group_scores: {len(outcomes)} outcomes and {len(groups)} groups")
@@ -57,16 +60,13 @@ def group_scores(outcomes: Sequence[Outcome], groups: Sequence[str], seed: int) 
         for outcome, group in zip(outcomes, groups, strict=True):
             if metric.has_value(outcome):
                 members[group].append(outcome)
-        members = {group: found for group, found in members.items() if found}
+        members = {group: found for group, found in members.items() if len(found) >= LEAST_IN_GROUP}
         if len(members) > 1:
             results[name] = _of_metric(name, metric, members, seed)
     return results
 
 
 def _of_metric(name: str, metric: Metric, members: Mapping[str, Sequence[Outcome]], seed: int) -> GroupScores:
-    for group, found in members.items():
-        if len(found) < 2:
-            raise ValueError(f"group_scores: {name}: group {group!r} has a single example; leave it out or join groups")
     scores = {group: score_of(metric, found, seed) for group, found in members.items()}
     by_value = sorted(scores, key=lambda group: scores[group].value)
     worst, best = (by_value[-1], by_value[0]) if higher_is_better(name) is False else (by_value[0], by_value[-1])
@@ -135,18 +135,14 @@ def bias_amplification(
         raise ValueError(
             f"bias_amplification: {len(predicted)} predictions, {len(expected)} labels and {len(groups)} groups"
         )
-    labels, kinds = sorted(set(expected)), sorted(set(groups))
-    if len(kinds) < 2:
-        raise ValueError(f"bias_amplification: at least two groups are compared, got {kinds}")
-    table = np.zeros((len(groups), 2, len(labels), len(kinds)))
-    for row, group, *given in zip(table, groups, expected, predicted, strict=True):
-        for counts, label in zip(row, given, strict=True):
-            if label in labels:
-                counts[labels.index(label), kinds.index(group)] = 1
-    shares = _shares(table.sum(0))
-    is_over = shares[0] > 1 / len(kinds) + 1e-12
+    if len(set(groups)) < 2:
+        raise ValueError(f"bias_amplification: at least two groups are compared, got {sorted(set(groups))}")
+    counted = _counted(predicted, expected, groups)
+    table, shares, is_over = counted.table, counted.shares, counted.is_over
     if not is_over.any():
         raise ValueError("bias_amplification: no group is over-represented in any label of the data")
+    if not counted.is_predicted:
+        raise ValueError("bias_amplification: no label in which a group is over-represented is ever predicted")
 
     def mean(sums: Float[np.ndarray, "... columns"]) -> Float[np.ndarray, "..."]:
         found = _shares(sums.reshape(*sums.shape[:-1], *table.shape[1:]))
@@ -154,16 +150,53 @@ def bias_amplification(
         counts = ~np.isnan(changes)
         return np.asarray(np.where(counts, changes, 0.0).sum(-1) / np.maximum(counts.sum(-1), 1))
 
-    if np.isnan((shares[1] - shares[0])[is_over]).all():
-        raise ValueError("bias_amplification: no label in which a group is over-represented is ever predicted")
     flat = table.reshape(len(groups), -1)
     value = float(mean(flat.sum(0)))
     limits = bca_limits([flat], lambda sums: mean(sums[0]), seed=seed)
     if limits is None:
         half = wilson(0, len(groups)).high
         limits = value - half, value + half
-    rows = [_row(labels[i], kinds[j], shares[:, i, j]) for i, j in np.argwhere(is_over)]
+    rows = [_row(counted.labels[i], counted.kinds[j], shares[:, i, j]) for i, j in np.argwhere(is_over)]
     return BiasAmplification(Score(value, *limits), rows)
+
+
+def has_bias_amplification(predicted: Sequence[str], expected: Sequence[str], groups: Sequence[str]) -> bool:
+    """Whether a group is over-represented in a label that is predicted, so that there is something to exaggerate."""
+    return len(set(groups)) > 1 and _counted(predicted, expected, groups).is_predicted
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counted:
+    """Labels of examples in the data (0) and in the predictions (1), by group.
+
+    Attributes:
+        labels, kinds: of labels and groups, sorted.
+        table: 1 where an example has the label and is of the group.
+        shares: of groups in labels; NaN for a label without examples.
+        is_over: the group is over-represented in the label of the data.
+    """
+
+    labels: Sequence[str]
+    kinds: Sequence[str]
+    table: Float[np.ndarray, "examples 2 labels groups"]
+    shares: Float[np.ndarray, "2 labels groups"]
+    is_over: Bool[np.ndarray, "labels groups"]
+
+    @property
+    def is_predicted(self) -> bool:
+        """A label in which a group is over-represented is predicted."""
+        return bool(np.isfinite(self.shares[1][self.is_over]).any())
+
+
+def _counted(predicted: Sequence[str], expected: Sequence[str], groups: Sequence[str]) -> _Counted:
+    labels, kinds = sorted(set(expected)), sorted(set(groups))
+    table = np.zeros((len(groups), 2, len(labels), len(kinds)))
+    for row, group, *given in zip(table, groups, expected, predicted, strict=True):
+        for counts, label in zip(row, given, strict=True):
+            if label in labels:
+                counts[labels.index(label), kinds.index(group)] = 1
+    shares = _shares(table.sum(0))
+    return _Counted(labels, kinds, table, shares, shares[0] > 1 / len(kinds) + 1e-12)
 
 
 def _shares(counts: Float[np.ndarray, "... labels groups"]) -> Float[np.ndarray, "... labels groups"]:

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from sft_jax.data.records import Record, iter_records
+from sft_jax.data.records import DroppedRow, Record, RecordReader
 from sft_jax.evaluation.methods import Changed
 from sft_jax.evaluation.requests import Generate, Judged, Request, Response
 from sft_jax.evaluation.responding import Respondent
@@ -26,11 +26,13 @@ class Entry:
         name: of the task.
         options: of its entry in `config.evaluation.tasks`.
         records: that are measured.
+        dropped: rows that could not be read, where the options say that such rows are left out.
     """
 
     name: str
     options: TaskOptions
     records: tuple[Record, ...]
+    dropped: tuple[DroppedRow, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Measured:
         prompt_tokens: mean of a record.
         generated_tokens: mean of a record.
         seconds: mean of a record.
-        cut: records whose solved examples or passages did not all fit.
+        cut: prompts whose solved examples or passages did not all fit.
         notes: what a reader of the scores should know.
     """
 
@@ -60,13 +62,15 @@ def read_entry(name: str, options: TaskOptions) -> Entry:
     """A task with the records of its file.
 
     Raises:
-        RecordError: a row that cannot be read.
+        RecordError: a row that cannot be read, unless such rows are left out.
         ValueError: there are no rows.
     """
-    records = tuple(itertools.islice(iter_records(options.path, options.reading), options.rows or None))
+    reader = RecordReader(options.path, options.reading)
+    records = tuple(itertools.islice(reader, options.rows or None))
     if not records:
-        raise ValueError(f"task {name}: {options.path} has no rows: there is nothing to measure")
-    return Entry(name, options, records)
+        left_out = f" ({len(reader.dropped):,} could not be read)" if reader.dropped else ""
+        raise ValueError(f"task {name}: {options.path} has no rows{left_out}: there is nothing to measure")
+    return Entry(name, options, records, tuple(reader.dropped))
 
 
 def measure(entry: Entry, respondent: Respondent, changed: Changed | None = None, title: str = "") -> Measured:
@@ -82,7 +86,7 @@ def measure(entry: Entry, respondent: Respondent, changed: Changed | None = None
         ValueError: a record that cannot be asked about, or scored; names it.
     """
     task = make_task(entry.options, entry.records, respondent.renderer)
-    asked = [task.requests(record) for record in entry.records]
+    asked = [_asked(task, record) for record in entry.records]
     names = [record.id for record, requests in zip(entry.records, asked, strict=True) for _ in requests]
     requests = list(itertools.chain.from_iterable(asked))
     if changed is not None:
@@ -103,8 +107,15 @@ def measure(entry: Entry, respondent: Respondent, changed: Changed | None = None
         generated_tokens=of_record(_generated_tokens),
         seconds=of_record(lambda response: response.seconds),
         cut=changed.cut if changed is not None else 0,
-        notes=tuple(filter(None, (_note(task), _cut_note(grouped)))),
+        notes=tuple(filter(None, (_note(task), *(changed.notes() if changed else ()), _cut_note(grouped)))),
     )
+
+
+def _asked(task: Task, record: Record) -> Sequence[Request]:
+    requests = task.requests(record)
+    if not requests:
+        raise ValueError(f"{record.id}: the task asks nothing about it; leave such rows out")
+    return requests
 
 
 def _scored(task: Task, record: Record, responses: Sequence[Response]) -> Outcome:

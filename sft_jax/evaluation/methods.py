@@ -2,19 +2,17 @@
 
 A method is a name such as `base`, `few_shot`, `rag`, `sft`, or several joined by `+` (`sft+rag`). `sft` takes the tuned
 weights, every other part changes prompts: `prompted` puts an instruction in front, `few_shot` solved examples, `rag`
-passages of a corpus into the question. All of a method's requests go through `Method.changed`.
+passages of a corpus into the question. All of a method's requests go through `Changed`.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from sft_jax.data.conversations import Conversation, Message
 from sft_jax.data.records import Record
-from sft_jax.data.rendering import ExampleError
-from sft_jax.evaluation.baselines import choose_examples, with_examples
-from sft_jax.evaluation.requests import Generate, Request
-from sft_jax.options import FewShotOptions
+from sft_jax.evaluation.baselines import choose_examples, questions_of, with_examples
+from sft_jax.evaluation.requests import Request
+from sft_jax.options import EvaluationOptions, FewShotOptions
 from sft_jax.preparation.retrieved import Retriever
 from sft_jax.retrieval import Passage
 from sft_jax.retrieval.nearest import Nearest
@@ -64,11 +62,10 @@ def parse_methods(names: Sequence[str]) -> list[Method]:
                 "the base model with passages"
             )
         methods.append(Method(name, parts))
-    twice = {
-        method.name for method in methods if [frozenset(m.parts) for m in methods].count(frozenset(method.parts)) > 1
-    }
-    if twice:
-        raise ValueError(f"--methods: {', '.join(sorted(twice))} are the same; give each once")
+    made_of = [frozenset(method.parts) for method in methods]
+    same = [method.name for method, parts in zip(methods, made_of, strict=True) if made_of.count(parts) > 1]
+    if same:
+        raise ValueError(f"--methods: {', '.join(same)} are the same; give each once")
     return methods
 
 
@@ -78,13 +75,18 @@ class Prompting:
 
     Attributes:
         instruction: of `prompted`; empty where no method needs one.
-        solved: of `few_shot`: the question of a record -> solved examples, the nearest or first last.
+        solved: of `few_shot`: the question of a record -> solved examples, the nearest last.
+        looks_at_question: `solved` depends on the last message of the user.
         retriever: of `rag`.
     """
 
     instruction: str = ""
     solved: Callable[[Conversation], Sequence[Conversation]] | None = None
+    looks_at_question: bool = False
     retriever: Retriever | None = None
+
+
+PositionsNeeded = Callable[[Request, str], int]  # (request, name of its record) -> positions of prompt and answer
 
 
 class Changed:
@@ -94,66 +96,93 @@ class Changed:
         cut: requests for which solved examples or passages were left out because they did not fit.
     """
 
-    def __init__(self, method: Method, prompting: Prompting, prompt_tokens: Callable[[Request], int], positions: int):
+    def __init__(self, method: Method, prompting: Prompting, positions_needed: PositionsNeeded, positions: int):
         """Keeps what stays the same through all requests.
 
         Args:
             method: that changes them.
             prompting: what it puts into prompts.
-            prompt_tokens: of a request.
+            positions_needed: by a request with its answer.
             positions: that the model knows.
         """
         self._method, self._prompting = method, prompting
-        self._tokens, self._positions = prompt_tokens, positions
-        self.cut = 0
+        self._needed, self._positions = positions_needed, positions
+        self.cut, self._found, self._asked = 0, 0, 0
 
     def __call__(self, requests: Sequence[Request], names: Sequence[str]) -> list[Request]:
         """The requests as the method asks them.
 
+        A request that does not fit even without examples and passages stays as it is.
+
         Raises:
-            ValueError: one without a message of the user, or one that does not fit even without examples and passages.
+            ValueError: one whose question cannot be looked for or whose prompt the chat template refuses, a solved
+                example that does not go with it, or there are no passages for any.
         """
-        passages = self._passages(requests)
+        passages = self._passages(requests, names)
         return [
             self._fitted(request, found, name) for request, found, name in zip(requests, passages, names, strict=True)
         ]
 
-    def _passages(self, requests: Sequence[Request]) -> list[list[Passage]]:
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the scores should know of the prompts."""
+        notes = []
+        if RAG in self._method.parts:
+            notes.append(
+                f"Passages were found for {self._found:,} of {self._asked:,} prompts, from "
+                f"{self._prompting.retriever.report.note()}."
+            )
+        if self.cut:
+            notes.append(
+                f"Solved examples or passages were left out of {self.cut:,} prompts, which had not fitted into the "
+                f"{self._positions:,} positions of the model."
+            )
+        return tuple(notes)
+
+    def _passages(self, requests: Sequence[Request], names: Sequence[str]) -> list[list[Passage]]:
+        looked_for = RAG in self._method.parts or self._prompting.looks_at_question
+        for request, name in zip(requests, names, strict=True):
+            if looked_for and not any(message.role == "user" for message in request.prompt):
+                raise ValueError(f"{name}, method {self._method.name}: there is no message of the user to look for")
         if RAG not in self._method.parts:
             return [[] for _ in requests]
-        return self._prompting.retriever.passages([request.prompt for request in requests])
+        passages = self._prompting.retriever.passages([request.prompt for request in requests])
+        self._found, self._asked = sum(map(bool, passages)), len(passages)
+        if not self._found:
+            raise ValueError(
+                f"method {self._method.name}: no passage of {self._prompting.retriever.options.corpus} was found for "
+                f"any of {self._asked:,} prompts; give the corpus that these questions are about"
+            )
+        return passages
 
     def _fitted(self, request: Request, passages: list[Passage], name: str) -> Request:
-        """The request with as many examples and passages as fit: the examples that stand first go first."""
+        """The request with as many examples and passages as fit; examples go first, those that stand first."""
         examples = list(self._prompting.solved(request.prompt)) if FEW_SHOT in self._method.parts else []
-        wanted = (len(examples), len(passages))
-        while True:
-            changed = self._with(request, examples, passages)
-            try:
-                fits = self._tokens(changed) + _answer_tokens(request) <= self._positions
-            except ExampleError as error:
-                raise ValueError(f"{name}, method {self._method.name}: {error}") from error
-            if fits or not (examples or passages):
-                self.cut += wanted != (len(examples), len(passages))
-                return changed
+        changed = self._with(request, examples, passages, name)
+        self.cut += bool(examples or passages) and not self._fits(changed, name)
+        while (examples or passages) and not self._fits(changed, name):
             if examples:
                 examples = examples[1:]
             else:
                 passages = passages[:-1]
+            changed = self._with(request, examples, passages, name)
+        return changed
 
-    def _with(self, request: Request, examples: Sequence[Conversation], passages: Sequence[Passage]) -> Request:
+    def _fits(self, request: Request, name: str) -> bool:
+        return self._needed(request, f"{name}, method {self._method.name}") <= self._positions
+
+    def _with(
+        self, request: Request, examples: Sequence[Conversation], passages: Sequence[Passage], name: str
+    ) -> Request:
         prompt = request.prompt
         if PROMPTED in self._method.parts:
             prompt = with_instruction(prompt, self._prompting.instruction)
             examples = [with_instruction(example, self._prompting.instruction) for example in examples]
         if passages:
             prompt = self._prompting.retriever.put_into(prompt, passages)
-        return dataclasses.replace(request, prompt=with_examples(prompt, examples))
-
-
-def _answer_tokens(request: Request) -> int:
-    """Room that the answer may need; of given answers a token at least, they are measured when they are judged."""
-    return request.max_new_tokens if isinstance(request, Generate) else 1
+        try:
+            return dataclasses.replace(request, prompt=with_examples(prompt, examples))
+        except ValueError as error:
+            raise ValueError(f"{name}, method {self._method.name}: {error}") from error
 
 
 def with_instruction(conversation: Conversation, instruction: str) -> Conversation:
@@ -178,30 +207,28 @@ def solved_examples(
     Raises:
         ValueError: too few rows.
     """
-    conversations = [record.conversation for record in train]
-    measured = [record.conversation for record in held_out]
-    if options.choose == "seed":
-        drawn = choose_examples(conversations, options.examples, seed, measured)
-        return lambda question: drawn
-    asked = {_questions(conversation) for conversation in measured}
-    allowed = [conversation for conversation in conversations if _questions(conversation) not in asked]
+    asked = {questions_of(record.conversation) for record in held_out}
+    allowed = [record for record in train if questions_of(record.conversation) not in asked]
     if len(allowed) < options.examples:
         raise ValueError(
-            f"--config.evaluation.few_shot.examples={options.examples}: only {len(allowed)} of {len(train)} rows are "
-            "not held out"
+            f"method few_shot: {options.examples} solved examples wanted, but only {len(allowed)} of {len(train)} rows "
+            "ask what no held-out row asks; give more rows or fewer examples"
         )
-    if options.choose == "first":
-        first = allowed[: options.examples]
-        return lambda question: first
-    nearest = Nearest(allowed)
-    return lambda question: nearest(question, options.examples)
+    for record in allowed:
+        if record.conversation[-1].role != "assistant":
+            raise ValueError(f"method few_shot: {record.id} is no solved example: it must end with an answer")
+    conversations = [record.conversation for record in allowed]
+    if options.choose == "nearest":
+        nearest = Nearest(conversations)
+        return lambda question: nearest(question, options.examples)
+    if options.choose == "seed":
+        same = choose_examples(conversations, options.examples, seed)
+    else:
+        same = conversations[: options.examples]
+    return lambda question: same
 
 
-def _questions(conversation: Conversation) -> tuple[str, ...]:
-    return tuple(message.content for message in conversation if message.role == "user")
-
-
-def describe(method: Method, prompting: Prompting, options: Any) -> str:
+def describe(method: Method, prompting: Prompting, options: EvaluationOptions) -> str:
     """A method in words, for tables."""
     said = {
         BASE: "the model as it is",

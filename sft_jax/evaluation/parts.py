@@ -58,7 +58,7 @@ class PartScorer:
     def __init__(
         self, scorer: Scorer, records: Sequence[Record], renderer: ConversationRenderer, match_thinking: bool = False
     ):
-        """Reads the references, and scores each against itself, so that what cannot be scored is known.
+        """Reads the references, and scores each and silence, so that what cannot be scored is known early.
 
         Args:
             scorer: of contents.
@@ -77,6 +77,7 @@ class PartScorer:
         for record in records:
             self._columns |= dict.fromkeys(self._of_content(record, self.references[record.id].parts) or {})
         metrics_of([self(record, self.references[record.id].text) for record in records])
+        metrics_of([self(record, "") for record in records])  # a scorer of the user's may stumble over silence
 
     def __call__(self, record: Record, text: str) -> Outcome:
         """The outcome of one answer.

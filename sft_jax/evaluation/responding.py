@@ -3,19 +3,24 @@
 Answers are kept by what they depend on (`answer_store.py`), so that an evaluation goes on where it was stopped.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from sft_jax.data.conversations import Message
 from sft_jax.data.rendering import ConversationRenderer, ExampleError
-from sft_jax.evaluation.answer_store import AnswerStore
+from sft_jax.evaluation.answer_store import AnswerStore, key_of
 from sft_jax.evaluation.requests import Generate, Judged, LogLikelihood, Request, Response, Written
-from sft_jax.generation import Generated, Prepared, Sampler, loglikelihoods, problem_of_prompt
+from sft_jax.generation import Generated, Prepared, Sampler, Sampling, loglikelihoods, problem_of_prompt
+from sft_jax.models import positions
 
 ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all) -> callback (done, in all)
+Tokens = Int32[np.ndarray, "_"]
+Keep = Callable[[int, Any], None]  # (place, value)
 
 
 class Respondent:
@@ -45,7 +50,7 @@ class Respondent:
         self._slots, self._seed, self._store, self._progress = slots, seed, store, progress
 
     def __call__(self, requests: Sequence[Request], names: Sequence[str], title: str = "answers") -> list[Response]:
-        """One response to each request.
+        """One response to each request; the same request twice is answered once, unless its answers are drawn.
 
         Args:
             requests: what is asked.
@@ -55,123 +60,166 @@ class Respondent:
         Raises:
             ValueError: a prompt that the chat template refuses, or that leaves no position for an answer; names it.
         """
-        prompts = [self._prompt(request, name) for request, name in zip(requests, names, strict=True)]
-        responses: list[Response | None] = [None] * len(requests)
-        groups: dict[Any, list[int]] = {}
-        for number, request in enumerate(requests):
+        groups: dict[tuple[Sampling, int] | None, list[_Asked]] = {}
+        for number, (request, name) in enumerate(zip(requests, names, strict=True)):
             kind = (request.sampling, request.samples) if isinstance(request, Generate) else None
-            groups.setdefault(kind, []).append(number)
-        for kind, members in groups.items():
-            answer = self._judge if kind is None else self._generate
-            answer([requests[n] for n in members], [prompts[n] for n in members], members, responses, names, title)
-        return responses
+            groups.setdefault(kind, []).append(_Asked(number, name, request, self._prompt(request, name)))
+        responses: dict[int, Response] = {}
+        for kind, asked in groups.items():
+            respond = self._judge if kind is None else self._generate
+            responses |= zip((one.number for one in asked), respond(asked, title), strict=True)
+        return [responses[number] for number in range(len(requests))]
 
-    def prompt_tokens(self, request: Request) -> int:
-        """How many tokens the prompt of a request has.
+    def positions_needed(self, request: Request, name: str) -> int:
+        """How many positions prompt and answer take: an answer to write its limit, of given answers the longest.
 
         Raises:
-            ExampleError: the template refuses it.
+            ValueError: the chat template refuses the prompt or an answer; names the record.
         """
-        return len(self.renderer.render_prompt(request.prompt, request.tools))
+        prompt = self._rendered(request, name)
+        if isinstance(request, Generate):
+            return len(prompt) + request.max_new_tokens
+        return len(prompt) + max(len(self._continuation(request, prompt, text, name)) for text in request.continuations)
 
-    def _prompt(self, request: Request, name: str) -> np.ndarray:
-        try:
-            ids = self.renderer.render_prompt(request.prompt, request.tools)
-        except ExampleError as error:
-            raise ValueError(f"{name}: {error}") from error
+    def _prompt(self, request: Request, name: str) -> Tokens:
+        ids = self._rendered(request, name)
         if problem := problem_of_prompt(ids, self.prepared.model.config):
             raise ValueError(f"the prompt of {name} {problem}")
         return ids
 
-    def _generate(self, requests, prompts, numbers, responses, names, title) -> None:
-        """Fills `responses` at `numbers` with what the model writes."""
-        del names
-        sampling, samples = requests[0].sampling, requests[0].samples
-        keys, missing = [], []
-        for place, (request, prompt, number) in enumerate(zip(requests, prompts, numbers, strict=True)):
-            drawn = [self._seed, number] if sampling.temperature else []
-            keys.append(["generate", prompt.tolist(), request.max_new_tokens, repr(sampling), samples, drawn])
-            kept = self._store and self._store.get(keys[place])
-            if kept:
-                responses[number] = self._written(request, prompt, kept)
-            else:
-                missing.append(place)
-        if not missing:
-            return
-        callback = self._progress(title, samples * len(missing)) if self._progress else None
-        clock, parts = _Clock(), {place: {} for place in missing}
+    def _rendered(self, request: Request, name: str) -> Tokens:
+        try:
+            return self.renderer.render_prompt(request.prompt, request.tools)
+        except ExampleError as error:
+            raise ValueError(f"{name}: {error}") from error
 
-        def keep(prompt: int, sample: int, answer: Generated) -> None:
-            place = missing[prompt]
-            parts[place][sample] = (answer.tokens.tolist(), float(answer.logprobs.sum()), answer.finish_reason, clock())
-            if len(parts[place]) == samples:
-                value = [parts[place][sample] for sample in range(samples)]
-                if self._store:
-                    self._store.put(keys[place], value)
-                responses[numbers[place]] = self._written(requests[place], prompts[place], value)
+    def _answered(self, keys: Sequence[str], answer: Callable[[list[int], Keep], None]) -> list[Any]:
+        """The value of each key.
 
-        Sampler(self.renderer.stop_ids, sampling=sampling, slots=self._slots).generate(
-            self.prepared,
-            [prompts[place] for place in missing],
-            max_new_tokens=[requests[place].max_new_tokens for place in missing],
-            samples=samples,
-            seed=self._seed,
-            example_ids=[numbers[place] for place in missing],
-            progress=callback,
-            on_answer=keep,
-        )
+        Args:
+            keys: of what is asked.
+            answer: called with the places of those that are not there yet, each once, and with what keeps a value.
+        """
+        values = {key: None if self._store is None else self._store.get(key) for key in keys}
+        places: dict[str, int] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, place)
 
-    def _written(self, request: Generate, prompt: np.ndarray, kept: Sequence[Any]) -> Response:
+        def keep(place: int, value: Any) -> None:
+            values[keys[place]] = value
+            if self._store is not None:
+                self._store.put(keys[place], value)
+
+        if missing := [place for key, place in places.items() if values[key] is None]:
+            answer(missing, keep)
+            if self._store is not None:
+                self._store.flush()
+        return [values[key] for key in keys]
+
+    def _generate(self, asked: Sequence["_Asked"], title: str) -> list[Response]:
+        """What the model writes; all are sampled alike."""
+        sampling, samples = asked[0].request.sampling, asked[0].request.samples
+        keys = []
+        for one in asked:
+            drawn = [self._seed, one.number] if sampling.temperature else []
+            keys.append(
+                key_of(["generate", one.prompt.tolist(), one.request.max_new_tokens, repr(sampling), samples, drawn])
+            )
+
+        def answer(missing: list[int], keep: Keep) -> None:
+            clock, parts = _Clock(), {place: {} for place in missing}
+
+            def on_answer(prompt: int, sample: int, found: Generated) -> None:
+                of_prompt = parts[missing[prompt]]
+                of_prompt[sample] = (found.tokens.tolist(), float(found.logprobs.sum()), found.finish_reason, clock())
+                if len(of_prompt) == samples:
+                    keep(missing[prompt], [of_prompt[sample] for sample in range(samples)])
+
+            Sampler(self.renderer.stop_ids, sampling=sampling, slots=self._slots).generate(
+                self.prepared,
+                [asked[place].prompt for place in missing],
+                max_new_tokens=[asked[place].request.max_new_tokens for place in missing],
+                samples=samples,
+                seed=self._seed,
+                example_ids=[asked[place].number for place in missing],
+                progress=self._progress and self._progress(title, samples * len(missing)),
+                on_answer=on_answer,
+            )
+
+        return [self._written(one, value) for one, value in zip(asked, self._answered(keys, answer), strict=True)]
+
+    def _written(self, asked: "_Asked", kept: Sequence[Any]) -> Response:
         answers = tuple(
-            Written(self.renderer.written_text(tokens, request.tools), len(tokens), logprob, reason)
+            Written(self.renderer.written_text(tokens, asked.request.tools), len(tokens), logprob, reason)
             for tokens, logprob, reason, _ in kept
         )
-        return Response(answers, len(prompt), sum(seconds for *_, seconds in kept))
+        return Response(answers, len(asked.prompt), sum(seconds for *_, seconds in kept))
 
-    def _judge(self, requests, prompts, numbers, responses, names, title) -> None:
-        """Fills `responses` at `numbers` with how likely the given answers are."""
-        continuations = [
-            [self._continuation(request, prompt, text, names[number]) for text in request.continuations]
-            for request, prompt, number in zip(requests, prompts, numbers, strict=True)
-        ]
+    def _judge(self, asked: Sequence["_Asked"], title: str) -> list[Response]:
+        """How likely the given answers are."""
+        continuations = [self._continuations(one) for one in asked]
         keys = [
-            ["judge", prompt.tolist(), [ids.tolist() for ids in of_prompt]]
-            for prompt, of_prompt in zip(prompts, continuations, strict=True)
+            key_of(["judge", one.prompt.tolist(), [ids.tolist() for ids in of_prompt]])
+            for one, of_prompt in zip(asked, continuations, strict=True)
         ]
-        kept = [self._store and self._store.get(key) for key in keys]
-        missing = [place for place, value in enumerate(kept) if not value]
-        if missing:
-            callback = self._progress(title, sum(len(continuations[p]) for p in missing)) if self._progress else None
-            clock = _Clock()
-            found = loglikelihoods(
-                self.prepared,
-                [prompts[place] for place in missing],
-                [continuations[place] for place in missing],
-                progress=callback,
-            )
-            seconds = clock() / len(missing)
-            for place, likelihoods in zip(missing, found, strict=True):
-                kept[place] = [[(one.logprob, one.tokens) for one in likelihoods], seconds]
-                if self._store:
-                    self._store.put(keys[place], kept[place])
-        for place, (judged, seconds) in enumerate(kept):
-            answers = tuple(Judged(logprob, tokens) for logprob, tokens in judged)
-            responses[numbers[place]] = Response(answers, len(prompts[place]), seconds)
 
-    def _continuation(self, request: LogLikelihood, prompt: np.ndarray, text: str, name: str) -> np.ndarray:
+        def answer(missing: list[int], keep: Keep) -> None:
+            clock = _Clock()
+            total = sum(len(continuations[place]) for place in missing)
+            loglikelihoods(
+                self.prepared,
+                [asked[place].prompt for place in missing],
+                [continuations[place] for place in missing],
+                progress=self._progress and self._progress(title, total),
+                on_prompt=lambda prompt, found: keep(
+                    missing[prompt], [[(one.logprob, one.tokens) for one in found], clock()]
+                ),
+            )
+
+        responses = []
+        for one, (judged, seconds) in zip(asked, self._answered(keys, answer), strict=True):
+            answers = tuple(Judged(logprob, tokens) for logprob, tokens in judged)
+            responses.append(Response(answers, len(one.prompt), seconds))
+        return responses
+
+    def _continuations(self, asked: "_Asked") -> list[Tokens]:
+        """The given answers of a request as tokens, for which there are positions."""
+        decoder, found = self.prepared.model.config, []
+        for text in asked.request.continuations:
+            ids = self._continuation(asked.request, asked.prompt, text, asked.name)
+            if len(asked.prompt) + len(ids) > decoder.max_positions:
+                raise ValueError(
+                    f"the prompt of {asked.name} has {len(asked.prompt)} tokens, and its answer {text[:60]!r} "
+                    f"{len(ids)}; the model knows {decoder.max_positions} positions. Give shorter ones"
+                    f"{positions.advice(decoder)}."
+                )
+            found.append(ids)
+        return found
+
+    def _continuation(self, request: LogLikelihood, prompt: Tokens, text: str, name: str) -> Tokens:
         """The tokens of an answer, with the end of its turn."""
         try:
             rendered = self.renderer.render((*request.prompt, Message("assistant", text)), request.tools)
         except ExampleError as error:
             raise ValueError(f"{name}, answer {text[:60]!r}: {error}") from error
-        ids, weights = np.asarray(rendered.tokens, np.int32), np.asarray(rendered.weights)
-        end = int(np.flatnonzero(weights)[-1]) + 1
+        ids, supervised = np.asarray(rendered.tokens, np.int32), np.flatnonzero(rendered.weights)
+        end = int(supervised[-1]) + 1 if len(supervised) else 0
         if not np.array_equal(ids[: len(prompt)], prompt) or end <= len(prompt):
             raise ValueError(
                 f"{name}, answer {text[:60]!r}: the chat template does not write it behind the prompt as it is, so its "
                 "likelihood cannot be told"
             )
         return ids[len(prompt) : end]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A request with its number, by which samples are drawn, the name of its record, and its prompt."""
+
+    number: int
+    name: str
+    request: Any
+    prompt: Tokens
 
 
 class _Clock:

@@ -1,5 +1,6 @@
 """The results of an evaluation as one plain dict: scores, paired comparisons, costs. Reports are made of it alone."""
 
+import collections
 import datetime
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.evaluation.groups import bias_amplification, group_scores
+from sft_jax.evaluation.groups import LEAST_IN_GROUP, bias_amplification, group_scores, has_bias_amplification
 from sft_jax.evaluation.measuring import Entry, Measured
 from sft_jax.evaluation.methods import Method
 from sft_jax.evaluation.metrics import metrics_in
-from sft_jax.evaluation.predictions import Rows
+from sft_jax.evaluation.predictions import Before, Rows
 from sft_jax.evaluation.sample_size import examples_needed
 from sft_jax.evaluation.scorers import Outcome
 from sft_jax.evaluation.scorers.cases import LABELS
@@ -20,7 +21,8 @@ from sft_jax.evaluation.side_by_side import ByMethod
 from sft_jax.evaluation.statistics import holm
 
 LOSS = "held_out_loss"
-_LEAST_IN_GROUP = 2
+_SMALLEST_EFFECT = 1e-3  # of a standard deviation, which some 8 million rows show
+_SHOWN = 5  # groups in a note
 
 
 def results_of(
@@ -29,7 +31,7 @@ def results_of(
     measured: ByMethod,
     training: Mapping[str, Any] | None,
     seed: int,
-    before: Mapping[str, Mapping[str, Rows]] | None = None,
+    before: Before | None = None,
 ) -> dict[str, Any]:
     """The results, ready for `json.dumps`.
 
@@ -39,15 +41,16 @@ def results_of(
         measured: by task and method.
         training: what the tuned weights cost; None where no method has them.
         seed: of the bootstrap.
-        before: rows of an earlier evaluation, by task and method, that are compared with these.
+        before: an earlier evaluation, whose methods are compared with these.
     """
+    rows = before.rows if before else {}
+    described = {method.name: _method(method, measured, training) for method in methods}
     return {
         "created": datetime.date.today().isoformat(),
         "seed": seed,
-        "methods": {method.name: _method(method, measured, training) for method in methods},
+        "methods": described | (before.methods if before else {}),
         "tasks": {
-            entry.name: _task(entry, measured.tasks[entry.name], seed, (before or {}).get(entry.name, {}))
-            for entry in entries
+            entry.name: _task(entry, measured.tasks[entry.name], seed, rows.get(entry.name, {})) for entry in entries
         },
         "retrieval": None,
         "forgetting": None,
@@ -75,23 +78,23 @@ def _method(method: Method, measured: ByMethod, training: Mapping[str, Any] | No
 
 def _task(entry: Entry, measured: Mapping[str, Measured], seed: int, before: Mapping[str, Rows]) -> dict[str, Any]:
     outcomes = {name: one.outcomes for name, one in measured.items()}
-    outcomes |= {f"{name} (before)": [row["outcome"] for row in rows] for name, rows in before.items()}
+    outcomes |= {name: [row["outcome"] for row in rows] for name, rows in before.items()}
     primary = _primary(next(iter(outcomes.values())))
     comparisons = _comparisons(outcomes, seed)
-    notes = {f"{name}: {note}" for name, one in measured.items() for note in one.notes}
+    notes = [f"{name}: {note}" for name, one in measured.items() for note in one.notes]
     return {
         "kind": entry.options.kind,
         "data": entry.options.path,
         "examples": len(entry.records),
         "primary": primary,
-        "dropped": 0,
+        "dropped": len(entry.dropped),
         "scores": {
             name: {metric: score.as_dict() for metric, score in aggregate(found, seed).items()}
             for name, found in outcomes.items()
         },
         "comparisons": comparisons,
         "details": {name: _details(entry, found, seed) for name, found in outcomes.items()},
-        "notes": sorted(notes),
+        "notes": notes + list(filter(None, [_group_note(entry)])),
         "examples_needed": _examples_needed(outcomes, primary),
     }
 
@@ -127,36 +130,47 @@ def _details(entry: Entry, outcomes: Sequence[Outcome], seed: int) -> dict[str, 
     """The tables behind the metrics, and those by group where rows have groups."""
     tables = {name: _as_table(table) for name, table in detail_tables(outcomes).items()}
     groups = [record.group for record in entry.records]
-    kept = [number for number, group in enumerate(groups) if groups.count(group) >= _LEAST_IN_GROUP]
-    if len({groups[number] for number in kept}) < 2:
+    if len(set(groups)) < 2:
         return tables
-    among = [outcomes[number] for number in kept], [groups[number] for number in kept]
-    tables["by group"] = _group_table(*among, seed)
-    if set(LABELS) <= set(outcomes[0]):
-        table = _amplification_table(*among, seed)
-        if table:
-            tables["bias amplification"] = table
+    if rows := _group_rows(outcomes, groups, seed):
+        tables["by group"] = {"columns": ["metric", "group", "examples", "value", "low", "high", ""], "rows": rows}
+    if set(LABELS) <= set(outcomes[0]) and (table := _amplification_table(outcomes, groups, seed)):
+        tables["bias amplification"] = table
     return tables
 
 
-def _group_table(outcomes: Sequence[Outcome], groups: Sequence[str], seed: int) -> dict[str, list]:
+def _group_note(entry: Entry) -> str:
+    """Which groups have too few rows to be scored apart; empty for none."""
+    sizes = collections.Counter(record.group for record in entry.records)
+    small = sorted(group for group, size in sizes.items() if size < LEAST_IN_GROUP)
+    if len(sizes) < 2 or not small:
+        return ""
+    shown = ", ".join(repr(group) for group in small[:_SHOWN]) + (", …" if len(small) > _SHOWN else "")
+    return f"Groups with a single row are not scored apart: {len(small):,} of {len(sizes):,}, {shown}."
+
+
+def _group_rows(outcomes: Sequence[Outcome], groups: Sequence[str], seed: int) -> list[list]:
     rows = []
     for metric, found in group_scores(outcomes, groups, seed).items():
         for group, score in found.scores.items():
             mark = "worst" if group == found.worst else "best" if group == found.best else ""
             rows.append([metric, group, found.examples[group], score.value, score.low, score.high, mark])
         gap = found.gap
-        rows.append([metric, f"gap (p = {found.p_value:.3g})", len(groups), gap.value, gap.low, gap.high, ""])
-    return {"columns": ["metric", "group", "examples", "value", "low", "high", ""], "rows": rows}
+        rows.append([metric, f"gap (p = {found.p_value:.3g})", len(found.scores), gap.value, gap.low, gap.high, ""])
+    return rows
 
 
 def _amplification_table(outcomes: Sequence[Outcome], groups: Sequence[str], seed: int) -> dict[str, list] | None:
     """After Zhao et al. 2017; None where no group is over-represented in any label that is predicted."""
-    predicted, expected = ([str(outcome[column]) for outcome in outcomes] for column in LABELS)
-    try:
-        found = bias_amplification(predicted, expected, groups, seed)
-    except ValueError:
+    labelled = [
+        (*(outcome[column] for column in LABELS), group)
+        for outcome, group in zip(outcomes, groups, strict=True)
+        if outcome[LABELS[1]] is not None
+    ]
+    predicted, expected, groups = zip(*labelled, strict=True) if labelled else ((), (), ())
+    if not has_bias_amplification(predicted, expected, groups):
         return None
+    found = bias_amplification(predicted, expected, groups, seed)
     columns = ["label", "group", "data_share", "predicted_share", "amplification"]
     rows = [[row[column] for column in columns] for row in found.rows]
     rows.append([f"mean [{found.mean.low:+.3f}, {found.mean.high:+.3f}]", "", None, None, found.mean.value])
@@ -170,27 +184,24 @@ def _as_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, list]:
 
 
 def _examples_needed(outcomes: Mapping[str, Sequence[Outcome]], metric: str) -> int | None:
-    """Rows with which the difference of the first and the last method would be shown, if it is as large as it seems."""
+    """Rows with which the difference of the first and the last method would be shown, if it is as large as it seems.
+
+    None of a single method, of a metric that is no mean over rows or that one of the two lacks, and of a difference
+    that is 0 or so small beside its spread that millions of rows would not do.
+    """
     names = list(outcomes)
-    if len(names) < 2:
-        return None
-    first, second = outcomes[names[0]], outcomes[names[-1]]
-    described = metrics_in(first, second)[metric] if set(first[0]) == set(second[0]) else None
-    if described is None:
-        described = metrics_in(*shared_columns(first, second)).get(metric)
-    if described is None:
+    first, second = shared_columns(outcomes[names[0]], outcomes[names[-1]])
+    described = metrics_in(first, second).get(metric)
+    if len(names) < 2 or described is None:
         return None
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if described.has_value(a) and described.has_value(b)]
     tables = [described.table(outcomes) for outcomes in zip(*pairs, strict=True)]
-    if tables[0].shape[1] != 2:
-        return None  # no mean of the examples' own values
-    values = [table[:, 0] / np.maximum(table[:, 1], 1e-300) for table in tables]
-    difference = float(np.mean(values[1] - values[0]))
-    if difference == 0:
+    if len(pairs) < 2 or any(table.shape[1] != 2 or (table[:, 1] != 1).any() for table in tables):
         return None
-    try:
-        if described.is_proportion:
-            return examples_needed(difference, discordant=float(np.mean(values[0] != values[1])))
-        return examples_needed(difference, deviation=float(np.std(values[1] - values[0], ddof=1)))
-    except ValueError:
+    differences = tables[1][:, 0] - tables[0][:, 0]
+    difference, deviation = float(differences.mean()), float(differences.std(ddof=1))
+    if not difference or abs(difference) <= _SMALLEST_EFFECT * deviation:
         return None
+    if described.is_proportion:
+        return examples_needed(difference, discordant=float(np.mean(differences != 0)))
+    return examples_needed(difference, deviation=deviation) if deviation else None

@@ -9,7 +9,8 @@ from etils import epath
 
 from sft_jax.data.records import Record
 from sft_jax.data.tokenizing import tokenize_records
-from sft_jax.evaluation.answer_store import AnswerStore
+from sft_jax.evaluation.answer_store import AnswerStore, key_of
+from sft_jax.evaluation.baselines import questions_of
 from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.evaluation.measuring import Entry, Measured, measure, read_entry
 from sft_jax.evaluation.methods import (
@@ -45,7 +46,7 @@ class Setting:
         options: `config.evaluation`.
         examples_from: rows that solved examples are taken from.
         cache: directory below which the index of the corpus is kept; None: it is not.
-        store: directory of the answers; None: they are not kept.
+        store: directory of the answers and losses; None: they are not kept.
         seed: of drawn examples, sampling and the bootstrap.
         writes: False for all processes but one.
         progress: makes a progress callback.
@@ -92,47 +93,66 @@ def measure_methods(entries: Sequence[Entry], methods: Sequence[Method], load: L
             a corpus that cannot be read.
     """
     prompting = _prompting(entries, methods, setting)
-    measured: dict[tuple[str, str], Measured] = {}
+    measured: dict[str, dict[str, Measured]] = {}
     descriptions: dict[str, Mapping[str, str]] = {}
     for is_tuned in (False, True):
         group = [method for method in methods if method.is_tuned == is_tuned]
         chooses = not is_tuned and _has_choice(methods, setting)
-        if not group and not chooses:
-            continue
-        loaded = load(is_tuned)
-        respondent = _respondent(loaded, setting)
-        if chooses:
-            best = best_instruction(entries[0], respondent, setting)
-            prompting = {name: dataclasses.replace(one, instruction=best) for name, one in prompting.items()}
-        for method in group:
-            words = describe(method, prompting[entries[0].name], setting.options)
-            descriptions[method.name] = {"description": words, "model": loaded.name}
-            for entry in entries:
-                found = _measured(entry, method, prompting[entry.name], respondent, setting)
-                if entry.options.loss and set(method.parts) <= {BASE, TUNED}:
-                    found = _with_loss(found, entry, loaded, setting)
-                measured[entry.name, method.name] = found
+        if group or chooses:
+            # The model lives in this call alone, so that the next one finds its memory free.
+            prompting, found, described = _measured_with(
+                load(is_tuned), entries, group, prompting, setting, chooses=chooses
+            )
+            measured, descriptions = measured | found, descriptions | described
     return ByMethod(
-        {entry.name: {method.name: measured[entry.name, method.name] for method in methods} for entry in entries},
+        {entry.name: {method.name: measured[method.name][entry.name] for method in methods} for entry in entries},
         {method.name: descriptions[method.name] for method in methods},
     )
 
 
-def _respondent(loaded: Loaded, setting: Setting) -> Respondent:
-    store = setting.store and AnswerStore(setting.store, loaded.fingerprint, writes=setting.writes)
-    return Respondent(
+def _measured_with(
+    loaded: Loaded,
+    entries: Sequence[Entry],
+    methods: Sequence[Method],
+    prompting: Mapping[str, Prompting],
+    setting: Setting,
+    *,
+    chooses: bool,
+) -> tuple[Mapping[str, Prompting], dict[str, dict[str, Measured]], dict[str, Mapping[str, str]]]:
+    """What the methods put into prompts, with the best instruction if this model chooses it; what they measure by
+    method and task; and their descriptions.
+    """
+    store = None
+    if setting.store is not None:
+        store = AnswerStore(setting.store, loaded.fingerprint, writes=setting.writes)
+    respondent = Respondent(
         prepare(loaded.model, loaded.variables),
         loaded.renderer,
         slots=setting.options.slots,
         seed=setting.seed,
-        store=store or None,
+        store=store,
         progress=setting.progress,
     )
+    if chooses:
+        best = best_instruction(entries, respondent, setting)
+        prompting = {name: dataclasses.replace(one, instruction=best) for name, one in prompting.items()}
+    measured: dict[str, dict[str, Measured]] = {}
+    descriptions: dict[str, Mapping[str, str]] = {}
+    for method in methods:
+        words = describe(method, prompting[entries[0].name], setting.options)
+        descriptions[method.name] = {"description": words, "model": loaded.name}
+        measured[method.name] = {}
+        for entry in entries:
+            found = _measured(entry, method, prompting[entry.name], respondent)
+            if entry.options.loss and set(method.parts) <= {BASE, TUNED}:
+                found = _with_loss(found, entry, loaded, store, setting)
+            measured[method.name][entry.name] = found
+    return prompting, measured, descriptions
 
 
-def _measured(entry: Entry, method: Method, prompting: Prompting, respondent: Respondent, setting: Setting) -> Measured:
+def _measured(entry: Entry, method: Method, prompting: Prompting, respondent: Respondent) -> Measured:
     positions = respondent.prepared.model.config.max_positions
-    changed = Changed(method, prompting, respondent.prompt_tokens, positions)
+    changed = Changed(method, prompting, respondent.positions_needed, positions)
     return measure(entry, respondent, changed, f"{method.name}, {entry.name}")
 
 
@@ -153,14 +173,20 @@ def _prompting(entries: Sequence[Entry], methods: Sequence[Method], setting: Set
         if len(instructions) > 1 and not options.prompting.development:
             raise ValueError(
                 f"method prompted: there are {len(instructions)} instructions, and the best is chosen on rows that "
-                "are not measured; give them as --config.evaluation.prompting.development"
+                "are not measured; give them as --config.evaluation.prompting.development or --development"
+            )
+        if len(instructions) == 1 and options.prompting.development:
+            raise ValueError(
+                f"--config.evaluation.prompting.development={options.prompting.development} is not read with a single "
+                "instruction; leave it out"
             )
     made = {}
     for entry in entries:
         solved = None
         if FEW_SHOT in parts:
             solved = solved_examples(options.few_shot, setting.examples_from, entry.records, setting.seed)
-        made[entry.name] = Prompting(instructions[0] if instructions else "", solved, retriever)
+        looks = options.few_shot.choose == "nearest" and solved is not None
+        made[entry.name] = Prompting(instructions[0] if instructions else "", solved, looks, retriever)
     return made
 
 
@@ -169,33 +195,32 @@ def _has_choice(methods: Sequence[Method], setting: Setting) -> bool:
     return is_prompted and len(setting.options.prompting.instructions) > 1
 
 
-def best_instruction(entry: Entry, respondent: Respondent, setting: Setting) -> str:
-    """The instruction with which the base model does best on development rows, by the task's first metric.
+def best_instruction(entries: Sequence[Entry], respondent: Respondent, setting: Setting) -> str:
+    """The instruction with which the model does best on development rows, by the first metric of the first task.
 
     Raises:
-        ValueError: a development row is one that is measured.
+        ValueError: a development row asks what a row of a task asks, which is measured.
     """
-    path = setting.options.prompting.development
+    entry, path = entries[0], setting.options.prompting.development
     development = read_entry(entry.name, dataclasses.replace(entry.options, path=path))
-    asked = {record.conversation[:-1] for record in entry.records}
-    shared = [record.id for record in development.records if record.conversation[:-1] in asked]
+    asked = {questions_of(record.conversation) for one in entries for record in one.records}
+    shared = [record.id for record in development.records if questions_of(record.conversation) in asked]
     if shared:
         raise ValueError(
-            f"--config.evaluation.prompting.development={path}: {', '.join(shared[:5])} ask what rows of task "
-            f"{entry.name} ask; an instruction must not be chosen on what it is measured on"
+            f"--config.evaluation.prompting.development={path}: {', '.join(shared[:5])} ask what measured rows ask; an "
+            "instruction must not be chosen on what it is measured on"
         )
     scores = {}
     for number, instruction in enumerate(setting.options.prompting.instructions, 1):
-        prompting = Prompting(instruction)
         method = Method(f"instruction {number}", (PROMPTED,))
-        outcomes = _measured(development, method, prompting, respondent, setting).outcomes
+        outcomes = _measured(development, method, Prompting(instruction), respondent).outcomes
         metric = metrics_of(outcomes)[0]
         sign = -1 if higher_is_better(metric) is False else 1
         scores[instruction] = sign * aggregate(outcomes, setting.seed)[metric].value
     return max(scores, key=scores.get)  # of equally good ones the first
 
 
-def _with_loss(found: Measured, entry: Entry, loaded: Loaded, setting: Setting) -> Measured:
+def _with_loss(found: Measured, entry: Entry, loaded: Loaded, store: AnswerStore | None, setting: Setting) -> Measured:
     """What was measured, with the loss of each reference in its outcome.
 
     Raises:
@@ -206,10 +231,14 @@ def _with_loss(found: Measured, entry: Entry, loaded: Loaded, setting: Setting) 
     if dropped:
         raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
     check_sizes(loaded.model.config, examples, remedy="Measure without such rows, or without the loss")
-    progress = setting.progress and setting.progress(f"held-out loss, {entry.name}", len(examples))
-    losses = example_losses(
-        loaded.model, loaded.variables, examples, jax.sharding.get_mesh(), progress=progress or None
-    )
+    key = key_of(["loss", examples.fingerprint()])
+    losses = None if store is None else store.get(key)
+    if losses is None:
+        progress = setting.progress and setting.progress(f"held-out loss, {entry.name}", len(examples))
+        losses = example_losses(loaded.model, loaded.variables, examples, jax.sharding.get_mesh(), progress=progress)
+        if store is not None:
+            store.put(key, losses)
+            store.flush()
     joined: list[Outcome] = [{**outcome, **loss} for outcome, loss in zip(found.outcomes, losses, strict=True)]
     lines = tuple({**line, "outcome": outcome} for line, outcome in zip(found.lines, joined, strict=True))
     return dataclasses.replace(found, outcomes=tuple(joined), lines=lines)

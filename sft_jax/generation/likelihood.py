@@ -46,6 +46,9 @@ class Likelihood:
     is_greedy: bool
 
 
+OnPrompt = Callable[[int, list[Likelihood]], None]  # (prompt, likelihoods of its continuations)
+
+
 @flax.struct.dataclass
 class _Rows:
     """Prompts and continuations in rows, and which slot predicts which token."""
@@ -64,6 +67,7 @@ def loglikelihoods(
     continuations: Sequence[Sequence[Tokens]],
     *,
     progress: Progress | None = None,
+    on_prompt: OnPrompt | None = None,
 ) -> list[list[Likelihood]]:
     """The likelihood of each continuation after its prompt.
 
@@ -74,6 +78,7 @@ def loglikelihoods(
         prompts: token ids, each at least one token.
         continuations: of each prompt, each at least one token.
         progress: called with (continuations done, continuations in all).
+        on_prompt: called with each prompt and the likelihoods of its continuations, when all of them are there.
 
     Raises:
         ValueError: an empty prompt or continuation, a token without an embedding, or a prompt that is longer with a
@@ -93,6 +98,8 @@ def loglikelihoods(
                     bool(best[number, first:end].all()),
                 )
                 done += 1
+                if on_prompt and None not in found[prompt]:
+                    on_prompt(prompt, found[prompt])
         if progress:
             progress(done, total)
     return found

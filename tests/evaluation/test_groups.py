@@ -45,6 +45,17 @@ def test_of_a_metric_that_is_better_the_lower():
     found = group_scores(outcomes, ["a", "a", "b", "b", "c"], seed=0)["repetition"]
     assert (found.best, found.worst) == ("a", "b")
     assert list(found.scores) == ["a", "b"]  # c has no value
+
+
+def test_a_group_with_a_single_value_has_no_interval_and_is_left_out():
+    outcomes = [{"repetition": value} for value in (0.1, 0.2, 0.6, 0.8, 0.9, None)]
+    assert list(group_scores(outcomes, list("aabbcc"), seed=0)["repetition"].scores) == ["a", "b"]
+    assert group_scores(judged(1, 0, 1), ["a", "a", "b"], seed=0) == {}
+
+
+def test_the_gap_of_a_metric_that_is_better_the_lower():
+    outcomes = [{"repetition": value} for value in (0.1, 0.2, 0.6, 0.8)]
+    found = group_scores(outcomes, list("aabb"), seed=0)["repetition"]
     assert found.gap.value == pytest.approx(0.55)
 
 
@@ -70,7 +81,6 @@ def test_p_values_of_groups_that_do_not_differ_are_spread_evenly():
     [
         (judged(1, 0), ["a"], "2 outcomes and 1 groups"),
         (judged(1, 0), ["a", "a"], r"at least two groups are compared, got \['a'\]"),
-        (judged(1, 0, 1), ["a", "a", "b"], "group 'b' has a single example"),
     ],
 )
 def test_groups_that_are_refused(outcomes, groups, message):

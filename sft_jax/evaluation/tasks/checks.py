@@ -15,7 +15,9 @@ FLAG = "--config.evaluation.tasks"
 KINDS = ("generate", "choose")
 CHOOSE_BY = ("logprob", "per_token", "unconditional")
 # Of one kind, with the defaults that mean that they were not asked for.
-_OF_GENERATE = ("scorer", "scorer_options", "match_thinking", "samples", "temperature", "top_k", "top_p")
+_OF_GENERATE = (
+    *("scorer", "scorer_options", "match_thinking", "max_new_tokens", "samples", "temperature", "top_k", "top_p"),
+)
 _OF_CHOOSE = ("choices", "choices_column", "choose_by")
 
 

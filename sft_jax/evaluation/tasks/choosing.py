@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sft_jax.data.conversations import Message
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.evaluation.requests import LogLikelihood, Response
+from sft_jax.evaluation.requests import Judged, LogLikelihood, Response
 from sft_jax.evaluation.scorers import Case, Outcome, make_scorer
 from sft_jax.evaluation.tasks.generating import question_of
 from sft_jax.options import TaskOptions
@@ -30,16 +30,17 @@ class Choosing:
             renderer: not needed.
 
         Raises:
-            ValueError: a record without a reference, without choices, or whose reference is none of them.
+            ValueError: a record without a reference, without choices, with one twice, or whose reference is none of
+                them.
         """
         del renderer
         self._options = options
         self._labels = () if options.choices_column else options.choices or _labels_of(records)
+        self._score = make_scorer("labels", {"labels": list(self._labels)}) if self._labels else None
         for record in records:
             right, choices = _right_answer(record), self._choices(record)
             if right not in choices:
                 raise ValueError(f"{record.id}: the answer {right[:60]!r} is none of the choices {list(choices)[:20]}")
-        self._score = make_scorer("labels", {"labels": list(self._labels)}) if self._labels else None
 
     def _choices(self, record: Record) -> tuple[str, ...]:
         column = self._options.choices_column
@@ -48,7 +49,10 @@ class Choosing:
         found = record.fields.get(column)
         if not isinstance(found, Sequence) or isinstance(found, str) or len(found) < 2:
             raise ValueError(f"{record.id}: column {column!r} must be a list of two or more choices, got {found!r}")
-        return tuple(str(choice) for choice in found)
+        choices = tuple(str(choice) for choice in found)
+        if len(set(choices)) < len(choices):
+            raise ValueError(f"{record.id}: column {column!r} has a choice twice: {list(choices)}")
+        return choices
 
     def requests(self, record: Record) -> list[LogLikelihood]:
         """All choices after the question; where they are compared with those, after an empty one too."""
@@ -70,7 +74,7 @@ class Choosing:
             return {"accuracy": chosen == right, **outcome}
         return {**self._score(chosen, Case(record.id, right, record.fields)), **outcome}
 
-    def _value(self, judged, unconditional=None) -> float:
+    def _value(self, judged: Judged, unconditional: Judged | None = None) -> float:
         if self._options.choose_by == "per_token":
             return judged.logprob / judged.tokens
         return judged.logprob - (unconditional.logprob if unconditional else 0.0)

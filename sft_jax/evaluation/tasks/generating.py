@@ -9,6 +9,7 @@ from sft_jax.evaluation.parts import PartScorer
 from sft_jax.evaluation.repeated_answers import pass_outcomes
 from sft_jax.evaluation.requests import Generate, Response
 from sft_jax.evaluation.scorers import Outcome, make_scorer
+from sft_jax.evaluation.scorers.cases import is_right
 from sft_jax.generation import Sampling
 from sft_jax.options import TaskOptions
 
@@ -25,7 +26,8 @@ class Generating:
             renderer: whose template tells the parts of an answer apart.
 
         Raises:
-            ValueError: a record without a reference, one that the template refuses, or that the scorer cannot read.
+            ValueError: a record without a reference, one that the template refuses, or that the scorer cannot read; or
+                a scorer that several samples do not go with.
         """
         self._options = options
         self._sampling = Sampling(options.temperature, options.top_k, options.top_p)
@@ -33,6 +35,11 @@ class Generating:
             question_of(record)
         scorer = make_scorer(options.scorer, options.scorer_options)
         self._scorer = PartScorer(scorer, records, renderer, options.match_thinking)
+        if options.samples > 1 and is_right(self._scorer(records[0], "")) is None:
+            raise ValueError(
+                f"samples={options.samples}: scorer {options.scorer!r} does not call an answer right or wrong "
+                "(exact_match or accuracy), which pass@k counts"
+            )
 
     def requests(self, record: Record) -> list[Generate]:
         """The answer, as often as the task says."""
@@ -44,8 +51,8 @@ class Generating:
         outcomes = [self._scorer(record, answer.text) for answer in responses[0].answers]
         if len(outcomes) == 1:
             return outcomes[0]
-        powers = [2**power for power in range(len(outcomes).bit_length()) if 2**power < len(outcomes)]
-        return pass_outcomes([outcomes], [*powers, len(outcomes)])[0]
+        powers = [2**power for power in range(len(outcomes).bit_length())]
+        return pass_outcomes([outcomes], sorted({*powers, len(outcomes)}))[0]
 
     def differs(self, record: Record, answer: str) -> list[str]:
         """The parts of an answer that are not those of the reference."""

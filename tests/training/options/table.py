@@ -147,6 +147,14 @@ EXEMPT: dict[str, str] = {
         f"data.retrieval.{name}": "what prompts hold does not reach the step; tests/preparation/test_retrieved.py"
         for name in sft.get_config().data.retrieval
     },
+    "evaluation.tasks": "what is asked beside the step; tests/evaluation and tests/test_evaluate.py",
+    "evaluation.tasks_every": "when it is asked; the step is the same",
+    "evaluation.slots": "answers do not depend on it; tests/generation/test_sampler.py",
+    **{
+        f"evaluation.{section}.{name}": "of `python -m sft_jax.evaluate`; tests/evaluation/test_methods.py"
+        for section in ("few_shot", "prompting", "retrieval")
+        for name in sft.get_config().evaluation[section]
+    },
     "loader.tokenize_workers": "the same rows whoever tokenizes them; tests/data/tokenizing/test_workers.py",
     **{
         f"defaults.{name}": "not an option: what a run compares with"
