@@ -84,7 +84,7 @@ def divergence_scores(outcomes: Sequence[Outcome], seed: int) -> dict[str, Score
     scores = {}
     for name, column in METRICS.items():
         sums = np.array([[outcome[column], outcome[WEIGHT]] for outcome in outcomes])
-        scores[name] = bootstrap_interval(sums, ratio_of_sums, seed=seed, bounded=False)
+        scores[name] = bootstrap_interval(sums, ratio_of_sums, seed=seed, maximum=None)
     return scores
 
 
