@@ -168,6 +168,9 @@ def get_config(arg: str = "full") -> ConfigDict:
         ""  # where a run measures them too: "200 steps", at the start and the end; empty: no
     )
     config.evaluation.slots = 32  # answers in progress at a time; answers do not depend on it
+    # By how much a score of a task with probe=True may be worse than the base's; more is exit status 4 of
+    # `python -m sft_jax.evaluate`. 0: any drop is reported, none is refused.
+    config.evaluation.max_regression = 0.0
     # What the methods of `python -m sft_jax.evaluate --methods=…` put into prompts.
     config.evaluation.few_shot = ConfigDict()
     config.evaluation.few_shot.path = ""  # rows with answers, read as training rows; empty: config.data.train
@@ -263,6 +266,7 @@ def task(path: str = "", *, kind: str = "generate", scorer: str = "exact_match",
     config.choose_by = "logprob"  # of the whole answer; "per_token": divided by its tokens; "unconditional": less that
     #                               of the answer to an empty question
     config.loss = True  # measure the loss of the references too, in `python -m sft_jax.evaluate`
+    config.probe = False  # it asks what the model could do before: a drop there is forgetting
     config.reading = reading()
     for name, value in options.items():
         (config if name in config else config.reading)[name] = value

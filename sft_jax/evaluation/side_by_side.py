@@ -8,8 +8,10 @@ import jax
 from etils import epath
 
 from sft_jax.data.records import Record
+from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.answer_store import AnswerStore
+from sft_jax.evaluation.divergence import divergence_scores, example_divergences
 from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.evaluation.measuring import Entry, Measured, measure, read_entry
 from sft_jax.evaluation.methods import (
@@ -107,15 +109,50 @@ def measure_methods(entries: Sequence[Entry], methods: Sequence[Method], load: L
         for method in group:
             words = describe(method, prompting[entries[0].name], setting.options)
             descriptions[method.name] = {"description": words, "model": loaded.name}
-            for entry in entries:
+            for entry in _asked_by(method, entries):
                 found = _measured(entry, method, prompting[entry.name], respondent, setting)
                 if entry.options.loss and set(method.parts) <= {BASE, TUNED}:
                     found = _with_loss(found, entry, loaded, setting)
                 measured[entry.name, method.name] = found
+    of_task = lambda entry: [method.name for method in methods if (entry.name, method.name) in measured]
     return ByMethod(
-        {entry.name: {method.name: measured[entry.name, method.name] for method in methods} for entry in entries},
+        {entry.name: {name: measured[entry.name, name] for name in of_task(entry)} for entry in entries},
         {method.name: descriptions[method.name] for method in methods},
     )
+
+
+def _asked_by(method: Method, entries: Sequence[Entry]) -> list[Entry]:
+    """The tasks of a method: probes are about weights, and are measured without anything in the prompt."""
+    of_weights = set(method.parts) <= {BASE, TUNED}
+    return [entry for entry in entries if of_weights or not entry.options.probe]
+
+
+def check_probes(entries: Sequence[Entry], methods: Sequence[Method]) -> None:
+    """Checks that probes have something to be measured with.
+
+    Raises:
+        ValueError: there are probes, and no method that is weights alone.
+    """
+    probes = [entry.name for entry in entries if entry.options.probe]
+    if probes and not any(set(method.parts) <= {BASE, TUNED} for method in methods):
+        raise ValueError(
+            f"--methods: {', '.join(probes)} measure what weights forgot, with {BASE} and {TUNED}; give these methods"
+        )
+
+
+def divergence(entries: Sequence[Entry], load: Load, setting: Setting) -> dict[str, dict[str, float]] | None:
+    """How far the predictions of the tuned model are from the base's on the rows of probes; both are in memory.
+
+    None where there are no probes.
+    """
+    records = [record for entry in entries if entry.options.probe for record in entry.records]
+    if not records:
+        return None
+    base, tuned = load(False), load(True)
+    examples = _tokenized(records, tuned)
+    progress = setting.progress and setting.progress("divergence from the base", len(examples))
+    outcomes = example_divergences(base, tuned, examples, jax.sharding.get_mesh(), progress=progress or None)
+    return {name: score.as_dict() for name, score in divergence_scores(outcomes, setting.seed).items()}
 
 
 def _respondent(loaded: Loaded, setting: Setting) -> Respondent:
@@ -196,16 +233,8 @@ def best_instruction(entry: Entry, respondent: Respondent, setting: Setting) -> 
 
 
 def _with_loss(found: Measured, entry: Entry, loaded: Loaded, setting: Setting) -> Measured:
-    """What was measured, with the loss of each reference in its outcome.
-
-    Raises:
-        ValueError: a record cannot be rendered, or has more tokens than the model has positions. It is not left out:
-            the examples of two models could then not be paired.
-    """
-    examples, dropped = tokenize_records(list(entry.records), loaded.renderer, max_example_tokens=2**30)
-    if dropped:
-        raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
-    check_sizes(loaded.model.config, examples, remedy="Measure without such rows, or without the loss")
+    """What was measured, with the loss of each reference in its outcome."""
+    examples = _tokenized(entry.records, loaded)
     progress = setting.progress and setting.progress(f"held-out loss, {entry.name}", len(examples))
     losses = example_losses(
         loaded.model, loaded.variables, examples, jax.sharding.get_mesh(), progress=progress or None
@@ -213,3 +242,17 @@ def _with_loss(found: Measured, entry: Entry, loaded: Loaded, setting: Setting) 
     joined: list[Outcome] = [{**outcome, **loss} for outcome, loss in zip(found.outcomes, losses, strict=True)]
     lines = tuple({**line, "outcome": outcome} for line, outcome in zip(found.lines, joined, strict=True))
     return dataclasses.replace(found, outcomes=tuple(joined), lines=lines)
+
+
+def _tokenized(records: Sequence[Record], loaded: Loaded) -> TokenizedExamples:
+    """The records with their references, as tokens.
+
+    Raises:
+        ValueError: a record cannot be rendered, or has more tokens than the model has positions. It is not left out:
+            the examples of two models could then not be paired.
+    """
+    examples, dropped = tokenize_records(list(records), loaded.renderer, max_example_tokens=2**30)
+    if dropped:
+        raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
+    check_sizes(loaded.model.config, examples, remedy="Measure without such rows, or without the loss")
+    return examples
