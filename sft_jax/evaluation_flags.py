@@ -7,7 +7,7 @@ from absl import flags
 from sft_jax import commands, inference_flags, reading_flags
 
 _DATA = flags.DEFINE_string("data", "", "Held-out rows; each ends with the reference answer.")
-_KIND = flags.DEFINE_string("kind", "generate", "generate, choose, or package.module:Class.")
+_KIND = flags.DEFINE_string("kind", "generate", "generate, choose, recite, or package.module:Class.")
 _SCORER = flags.DEFINE_string(
     "scorer", "exact_match", "How written answers are scored: a name of docs/evaluation.md, or package.module:function."
 )

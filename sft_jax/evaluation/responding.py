@@ -151,11 +151,11 @@ class Respondent:
             )
             seconds = clock() / len(missing)
             for place, likelihoods in zip(missing, found, strict=True):
-                kept[place] = [[(one.logprob, one.tokens) for one in likelihoods], seconds]
+                kept[place] = [[(one.logprob, one.tokens, one.greedy_tail) for one in likelihoods], seconds]
                 if self._store:
                     self._store.put(keys[place], kept[place])
         for place, (judged, seconds) in enumerate(kept):
-            answers = tuple(Judged(logprob, tokens) for logprob, tokens in judged)
+            answers = tuple(Judged(*one) for one in judged)
             responses[numbers[place]] = Response(answers, len(prompts[place]), seconds)
 
     def _continuation(self, request: LogLikelihood, prompt: np.ndarray, text: str, name: str) -> np.ndarray:
