@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from importlib.machinery import PathFinder
 
 import jax
 import lm_eval
@@ -387,9 +388,11 @@ def test_a_task_that_would_run_programs_is_refused(tmp_path):
 
 
 def test_without_the_package_it_is_said_how_to_install_it(monkeypatch):
+    find = PathFinder.find_spec
+    hidden = lambda name, *where: None if name == "lm_eval" else find(name, *where)
+    monkeypatch.setattr(PathFinder, "find_spec", hidden)
     for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "sft_jax.evaluation.harness")
     with pytest.raises(ImportError, match=r"lm-eval is not installed: pip install -r requirements-harness\.txt"):
         import sft_jax.evaluation.harness  # noqa: F401
