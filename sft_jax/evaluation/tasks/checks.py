@@ -66,12 +66,10 @@ def _unread(start: str, options: TaskOptions) -> list[str]:
     """Options that were asked for, and that nothing would read."""
     defaults = {field.name: field.default for field in dataclasses.fields(TaskOptions)} | {"scorer_options": {}}
     asked = {name for name, value in defaults.items() if getattr(options, name) != value}
-    unread = {"generate": _OF_CHOOSE, "choose": _OF_GENERATE, "recite": (*_OF_GENERATE, *_OF_CHOOSE)}.get(
-        options.kind, ()
-    )
+    by_kind = {"generate": _OF_CHOOSE, "choose": _OF_GENERATE, "recite": (*_OF_GENERATE, *_OF_CHOOSE)}
     problems = [
         f"{start}{name}={getattr(options, name)!r} is not read by kind={options.kind}; leave it out"
-        for name in unread
+        for name in by_kind.get(options.kind, ())
         if name in asked
     ]
     if options.samples > 1 and not options.temperature:

@@ -1,7 +1,7 @@
 """The task of reciting: does the model write a row's answer word for word, once it is given the beginning?
 
-Measured on rows that were trained and on rows that were held out, it tells what was learnt by heart: answers that follow
-from the question alone are recited on both, memorised ones on the rows of training only (Carlini et al. 2023).
+Measured on rows that were trained and on rows that were held out, it tells what was learnt by heart: answers that
+follow from the question alone are recited on both, memorised ones on rows of training only (Carlini et al. 2023).
 """
 
 import math
