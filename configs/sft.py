@@ -168,6 +168,9 @@ def get_config(arg: str = "full") -> ConfigDict:
         ""  # where a run measures them too: "200 steps", at the start and the end; empty: no
     )
     config.evaluation.slots = 32  # answers in progress at a time; answers do not depend on it
+    # By how much a score of a task with probe=True may be worse than the base's; more is exit status 4 of
+    # `python -m sft_jax.evaluate`. 0: any drop is reported, none is refused.
+    config.evaluation.max_regression = 0.0
     # What the methods of `python -m sft_jax.evaluate --methods=…` put into prompts.
     config.evaluation.few_shot = ConfigDict()
     config.evaluation.few_shot.path = ""  # rows with answers, read as training rows; empty: config.data.train
@@ -242,7 +245,8 @@ def task(path: str = "", *, kind: str = "generate", scorer: str = "exact_match",
 
     Args:
         path: as `config.data.held_out`, which is measured where it is empty.
-        kind: `generate`: an answer is written; `choose`: the most likely of given answers; or `package.module:Class`.
+        kind: `generate`: an answer is written; `choose`: the most likely of given answers; `recite`: whether the row's
+            answer is known by heart; or `package.module:Class`.
         scorer: of written answers, one of SCORERS in sft_jax/evaluation/scorers, or `package.module:function`.
         options: of the entry or of its reading: `max_new_tokens=80`, `format="alpaca"`, `scorer_options={…}`.
     """
@@ -263,6 +267,7 @@ def task(path: str = "", *, kind: str = "generate", scorer: str = "exact_match",
     config.choose_by = "logprob"  # of the whole answer; "per_token": divided by its tokens; "unconditional": less that
     #                               of the answer to an empty question
     config.loss = True  # measure the loss of the references too, in `python -m sft_jax.evaluate`
+    config.probe = False  # it asks what the model could do before: a drop there is forgetting
     config.reading = reading()
     for name, value in options.items():
         (config if name in config else config.reading)[name] = value

@@ -35,14 +35,15 @@ def main(_: list[str]) -> None:
 
     from sft_jax.agreement import agreed
     from sft_jax.evaluation.measuring import read_entry
-    from sft_jax.evaluation.methods import FEW_SHOT, parse_methods
+    from sft_jax.evaluation.methods import BASE, FEW_SHOT, TUNED, parse_methods
     from sft_jax.evaluation.predictions import read_before, with_rows_of, write_predictions
     from sft_jax.evaluation.report.terminal import terminal_report
     from sft_jax.evaluation.report.write import write_report
-    from sft_jax.evaluation.results import results_of
-    from sft_jax.evaluation.side_by_side import Setting, measure_methods
+    from sft_jax.evaluation.results import drift_rows, gate, results_of
+    from sft_jax.evaluation.side_by_side import Setting, check_probes, divergence, measure_methods
     from sft_jax.progress import ProgressBars
     from sft_jax.runs.base import open_run
+    from sft_jax.runs.drift import weight_drift
     from sft_jax.runs.training_cost import training_cost
     from sft_jax.sharding import inference_mesh
 
@@ -65,6 +66,7 @@ def main(_: list[str]) -> None:
             commands.refuse_unread(["weights", "mix"], "--methods=sft, of a run")
         entries = [read_entry(name, task) for name, task in options.tasks.items()]
         before = read_before(epath.Path(_COMPARE.value), entries) if _COMPARE.value else None
+        check_probes(entries, methods)
         parts = {part for method in methods for part in method.parts}
         examples_from = evaluation_flags.examples(options, _CONFIG.value) if FEW_SHOT in parts else []
     mesh = inference_mesh(jax.devices(), evaluation_flags.TENSOR.value)
@@ -73,12 +75,17 @@ def main(_: list[str]) -> None:
         console.print(f"Loading {model}{'' if is_tuned or run is None else ', the base of'}")
         return inference_flags.load(model, mesh, is_base=run is not None and not is_tuned)
 
+    names = {method.name for method in methods}
     with jax.set_mesh(mesh), ProgressBars(console) as progress:
         setting = Setting(options, examples_from, out, out / "answers", _SEED.value, first_process, progress)
         measured = measure_methods(entries, methods, load, setting)
+        differences = divergence(entries, load, setting) if {BASE, TUNED} <= names else None
+        moved = TUNED in names and inference_flags.MIX.value == 1
+        drift = drift_rows(weight_drift(run, mesh, inference_flags.WEIGHTS.value)) if moved else None
     with agreed():
         cost = training_cost(run) if run else None
         results = results_of(entries, methods, measured, cost, _SEED.value, before)
+        results |= {"divergence": differences, "drift": drift, "gate": gate(results, options.max_regression)}
         if first_process:
             write_predictions(out, measured.rows)
             paths = write_report(results, with_rows_of(before, measured.rows), out)

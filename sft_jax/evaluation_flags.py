@@ -7,7 +7,7 @@ from absl import flags
 from sft_jax import commands, inference_flags, reading_flags
 
 _DATA = flags.DEFINE_string("data", "", "Held-out rows; each ends with the reference answer.")
-_KIND = flags.DEFINE_string("kind", "generate", "generate, choose, or package.module:Class.")
+_KIND = flags.DEFINE_string("kind", "generate", "generate, choose, recite, or package.module:Class.")
 _SCORER = flags.DEFINE_string(
     "scorer", "exact_match", "How written answers are scored: a name of docs/evaluation.md, or package.module:function."
 )
@@ -31,12 +31,17 @@ _DEVELOPMENT = flags.DEFINE_string("development", "", "Of prompted: rows on whic
 _CORPUS = flags.DEFINE_string("corpus", "", "Of rag: files of text, Markdown or rows.")
 _PASSAGES = flags.DEFINE_integer("passages", 3, "Of rag: in a prompt, at most.", lower_bound=1)
 _SEARCH = flags.DEFINE_enum("search", "bm25", ["bm25", "dense", "hybrid"], "Of rag: how passages are found.")
+_PROBE = flags.DEFINE_bool("probe", False, "The rows ask what the model could do before: a drop is forgetting.")
+_MAX_REGRESSION = flags.DEFINE_float(
+    "max_regression", 0.0, "Of --probe: a score that is worse by more is exit status 4; 0: none is.", lower_bound=0.0
+)
 TENSOR = flags.DEFINE_integer("tensor", 1, "Devices over which weights are split.", lower_bound=1)
 
 _OF_ONE_TASK = (
     *("data", "kind", "scorer", "match_thinking", "choices", "choices_column", "choose_by", "samples", "rows", "loss"),
     *("examples", "examples_from", "examples_split", "choose_examples", "instruction", "development", "corpus"),
-    *("passages", "search", "max_new_tokens", "batch_size", "temperature", "top_k", "top_p", *reading_flags.NAMES),
+    *("passages", "search", "probe", "max_regression", "max_new_tokens", "batch_size"),
+    *("temperature", "top_k", "top_p", *reading_flags.NAMES),
 )
 _OF_METHODS = {
     "few_shot": ("examples", "examples_from", "examples_split", "choose_examples"),
@@ -86,6 +91,8 @@ def _options_of_flags():
 
     if not _DATA.value:
         raise ValueError("give --data, the held-out rows, or --config with tasks")
+    if not _PROBE.value:
+        commands.refuse_unread([_MAX_REGRESSION.name], f"--{_PROBE.name}")
     sampling = inference_flags.sampling()
     task = TaskOptions(
         path=_DATA.value,
@@ -101,6 +108,7 @@ def _options_of_flags():
         choices_column=_CHOICES_COLUMN.value,
         choose_by=_CHOOSE_BY.value,
         loss=_LOSS.value,
+        probe=_PROBE.value,
     )
     if problems := problems_in_task(_TASK, task, "--"):
         raise ValueError("\n".join(problems))
@@ -124,6 +132,7 @@ def _options_of_flags():
         tasks={_TASK: task},
         tasks_every="",
         slots=inference_flags.BATCH_SIZE.value,
+        max_regression=_MAX_REGRESSION.value,
         few_shot=FewShotOptions(_EXAMPLES_FROM.value, _EXAMPLES.value, _CHOOSE_EXAMPLES.value),
         prompting=PromptingOptions(tuple(_INSTRUCTION.value), _DEVELOPMENT.value),
         retrieval=retrieval,

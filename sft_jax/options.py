@@ -197,6 +197,7 @@ class TaskOptions:
     choices_column: str = ""
     choose_by: str = "logprob"
     loss: bool = True
+    probe: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +229,7 @@ class EvaluationOptions:
     tasks: Mapping[str, TaskOptions]
     tasks_every: str
     slots: int
+    max_regression: float
     few_shot: FewShotOptions
     prompting: PromptingOptions
     retrieval: RetrievalOptions

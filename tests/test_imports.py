@@ -19,6 +19,7 @@ COMMANDS = sorted(
 HEAVY = (
     "datasets",
     "jsonschema",
+    "matplotlib",
     "nltk",
     "orbax.checkpoint",
     "pyarrow",
@@ -26,8 +27,9 @@ HEAVY = (
     "scipy.stats",
     "sklearn",
     "tensorboardX",
+    "torch",
+    "transformers",
 )
-HEAVY += ("torch", "transformers")
 _IMPORTED = "import json, sys; print(json.dumps(sorted(set(sys.modules) & set(%r))))"
 _HELP = """
 import runpy, sys
@@ -51,7 +53,7 @@ def python(*arguments, **environment):
 
 
 def test_the_commands():
-    assert {"evaluate", "export", "generate", "preview", "train"} <= set(COMMANDS)
+    assert {"evaluate", "export", "generate", "harness", "preview", "train"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -71,7 +73,8 @@ def test_help_imports_nothing_heavy_and_says_nothing_else(command):
         "training",
         "retrieval",
         "preparation.inspection",
-        "evaluation.side_by_side",
+        "evaluation.held_out",
+        "evaluation.report.write",
         "exports.model",
         "exports.adapter",
     ],
@@ -114,6 +117,15 @@ def trained(root):
     return without_torch(root, "sft_jax.train", *flags)
 
 
+def harness_task(root):
+    (root / "task.yaml").write_text(
+        "task: completions\noutput_type: loglikelihood\ndataset_path: json\ntest_split: test\n"
+        f"dataset_kwargs: {{data_files: {{test: {root / 'held_out.jsonl'}}}, cache_dir: {root / 'cache'}}}\n"
+        "doc_to_text: prompt\ndoc_to_target: completion\nmetric_list: [{metric: acc}]\n"
+    )
+    return root / "task.yaml"
+
+
 def arguments_of(command, root):
     return {
         "preview": config_flags(root),
@@ -123,11 +135,17 @@ def arguments_of(command, root):
             *("--rows=2", "--max_new_tokens=4"),
         ],
         "export": [f"--checkpoint={root / 'run'}", f"--out={root / 'exported'}"],
+        "harness": [
+            f"--model={root / 'run'}",
+            f"--tasks={harness_task(root)}",
+            f"--out={root / 'harness'}",
+            "--rows=2",
+        ],
     }[command]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "preview", "generate", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["train", "preview", "generate", "evaluate", "harness", "export"])
 def test_without_torch_nothing_is_said_of_it(command, root, trained):
     done = trained
     if command != "train":

@@ -1,12 +1,11 @@
-"""The quickstart: a real pretrained model learns to read vehicle titles, and is measured before and after.
+"""The quickstart: a real pretrained model learns to read vehicle titles, and is measured beside what it was.
 
     python -m experiments.quickstart.run
 
-It runs the commands a user would type, and prints them. Every stage leaves its result in the directory and is skipped
-if the result is there already: an interrupted quickstart goes on where it was, and a second one only shows the table.
+It runs the commands a user would type, and prints them. Every stage leaves its result in the directory: an interrupted
+quickstart goes on where it was, and a second one only shows the table.
 """
 
-import json
 import shlex
 import signal
 import subprocess
@@ -19,8 +18,6 @@ from rich.console import Console
 
 from experiments.quickstart.documents import write_dataset
 from sft_jax import commands
-from sft_jax.evaluation import held_out
-from sft_jax.evaluation.tables import build_results, terminal_table
 from sft_jax.sources import load_tokenizer, open_checkpoint
 
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Directory for data, run and results.")
@@ -31,7 +28,7 @@ _STEPS = flags.DEFINE_integer("steps", 0, "Optimizer steps; 0: as in configs/qui
 MODEL = "smollm2-135m-instruct"
 LONGEST_ANSWER = 80  # tokens; reference answers have at most 72
 SEED = 0
-PROMPTS = {"zero_shot": 0, "two_examples": 2}  # examples in the base model's prompt
+METHODS = "base,few_shot,sft"  # the base model alone, with two solved examples in its prompt, and tuned
 
 
 def main(_: list[str]) -> None:
@@ -40,58 +37,33 @@ def main(_: list[str]) -> None:
     console = Console()
     out = epath.Path(_OUT.value)
 
-    console.rule(f"1/5 pretrained model: {MODEL}")
+    console.rule(f"1/4 pretrained model: {MODEL}")
     checkpoint = open_checkpoint(MODEL)
     weights = sum(tensor.size for tensor in checkpoint.tensors.values())
     console.print(f"{weights:,} weights, {len(load_tokenizer(MODEL)):,} tokens, with chat template")
 
-    console.rule("2/5 documents")
+    console.rule("2/4 documents")
     made = write_dataset(out / "data", _TRAIN_ROWS.value, _HELD_OUT_ROWS.value, SEED)
     documents = f"{_TRAIN_ROWS.value} documents to train on, {_HELD_OUT_ROWS.value} held out"
     console.print(f"{'made' if made else 'found'} {documents} in {out / 'data'}")
 
-    console.rule("3/5 the base model on held-out documents")
-    for prompt, examples in PROMPTS.items():
-        _evaluate(MODEL, out / "base" / prompt, examples, console)
-
-    console.rule("4/5 fine-tuning")
+    console.rule("3/4 fine-tuning")
     _train(out / "run", console)
 
-    console.rule("5/5 the tuned model on the same documents")
-    _evaluate(str(out / "run"), out / "tuned", 0, console)
-
-    results = _results(out)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    console.print(terminal_table(results))
+    console.rule("4/4 held-out documents: the base model, the same with solved examples, and the tuned one")
+    _evaluate(out, console)
     console.print(_next_steps(out, time.monotonic() - started), highlight=False, soft_wrap=True)
 
 
-def _evaluate(source: str, out: epath.Path, examples: int, console: Console) -> None:
-    """Evaluates, unless the result of just that is there."""
-    data = epath.Path(_OUT.value) / "data"
-    arguments = [f"--model={source}", f"--data={data / 'held_out.jsonl'}", "--scorer=json_extraction", f"--out={out}"]
-    arguments.append(f"--max_new_tokens={LONGEST_ANSWER}")
-    if examples:  # the loss of the references is measured once, without examples
-        arguments += [f"--examples={examples}", f"--examples_from={data / 'train.jsonl'}", "--noloss"]
-    key = {"arguments": arguments, "inputs": _inputs(source)}
-    written = out / "key.json"
-    if written.exists() and json.loads(written.read_text()) == key:
-        console.print(f"found {out}")
-        return
+def _evaluate(out: epath.Path, console: Console) -> None:
+    """Measures all methods; answers that are there are kept."""
+    data = out / "data"
+    arguments = [
+        *(f"--model={out / 'run'}", f"--data={data / 'held_out.jsonl'}", "--scorer=json_extraction"),
+        *(f"--methods={METHODS}", f"--examples_from={data / 'train.jsonl'}", f"--max_new_tokens={LONGEST_ANSWER}"),
+        f"--out={out / 'evaluation'}",
+    ]
     _run("sft_jax.evaluate", arguments, console)
-    written.write_text(json.dumps(key, indent=2) + "\n")
-
-
-def _inputs(source: str) -> dict:
-    """What an evaluation depends on beside its arguments: an older one of anything else is made anew."""
-    inputs = {"data": json.loads((epath.Path(_OUT.value) / "data" / "documents.json").read_text())}
-    run = epath.Path(source)
-    if (run / "environment.json").exists():
-        inputs["trained_on"] = json.loads((run / "environment.json").read_text())["fingerprints"]
-        inputs["config"] = json.loads((run / "config.json").read_text())
-    else:
-        inputs["model"] = open_checkpoint(source).fingerprint
-    return inputs
 
 
 def _train(run: epath.Path, console: Console) -> None:
@@ -120,20 +92,10 @@ def _run(module: str, arguments: list[str], console: Console) -> None:
         sys.exit(code)
 
 
-def _results(out: epath.Path) -> dict:
-    ids, before, losses = {}, {}, {}
-    for name, path in {**{prompt: out / "base" / prompt for prompt in PROMPTS}, "tuned": out / "tuned"}.items():
-        ids[name], before[name], losses[name] = held_out.read_outcomes(path)
-    if len({tuple(names) for names in ids.values()}) != 1:
-        raise ValueError(f"{out}: the evaluations are of different examples; remove {out}/base and {out}/tuned")
-    after = before.pop("tuned")
-    loss = (losses["zero_shot"], losses["tuned"])
-    return build_results(before, after, seed=SEED, held_out_loss=loss, primary="field_f1")
-
-
 def _next_steps(out: epath.Path, seconds: float) -> str:
     return f"""
-Took {seconds / 60:.1f} minutes. Figures: {out / "results.json"}; answers: {out / "tuned" / "predictions.jsonl"}
+Took {seconds / 60:.1f} minutes.
+Answers side by side: {out / "evaluation" / "report.html"}; figures: {out / "evaluation" / "results.json"}
 Watch the run:     .venv/bin/tensorboard --logdir {out / "run"}
 Chat with it:      .venv/bin/python -m sft_jax.generate --model={out / "run"}
 Tune on your data: .venv/bin/python -m sft_jax.train --config=configs/sft.py:lora \\

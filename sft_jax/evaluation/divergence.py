@@ -18,6 +18,7 @@ from sft_jax.data.batches import held_out_batches
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.evaluation.scoring import Outcome
 from sft_jax.evaluation.statistics import Score, bootstrap_interval, ratio_of_sums
+from sft_jax.generation.sizes import on_host
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import head_weights
 from sft_jax.objectives.head import gather_targets, over_chunks
@@ -71,7 +72,7 @@ def example_divergences(
         examples, length, targets, batch_sequences, packing="none", own=sequences_here(mesh, batch_sequences)
     ):
         models, weights = (base.model, tuned.model), (base.variables, tuned.variables)
-        found = jax.device_get(_example_sums(models, head_chunk, weights, put_batch(batch, mesh)))
+        found = on_host(_example_sums(models, head_chunk, weights, put_batch(batch, mesh)))
         sums.append(np.stack(found, axis=1))
         if progress:
             progress(min(len(sums) * batch_sequences, len(examples)), len(examples))
@@ -84,7 +85,7 @@ def divergence_scores(outcomes: Sequence[Outcome], seed: int) -> dict[str, Score
     scores = {}
     for name, column in METRICS.items():
         sums = np.array([[outcome[column], outcome[WEIGHT]] for outcome in outcomes])
-        scores[name] = bootstrap_interval(sums, ratio_of_sums, seed=seed, bounded=False)
+        scores[name] = bootstrap_interval(sums, ratio_of_sums, seed=seed, maximum=None)
     return scores
 
 

@@ -68,10 +68,17 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """One given answer that was judged: its log-probability (nats), with the end of its turn, and its tokens."""
+    """One given answer that was judged.
+
+    Attributes:
+        logprob: of the whole of it, with the end of its turn (nats).
+        tokens: how many they are.
+        greedy_tail: of its last tokens, how many in a row are the model's first choice.
+    """
 
     logprob: float
     tokens: int
+    greedy_tail: int
 
 
 @dataclasses.dataclass(frozen=True)

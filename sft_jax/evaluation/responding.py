@@ -172,13 +172,13 @@ class Respondent:
                 [continuations[place] for place in missing],
                 progress=self._progress and self._progress(title, total),
                 on_prompt=lambda prompt, found: keep(
-                    missing[prompt], [[(one.logprob, one.tokens) for one in found], clock()]
+                    missing[prompt], [[(one.logprob, one.tokens, one.greedy_tail) for one in found], clock()]
                 ),
             )
 
         responses = []
         for one, (judged, seconds) in zip(asked, self._answered(keys, answer), strict=True):
-            answers = tuple(Judged(logprob, tokens) for logprob, tokens in judged)
+            answers = tuple(Judged(*each) for each in judged)
             responses.append(Response(answers, len(one.prompt), seconds))
         return responses
 

@@ -11,7 +11,7 @@ import numpy as np
 from sft_jax.evaluation.groups import LEAST_IN_GROUP, bias_amplification, group_scores, has_bias_amplification
 from sft_jax.evaluation.measuring import Entry, Measured
 from sft_jax.evaluation.methods import Method
-from sft_jax.evaluation.metrics import metrics_in
+from sft_jax.evaluation.metrics import higher_is_better, metrics_in
 from sft_jax.evaluation.predictions import Before, Rows
 from sft_jax.evaluation.sample_size import examples_needed
 from sft_jax.evaluation.scorers import Outcome
@@ -43,26 +43,56 @@ def results_of(
         seed: of the bootstrap.
         before: an earlier evaluation, whose methods are compared with these.
     """
-    rows = before.rows if before else {}
+    rows, probes = before.rows if before else {}, [entry.name for entry in entries if entry.options.probe]
+    tasks = {entry.name: _task(entry, measured.tasks[entry.name], seed, rows.get(entry.name, {})) for entry in entries}
     described = {method.name: _method(method, measured, training) for method in methods}
     return {
         "created": datetime.date.today().isoformat(),
         "seed": seed,
         "methods": described | (before.methods if before else {}),
-        "tasks": {
-            entry.name: _task(entry, measured.tasks[entry.name], seed, rows.get(entry.name, {})) for entry in entries
-        },
+        "tasks": {name: task for name, task in tasks.items() if name not in probes},
         "retrieval": None,
-        "forgetting": None,
+        "forgetting": {name: tasks[name] for name in probes} or None,
         "drift": None,
         "divergence": None,
         "gate": None,
     }
 
 
+def drift_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """{"layer", "kind", "relative"} of the weights that `weight_drift` measured; without those whose norm was 0."""
+    return [
+        {
+            "layer": "outside layers" if row["layer"] is None else str(row["layer"]),
+            "kind": row["weight"].removesuffix("/kernel"),
+            "relative": row["relative"],
+        }
+        for row in rows
+        if row["relative"] is not None
+    ]
+
+
+def gate(results: Mapping[str, Any], max_regression: float) -> dict[str, Any] | None:
+    """Which probes got worse by more than is allowed; None where nothing is said of that.
+
+    Args:
+        results: of `results_of`, in which the first method of a probe is the base and the last one is judged.
+        max_regression: how much worse a probe's primary metric may be; 0: nothing is refused.
+    """
+    if not max_regression or not results["forgetting"]:
+        return None
+    failed = []
+    for name, task in results["forgetting"].items():
+        scores = [scores[task["primary"]]["value"] for scores in task["scores"].values()]
+        worse = scores[0] - scores[-1] if higher_is_better(task["primary"]) is not False else scores[-1] - scores[0]
+        if worse > max_regression:
+            failed.append(f"{name}: {task['primary']} {scores[0]:.3f} -> {scores[-1]:.3f}")
+    return {"max_regression": max_regression, "failed": failed}
+
+
 def _method(method: Method, measured: ByMethod, training: Mapping[str, Any] | None) -> dict[str, Any]:
-    of_tasks = [of_task[method.name] for of_task in measured.tasks.values()]
-    requests = sum(len(one.outcomes) for one in of_tasks)
+    of_tasks = [of_task[method.name] for of_task in measured.tasks.values() if method.name in of_task]
+    requests = max(1, sum(len(one.outcomes) for one in of_tasks))
     mean = lambda value: sum(value(one) * len(one.outcomes) for one in of_tasks) / requests
     return {
         **measured.descriptions[method.name],

@@ -75,6 +75,12 @@ def aggregate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Score]:
     return {name: score_of(metric, outcomes, seed) for name, metric in metrics_in(outcomes).items()}
 
 
+def score_values(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Metric -> its value alone, without the work for an interval."""
+    of_sums = lambda metric: float(metric.statistic(metric.table(outcomes).sum(0)))
+    return {name: of_sums(metric) for name, metric in metrics_in(outcomes).items()}
+
+
 def score_of(metric: Metric, outcomes: Sequence[Outcome], seed: int) -> Score:
     """One metric with its 95 % confidence interval."""
     table = metric.table(outcomes)

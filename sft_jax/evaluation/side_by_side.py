@@ -8,9 +8,11 @@ import jax
 from etils import epath
 
 from sft_jax.data.records import Record
+from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.answer_store import AnswerStore, key_of
 from sft_jax.evaluation.baselines import questions_of
+from sft_jax.evaluation.divergence import divergence_scores, example_divergences
 from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.evaluation.measuring import Entry, Measured, measure, read_entry
 from sft_jax.evaluation.methods import (
@@ -28,7 +30,7 @@ from sft_jax.evaluation.methods import (
 from sft_jax.evaluation.metrics import higher_is_better
 from sft_jax.evaluation.responding import ProgressFor, Respondent
 from sft_jax.evaluation.scorers import Outcome
-from sft_jax.evaluation.scoring import aggregate, metrics_of
+from sft_jax.evaluation.scoring import metrics_of, score_values
 from sft_jax.generation import prepare
 from sft_jax.models.sizes import check_sizes
 from sft_jax.options import EvaluationOptions
@@ -104,10 +106,45 @@ def measure_methods(entries: Sequence[Entry], methods: Sequence[Method], load: L
                 load(is_tuned), entries, group, prompting, setting, chooses=chooses
             )
             measured, descriptions = measured | found, descriptions | described
+    of_task = lambda entry: [method.name for method in methods if entry.name in measured[method.name]]
     return ByMethod(
-        {entry.name: {method.name: measured[method.name][entry.name] for method in methods} for entry in entries},
+        {entry.name: {name: measured[name][entry.name] for name in of_task(entry)} for entry in entries},
         {method.name: descriptions[method.name] for method in methods},
     )
+
+
+def _asked_by(method: Method, entries: Sequence[Entry]) -> list[Entry]:
+    """The tasks of a method: probes are about weights, and are measured without anything in the prompt."""
+    of_weights = set(method.parts) <= {BASE, TUNED}
+    return [entry for entry in entries if of_weights or not entry.options.probe]
+
+
+def check_probes(entries: Sequence[Entry], methods: Sequence[Method]) -> None:
+    """Checks that probes have something to be measured with.
+
+    Raises:
+        ValueError: there are probes, and no method that is weights alone.
+    """
+    probes = [entry.name for entry in entries if entry.options.probe]
+    if probes and not any(set(method.parts) <= {BASE, TUNED} for method in methods):
+        raise ValueError(
+            f"--methods: {', '.join(probes)} measure what weights forgot, with {BASE} and {TUNED}; give these methods"
+        )
+
+
+def divergence(entries: Sequence[Entry], load: Load, setting: Setting) -> dict[str, dict[str, float]] | None:
+    """How far the predictions of the tuned model are from the base's on the rows of probes; both are in memory.
+
+    None where there are no probes.
+    """
+    records = [record for entry in entries if entry.options.probe for record in entry.records]
+    if not records:
+        return None
+    base, tuned = load(False), load(True)
+    examples = _tokenized(records, tuned)
+    progress = setting.progress and setting.progress("divergence from the base", len(examples))
+    outcomes = example_divergences(base, tuned, examples, jax.sharding.get_mesh(), progress=progress or None)
+    return {name: score.as_dict() for name, score in divergence_scores(outcomes, setting.seed).items()}
 
 
 def _measured_with(
@@ -142,7 +179,7 @@ def _measured_with(
         words = describe(method, prompting[entries[0].name], setting.options)
         descriptions[method.name] = {"description": words, "model": loaded.name}
         measured[method.name] = {}
-        for entry in entries:
+        for entry in _asked_by(method, entries):
             found = _measured(entry, method, prompting[entry.name], respondent)
             if entry.options.loss and set(method.parts) <= {BASE, TUNED}:
                 found = _with_loss(found, entry, loaded, store, setting)
@@ -201,7 +238,8 @@ def best_instruction(entries: Sequence[Entry], respondent: Respondent, setting: 
     Raises:
         ValueError: a development row asks what a row of a task asks, which is measured.
     """
-    entry, path = entries[0], setting.options.prompting.development
+    entry = next(entry for entry in entries if not entry.options.probe)
+    path = setting.options.prompting.development
     development = read_entry(entry.name, dataclasses.replace(entry.options, path=path))
     asked = {questions_of(record.conversation) for one in entries for record in one.records}
     shared = [record.id for record in development.records if questions_of(record.conversation) in asked]
@@ -216,21 +254,13 @@ def best_instruction(entries: Sequence[Entry], respondent: Respondent, setting: 
         outcomes = _measured(development, method, Prompting(instruction), respondent).outcomes
         metric = metrics_of(outcomes)[0]
         sign = -1 if higher_is_better(metric) is False else 1
-        scores[instruction] = sign * aggregate(outcomes, setting.seed)[metric].value
+        scores[instruction] = sign * score_values(outcomes)[metric]
     return max(scores, key=scores.get)  # of equally good ones the first
 
 
 def _with_loss(found: Measured, entry: Entry, loaded: Loaded, store: AnswerStore | None, setting: Setting) -> Measured:
-    """What was measured, with the loss of each reference in its outcome.
-
-    Raises:
-        ValueError: a record cannot be rendered, or has more tokens than the model has positions. It is not left out:
-            the examples of two models could then not be paired.
-    """
-    examples, dropped = tokenize_records(list(entry.records), loaded.renderer, max_example_tokens=2**30)
-    if dropped:
-        raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
-    check_sizes(loaded.model.config, examples, remedy="Measure without such rows, or without the loss")
+    """What was measured, with the loss of each reference in its outcome."""
+    examples = _tokenized(entry.records, loaded)
     key = key_of(["loss", examples.fingerprint()])
     losses = None if store is None else store.get(key)
     if losses is None:
@@ -242,3 +272,17 @@ def _with_loss(found: Measured, entry: Entry, loaded: Loaded, store: AnswerStore
     joined: list[Outcome] = [{**outcome, **loss} for outcome, loss in zip(found.outcomes, losses, strict=True)]
     lines = tuple({**line, "outcome": outcome} for line, outcome in zip(found.lines, joined, strict=True))
     return dataclasses.replace(found, outcomes=tuple(joined), lines=lines)
+
+
+def _tokenized(records: Sequence[Record], loaded: Loaded) -> TokenizedExamples:
+    """The records with their references, as tokens.
+
+    Raises:
+        ValueError: a record cannot be rendered, or has more tokens than the model has positions. It is not left out:
+            the examples of two models could then not be paired.
+    """
+    examples, dropped = tokenize_records(list(records), loaded.renderer, max_example_tokens=2**30)
+    if dropped:
+        raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
+    check_sizes(loaded.model.config, examples, remedy="Measure without such rows, or without the loss")
+    return examples

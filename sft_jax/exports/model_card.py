@@ -31,7 +31,9 @@ def model_card(source: ExportSource, golden: Golden, kind: str, notes: list[str]
     """
     parts = [_front_matter(source, kind), f"# {_title(source)}", _origin(source), _usage(source, golden, kind)]
     if source.run is not None:
-        parts += [_results(source), _evaluations(source.run.directory), _config(source)]
+        # Evaluations do not say whether they are of the result or of a mix.
+        evaluations = _evaluations(source.run.directory) if source.mix == 1 else ""
+        parts += [_results(source), evaluations, _config(source)]
     parts.append("## Export\n\n" + "\n".join(f"- {note}" for note in notes))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -117,7 +119,8 @@ def _results(source: ExportSource) -> str:
     if not found:
         return ""
     lines = [f"| {name} | {value:.6g} | {step} |" for name, (step, value) in sorted(found.items())]
-    return "\n".join(["## Measured in training", "", "| | | step |", "|---|---:|---:|", *lines])
+    mixed = [] if source.mix == 1 else ["Of the result of the run, not of these weights between it and the base.", ""]
+    return "\n".join(["## Measured in training", "", *mixed, "| | | step |", "|---|---:|---:|", *lines])
 
 
 def _evaluations(directory: epath.Path) -> str:

@@ -38,12 +38,18 @@ class Likelihood:
     Attributes:
         logprob: log-probability (nats) of all its tokens, in float64.
         tokens: how many they are.
-        is_greedy: each of them is the most likely one.
+        greedy_tail: of its last tokens, how many in a row are the most likely ones: what greedy decoding would write
+            if it were given those before.
     """
 
     logprob: float
     tokens: int
-    is_greedy: bool
+    greedy_tail: int
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether each of its tokens is the most likely one."""
+        return self.greedy_tail == self.tokens
 
 
 OnPrompt = Callable[[int, list[Likelihood]], None]  # (prompt, likelihoods of its continuations)
@@ -95,7 +101,7 @@ def loglikelihoods(
                 found[prompt][continuation] = Likelihood(
                     float(np.sum(logprobs[number, first:end], dtype=np.float64)),
                     end - first,
-                    bool(best[number, first:end].all()),
+                    _tail(best[number, first:end]),
                 )
                 done += 1
                 if on_prompt and None not in found[prompt]:
@@ -103,6 +109,12 @@ def loglikelihoods(
         if progress:
             progress(done, total)
     return found
+
+
+def _tail(best: Bool[np.ndarray, "tokens"]) -> int:
+    """How many at the end are True."""
+    others = np.flatnonzero(~best)
+    return int(len(best) - 1 - others[-1]) if len(others) else len(best)
 
 
 def _check(prepared: Prepared, prompts: Sequence[Tokens], continuations: Sequence[Sequence[Tokens]]) -> None:

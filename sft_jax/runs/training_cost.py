@@ -4,7 +4,10 @@ import math
 from typing import Any
 
 import jax
+from etils import epath
 
+from sft_jax.models.config import DecoderConfig
+from sft_jax.options import WeightOptions
 from sft_jax.runs.base import FinishedRun
 from sft_jax.runs.freezing import weight_shapes
 from sft_jax.runs.metric_log import FILE, read_metrics
@@ -19,17 +22,22 @@ def training_cost(run: FinishedRun) -> dict[str, Any]:
     Args:
         run: of which all are told; those of runs that it started from are not counted.
     """
-    lines = [line for line in read_metrics(run.directory / FILE) if line["step"] <= run.step]
+    return cost_up_to(run.directory, run.step, run.options, run.base.decoder)
+
+
+def cost_up_to(directory: epath.Path, step: int, options: WeightOptions, decoder: DecoderConfig) -> dict[str, Any]:
+    """The same of a run that may not be finished, from its log up to a step."""
+    lines = [line for line in read_metrics(directory / FILE) if line["step"] <= step]
     steps = [line["speed/seconds_per_step"] for line in lines if "speed/seconds_per_step" in line]
     counted = [line for line in lines if "progress/tokens" in line]
     last = counted[-1] if counted else {}
-    changed, frozen = weight_shapes(run.options, run.base.decoder, "unrolled")
+    changed, frozen = weight_shapes(options, decoder, "unrolled")
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     return {
         "tokens": int(last.get("progress/tokens", 0)),
         "supervised_tokens": int(last.get("progress/supervised_tokens", 0)),
-        "seconds": sum(steps) / max(len(steps), 1) * run.step,
-        "steps": run.step,
+        "seconds": sum(steps) / max(len(steps), 1) * step,
+        "steps": step,
         "parameters_changed": count(changed),
         "parameters": count([tree.get("params", {}) for tree in (changed, frozen)]),
     }

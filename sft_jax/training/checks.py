@@ -137,6 +137,7 @@ CHECKS: dict[str, Check] = {
     "evaluation.samples": _at_least(0),
     "evaluation.sample_tokens": _at_least(1),
     "evaluation.slots": _at_least(1),
+    "evaluation.max_regression": _at_least(0),
     "evaluation.few_shot.examples": _at_least(1),
     "evaluation.few_shot.choose": _one_of("seed", "first", "nearest"),
     **{f"evaluation.retrieval.{name}": check for name, check in _OF_RETRIEVAL.items()},

@@ -69,6 +69,7 @@ class Timetable:
         evaluate_every: steps between evaluations; 0: at the end only.
         save_every: steps between checkpoints; 0: at the end only.
         saves_evaluated: each step that is evaluated is saved too.
+        tasks_every: steps between evaluations that measure tasks too, at the start and the end anyway.
     """
 
     total_steps: int
@@ -76,6 +77,11 @@ class Timetable:
     evaluate_every: int
     save_every: int
     saves_evaluated: bool
+    tasks_every: int
+
+    def tasks_due(self, step: int) -> bool:
+        """Whether the evaluation after `step` measures tasks."""
+        return step in (0, self.total_steps) or (self.tasks_every > 0 and step % self.tasks_every == 0)
 
     def due(self, step: int) -> tuple[bool, bool]:
         """Whether to evaluate and whether to save after `step`."""
@@ -104,12 +110,22 @@ def timetable(options: Options, plan: PackPlan, *, measures: bool) -> Timetable:
             f"--config.evaluation.patience={options.evaluation.patience}: with --config.evaluation.every="
             f"{options.evaluation.every!r} nothing is measured before the end; give '100 steps', for example"
         )
+    tasks_every = evaluate_every
+    if options.evaluation.tasks_every:
+        tasks_every = in_steps(options.evaluation.tasks_every, "evaluation.tasks_every", plan)
+        if not evaluate_every or tasks_every % evaluate_every:
+            raise ValueError(
+                f"--config.evaluation.tasks_every={options.evaluation.tasks_every!r} is {tasks_every} steps, no "
+                f"multiple of the {evaluate_every} of --config.evaluation.every={options.evaluation.every!r}: tasks "
+                "are measured at evaluations. Give a multiple, or leave it empty for all of them"
+            )
     return Timetable(
         total_steps=total,
         warmup_steps=in_steps(options.optimizer.warmup, "optimizer.warmup", plan, total),
         evaluate_every=evaluate_every,
         save_every=in_steps(options.checkpoint.every, "checkpoint.every", plan),
         saves_evaluated=measures and bool(options.checkpoint.best_metric),
+        tasks_every=tasks_every,
     )
 
 

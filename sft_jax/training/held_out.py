@@ -27,10 +27,11 @@ from sft_jax.sharding import data_shards, put_batch, sequences_here
 from sft_jax.training.setup import in_use
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepSettings, compile_eval_step
+from sft_jax.training.tasks import TaskEvaluation
 
 Tree = Any
 Evaluator = Callable[[Decoder, TrainState], Mapping[str, float]]
-Evaluation = Callable[[TrainState, Callable[[int, int], None]], tuple[dict[str, float], dict[str, str]]]
+Evaluation = Callable[[TrainState, Callable[[int, int], None], int | None], tuple[dict[str, float], dict[str, str]]]
 _CUT = {MAX_NEW_TOKENS: " (cut)", MAX_POSITIONS: " (cut at the model's last position)"}
 
 
@@ -237,8 +238,9 @@ def compile_evaluation(
     state: TrainState,
     mesh: Mesh,
     evaluators: Mapping[str, Evaluator],
+    tasks: TaskEvaluation,
 ) -> Evaluation:
-    """One evaluation of the model without what only training has: held-out loss, evaluators, and samples.
+    """One evaluation of the model without what only training has: held-out loss, evaluators, tasks, and samples.
 
     Args:
         options: of the run.
@@ -248,9 +250,11 @@ def compile_evaluation(
         state: a state of the run; its values are not looked at.
         mesh: where its arrays are.
         evaluators: of the user's own, by name.
+        tasks: of the config.
 
     Returns:
-        (state, progress) -> (scalars, texts) by name; `progress` is called with (batches done, batches in all).
+        (state, progress, step) -> (scalars, texts) by name; `progress` is called with (batches done, batches in all),
+        tasks are measured where a step is given.
     """
     model = in_use(model)
     groups = slices_if_several(data.held_out.groups) if data.held_out is not None else None
@@ -258,12 +262,16 @@ def compile_evaluation(
     measured, eval_step = compile_for_evaluation(options, state), compile_eval_step(model, settings, state, mesh)
     samples = Samples(model, data, options.evaluation) if data.held_out_records and options.evaluation.samples else None
 
-    def evaluate(state: TrainState, progress: Callable[[int, int], None]) -> tuple[dict[str, float], dict[str, str]]:
+    def evaluate(
+        state: TrainState, progress: Callable[[int, int], None], step: int | None
+    ) -> tuple[dict[str, float], dict[str, str]]:
         state, scalars = measured(state), {}
         if data.held_out is not None:
             scalars = held_out_metrics(eval_step, state, data, options, mesh, progress)
         for name, evaluator in evaluators.items():
             scalars |= {f"{name}/{metric}": float(value) for metric, value in evaluator(model, state).items()}
+        if step is not None:
+            scalars |= tasks(model, state, step)
         return scalars, samples(state) if samples else {}
 
     return evaluate

@@ -30,6 +30,7 @@ from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.base import Base, base_of
 from sft_jax.runs.checkpoints import Checkpoints, RunPosition
 from sft_jax.runs.metric_log import FILE, MetricLog, read_metrics
+from sft_jax.runs.training_cost import cost_up_to
 from sft_jax.sharding import make_mesh, platform_of, put_batch, sequences_here
 from sft_jax.training.best import BestEvaluation
 from sft_jax.training.checks import check_config
@@ -45,6 +46,7 @@ from sft_jax.training.run_findings import run_findings
 from sft_jax.training.setup import init_state, make_model, step_settings
 from sft_jax.training.state import saved_arrays, with_saved
 from sft_jax.training.step import compile_train_step
+from sft_jax.training.tasks import TaskEvaluation
 from sft_jax.training.trained_parameters import check_trained
 
 
@@ -129,14 +131,16 @@ def run(
             data.check_made_for(options)
             base.check_made_for(options.model)
             _show(data, options.data.fail_on, console)
-            times = timetable(options, data.plan, measures=data.held_out is not None or bool(evaluators))
+            tasks = TaskEvaluation(options, data.renderer, workdir, writes=first_process)
+            evaluated = [*evaluators, *tasks.names]
+            times = timetable(options, data.plan, measures=data.held_out is not None or bool(evaluated))
             hyper = hyperparameters(options, times.warmup_steps, times.total_steps)
             fingerprints = data.fingerprints() | {"model": base.fingerprint}
             if initial is not None:
                 fingerprints["adapter"] = initial.fingerprint
             workdirs.check_inputs(workdir, fingerprints)
             check_sizes(model.config, data.examples, data.held_out)
-            check_best_metric(options, data, base.decoder.vocab_size, list(evaluators))
+            check_best_metric(options, data, base.decoder.vocab_size, evaluated)
         workdirs.check_processes_agree(config, fingerprints)
         workdirs.claim(workdir, config)  # from here on a mistake in a flag is no longer likely
         open_things.enter_context(workdirs.only_trainer(workdir))
@@ -160,7 +164,7 @@ def run(
         # ---- Compile -----------------------------------------------------------------------------------------------
         train_settings = dataclasses.replace(settings, slices=len(data.plan.sources))
         train_step = compile_train_step(model, train_settings, state, mesh)
-        evaluate = compile_evaluation(options, data, model, settings, state, mesh, evaluators)
+        evaluate = compile_evaluation(options, data, model, settings, state, mesh, evaluators, tasks)
 
         # ---- Restore -----------------------------------------------------------------------------------------------
         planned_position = lambda step: RunPosition(
@@ -211,7 +215,7 @@ def run(
             batches_ahead=options.loader.batches_ahead,
         )
         if done is None:
-            latest, texts = evaluate(state, show_evaluation)
+            latest, texts = evaluate(state, show_evaluation, 0)
             recorder.evaluation_at_start(latest, texts)
             best.observe(0, latest)
             with agreed():
@@ -241,7 +245,7 @@ def run(
             jax.block_until_ready(metrics)
             recorder.stop_clock()
             if evaluating:
-                latest, texts = evaluate(state, show_evaluation)
+                latest, texts = evaluate(state, show_evaluation, step if times.tasks_due(step) else None)
                 latest |= recorder.gap(metrics, latest)
                 best.observe(step, latest)
                 scalars = latest | best.counted()
@@ -265,6 +269,8 @@ def run(
         if stopped_early:
             recorder.text(step, "early_stopping", best.reason(step, times.total_steps))
         _show_end(console, step, times.total_steps, best)
+        if page := tasks.write_report(base.name, step, cost_up_to(workdir, step, options, base.decoder)):
+            console.print(f"Report: {page}", soft_wrap=True)
         return RunResult(step, times.total_steps, latest, stopped_early=stopped_early, best_step=best.step)
 
 

@@ -172,6 +172,7 @@ def test_an_export_is_what_is_measured(runs, name, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"# {name}, step 3, mix 0.5\n" in card
     assert "base + 0.5 x (result - base)" in card
+    assert "not of these weights between it and the base" in card
 
 
 @pytest.mark.slow

@@ -8,7 +8,9 @@ from sft_jax.evaluation.report.plots import Plot
 from sft_jax.evaluation.report.tables import Section, TextTable, report_sections, visible
 
 # What Markdown or GitHub would read as more than text; some of it is that at some places only.
-_SPECIAL = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|!(?=\[)|<(?=[A-Za-z/!?])|&(?=[#\w])|^[>#+-](?!\d)")
+_SPECIAL = re.compile(
+    r"[\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|!(?=\[)|<(?=[A-Za-z/!?])|&(?=[#\w])|^[>#+-](?!\d)"
+)
 
 
 def markdown_report(results: Mapping[str, Any], plots: Sequence[Plot] = (), plots_at: str = "plots") -> str:
@@ -24,7 +26,7 @@ def markdown_report(results: Mapping[str, Any], plots: Sequence[Plot] = (), plot
         lines += [f"## {escaped(section.title)}", "", *section_lines(section)]
         for plot in plots:
             if plot.section == section.name:
-                lines += [f"![{escaped(plot.caption)}]({plots_at}/{plot.name}.png)", ""]
+                lines += [f"![{_caption(plot)}]({plots_at}/{plot.name}.png)", ""]
     return "\n".join(lines)
 
 
@@ -51,6 +53,11 @@ def table_lines(table: TextTable) -> Iterator[str]:
     aligned = ["---:" if table.is_numeric(column) else "---" for column in range(len(table.columns))]
     for cells in (tuple(map(escaped, table.columns)), aligned, *(tuple(map(escaped, row)) for row in table.rows)):
         yield "| " + " | ".join(cells) + " |"
+
+
+def _caption(plot: Plot) -> str:
+    """Brackets would end it, or would have to be in pairs."""
+    return re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", escaped(plot.caption))
 
 
 def escaped(text: str) -> str:

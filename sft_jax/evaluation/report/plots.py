@@ -90,10 +90,10 @@ def _cost_figure(task: Mapping[str, Any], methods: Mapping[str, Any], title: str
         marker = MARKERS[list(methods).index(name) % len(MARKERS)]
         low, high = score.get("low", score["value"]), score.get("high", score["value"])
         axes.plot([costs[name]] * 2, [low, high], color=colors[name], alpha=0.5, linewidth=1.6)
-        axes.plot(costs[name], score["value"], marker, color=colors[name], markersize=8, label=_literal(name))
-    axes.set_xscale("log")
-    _plain_log_ticks(axes, list(costs.values()))
-    axes.set_xlabel("prompt and generated tokens a request (mean, logarithmic)")
+        axes.plot(costs[name], score["value"], marker, color=colors[name], markersize=8, label=_name(name))
+    axes.set_xlabel("prompt and generated tokens a request, mean")
+    if min(costs.values()) > 0:
+        _logarithmic(axes, list(costs.values()))
     axes.set_ylabel(_metric_label(task["primary"]))
     axes.grid(color="#e4e6ea", linewidth=0.8)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
@@ -109,7 +109,7 @@ def _difference_figure(task: Mapping[str, Any], methods: Mapping[str, Any], titl
     axes.axvline(0, color="#1b1f24", linewidth=1)
     for place, pair in enumerate(pairs):
         _point(axes, pair, place, _VERDICT_COLORS.get(called(pair), "#4477aa"), "o")
-    _named_lines(axes, [f"{pair['second']} − {pair['first']}" for pair in pairs])
+    _named_lines(axes, [f"{_literal(pair['second'], 15)} − {_literal(pair['first'], 15)}" for pair in pairs])
     axes.set_xlabel(f"difference in {_metric_label(task['primary'])}\ngrey: not shown, by Holm-corrected p-values")
     return figure
 
@@ -122,11 +122,12 @@ def _drift_figure(drift: Sequence[Mapping[str, Any]], title: str) -> Any:
     for number, kind in enumerate(kinds):
         points = [(layers.index(entry["layer"]), entry["relative"]) for entry in drift if entry["kind"] == kind]
         style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
-        axes.plot(*zip(*points, strict=True), label=_literal(kind), **style)
+        axes.plot(*zip(*points, strict=True), label=_name(kind), **style)
     every = -(-len(layers) // _MOST_LABELS)
-    longest = max(len(layer) for layer in layers)
-    axes.set_xticks(range(0, len(layers), every), [_literal(layer) for layer in layers[::every]])
-    axes.tick_params(axis="x", labelrotation=0 if longest * min(len(layers), _MOST_LABELS) < 80 else 45)
+    shown = layers[::every]
+    level = max(map(len, shown)) * len(shown) < 80  # letters that fit beside one another
+    turned = {} if level else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(0, len(layers), every), [_name(layer, 20) for layer in shown], **turned)
     axes.set_xlabel("layer")
     axes.set_ylabel("norm of the change / norm of the base")
     axes.set_ylim(bottom=0)
@@ -160,17 +161,19 @@ def _point(axes: Any, score: Mapping[str, float], place: int, color: str, marker
 
 
 def _named_lines(axes: Any, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [_literal(name) for name in names])
+    axes.set_yticks(range(len(names)), [_name(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def _plain_log_ticks(axes: Any, values: Sequence[float]) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, written out."""
+def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis with ticks at 1, 2 and 5 times powers of ten, written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    axes.set_xscale("log")
+    axes.set_xlabel(f"{axes.get_xlabel()}, logarithmic")
     axes.set_xlim(min(values) / 1.3, max(values) * 1.3)
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -182,11 +185,15 @@ def _metric_label(metric: str) -> str:
     return _literal(metric_name(metric)) + better
 
 
-def _literal(text: str) -> str:
-    """Text that is no formula to matplotlib, and short enough for an axis."""
-    short = visible(" ".join(text.split()))
-    short = short if len(short) <= 80 else short[:79] + "…"
-    return short.replace("$", r"\$")
+def _name(text: str, longest: int = 32) -> str:
+    """Of a method, a layer or a comparison, short enough for an axis; matplotlib hides what begins with `_`."""
+    return f" {_literal(text, longest)}" if text.startswith("_") else _literal(text, longest)
+
+
+def _literal(text: str, longest: int = 90) -> str:
+    """Text that is no formula to matplotlib, cut where it is too long."""
+    shown = visible(" ".join(text.split()))
+    return (shown if len(shown) <= longest else f"{shown[: longest - 1]}…").replace("$", r"\$")
 
 
 def _png(figure: Any) -> bytes:

@@ -123,11 +123,11 @@ def duration_text(seconds: float) -> str:
 
 
 def training_text(method: Mapping[str, Any]) -> str:
-    """What training a method took, short."""
+    """Tokens and time that training a method took, short: `1.23M, 7 min`."""
     training = method["training"]
     if training is None:
         return "none" if method["weights"] == "base" else "unknown"
-    return f"{count_text(training['tokens'])} tokens, {duration_text(training['seconds'])}"
+    return f"{count_text(training['tokens'])}, {duration_text(training['seconds'])}"
 
 
 def changed_text(method: Mapping[str, Any]) -> str:
@@ -185,7 +185,7 @@ def _detail_table(title: str, table: Mapping[str, Any]) -> TextTable:
 def _method_table(methods: Mapping[str, Any]) -> TextTable:
     columns = (
         *("method", "description", "model", "weights", "prompt tokens", "generated tokens", "seconds a request"),
-        *("requests", "cut prompts", "training", "supervised tokens", "steps", "weights changed"),
+        *("requests", "cut prompts", "training tokens, time", "supervised tokens", "steps", "weights changed"),
     )
     rows = [
         (

@@ -80,7 +80,7 @@ def _scores_table(title: str, task: Mapping[str, Any], methods: Mapping[str, Any
     table.add_column(Text(visible(metric_name(task["primary"]))), justify="right", no_wrap=True)
     for metric in others:
         table.add_column(Text(visible("\n".join(metric_name(metric).split()))), justify="right", no_wrap=True)
-    for header in ("prompt\ntokens", "generated\ntokens", "seconds a\nrequest", "training", "weights\nchanged"):
+    for header in ("prompt\ntokens", "new\ntokens", "seconds", "training\ntokens, time", "weights\nchanged"):
         table.add_column(header, justify="right", no_wrap=True)
     for name, method in methods.items():
         if name not in task["scores"]:

@@ -12,7 +12,7 @@ from sft_jax.generation import Sampling
 from sft_jax.options import TaskOptions
 
 FLAG = "--config.evaluation.tasks"
-KINDS = ("generate", "choose")
+KINDS = ("generate", "choose", "recite")
 CHOOSE_BY = ("logprob", "per_token", "unconditional")
 # Of one kind, with the defaults that mean that they were not asked for.
 _OF_GENERATE = (
@@ -68,15 +68,15 @@ def _unread(start: str, options: TaskOptions) -> list[str]:
     """Options that were asked for, and that nothing would read."""
     defaults = {field.name: field.default for field in dataclasses.fields(TaskOptions)} | {"scorer_options": {}}
     asked = {name for name, value in defaults.items() if getattr(options, name) != value}
-    unread = {"generate": _OF_CHOOSE, "choose": _OF_GENERATE}.get(options.kind, ())
+    by_kind = {"generate": _OF_CHOOSE, "choose": _OF_GENERATE, "recite": (*_OF_GENERATE, *_OF_CHOOSE)}
     problems = [
         f"{start}{name}={getattr(options, name)!r} is not read by kind={options.kind}; leave it out"
-        for name in unread
+        for name in by_kind.get(options.kind, ())
         if name in asked
     ]
     if options.samples > 1 and not options.temperature:
         problems.append(f"{start}samples={options.samples}: all are the same at temperature=0; give one above 0")
-    if not options.temperature and asked & {"top_k", "top_p"} and options.kind != "choose":
+    if not options.temperature and asked & {"top_k", "top_p"} and options.kind == "generate":
         problems.append(f"{start}top_k and top_p are not read at temperature=0; give one above 0")
     if options.choices and options.choices_column:
         problems.append(f"{start}choices and choices_column: give one of the two")

@@ -102,4 +102,7 @@ def test_the_verdict_stands_last(page):
 
 
 def test_json_in_a_script():
+    half = embedded_json("\ud83d")  # of an emoji, which UTF-8 cannot hold
+    assert (half, json.loads(half)) == ('"\\ud83d"', "\ud83d")
+    assert embedded_json("👍") == '"👍"'
     assert embedded_json({"a": "</script>&\u2028"}) == '{"a":"\\u003c/script\\u003e\\u0026\\u2028"}'
