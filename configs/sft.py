@@ -164,9 +164,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.evaluation.sample_tokens = 128  # of an answer, at most
     # What is asked and scored: config.evaluation.tasks.titles = task("titles.jsonl", scorer="json_extraction").
     config.evaluation.tasks = ConfigDict()
-    config.evaluation.tasks_every = (
-        ""  # where a run measures them too: "200 steps", at the start and the end; empty: no
-    )
+    # When a run measures them: "200 steps", and at the start and the end; empty: at all evaluations.
+    config.evaluation.tasks_every = ""
     config.evaluation.slots = 32  # answers in progress at a time; answers do not depend on it
     # By how much a score of a task with probe=True may be worse than the base's; more is exit status 4 of
     # `python -m sft_jax.evaluate`. 0: any drop is reported, none is refused.

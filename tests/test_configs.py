@@ -14,7 +14,14 @@ import pytest
 from configs import sft
 from sft_jax import config_flag, options
 from sft_jax.data.reading import Reading
-from sft_jax.options import DataOptions, SourceOptions
+from sft_jax.options import (
+    DataOptions,
+    EvaluationOptions,
+    FewShotOptions,
+    PromptingOptions,
+    SourceOptions,
+    TaskOptions,
+)
 from sft_jax.runs.workdir import flatten
 from sft_jax.training import run
 from sft_jax.training.checks import CHECKS, check_config
@@ -109,9 +116,16 @@ def test_every_option_is_read(tmp_path, monkeypatch):
                     "passages": 1,
                 }
             )
+            config.evaluation.tasks.written = sft.task(rows=1, max_new_tokens=1)
+            config.evaluation.tasks.chosen = sft.task(rows=2, kind="choose")
         run(config.lock(), tmp_path / f"run {arg}")
     of_mixtures = {(SourceOptions, field.name) for field in dataclasses.fields(SourceOptions)}
-    assert unread == of_mixtures | {(DataOptions, "mixture_packing")}
+    of_methods = {
+        (made, field.name) for made in (FewShotOptions, PromptingOptions) for field in dataclasses.fields(made)
+    }
+    of_methods |= {(EvaluationOptions, name) for name in ("few_shot", "prompting", "retrieval", "max_regression")}
+    of_methods |= {(TaskOptions, "loss")}  # these are read by `python -m sft_jax.evaluate` alone
+    assert unread == of_mixtures | of_methods | {(DataOptions, "mixture_packing")}
 
 
 @pytest.mark.parametrize("name", ["sft"])
@@ -142,6 +156,15 @@ def test_every_number_and_name_is_checked(name):
         "data.retrieval.id_column",
         "data.retrieval.template",
         "data.retrieval.passage_template",
+        "evaluation.tasks_every",
+        "evaluation.few_shot.path",
+        "evaluation.prompting.instructions",
+        "evaluation.prompting.development",
+        "evaluation.retrieval.corpus",
+        "evaluation.retrieval.row_template",
+        "evaluation.retrieval.id_column",
+        "evaluation.retrieval.template",
+        "evaluation.retrieval.passage_template",
         "data.reading.subset",
         "data.reading.split",
         "data.reading.held_out_split",
@@ -250,6 +273,15 @@ BAD = [
     ("data.retrieval.passage_template", "{number}", "has {text} 0 times, expected it once"),
     ("data.retrieval.row_template", "text", "names no column"),
     ("data.retrieval.row_template", "{text}}", "a single '}' at character 7"),
+    ("evaluation.slots", 0, "must be at least 1"),
+    ("evaluation.max_regression", -0.1, "must be at least 0"),
+    ("evaluation.few_shot.examples", 0, "must be at least 1"),
+    ("evaluation.few_shot.choose", "best", "must be one of seed, first, nearest"),
+    ("evaluation.retrieval.method", "bm52", "must be one of bm25, dense, hybrid"),
+    ("evaluation.retrieval.template", "{passages}", "has {question} 0 times, expected it once"),
+    ("evaluation.retrieval.row_template", "text", "names no column"),
+    ("evaluation.retrieval.overlap_words", 75, "an overlap of 75 words is not less than half of a chunk of 150"),
+    ("evaluation.tasks_every", "3 steps", "is not read: there are no tasks in config.evaluation.tasks"),
     ("data.retrieval.passages", 5, "is not read without --config.data.retrieval.corpus; leave it at 3"),
 ]
 
@@ -295,7 +327,7 @@ def test_a_config_without_a_field_says_which(tmp_path):
         check_config(config)
 
 
-@pytest.mark.parametrize("name", [*flatten(sft.get_config().to_dict()), "data.mixture"])
+@pytest.mark.parametrize("name", [*flatten(sft.get_config().to_dict()), "data.mixture", "evaluation.tasks"])
 def test_every_field_is_missed_before_anything_is_read(name):
     config = sft.get_config().copy_and_resolve_references().unlock()
     *sections, field = name.split(".")

@@ -141,12 +141,12 @@ def retriever_of(options: RetrievalOptions, cache: Path | None) -> Retriever | N
     return Retriever(options, cache) if options.corpus else None
 
 
-def problems_in_retrieval(options: RetrievalOptions) -> list[str]:
-    """What is wrong with the options, before anything is read; each problem names its flag."""
+def problems_in_retrieval(options: RetrievalOptions, flags: str = FLAG) -> list[str]:
+    """What is wrong with the options, before anything is read; problems name their flags, which begin with `flags`."""
     problems = []
     checks = (
-        lambda: check_templates(options.template, options.passage_template, FLAG),
-        lambda: check_row_template(options.row_template),
+        lambda: check_templates(options.template, options.passage_template, flags),
+        lambda: check_row_template(options.row_template, flags),
     )
     for check in checks:
         try:
@@ -156,7 +156,7 @@ def problems_in_retrieval(options: RetrievalOptions) -> list[str]:
     try:
         check_sizes(options.chunk_words, options.overlap_words)
     except ValueError as error:
-        problems.append(f"{FLAG}overlap_words={options.overlap_words}: {error}")
+        problems.append(f"{flags}overlap_words={options.overlap_words}: {error}")
     return problems
 
 

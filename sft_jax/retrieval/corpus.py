@@ -110,16 +110,16 @@ def read_corpus(
     return _distinct(found, path, skipped)
 
 
-def check_row_template(template: str) -> None:
-    """Checks the template of rows on its own.
+def check_row_template(template: str, flags: str = FLAG) -> None:
+    """Checks the template of rows on its own; `flags` is what the flag that sets it begins with.
 
     Raises:
         ValueError: it names no column, or has a brace that belongs to none.
     """
-    with under_flags_of(_READING):
+    with under_flags_of(Reading(flags=flags)):
         check_template(template, "row_template")
     if "{" not in template.replace("{{", ""):
-        raise ValueError(f"{FLAG}row_template={template!r} names no column; all rows would have the same text.")
+        raise ValueError(f"{flags}row_template={template!r} names no column; all rows would have the same text.")
 
 
 def _files_of(path: str) -> tuple[list[epath.Path], list[str]]:

@@ -45,6 +45,8 @@ MAY_CHANGE = (
     "loader",
     "checkpoint.keep_last",
     "evaluation.patience",  # where a run ends; none of its steps
+    "evaluation.slots",
+    *(f"evaluation.{name}" for name in ("few_shot", "prompting", "retrieval", "max_regression")),  # of another command
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 

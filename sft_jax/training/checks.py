@@ -152,7 +152,7 @@ CHECKS: dict[str, Check] = {
 }
 
 
-_FILLED_BY_RUN = ("data.mixture",)  # sections that are empty in configs/sft.py
+_FILLED_BY_RUN = ("data.mixture", "evaluation.tasks")  # sections that are empty in configs/sft.py
 
 
 def _unread_optimizer_options(options: Options, defaults: Defaults) -> list[str]:
@@ -317,7 +317,10 @@ def _unread_mixture_packing(options: Options, defaults: Defaults) -> list[str]:
 
 
 def _retrieval(options: Options) -> list[str]:
-    return problems_in_retrieval(options.data.retrieval)
+    return [
+        *problems_in_retrieval(options.data.retrieval),
+        *problems_in_retrieval(options.evaluation.retrieval, "--config.evaluation.retrieval."),
+    ]
 
 
 def _tasks(options: Options) -> list[str]:

@@ -149,6 +149,7 @@ EXEMPT: dict[str, str] = {
     },
     "evaluation.tasks": "what is asked beside the step; tests/evaluation and tests/test_evaluate.py",
     "evaluation.tasks_every": "when it is asked; the step is the same",
+    "evaluation.max_regression": "of `python -m sft_jax.evaluate`; tests/test_evaluate.py",
     "evaluation.slots": "answers do not depend on it; tests/generation/test_sampler.py",
     **{
         f"evaluation.{section}.{name}": "of `python -m sft_jax.evaluate`; tests/evaluation/test_methods.py"
