@@ -1,8 +1,10 @@
 """What tests ask the tiny model: records, tasks, and a count of what it really computes."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+from configs import sft
 from sft_jax.data.conversations import Chat, Message
 from sft_jax.data.reading import DEFAULT
 from sft_jax.data.records import Record
@@ -10,7 +12,7 @@ from sft_jax.evaluation import responding
 from sft_jax.evaluation.measuring import Entry
 from sft_jax.evaluation.responding import Respondent
 from sft_jax.generation import prepare
-from sft_jax.options import TaskOptions
+from sft_jax.options import EvaluationOptions, TaskOptions, options_of
 
 
 def record(number: int, question: str, answer: str, group: str = "", system: str = "", **fields) -> Record:
@@ -28,6 +30,11 @@ RECORDS = (
 
 def options(**changes) -> TaskOptions:
     return TaskOptions(path="rows.jsonl", reading=DEFAULT, **{"max_new_tokens": 4, "loss": False} | changes)
+
+
+def evaluation_options(**changes) -> EvaluationOptions:
+    """Those of configs/sft.py, with changes."""
+    return dataclasses.replace(options_of(sft.get_config()).evaluation, **changes)
 
 
 def entry(records=RECORDS, **changes) -> Entry:

@@ -1,0 +1,170 @@
+"""Several methods on several tasks: one model in memory at a time, each answer computed once."""
+
+import dataclasses
+import gc
+import json
+import weakref
+
+import jax
+import pytest
+from etils import epath
+
+from sft_jax.evaluation.held_out_loss import example_losses
+from sft_jax.evaluation.methods import Prompting, parse_methods
+from sft_jax.evaluation.side_by_side import Setting, best_instruction, measure_methods
+from sft_jax.options import FewShotOptions, PromptingOptions
+from sft_jax.runs.restore import Loaded
+from tests.evaluation.asking import (
+    RECORDS,
+    count_computed,
+    entry,
+    evaluation_options,
+    record,
+    respondent,
+    write_rows,
+)
+
+pytestmark = pytest.mark.usefixtures("on_mesh")
+
+
+@pytest.fixture
+def load(loaded):
+    """The base, and as the tuned model one with other weights."""
+
+    def load(is_tuned: bool) -> Loaded:
+        shift = 0.05 if is_tuned else 0.0
+        variables = jax.tree.map(lambda weight: weight + shift, loaded.variables)
+        name = "tuned" if is_tuned else "base"
+        return dataclasses.replace(loaded, name=name, variables=variables, fingerprint=name)
+
+    return load
+
+
+def test_every_task_by_every_method(load, tmp_path, monkeypatch):
+    entries = [entry(loss=True), dataclasses.replace(entry(kind="choose"), name="choices")]
+    methods = parse_methods(["sft", "base", "few_shot"])
+    options = evaluation_options(few_shot=FewShotOptions("", 1, "first"))
+    examples = [record(20, "and", "and")]
+    setting = Setting(options, examples, store=epath.Path(tmp_path) / "answers")
+    counts = count_computed(monkeypatch)
+    found = measure_methods(entries, methods, load, setting)
+    assert list(found.tasks) == ["rows", "choices"]
+    assert all(list(by_method) == ["sft", "base", "few_shot"] for by_method in found.tasks.values())
+    assert found.descriptions == {
+        "sft": {"description": "the tuned weights", "model": "tuned"},
+        "base": {"description": "the model as it is", "model": "base"},
+        "few_shot": {"description": "1 solved examples (first)", "model": "base"},
+    }
+    assert counts == {"written": 9, "judged": 9}
+    # Losses are those of the weights alone.
+    columns = {name: set(one.outcomes[0]) for name, one in found.tasks["rows"].items()}
+    with_loss = {"exact_match", "loss_sum", "loss_weight"}
+    assert columns == {"sft": with_loss, "base": with_loss, "few_shot": {"exact_match"}}
+    weights = [outcome["loss_weight"] for outcome in found.tasks["rows"]["base"].outcomes]
+    assert weights == [len(one.conversation[-1].content) + 1 for one in RECORDS]  # bytes and the end of the turn
+    assert found.tasks["rows"]["sft"].outcomes != found.tasks["rows"]["base"].outcomes
+
+    monkeypatch.setattr("sft_jax.evaluation.side_by_side.example_losses", None)  # kept too
+    again = measure_methods(entries, methods, load, setting)
+    assert counts == {"written": 9, "judged": 9}
+    assert again == found
+
+
+def test_one_model_is_in_memory_at_a_time(load):
+    models = []
+
+    def watched(is_tuned: bool) -> Loaded:
+        gc.collect()
+        assert not any(model() for model in models), "the model before is still held"
+        model = load(is_tuned)
+        models.append(weakref.ref(model))
+        return model
+
+    measure_methods([entry()], parse_methods(["base", "sft"]), watched, Setting(evaluation_options()))
+    assert len(models) == 2
+
+
+def test_a_loss_that_is_asked_for_is_that_of_each_row(load, loaded):
+    found = measure_methods([entry(loss=True)], parse_methods(["base"]), load, Setting(evaluation_options()))
+    from sft_jax.data.tokenizing import tokenize_records
+
+    examples, _ = tokenize_records(list(RECORDS), loaded.renderer, max_example_tokens=512)
+    expected = example_losses(loaded.model, loaded.variables, examples, jax.sharding.get_mesh())
+    assert [outcome["loss_sum"] for outcome in found.tasks["rows"]["base"].outcomes] == pytest.approx(
+        [one["loss_sum"] for one in expected]
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("rag", {}, "method rag: give the corpus, --config.evaluation.retrieval.corpus or --corpus"),
+        ("prompted", {}, "method prompted: give the instruction, .* or --instruction"),
+        ("prompted", {"prompting": PromptingOptions(("a", "b"), "")}, "there are 2 instructions, .* or --development"),
+        ("prompted", {"prompting": PromptingOptions(("a",), "d.jsonl")}, "development=d.jsonl is not read with a sing"),
+        ("few_shot", {}, "method few_shot: 2 solved examples wanted, but only 0 of 0 rows"),
+    ],
+)
+def test_what_methods_need_is_asked_for_before_a_model_is_loaded(method, changes, message):
+    def never(is_tuned):
+        raise AssertionError("no model is needed to say so")
+
+    with pytest.raises(ValueError, match=message):
+        measure_methods([entry()], parse_methods([method]), never, Setting(evaluation_options(**changes)))
+
+
+def with_instructions(tmp_path, rows, instructions=("Be brief.", "Be long.")) -> Setting:
+    path = write_rows(tmp_path / "development.jsonl", rows)
+    return Setting(evaluation_options(prompting=PromptingOptions(instructions, path)))
+
+
+def test_the_best_instruction_is_chosen_on_development_rows_alone(load, loaded, tmp_path, monkeypatch):
+    """By the probability of the right choice, whatever the measured rows would say."""
+    rows = [{"prompt": "up", "completion": "yes"}, {"prompt": "down", "completion": "no"}]
+    setting = with_instructions(tmp_path, rows)
+    task = entry([record(1, "red", "yes"), record(2, "blue", "no")], kind="choose", choices=("yes", "no"))
+    seen = []
+
+    def measured(development, method, prompting: Prompting, asked):
+        seen.append([one.conversation[0].content for one in development.records])
+        is_right = prompting.instruction == "Be long."
+        return type("Found", (), {"outcomes": ({"accuracy": is_right}, {"accuracy": True})})
+
+    monkeypatch.setattr("sft_jax.evaluation.side_by_side._measured", measured)
+    assert best_instruction([task], respondent(loaded), setting) == "Be long."
+    assert seen == [["up", "down"]] * 2
+    monkeypatch.undo()
+    found = measure_methods([task], parse_methods(["sft+prompted"]), load, setting)  # the base chooses for it too
+    description = found.descriptions["sft+prompted"]["description"]
+    assert description in {f"the tuned weights, the instruction {said!r}" for said in ("Be brief.", "Be long.")}
+    chosen = description.split("instruction ")[1].strip("'")
+    assert found.tasks["rows"]["sft+prompted"].lines[0]["prompt"][0] == {"role": "system", "content": chosen}
+
+
+def test_of_losses_the_lowest_is_best(loaded, tmp_path, monkeypatch):
+    rows = [{"prompt": "up", "completion": "yes"}, {"prompt": "down", "completion": "no"}]
+
+    def measured(development, method, prompting, asked):
+        return type("Found", (), {"outcomes": ({"repetition": 0.1 if prompting.instruction == "Be long." else 0.9},)})
+
+    monkeypatch.setattr("sft_jax.evaluation.side_by_side._measured", measured)
+    assert best_instruction([entry()], respondent(loaded), with_instructions(tmp_path, rows)) == "Be long."
+
+
+def test_development_rows_that_are_measured_are_refused(load, tmp_path):
+    """By any of the tasks, and whatever their answer is."""
+    rows = [{"prompt": "up", "completion": "yes"}, {"prompt": "other", "completion": "no"}]
+    second = dataclasses.replace(entry([record(1, "other", "x")]), name="second")
+    with pytest.raises(ValueError, match=r"development.jsonl: development.jsonl:2 ask what measured rows ask"):
+        measure_methods([entry(), second], parse_methods(["prompted"]), load, with_instructions(tmp_path, rows))
+
+
+def test_what_is_kept_of_a_row_for_people(load):
+    found = measure_methods([entry(loss=True)], parse_methods(["base"]), load, Setting(evaluation_options()))
+    line = found.rows["rows"]["base"][0]
+    assert line["id"] == "rows:1"
+    assert line["prompt"] == [{"role": "user", "content": "red cat"}]
+    assert line["reference"] == "cat red"
+    assert line["finish_reason"] in ("stop", "max_new_tokens")
+    assert set(line["outcome"]) == {"exact_match", "loss_sum", "loss_weight"}
+    json.dumps(line)
