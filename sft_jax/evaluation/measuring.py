@@ -6,6 +6,7 @@ for several methods.
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ def measure(entry: Entry, respondent: Respondent, changed: Changed | None = None
     outcomes = [_scored(task, *pair) for pair in zip(entry.records, grouped, strict=True)]
     shown = iter(requests)
     lines = [
-        _line(record, [next(shown) for _ in of_record], given, outcome)
+        _line(task, record, [next(shown) for _ in of_record], given, outcome)
         for record, of_record, given, outcome in zip(entry.records, asked, grouped, outcomes, strict=True)
     ]
     of_record = lambda value: sum(value(response) for given in grouped for response in given) / len(grouped)
@@ -142,19 +143,30 @@ def _cut_note(grouped: Sequence[Sequence[Response]]) -> str:
     return f"Of {len(reasons)} answers were cut: {', '.join(said)}." if said else ""
 
 
-def _line(record: Record, asked: Sequence[Request], given: Sequence[Response], outcome: Outcome) -> dict[str, Any]:
+def reference_text(record: Record) -> str:
+    """The right answer of a record, for people: its content, and its calls as JSON. Whatever a template makes of it."""
+    message = record.conversation[-1]
+    calls = [json.dumps({"name": call.name, "arguments": call.arguments}) for call in message.tool_calls]
+    return "\n".join([message.content] * bool(message.content or not calls) + calls)
+
+
+def _line(
+    task: Task, record: Record, asked: Sequence[Request], given: Sequence[Response], outcome: Outcome
+) -> dict[str, Any]:
     """What is kept of a record for people."""
     request, answers = asked[0], given[0].answers
     line = {
         "id": record.id,
         "group": record.group,
         "prompt": [{"role": message.role, "content": message.content} for message in request.prompt],
-        "reference": record.conversation[-1].content,
+        "reference": reference_text(record),
     }
     if isinstance(request, Generate):
         line |= {"answer": answers[0].text, "finish_reason": answers[0].finish_reason}
         if len(answers) > 1:
             line["answers"] = [answer.text for answer in answers]
+        if hasattr(task, "differs"):
+            line["differs"] = task.differs(record, answers[0].text)
     else:
         likely = max(range(len(answers)), key=lambda place: answers[place].logprob)
         line |= {"answer": request.continuations[likely], "finish_reason": ""}

@@ -133,12 +133,6 @@ class PartScorer:
         return score_examples(self._scorer, [answer.content], [case])[0]
 
 
-def as_fields(answer: Answer) -> dict[str, Any]:
-    """The parts for a line of JSON."""
-    calls = [{"name": call.name, "arguments": call.arguments} for call in answer.calls]
-    return {"thinking": answer.thinking, "content": answer.content, "calls": calls}
-
-
 def _right_parts(answer: Answer, reference: Answer, content_is_right: bool | None) -> dict[str, bool]:
     """Whether each part is right; the content as the scorer says, or where it says nothing, as a text."""
     if content_is_right is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from sft_jax.evaluation.measuring import Entry
+from sft_jax.evaluation.measuring import Entry, reference_text
 from sft_jax.evaluation.report.write import RESULTS
 from sft_jax.runs.workdir import write_whole
 
@@ -79,7 +79,7 @@ def _of_task(folder: epath.Path, entry: Entry, methods: Iterable[str]) -> dict[s
             continue
         # Only \n ends a line: str.splitlines would also cut at U+2028.
         rows = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
-        known = [(record.id, record.conversation[-1].content) for record in entry.records]
+        known = [(record.id, reference_text(record)) for record in entry.records]
         if [(row["id"], row["reference"]) for row in rows] != known:
             raise ValueError(
                 f"{path} is of other rows than task {entry.name} has now; a paired test needs the same ones"

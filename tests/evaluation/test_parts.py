@@ -1,20 +1,14 @@
 """Answers scored by part: what a model that memorised the examples writes is right, and silence is not."""
 
-import json
-
-import numpy as np
 import pytest
-from etils import epath
 
 from sft_jax.data.conversations import Chat, Message, ToolCall
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.data.rendering.answers import Answer
-from sft_jax.evaluation import held_out, tables
-from sft_jax.evaluation.parts import read_parts, reference_of, score_parts
+from sft_jax.evaluation.parts import PartScorer, reference_of
 from sft_jax.evaluation.scorers import make_scorer
 from sft_jax.evaluation.scoring import aggregate, compare
-from sft_jax.generation import Generated
 from tests.data.rendering.chat_formats import FORMATS
 
 WEATHER = ToolCall("weather", {"city": "Rome", "days": 2})
@@ -23,8 +17,6 @@ RECORDS = [
     Record("a:2", Chat((Message("user", "Norway?"), Message("assistant", "Oslo", reasoning="I know it."))), {}),
     Record("a:3", Chat((Message("user", "Rome?"), Message("assistant", "", tool_calls=(WEATHER,)))), {}),
 ]
-IDS = [record.id for record in RECORDS]
-WRITTEN = Generated(np.zeros(0, np.int32), "", "stop")
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +30,13 @@ def memorised(renderer, record):
     return example.tokens[example.weights > 0][:-1]
 
 
-def outcomes_of(renderer, texts, scorer="exact_match", **options):
-    references = [reference_of(renderer, record) for record in RECORDS]
-    parts = [read_parts(renderer, *each) for each in zip(texts, RECORDS, references, strict=True)]
-    return score_parts(make_scorer(scorer), parts, [reference.parts for reference in references], IDS, **options)
+def scorer_of(renderer, records=RECORDS, scorer="exact_match", **options):
+    return PartScorer(make_scorer(scorer), records, renderer, **options)
+
+
+def outcomes_of(renderer, texts, **options):
+    score = scorer_of(renderer, **options)
+    return [score(record, text) for record, text in zip(RECORDS, texts, strict=True)]
 
 
 def test_a_model_that_memorised_the_examples_is_right(renderer):
@@ -91,26 +86,54 @@ def test_thinking_counts_where_that_is_asked_for(renderer):
     assert [one["exact_match"] for one in found] == [True, False, True]
 
 
-def test_scorers_see_contents_alone():
+def test_scorers_see_contents_alone(renderer):
     """An example whose reference is only a call has no JSON fields."""
-    reference = [Answer(content='{"make": "Ford"}'), Answer(calls=(WEATHER,))]
-    outcomes = score_parts(make_scorer("json_extraction"), reference, reference, ["a:1", "a:2"])
+    records = [Record("a:1", Chat((Message("user", "Car?"), Message("assistant", '{"make": "Ford"}'))), {}), RECORDS[2]]
+    score = scorer_of(renderer, records, "json_extraction")
+    outcomes = [score(record, score.references[record.id].text) for record in records]
     assert [outcome["exact_match"] for outcome in outcomes] == [True, True]
     assert [outcome["valid_json"] for outcome in outcomes] == [True, None]
-    silent = score_parts(make_scorer("json_extraction"), [Answer(), Answer()], reference, ["a:1", "a:2"])
+    silent = [score(record, "") for record in records]
     assert aggregate(outcomes, 0)["field_f1"].value == 1
     assert compare(silent, outcomes, 0)["valid_json"].difference.value == 1
     assert [outcome["exact_match"] for outcome in silent] == [False, False]
     assert [outcome["calls_match"] for outcome in silent] == [None, False]
 
 
-def test_plain_answers_have_no_parts():
-    reference = [Answer(content="a b")]
-    assert score_parts(make_scorer("exact_match"), [Answer(content="a  b")], reference, ["a:1"]) == [
-        {"exact_match": True}
-    ]
-    called = Answer(content="a b", calls=(WEATHER,))
-    assert score_parts(make_scorer("exact_match"), [called], reference, ["a:1"]) == [{"exact_match": False}]
+def test_plain_answers_have_no_parts(renderer):
+    records = [Record("a:1", Chat((Message("user", "?"), Message("assistant", "a b"))), {})]
+    score = scorer_of(renderer, records)
+    assert score(records[0], "a  b") == {"exact_match": True}
+    assert score(records[0], f"a b\n{CALL}") == {"exact_match": False}
+
+
+@pytest.mark.parametrize("scorer", ["exact_match", "json_extraction"])
+def test_answers_that_are_calls_alone(renderer, scorer):
+    """There are no contents to compare: the calls are scored, and compared with those of another evaluation."""
+    score = scorer_of(renderer, RECORDS[2:], scorer)
+    right, silent = ([score(RECORDS[2], text)] for text in (score.references["a:3"].text, ""))
+    assert right == [{"exact_match": True, "content_match": None, "calls_match": True}]
+    compared = compare(silent, right, 0)
+    assert {name: one.difference.value for name, one in compared.items()} == {"exact_match": 1, "calls_match": 1}
+
+
+def test_which_parts_differ(renderer):
+    score = scorer_of(renderer)
+    assert [score.differing(record, "") for record in RECORDS] == [["content"], ["thinking", "content"], ["calls"]]
+    assert all(score.differing(record, score.references[record.id].text) == [] for record in RECORDS)
+
+
+def test_what_a_scorer_cannot_read_or_stumbles_over_is_named_at_once(renderer):
+    with pytest.raises(ValueError, match="row a:1: json_extraction: the reference is not a JSON object"):
+        scorer_of(renderer, scorer="json_extraction")
+
+    def stumbles(answer, case):
+        if not answer:
+            raise ValueError("silence")
+        return {"exact_match": True}
+
+    with pytest.raises(ValueError, match="row a:1: silence"):
+        PartScorer(stumbles, RECORDS[:1], renderer)
 
 
 TAGS = (
@@ -126,39 +149,10 @@ def test_calls_that_cannot_be_read_back_are_compared_as_text():
     reference = reference_of(renderer, RECORDS[2])
     assert not reference.reads_calls
     assert reference.parts == Answer(content="<f=weather><city>Rome<days>2")
+    score = scorer_of(renderer, RECORDS[2:])
     for text, right in (("<f=weather> <city>Rome<days>2", False), (reference.text, True), ("", False)):
-        parts = read_parts(renderer, text, RECORDS[2], reference)
-        assert score_parts(make_scorer("exact_match"), [parts], [reference.parts], ["a:3"]) == [{"exact_match": right}]
-    answers = held_out.Answers([""], [WRITTEN], [Answer()], [reference])
-    assert answers.note().startswith("The calls of 1 of 1 references cannot be read back")
-
-
-def test_what_is_written_and_read_again(renderer, tmp_path):
-    """Whole answers, their parts, which of them differ, and scores of two evaluations in the columns that both have."""
-    task = held_out.Task(RECORDS, "exact_match")
-    references = [reference_of(renderer, record) for record in RECORDS]
-    for name, texts in (("right", [one.text for one in references]), ("silent", ["", "", ""])):
-        parts = [read_parts(renderer, *each) for each in zip(texts, RECORDS, references, strict=True)]
-        answers = held_out.Answers(texts, [WRITTEN] * 3, parts, references)
-        outcomes = held_out.score_answers(task, answers)
-        scores = held_out.write_evaluation(epath.Path(tmp_path / name), task, answers, outcomes)
-    assert scores["calls_match"]["value"] == 0
-    tables.scores_table("silent", scores | {"note": "a note"})
-    lines = [json.loads(line) for line in (tmp_path / "silent" / "predictions.jsonl").read_text().splitlines()]
-    assert [line["differs"] for line in lines] == [["content"], ["thinking", "content"], ["calls"]]
-    assert lines[2]["reference"].endswith("</tool_call>")
-    expected = {"thinking": "", "content": "", "calls": [{"name": "weather", "arguments": WEATHER.arguments}]}
-    assert lines[2]["reference_parts"] == expected
-    first, second = held_out.comparable(epath.Path(tmp_path / "silent"), epath.Path(tmp_path / "right"))
-    assert compare(first, second, 0)["exact_match"].difference.value == 1
-    path = tmp_path / "right" / "predictions.jsonl"
-    plain = [
-        line | {"outcome": {"exact_match": line["outcome"]["exact_match"]}}
-        for line in map(json.loads, path.read_text().splitlines())
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in plain))
-    first, second = held_out.comparable(epath.Path(tmp_path / "silent"), epath.Path(tmp_path / "right"))
-    assert list(first[0]) == list(second[0]) == ["exact_match"]
+        assert score(RECORDS[2], text) == {"exact_match": right}
+    assert score.note().startswith("The calls of 1 of 1 references cannot be read back")
 
 
 def test_a_row_that_the_template_refuses_is_named(renderer):

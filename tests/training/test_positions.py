@@ -11,11 +11,16 @@ import pytest
 import transformers
 from etils import epath
 
+from configs import sft
 from sft_jax import inference_flags
-from sft_jax.evaluation import held_out
+from sft_jax.data.conversations import Message
+from sft_jax.data.reading import DEFAULT
+from sft_jax.evaluation.measuring import Entry
+from sft_jax.evaluation.methods import parse_methods
+from sft_jax.evaluation.side_by_side import Setting, measure_methods
 from sft_jax.exports.model import export_model
 from sft_jax.exports.source import open_source
-from sft_jax.options import options_of
+from sft_jax.options import TaskOptions, options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.progress import silent
 from sft_jax.runs.base import base_of, open_base
@@ -76,6 +81,20 @@ def long_rows(root: Path, **settings):
     return config
 
 
+def measured_by(loaded, records):
+    """Answers of 400 tokens at most, and losses."""
+    task = TaskOptions("held_out.jsonl", DEFAULT, max_new_tokens=400)
+    entries, methods = [Entry("task", task, records)], parse_methods(["base"])
+    options = options_of(sft.get_config()).evaluation
+    return measure_methods(entries, methods, lambda is_tuned: loaded, Setting(options)).tasks["task"]["base"]
+
+
+def short_prompts(records):
+    """The same answers to a question that leaves room for some of them."""
+    ask = lambda record: dataclasses.replace(record.example, messages=(Message("user", ""), record.conversation[-1]))
+    return tuple(dataclasses.replace(record, example=ask(record)) for record in records)
+
+
 def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(tmp_path):
     settings = {"duration": "1 steps", "evaluation.samples": 1, "evaluation.sample_tokens": 2}
     with pytest.raises(
@@ -91,19 +110,17 @@ def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(t
         smaller = load_for_inference(config.model.source, mesh, "float32", max_positions=20)
         sizes = [one.model.config.max_positions for one in (loaded, plain, smaller)]
         assert sizes == [300, 40, 20]
-        records = load_data(options_of(config)).held_out_records[:2]
-        task = held_out.Task(records, "exact_match", max_new_tokens=400)
-        (answer, _) = held_out.generate_answers(loaded, task)
-        prompt = loaded.renderer.render_prompt(records[0].conversation[:-1], ())
-        assert answer.stopped or (len(prompt) + len(answer.tokens), answer.finish_reason) == (300, "max_positions")
+        records = tuple(load_data(options_of(config)).held_out_records[:2])
+        measured = measured_by(loaded, records)
+        reasons = [line["finish_reason"] for line in measured.lines]
+        assert set(reasons) <= {"stop", "max_positions"}
+        if reasons == ["max_positions"] * 2:
+            assert measured.prompt_tokens + measured.generated_tokens == 300
+        assert all(outcome["loss_weight"] > 0 for outcome in measured.outcomes)
         with pytest.raises(ValueError, match=r"the prompt of held_out.jsonl:1 has \d+ tokens; the model knows 20 pos"):
-            held_out.generate_answers(smaller, task)
+            measured_by(smaller, records)
         with pytest.raises(ValueError, match=r"held_out.jsonl:\d has .* knows 20 positions. Measure without such rows"):
-            held_out.reference_examples(smaller, task)
-        assert all(
-            outcome["loss_weight"] > 0
-            for outcome in held_out.measure_loss(loaded, held_out.reference_examples(loaded, task), mesh)
-        )
+            measured_by(smaller, short_prompts(records))
         export_model(open_source(str(tmp_path / "run")), epath.Path(tmp_path / "out"), mesh, "float32", silent)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 300
     assert open_base(str(tmp_path / "out")).decoder == base_of(options_of(config).model).decoder
@@ -114,11 +131,13 @@ def test_a_lifted_limit_goes_through_training_generation_evaluation_and_export(t
 def test_what_the_flag_says_reaches_the_model(tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr("sft_jax.runs.restore.load_for_inference", lambda *arguments: asked.update(given=arguments))
-    flags = {"MATMUL": "float32", "WEIGHTS": "ema", "MAX_POSITIONS": 99}
+    flags = {"MATMUL": "float32", "WEIGHTS": "ema", "MAX_POSITIONS": 99, "MIX": 0.5}
     for name, value in flags.items():
         monkeypatch.setattr(inference_flags, name, type("Flag", (), {"value": value}))
     inference_flags.load("source", "mesh")
-    assert asked["given"] == ("source", "mesh", "float32", "ema", 99)
+    assert asked["given"] == ("source", "mesh", "float32", "ema", 99, 0.5)
+    inference_flags.load("source", "mesh", is_base=True)  # what weights and mix say is of the result
+    assert asked["given"] == ("source", "mesh", "float32", "trained", 99, 0.0)
 
 
 def test_a_sample_without_room_says_so(tmp_path):
