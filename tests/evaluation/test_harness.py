@@ -9,9 +9,11 @@ import jax
 import lm_eval
 import numpy as np
 import pytest
+import transformers
 import yaml
 from etils import epath
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from tokenizers import processors
 
 from sft_jax.data.conversations import Message
@@ -212,11 +214,37 @@ def test_a_context_too_long_loses_its_beginning(short):
     found = model.loglikelihood(requests("loglikelihood", (context, "tree"), ("red", " cat")))
     ids = ids_of(short, context + "tree")
     # The harness takes the space at the end of a context to be the continuation's.
-    assert found[0][0] == pytest.approx(by_hand(short, ids[-32:-5], ids[-5:])[0], abs=1e-4)
+    assert found[0][0] == pytest.approx(by_hand(short, ids[-33:-5], ids[-5:])[0], abs=1e-4)
     assert model.cut == 1
     assert harness_tasks.cut_note(model).endswith("cut at the beginning: 1 contexts.")
     with pytest.raises(ValueError, match=r"an answer 'x+' leaves no position .* the model knows 32, or lift the limit"):
         model.loglikelihood(requests("loglikelihood", ("red", "x" * 40)))
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_the_harness_on_transformers_says_the_same(short, begins):
+    """Its own backend for torch, on the same weights: prompts, tokens, windows and cuts are alike."""
+    model = with_beginning(short) if begins else short
+    theirs = HFLM(
+        transformers.AutoModelForCausalLM.from_pretrained(short.name, dtype="float32"),
+        tokenizer=model.renderer.tokenizer,
+        max_length=32,
+    )
+    ours = HarnessModel(model)
+    pairs = [*CONTEXTS, ("blue and red " * 4, "tree"), ("x" * 31, "y"), ("x" * 32, "y")]
+    found, expected = (lm.loglikelihood(requests("loglikelihood", *pairs)) for lm in (ours, theirs))
+    assert [one for one, _ in found] == pytest.approx([one for one, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    asked = [("blue and red " * 4, {"until": ["\n", "e"], "max_gen_toks": 8}), ("of", {"until": [], "max_gen_toks": 5})]
+    found, expected = (lm.generate_until(requests("generate_until", *asked)) for lm in (ours, theirs))
+    assert found == expected
+    if not begins:  # where texts begin with a bos token, theirs also predicts that
+        asked = requests("loglikelihood_rolling", ("blue and red and seven trees of a cat, " * 2,), ("I",))
+        assert ours.loglikelihood_rolling(asked) == pytest.approx(theirs.loglikelihood_rolling(asked), abs=1e-4)
+    turns = [{"role": "system", "content": "red"}, {"role": "user", "content": "of"}]
+    mine, other = (lm.apply_chat_template(turns) for lm in (ours, theirs))
+    assert mine.removeprefix("<|endoftext|>") == other
+    assert ours.chat_template(True) == theirs.chat_template(True)
 
 
 DOCUMENTS = ["red cat of seven", "a", "", "I and I"]
@@ -237,9 +265,9 @@ def test_documents_longer_than_the_model_are_read_in_windows(short):
     assert len(ids) == 78
     text = short.renderer.tokenizer.decode(ids)
     (found,) = HarnessModel(short).loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
-    # 32 positions: 31 tokens are predicted at a time; the last window reads 32 and counts the 16 that are left.
-    first, second = by_hand(short, [2], ids[:31])[0], by_hand(short, ids[30:31], ids[31:62])[0]
-    last = by_hand(short, ids[46:62], ids[62:])[0]
+    # 32 positions: the last window reads 32 tokens as the others do, and counts the 14 that are left.
+    first, second = by_hand(short, [2], ids[:32])[0], by_hand(short, ids[31:32], ids[32:64])[0]
+    last = by_hand(short, ids[45:64], ids[64:])[0]
     assert found == pytest.approx(first + second + last, abs=1e-4)
 
 
