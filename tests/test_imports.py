@@ -42,7 +42,8 @@ except SystemExit:
 _NO_TORCH = """
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] == "torch" else find(name, *where)
+hide = lambda name, *where: None if name.partition(".")[0] == "torch" else find(name, *where)
+PathFinder.find_spec = staticmethod(hide)  # some call it of an object
 """
 
 
