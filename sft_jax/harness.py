@@ -35,7 +35,9 @@ def main(_: list[str]) -> None:
     from sft_jax.progress import ProgressBars
     from sft_jax.sharding import inference_mesh
 
-    commands.refuse_unread(["temperature", "top_k", "top_p"], "other commands; a task has generation_kwargs")
+    commands.refuse_unread(
+        ["temperature", "top_k", "top_p"], "the other commands: here a task says it by its generation_kwargs"
+    )
     commands.start_jax()
     run = harness_tasks.Run(_ROWS.value, _CHAT.value, _FEW_SHOT.value)
     tasks = harness_tasks.load_tasks(_TASKS.value, run)

@@ -415,6 +415,12 @@ def test_a_task_that_would_run_programs_is_refused(tmp_path):
         load_tasks([path], Run())
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "task.yaml").write_text("task: [")
+    with pytest.raises(ValueError, match=rf"the file of a task cannot be read: (?s:.*){tmp_path}/task.yaml"):
+        load_tasks([str(tmp_path / "task.yaml")], Run())
+
+
 def test_without_the_package_it_is_said_how_to_install_it(monkeypatch):
     find = PathFinder.find_spec
     hidden = lambda name, *where: None if name == "lm_eval" else find(name, *where)
