@@ -2,6 +2,8 @@
 
 import functools
 import json
+import socket
+import subprocess
 import sys
 from importlib.machinery import PathFinder
 
@@ -396,6 +398,32 @@ def test_what_is_written(loaded, tmp_path, questions):
     assert "Stderr" in header
     assert line.replace(" ", "") == "|colours|Yaml|none|0|acc|↑|0.25|±|0.25|"  # 1 of 4 is right
     assert seen[-1] == ("log-likelihoods", 11, 11, 11)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(loaded, tmp_path, questions):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = [f"--model={loaded.name}", "--matmul=float32", f"--tasks={questions}", "--distributed"]
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "sft_jax.harness", *common, f"--coordinator={address}", "--num_processes=2"),
+                *(f"--process_id={number}", f"--out={tmp_path / str(number)}"),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert "|colours|" in said[0]
+    assert "|colours|" not in said[1]
+    assert not (tmp_path / "1").exists()
+    samples = [json.loads(line) for line in (tmp_path / "0" / "samples.jsonl").read_text().splitlines()]
+    assert [sample["acc"] for sample in samples] == expected_answers(loaded, "{} is".format, " ")
 
 
 def test_a_typo_gets_names_like_it():
