@@ -19,6 +19,7 @@ COMMANDS = sorted(
 HEAVY = (
     "datasets",
     "jsonschema",
+    "lm_eval",
     "matplotlib",
     "nltk",
     "orbax.checkpoint",

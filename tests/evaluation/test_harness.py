@@ -20,7 +20,7 @@ from tokenizers import processors
 
 from sft_jax.data.conversations import Message
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.evaluation import harness_tasks
+from sft_jax.evaluation import harness, harness_tasks
 from sft_jax.evaluation.harness import HarnessModel, generation_of
 from sft_jax.evaluation.harness_tasks import Run, load_tasks, run_tasks, tables, write_results
 from sft_jax.generation import Sampler, Sampling, prepare
@@ -293,6 +293,20 @@ def test_answers_are_those_of_the_sampler(loaded):
     assert answers_of(loaded, contexts[:1], {"until": stops[0]}, max_new_tokens=12) == [
         found[0][: found[0].index(stops[0])]
     ]
+
+
+def test_special_tokens_among_the_stop_texts_stop_the_model(loaded, monkeypatch):
+    """No text is left of them, at which an answer could be cut."""
+    stops = []
+
+    def sampler(stop_ids, **options):
+        stops.append(stop_ids)
+        return Sampler(stop_ids, **options)
+
+    monkeypatch.setattr(harness, "Sampler", sampler)
+    answers_of(loaded, ["red"], {"until": ["\n", "<|im_start|>"], "max_gen_toks": 2})
+    answers_of(loaded, ["red"], {"until": ["\n"], "max_gen_toks": 2})
+    assert stops == [(1, 2), (2,)]
 
 
 def test_answers_are_drawn_where_a_task_asks_for_it(loaded):
