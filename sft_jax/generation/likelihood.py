@@ -1,7 +1,8 @@
 """How likely a model holds given continuations of given prompts: for choices, for classification, for perplexity.
 
-A prompt is read once for all of its continuations: each is a segment of its own that sees the prompt and itself.
-Several prompts share a row, and only the positions that predict a token of a continuation go through the head.
+A prompt is read once for all of its continuations: each is a segment of its own that sees the prompt and itself. The
+last token of a continuation predicts nothing, and is not read. Several prompts share a row, and only the positions that
+predict a token of a continuation go through the head.
 
 Dimensions: R rows, S tokens of a row, N predicted tokens of a row, V vocabulary.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from sft_jax.generation.prepared import Prepared
-from sft_jax.generation.prompts import check_prompts
+from sft_jax.generation.prompts import check_tokens
 from sft_jax.generation.sizes import on_host, put, rounded_size, shards
 from sft_jax.models import positions
 from sft_jax.models.decoder import Decoder
@@ -88,7 +89,7 @@ def loglikelihoods(
 
     Raises:
         ValueError: an empty prompt or continuation, a token without an embedding, or a prompt that is longer with a
-            continuation than the model has positions.
+            continuation, but for its last token, than the model has positions.
     """
     _check(prepared, prompts, continuations)
     total = sum(len(of_prompt) for of_prompt in continuations)
@@ -121,7 +122,7 @@ def _check(prepared: Prepared, prompts: Sequence[Tokens], continuations: Sequenc
     if len(prompts) != len(continuations):
         raise ValueError(f"{len(continuations)} lists of continuations for {len(prompts)} prompts; give one for each")
     config = prepared.model.config
-    check_prompts(prompts, config)
+    check_tokens(prompts, config)
     for number, (prompt, of_prompt) in enumerate(zip(prompts, continuations, strict=True)):
         for place, continuation in enumerate(of_prompt):
             if not len(continuation):
@@ -131,11 +132,17 @@ def _check(prepared: Prepared, prompts: Sequence[Tokens], continuations: Sequenc
                     f"continuation {place} of prompt {number} has token {continuation.max()}; the model has embeddings "
                     f"of {config.vocab_size} tokens. Tokenizer and weights do not belong together."
                 )
-            if len(prompt) + len(continuation) > config.max_positions:
+            if _read(prompt, continuation) > config.max_positions:
                 raise ValueError(
-                    f"prompt {number} has {len(prompt)} tokens and {len(continuation)} with continuation {place}; the "
-                    f"model knows {config.max_positions} positions. Give shorter ones{positions.advice(config)}."
+                    f"prompt {number} has {len(prompt)} tokens and its continuation {place} has {len(continuation)}, "
+                    f"all of which but the last are read; the model knows {config.max_positions} positions. Give "
+                    f"shorter ones{positions.advice(config)}."
                 )
+
+
+def _read(prompt: Tokens, continuation: Tokens) -> int:
+    """How many tokens of the two are read."""
+    return len(prompt) + len(continuation) - 1
 
 
 class _Row:
@@ -153,7 +160,7 @@ class _Row:
 
     def room_for(self, number: int, prompt: Tokens, continuation: Tokens) -> int:
         """Tokens that it would have with one more continuation."""
-        return self.used + (0 if number == self._prompt else len(prompt)) + len(continuation)
+        return self.used + _read(prompt[:0] if number == self._prompt else prompt, continuation)
 
     def add(self, number: int, place: int, prompt: Tokens, continuation: Tokens) -> None:
         """Adds a continuation, and its prompt if that is not the one before."""
@@ -165,7 +172,7 @@ class _Row:
         self.predictors += [self._end, *range(self.used, self.used + len(continuation) - 1)]
         self.targets += continuation.tolist()
         self.owners.append((number, place, first, len(self.targets)))
-        self._append(continuation, len(prompt), parent=self._own)
+        self._append(continuation[:-1], len(prompt), parent=self._own)
 
     def _append(self, tokens: Tokens, position: int, parent: int) -> None:
         self._segment += 1
@@ -181,7 +188,7 @@ def _packed(
 ) -> Iterator[tuple[_Rows, list[list[tuple[int, int, int, int]]]]]:
     """Batches of `count` rows, and in each row which predicted tokens are whose."""
     longest = max(
-        (len(prompt) + len(one) for prompt, of in zip(prompts, continuations, strict=True) for one in of), default=0
+        (_read(prompt, one) for prompt, of in zip(prompts, continuations, strict=True) for one in of), default=0
     )
     size, rows = rounded_size(max(longest, _ROW_TOKENS)), [_Row()]
     for number, (prompt, of_prompt) in enumerate(zip(prompts, continuations, strict=True)):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sft_jax.models.blocked_attention import blocked_attention
+from sft_jax.models.blocked_attention import blocked_attention, sequential_attention
 from sft_jax.models.matmul import einsum
 from sft_jax.models.visibility import Visibility
 
@@ -30,12 +30,15 @@ def attention(
         visibility: which keys each query sees.
         matmul_dtype: dtype of the inputs of the matrix products.
         backend: `whole` scores at once, the reference; or `blocked`, which serves where `visibility.in_order`, and
-            leaves the rest (writing into a cache that has room) to `whole`.
+            leaves the rest (writing into a cache that has room) to `whole`. What is read into a cache that grows is
+            always read in blocks, one after the other.
         window: positions a query sees, itself included; None is all.
         scale: factor on scores; 0 is N ** -0.5.
         softcap: scores x become softcap tanh(x / softcap) (Gemma 2); 0 leaves them.
     """
     scale = scale or query.shape[-1] ** -0.5
+    if visibility.grown:
+        return sequential_attention(query, key, value, visibility, window, matmul_dtype, scale, softcap)
     if backend == "blocked" and visibility.in_order:
         return blocked_attention(query, key, value, visibility, window, matmul_dtype, scale, softcap)
     return _whole(query, key, value, visibility.mask(window), matmul_dtype, scale, softcap)

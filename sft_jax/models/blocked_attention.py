@@ -105,6 +105,40 @@ def _backward(structure, matmul_dtype, scale, softcap, residuals, cotangent):
 _attention.defvjp(_forward, _backward)
 
 
+def sequential_attention(
+    query: Float[Array, "B S H N"],
+    key: Float[Array, "B T K N"],
+    value: Float[Array, "B T K N"],
+    visibility: Visibility,
+    window: Int[Array | np.ndarray, ""] | int | None,
+    matmul_dtype: str,
+    scale: float,
+    softcap: float = 0.0,
+) -> Float[Array, "B S H N"]:
+    """The same for inference: blocks are computed one after the other, so that their scores share memory.
+
+    Blocks of one program that do not depend on one another are given memory each, and together that grows with the
+    square of the length. Here all blocks see all keys, and have one length; arguments as of `blocked_attention`.
+    """
+    length, kv_heads = query.shape[1], key.shape[2]
+    size = min(MIN_BLOCK, length)
+    padding = -length % size
+    in_blocks = lambda x: jnp.moveaxis(
+        jnp.pad(x, [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)]).reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0
+    )
+    keys, values = _heads_first(key), _heads_first(value)
+    of_queries = (visibility.query_positions, visibility.query_segments, visibility.query_parents)
+
+    def of_block(block: tuple[Array, tuple[Array, Array, Array | None]]) -> Float[Array, "B s H N"]:
+        query, (positions, segments, parents) = block
+        seen = visibility.replace(query_positions=positions, query_segments=segments, query_parents=parents)
+        scores, _ = _scores(_scaled(query, kv_heads, scale), keys, seen.mask(window), matmul_dtype, softcap)
+        return _heads_last(_read(jax.nn.softmax(scores, axis=-1), values, matmul_dtype)).astype(query.dtype)
+
+    blocks = jax.lax.map(of_block, (in_blocks(query), jax.tree.map(in_blocks, of_queries)))
+    return jnp.moveaxis(blocks, 0, 1).reshape(query.shape[0], -1, *query.shape[2:])[:, :length]
+
+
 def _blocks(queries: int, slots: int) -> list[tuple[int, int, int]]:
     """(first query, end, keys it sees at most) of each block of queries, which are those of the last slots."""
     size, before = max(MIN_BLOCK, -(-queries // MAX_BLOCKS)), slots - queries

@@ -340,9 +340,9 @@ class Decoder(nn.Module):
             positions=write(cache.positions, positions, cache.length),
             segments=write(cache.segments, segment_ids, cache.length),
         )
-        slots = slice(cache.read or None)
+        slots, grown = slice(cache.read or None), cache.length is None
         keys = (cache.positions[:, slots], cache.segments[:, slots])
-        visibility = Visibility(positions, keys[0], segment_ids, keys[1], parents, in_order=cache.length is None)
+        visibility = Visibility(positions, keys[0], segment_ids, keys[1], parents, grown, grown)
         return Context(cos, sin, visibility, cache.length, cache.read), cache
 
     def head(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:

@@ -18,6 +18,7 @@ class Visibility:
         key_segments: segment of each key.
         query_parents: a second segment that each query sees; None where none does.
         in_order: queries are the last slots of the keys, and no query sees a slot behind its own.
+        grown: in order, of a cache that grows: for inference alone.
     """
 
     query_positions: Int[Array, "B S"]
@@ -26,6 +27,7 @@ class Visibility:
     key_segments: Int[Array, "B T"]
     query_parents: Int[Array, "B S"] | None = None
     in_order: bool = flax.struct.field(pytree_node=False, default=False)
+    grown: bool = flax.struct.field(pytree_node=False, default=False)
 
     def mask(
         self,

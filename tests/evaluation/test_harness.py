@@ -2,6 +2,8 @@
 
 import functools
 import json
+import socket
+import subprocess
 import sys
 from importlib.machinery import PathFinder
 
@@ -9,14 +11,16 @@ import jax
 import lm_eval
 import numpy as np
 import pytest
+import transformers
 import yaml
 from etils import epath
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from tokenizers import processors
 
 from sft_jax.data.conversations import Message
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.evaluation import harness_tasks
+from sft_jax.evaluation import harness, harness_tasks
 from sft_jax.evaluation.harness import HarnessModel, generation_of
 from sft_jax.evaluation.harness_tasks import Run, load_tasks, run_tasks, tables, write_results
 from sft_jax.generation import Sampler, Sampling, prepare
@@ -212,11 +216,37 @@ def test_a_context_too_long_loses_its_beginning(short):
     found = model.loglikelihood(requests("loglikelihood", (context, "tree"), ("red", " cat")))
     ids = ids_of(short, context + "tree")
     # The harness takes the space at the end of a context to be the continuation's.
-    assert found[0][0] == pytest.approx(by_hand(short, ids[-32:-5], ids[-5:])[0], abs=1e-4)
+    assert found[0][0] == pytest.approx(by_hand(short, ids[-33:-5], ids[-5:])[0], abs=1e-4)
     assert model.cut == 1
     assert harness_tasks.cut_note(model).endswith("cut at the beginning: 1 contexts.")
     with pytest.raises(ValueError, match=r"an answer 'x+' leaves no position .* the model knows 32, or lift the limit"):
         model.loglikelihood(requests("loglikelihood", ("red", "x" * 40)))
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_the_harness_on_transformers_says_the_same(short, begins):
+    """Its own backend for torch, on the same weights: prompts, tokens, windows and cuts are alike."""
+    model = with_beginning(short) if begins else short
+    theirs = HFLM(
+        transformers.AutoModelForCausalLM.from_pretrained(short.name, dtype="float32"),
+        tokenizer=model.renderer.tokenizer,
+        max_length=32,
+    )
+    ours = HarnessModel(model)
+    pairs = [*CONTEXTS, ("blue and red " * 4, "tree"), ("x" * 31, "y"), ("x" * 32, "y")]
+    found, expected = (lm.loglikelihood(requests("loglikelihood", *pairs)) for lm in (ours, theirs))
+    assert [one for one, _ in found] == pytest.approx([one for one, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    asked = [("blue and red " * 4, {"until": ["\n", "e"], "max_gen_toks": 8}), ("of", {"until": [], "max_gen_toks": 5})]
+    found, expected = (lm.generate_until(requests("generate_until", *asked)) for lm in (ours, theirs))
+    assert found == expected
+    if not begins:  # where texts begin with a bos token, theirs also predicts that
+        asked = requests("loglikelihood_rolling", ("blue and red and seven trees of a cat, " * 2,), ("I",))
+        assert ours.loglikelihood_rolling(asked) == pytest.approx(theirs.loglikelihood_rolling(asked), abs=1e-4)
+    turns = [{"role": "system", "content": "red"}, {"role": "user", "content": "of"}]
+    mine, other = (lm.apply_chat_template(turns) for lm in (ours, theirs))
+    assert mine.removeprefix("<|endoftext|>") == other
+    assert ours.chat_template(True) == theirs.chat_template(True)
 
 
 DOCUMENTS = ["red cat of seven", "a", "", "I and I"]
@@ -237,9 +267,9 @@ def test_documents_longer_than_the_model_are_read_in_windows(short):
     assert len(ids) == 78
     text = short.renderer.tokenizer.decode(ids)
     (found,) = HarnessModel(short).loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
-    # 32 positions: 31 tokens are predicted at a time; the last window reads 32 and counts the 16 that are left.
-    first, second = by_hand(short, [2], ids[:31])[0], by_hand(short, ids[30:31], ids[31:62])[0]
-    last = by_hand(short, ids[46:62], ids[62:])[0]
+    # 32 positions: the last window reads 32 tokens as the others do, and counts the 14 that are left.
+    first, second = by_hand(short, [2], ids[:32])[0], by_hand(short, ids[31:32], ids[32:64])[0]
+    last = by_hand(short, ids[45:64], ids[64:])[0]
     assert found == pytest.approx(first + second + last, abs=1e-4)
 
 
@@ -263,6 +293,20 @@ def test_answers_are_those_of_the_sampler(loaded):
     assert answers_of(loaded, contexts[:1], {"until": stops[0]}, max_new_tokens=12) == [
         found[0][: found[0].index(stops[0])]
     ]
+
+
+def test_special_tokens_among_the_stop_texts_stop_the_model(loaded, monkeypatch):
+    """No text is left of them, at which an answer could be cut."""
+    stops = []
+
+    def sampler(stop_ids, **options):
+        stops.append(stop_ids)
+        return Sampler(stop_ids, **options)
+
+    monkeypatch.setattr(harness, "Sampler", sampler)
+    answers_of(loaded, ["red"], {"until": ["\n", "<|im_start|>"], "max_gen_toks": 2})
+    answers_of(loaded, ["red"], {"until": ["\n"], "max_gen_toks": 2})
+    assert stops == [(1, 2), (2,)]
 
 
 def test_answers_are_drawn_where_a_task_asks_for_it(loaded):
@@ -370,6 +414,32 @@ def test_what_is_written(loaded, tmp_path, questions):
     assert seen[-1] == ("log-likelihoods", 11, 11, 11)
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(loaded, tmp_path, questions):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = [f"--model={loaded.name}", "--matmul=float32", f"--tasks={questions}", "--distributed"]
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "sft_jax.harness", *common, f"--coordinator={address}", "--num_processes=2"),
+                *(f"--process_id={number}", f"--out={tmp_path / str(number)}"),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert "|colours|" in said[0]
+    assert "|colours|" not in said[1]
+    assert not (tmp_path / "1").exists()
+    samples = [json.loads(line) for line in (tmp_path / "0" / "samples.jsonl").read_text().splitlines()]
+    assert [sample["acc"] for sample in samples] == expected_answers(loaded, "{} is".format, " ")
+
+
 def test_a_typo_gets_names_like_it():
     with pytest.raises(ValueError, match=r"no task 'arc_esay', neither in the harness nor as a file; .*\barc_easy\b"):
         load_tasks(["arc_esay"], Run())
@@ -385,6 +455,12 @@ def test_a_task_that_would_run_programs_is_refused(tmp_path):
     path = write_task(tmp_path, QUESTIONS, unsafe_code=True, **MULTIPLE_CHOICE)
     with pytest.raises(ValueError, match="task colours runs programs that the model writes"):
         load_tasks([path], Run())
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "task.yaml").write_text("task: [")
+    with pytest.raises(ValueError, match=rf"the file of a task cannot be read: (?s:.*){tmp_path}/task.yaml"):
+        load_tasks([str(tmp_path / "task.yaml")], Run())
 
 
 def test_without_the_package_it_is_said_how_to_install_it(monkeypatch):

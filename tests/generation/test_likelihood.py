@@ -72,6 +72,18 @@ def test_a_mesh_changes_nothing(model, fsdp, tensor):
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 7, 96])
+def test_all_positions_can_be_read(model, size):
+    """The last token of a continuation is not read: it may stand behind the last position."""
+    (text,) = texts(97)
+    prompt, continuation = text[:-size], text[-size:]
+    ((found,),) = loglikelihoods(prepare(*model), [prompt], [[continuation]])
+    logits = model[0].apply(model[1], text[None, :-1])[0]
+    of_tokens = jax.nn.log_softmax(logits)[len(prompt) - 1 :]
+    expected = float(of_tokens[np.arange(size), continuation].sum())
+    assert found.logprob == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
 def test_nothing_to_do(model):
     assert loglikelihoods(prepare(*model), [], []) == []
     assert loglikelihoods(prepare(*model), PROMPTS[:1], [[]]) == [[]]
@@ -84,7 +96,12 @@ def test_nothing_to_do(model):
         ([[]], [[[1]]], r"prompts \[0\] are empty"),
         ([[1]], [[[2], []]], "continuation 1 of prompt 0 is empty"),
         ([[1]], [[[320]]], "continuation 0 of prompt 0 has token 320; the model has embeddings of 320"),
-        ([[1] * 90], [[[1] * 7]], "prompt 0 has 90 tokens and 7 with continuation 0; the model knows 96 positions"),
+        (
+            [[1] * 90],
+            [[[1] * 8]],
+            "prompt 0 has 90 tokens and its continuation 0 has 8, .* knows 96 positions",
+        ),
+        ([[1] * 97], [[[1]]], "prompt 0 has 97 tokens and its continuation 0 has 1"),
     ],
 )
 def test_bad_calls_are_refused(model, prompts, continuations, message):

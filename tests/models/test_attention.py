@@ -115,14 +115,18 @@ def test_a_grown_cache_is_read_in_blocks():
     length, before = 300, 100
     query, key, value, _ = inputs(length)
     positions, segments = jnp.arange(length)[None].repeat(2, 0), jnp.ones((2, length), jnp.int32)
-    asked = Visibility(positions[:, before:], positions, segments[:, before:], segments, in_order=True)
+    asked = {
+        grown: Visibility(positions[:, before:], positions, segments[:, before:], segments, in_order=True, grown=grown)
+        for grown in (False, True)
+    }
     results = [
-        attention(query[:, before:], key, value, asked, "float32", backend, window)
-        for backend in ("whole", "blocked")
+        attention(query[:, before:], key, value, asked[grown], "float32", backend, window)
+        for backend, grown in (("whole", False), ("blocked", False), ("blocked", True))
         for window in (None, 30)
     ]
-    np.testing.assert_allclose(results[2], results[0], atol=1e-5)
-    np.testing.assert_allclose(results[3], results[1], atol=1e-5)
+    for number in (2, 4):
+        np.testing.assert_allclose(results[number], results[0], atol=1e-5)
+        np.testing.assert_allclose(results[number + 1], results[1], atol=1e-5)
     assert np.abs(results[0] - results[1]).max() > 0.1  # the window counts
 
 

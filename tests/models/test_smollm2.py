@@ -7,26 +7,26 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from scipy.special import log_softmax
 
 from sft_jax.data.conversations import Message
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.generation import Sampler, prepare
+from sft_jax.generation import Sampler, loglikelihoods, prepare
 from sft_jax.models import load_pretrained, load_tokenizer
 from tests.models import reference
 
 pytestmark = pytest.mark.slow
 NAME = "smollm2-135m-instruct"
 QUESTIONS = [
-    "What is the capital of France?",
-    "Write one sentence about the sea.",
-    "List three colours.",
-    "Translate 'good morning' into Spanish.",
-    "How many legs does a spider have?",
-    "Name a fruit that is yellow.",
-    "What is 12 + 30?",
-    "Give me a title for a story about a dragon.",
-    "Who wrote Romeo and Juliet?",
-    "Explain gravity to a child.",
+    question.format(thing)
+    for question in (
+        "What is the capital of {}?",
+        "Write one sentence about {}.",
+        "How do people travel in {}?",
+        "Name three things that one can eat in {}.",
+        "Explain to a child where {} is.",
+    )
+    for thing in ["France", "Peru", "Japan", "Kenya", "Canada", "Norway", "India", "Egypt", "Chile", "Greece"]
 ]
 NEAR_TIE = 1e-3  # torch's two best logits closer than this: either choice is right
 
@@ -71,17 +71,32 @@ def test_greedy_answers_equal_torch(theirs, ours, renderer, prompts):
     """Torch reads prompt and answer at once: each token of ours must be its choice up to the first near tie."""
     model, params = ours
     stop_ids = renderer.stop_ids
-    made = Sampler(stop_ids).generate(prepare(model, {"params": params}), prompts, max_new_tokens=24)
+    made = Sampler(stop_ids).generate(prepare(model, {"params": params}), prompts, max_new_tokens=16)
     answers = [answer for (answer,) in made]
     assert "Paris" in renderer.content_text(answers[0].tokens)
     compared = 0
     for prompt, answer in zip(prompts, answers, strict=True):
         logits = reference.torch_logits(theirs, np.concatenate([prompt, answer.tokens])[None])[0, len(prompt) - 1 :]
+        logprobs = log_softmax(logits.astype(np.float64), axis=-1)
         for place in range(len(answer.tokens) + answer.stopped):
             second, best = np.sort(logits[place])[-2:]
             if best - second < NEAR_TIE:
                 break
             choice = int(logits[place].argmax())
             assert choice in stop_ids if place == len(answer.tokens) else choice == answer.tokens[place]
+            assert answer.logprobs[place] == pytest.approx(logprobs[place, choice], abs=1e-3)
             compared += 1
-    assert compared > 100  # near ties are rare
+    assert len(prompts) == 50
+    assert compared > 600  # near ties are rare
+
+
+def test_loglikelihoods_equal_torch(theirs, ours, renderer, prompts):
+    model, params = ours
+    answers = [renderer.tokenizer(text).input_ids for text in ("Paris.", " It is far away, I think.", "42")]
+    continuations = [[np.asarray(ids, np.int32) for ids in answers]] * 4
+    found = loglikelihoods(prepare(model, {"params": params}), prompts[:4], continuations)
+    for prompt, likelihoods in zip(prompts[:4], found, strict=True):
+        for ids, one in zip(answers, likelihoods, strict=True):
+            logits = reference.torch_logits(theirs, np.concatenate([prompt, ids])[None])[0, len(prompt) - 1 : -1]
+            expected = log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(ids)), ids].sum()
+            assert one.logprob == pytest.approx(float(expected), abs=1e-3)
