@@ -70,6 +70,10 @@ EXPORT = ("sft_jax.export", "--checkpoint=m", "--out=never_made")
     [
         ((*EVALUATE, "--examples_from=t", "--examples_split=x"), "--examples_from, --examples_split"),
         ((*EVALUATE, "--top_k=5"), "--top_k"),
+        ((*EVALUATE, "--methods=few_shot,rag", "--instruction=x", "--development=d"), "--instruction, --development"),
+        ((*EVALUATE, "--passages=5", "--search=dense"), "--passages, --search"),
+        ((*EVALUATE, "--max_regression=0.1"), "--max_regression"),
+        ((*EVALUATE, "--num_processes=2"), "--num_processes"),
         ((*GENERATE, "--top_p=0.5"), "--top_p"),
         ((*GENERATE, "--prompt=a", "--reading.split=test", "--reading.system=b"), "--reading.split, --reading.system"),
         ((*GENERATE, "--out=never_made", "--batch_size=4"), "--out, --batch_size"),
@@ -87,7 +91,7 @@ def test_no_flag_is_accepted_and_ignored(arguments, unread):
     assert not (ROOT / "never_made").exists()
 
 
-@pytest.mark.parametrize("command", [PREVIEW, EVALUATE, GENERATE, EXPORT])
+@pytest.mark.parametrize("command", [PREVIEW, GENERATE, EXPORT])
 def test_commands_of_one_process_refuse_to_be_one_of_several(command):
     done = call(*command, "--distributed")
     assert done.returncode == 1

@@ -15,7 +15,41 @@ GIVEN = ("training/test_given.py", "test_what_is_refused_is_made_anew_as_advised
 SHORT_RUNS = ("training/test_run_findings.py", "test_what_a_run_would_not_do_is_said_and_what_is_advised_does_it")
 PATIENCE, WITHOUT = "training/test_early_stopping.py", "test_patience_without_anything_to_wait_for_is_refused"
 NO_ADAPTER = ("runs/test_mix.py", "test_what_is_no_adapter_is_refused_and_merged_as_advised")
+METHODS = ("evaluation/test_methods.py", "test_methods_that_there_are_not")
+NEEDED = ("evaluation/test_side_by_side.py", "test_what_methods_need_is_asked_for_before_a_model_is_loaded")
+NO_TASK = ("evaluation/test_tasks.py", "test_an_entry_that_is_no_task_is_named")
+EVALUATED = ("test_evaluate.py", "test_a_mistake_is_one_message_and_no_result")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
+    ("sft_jax/evaluate.py", "give --model, or --config with a model.source"): EVALUATED,
+    ("sft_jax/evaluation/methods.py", "--methods: give at least one"): METHODS,
+    ("sft_jax/evaluation/methods.py", "are the same; give each once"): METHODS,
+    ("sft_jax/evaluation/methods.py", "--methods={name}: "): METHODS,
+    ("sft_jax/evaluation/side_by_side.py", "measure what weights forgot"): (
+        "evaluation/test_side_by_side.py",
+        "test_probes_are_of_weights_alone",
+    ),
+    ("sft_jax/evaluation/side_by_side.py", "method rag: give the corpus"): NEEDED,
+    ("sft_jax/evaluation/side_by_side.py", "method prompted: give the instruction"): NEEDED,
+    ("sft_jax/evaluation/side_by_side.py", "and the best is chosen on rows that are not measured"): NEEDED,
+    ("sft_jax/evaluation/side_by_side.py", "is not read with a single instruction; leave it out"): NEEDED,
+    ("sft_jax/evaluation/tasks/checks.py", "there are no rows to measure"): (
+        "evaluation/test_tasks.py",
+        "test_without_a_path_a_task_is_of_the_held_out_rows",
+    ),
+    ("sft_jax/evaluation/tasks/checks.py", "must be what task(path, scorer=…) of configs/sft.py makes"): NO_TASK,
+    ("sft_jax/evaluation/tasks/checks.py", "is not read: the split of a task is"): NO_TASK,
+    ("sft_jax/evaluation_flags.py", "a task without --config; set its fields instead"): EVALUATED,
+    ("sft_jax/evaluation_flags.py", "config.evaluation.tasks is empty: there is nothing to measure"): EVALUATED,
+    ("sft_jax/evaluation_flags.py", "give --data, the held-out rows, or --config with tasks"): EVALUATED,
+    ("sft_jax/evaluation_flags.py", "method few_shot: give the rows that solved examples are"): EVALUATED,
+    ("sft_jax/training/checks.py", "config.evaluation.tasks; leave it empty"): (
+        "test_configs.py",
+        "test_bad_values_name_their_flag",
+    ),
+    ("sft_jax/training/durations.py", "Give a multiple, or leave it empty for all of them"): (
+        "training/test_tasks.py",
+        "test_what_cannot_be_measured_is_refused",
+    ),
     ("sft_jax/exports/source.py", "is its base, without an adapter for --format=peft"): NO_ADAPTER,
     ("sft_jax/exports/source.py", "a part of the update of a"): NO_ADAPTER,
     ("sft_jax/training/checks.py", "give --config.checkpoint.best_metric=held_out/nll"): (PATIENCE, WITHOUT),
@@ -200,6 +234,7 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ),
 }
 EXEMPT = {  # (file, part of it) -> why there is nothing to follow
+    ("sft_jax/options.py", "--config.evaluation.tasks.{name}.reading."): "the beginning of flags",
     ("sft_jax/data/reading.py", "--config.data.mixture.{name}.reading."): "the beginning of flags too",
     ("sft_jax/evaluation/scorers/instructions.py", "python -m nltk.downloader punkt_tab"): "it needs a download",
     ("sft_jax/preparation/mixing.py", "{_FLAG}.{name}"): "the beginning of flags that other texts say something of",

@@ -29,7 +29,7 @@ RECORDS = (
 
 
 def options(**changes) -> TaskOptions:
-    return TaskOptions(path="rows.jsonl", reading=DEFAULT, **{"max_new_tokens": 4, "loss": False} | changes)
+    return TaskOptions(**{"path": "rows.jsonl", "reading": DEFAULT, "max_new_tokens": 4, "loss": False} | changes)
 
 
 def evaluation_options(**changes) -> EvaluationOptions:

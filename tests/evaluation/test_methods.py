@@ -135,6 +135,8 @@ def test_what_was_cut_is_counted_and_said(loaded):
 def test_methods_that_there_are_not(names, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_methods(names)
+    # As advised: parts joined by '+', each method once, rag alone for the base with passages.
+    assert [method.name for method in parse_methods(["sft+rag", "rag", "base"])] == ["sft+rag", "rag", "base"]
 
 
 def test_methods_in_the_order_given():

@@ -9,10 +9,12 @@ import jax
 import pytest
 from etils import epath
 
+from configs import sft
 from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.evaluation.methods import Prompting, parse_methods
-from sft_jax.evaluation.side_by_side import Setting, best_instruction, measure_methods
+from sft_jax.evaluation.side_by_side import Setting, best_instruction, check_probes, measure_methods
 from sft_jax.options import FewShotOptions, PromptingOptions
+from sft_jax.options import evaluation_options as options_of_evaluation
 from sft_jax.runs.restore import Loaded
 from tests.evaluation.asking import (
     RECORDS,
@@ -96,21 +98,63 @@ def test_a_loss_that_is_asked_for_is_that_of_each_row(load, loaded):
 
 
 @pytest.mark.parametrize(
-    ("method", "changes", "message"),
+    ("method", "given", "message", "remedy"),
     [
-        ("rag", {}, "method rag: give the corpus, --config.evaluation.retrieval.corpus or --corpus"),
-        ("prompted", {}, "method prompted: give the instruction, .* or --instruction"),
-        ("prompted", {"prompting": PromptingOptions(("a", "b"), "")}, "there are 2 instructions, .* or --development"),
-        ("prompted", {"prompting": PromptingOptions(("a",), "d.jsonl")}, "development=d.jsonl is not read with a sing"),
-        ("few_shot", {}, "method few_shot: 2 solved examples wanted, but only 0 of 0 rows"),
+        (
+            *("rag", {}, "method rag: give the corpus, --config.evaluation.retrieval.corpus or --corpus"),
+            {"retrieval.corpus": "{root}/corpus.txt"},
+        ),
+        (
+            *("prompted", {}, "method prompted: give the instruction, .* or --instruction"),
+            {"prompting.instructions": ("Be brief.",)},
+        ),
+        (
+            *("prompted", {"prompting.instructions": ("a", "b")}, "there are 2 instructions, .* or --development"),
+            {"prompting.instructions": ("a", "b"), "prompting.development": "{root}/development.jsonl"},
+        ),
+        (
+            "prompted",
+            {"prompting.instructions": ("a",), "prompting.development": "d.jsonl"},
+            "development=d.jsonl is not read with a single instruction; leave it out",
+            {"prompting.instructions": ("a",)},
+        ),
+        (
+            *("few_shot", {}, "2 solved examples wanted, but only 1 of 1 rows .*; give more rows or fewer examples"),
+            {"few_shot.examples": 1},
+        ),
     ],
 )
-def test_what_methods_need_is_asked_for_before_a_model_is_loaded(method, changes, message):
+def test_what_methods_need_is_asked_for_before_a_model_is_loaded(load, tmp_path, method, given, message, remedy):
     def never(is_tuned):
         raise AssertionError("no model is needed to say so")
 
+    (tmp_path / "corpus.txt").write_text("red cat blue tree seven")
+    write_rows(tmp_path / "development.jsonl", [{"prompt": "up", "completion": "yes"}])
+    methods, examples = parse_methods([method]), [record(20, "and", "and")]
+    settings = []
+    for fields in (given, remedy):
+        config = sft.get_config().evaluation.copy_and_resolve_references().unlock()
+        place = lambda value: value.format(root=tmp_path) if isinstance(value, str) else value
+        config.update_from_flattened_dict({name: place(value) for name, value in fields.items()})
+        settings.append(Setting(options_of_evaluation(config, ""), examples))
     with pytest.raises(ValueError, match=message):
-        measure_methods([entry()], parse_methods([method]), never, Setting(evaluation_options(**changes)))
+        measure_methods([entry()], methods, never, settings[0])
+    assert list(measure_methods([entry()], methods, load, settings[1]).tasks["rows"]) == [method]
+
+
+def test_probes_are_of_weights_alone(load):
+    """A prompt with passages is no test of what weights forgot."""
+    entries = [entry(), dataclasses.replace(entry(probe=True), name="probe")]
+    prompting = PromptingOptions(("Be brief.",), "")
+    with pytest.raises(ValueError, match="--methods: probe measure what weights forgot, with base and sft; give these"):
+        check_probes(entries, parse_methods(["prompted"]))
+    methods = parse_methods(["base", "prompted"])
+    check_probes(entries, methods)
+    found = measure_methods(entries, methods, load, Setting(evaluation_options(prompting=prompting)))
+    assert {name: list(by_method) for name, by_method in found.tasks.items()} == {
+        "rows": ["base", "prompted"],
+        "probe": ["base"],
+    }
 
 
 def with_instructions(tmp_path, rows, instructions=("Be brief.", "Be long.")) -> Setting:

@@ -1,5 +1,6 @@
 """Tasks: what they ask about a record, and what responses are worth, against sums over a tiny model by hand."""
 
+import dataclasses
 import importlib
 import math
 import sys
@@ -8,15 +9,20 @@ import jax
 import numpy as np
 import pytest
 
+from configs import sft
 from sft_jax.data.conversations import Chat, Message, ToolCall
-from sft_jax.data.records import Record
+from sft_jax.data.records import Record, RecordError
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.evaluation.measuring import measure
+from sft_jax.evaluation.measuring import measure, read_entry
 from sft_jax.evaluation.requests import Generate, Judged, LogLikelihood, Response, Written
+from sft_jax.evaluation.scoring import aggregate, detail_tables
 from sft_jax.evaluation.tasks import make_task
 from sft_jax.evaluation.tasks.checks import problems_in_task
+from sft_jax.options import options_of
+from sft_jax.training.checks import check_config
+from tests import tiny
 from tests.data.rendering.chat_formats import FORMATS
-from tests.evaluation.asking import RECORDS, entry, options, record, respondent
+from tests.evaluation.asking import RECORDS, entry, options, record, respondent, write_rows
 
 
 def written(*texts: str) -> list[Response]:
@@ -204,6 +210,7 @@ def test_a_task_of_ones_own(loaded, own_module):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
+        ({"path": ""}, "tasks.t.path is empty, and so is --config.data.held_out: there are no rows to measure"),
         ({"kind": "chose"}, "tasks.t.kind='chose' must be one of generate, choose, recite, or package.module:Class"),
         ({"kind": "no_module:Task"}, "tasks.t: task 'no_module:Task': there is no module 'no_module'"),
         ({"scorer": "best"}, "tasks.t: no scorer named 'best'"),
@@ -224,3 +231,88 @@ def test_options_that_are_refused(changes, problem):
     problems = problems_in_task("t", asked)
     assert any(problem in one for one in problems), problems
     assert problems_in_task("t", options(max_new_tokens=256)) == []
+
+
+def test_an_entry_that_is_no_task_is_named(tmp_path):
+    config = tiny.config(tmp_path).unlock()
+    config.evaluation.tasks.titles = "titles.jsonl"
+    with pytest.raises(ValueError, match=r"tasks\.titles must be what task\(path, scorer=…\) of configs/sft.py makes"):
+        check_config(config)
+    del config.evaluation.tasks.titles
+    config.evaluation.tasks.titles = sft.task("titles.jsonl", scorer="numeric")
+    check_config(config)
+    config.evaluation.tasks.titles.reading.held_out_split = "test"
+    with pytest.raises(
+        ValueError, match=r"titles\.reading\.held_out_split='test' is not read: .*titles\.reading\.split"
+    ):
+        check_config(config)
+    config.evaluation.tasks.titles.reading.update({"held_out_split": "", "split": "test"})
+    check_config(config)
+    config.evaluation.tasks.titles.scorer = "best"
+    with pytest.raises(ValueError, match=r"--config\.evaluation\.tasks\.titles: no scorer named 'best'"):
+        check_config(config)
+
+
+def test_without_a_path_a_task_is_of_the_held_out_rows(tmp_path):
+    config = tiny.config(tmp_path).unlock()
+    config.evaluation.tasks.held = sft.task(scorer_options={}, format="prompt_completion", max_new_tokens=7)
+    made = options_of(config).evaluation.tasks["held"]
+    assert made.path == config.data.held_out
+    assert (made.max_new_tokens, made.reading.format) == (7, "prompt_completion")
+    assert made.reading.flags == "--config.evaluation.tasks.held.reading."
+    found = read_entry("held", made)
+    assert [one.id for one in found.records] == [f"held_out.jsonl:{n}" for n in range(1, 13)]
+
+
+ROWS = ['{"prompt": "a", "completion": "b"}', '{"prompt": 3}', '{"prompt": "c", "completion": "d"}']
+
+
+@pytest.mark.parametrize(("rows", "dropped"), [(0, ["rows.jsonl:2"]), (1, [])])
+def test_rows_that_are_left_out_are_known(tmp_path, rows, dropped):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(ROWS) + "\n")
+    asked = dataclasses.replace(options(rows=rows), path=str(path))
+    lenient = dataclasses.replace(asked, reading=dataclasses.replace(asked.reading, on_bad_row="drop"))
+    found = read_entry("t", lenient)
+    assert [row.id for row in found.dropped] == dropped
+    assert len(found.records) == (rows or 2)
+    if not rows:
+        with pytest.raises(RecordError, match=r"rows\.jsonl:2"):
+            read_entry("t", asked)
+        path.write_text(ROWS[1] + "\n")
+        with pytest.raises(ValueError, match=r"rows\.jsonl"):
+            read_entry("t", lenient)
+
+
+@pytest.mark.usefixtures("on_mesh")
+def test_scorers_see_all_columns_of_a_row(loaded, tmp_path):
+    """Instructions of the kind of IFEval: what is to be followed stands in other columns than the reference."""
+    pytest.importorskip("if_verifiable")
+    rows = [
+        {
+            "prompt": "Say something without a comma.",
+            "completion": "Fine.",
+            "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+            "kwargs": [{}, {"num_words": 100, "relation": "at least"}],
+        },
+        {
+            "prompt": "Shout.",
+            "completion": "NO.",
+            "instruction_id_list": ["change_case:english_lowercase"],
+            "kwargs": [{}],
+        },
+    ]
+    path = write_rows(tmp_path / "ifeval.jsonl", rows)
+    asked = read_entry("ifeval", dataclasses.replace(options(scorer="instructions"), path=path))
+    task = make_task(asked.options, asked.records, loaded.renderer)
+    outcome = task.score(asked.records[0], written("No comma here."))
+    assert outcome["prompt_strict"] is False
+    assert outcome["instruction_strict"] == {
+        "punctuation:no_comma": [1, 1],
+        "length_constraints:number_words": [0, 1],
+    }
+    assert task.score(asked.records[0], written("a, b"))["instruction_strict"]["punctuation:no_comma"] == [0, 1]
+    measured = measure(asked, respondent(loaded))
+    shares = aggregate(measured.outcomes, seed=0)
+    assert set(shares) == {"prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"}
+    assert "punctuation:no_comma" in detail_tables(measured.outcomes)["instruction_strict"]

@@ -30,6 +30,11 @@ def malformed_tasks(config: ml_collections.ConfigDict) -> list[str]:
         is_section = isinstance(section, ml_collections.ConfigDict) and set(section) == fields
         if not is_section or not set(OPTIONS) <= set(section.reading):
             problems.append(f"{FLAG}.{name} must be what task(path, scorer=…) of configs/sft.py makes")
+        elif section.reading.get("held_out_split"):
+            problems.append(
+                f"{FLAG}.{name}.reading.held_out_split={section.reading.held_out_split!r} is not read: the split of a "
+                f"task is {FLAG}.{name}.reading.split"
+            )
     return problems
 
 
