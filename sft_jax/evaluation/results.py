@@ -51,7 +51,7 @@ def results_of(
         "seed": seed,
         "methods": described | (before.methods if before else {}),
         "tasks": {name: task for name, task in tasks.items() if name not in probes},
-        "retrieval": None,
+        "retrieval": measured.search,
         "forgetting": {name: tasks[name] for name in probes} or None,
         "drift": None,
         "divergence": None,
