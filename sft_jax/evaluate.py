@@ -24,6 +24,8 @@ _OUT = flags.DEFINE_string("out", None, "Directory for results, report, predicti
 _COMPARE = flags.DEFINE_string("compare", "", "Directory of an earlier evaluation of the same rows to compare with.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the solved examples drawn, of sampling and of the bootstrap.")
 
+flags.adopt_module_key_flags(evaluation_flags)  # --help lists them too
+
 _STATUS_OF_REGRESSION = 4
 
 
