@@ -202,7 +202,9 @@ def _choose_next(
     """
     logits = constrain(model.apply(variables, hidden, method="head")[:, 0], BATCH_AXES, None)
     token = choose(logits, slots.identity, slots.count, seed, sampling)
-    logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
+    best = jnp.max(logits, axis=1, keepdims=True)
+    log_sum = best[:, 0] + jnp.log(jnp.sum(jnp.exp(logits - best), axis=1))
+    logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - log_sum
     stopped = active & jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32)[None], axis=1)
     here = active[:, None] & (jnp.arange(slots.chosen.shape[1])[None] == slots.count[:, None])
     count = slots.count + active

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sft_jax.generation import Sampling
-from sft_jax.generation.sampling import choose, keep_likely
+from sft_jax.generation.sampling import choose, first_best, keep_likely
 
 # probabilities .1 .4 .2 .3
 LOGITS = jnp.log(jnp.asarray([[0.1, 0.4, 0.2, 0.3]]))
@@ -34,6 +34,11 @@ def test_keep_likely_by_hand(top_k, top_p, kept):
     found = keep_likely(LOGITS, top_k, top_p)[0]
     assert np.flatnonzero(np.isfinite(found)).tolist() == kept
     np.testing.assert_array_equal(found[np.asarray(kept)], LOGITS[0, np.asarray(kept)])
+
+
+def test_the_first_of_equally_likely_tokens_is_taken():
+    logits = jnp.asarray([[1.0, 3.0, 3.0, 2.0], [-5.0, -7.0, -6.0, -5.0], [0.0, 0.0, 0.0, 0.0]])
+    assert first_best(logits).tolist() == jnp.argmax(logits, axis=1).tolist() == [1, 0, 0]
 
 
 def test_sequences_are_cut_on_their_own():
