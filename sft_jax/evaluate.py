@@ -24,6 +24,8 @@ _OUT = flags.DEFINE_string("out", None, "Directory for results, report, predicti
 _COMPARE = flags.DEFINE_string("compare", "", "Directory of an earlier evaluation of the same rows to compare with.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the solved examples drawn, of sampling and of the bootstrap.")
 
+flags.adopt_module_key_flags(evaluation_flags)  # --help lists them too
+
 _STATUS_OF_REGRESSION = 4
 
 
@@ -58,12 +60,8 @@ def main(_: list[str]) -> None:
     console = Console(quiet=not first_process)
     with agreed():
         run = open_run(model)
-        methods = asked or parse_methods(["sft" if run else "base"])
-        is_tuned = any(method.is_tuned for method in methods)
-        if is_tuned and run is None:
-            raise ValueError(f"--methods: sft needs a run, and --model={model} is a pretrained checkpoint")
-        if not is_tuned:
-            commands.refuse_unread(["weights", "mix"], "--methods=sft, of a run")
+        methods = asked or parse_methods([TUNED if run else BASE])
+        _check_weights(methods, run, model)
         entries = [read_entry(name, task) for name, task in options.tasks.items()]
         before = read_before(epath.Path(_COMPARE.value), entries) if _COMPARE.value else None
         check_probes(entries, methods)
@@ -94,6 +92,15 @@ def main(_: list[str]) -> None:
             console.print(f"Report: {paths[2]}", soft_wrap=True)
     if results["gate"] and results["gate"]["failed"]:
         sys.exit(_STATUS_OF_REGRESSION)
+
+
+def _check_weights(methods, run, model: str) -> None:
+    """Refuses tuned weights where there are none, and flags of tuned weights that nothing reads."""
+    is_tuned = any(method.is_tuned for method in methods)
+    if is_tuned and run is None:
+        raise ValueError(f"--methods: sft needs a run, and --model={model} is a pretrained checkpoint")
+    if not is_tuned:
+        commands.refuse_unread(["weights", "mix"], "--methods=sft, of a run")
 
 
 if __name__ == "__main__":

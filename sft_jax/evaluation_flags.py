@@ -9,7 +9,7 @@ from sft_jax import commands, inference_flags, reading_flags
 _DATA = flags.DEFINE_string("data", "", "Held-out rows; each ends with the reference answer.")
 _KIND = flags.DEFINE_string("kind", "generate", "generate, choose, recite, or package.module:Class.")
 _SCORER = flags.DEFINE_string(
-    "scorer", "exact_match", "How written answers are scored: a name of docs/evaluation.md, or package.module:function."
+    "scorer", "exact_match", "How written answers are scored: a name of docs/scorers.md, or package.module:function."
 )
 _MATCH_THINKING = flags.DEFINE_bool("match_thinking", False, "An exact match wants the same thinking too.")
 _CHOICES = flags.DEFINE_list("choices", [], "Of --kind=choose; by default all answers that occur.")

@@ -26,7 +26,7 @@ TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
         ((*TRAIN[:1], "--config.seed=1", TRAIN[2]), "set after --config=FILE, for example --config=configs/sft.py"),
         ((*EVALUATE, "--reading.sub=x"), "--reading.split, --reading.streaming, --reading.subset"),
         ((*EVALUATE, "--config.data.reading.format=text"), "This command has no config: --reading.format"),
-        ((*EVALUATE, "--n=1"), "--compare, --data, --examples, --examples_from"),
+        ((*EVALUATE, "--n=1"), "--compare, --config, --corpus, --data, --development, --examples, --examples_from"),
         ((*TRAIN, "--confg=x"), "Unknown command line flag 'confg'. Did you mean: config"),
         (
             (*TRAIN, "--noconfig.ema.evaluate=true"),

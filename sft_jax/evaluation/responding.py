@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from sft_jax.data.conversations import Message
-from sft_jax.data.rendering import ConversationRenderer, ExampleError
+from sft_jax.data.rendering import ConversationRenderer, ExampleError, Masking
 from sft_jax.evaluation.answer_store import AnswerStore, key_of
 from sft_jax.evaluation.requests import Generate, Judged, LogLikelihood, Request, Response, Written
 from sft_jax.generation import Generated, Prepared, Sampler, Sampling, loglikelihoods, problem_of_prompt
@@ -47,6 +47,9 @@ class Respondent:
             progress: makes a progress callback.
         """
         self.prepared, self.renderer = prepared, renderer
+        # Whatever a run trains: an answer is judged whole, with its end, and what was said before it is prompt.
+        last = Masking(train_on="last")
+        self._judging = ConversationRenderer(renderer.tokenizer, renderer.chat_template, last, renderer.now)
         self._slots, self._seed, self._store, self._progress = slots, seed, store, progress
 
     def __call__(self, requests: Sequence[Request], names: Sequence[str], title: str = "answers") -> list[Response]:
@@ -199,7 +202,7 @@ class Respondent:
     def _continuation(self, request: LogLikelihood, prompt: Tokens, text: str, name: str) -> Tokens:
         """The tokens of an answer, with the end of its turn."""
         try:
-            rendered = self.renderer.render((*request.prompt, Message("assistant", text)), request.tools)
+            rendered = self._judging.render((*request.prompt, Message("assistant", text)), request.tools)
         except ExampleError as error:
             raise ValueError(f"{name}, answer {text[:60]!r}: {error}") from error
         ids, supervised = np.asarray(rendered.tokens, np.int32), np.flatnonzero(rendered.weights)

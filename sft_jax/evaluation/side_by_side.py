@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from sft_jax.data.records import Record
+from sft_jax.data.records import Record, RecordError
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.answer_store import AnswerStore, key_of
@@ -36,6 +36,7 @@ from sft_jax.generation import prepare
 from sft_jax.models.sizes import check_sizes
 from sft_jax.options import EvaluationOptions
 from sft_jax.preparation.retrieved import Retriever
+from sft_jax.retrieval.corpus import FLAG
 from sft_jax.runs.restore import Loaded
 
 Load = Callable[[bool], Loaded]  # with the tuned weights, or the base's -> the model
@@ -206,7 +207,7 @@ def _prompting(entries: Sequence[Entry], methods: Sequence[Method], setting: Set
     if RAG in parts:
         if not options.retrieval.corpus:
             raise ValueError("method rag: give the corpus, --config.evaluation.retrieval.corpus or --corpus")
-        retriever = Retriever(options.retrieval, setting.cache)
+        retriever = _retriever(setting)
     instructions = options.prompting.instructions
     if PROMPTED in parts:
         if not instructions:
@@ -231,6 +232,14 @@ def _prompting(entries: Sequence[Entry], methods: Sequence[Method], setting: Set
         looks = options.few_shot.choose == "nearest" and solved is not None
         made[entry.name] = Prompting(instructions[0] if instructions else "", solved, looks, retriever)
     return made
+
+
+def _retriever(setting: Setting) -> Retriever:
+    """What finds passages; errors name the flags of methods, and not those of training."""
+    try:
+        return Retriever(setting.options.retrieval, setting.cache)
+    except RecordError as error:
+        raise RecordError(str(error).replace(FLAG, "--config.evaluation.retrieval.")) from error
 
 
 def _has_choice(methods: Sequence[Method], setting: Setting) -> bool:

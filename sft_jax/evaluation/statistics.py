@@ -3,7 +3,7 @@
 Scorers give one outcome for each example; its numbers (`metrics.py`) are the columns here. Every statistic is a
 function of the sums of these columns over the examples: a mean is sum / count, micro-F1 is
 2 tp / (predicted + expected). A resample sums the columns of the examples that were drawn and applies the same
-function. All randomness comes from the given seed. `tables.py` shows the results.
+function. All randomness comes from the given seed. `report/` shows the results.
 """
 
 import dataclasses

@@ -1,13 +1,17 @@
 """A model responds to requests: the same as asked by hand, in any order, and nothing is computed twice."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from etils import epath
 
 from sft_jax.data.conversations import Message
+from sft_jax.data.rendering import ConversationRenderer, Masking
 from sft_jax.evaluation.answer_store import AnswerStore
 from sft_jax.evaluation.requests import Generate, LogLikelihood
 from sft_jax.generation import Sampler, Sampling, loglikelihoods, prepare
+from tests.data.rendering.chat_formats import FORMATS
 from tests.evaluation.asking import count_computed, respondent
 
 QUESTIONS = ["red", "blue cat", "I and seven"]
@@ -126,8 +130,25 @@ def test_a_template_that_writes_answers_otherwise_is_refused(loaded):
     """Judged behind another prompt than the one that is answered, a likelihood would be of something else."""
     template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\nWell: ' }}{% endif %}"
-    other = type(loaded.renderer)(loaded.renderer.tokenizer, template)
-    asked = respondent(loaded)
-    asked.renderer = other
-    with pytest.raises(ValueError, match=r"a:1, answer 'yes': .*"):
-        asked([JUDGE[0]], ["a:1"])
+    other = dataclasses.replace(loaded, renderer=ConversationRenderer(loaded.renderer.tokenizer, template))
+    with pytest.raises(ValueError, match="a:1, answer 'yes': "):
+        respondent(other)([JUDGE[0]], ["a:1"])
+
+
+@pytest.mark.parametrize("masking", [Masking(end_of_turn="none"), Masking(train_on="user"), Masking(train_on="all")])
+def test_what_a_run_trains_changes_no_judgement(loaded, masking):
+    """A run measures tasks with its own renderer."""
+    tokenizer = loaded.renderer.tokenizer
+    other = dataclasses.replace(loaded, renderer=ConversationRenderer(tokenizer, masking=masking))
+    told = lambda model: [response.answers for response in respondent(model)(JUDGE, QUESTIONS)]
+    assert told(other) == told(loaded)
+
+
+def test_what_was_said_before_is_no_part_of_what_is_judged(loaded):
+    """Qwen 3 leaves thinking out of earlier turns, which could not all be trained at once."""
+    tokenizer = FORMATS["Qwen 3"].tokenizer()
+    history = (Message("user", "a"), Message("assistant", "b", reasoning="Hm."), Message("user", "c"))
+    asked = respondent(dataclasses.replace(loaded, renderer=ConversationRenderer(tokenizer)))
+    needed = asked.positions_needed(LogLikelihood(history, ("yes", "no, never")), "a:1")
+    prompt = len(asked.renderer.render_prompt(history))
+    assert needed > prompt + 1

@@ -212,3 +212,15 @@ def test_what_is_kept_of_a_row_for_people(load):
     assert line["finish_reason"] in ("stop", "max_new_tokens")
     assert set(line["outcome"]) == {"exact_match", "loss_sum", "loss_weight"}
     json.dumps(line)
+
+
+def test_a_corpus_that_cannot_be_read_names_the_flags_of_methods(load, tmp_path):
+    (tmp_path / "corpus.txt").write_text("red cat")
+    retrieval = dataclasses.replace(
+        evaluation_options().retrieval, corpus=str(tmp_path / "corpus.txt"), row_template="{question}"
+    )
+    setting = Setting(evaluation_options(retrieval=retrieval))
+    with pytest.raises(
+        ValueError, match=r"has no rows, so --config\.evaluation\.retrieval\.row_template=.* is not read"
+    ):
+        measure_methods([entry()], parse_methods(["rag"]), load, setting)
