@@ -15,6 +15,7 @@ METRIC_NAMES = {
     "thinking_match": "thinking",
     "held_out_loss": "held-out loss",
     "macro_f1": "macro-F1",
+    "stopped": "stop rate",
     "rouge_l": "ROUGE-L",
     "bleu": "BLEU",
     "chrf": "chrF",

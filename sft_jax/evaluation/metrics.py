@@ -41,13 +41,19 @@ RATIOS: dict[str, Ratio] = {
     "field_f1": Ratio(("true_positives", "predicted", "expected"), micro_f1),
     # Sum of weighted negative log-likelihoods (nats) over sum of weights (supervised tokens).
     "held_out_loss": Ratio(("loss_sum", "loss_weight"), ratio_of_sums, maximum=None),
+    "perplexity": Ratio(("loss_sum", "loss_weight"), lambda sums: np.exp(ratio_of_sums(sums)), maximum=None),
     "length_ratio": Ratio(("answer_length", "reference_length"), ratio_of_sums, maximum=None),
 }
 # Name of a column whose values are sums -> statistic of them; scores lie in [0, 100].
 CORPUS: dict[str, Statistic] = {"bleu": corpus_bleu, "chrf": corpus_chrf, "chrf_plus_plus": corpus_chrf}
 CORPUS_MAXIMUM = 100.0
 # Of those that are not better the higher they are: False for better the lower, None where neither is better.
-DIRECTIONS: dict[str, bool | None] = {"held_out_loss": False, "repetition": False, "length_ratio": None}
+DIRECTIONS: dict[str, bool | None] = {
+    "held_out_loss": False,
+    "perplexity": False,
+    "repetition": False,
+    "length_ratio": None,
+}
 
 
 def higher_is_better(metric: str) -> bool | None:

@@ -22,7 +22,7 @@ from sft_jax.evaluation.scoring import aggregate, compare, detail_tables, metric
 from sft_jax.evaluation.side_by_side import ByMethod
 from sft_jax.evaluation.statistics import holm
 
-LOSS = "held_out_loss"
+LOSSES = ("held_out_loss", "perplexity")
 _SMALLEST_EFFECT = 1e-3  # of a standard deviation, which some 8 million rows show
 _SHOWN = 5  # groups in a note
 
@@ -144,7 +144,7 @@ def _told_apart(entry: Entry, measured: Mapping[str, Measured], seed: int) -> st
 
 def _primary(outcomes: Sequence[Outcome]) -> str:
     """The metric that a task is judged by: the first one that is no loss."""
-    return next((name for name in metrics_of(outcomes) if name != LOSS), LOSS)
+    return next((name for name in metrics_of(outcomes) if name not in LOSSES), LOSSES[0])
 
 
 def _comparisons(outcomes: Mapping[str, Sequence[Outcome]], seed: int) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -69,10 +70,12 @@ def test_scores_and_all_pairs_in_the_metrics_that_both_have():
     assert (task["primary"], task["examples"], task["dropped"]) == ("exact_match", 30, 0)
     assert task["scores"]["few_shot"] == {"exact_match": wilson(15, 30).as_dict()}
     assert task["scores"]["sft"]["held_out_loss"]["value"] == pytest.approx(sum(range(30)) / 120)
+    assert task["scores"]["sft"]["perplexity"]["value"] == pytest.approx(np.exp(sum(range(30)) / 120))
     pairs = [(one["first"], one["second"], one["metric"]) for one in task["comparisons"]]
     assert pairs == [
         ("base", "few_shot", "exact_match"),
         ("base", "sft", "held_out_loss"),
+        ("base", "sft", "perplexity"),
         ("base", "sft", "exact_match"),
         ("few_shot", "sft", "exact_match"),
     ]

@@ -60,8 +60,8 @@ def test_every_task_by_every_method(load, tmp_path, monkeypatch):
     assert counts == {"written": 9, "judged": 9}
     # Losses are those of the weights alone.
     columns = {name: set(one.outcomes[0]) for name, one in found.tasks["rows"].items()}
-    with_loss = {"exact_match", "loss_sum", "loss_weight"}
-    assert columns == {"sft": with_loss, "base": with_loss, "few_shot": {"exact_match"}}
+    with_loss = {"exact_match", "stopped", "loss_sum", "loss_weight"}
+    assert columns == {"sft": with_loss, "base": with_loss, "few_shot": {"exact_match", "stopped"}}
     weights = [outcome["loss_weight"] for outcome in found.tasks["rows"]["base"].outcomes]
     assert weights == [len(one.conversation[-1].content) + 1 for one in RECORDS]  # bytes and the end of the turn
     assert found.tasks["rows"]["sft"].outcomes != found.tasks["rows"]["base"].outcomes
@@ -210,7 +210,7 @@ def test_what_is_kept_of_a_row_for_people(load):
     assert line["prompt"] == [{"role": "user", "content": "red cat"}]
     assert line["reference"] == "cat red"
     assert line["finish_reason"] in ("stop", "max_new_tokens")
-    assert set(line["outcome"]) == {"exact_match", "loss_sum", "loss_weight"}
+    assert set(line["outcome"]) == {"exact_match", "stopped", "loss_sum", "loss_weight"}
     json.dumps(line)
 
 

@@ -52,11 +52,13 @@ def test_thinking_and_calls_are_scored_apart():
     task = make_task(options(), OF_PARTS, renderer)
     assert task.requests(OF_PARTS[1])[0].tools == TOOLS
     thought = task.score(OF_PARTS[0], written("<think>\nMaybe.\n</think>\n\nOslo"))
-    assert thought == {"exact_match": True, "content_match": True, "calls_match": None, "thinking_match": False}
+    right = {"exact_match": True, "content_match": True, "calls_match": None, "thinking_match": False}
+    assert thought == right | {"stopped": True}
     strict = make_task(options(match_thinking=True), OF_PARTS, renderer)
     assert strict.score(OF_PARTS[0], written("<think>\nMaybe.\n</think>\n\nOslo"))["exact_match"] is False
     called = task.score(OF_PARTS[1], written(CALLED))
-    assert called == {"exact_match": True, "content_match": None, "calls_match": True, "thinking_match": None}
+    right = {"exact_match": True, "content_match": None, "calls_match": True, "thinking_match": None}
+    assert called == right | {"stopped": True}
     assert task.score(OF_PARTS[1], written(CALLED.replace("Rome", "Oslo")))["calls_match"] is False
 
 
@@ -314,5 +316,5 @@ def test_scorers_see_all_columns_of_a_row(loaded, tmp_path):
     assert task.score(asked.records[0], written("a, b"))["instruction_strict"]["punctuation:no_comma"] == [0, 1]
     measured = measure(asked, respondent(loaded))
     shares = aggregate(measured.outcomes, seed=0)
-    assert set(shares) == {"prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"}
+    assert set(shares) == {"prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose", "stopped"}
     assert "punctuation:no_comma" in detail_tables(measured.outcomes)["instruction_strict"]

@@ -10,7 +10,7 @@ from sft_jax.evaluation.repeated_answers import pass_outcomes
 from sft_jax.evaluation.requests import Generate, Response
 from sft_jax.evaluation.scorers import Outcome, make_scorer
 from sft_jax.evaluation.scorers.cases import is_right
-from sft_jax.generation import Sampling
+from sft_jax.generation import STOP, Sampling
 from sft_jax.options import TaskOptions
 
 
@@ -47,10 +47,14 @@ class Generating:
         return [Generate(question_of(record), *limits)]
 
     def score(self, record: Record, responses: Sequence[Response]) -> Outcome:
-        """The scorer's outcome; of several samples, how likely one of k is right (`pass@k`)."""
-        outcomes = [self._scorer(record, answer.text) for answer in responses[0].answers]
+        """The scorer's outcome, and whether the model ended the answer itself (`stopped`).
+
+        Of several samples, how likely it is that one of k is right (`pass@k`).
+        """
+        answers = responses[0].answers
+        outcomes = [self._scorer(record, answer.text) for answer in answers]
         if len(outcomes) == 1:
-            return outcomes[0]
+            return {**outcomes[0], "stopped": answers[0].finish_reason == STOP}
         powers = [2**power for power in range(len(outcomes).bit_length())]
         return pass_outcomes([outcomes], sorted({*powers, len(outcomes)}))[0]
 
