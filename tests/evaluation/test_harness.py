@@ -1,5 +1,6 @@
 """The harness on tiny models: what it reports is what the model says, computed once more by hand."""
 
+import dataclasses
 import functools
 import json
 import socket
@@ -24,7 +25,7 @@ from sft_jax.evaluation import harness, harness_tasks
 from sft_jax.evaluation.harness import HarnessModel, generation_of
 from sft_jax.evaluation.harness_tasks import Run, load_tasks, run_tasks, tables, write_results
 from sft_jax.generation import Sampler, Sampling, prepare
-from sft_jax.runs.restore import Loaded, load_for_inference
+from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh
 from tests import tiny
 
@@ -61,7 +62,7 @@ def with_beginning(loaded, at_end=False):
     template = f"<|endoftext|> $A{' <|im_end|>' if at_end else ''}"
     special = [("<|endoftext|>", 0), ("<|im_end|>", 2)]
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
-    return Loaded(loaded.name, loaded.model, loaded.variables, ConversationRenderer(made))
+    return dataclasses.replace(loaded, renderer=ConversationRenderer(made))
 
 
 def requests(kind, *arguments):
