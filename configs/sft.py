@@ -266,6 +266,7 @@ def task(path: str = "", *, kind: str = "generate", scorer: str = "exact_match",
     config.choose_by = "logprob"  # of the whole answer; "per_token": divided by its tokens; "unconditional": less that
     #                               of the answer to an empty question
     config.loss = True  # measure the loss of the references too, in `python -m sft_jax.evaluate`
+    config.relevant_column = ""  # with the ids of the documents that answer a row, to judge the search of method rag
     config.probe = False  # it asks what the model could do before: a drop there is forgetting
     config.reading = reading()
     for name, value in options.items():

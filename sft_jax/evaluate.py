@@ -40,7 +40,7 @@ def main(_: list[str]) -> None:
     from sft_jax.evaluation.methods import BASE, FEW_SHOT, TUNED, parse_methods
     from sft_jax.evaluation.predictions import read_before, with_rows_of, write_predictions
     from sft_jax.evaluation.report.terminal import terminal_report
-    from sft_jax.evaluation.report.write import write_report
+    from sft_jax.evaluation.report.write import log_report, write_report
     from sft_jax.evaluation.results import drift_rows, gate, results_of
     from sft_jax.evaluation.side_by_side import Setting, check_probes, divergence, measure_methods
     from sft_jax.progress import ProgressBars
@@ -87,6 +87,7 @@ def main(_: list[str]) -> None:
         if first_process:
             write_predictions(out, measured.rows)
             paths = write_report(results, with_rows_of(before, measured.rows), out)
+            log_report(results, out, run.step if run else 0)
             console.print(terminal_report(results))
             console.print(f"Report: {paths[2]}", soft_wrap=True)
     if results["gate"] and results["gate"]["failed"]:

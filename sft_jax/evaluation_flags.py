@@ -31,6 +31,9 @@ _DEVELOPMENT = flags.DEFINE_string("development", "", "Of prompted: rows on whic
 _CORPUS = flags.DEFINE_string("corpus", "", "Of rag: files of text, Markdown or rows.")
 _PASSAGES = flags.DEFINE_integer("passages", 3, "Of rag: in a prompt, at most.", lower_bound=1)
 _SEARCH = flags.DEFINE_enum("search", "bm25", ["bm25", "dense", "hybrid"], "Of rag: how passages are found.")
+_RELEVANT_COLUMN = flags.DEFINE_string(
+    "relevant_column", "", "Of rag: column with the ids of the documents that answer a row, to judge the search."
+)
 _PROBE = flags.DEFINE_bool("probe", False, "The rows ask what the model could do before: a drop is forgetting.")
 _MAX_REGRESSION = flags.DEFINE_float(
     "max_regression", 0.0, "Of --probe: a score that is worse by more is exit status 4; 0: none is.", lower_bound=0.0
@@ -40,7 +43,7 @@ TENSOR = flags.DEFINE_integer("tensor", 1, "Devices over which weights are split
 _OF_ONE_TASK = (
     *("data", "kind", "scorer", "match_thinking", "choices", "choices_column", "choose_by", "samples", "rows", "loss"),
     *("examples", "examples_from", "examples_split", "choose_examples", "instruction", "development", "corpus"),
-    *("passages", "search", "probe", "max_regression", "max_new_tokens", "batch_size"),
+    *("passages", "search", "relevant_column", "probe", "max_regression", "max_new_tokens", "batch_size"),
     *("temperature", "top_k", "top_p", *reading_flags.NAMES),
 )
 _OF_METHODS = {
@@ -109,6 +112,7 @@ def _options_of_flags():
         choose_by=_CHOOSE_BY.value,
         loss=_LOSS.value,
         probe=_PROBE.value,
+        relevant_column=_RELEVANT_COLUMN.value,
     )
     if problems := problems_in_task(_TASK, task, "--"):
         raise ValueError("\n".join(problems))

@@ -198,6 +198,7 @@ class TaskOptions:
     choose_by: str = "logprob"
     loss: bool = True
     probe: bool = False
+    relevant_column: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,7 +124,10 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         (made, field.name) for made in (FewShotOptions, PromptingOptions) for field in dataclasses.fields(made)
     }
     of_methods |= {(EvaluationOptions, name) for name in ("few_shot", "prompting", "retrieval", "max_regression")}
-    of_methods |= {(TaskOptions, "loss")}  # these are read by `python -m sft_jax.evaluate` alone
+    of_methods |= {
+        (TaskOptions, "loss"),
+        (TaskOptions, "relevant_column"),
+    }  # these are read by `python -m sft_jax.evaluate` alone
     assert unread == of_mixtures | of_methods | {(DataOptions, "mixture_packing")}
 
 

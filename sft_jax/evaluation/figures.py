@@ -14,6 +14,14 @@ METRIC_NAMES = {
     "calls_match": "calls",
     "thinking_match": "thinking",
     "held_out_loss": "held-out loss",
+    "macro_f1": "macro-F1",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "chrf_plus_plus": "chrF++",
+    "reciprocal_rank": "MRR",
+    "kl_base_tuned": "KL(base || tuned)",
+    "kl_tuned_base": "KL(tuned || base)",
 }
 ABSENT = "-"
 

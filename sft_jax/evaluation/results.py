@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.evaluation.distinguishable import FOLDS, distinguishable
+from sft_jax.evaluation.figures import score_text
 from sft_jax.evaluation.groups import LEAST_IN_GROUP, bias_amplification, group_scores, has_bias_amplification
 from sft_jax.evaluation.measuring import Entry, Measured
-from sft_jax.evaluation.methods import Method
+from sft_jax.evaluation.methods import BASE, TUNED, Method
 from sft_jax.evaluation.metrics import higher_is_better, metrics_in
 from sft_jax.evaluation.predictions import Before, Rows
 from sft_jax.evaluation.sample_size import examples_needed
@@ -51,7 +53,7 @@ def results_of(
         "seed": seed,
         "methods": described | (before.methods if before else {}),
         "tasks": {name: task for name, task in tasks.items() if name not in probes},
-        "retrieval": None,
+        "retrieval": measured.search,
         "forgetting": {name: tasks[name] for name in probes} or None,
         "drift": None,
         "divergence": None,
@@ -124,9 +126,20 @@ def _task(entry: Entry, measured: Mapping[str, Measured], seed: int, before: Map
         },
         "comparisons": comparisons,
         "details": {name: _details(entry, found, seed) for name, found in outcomes.items()},
-        "notes": notes + list(filter(None, [_group_note(entry)])),
+        "notes": notes + list(filter(None, [_group_note(entry), _told_apart(entry, measured, seed)])),
         "examples_needed": _examples_needed(outcomes, primary),
     }
+
+
+def _told_apart(entry: Entry, measured: Mapping[str, Measured], seed: int) -> str:
+    """Whether a classifier tells the tuned model's answers from the base's; empty where that cannot be asked."""
+    if entry.options.kind != "generate" or not {BASE, TUNED} <= measured.keys():
+        return ""
+    answers = [[line["answer"] for line in measured[name].lines] for name in (BASE, TUNED)]
+    if len(entry.records) < 2 * FOLDS or not any(text.strip() for texts in answers for text in texts):
+        return ""
+    auc = distinguishable(*answers, seed).auc
+    return f"A classifier of style tells {TUNED}'s answers from {BASE}'s with an AUC of {score_text(auc.as_dict())}."
 
 
 def _primary(outcomes: Sequence[Outcome]) -> str:

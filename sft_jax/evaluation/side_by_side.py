@@ -31,6 +31,7 @@ from sft_jax.evaluation.metrics import higher_is_better
 from sft_jax.evaluation.responding import ProgressFor, Respondent
 from sft_jax.evaluation.scorers import Outcome
 from sft_jax.evaluation.scoring import metrics_of, score_values
+from sft_jax.evaluation.search_quality import search_quality
 from sft_jax.generation import prepare
 from sft_jax.models.sizes import check_sizes
 from sft_jax.options import EvaluationOptions
@@ -71,10 +72,12 @@ class ByMethod:
     Attributes:
         tasks: task -> method -> what was measured.
         descriptions: method -> what it is, in words, with the model that it uses.
+        search: how good the search of rag is by itself; None where that is not known.
     """
 
     tasks: Mapping[str, Mapping[str, Measured]]
     descriptions: Mapping[str, Mapping[str, str]]
+    search: Mapping[str, Mapping[str, float]] | None = None
 
     @property
     def rows(self) -> dict[str, dict[str, tuple[dict[str, Any], ...]]]:
@@ -96,6 +99,8 @@ def measure_methods(entries: Sequence[Entry], methods: Sequence[Method], load: L
             a corpus that cannot be read.
     """
     prompting = _prompting(entries, methods, setting)
+    retriever = next(iter(prompting.values())).retriever
+    search = search_quality(entries, retriever, setting.seed) if retriever else None
     measured: dict[str, dict[str, Measured]] = {}
     descriptions: dict[str, Mapping[str, str]] = {}
     for is_tuned in (False, True):
@@ -111,6 +116,7 @@ def measure_methods(entries: Sequence[Entry], methods: Sequence[Method], load: L
     return ByMethod(
         {entry.name: {name: measured[name][entry.name] for name in of_task(entry)} for entry in entries},
         {method.name: descriptions[method.name] for method in methods},
+        search,
     )
 
 

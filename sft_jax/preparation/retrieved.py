@@ -60,6 +60,11 @@ class Retriever:
         self._embedder = embedder_of(options.method)
         self.name = index_name(self._chunks, options.method, self._embedder)
 
+    @property
+    def document_ids(self) -> set[str]:
+        """Of the documents that can be found."""
+        return {chunk.document_id for chunk in self._chunks}
+
     @functools.cached_property
     def index(self) -> Index:
         """What searches the corpus."""

@@ -10,6 +10,8 @@ from sft_jax.evaluation.report.markdown import markdown_report
 from sft_jax.evaluation.report.page import report_page
 from sft_jax.evaluation.report.plots import draw_plots
 from sft_jax.evaluation.report.rows import Rows
+from sft_jax.evaluation.report.tensorboard import log_scalars, log_texts
+from sft_jax.runs.metric_log import MetricLog
 from sft_jax.runs.workdir import write_whole
 
 RESULTS, MARKDOWN, PAGE, PLOTS = "results.json", "report.md", "report.html", "plots"
@@ -41,3 +43,20 @@ def write_report(
     for name, content in files.items():
         write_whole(directory / name, content)
     return [directory / name for name in files]
+
+
+def log_report(results: Mapping[str, Any], directory: epath.PathLike, step: int) -> None:
+    """Writes scores, costs and sections of the report for TensorBoard, in the place of what an earlier call wrote.
+
+    Args:
+        results: of the package's form.
+        directory: of the report; they go below it, as those of a run.
+        step: at which they stand, so that evaluations of several checkpoints make a curve.
+    """
+    log = MetricLog(epath.Path(directory), -1)
+    try:
+        log.scalars(step, dict(log_scalars(results)))
+        for tag, markdown in log_texts(results):
+            log.text(step, tag, markdown)
+    finally:
+        log.close()

@@ -88,7 +88,7 @@ def test_losses_are_not_right_or_wrong():
 def test_a_primary_metric_of_all_rows_together():
     (described,) = made({"base": rows(["yes"]), "sft": rows(["no"])}, primary="macro_f1")["tasks"]
     assert described["metric"] == "exact match"
-    assert described["note"] == "Rows are judged by exact match. macro f1 has no value for a single row."
+    assert described["note"] == "Rows are judged by exact match. macro-F1 has no value for a single row."
     answers = {name: rows([text]) for name, text in (("base", "a"), ("sft", "b"))}
     for answer in (*answers["base"], *answers["sft"]):
         answer["outcome"] = {"label": answer["answer"]}

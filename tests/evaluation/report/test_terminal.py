@@ -29,7 +29,7 @@ def test_everything_is_said():
         "Forgetting: arithmetic: 60 rows",
         "no difference shown against base (-0.100, p = 0.200) (60 rows; about 1,400 would be needed)",
         "Gate (no score may fall by more than 0.02): FAILED: arithmetic",
-        "Divergence from the base: kl base tuned 0.200 [0.100, 0.300]",
+        "Divergence from the base: KL(base || tuned) 0.200 [0.100, 0.300]",
     ):
         assert expected in " ".join(text.split()), expected
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sft_jax.evaluation.report.write import write_report
+from sft_jax.evaluation.report.write import log_report, write_report
+from sft_jax.runs.metric_log import read_metrics
 from tests.evaluation.report.made_results import EVIL, everything, results_of, rows, task
 
 
@@ -42,3 +43,13 @@ def test_numbers_that_json_cannot_hold_are_refused_and_nothing_is_written(tmp_pa
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_report(results, {}, tmp_path / "report")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_for_tensorboard(tmp_path):
+    """Twice: what was there before is replaced."""
+    for step in (3, 7):
+        log_report(everything(), tmp_path, step)
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert line["step"] == 7
+    assert {name for name in line if name.startswith("evaluation/")}
+    assert list((tmp_path / "tensorboard").iterdir())
