@@ -3,18 +3,23 @@
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.data.tokenized.cache_key import code_digest
 from sft_jax.models.config import Execution
 from sft_jax.models.decoder import Decoder
-from sft_jax.runs.base import load_base_tokenizer, open_base, open_run, with_positions
+from sft_jax.runs.base import FinishedRun, load_base_tokenizer, open_base, open_run, with_positions
+from sft_jax.runs.checkpoints import DIRECTORY
+from sft_jax.runs.digests import FILE
 from sft_jax.sharding import platform_of
 
 Tree = Any
 _FLAG = "--max_positions"
+_PACKAGE, _ROOMS = Path(__file__).parents[1], ("models", "generation")  # whose code answers follow from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,7 @@ def load_for_inference(
     if run is not None:
         model = Decoder(with_positions(run.base, max_positions, _FLAG).decoder, execution, run.adapter)
         name = run.name if weights == "trained" else f"{run.name} ({weights})"
-        fingerprint = _fingerprint(run.fingerprint(), weights, mix, model, renderer)
+        fingerprint = _fingerprint(run.fingerprint() + _digest_of(run), weights, mix, model, renderer)
         return Loaded(name, model, run.variables(layout, mesh, weights), renderer, fingerprint)
     if weights != "trained":
         raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
@@ -79,6 +84,16 @@ def load_for_inference(
     return Loaded(source, model, variables, renderer, _fingerprint(base.fingerprint, weights, mix, model, renderer))
 
 
+def _digest_of(run: FinishedRun) -> str:
+    """Of the checkpoint itself: trained anew by other code, a run of the same config has other weights.
+
+    Empty for a checkpoint without digests, of which the reader is warned.
+    """
+    path = run.directory / DIRECTORY / str(run.step) / FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
 def _fingerprint(of_weights: str, weights: str, mix: float, model: Decoder, renderer: ConversationRenderer) -> str:
-    made_of = [of_weights, weights, mix, repr(model), repr(renderer.chat_template), list(renderer.stop_ids)]
+    code = [code_digest(without=(), root=_PACKAGE / room) for room in _ROOMS]
+    made_of = [of_weights, weights, mix, repr(model), repr(renderer.chat_template), list(renderer.stop_ids), code]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]

@@ -51,6 +51,31 @@ def test_what_was_trained_is_what_is_loaded(trained):
     assert np.abs(found - logits(root / "model")).max() > 0.01 * np.abs(expected).max()
 
 
+def fingerprint(source, **options):
+    mesh = inference_mesh(jax.devices())
+    with jax.set_mesh(mesh):
+        return load_for_inference(str(source), mesh, **{"matmul_dtype": "float32"} | options).fingerprint
+
+
+def test_the_fingerprint_is_of_all_that_answers_follow_from(trained, tmp_path, monkeypatch):
+    root, _, _ = trained
+    shutil.copytree(root / "run", tmp_path / "run")
+    first = fingerprint(tmp_path / "run")
+    assert first == fingerprint(tmp_path / "run") == fingerprint(root / "run")
+    others = [
+        fingerprint(root / "run", mix=0.0),
+        fingerprint(root / "run", max_positions=100),
+        fingerprint(root / "run", matmul_dtype="bfloat16"),
+        fingerprint(root / "model"),
+    ]
+    digests = tmp_path / "run" / "checkpoints" / "6" / "digests.json"
+    digests.write_text(digests.read_text() + "\n")  # as of a run of the same config that other code trained
+    others.append(fingerprint(tmp_path / "run"))
+    monkeypatch.setattr("sft_jax.runs.restore.code_digest", lambda **where: "other code")
+    others.append(fingerprint(root / "run"))
+    assert len({first, *others}) == 1 + len(others)
+
+
 def test_names_of_checkpoints(trained):
     root, _, _ = trained
     np.testing.assert_array_equal(logits(f"{root / 'run'}:6"), logits(f"{root / 'run'}:latest"))
