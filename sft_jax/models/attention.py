@@ -52,13 +52,13 @@ def _whole(query, key, value, mask, matmul_dtype, scale, softcap):
     queries = query.reshape(batch, length, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     queries = queries.reshape(batch, kv_heads, group * length, head_dim)
     keys, values = jnp.moveaxis(key, 2, 1), jnp.moveaxis(value, 2, 1)
-    scores = einsum("bkqn,bktn->bkqt", queries, keys, matmul_dtype, "float32") * scale
+    scores = einsum("bksn,bktn->bkst", queries, keys, matmul_dtype, "float32") * scale
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     # A finite value: a query with no visible key must give a finite answer, in the forward and the backward pass.
     scores = scores.reshape(batch, kv_heads, group, length, -1)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).reshape(batch, kv_heads, group * length, -1)
-    mixed = einsum("bkqt,bktn->bkqn", weights, values, matmul_dtype, str(query.dtype))
+    mixed = einsum("bkst,bktn->bksn", weights, values, matmul_dtype, str(query.dtype))
     mixed = mixed.reshape(batch, kv_heads, group, length, head_dim).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, length, heads, head_dim)

@@ -16,7 +16,8 @@ from experiments.quickstart.documents import make_document, make_documents, writ
 from experiments.quickstart.layouts import FAMILIES, LABELS, STATES, StateForm, print_title
 from experiments.quickstart.prompts import INSTRUCTION, answer, question
 from experiments.quickstart.titles import FIELDS, Title, invent_title, with_check_digit
-from sft_jax.evaluation import Case, make_scorer, score_examples
+from sft_jax.evaluation.scorers import Case, make_scorer
+from sft_jax.evaluation.scoring import score_examples
 
 PINNED = (
     "40.54.0",

@@ -15,10 +15,8 @@ from tests.models import programs
 SHAPES = {
     "bsi,io->bso": ((2, 5, 4), (4, 3)),  # projections
     "ebci,eio->ebco": ((3, 2, 5, 4), (3, 4, 2)),  # experts with places
-    "bskgn,btkn->bkgst": ((2, 5, 3, 2, 4), (2, 6, 3, 4)),  # attention scores
-    "bkgst,btkn->bskgn": ((2, 3, 2, 5, 6), (2, 6, 3, 4)),  # attention values
-    "bksn,bktn->bkst": ((2, 3, 5, 4), (2, 3, 6, 4)),  # in blocks: scores
-    "bkst,bktn->bksn": ((2, 3, 5, 6), (2, 3, 6, 4)),  # values
+    "bksn,bktn->bkst": ((2, 3, 5, 4), (2, 3, 6, 4)),  # attention scores
+    "bkst,bktn->bksn": ((2, 3, 5, 6), (2, 3, 6, 4)),  # attention values
     "bkgst,bkgsn->bktn": ((2, 3, 2, 5, 6), (2, 3, 2, 5, 4)),  # gradients of keys and values
     "io,ir->ro": ((4, 3), (4, 2)),  # norms of DoRA
     "ir,iq->rq": ((4, 2), (4, 2)),
