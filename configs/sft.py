@@ -243,7 +243,7 @@ def task(path: str = "", *, kind: str = "generate", scorer: str = "exact_match",
     """A task of `config.evaluation.tasks`: what is asked about the rows of a file, and how answers are scored.
 
     Args:
-        path: as `config.data.held_out`, which is measured where it is empty.
+        path: as `config.data.held_out`, which is measured where it is empty, read as held-out rows are.
         kind: `generate`: an answer is written; `choose`: the most likely of given answers; `recite`: whether the row's
             answer is known by heart; or `package.module:Class`.
         scorer: of written answers, one of SCORERS in sft_jax/evaluation/scorers, or `package.module:function`.
@@ -253,7 +253,7 @@ def task(path: str = "", *, kind: str = "generate", scorer: str = "exact_match",
     config.path = path
     config.kind = kind
     config.scorer = scorer
-    config.scorer_options = ConfigDict()  # see docs/evaluation.md
+    config.scorer_options = ConfigDict()  # see docs/scorers.md
     config.rows = 0  # the first so many; 0: all
     config.match_thinking = False  # an exact match wants the thinking of the reference too
     config.max_new_tokens = 256

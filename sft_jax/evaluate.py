@@ -35,7 +35,7 @@ def main(_: list[str]) -> None:
     from etils import epath
     from rich.console import Console
 
-    from sft_jax.agreement import agreed
+    from sft_jax.agreement import agreed, ending_together
     from sft_jax.evaluation.measuring import read_entry
     from sft_jax.evaluation.methods import BASE, FEW_SHOT, TUNED, parse_methods
     from sft_jax.evaluation.predictions import read_before, with_rows_of, write_predictions
@@ -47,6 +47,7 @@ def main(_: list[str]) -> None:
     from sft_jax.runs.base import open_run
     from sft_jax.runs.drift import weight_drift
     from sft_jax.runs.training_cost import training_cost
+    from sft_jax.runs.workdir import CONFIG, is_remote
     from sft_jax.sharding import inference_mesh
 
     options = evaluation_flags.options_of(_CONFIG.value)
@@ -57,6 +58,8 @@ def main(_: list[str]) -> None:
         raise ValueError("give --model, or --config with a model.source")
     commands.start_jax(several_processes=True)
     first_process, out = jax.process_index() == 0, epath.Path(_OUT.value)
+    if (out / CONFIG).exists():
+        raise ValueError(f"--out={out} holds a run, whose log would be replaced; give a directory of its own in it")
     console = Console(quiet=not first_process)
     with agreed():
         run = open_run(model)
@@ -64,7 +67,7 @@ def main(_: list[str]) -> None:
         _check_weights(methods, run, model)
         entries = [read_entry(name, task) for name, task in options.tasks.items()]
         before = read_before(epath.Path(_COMPARE.value), entries) if _COMPARE.value else None
-        check_probes(entries, methods)
+        check_probes(entries, methods, options.max_regression)
         parts = {part for method in methods for part in method.parts}
         examples_from = evaluation_flags.examples(options, _CONFIG.value) if FEW_SHOT in parts else []
     mesh = inference_mesh(jax.devices(), evaluation_flags.TENSOR.value)
@@ -74,8 +77,9 @@ def main(_: list[str]) -> None:
         return inference_flags.load(model, mesh, is_base=run is not None and not is_tuned)
 
     names = {method.name for method in methods}
-    with jax.set_mesh(mesh), ProgressBars(console) as progress:
-        setting = Setting(options, examples_from, out, out / "answers", _SEED.value, first_process, progress)
+    with ending_together(), jax.set_mesh(mesh), ProgressBars(console) as progress:
+        cache = None if is_remote(out) else out
+        setting = Setting(options, examples_from, cache, out / "answers", _SEED.value, first_process, progress)
         measured = measure_methods(entries, methods, load, setting)
         differences = divergence(entries, load, setting) if {BASE, TUNED} <= names else None
         moved = TUNED in names and inference_flags.MIX.value == 1

@@ -49,7 +49,7 @@ _OF_ONE_TASK = (
 _OF_METHODS = {
     "few_shot": ("examples", "examples_from", "examples_split", "choose_examples"),
     "prompted": ("instruction", "development"),
-    "rag": ("corpus", "passages", "search"),
+    "rag": ("corpus", "passages", "search", "relevant_column"),
 }
 _TASK = "task"
 

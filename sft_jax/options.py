@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from sft_jax.data.reading import Reading, flags_of_source, reading_of
+from sft_jax.data.reading import DEFAULT, OPTIONS, Reading, flags_of_source, held_out_reading_of, reading_of
 from sft_jax.data.rendering.masking import Masking
 
 Section = TypeVar("Section")
@@ -312,7 +312,7 @@ def options_of(config: ml_collections.ConfigDict) -> Options:
         experts=_section(ExpertOptions, config.experts),
         execution=_section(ExecutionOptions, config.execution),
         mesh=config.mesh.to_dict(),
-        evaluation=evaluation_options(config.evaluation, config.data.held_out),
+        evaluation=evaluation_options(config.evaluation, _data(config.data)),
         checkpoint=_section(CheckpointOptions, config.checkpoint),
         log=_section(LogOptions, config.log),
         loader=_section(LoaderOptions, config.loader),
@@ -338,23 +338,25 @@ def _data(section: ml_collections.ConfigDict) -> DataOptions:
     )
 
 
-def evaluation_options(section: ml_collections.ConfigDict, held_out: str) -> EvaluationOptions:
-    """The options of `config.evaluation`; `held_out` is `config.data.held_out`, which tasks without a path measure."""
+def evaluation_options(section: ml_collections.ConfigDict, data: DataOptions) -> EvaluationOptions:
+    """The options of `config.evaluation`; tasks without a path measure the held-out rows of `data`."""
     return _section(
         EvaluationOptions,
         section,
-        tasks={name: _task(name, section.tasks[name], held_out) for name in section.tasks},
+        tasks={name: _task(name, section.tasks[name], data) for name in section.tasks},
         few_shot=_section(FewShotOptions, section.few_shot),
         prompting=_section(PromptingOptions, section.prompting),
         retrieval=_section(RetrievalOptions, section.retrieval),
     )
 
 
-def _task(name: str, section: ml_collections.ConfigDict, held_out: str) -> TaskOptions:
+def _task(name: str, section: ml_collections.ConfigDict, data: DataOptions) -> TaskOptions:
     """The options of a task."""
     reading = reading_of(section.reading, f"--config.evaluation.tasks.{name}.reading.")
-    scorer_options = section.scorer_options.to_dict()
-    return _section(TaskOptions, section, path=section.path or held_out, reading=reading, scorer_options=scorer_options)
+    if not section.path and all(getattr(reading, option) == getattr(DEFAULT, option) for option in OPTIONS):
+        reading = held_out_reading_of(data.reading, data.held_out_split)
+    path, scorer_options = section.path or data.held_out, section.scorer_options.to_dict()
+    return _section(TaskOptions, section, path=path, reading=reading, scorer_options=scorer_options)
 
 
 def _weights(config: ml_collections.ConfigDict) -> dict[str, Any]:

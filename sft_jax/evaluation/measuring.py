@@ -168,7 +168,8 @@ def _line(
         if hasattr(task, "differs"):
             line["differs"] = task.differs(record, answers[0].text)
     else:
-        likely = max(range(len(answers)), key=lambda place: answers[place].logprob)
-        line |= {"answer": request.continuations[likely], "finish_reason": ""}
+        likely = request.continuations[max(range(len(answers)), key=lambda place: answers[place].logprob)]
+        chosen = task.chosen(record, given) if hasattr(task, "chosen") else likely
+        line |= {"answer": chosen, "finish_reason": ""}
         line["logprobs"] = dict(zip(request.continuations, (answer.logprob for answer in answers), strict=True))
     return line | {"outcome": dict(outcome)}

@@ -146,7 +146,7 @@ class Changed:
         if RAG not in self._method.parts:
             return [[] for _ in requests]
         passages = self._prompting.retriever.passages([request.prompt for request in requests])
-        self._found, self._asked = sum(map(bool, passages)), len(passages)
+        self._found, self._asked = sum(map(bool, passages)), sum(map(_asks, requests))
         if not self._found:
             raise ValueError(
                 f"method {self._method.name}: no passage of {self._prompting.retriever.options.corpus} was found for "
@@ -156,6 +156,8 @@ class Changed:
 
     def _fitted(self, request: Request, passages: list[Passage], name: str) -> Request:
         """The request with as many examples and passages as fit; examples go first, those that stand first."""
+        if not _asks(request):
+            return request
         examples = list(self._prompting.solved(request.prompt)) if FEW_SHOT in self._method.parts else []
         changed = self._with(request, examples, passages, name)
         self.cut += bool(examples or passages) and not self._fits(changed, name)
@@ -183,6 +185,11 @@ class Changed:
             return dataclasses.replace(request, prompt=with_examples(prompt, examples))
         except ValueError as error:
             raise ValueError(f"{name}, method {self._method.name}: {error}") from error
+
+
+def _asks(request: Request) -> bool:
+    """Whether it has a question: an empty one is there to be compared with, and stays empty."""
+    return any(message.content.strip() for message in request.prompt if message.role == "user")
 
 
 def with_instruction(conversation: Conversation, instruction: str) -> Conversation:

@@ -4,10 +4,12 @@ Answers are kept by what they depend on (`answer_store.py`), so that an evaluati
 """
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int32
 
@@ -113,7 +115,9 @@ class Respondent:
             if self._store is not None:
                 self._store.put(keys[place], value)
 
-        if missing := [place for key, place in places.items() if values[key] is None]:
+        missing = [place for key, place in places.items() if values[key] is None]
+        _check_processes_ask_the_same([keys[place] for place in missing])
+        if missing:
             answer(missing, keep)
             if self._store is not None:
                 self._store.flush()
@@ -234,3 +238,19 @@ class _Clock:
     def __call__(self) -> float:
         before, self._last = self._last, time.monotonic()
         return self._last - before
+
+
+def _check_processes_ask_the_same(keys: Sequence[str]) -> None:
+    """Checks that all processes lack the same answers: they compute them together.
+
+    Raises:
+        AssertionError: they do not.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digest = np.frombuffer(hashlib.sha256("\n".join(keys).encode()).digest(), np.uint8)
+    multihost_utils.assert_equal(
+        digest, "the processes have different rows, or different answers that are kept; give all of them the same files"
+    )

@@ -78,17 +78,17 @@ def gate(results: Mapping[str, Any], max_regression: float) -> dict[str, Any] | 
     """Which probes got worse by more than is allowed; None where nothing is said of that.
 
     Args:
-        results: of `results_of`, in which the first method of a probe is the base and the last one is judged.
+        results: of `results_of`, with both weights.
         max_regression: how much worse a probe's primary metric may be; 0: nothing is refused.
     """
     if not max_regression or not results["forgetting"]:
         return None
     failed = []
     for name, task in results["forgetting"].items():
-        scores = [scores[task["primary"]]["value"] for scores in task["scores"].values()]
-        worse = scores[0] - scores[-1] if higher_is_better(task["primary"]) is not False else scores[-1] - scores[0]
+        base, tuned = (task["scores"][method][task["primary"]]["value"] for method in (BASE, TUNED))
+        worse = base - tuned if higher_is_better(task["primary"]) is not False else tuned - base
         if worse > max_regression:
-            failed.append(f"{name}: {task['primary']} {scores[0]:.3f} -> {scores[-1]:.3f}")
+            failed.append(f"{name}: {task['primary']} {base:.3f} -> {tuned:.3f}")
     return {"max_regression": max_regression, "failed": failed}
 
 
@@ -127,7 +127,7 @@ def _task(entry: Entry, measured: Mapping[str, Measured], seed: int, before: Map
         "comparisons": comparisons,
         "details": {name: _details(entry, found, seed) for name, found in outcomes.items()},
         "notes": notes + list(filter(None, [_group_note(entry), _told_apart(entry, measured, seed)])),
-        "examples_needed": _examples_needed(outcomes, primary),
+        "examples_needed": _examples_needed({name: one.outcomes for name, one in measured.items()}, primary),
     }
 
 

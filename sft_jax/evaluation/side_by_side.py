@@ -126,16 +126,29 @@ def _asked_by(method: Method, entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if of_weights or not entry.options.probe]
 
 
-def check_probes(entries: Sequence[Entry], methods: Sequence[Method]) -> None:
-    """Checks that probes have something to be measured with.
+def check_probes(entries: Sequence[Entry], methods: Sequence[Method], max_regression: float) -> None:
+    """Checks that probes have something to be measured with, and that every method has something to measure.
 
     Raises:
-        ValueError: there are probes, and no method that is weights alone.
+        ValueError: there are probes, and no method that is weights alone; methods of which only probes are left; or a
+            gate without probes or without both weights.
     """
     probes = [entry.name for entry in entries if entry.options.probe]
-    if probes and not any(set(method.parts) <= {BASE, TUNED} for method in methods):
+    of_weights = [method.name for method in methods if set(method.parts) <= {BASE, TUNED}]
+    others = [method.name for method in methods if method.name not in of_weights]
+    if probes and not of_weights:
         raise ValueError(
             f"--methods: {', '.join(probes)} measure what weights forgot, with {BASE} and {TUNED}; give these methods"
+        )
+    if others and len(probes) == len(entries):
+        raise ValueError(
+            f"--methods: all tasks are probes, which are measured with {BASE} and {TUNED} alone; leave out "
+            f"{', '.join(others)}"
+        )
+    if max_regression and not (probes and {BASE, TUNED} <= set(of_weights)):
+        raise ValueError(
+            f"max_regression={max_regression} compares {BASE} and {TUNED} on probes: give both methods, and a task "
+            "with probe=True"
         )
 
 
@@ -208,6 +221,7 @@ def _prompting(entries: Sequence[Entry], methods: Sequence[Method], setting: Set
         if not options.retrieval.corpus:
             raise ValueError("method rag: give the corpus, --config.evaluation.retrieval.corpus or --corpus")
         retriever = _retriever(setting)
+        _ = retriever.index  # made now: what is wrong with it is said before anything is measured
     instructions = options.prompting.instructions
     if PROMPTED in parts:
         if not instructions:

@@ -149,7 +149,8 @@ class Sampler:
             ValueError: the prompt is empty or cannot be answered (see `problem_of_prompt`).
         """
         _check(prepared, [prompt], [max_new_tokens], [0], 1)
-        request = _Request(0, 0, prompt, (0, 0), max_new_tokens)
+        limit = min(max_new_tokens, prepared.model.config.max_positions - len(prompt))
+        request = _Request(0, 0, prompt, (0, 0), limit)
         board = _Board(prepared, [request], prompt[:0], self._slots_on_mesh(1), seed, self._options)
         board.fill([request])
         while not board.is_done(0):
@@ -171,8 +172,10 @@ class Sampler:
     ) -> Iterator[tuple[_Request, Generated]]:
         shared = shared_tokens(prompts)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+        known = prepared.model.config.max_positions
+        room = lambda index: min(limits[index], known - len(prompts[index]))  # no answer goes beyond the last position
         queue = [
-            _Request(index, sample, prompts[index][shared:], (int(example_ids[index]), sample), limits[index])
+            _Request(index, sample, prompts[index][shared:], (int(example_ids[index]), sample), room(index))
             for index in order
             for sample in range(samples)
         ]

@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Int
 class Visibility:
     """Which keys a query sees: those of its own segment, and of its parent, at its own or an earlier position.
 
-    Segment 0 is padding: it sees only padding, so that every query sees at least one key and no output is NaN.
+    Segment 0 is padding and sees only padding. A query that sees no key at all, as that of an idle slot of a cache,
+    gets a mean of all values: masked scores are finite, so that no output is NaN.
 
     Attributes:
         query_positions: position of each query in its segment.

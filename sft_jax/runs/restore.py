@@ -19,7 +19,7 @@ from sft_jax.sharding import platform_of
 
 Tree = Any
 _FLAG = "--max_positions"
-_PACKAGE, _ROOMS = Path(__file__).parents[1], ("models", "generation")  # whose code answers follow from
+_PACKAGE, _ROOMS = Path(__file__).parents[1], ("models", "generation", "objectives")  # whose code answers follow from
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,8 +151,10 @@ def run(
         with agreed():  # all have read the log before one of them writes it
             history = _history(workdir, done)
         best = BestEvaluation(options, history)
+        report = functools.partial(_report, tasks, base, options, workdir, console)
         finished = done is not None and (done == times.total_steps or best.is_final())
         if finished and checkpoints.is_whole(done):
+            report(done)
             return _finished(config, done, times.total_steps, best, checkpoints, workdir, console)
         with agreed():
             workdirs.write_data_report(workdir, data.report.numbers)
@@ -176,6 +178,7 @@ def run(
             arrays = checkpoints.restore(done, saved_arrays(state), model.execution.layer_layout, mesh)
             state = with_saved(state, arrays)
             if finished:  # its last checkpoint had no digests; restoring it has shown that it is whole
+                report(done)
                 return _finished(config, done, times.total_steps, best, checkpoints, workdir, console)
             console.print(f"Continuing {workdir} after step {done} of {times.total_steps}.")
 
@@ -269,9 +272,17 @@ def run(
         if stopped_early:
             recorder.text(step, "early_stopping", best.reason(step, times.total_steps))
         _show_end(console, step, times.total_steps, best)
-        if page := tasks.write_report(base.name, step, cost_up_to(workdir, step, options, base.decoder)):
-            console.print(f"Report: {page}", soft_wrap=True)
+        report(step)
         return RunResult(step, times.total_steps, latest, stopped_early=stopped_early, best_step=best.step)
+
+
+def _report(
+    tasks: TaskEvaluation, base: Base, options: Options, workdir: epath.Path, console: Console, step: int
+) -> None:
+    """Writes the report of the tasks, where it is not there yet."""
+    cost = lambda step: cost_up_to(workdir, step, options, base.decoder)
+    if page := tasks.write_report(base.name, step, cost):
+        console.print(f"Report: {page}", soft_wrap=True)
 
 
 def _history(workdir: epath.Path, done: int | None) -> list[dict]:

@@ -6,7 +6,7 @@ end has the start of the run beside it, however often the run was interrupted.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -14,7 +14,7 @@ from etils import epath
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.evaluation.measuring import Entry, Measured, measure, read_entry
 from sft_jax.evaluation.methods import BASE, TUNED, Method
-from sft_jax.evaluation.report.write import write_report
+from sft_jax.evaluation.report.write import PAGE, write_report
 from sft_jax.evaluation.responding import Respondent
 from sft_jax.evaluation.results import results_of
 from sft_jax.evaluation.scoring import score_values
@@ -82,18 +82,18 @@ class TaskEvaluation:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(dataclasses.asdict(measured)) + "\n")
 
-    def write_report(self, model_name: str, step: int, cost: Mapping[str, Any]) -> epath.Path | None:
+    def write_report(self, model_name: str, step: int, cost: Callable[[int], Mapping[str, Any]]) -> epath.Path | None:
         """Writes `report/`: the run at its end beside what it started from.
 
         Args:
             model_name: the base, for people.
             step: of the end.
-            cost: of the training.
+            cost: of the training, up to a step.
 
         Returns:
-            Its page; None where there are no tasks or another process writes.
+            Its page; None where there are no tasks, where another process writes, or where it is there already.
         """
-        if not self._entries or not self._writes:
+        if not self._entries or not self._writes or (self._workdir / REPORT / PAGE).exists():
             return None
         # With patience, a run may end at an evaluation that measured no tasks.
         last = max(int(path.name) for path in (self._workdir / FOLDER).iterdir() if int(path.name) <= step)
@@ -107,7 +107,7 @@ class TaskEvaluation:
             TUNED: {"description": f"after {last} steps", "model": str(self._workdir)},
         }
         measured = ByMethod(found, words)
-        results = results_of(self._entries, list(steps), measured, cost, self._options.seed)
+        results = results_of(self._entries, list(steps), measured, cost(last), self._options.seed)
         return write_report(results, measured.rows, self._workdir / REPORT)[2]
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from sft_jax.data.conversations import Chat, Message
+from sft_jax.data.conversations import Chat, Message, ToolCall
 from sft_jax.data.reading import DEFAULT
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
@@ -22,12 +22,23 @@ OPTIONS = TaskOptions("rows.jsonl", DEFAULT, "recite")
 
 @pytest.mark.parametrize(
     ("tokens", "tail", "verbatim"),
-    [(6, 3, True), (6, 2, False), (5, 2, True), (5, 1, False), (1, 0, True), (6, 6, True)],
+    [(6, 3, True), (6, 2, False), (5, 2, True), (5, 1, False), (6, 6, True)],
 )
 def test_the_second_half_must_be_the_models_own(tokens, tail, verbatim):
     task = Reciting(OPTIONS, [RECORD], RENDERER)
     outcome = task.score(RECORD, [Response((Judged(-1.0, tokens, tail),), 3, 0.0)])
     assert outcome == {"verbatim": verbatim, "recited_share": tail / tokens}
+
+
+def test_answers_too_short_to_tell_have_no_value():
+    task = Reciting(OPTIONS, [RECORD], RENDERER)
+    assert task.score(RECORD, [Response((Judged(-1.0, 3, 3),), 3, 0.0)]) == {"verbatim": None, "recited_share": None}
+
+
+def test_answers_that_are_no_text_are_refused():
+    call = Message("assistant", "", tool_calls=(ToolCall("weather", {}),))
+    with pytest.raises(ValueError, match="a:3: only answers that are text alone can be recited"):
+        Reciting(OPTIONS, [Record("a:3", Chat((Message("user", "?"), call)), {})], RENDERER)
 
 
 def test_the_tail_is_what_greedy_decoding_writes(tmp_path):

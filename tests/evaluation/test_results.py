@@ -278,3 +278,23 @@ def test_probes_stand_apart_and_may_fail_the_gate():
     assert gate(made, 0.0) is None
     assert gate(made, 0.2)["failed"] == ["before: exact_match 1.000 -> 0.750"]
     assert gate(made, 0.3)["failed"] == []
+
+
+@pytest.mark.parametrize("order", [("base", "sft"), ("sft", "base"), ("base", "sft", "base (before)")])
+@pytest.mark.parametrize(
+    ("metric", "base", "sft", "fails"),
+    [
+        ("exact_match", 0.8, 0.7, True),
+        ("exact_match", 0.8, 0.79, False),
+        ("exact_match", 0.7, 0.8, False),
+        ("held_out_loss", 1.0, 1.2, True),
+        ("held_out_loss", 1.2, 1.0, False),
+    ],
+)
+def test_the_gate_judges_the_tuned_weights_whatever_the_order(order, metric, base, sft, fails):
+    values = {"base": base, "sft": sft, "base (before)": 0.0}
+    scores = {name: {metric: {"value": values[name]}} for name in order}
+    found = gate({"forgetting": {"chat": {"primary": metric, "scores": scores}}}, 0.05)
+    assert bool(found["failed"]) == fails
+    assert gate({"forgetting": {"chat": {"primary": metric, "scores": scores}}}, 0.0) is None
+    assert gate({"forgetting": None}, 0.05) is None

@@ -13,8 +13,7 @@ from configs import sft
 from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.evaluation.methods import Prompting, parse_methods
 from sft_jax.evaluation.side_by_side import Setting, best_instruction, check_probes, measure_methods
-from sft_jax.options import FewShotOptions, PromptingOptions
-from sft_jax.options import evaluation_options as options_of_evaluation
+from sft_jax.options import FewShotOptions, PromptingOptions, options_of
 from sft_jax.runs.restore import Loaded
 from tests.evaluation.asking import (
     RECORDS,
@@ -133,10 +132,11 @@ def test_what_methods_need_is_asked_for_before_a_model_is_loaded(load, tmp_path,
     methods, examples = parse_methods([method]), [record(20, "and", "and")]
     settings = []
     for fields in (given, remedy):
-        config = sft.get_config().evaluation.copy_and_resolve_references().unlock()
+        whole = sft.get_config().unlock()
+        config = whole.evaluation
         place = lambda value: value.format(root=tmp_path) if isinstance(value, str) else value
         config.update_from_flattened_dict({name: place(value) for name, value in fields.items()})
-        settings.append(Setting(options_of_evaluation(config, ""), examples))
+        settings.append(Setting(options_of(whole).evaluation, examples))
     with pytest.raises(ValueError, match=message):
         measure_methods([entry()], methods, never, settings[0])
     assert list(measure_methods([entry()], methods, load, settings[1]).tasks["rows"]) == [method]
@@ -147,9 +147,14 @@ def test_probes_are_of_weights_alone(load):
     entries = [entry(), dataclasses.replace(entry(probe=True), name="probe")]
     prompting = PromptingOptions(("Be brief.",), "")
     with pytest.raises(ValueError, match="--methods: probe measure what weights forgot, with base and sft; give these"):
-        check_probes(entries, parse_methods(["prompted"]))
+        check_probes(entries, parse_methods(["prompted"]), 0.0)
+    with pytest.raises(ValueError, match=r"all tasks are probes, .* leave out prompted"):
+        check_probes(entries[1:], parse_methods(["base", "prompted"]), 0.0)
+    for given, names in ((entries[:1], ["base", "sft"]), (entries, ["sft"])):
+        with pytest.raises(ValueError, match=r"max_regression=0.1 compares base and sft on probes"):
+            check_probes(given, parse_methods(names), 0.1)
     methods = parse_methods(["base", "prompted"])
-    check_probes(entries, methods)
+    check_probes(entries, methods, 0.0)
     found = measure_methods(entries, methods, load, Setting(evaluation_options(prompting=prompting)))
     assert {name: list(by_method) for name, by_method in found.tasks.items()} == {
         "rows": ["base", "prompted"],

@@ -262,6 +262,10 @@ def test_without_a_path_a_task_is_of_the_held_out_rows(tmp_path):
     assert made.path == config.data.held_out
     assert (made.max_new_tokens, made.reading.format) == (7, "prompt_completion")
     assert made.reading.flags == "--config.evaluation.tasks.held.reading."
+    config.data.reading.format = "prompt_completion"
+    config.evaluation.tasks.held = sft.task()
+    as_held_out = options_of(config).evaluation.tasks["held"].reading
+    assert (as_held_out.format, as_held_out.flags) == ("prompt_completion", "--config.data.reading.")
     found = read_entry("held", made)
     assert [one.id for one in found.records] == [f"held_out.jsonl:{n}" for n in range(1, 13)]
 

@@ -64,15 +64,22 @@ class Choosing:
 
     def score(self, record: Record, responses: Sequence[Response]) -> Outcome:
         """Whether the most likely choice is the right one, and the probability of the right one among them."""
-        values = [self._value(*judged) for judged in zip(*(response.answers for response in responses), strict=True)]
-        choices, right = self._choices(record), _right_answer(record)
-        chosen = choices[max(range(len(values)), key=values.__getitem__)]
+        values, choices, right = self._values(responses), self._choices(record), _right_answer(record)
+        chosen = self.chosen(record, responses)
         largest = max(values)
         shares = [math.exp(value - largest) for value in values]
         outcome = {"probability": shares[choices.index(right)] / sum(shares)}
         if self._score is None:
             return {"accuracy": chosen == right, **outcome}
         return {**self._score(chosen, Case(record.id, right, record.fields)), **outcome}
+
+    def chosen(self, record: Record, responses: Sequence[Response]) -> str:
+        """The most likely choice; of equally likely ones the first."""
+        values = self._values(responses)
+        return self._choices(record)[max(range(len(values)), key=values.__getitem__)]
+
+    def _values(self, responses: Sequence[Response]) -> list[float]:
+        return [self._value(*judged) for judged in zip(*(response.answers for response in responses), strict=True)]
 
     def _value(self, judged: Judged, unconditional: Judged | None = None) -> float:
         if self._options.choose_by == "per_token":

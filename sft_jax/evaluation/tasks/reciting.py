@@ -15,6 +15,7 @@ from sft_jax.evaluation.tasks.generating import question_of
 from sft_jax.options import TaskOptions
 
 GIVEN = 0.5  # share of an answer's tokens that is given
+SHORTEST = 4  # tokens
 
 
 class Reciting:
@@ -29,11 +30,13 @@ class Reciting:
             renderer: not needed.
 
         Raises:
-            ValueError: a record without an answer.
+            ValueError: a record without an answer, or with one that has calls.
         """
         del options, renderer
         for record in records:
             question_of(record)
+            if record.conversation[-1].tool_calls or not record.conversation[-1].content:
+                raise ValueError(f"{record.id}: only answers that are text alone can be recited; leave this row out")
 
     def requests(self, record: Record) -> list[LogLikelihood]:
         """How likely the record's own answer is."""
@@ -41,8 +44,18 @@ class Reciting:
         return [LogLikelihood(question_of(record), (answer,), record.example.tools)]
 
     def score(self, record: Record, responses: Sequence[Response]) -> Outcome:
-        """`verbatim`: the second half is what greedy decoding writes after the first; and how many tokens those are."""
+        """`verbatim`: the second half is what greedy decoding writes after the first; and how many tokens those are.
+
+        An answer of fewer than four tokens, its end included, says nothing: it has no value.
+        """
         del record
         (judged,) = responses[0].answers
+        if judged.tokens < SHORTEST:
+            return {"verbatim": None, "recited_share": None}
         recited = judged.tokens - math.ceil(GIVEN * judged.tokens)
         return {"verbatim": judged.greedy_tail >= recited, "recited_share": judged.greedy_tail / judged.tokens}
+
+    def chosen(self, record: Record, responses: Sequence[Response]) -> str:
+        """Nothing: the answer that was judged is the record's own, and the model wrote none."""
+        del record, responses
+        return ""
