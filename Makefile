@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-quickstart: link $(VENV)/quickstart ## Fine-tune a small real model and measure it before and after (about 14 minutes on 2 cores)
+quickstart: link $(VENV)/quickstart ## Fine-tune a small real model and measure whether it got better (about 8 minutes on 2 cores)
 	$(BIN)/python -m experiments.quickstart.run
 
 quickstart-check: link $(VENV)/quickstart ## The quickstart with a few steps on a few documents: does it run from end to end?
