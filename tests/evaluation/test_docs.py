@@ -50,4 +50,7 @@ def test_all_kinds_methods_and_files_are_listed():
     assert first_cells("Methods") == [[part] for part in PARTS]
     assert all(f'"{way}"' in DOCS for way in CHOOSE_BY)
     files = [name for cell in first_cells("What comes of it") for name in cell]
-    assert files == [PAGE, MARKDOWN, f"{PLOTS}/", RESULTS, f"{FOLDER}/<task>/<method>.jsonl", "answers/<model>.jsonl"]
+    assert files == [
+        *(PAGE, MARKDOWN, f"{PLOTS}/", RESULTS, f"{FOLDER}/<task>/<method>.jsonl", "answers/<model>.jsonl"),
+        *("tensorboard/", "metrics.jsonl", "indexes/"),
+    ]
