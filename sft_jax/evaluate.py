@@ -72,9 +72,10 @@ def main(_: list[str]) -> None:
         examples_from = evaluation_flags.examples(options, _CONFIG.value) if FEW_SHOT in parts else []
     mesh = inference_mesh(jax.devices(), evaluation_flags.TENSOR.value)
 
-    def load(is_tuned: bool):
-        console.print(f"Loading {model}{'' if is_tuned or run is None else ', the base of'}")
-        return inference_flags.load(model, mesh, is_base=run is not None and not is_tuned)
+    def load(weights: float):
+        share = 1.0 if run is None else weights
+        console.print(f"Loading {model}{'' if share == 1 else f', mix {share:g}' if share else ', the base of'}")
+        return inference_flags.load(model, mesh, share)
 
     names = {method.name for method in methods}
     with ending_together(), jax.set_mesh(mesh), ProgressBars(console) as progress:

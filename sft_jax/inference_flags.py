@@ -26,11 +26,14 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens;
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the most likely tokens up to this probability.", 0.0, 1.0)
 
 
-def load(source: str, mesh, is_base: bool = False):
-    """The model that `source` names, as the flags ask for it; with `is_base` what that run started from."""
+def load(source: str, mesh, share: float = 1.0):
+    """The model that `source` names, as the flags ask for it.
+
+    Of a run, `share` of what --mix says: 0 is what that run started from.
+    """
     from sft_jax.runs.restore import load_for_inference  # after the flags are checked
 
-    weights, mix = ("trained", 0.0) if is_base else (WEIGHTS.value, MIX.value)
+    weights, mix = (WEIGHTS.value, MIX.value * share) if share else ("trained", 0.0)
     return load_for_inference(source, mesh, MATMUL.value, weights, MAX_POSITIONS.value, mix)
 
 

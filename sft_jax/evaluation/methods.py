@@ -1,11 +1,13 @@
 """Methods of adapting a model, side by side: by its prompt, by what is looked up, by its weights, and combinations.
 
 A method is a name such as `base`, `few_shot`, `rag`, `sft`, or several joined by `+` (`sft+rag`). `sft` takes the tuned
-weights, every other part changes prompts: `prompted` puts an instruction in front, `few_shot` solved examples, `rag`
-passages of a corpus into the question. All of a method's requests go through `Changed`.
+weights, `sft@0.5` those half-way from the base's; every other part changes prompts: `prompted` puts an instruction in
+front, `few_shot` solved examples, `rag` passages of a corpus into the question. All of a method's requests go through
+`Changed`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from sft_jax.data.conversations import Conversation, Message
@@ -27,16 +29,23 @@ class Method:
 
     Attributes:
         name: as it was given.
-        parts: of the name.
+        parts: of the name, without a mix.
+        mix: of the tuned weights: base + mix x (tuned - base), as `sft@0.5` asks for; 1: the tuned ones.
     """
 
     name: str
     parts: tuple[str, ...]
+    mix: float = 1.0
 
     @property
     def is_tuned(self) -> bool:
-        """Whether it takes the tuned weights."""
+        """Whether it takes the tuned weights, or some between these and the base's."""
         return TUNED in self.parts
+
+    @property
+    def weights(self) -> float:
+        """Whose weights it takes, as their mix: 0 for the base's."""
+        return self.mix if self.is_tuned else 0.0
 
 
 def parse_methods(names: Sequence[str]) -> list[Method]:
@@ -49,7 +58,9 @@ def parse_methods(names: Sequence[str]) -> list[Method]:
         raise ValueError(f"--methods: give at least one; parts of methods are {', '.join(PARTS)}")
     methods = []
     for name in names:
-        parts = tuple(name.split("+"))
+        given = name.split("+")
+        mixes = [_mix(name, part) for part in given if part.startswith(f"{TUNED}@")]
+        parts = tuple(TUNED if part.startswith(f"{TUNED}@") else part for part in given)
         unknown = [part for part in parts if part not in PARTS]
         if unknown:
             raise ValueError(
@@ -61,12 +72,30 @@ def parse_methods(names: Sequence[str]) -> list[Method]:
                 f"--methods={name}: a part is given twice, or beside base, which is the model as it is: rag alone is "
                 "the base model with passages"
             )
-        methods.append(Method(name, parts))
-    made_of = [frozenset(method.parts) for method in methods]
+        methods.append(Method(name, parts, *mixes))
+    made_of = [(frozenset(method.parts), method.weights) for method in methods]
     same = [method.name for method, parts in zip(methods, made_of, strict=True) if made_of.count(parts) > 1]
     if same:
         raise ValueError(f"--methods: {', '.join(same)} are the same; give each once")
     return methods
+
+
+def _mix(name: str, part: str) -> float:
+    """The mix of `sft@0.5`.
+
+    Raises:
+        ValueError: it is no number between 0 and 1.
+    """
+    text = part.removeprefix(f"{TUNED}@")
+    try:
+        mix = float(text)
+    except ValueError:
+        mix = math.nan
+    if not 0 < mix < 1:
+        raise ValueError(
+            f"--methods={name}: {text!r} must be a number between 0 ({BASE}) and 1 ({TUNED}), as in {TUNED}@0.5"
+        )
+    return mix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +268,7 @@ def describe(method: Method, prompting: Prompting, options: EvaluationOptions) -
     """A method in words, for tables."""
     said = {
         BASE: "the model as it is",
-        TUNED: "the tuned weights",
+        TUNED: "the tuned weights" if method.mix == 1 else f"base + {method.mix:g} x (tuned - base)",
         PROMPTED: f"the instruction {prompting.instruction[:80]!r}",
         FEW_SHOT: f"{options.few_shot.examples} solved examples ({options.few_shot.choose})",
         RAG: f"{options.retrieval.passages} passages by {options.retrieval.method}",

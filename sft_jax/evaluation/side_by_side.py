@@ -39,7 +39,7 @@ from sft_jax.preparation.retrieved import Retriever
 from sft_jax.retrieval.corpus import FLAG
 from sft_jax.runs.restore import Loaded
 
-Load = Callable[[bool], Loaded]  # with the tuned weights, or the base's -> the model
+Load = Callable[[float], Loaded]  # mix of the weights, 0 for the base's and 1 for the tuned ones -> the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +103,13 @@ def measure_methods(entries: Sequence[Entry], methods: Sequence[Method], load: L
     search = search_quality(entries, retriever, setting.seed) if retriever else None
     measured: dict[str, dict[str, Measured]] = {}
     descriptions: dict[str, Mapping[str, str]] = {}
-    for is_tuned in (False, True):
-        group = [method for method in methods if method.is_tuned == is_tuned]
-        chooses = not is_tuned and _has_choice(methods, setting)
+    for weights in sorted({0.0, *(method.weights for method in methods)}):
+        group = [method for method in methods if method.weights == weights]
+        chooses = not weights and _has_choice(methods, setting)
         if group or chooses:
             # The model lives in this call alone, so that the next one finds its memory free.
             prompting, found, described = _measured_with(
-                load(is_tuned), entries, group, prompting, setting, chooses=chooses
+                load(weights), entries, group, prompting, setting, chooses=chooses
             )
             measured, descriptions = measured | found, descriptions | described
     of_task = lambda entry: [method.name for method in methods if entry.name in measured[method.name]]
@@ -160,7 +160,7 @@ def divergence(entries: Sequence[Entry], load: Load, setting: Setting) -> dict[s
     records = [record for entry in entries if entry.options.probe for record in entry.records]
     if not records:
         return None
-    base, tuned = load(False), load(True)
+    base, tuned = load(0.0), load(1.0)
     examples = _tokenized(records, tuned)
     progress = setting.progress and setting.progress("divergence from the base", len(examples))
     outcomes = example_divergences(base, tuned, examples, jax.sharding.get_mesh(), progress=progress or None)

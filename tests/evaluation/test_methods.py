@@ -130,6 +130,10 @@ def test_what_was_cut_is_counted_and_said(loaded):
         (["base+rag"], "--methods=base+rag: a part is given twice, or beside base"),
         (["base", "sft+rag", "rag+sft"], "--methods: sft+rag, rag+sft are the same; give each once"),
         (["base", "base"], "--methods: base, base are the same"),
+        (["sft@2"], "--methods=sft@2: '2' must be a number between 0 (base) and 1 (sft), as in sft@0.5"),
+        (["sft@half+rag"], "--methods=sft@half+rag: 'half' must be a number between 0"),
+        (["sft@0.5+sft"], "--methods=sft@0.5+sft: a part is given twice"),
+        (["sft@0.50", "sft@0.5"], "--methods: sft@0.50, sft@0.5 are the same"),
     ],
 )
 def test_methods_that_there_are_not(names, message):
@@ -146,6 +150,12 @@ def test_methods_in_the_order_given():
         Method("sft+rag", ("sft", "rag")),
     ]
     assert [method.is_tuned for method in parse_methods(["rag", "sft+rag", "sft"])] == [False, True, True]
+
+
+def test_methods_with_weights_between():
+    found = parse_methods(["base", "sft@0.25", "rag+sft@0.5", "sft"])
+    assert [method.weights for method in found] == [0.0, 0.25, 0.5, 1.0]
+    assert found[2].parts == ("rag", "sft")
 
 
 TRAIN = [

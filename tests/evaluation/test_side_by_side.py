@@ -32,10 +32,9 @@ pytestmark = pytest.mark.usefixtures("on_mesh")
 def load(loaded):
     """The base, and as the tuned model one with other weights."""
 
-    def load(is_tuned: bool) -> Loaded:
-        shift = 0.05 if is_tuned else 0.0
-        variables = jax.tree.map(lambda weight: weight + shift, loaded.variables)
-        name = "tuned" if is_tuned else "base"
+    def load(weights: float) -> Loaded:
+        variables = jax.tree.map(lambda weight: weight + 0.05 * weights, loaded.variables)
+        name = {0.0: "base", 1.0: "tuned"}.get(weights, f"{weights:g}")
         return dataclasses.replace(loaded, name=name, variables=variables, fingerprint=name)
 
     return load
@@ -74,10 +73,10 @@ def test_every_task_by_every_method(load, tmp_path, monkeypatch):
 def test_one_model_is_in_memory_at_a_time(load):
     models = []
 
-    def watched(is_tuned: bool) -> Loaded:
+    def watched(weights: float) -> Loaded:
         gc.collect()
         assert not any(model() for model in models), "the model before is still held"
-        model = load(is_tuned)
+        model = load(weights)
         models.append(weakref.ref(model))
         return model
 
@@ -124,7 +123,7 @@ def test_a_loss_that_is_asked_for_is_that_of_each_row(load, loaded):
     ],
 )
 def test_what_methods_need_is_asked_for_before_a_model_is_loaded(load, tmp_path, method, given, message, remedy):
-    def never(is_tuned):
+    def never(weights):
         raise AssertionError("no model is needed to say so")
 
     (tmp_path / "corpus.txt").write_text("red cat blue tree seven")
@@ -229,3 +228,20 @@ def test_a_corpus_that_cannot_be_read_names_the_flags_of_methods(load, tmp_path)
         ValueError, match=r"has no rows, so --config\.evaluation\.retrieval\.row_template=.* is not read"
     ):
         measure_methods([entry()], parse_methods(["rag"]), load, setting)
+
+
+def test_a_curve_over_the_mix(load):
+    """Each mix is a model of its own; the base is loaded once, and first."""
+    asked = []
+
+    def watched(weights: float) -> Loaded:
+        asked.append(weights)
+        return load(weights)
+
+    methods = parse_methods(["sft", "sft@0.5", "base"])
+    found = measure_methods([entry(loss=True)], methods, watched, Setting(evaluation_options()))
+    assert asked == [0.0, 0.5, 1.0]
+    assert [found.descriptions[method.name]["model"] for method in methods] == ["tuned", "0.5", "base"]
+    assert found.descriptions["sft@0.5"]["description"] == "base + 0.5 x (tuned - base)"
+    losses = [found.tasks["rows"][method.name].outcomes[0]["loss_sum"] for method in methods]
+    assert len(set(losses)) == 3
