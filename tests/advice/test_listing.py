@@ -17,17 +17,17 @@ PATIENCE, WITHOUT = "training/test_early_stopping.py", "test_patience_without_an
 NO_ADAPTER = ("runs/test_mix.py", "test_what_is_no_adapter_is_refused_and_merged_as_advised")
 METHODS = ("evaluation/test_methods.py", "test_methods_that_there_are_not")
 NEEDED = ("evaluation/test_side_by_side.py", "test_what_methods_need_is_asked_for_before_a_model_is_loaded")
+PROBES = ("evaluation/test_side_by_side.py", "test_probes_are_of_weights_alone")
 NO_TASK = ("evaluation/test_tasks.py", "test_an_entry_that_is_no_task_is_named")
 EVALUATED = ("test_evaluate.py", "test_a_mistake_is_one_message_and_no_result")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/evaluate.py", "give --model, or --config with a model.source"): EVALUATED,
+    ("sft_jax/evaluate.py", "holds a run, whose log would be replaced; give a directory"): EVALUATED,
     ("sft_jax/evaluation/methods.py", "--methods: give at least one"): METHODS,
     ("sft_jax/evaluation/methods.py", "are the same; give each once"): METHODS,
     ("sft_jax/evaluation/methods.py", "--methods={name}: "): METHODS,
-    ("sft_jax/evaluation/side_by_side.py", "measure what weights forgot"): (
-        "evaluation/test_side_by_side.py",
-        "test_probes_are_of_weights_alone",
-    ),
+    ("sft_jax/evaluation/side_by_side.py", "measure what weights forgot"): PROBES,
+    ("sft_jax/evaluation/side_by_side.py", "all tasks are probes, which are measured with"): PROBES,
     ("sft_jax/evaluation/side_by_side.py", "method rag: give the corpus"): NEEDED,
     ("sft_jax/evaluation/side_by_side.py", "method prompted: give the instruction"): NEEDED,
     ("sft_jax/evaluation/side_by_side.py", "and the best is chosen on rows that are not measured"): NEEDED,
