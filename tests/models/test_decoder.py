@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sft_jax.models import Decoder, Execution, init_cache
+from sft_jax.models import cache as cache_module
 from sft_jax.models.config import REMAT_POLICIES, DecoderConfig
 from sft_jax.models.layouts import layout_of, to_layout
 from tests.models import programs, reference
@@ -180,9 +181,11 @@ def test_cache_in_pieces_equals_the_whole(layout):
     assert int(cache.length) == 11
 
 
+@pytest.mark.parametrize("selected_slots", [1024, 0])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_cache_with_a_length_for_each_sequence_equals_the_whole(layout):
+def test_a_cache_with_a_length_for_each_sequence_equals_the_whole(layout, selected_slots, monkeypatch):
     """Two sequences that have read 5 and 2 tokens go on side by side; of the slots the first eleven are read."""
+    monkeypatch.setattr(cache_module, "SELECTED_SLOTS", selected_slots)
     ids = reference.tokens(2, 11)
     model = Decoder(CONFIG, Execution(layer_layout=layout))
     variables = {"params": to_layout(PARAMS, layout)}
