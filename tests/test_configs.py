@@ -68,7 +68,8 @@ def test_configs_refuse_an_unknown_argument():
             importlib.import_module(f"configs.{name}").get_config("nonsense")
 
 
-SECTIONS = [made for made in vars(options).values() if dataclasses.is_dataclass(made) and made is not Reading]
+_OF_OPTIONS = [made for made in vars(options).values() if isinstance(made, type) and dataclasses.is_dataclass(made)]
+SECTIONS = [made for made in _OF_OPTIONS if made is not Reading]
 
 
 def test_options_have_the_fields_of_the_config():

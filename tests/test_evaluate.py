@@ -175,7 +175,7 @@ class TestCommand:
         found = results(root, "tuned")
         task = found["tasks"]["task"]
         assert (task["kind"], task["examples"], task["primary"]) == ("generate", ROWS, "exact_match")
-        assert set(task["scores"]["sft"]) == {"exact_match", "held_out_loss"}
+        assert set(task["scores"]["sft"]) == {"exact_match", "stopped", "held_out_loss", "perplexity"}
         assert found["methods"]["sft"]["weights"] == "tuned"
         training = found["methods"]["sft"]["training"]
         assert training["steps"] == 6
@@ -202,7 +202,7 @@ class TestCommand:
         assert asked["rag"][0]["prompt"][0]["content"].startswith("Passages:\n\n[1] ")
         assert [row["id"] for row in asked["rag"]] == [f"rows.jsonl:{n}" for n in range(1, ROWS + 1)]
         assert [row["answer"] for row in asked["sft"]] == [row["answer"] for row in predictions(root, "tuned", "sft")]
-        assert len(found["tasks"]["task"]["comparisons"]) == 15 + 1  # all pairs; base and sft by their losses too
+        assert len(found["tasks"]["task"]["comparisons"]) == 2 * 15 + 2  # all pairs; base and sft by their losses too
         (note,) = [note for note in found["tasks"]["task"]["notes"] if note.startswith("rag: Passages were found")]
         assert "2 documents; 1 empty, left out: empty.txt; 1 of the same text as another, left out" in note
 
