@@ -93,7 +93,7 @@ def main(_: list[str]) -> None:
             write_predictions(out, measured.rows)
             paths = write_report(results, with_rows_of(before, measured.rows), out)
             log_report(results, out, run.step if run else 0)
-            console.print(terminal_report(results))
+            console.print(terminal_report(results, console.width))
             console.print(f"Report: {paths[2]}", soft_wrap=True)
     if results["gate"] and results["gate"]["failed"]:
         sys.exit(_STATUS_OF_REGRESSION)

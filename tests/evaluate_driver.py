@@ -34,9 +34,6 @@ def evaluated(spec: dict, counts_file: Path) -> int:
         commands.run(evaluate.main, several_processes=True)
     except SystemExit as end:
         return end.code or 0
-    except BaseException:  # noqa: BLE001  as Python itself would end
-        traceback.print_exc()
-        return 1
     finally:
         counts_file.write_text(json.dumps(counts))
         sys.stdout.flush()
@@ -52,7 +49,13 @@ def end_of(spec: dict) -> dict:
         written = os.open(output, os.O_WRONLY | os.O_CREAT)
         os.dup2(written, 1)
         os.dup2(written, 2)
-        os._exit(evaluated(spec, counts))
+        status = 1
+        try:
+            status = evaluated(spec, counts)
+        finally:  # an error goes the way of Python's own: its traceback, and status 1
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
+            os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     computed = json.loads(counts.read_text()) if counts.exists() else None
     end = {"status": status, "output": output.read_text(), "computed": computed}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.data.records import DroppedRow, Record, RecordReader
+from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.evaluation.methods import Changed
 from sft_jax.evaluation.requests import Generate, Judged, Request, Response
 from sft_jax.evaluation.responding import Respondent
@@ -74,7 +75,13 @@ def read_entry(name: str, options: TaskOptions) -> Entry:
     return Entry(name, options, records, tuple(reader.dropped))
 
 
-def measure(entry: Entry, respondent: Respondent, changed: Changed | None = None, title: str = "") -> Measured:
+def measure(
+    entry: Entry,
+    respondent: Respondent,
+    changed: Changed | None = None,
+    title: str = "",
+    task: Task | None = None,
+) -> Measured:
     """Asks a model about each record of a task, and scores what it gives; call it inside `jax.set_mesh`.
 
     Args:
@@ -82,11 +89,12 @@ def measure(entry: Entry, respondent: Respondent, changed: Changed | None = None
         respondent: the model.
         changed: makes the requests those of a method; None: as the task makes them.
         title: of the progress.
+        task: made of the entry for the model's renderer, where that was done before.
 
     Raises:
         ValueError: a record that cannot be asked about, or scored; names it.
     """
-    task = make_task(entry.options, entry.records, respondent.renderer)
+    task = task_of(entry, respondent.renderer) if task is None else task
     asked = [_asked(task, record) for record in entry.records]
     names = [record.id for record, requests in zip(entry.records, asked, strict=True) for _ in requests]
     requests = list(itertools.chain.from_iterable(asked))
@@ -110,6 +118,11 @@ def measure(entry: Entry, respondent: Respondent, changed: Changed | None = None
         cut=changed.cut if changed is not None else 0,
         notes=tuple(filter(None, (_note(task), *(changed.notes() if changed else ()), _cut_note(grouped)))),
     )
+
+
+def task_of(entry: Entry, renderer: ConversationRenderer) -> Task:
+    """The task of an entry, for models with this renderer; errors as of `make_task`."""
+    return make_task(entry.options, entry.records, renderer)
 
 
 def _asked(task: Task, record: Record) -> Sequence[Request]:

@@ -14,7 +14,7 @@ from sft_jax.evaluation.answer_store import AnswerStore, key_of
 from sft_jax.evaluation.baselines import questions_of
 from sft_jax.evaluation.divergence import divergence_scores, example_divergences
 from sft_jax.evaluation.held_out_loss import example_losses
-from sft_jax.evaluation.measuring import Entry, Measured, measure, read_entry
+from sft_jax.evaluation.measuring import Entry, Measured, measure, read_entry, task_of
 from sft_jax.evaluation.methods import (
     BASE,
     FEW_SHOT,
@@ -32,6 +32,7 @@ from sft_jax.evaluation.responding import ProgressFor, Respondent
 from sft_jax.evaluation.scorers import Outcome
 from sft_jax.evaluation.scoring import metrics_of, score_values
 from sft_jax.evaluation.search_quality import search_quality
+from sft_jax.evaluation.tasks import Task
 from sft_jax.generation import prepare
 from sft_jax.models.sizes import check_sizes
 from sft_jax.options import EvaluationOptions
@@ -163,7 +164,7 @@ def divergence(entries: Sequence[Entry], load: Load, setting: Setting) -> dict[s
     base, tuned = load(0.0), load(1.0)
     examples = _tokenized(records, tuned)
     progress = setting.progress and setting.progress("divergence from the base", len(examples))
-    outcomes = example_divergences(base, tuned, examples, jax.sharding.get_mesh(), progress=progress or None)
+    outcomes = example_divergences(base, tuned, examples, jax.sharding.get_mesh(), progress=progress)
     return {name: score.as_dict() for name, score in divergence_scores(outcomes, setting.seed).items()}
 
 
@@ -190,6 +191,7 @@ def _measured_with(
         store=store,
         progress=setting.progress,
     )
+    tasks = {entry.name: task_of(entry, loaded.renderer) for entry in entries}
     if chooses:
         best = best_instruction(entries, respondent, setting)
         prompting = {name: dataclasses.replace(one, instruction=best) for name, one in prompting.items()}
@@ -200,17 +202,19 @@ def _measured_with(
         descriptions[method.name] = {"description": words, "model": loaded.name}
         measured[method.name] = {}
         for entry in _asked_by(method, entries):
-            found = _measured(entry, method, prompting[entry.name], respondent)
+            found = _measured(entry, method, prompting[entry.name], respondent, tasks[entry.name])
             if entry.options.loss and set(method.parts) <= {BASE, TUNED}:
                 found = _with_loss(found, entry, loaded, store, setting)
             measured[method.name][entry.name] = found
     return prompting, measured, descriptions
 
 
-def _measured(entry: Entry, method: Method, prompting: Prompting, respondent: Respondent) -> Measured:
+def _measured(
+    entry: Entry, method: Method, prompting: Prompting, respondent: Respondent, task: Task | None = None
+) -> Measured:
     positions = respondent.prepared.model.config.max_positions
     changed = Changed(method, prompting, respondent.positions_needed, positions)
-    return measure(entry, respondent, changed, f"{method.name}, {entry.name}")
+    return measure(entry, respondent, changed, f"{method.name}, {entry.name}", task)
 
 
 def _prompting(entries: Sequence[Entry], methods: Sequence[Method], setting: Setting) -> dict[str, Prompting]:

@@ -78,7 +78,7 @@ _decode = jax.jit(
 class Sampler:
     """Generates answers, greedily or by sampling.
 
-    Compiles for sizes that are powers of two: of the rows in which prompts are read, of a slot, and of an answer.
+    Compiles for few sizes (`rounded_size`): of the rows in which prompts are read, of a slot, and of an answer.
     """
 
     def __init__(self, stop_ids: Sequence[int], *, sampling: Sampling | None = None, slots: int = 16):

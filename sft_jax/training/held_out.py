@@ -14,7 +14,8 @@ from sft_jax.data.batches import held_out_batches, held_out_bins, slices_if_seve
 from sft_jax.data.conversations import Chat
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Sampler, prepare, problem_of_prompt
+from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Prepared, Sampler, prepare, problem_of_prompt
+from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import variables
 from sft_jax.objectives import Settings, get_objective
@@ -147,30 +148,30 @@ def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int],
 
 
 class Samples:
-    """Greedy answers to the first held-out prompts, thinking and calls included, as Markdown; compiled once."""
+    """Greedy answers to the first held-out prompts, thinking and calls included, as Markdown; compiled once.
 
-    def __init__(self, model: Decoder, data: Data, options: EvaluationOptions):
+    Attributes:
+        count: of the prompts.
+    """
+
+    def __init__(self, decoder: DecoderConfig, data: Data, options: EvaluationOptions):
         """Chooses the prompts."""
         records = [record for record in data.held_out_records if last_answer(record)][: options.samples]
+        self.count = len(records)
         self._pairs = [split_prompt(record, data.renderer) for record in records]
         # An example that is cut to fit into a sequence has a prompt that is not.
-        self._problems = [problem_of_prompt(ids, model.config) for ids, _, _ in self._pairs]
+        self._problems = [problem_of_prompt(ids, decoder) for ids, _, _ in self._pairs]
         self._written = [
             functools.partial(data.renderer.written_text, tools=record.example.tools) for record in records
         ]
-        self._model, self._tokens = model, options.sample_tokens
+        self._tokens = options.sample_tokens
         self._sampler = Sampler(data.renderer.stop_ids, slots=max(len(records), 1))
 
-    def __call__(self, state: TrainState) -> dict[str, str]:
+    def __call__(self, prepared: Prepared) -> dict[str, str]:
         """Markdown by name."""
-        if not self._pairs:
-            return {}
-        weights = variables(state.trained, state.frozen, state.hyper)
         numbers = [number for number, problem in enumerate(self._problems) if not problem]
         prompts = [self._pairs[number][0] for number in numbers]
-        answers = self._sampler.generate(
-            prepare(self._model, weights), prompts, max_new_tokens=self._tokens, example_ids=numbers
-        )
+        answers = self._sampler.generate(prepared, prompts, max_new_tokens=self._tokens, example_ids=numbers)
         shown = [f"**answer**: none, the prompt {problem}" for problem in self._problems]
         for number, (answer,) in zip(numbers, answers, strict=True):
             text = self._written[number](answer.tokens)
@@ -260,7 +261,7 @@ def compile_evaluation(
     groups = slices_if_several(data.held_out.groups) if data.held_out is not None else None
     settings = dataclasses.replace(settings, slices=len(groups.names) if groups else 0)
     measured, eval_step = compile_for_evaluation(options, state), compile_eval_step(model, settings, state, mesh)
-    samples = Samples(model, data, options.evaluation) if data.held_out_records and options.evaluation.samples else None
+    samples = Samples(model.config, data, options.evaluation)
 
     def evaluate(
         state: TrainState, progress: Callable[[int, int], None], step: int | None
@@ -270,8 +271,12 @@ def compile_evaluation(
             scalars = held_out_metrics(eval_step, state, data, options, mesh, progress)
         for name, evaluator in evaluators.items():
             scalars |= {f"{name}/{metric}": float(value) for metric, value in evaluator(model, state).items()}
-        if step is not None:
-            scalars |= tasks(model, state, step)
-        return scalars, samples(state) if samples else {}
+        measures_tasks = bool(tasks.names) and step is not None
+        if not (measures_tasks or samples.count):
+            return scalars, {}
+        prepared = prepare(model, variables(state.trained, state.frozen, state.hyper))
+        if measures_tasks:
+            scalars |= tasks(prepared, step)
+        return scalars, samples(prepared)
 
     return evaluate

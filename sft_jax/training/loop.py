@@ -154,7 +154,7 @@ def run(
         report = functools.partial(_report, tasks, base, options, workdir, console)
         finished = done is not None and (done == times.total_steps or best.is_final())
         if finished and checkpoints.is_whole(done):
-            report(done)
+            report(done, where_missing=True)
             return _finished(config, done, times.total_steps, best, checkpoints, workdir, console)
         with agreed():
             workdirs.write_data_report(workdir, data.report.numbers)
@@ -178,7 +178,7 @@ def run(
             arrays = checkpoints.restore(done, saved_arrays(state), model.execution.layer_layout, mesh)
             state = with_saved(state, arrays)
             if finished:  # its last checkpoint had no digests; restoring it has shown that it is whole
-                report(done)
+                report(done, where_missing=True)
                 return _finished(config, done, times.total_steps, best, checkpoints, workdir, console)
             console.print(f"Continuing {workdir} after step {done} of {times.total_steps}.")
 
@@ -277,9 +277,17 @@ def run(
 
 
 def _report(
-    tasks: TaskEvaluation, base: Base, options: Options, workdir: epath.Path, console: Console, step: int
+    tasks: TaskEvaluation,
+    base: Base,
+    options: Options,
+    workdir: epath.Path,
+    console: Console,
+    step: int,
+    where_missing: bool = False,
 ) -> None:
-    """Writes the report of the tasks, where it is not there yet."""
+    """Writes the report of the tasks; of a run that had ended before, only where it is missing."""
+    if where_missing and tasks.has_report:
+        return
     cost = lambda step: cost_up_to(workdir, step, options, base.decoder)
     if page := tasks.write_report(base.name, step, cost):
         console.print(f"Report: {page}", soft_wrap=True)

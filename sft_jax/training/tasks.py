@@ -12,20 +12,16 @@ from typing import Any
 from etils import epath
 
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.evaluation.measuring import Entry, Measured, measure, read_entry
+from sft_jax.evaluation.measuring import Entry, Measured, measure, read_entry, task_of
 from sft_jax.evaluation.methods import BASE, TUNED, Method
 from sft_jax.evaluation.report.write import PAGE, write_report
 from sft_jax.evaluation.responding import Respondent
 from sft_jax.evaluation.results import results_of
 from sft_jax.evaluation.scoring import score_values
 from sft_jax.evaluation.side_by_side import ByMethod
-from sft_jax.evaluation.tasks import make_task
-from sft_jax.generation import prepare
-from sft_jax.models.decoder import Decoder
-from sft_jax.models.variables import variables
+from sft_jax.generation import Prepared
 from sft_jax.options import Options
 from sft_jax.runs.workdir import write_whole
-from sft_jax.training.state import TrainState
 
 FOLDER, REPORT, PREFIX = "evaluations", "report", "tasks/"
 
@@ -52,22 +48,16 @@ class TaskEvaluation:
         """
         self._options, self._renderer, self._workdir, self._writes = options, renderer, workdir, writes
         self._entries = [read_entry(name, task) for name, task in options.evaluation.tasks.items()]
-        for entry in self._entries:
-            make_task(entry.options, entry.records, renderer)  # what is wrong with its rows is said now
+        self._tasks = [task_of(entry, renderer) for entry in self._entries]  # what is wrong with rows is said now
         self.names = [f"{PREFIX}{entry.name}" for entry in self._entries]
 
-    def __call__(self, model: Decoder, state: TrainState, step: int) -> dict[str, float]:
+    def __call__(self, prepared: Prepared, step: int) -> dict[str, float]:
         """`tasks/<task>/<metric>` of the model."""
-        if not self._entries:
-            return {}
-        weights = variables(state.trained, state.frozen, state.hyper)
         options = self._options
-        respondent = Respondent(
-            prepare(model, weights), self._renderer, slots=options.evaluation.slots, seed=options.seed
-        )
+        respondent = Respondent(prepared, self._renderer, slots=options.evaluation.slots, seed=options.seed)
         scalars: dict[str, float] = {}
-        for entry in self._entries:
-            measured = measure(entry, respondent)
+        for entry, task in zip(self._entries, self._tasks, strict=True):
+            measured = measure(entry, respondent, task=task)
             self._keep(entry, measured, step)
             values = score_values(measured.outcomes)
             scalars |= {f"{PREFIX}{entry.name}/{metric}": value for metric, value in values.items()}
@@ -82,6 +72,11 @@ class TaskEvaluation:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(dataclasses.asdict(measured)) + "\n")
 
+    @property
+    def has_report(self) -> bool:
+        """Whether there is a report; a run that goes on after its end writes it anew."""
+        return (self._workdir / REPORT / PAGE).exists()
+
     def write_report(self, model_name: str, step: int, cost: Callable[[int], Mapping[str, Any]]) -> epath.Path | None:
         """Writes `report/`: the run at its end beside what it started from.
 
@@ -91,9 +86,9 @@ class TaskEvaluation:
             cost: of the training, up to a step.
 
         Returns:
-            Its page; None where there are no tasks, where another process writes, or where it is there already.
+            Its page; None where there are no tasks or another process writes.
         """
-        if not self._entries or not self._writes or (self._workdir / REPORT / PAGE).exists():
+        if not self._entries or not self._writes:
             return None
         # With patience, a run may end at an evaluation that measured no tasks.
         last = max(int(path.name) for path in (self._workdir / FOLDER).iterdir() if int(path.name) <= step)

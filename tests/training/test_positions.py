@@ -20,6 +20,7 @@ from sft_jax.evaluation.methods import parse_methods
 from sft_jax.evaluation.side_by_side import Setting, measure_methods
 from sft_jax.exports.model import export_model
 from sft_jax.exports.source import open_source
+from sft_jax.generation import prepare
 from sft_jax.options import TaskOptions, options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.progress import silent
@@ -29,7 +30,6 @@ from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
 from sft_jax.training.held_out import Samples
-from sft_jax.training.state import TrainState
 from tests import tiny
 from tests.models import families
 
@@ -136,7 +136,9 @@ def test_what_the_flag_says_reaches_the_model(tmp_path, monkeypatch):
         monkeypatch.setattr(inference_flags, name, type("Flag", (), {"value": value}))
     inference_flags.load("source", "mesh")
     assert asked["given"] == ("source", "mesh", "float32", "ema", 99, 0.5)
-    inference_flags.load("source", "mesh", is_base=True)  # what weights and mix say is of the result
+    inference_flags.load("source", "mesh", share=0.5)
+    assert asked["given"] == ("source", "mesh", "float32", "ema", 99, 0.25)
+    inference_flags.load("source", "mesh", share=0.0)  # what weights and mix say is of the result
     assert asked["given"] == ("source", "mesh", "float32", "trained", 99, 0.0)
 
 
@@ -152,10 +154,8 @@ def test_a_sample_without_room_says_so(tmp_path):
     mesh, data = inference_mesh(jax.devices()), load_data(options_of(config))
     with jax.set_mesh(mesh):
         loaded = load_for_inference(str(tmp_path / "run"), mesh, "float32")
-        state = type("State", (), {"trained": loaded.variables, "frozen": {}, "hyper": {}})
-        empty = {field.name: {} for field in dataclasses.fields(TrainState)}
-        state = TrainState(**empty | {"trained": loaded.variables})
-        shown = Samples(loaded.model, data, options_of(config).evaluation)(state)
+        samples = Samples(loaded.model.config, data, options_of(config).evaluation)
+        shown = samples(prepare(loaded.model, loaded.variables))
     assert re.search(
         r"\*\*answer\*\*: none, the prompt has \d+ tokens; the model knows 40 positions", shown["samples/1"]
     )

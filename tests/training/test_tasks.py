@@ -85,6 +85,23 @@ def test_a_run_that_was_interrupted_reports_from_its_start(tmp_path, monkeypatch
     )
 
 
+def test_a_run_that_goes_on_after_its_end_is_reported_anew(tmp_path):
+    """It ends early, since what gets lower is to get higher; without patience it goes on. Then it is not written again."""
+    report = tmp_path / "run" / "report" / "results.json"
+    steps = lambda: json.loads(report.read_text())["methods"]["sft"]["training"]["steps"]
+    wrong = {"checkpoint.best_is": "max", "evaluation.patience": 1}
+    assert run(config(tmp_path, **wrong), tmp_path / "run").stopped_early
+    assert steps() == 1
+    run(config(tmp_path, **wrong | {"evaluation.patience": 0}), tmp_path / "run")
+    assert steps() == 4
+    report.unlink()
+    run(config(tmp_path, **wrong | {"evaluation.patience": 0}), tmp_path / "run")
+    assert not report.exists()  # its page is there
+    (report.parent / "report.html").unlink()
+    run(config(tmp_path, **wrong | {"evaluation.patience": 0}), tmp_path / "run")
+    assert steps() == 4
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
