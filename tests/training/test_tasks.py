@@ -86,7 +86,7 @@ def test_a_run_that_was_interrupted_reports_from_its_start(tmp_path, monkeypatch
 
 
 def test_a_run_that_goes_on_after_its_end_is_reported_anew(tmp_path):
-    """It ends early, since what gets lower is to get higher; without patience it goes on. Then it is not written again."""
+    """It ends early, since what gets lower is to get higher; without patience it goes on, and is then left alone."""
     report = tmp_path / "run" / "report" / "results.json"
     steps = lambda: json.loads(report.read_text())["methods"]["sft"]["training"]["steps"]
     wrong = {"checkpoint.best_is": "max", "evaluation.patience": 1}

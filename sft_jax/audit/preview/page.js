@@ -1,9 +1,7 @@
-"use strict";
 // Draws, searches, filters and pages the examples in the element #data, which are JSON (examples.py says of which form).
 // Texts of examples become text nodes only, never markup.
 
 const examples = JSON.parse(document.getElementById("data").textContent).examples;
-const at = (name) => document.getElementById(name);
 const view = { query: "", kind: "", sort: "file", page: 0, size: 10, ids: null, boundaries: false };
 const texts = new Map(); // of examples: {text, low, found}, made when they are first needed
 let shown = examples;
@@ -35,12 +33,6 @@ function select() {
   if (view.sort in ORDERS) shown = shown.slice().sort(ORDERS[view.sort]);
   view.page = 0;
   draw();
-}
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
 }
 
 function* unrolled(runs) {
@@ -123,27 +115,10 @@ function exampleCard(example) {
 }
 
 function draw() {
-  const pages = Math.max(1, Math.ceil(shown.length / view.size));
-  view.page = Math.min(Math.max(view.page, 0), pages - 1);
-  const first = view.page * view.size;
-  const part = shown.slice(first, first + view.size);
-  at("list").replaceChildren(...part.map(exampleCard));
-  if (!part.length) at("list").append(element("p", { className: "empty card", textContent: "No example on this page is like that." }));
+  drawPage(view, shown, exampleCard, "examples", "No example on this page is like that.");
   at("list").classList.toggle("boundaries", view.boundaries);
-  const count = shown.length.toLocaleString("en");
-  const range = part.length ? `${(first + 1).toLocaleString("en")}–${(first + part.length).toLocaleString("en")} of ${count} examples` : "no examples";
-  document.querySelectorAll(".range").forEach((place) => (place.textContent = range));
-  document.querySelectorAll(".pages").forEach((place) => (place.textContent = `of ${pages.toLocaleString("en")}`));
-  document.querySelectorAll(".page-number").forEach((input) => Object.assign(input, { value: view.page + 1, max: pages }));
-  document.querySelectorAll(".previous").forEach((button) => (button.disabled = view.page === 0));
-  document.querySelectorAll(".next").forEach((button) => (button.disabled = view.page === pages - 1));
   at("only").hidden = !view.ids;
   if (view.ids) at("only-text").textContent = `Only ${[...view.ids].join(", ")}`;
-}
-
-function movePages(pages) {
-  view.page += pages;
-  draw();
 }
 
 function showOnly(ids) {
@@ -160,24 +135,11 @@ function followHash() {
   at("examples").scrollIntoView();
 }
 
-let waiting;
-at("search").oninput = (event) => {
-  clearTimeout(waiting);
-  waiting = setTimeout(() => {
-    view.query = event.target.value;
-    select();
-  }, 120);
-};
 at("kind").onchange = (event) => { view.kind = event.target.value; select(); };
 at("sort").onchange = (event) => { view.sort = event.target.value; select(); };
-at("size").onchange = (event) => { view.size = Number(event.target.value); view.page = 0; draw(); };
 at("boundaries").onchange = (event) => { view.boundaries = event.target.checked; draw(); };
 at("clear").onclick = () => { history.replaceState(null, "", "#examples"); showOnly(null); };
-document.querySelectorAll(".previous").forEach((button) => (button.onclick = () => movePages(-1)));
-document.querySelectorAll(".next").forEach((button) => (button.onclick = () => movePages(1)));
-document.querySelectorAll(".page-number").forEach((input) => {
-  input.onchange = () => { view.page = (Number(input.value) || 1) - 1; draw(); };
-});
+listen(view, select, draw, (target) => at("list").contains(target));
 at("theme").onclick = () => {
   const root = document.documentElement;
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
@@ -207,13 +169,6 @@ at("list").addEventListener("pointermove", point);
 at("list").addEventListener("pointerleave", () => { tip.hidden = true; if (lit) lit.classList.remove("lit"); lit = null; });
 
 addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
-addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (/^(input|select|textarea)$/i.test(event.target.tagName)) return;
-  if (event.key === "/") { event.preventDefault(); at("search").focus(); }
-  if (event.key === "ArrowRight" && !at("list").contains(event.target)) movePages(1);
-  if (event.key === "ArrowLeft" && !at("list").contains(event.target)) movePages(-1);
-});
 addEventListener("hashchange", followHash);
 select();
 followHash();

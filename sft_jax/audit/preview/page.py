@@ -23,7 +23,7 @@ from sft_jax.audit.report.findings import DECISIONS
 from sft_jax.data.tokenized import TokenizedExamples
 
 _ESCAPED = re.compile("[<>&\u2028\u2029\ud800-\udfff]")  # the last are surrogates without a pair: no file can hold them
-_PAGER = """<div class="controls"><button class="previous">← Previous</button><span>Page
+PAGER = """<div class="controls"><button class="previous">← Previous</button><span>Page
 <input class="page-number" type="number" min="1" aria-label="Page"> <span class="pages"></span></span>
 <button class="next">Next →</button><span class="range quiet"></span></div>"""
 
@@ -43,8 +43,8 @@ def page_html(title: str, subtitle: str, report: DataReport, examples: Tokenized
     parts = {
         "title": html.escape(title),
         "subtitle": html.escape(subtitle),
-        "css": _file("page.css"),
-        "js": _file("page.js"),
+        "css": part_of_page("page.css"),
+        "js": part_of_page("paging.js") + part_of_page("page.js"),
         "tiles": _tiles(report.numbers),
         "findings": _findings(report.findings, names),
         "findings_link": _findings_link(report.findings),
@@ -53,11 +53,11 @@ def page_html(title: str, subtitle: str, report: DataReport, examples: Tokenized
         "changes_link": '<a href="#changes">Left out and changed</a>' if changes else "",
         "examples_note": html.escape(shown.note),
         "kinds": "".join(f"<option>{kind}</option>" for kind in KINDS),
-        "pager": _PAGER,
+        "pager": PAGER,
         "verdict": _verdict(report.verdict),
         "data": embedded_json({"examples": shown.examples}),
     }
-    return string.Template(_file("page.html")).substitute(parts)
+    return string.Template(part_of_page("page.html")).substitute(parts)
 
 
 def embedded_json(value: Any) -> str:
@@ -66,8 +66,9 @@ def embedded_json(value: Any) -> str:
     return _ESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
-def _file(name: str) -> str:
-    return (resources.files("sft_jax.audit.preview") / name).read_text(encoding="utf-8")
+def part_of_page(name: str, package: str = "sft_jax.audit.preview") -> str:
+    """A file of a package that becomes part of a page. The style and `paging.js` here serve other pages too."""
+    return (resources.files(package) / name).read_text(encoding="utf-8")
 
 
 def _tiles(numbers: dict) -> str:

@@ -1,21 +1,13 @@
-"use strict";
 // Draws, searches, filters and pages the answers in the element #data, which are JSON (rows.py says of which form).
 // Texts of data and models become text nodes only, never markup.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const at = (name) => document.getElementById(name);
 const view = { task: 0, query: "", group: "", method: "", right: "", disagree: false, page: 0, size: 10 };
 const low = data.texts.map(() => null); // the texts in lower case, made when they are first searched
 const MOST_PAIRS = 4e6; // of words that are compared one by one
 let shown = [];
 
 const task = () => data.tasks[view.task];
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
 
 function has(text, query) {
   if (low[text] === null) low[text] = data.texts[text].toLowerCase();
@@ -168,21 +160,7 @@ function rowCard(row) {
   );
 }
 
-function draw() {
-  const pages = Math.max(1, Math.ceil(shown.length / view.size));
-  view.page = Math.min(Math.max(view.page, 0), pages - 1);
-  const first = view.page * view.size;
-  const part = shown.slice(first, first + view.size);
-  at("list").replaceChildren(...part.map(rowCard));
-  if (!part.length) at("list").append(element("p", { className: "empty card", textContent: "No row is like that." }));
-  const count = shown.length.toLocaleString("en");
-  const range = part.length ? `${(first + 1).toLocaleString("en")}–${(first + part.length).toLocaleString("en")} of ${count} rows` : "no rows";
-  document.querySelectorAll(".range").forEach((place) => (place.textContent = range));
-  document.querySelectorAll(".pages").forEach((place) => (place.textContent = `of ${pages.toLocaleString("en")}`));
-  document.querySelectorAll(".page-number").forEach((input) => Object.assign(input, { value: view.page + 1, max: pages }));
-  document.querySelectorAll(".previous").forEach((button) => (button.disabled = view.page === 0));
-  document.querySelectorAll(".next").forEach((button) => (button.disabled = view.page === pages - 1));
-}
+const draw = () => drawPage(view, shown, rowCard, "rows", "No row is like that.");
 
 const option = (value, text) => element("option", { value, textContent: text });
 
@@ -201,36 +179,10 @@ function openTask(number) {
   select();
 }
 
-function movePages(pages) {
-  view.page += pages;
-  draw();
-}
-
-let waiting;
-at("search").oninput = (event) => {
-  clearTimeout(waiting);
-  waiting = setTimeout(() => {
-    view.query = event.target.value;
-    select();
-  }, 120);
-};
 for (const name of ["group", "method", "right"]) at(name).onchange = (event) => { view[name] = event.target.value; select(); };
 at("task").onchange = (event) => openTask(Number(event.target.value));
 at("disagree").onchange = (event) => { view.disagree = event.target.checked; select(); };
-at("size").onchange = (event) => { view.size = Number(event.target.value); view.page = 0; draw(); };
-document.querySelectorAll(".previous").forEach((button) => (button.onclick = () => movePages(-1)));
-document.querySelectorAll(".next").forEach((button) => (button.onclick = () => movePages(1)));
-document.querySelectorAll(".page-number").forEach((input) => {
-  input.onchange = () => { view.page = (Number(input.value) || 1) - 1; draw(); };
-});
-addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (/^(input|select|textarea)$/i.test(event.target.tagName)) return;
-  if (event.key === "/") { event.preventDefault(); at("search").focus(); }
-  if (event.target.closest && event.target.closest(".scrolled, .text")) return; // there the arrows scroll
-  if (event.key === "ArrowRight") movePages(1);
-  if (event.key === "ArrowLeft") movePages(-1);
-});
+listen(view, select, draw, (target) => target.closest(".scrolled, .text")); // there the arrows scroll
 
 at("task").append(...data.tasks.map(({ name }, number) => option(String(number), name)));
 at("task").hidden = data.tasks.length < 2;

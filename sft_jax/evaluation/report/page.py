@@ -1,23 +1,22 @@
 """The report as one HTML file that needs nothing else: no network, no other file.
 
-The style is that of the data preview, with page.css on top. Whatever comes from data or models is escaped: texts in
-markup by `html.escape`, answers as JSON in which no `<` is left; page.js makes text nodes of them alone.
+Style and paging are those of the data preview, with page.css on top. Whatever comes from data or models is escaped:
+texts in markup by `html.escape`, answers as JSON in which no `<` is left; page.js makes text nodes of them alone.
 """
 
 import base64
 import html
 import string
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from sft_jax.audit.preview.page import embedded_json
+from sft_jax.audit.preview.page import PAGER, embedded_json, part_of_page
 from sft_jax.evaluation.report.plots import Plot
 from sft_jax.evaluation.report.rows import Rows, page_rows
 from sft_jax.evaluation.report.tables import Section, TextTable, report_sections, visible
 from sft_jax.evaluation.report.verdicts import UNDECIDED, WORSE
 
-_PREVIEW, _HERE = "sft_jax.audit.preview", "sft_jax.evaluation.report"
+_HERE = "sft_jax.evaluation.report"
 
 
 def report_page(
@@ -40,17 +39,14 @@ def report_page(
     parts = {
         "title": _text(", ".join(results["tasks"])),
         "subtitle": _text(f"Methods: {', '.join(results['methods'])}. {results['created']}, seed {results['seed']}."),
-        "css": _file(_PREVIEW, "page.css") + _file(_HERE, "page.css"),
-        "js": _file(_HERE, "page.js"),
+        "css": part_of_page("page.css") + part_of_page("page.css", _HERE),
+        "js": part_of_page("paging.js") + part_of_page("page.js", _HERE),
+        "pager": PAGER,
         "links": links,
         "sections": "".join(_section(f"section-{n}", section, plots) for n, section in enumerate(sections)),
         "data": embedded_json(page_rows(results, answers)),
     }
-    return string.Template(_file(_HERE, "page.html")).substitute(parts)
-
-
-def _file(package: str, name: str) -> str:
-    return (resources.files(package) / name).read_text(encoding="utf-8")
+    return string.Template(part_of_page("page.html", _HERE)).substitute(parts)
 
 
 def _section(identifier: str, section: Section, plots: Sequence[Plot]) -> str:
