@@ -14,17 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from sft_jax.data.batches import held_out_batches
 from sft_jax.data.tokenized import TokenizedExamples
+from sft_jax.evaluation.held_out_loss import sums_by_example
 from sft_jax.evaluation.scoring import Outcome
 from sft_jax.evaluation.statistics import Score, bootstrap_interval, ratio_of_sums
-from sft_jax.generation.sizes import on_host
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import head_weights
 from sft_jax.objectives.head import gather_targets, over_chunks
 from sft_jax.objectives.kl import kl_divergence, sum_and_count
 from sft_jax.runs.restore import Loaded
-from sft_jax.sharding import data_shards, put_batch, sequences_here
 
 Tree = Any
 Progress = Callable[[int, int], None]
@@ -63,21 +61,11 @@ def example_divergences(
         ValueError: the models have other vocabularies.
     """
     _check_vocabularies(base, tuned)
-    shards = data_shards(mesh)
-    batch_sequences = -(-batch_sequences // shards) * shards
-    length = -(-int(examples.lengths.max()) // 64) * 64
-    targets = min(-(-int(examples.supervised.max()) // 8) * 8, length)
-    sums: list[np.ndarray] = []
-    for batch in held_out_batches(
-        examples, length, targets, batch_sequences, packing="none", own=sequences_here(mesh, batch_sequences)
-    ):
-        models, weights = (base.model, tuned.model), (base.variables, tuned.variables)
-        found = on_host(_example_sums(models, head_chunk, weights, put_batch(batch, mesh)))
-        sums.append(np.stack(found, axis=1))
-        if progress:
-            progress(min(len(sums) * batch_sequences, len(examples)), len(examples))
+    models, weights = (base.model, tuned.model), (base.variables, tuned.variables)
+    sums_of = functools.partial(_example_sums, models, head_chunk, weights)
+    every = sums_by_example(sums_of, examples, mesh, batch_sequences=batch_sequences, progress=progress)
     names = (*METRICS.values(), WEIGHT)
-    return [dict(zip(names, map(float, row), strict=True)) for row in np.concatenate(sums)[: len(examples)]]
+    return [dict(zip(names, map(float, row), strict=True)) for row in every]
 
 
 def divergence_scores(outcomes: Sequence[Outcome], seed: int) -> dict[str, Score]:

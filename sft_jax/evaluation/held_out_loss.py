@@ -43,6 +43,28 @@ def example_losses(
         batch_sequences: examples at a time, each a sequence of its own; rounded up so that the mesh divides it.
         progress: called with (examples done, examples in all).
     """
+    sums_of = functools.partial(_example_sums, model, variables)
+    every = sums_by_example(sums_of, examples, mesh, batch_sequences=batch_sequences, progress=progress)
+    return [{"loss_sum": float(total), "loss_weight": float(weight)} for total, weight in every]
+
+
+def sums_by_example(
+    sums_of: Callable[[Tree], tuple[Float[Array, "B"], ...]],
+    examples: TokenizedExamples,
+    mesh: Mesh,
+    *,
+    batch_sequences: int = 8,
+    progress: Progress | None = None,
+) -> Float[np.ndarray, "examples sums"]:
+    """Sums over the tokens of each example, of which each is a sequence of its own.
+
+    Args:
+        sums_of: of a batch, the sums of each of its sequences.
+        examples: what is measured.
+        mesh: the mesh in force.
+        batch_sequences: examples at a time; rounded up so that the mesh divides it.
+        progress: called with (examples done, examples in all).
+    """
     shards = data_shards(mesh)
     batch_sequences = -(-batch_sequences // shards) * shards
     length = -(-int(examples.lengths.max()) // 64) * 64
@@ -51,11 +73,10 @@ def example_losses(
     for batch in held_out_batches(
         examples, length, targets, batch_sequences, packing="none", own=sequences_here(mesh, batch_sequences)
     ):
-        sums.append(np.stack(on_host(_example_sums(model, variables, put_batch(batch, mesh))), axis=1))
+        sums.append(np.stack(on_host(sums_of(put_batch(batch, mesh))), axis=1))
         if progress:
             progress(min(len(sums) * batch_sequences, len(examples)), len(examples))
-    every = np.concatenate(sums)[: len(examples)]
-    return [{"loss_sum": float(total), "loss_weight": float(weight)} for total, weight in every]
+    return np.concatenate(sums)[: len(examples)]
 
 
 @functools.partial(jax.jit, static_argnums=0)

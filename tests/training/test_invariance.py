@@ -20,7 +20,7 @@ from sft_jax.training import held_out, setup
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.step import compile_eval_step, gradients
 from tests import tiny
-from tests.models import families
+from tests.training.three_models import write_three_models
 
 REFERENCE = {
     "mesh.replica": 1,
@@ -79,13 +79,7 @@ MIXTURE_CASES = {
 def root(tmp_path_factory):
     """Tiny models: tied for full fine-tuning; a head of its own under LoRA; and a mixture of experts."""
     made = tmp_path_factory.mktemp("invariance")
-    for arg, tied in (("full", True), ("lora", False)):
-        tiny.write_checkpoint(made / arg / "model", num_hidden_layers=2, tie_word_embeddings=tied)
-    families.save(families.torch_model("mixtral"), made / "mixture" / "model")
-    tiny.tokenizer().save_pretrained(made / "mixture" / "model")
-    for name in ("full", "lora", "mixture"):
-        tiny.write_rows(made / name / "train.jsonl", 24)
-        tiny.write_rows(made / name / "held_out.jsonl", 12, seed=1)
+    write_three_models(made)
     return made
 
 

@@ -16,8 +16,8 @@ from sft_jax.runs.metric_log import read_metrics
 from sft_jax.sharding import shardings_of
 from sft_jax.training import run
 from tests import tiny
-from tests.models import families
 from tests.training.test_invariance import ALL_AT_ONCE, assert_same, batch_of, build, measure, mesh
+from tests.training.three_models import write_three_models
 
 FACTOR = 0.5
 KL = {"objective.kl_to_base": FACTOR}
@@ -33,13 +33,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     made = tmp_path_factory.mktemp("kl")
-    for arg, tied in (("full", True), ("lora", False)):
-        tiny.write_checkpoint(made / arg / "model", num_hidden_layers=2, tie_word_embeddings=tied)
-    families.save(families.torch_model("mixtral"), made / "mixture" / "model")
-    tiny.tokenizer().save_pretrained(made / "mixture" / "model")
-    for name in ("full", "lora", "mixture"):
-        tiny.write_rows(made / name / "train.jsonl", 24)
-        tiny.write_rows(made / name / "held_out.jsonl", 12, seed=1)
+    write_three_models(made)
     return made
 
 

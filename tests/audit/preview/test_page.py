@@ -1,6 +1,5 @@
 """The page: one file, nothing from outside, and whatever stands in the data stays text."""
 
-import html.parser
 import json
 
 import pytest
@@ -12,32 +11,13 @@ from sft_jax.audit.report import data_report
 from sft_jax.data.cleaning import CleaningLog, cleaning_values
 from sft_jax.data.packing import packing_report
 from sft_jax.data.records import DroppedRow
+from tests.parsed_page import Parsed
 
 EVIL = "</script><script>alert('x')</script><!-- <img src=x onerror=alert(1)> & \u2028 \"'`${x}"
 
 
-class Parsed(html.parser.HTMLParser):
-    """Elements with their attributes, and the text inside each script."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.scripts, self.text, self._inside = [], [], "", ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._inside = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-
-    def handle_data(self, data):
-        if self._inside == "script":
-            self.scripts[-1] += data
-        elif self._inside != "style":
-            self.text += data
+class Preview(Parsed):
+    """The page of a preview."""
 
     @property
     def examples(self):
@@ -62,7 +42,7 @@ def page(renderer, record, checked):
         verdict=Verdict("clean_first", (Reason(EVIL, "clean_first"),)),
     )
     shown = select_examples(made, renderer, [(record(3, EVIL), dropped)], [finding], {"t:1": EVIL}, 10)
-    return Parsed(page_html(EVIL, EVIL, report, made.examples, shown))
+    return Preview(page_html(EVIL, EVIL, report, made.examples, shown))
 
 
 def test_nothing_gets_out_of_its_place(page):

@@ -1,6 +1,5 @@
 """The page: one file, nothing from outside, and whatever data and models say stays text."""
 
-import html.parser
 import json
 import re
 
@@ -9,30 +8,7 @@ import pytest
 from sft_jax.evaluation.report.page import report_page
 from sft_jax.evaluation.report.plots import Plot
 from tests.evaluation.report.made_results import EVIL, comparison, everything, method, results_of, rows, task
-
-
-class Parsed(html.parser.HTMLParser):
-    """Elements with their attributes, texts of the page, and the text inside each script."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.elements, self.scripts, self.text, self._inside = [], [], "", ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._inside = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-
-    def handle_data(self, data):
-        if self._inside == "script":
-            self.scripts[-1] += data
-        elif self._inside != "style":
-            self.text += data
+from tests.parsed_page import Parsed
 
 
 @pytest.fixture(scope="module")
