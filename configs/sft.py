@@ -154,31 +154,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.mesh.expert = 1  # experts of a mixture are split over it; everything else as over fsdp
     config.mesh.tensor = 1  # heads, feed-forward width and vocabulary are split over it
 
-    config.evaluation = ConfigDict()
-    config.evaluation.every = "100 steps"  # and at the start and the end
-    # The run ends after so many evaluations in a row without a better config.checkpoint.best_metric; 0: never early.
-    # The schedule of the learning rate knows nothing of that: "constant" suits it.
-    config.evaluation.patience = 0
-    config.evaluation.batch_sequences = 8  # rounded up so that the mesh divides it
-    config.evaluation.samples = 3  # answers to held-out prompts shown in TensorBoard; 0: none
-    config.evaluation.sample_tokens = 128  # of an answer, at most
-    # What is asked and scored: config.evaluation.tasks.titles = task("titles.jsonl", scorer="json_extraction").
-    config.evaluation.tasks = ConfigDict()
-    # When a run measures them: "200 steps", and at the start and the end; empty: at all evaluations.
-    config.evaluation.tasks_every = ""
-    config.evaluation.slots = 32  # answers in progress at a time; answers do not depend on it
-    # By how much a score of a task with probe=True may be worse than the base's; more is exit status 4 of
-    # `python -m sft_jax.evaluate`. 0: any drop is reported, none is refused.
-    config.evaluation.max_regression = 0.0
-    # What the methods of `python -m sft_jax.evaluate --methods=…` put into prompts.
-    config.evaluation.few_shot = ConfigDict()
-    config.evaluation.few_shot.path = ""  # rows with answers, read as training rows; empty: config.data.train
-    config.evaluation.few_shot.examples = 2
-    config.evaluation.few_shot.choose = "seed"  # drawn from the shorter half; "first" rows; "nearest" to the question
-    config.evaluation.prompting = ConfigDict()
-    config.evaluation.prompting.instructions = ()  # the system message, or several of which the best is chosen
-    config.evaluation.prompting.development = ""  # rows on which it is chosen, with the first task's scorer
-    config.evaluation.retrieval = retrieval()  # of the method rag
+    config.evaluation = evaluation()
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "100 steps"  # and at the end
@@ -236,6 +212,36 @@ def source(
     config.replacement = replacement
     config.reading = reading()
     config.reading.update(options)
+    return config
+
+
+def evaluation() -> ConfigDict:
+    """When and how a run measures itself, and what `python -m sft_jax.evaluate` does beside that."""
+    config = ConfigDict()
+    config.every = "100 steps"  # and at the start and the end
+    # The run ends after so many evaluations in a row without a better config.checkpoint.best_metric; 0: never early.
+    # The schedule of the learning rate knows nothing of that: "constant" suits it.
+    config.patience = 0
+    config.batch_sequences = 8  # rounded up so that the mesh divides it
+    config.samples = 3  # answers to held-out prompts shown in TensorBoard; 0: none
+    config.sample_tokens = 128  # of an answer, at most
+    # What is asked and scored: config.evaluation.tasks.titles = task("titles.jsonl", scorer="json_extraction").
+    config.tasks = ConfigDict()
+    # When a run measures them: "200 steps", and at the start and the end; empty: at all evaluations.
+    config.tasks_every = ""
+    config.slots = 32  # answers in progress at a time; answers do not depend on it
+    # By how much a score of a task with probe=True may be worse than the base's; more is exit status 4 of
+    # `python -m sft_jax.evaluate`. 0: any drop is reported, none is refused.
+    config.max_regression = 0.0
+    # What the methods of `python -m sft_jax.evaluate --methods=…` put into prompts.
+    config.few_shot = ConfigDict()
+    config.few_shot.path = ""  # rows with answers, read as training rows; empty: config.data.train
+    config.few_shot.examples = 2
+    config.few_shot.choose = "seed"  # drawn from the shorter half; "first" rows; "nearest" to the question
+    config.prompting = ConfigDict()
+    config.prompting.instructions = ()  # the system message, or several of which the best is chosen
+    config.prompting.development = ""  # rows on which it is chosen, with the first task's scorer
+    config.retrieval = retrieval()  # of the method rag
     return config
 
 

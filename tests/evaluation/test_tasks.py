@@ -77,12 +77,20 @@ def test_of_several_samples_pass_at_k(loaded, answers, expected):
     assert task.score(RECORDS[0], written(*answers)) == pytest.approx(expected)
 
 
+def test_of_several_samples_the_best_by_a_share(loaded):
+    """The reference is "cat red": two of two words, one of two, none."""
+    task = make_task(options(samples=3, temperature=1.0, scorer="rouge_l"), RECORDS, loaded.renderer)
+    outcome = task.score(RECORDS[0], written("cat", "cat red", "blue"))
+    assert outcome == {"rouge_l": pytest.approx((2 / 3 + 1 + 0) / 3), "rouge_l_best_of_3": 1.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "records", "message"),
     [
         ({}, [Record("a:1", Chat((Message("user", "Hi"),)), {})], "a:1: a held-out row must end with the assistant's"),
         ({"scorer": "numeric"}, RECORDS[:1], "rows:1"),
-        ({"samples": 2, "temperature": 1.0, "scorer": "rouge_l"}, RECORDS, "samples=2: scorer 'rouge_l' does not call"),
+        ({"samples": 2, "temperature": 1.0, "scorer": "bleu"}, RECORDS, "samples=2: scorer 'bleu' neither calls an"),
+        ({"samples": 2, "temperature": 1.0, "scorer": "repetition"}, RECORDS, "samples=2: scorer 'repetition' neither"),
     ],
 )
 def test_what_cannot_be_scored_is_said_before_anything_is_written(loaded, changes, records, message):

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from sft_jax.data.conversations import Conversation
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.evaluation.metrics import higher_is_better
 from sft_jax.evaluation.parts import PartScorer
-from sft_jax.evaluation.repeated_answers import pass_outcomes
+from sft_jax.evaluation.repeated_answers import best_of_n, pass_outcomes
 from sft_jax.evaluation.requests import Generate, Response
 from sft_jax.evaluation.scorers import Outcome, make_scorer
 from sft_jax.evaluation.scorers.cases import is_right
@@ -35,10 +36,11 @@ class Generating:
             question_of(record)
         scorer = make_scorer(options.scorer, options.scorer_options)
         self._scorer = PartScorer(scorer, records, renderer, options.match_thinking)
-        if options.samples > 1 and is_right(self._scorer(records[0], "")) is None:
+        self._best_by = _best_by(self._scorer(records[0], "")) if options.samples > 1 else ""
+        if self._best_by is None:
             raise ValueError(
-                f"samples={options.samples}: scorer {options.scorer!r} does not call an answer right or wrong "
-                "(exact_match or accuracy), which pass@k counts"
+                f"samples={options.samples}: scorer {options.scorer!r} neither calls an answer right or wrong "
+                "(exact_match or accuracy), which pass@k counts, nor has a share by which one of n is the best"
             )
 
     def requests(self, record: Record) -> list[Generate]:
@@ -49,12 +51,17 @@ class Generating:
     def score(self, record: Record, responses: Sequence[Response]) -> Outcome:
         """The scorer's outcome, and whether the model ended the answer itself (`stopped`).
 
-        Of several samples, how likely it is that one of k is right (`pass@k`).
+        Of several samples, how likely it is that one of k is right (`pass@k`); of a scorer that only has shares, the
+        mean of the first, and the best (`best_of_n`).
         """
         answers = responses[0].answers
         outcomes = [self._scorer(record, answer.text) for answer in answers]
         if len(outcomes) == 1:
             return {**outcomes[0], "stopped": answers[0].finish_reason == STOP}
+        if self._best_by:
+            (best,) = best_of_n([outcomes], self._best_by)
+            mean = sum(outcome[self._best_by] for outcome in outcomes) / len(outcomes)
+            return {self._best_by: mean, f"{self._best_by}_best_of_{len(outcomes)}": best[self._best_by]}
         powers = [2**power for power in range(len(outcomes).bit_length())]
         return pass_outcomes([outcomes], sorted({*powers, len(outcomes)}))[0]
 
@@ -65,6 +72,13 @@ class Generating:
     def note(self) -> str:
         """What a reader of the scores should know; empty for nothing."""
         return self._scorer.note()
+
+
+def _best_by(outcome: Outcome) -> str | None:
+    """The column by which the best of several answers is told: empty where answers are right or wrong; None: none."""
+    if is_right(outcome) is not None:
+        return ""
+    return next((name for name, value in outcome.items() if isinstance(value, float) and higher_is_better(name)), None)
 
 
 def question_of(record: Record) -> Conversation:
