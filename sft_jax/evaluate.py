@@ -18,7 +18,9 @@ from sft_jax import commands, config_flag, evaluation_flags, inference_flags
 _MODEL = flags.DEFINE_string("model", "", "Run directory (with :best, :latest, :<step>) or pretrained source.")
 _CONFIG = config_flag.define()
 _METHODS = flags.DEFINE_list(
-    "methods", [], "base, prompted, few_shot, rag, sft, or several of these joined by '+'. By default the model itself."
+    "methods",
+    [],
+    "base, prompted, few_shot, rag, sft, sft@0.5 (half-way), or several joined by '+'. By default the model itself.",
 )
 _OUT = flags.DEFINE_string("out", None, "Directory for results, report, predictions and answers.", required=True)
 _COMPARE = flags.DEFINE_string("compare", "", "Directory of an earlier evaluation of the same rows to compare with.")
