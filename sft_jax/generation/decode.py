@@ -6,6 +6,11 @@ a row, each a segment that sees itself and the beginning that all prompts share,
 no prompt pays for the length of another, and attention while reading computes no scores against the room left for
 answers.
 
+The places of a slot are those of the shared beginning, of its answer, and of its prompt, in this order. The tokens of
+all answers are written at the same place, one behind the other and round again: to write at a place of each XLA has a
+slow loop on CPUs, and to select the place is to write all of the cache anew. What is where, positions and segments say.
+There are as many places as the longest answer has tokens, so that it has ended before its first token is overwritten.
+
 The text of an answer does not depend on the slots beside it: sequences do not see one another, and the randomness of
 each token is folded from the identity of the answer and the number of the token.
 
@@ -22,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.generation.sampling import Sampling, choose
 from sft_jax.models.cache import Cache, init_cache
-from sft_jax.models.decoder import Decoder
+from sft_jax.models.decoder import Decoder, Rotations
 from sft_jax.models.partitioning import BATCH_AXES, constrain
 
 Tree = Any
@@ -34,8 +39,9 @@ class Slots:
     """Where the answers in all slots stand.
 
     Attributes:
-        cache: keys and values of prompt and answer; its length counts them, a slot each.
+        cache: keys and values of prompt and answer; its length is the place where the next tokens are written.
         token: token chosen last, not yet in the cache.
+        length: tokens in the cache, of prompt and answer together.
         count: tokens of the answer chosen so far, the stop token included.
         limit: at which the answer ends.
         done: the answer has ended, or there is none.
@@ -47,6 +53,7 @@ class Slots:
 
     cache: Cache
     token: Int[Array, "B"]
+    length: Int[Array, "B"]
     count: Int[Array, "B"]
     limit: Int[Array, "B"]
     done: Bool[Array, "B"]
@@ -90,33 +97,34 @@ def read_prefix(model: Decoder, variables: Tree, prefix: Int[Array, "P"]) -> Cac
     return cache
 
 
-def empty_slots(model: Decoder, prefix: Cache, slots: int, places: int, new: int) -> Slots:
+def empty_slots(model: Decoder, prefix: Cache, slots: int, new: int, prompt: int) -> Slots:
     """Slots without answers, each with the beginning in its first places.
 
     Args:
         model: the decoder.
         prefix: what `read_prefix` gives.
         slots: their number.
-        places: tokens of beginning, prompt and answer together, at most.
         new: tokens of an answer, at most.
+        prompt: tokens of a prompt without the beginning, at most.
     """
+    shared = prefix.positions.shape[1]
+    places = shared + new + prompt
     cache = init_cache(model.config, model.execution, slots, places)
 
     def with_beginning(own: Array, read: Array) -> Array:
         own = constrain(own, *[None] * (own.ndim - 4), BATCH_AXES, "tensor", None, None)
-        shared = jnp.repeat(read, slots, axis=read.ndim - 4)
-        return jax.lax.dynamic_update_slice(own, shared, (0,) * own.ndim)
+        return jax.lax.dynamic_update_slice(own, jnp.repeat(read, slots, axis=read.ndim - 4), (0,) * own.ndim)
 
-    shape = (slots, places)
+    of_beginning = jnp.arange(places, dtype=jnp.int32) < shared
     return Slots(
-        # What lies behind a sequence's own position is not seen, whatever an earlier answer left there.
-        cache=Cache(
+        cache=cache.replace(
             layers=jax.tree.map(with_beginning, cache.layers, prefix.layers),
-            positions=jnp.broadcast_to(jnp.arange(places, dtype=jnp.int32), shape),
-            segments=jnp.full(shape, PREFIX, jnp.int32),
-            length=jnp.zeros(slots, jnp.int32),
+            positions=jnp.broadcast_to(jnp.where(of_beginning, jnp.arange(places), 0), (slots, places)),
+            segments=jnp.broadcast_to(jnp.where(of_beginning, PREFIX, PADDING), (slots, places)),
+            length=jnp.asarray(shared, jnp.int32),
         ),
         token=jnp.zeros(slots, jnp.int32),
+        length=jnp.zeros(slots, jnp.int32),
         count=jnp.zeros(slots, jnp.int32),
         limit=jnp.zeros(slots, jnp.int32),
         done=jnp.ones(slots, bool),
@@ -152,10 +160,8 @@ def fill(
     shared, fresh = prefix.positions.shape[1], prompts.length > 0
     last = _of_slots(hidden, (prompts.start + jnp.maximum(prompts.length - 1, 0))[:, None])
     begun = slots.replace(
-        cache=slots.cache.replace(
-            layers=jax.tree.map(lambda own, new: _copied(own, new, shared, prompts), slots.cache.layers, read.layers),
-            length=jnp.where(fresh, shared + prompts.length, slots.cache.length),
-        ),
+        cache=_with_prompts(slots, read, shared, prompts),
+        length=jnp.where(fresh, shared + prompts.length, slots.length),
         count=jnp.where(fresh, 0, slots.count),
         limit=jnp.where(fresh, prompts.limit, slots.limit),
         done=slots.done & ~fresh,
@@ -172,17 +178,42 @@ def _of_slots(rows: Array, places: Int[Array, "B W"]) -> Array:
     return taken.reshape(*places.shape, *rows.shape[2:])
 
 
-def _copied(own: Array, read: Array, shared: int, prompts: Prompts) -> Array:
-    """Keys or values [*L, B, K, T, N] with those of the prompts [*L, R, K, P + S, N] in the slots that they fill."""
+def _with_prompts(slots: Slots, read: Cache, shared: int, prompts: Prompts) -> Cache:
+    """The cache of the slots; in those that are filled, what an earlier answer left is padding."""
+    cache, begin = slots.cache, shared + slots.chosen.shape[1]
+    fresh, offsets = prompts.length[:, None] > 0, jnp.arange(cache.positions.shape[1])[None] - begin
+    of_prompt = (offsets >= 0) & (offsets < prompts.length[:, None])
+    segments = jnp.where(of_prompt | (offsets < shared - begin), PREFIX, PADDING)
+    return cache.replace(
+        layers=jax.tree.map(lambda own, new: _copied(own, new, shared, begin, prompts), cache.layers, read.layers),
+        positions=jnp.where(fresh & of_prompt, shared + offsets, cache.positions),
+        segments=jnp.where(fresh, segments, cache.segments),
+    )
+
+
+def _copied(own: Array, read: Array, shared: int, begin: int, prompts: Prompts) -> Array:
+    """Keys or values [*L, B, K, T, N] with those of the prompts [*L, R, K, P + S, N] from `begin` on in their slots."""
     if own.ndim == 5:
-        return jax.vmap(lambda own, read: _copied(own, read, shared, prompts))(own, read)
-    width = min(prompts.tokens.shape[1], own.shape[2] - shared)
+        return jax.vmap(lambda own, read: _copied(own, read, shared, begin, prompts))(own, read)
+    width = min(prompts.tokens.shape[1], own.shape[2] - begin)
     offsets = jnp.arange(width)[None]
     places = jnp.minimum(shared + prompts.start[:, None] + offsets, read.shape[2] - 1)
     is_read = (offsets < prompts.length[:, None])[:, None, :, None]
     new = jnp.moveaxis(_of_slots(jnp.moveaxis(read, 2, 1), places), 2, 1)
     return jax.lax.dynamic_update_slice(
-        own, jnp.where(is_read, new, own[:, :, shared : shared + width]), (0, 0, shared, 0)
+        own, jnp.where(is_read, new, own[:, :, begin : begin + width]), (0, 0, begin, 0)
+    )
+
+
+def with_shorter_prompts(slots: Slots, places: int) -> Slots:
+    """The slots with their first `places` alone, for when no prompt needs more: attention looks at all there are."""
+    cache = slots.cache
+    return slots.replace(
+        cache=cache.replace(
+            layers=jax.tree.map(lambda own: own[..., :places, :], cache.layers),
+            positions=cache.positions[:, :places],
+            segments=cache.segments[:, :places],
+        )
     )
 
 
@@ -208,7 +239,7 @@ def _choose_next(
     stopped = active & jnp.any(token[:, None] == jnp.asarray(stop_ids, jnp.int32)[None], axis=1)
     here = active[:, None] & (jnp.arange(slots.chosen.shape[1])[None] == slots.count[:, None])
     count = slots.count + active
-    ended = stopped | (count >= slots.limit) | (slots.cache.length >= model.config.max_positions - 1)
+    ended = stopped | (count >= slots.limit) | (slots.length >= model.config.max_positions - 1)
     return slots.replace(
         token=jnp.where(active, token, slots.token),
         count=count,
@@ -226,8 +257,8 @@ def decode(
     enough: Int[Array, ""],
     seed: Int[Array, ""],
     *,
+    shared: int,
     steps: int,
-    read: int,
     stop_ids: tuple[int, ...],
     sampling: Sampling,
 ) -> Slots:
@@ -239,29 +270,37 @@ def decode(
         slots: where they stand.
         enough: done slots with which to end.
         seed: of the randomness.
+        shared: tokens of the shared beginning.
         steps: tokens at most.
-        read: places that attention looks at; no slot has more tokens after these steps.
         stop_ids: tokens that end an answer.
         sampling: how tokens are chosen.
     """
 
-    def unfinished(state: tuple[Slots, Array]) -> Array:
-        slots, step = state
+    def unfinished(state: tuple[Slots, Rotations, Array]) -> Array:
+        slots, _, step = state
         return (step < steps) & (jnp.sum(slots.done) < enough)
 
-    def one_token(state: tuple[Slots, Array]) -> tuple[Slots, Array]:
-        slots, step = state
-        length, active = slots.cache.length, ~slots.done
+    def rotations(slots: Slots) -> Rotations:
+        return model.apply(variables, slots.length[:, None], method="rotations")
+
+    def one_token(state: tuple[Slots, Rotations, Array]) -> tuple[Slots, Rotations, Array]:
+        slots, of_token, step = state
+        active = ~slots.done
         segments = jnp.where(active, PREFIX, PADDING)[:, None]
         hidden, cache = model.apply(
-            variables, slots.token[:, None], length[:, None], segments, slots.cache, method="hidden"
+            variables,
+            slots.token[:, None],
+            slots.length[:, None],
+            segments,
+            slots.cache,
+            rotations=of_token,
+            method="hidden",
         )
-        cache = cache.replace(length=jnp.where(active, cache.length, length), segments=slots.cache.segments)
-        return _choose_next(
-            model, variables, hidden, slots.replace(cache=cache), active, seed, stop_ids, sampling
-        ), step + 1
+        places = cache.replace(length=jnp.where(cache.length == end, shared, cache.length))
+        slots = slots.replace(cache=places, length=slots.length + active)
+        slots = _choose_next(model, variables, hidden, slots, active, seed, stop_ids, sampling)
+        return slots, rotations(slots), step + 1
 
-    whole = slots.cache.read
-    slots = slots.replace(cache=slots.cache.replace(read=read))
-    slots, _ = jax.lax.while_loop(unfinished, one_token, (slots, jnp.zeros((), jnp.int32)))
-    return slots.replace(cache=slots.cache.replace(read=whole))
+    end = shared + slots.chosen.shape[1]
+    # Carried from token to token, rotations are computed once: else XLA computes them for each layer and head on CPUs.
+    return jax.lax.while_loop(unfinished, one_token, (slots, rotations(slots), jnp.zeros((), jnp.int32)))[0]

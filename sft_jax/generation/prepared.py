@@ -9,13 +9,14 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.models import adapters
 from sft_jax.models.adapters import new_tokens
-from sft_jax.models.decoder import Decoder
+from sft_jax.models.decoder import GATE_UP, QUERY_KEY_VALUE, Decoder
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.variables import merge_adapters
 from sft_jax.sharding import path_string, spec_of
@@ -45,7 +46,7 @@ def prepare(model: Decoder, variables: Tree) -> Prepared:
     are merged where products are in float32, which changes results by rounding alone (1e-6); in bfloat16 the sum would
     be rounded to 8 bits, and the adapter stays beside the weights, as in training. On a mesh, weights are split over
     `tensor` and whole on every device along the other axes, so that no token gathers them; the kernels of experts stay
-    split over `expert`.
+    split over `expert`. Projections of the same inputs become one product, unless adapters or a mesh have them apart.
 
     Args:
         model: as it is evaluated.
@@ -55,16 +56,20 @@ def prepare(model: Decoder, variables: Tree) -> Prepared:
     beside = () if merges else variables.get(adapters.COLLECTION, {})
     copies = model.config.tie_embeddings and not {"embedding", new_tokens.NAME} & set(beside)
     copies = copies and model.execution.matmul_dtype != variables["params"]["embedding"].dtype
-    variables = _for_products(model, merges, copies, variables)
     mesh = jax.sharding.get_abstract_mesh()
+    joins = (merges or not beside) and (mesh.empty or mesh.shape["tensor"] == 1)
+    variables = _for_products(model, merges, copies, joins, variables)
     if not mesh.empty:
         variables = jax.device_put(variables, _whole_but_for_tensor(variables, jax.sharding.get_mesh()))
     config = dataclasses.replace(model.config, tie_embeddings=model.config.tie_embeddings and not copies)
-    return Prepared(model.clone(config=config, adapter=None if merges else model.adapter), variables)
+    execution = dataclasses.replace(model.execution, joined=joins)
+    return Prepared(
+        model.clone(config=config, execution=execution, adapter=None if merges else model.adapter), variables
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _for_products(model: Decoder, merges: bool, copies: bool, variables: Tree) -> Tree:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _for_products(model: Decoder, merges: bool, copies: bool, joins: bool, variables: Tree) -> Tree:
     dtype = model.execution.matmul_dtype
     if merges:
         variables = {"params": merge_adapters(variables, model.adapter.method, model.adapter.first_new_token)}
@@ -73,7 +78,18 @@ def _for_products(model: Decoder, merges: bool, copies: bool, variables: Tree) -
     flat = flatten_dict(variables)
     if copies:
         flat["params", "head"] = flat["params", "embedding"].T
-    return unflatten_dict({path: leaf.astype(dtype) if _is_operand(path) else leaf for path, leaf in flat.items()})
+    flat = {path: leaf.astype(dtype) if _is_operand(path) else leaf for path, leaf in flat.items()}
+    return unflatten_dict(_joined(flat) if joins else flat)
+
+
+def _joined(flat: dict[tuple[str, ...], jax.Array]) -> dict[tuple[str, ...], jax.Array]:
+    """The arrays with those of `QUERY_KEY_VALUE`, and of `GATE_UP`, as one; experts keep theirs."""
+    joined = dict(flat)
+    for names in (QUERY_KEY_VALUE, GATE_UP):
+        for path in [path for path in flat if path[-2] == names[0] and "experts" not in path]:
+            parts = [joined.pop((*path[:-2], name, path[-1])) for name in names]
+            joined[(*path[:-2], "_".join(names), path[-1])] = jnp.concatenate(parts, axis=-1)
+    return joined
 
 
 def _is_operand(path: tuple[str, ...]) -> bool:

@@ -1,8 +1,9 @@
 """The sampler: prompts in, answers out. It keeps the slots of the compiled decoder filled.
 
 Everything that generates goes through `Sampler.generate`: evaluations inside a run, the commands, and whatever scores
-answers. Prompts are taken longest first, so that those in neighbouring slots are alike in length; which prompt shares
-the slots with which changes no answer.
+answers. Those that may become longest are begun first, so that at the end no slot waits long for another; of these the
+ones with the longest prompts, so that later the slots can be shorter. Which prompt shares the slots with which changes
+no answer.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from sft_jax.generation.decode import Prompts, Slots
 from sft_jax.generation.prepared import Prepared
 from sft_jax.generation.prompts import check_prompts, shared_tokens
 from sft_jax.generation.sampling import Sampling
-from sft_jax.generation.sizes import on_host, put, rounded_size, shards
+from sft_jax.generation.sizes import SMALLEST, on_host, put, rounded_size, shards
 from sft_jax.models.cache import Cache
 
 Prompt = Int32[np.ndarray, "_"]  # prompts differ in length
@@ -27,7 +28,8 @@ STOP, MAX_NEW_TOKENS, MAX_POSITIONS = ("stop", "max_new_tokens", "max_positions"
 
 _STEPS = 64  # tokens at most between two looks at which answers have ended
 _ROW_TOKENS = 1024  # of prompts that are read together, unless a single one is longer
-_REFILLED = 4  # slots are filled again when one of so many is free
+_SMALLEST_PROMPT = 64  # places of a slot for its prompt
+_REFILLED = 8  # slots are filled again when one of so many is free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,9 @@ _read_prefix = jax.jit(decode.read_prefix, static_argnums=0)
 _empty_slots = jax.jit(decode.empty_slots, static_argnums=(0, 2, 3, 4))
 _fill = jax.jit(decode.fill, static_argnums=0, static_argnames=("stop_ids", "sampling"), donate_argnums=2)
 _decode = jax.jit(
-    decode.decode, static_argnums=0, static_argnames=("steps", "read", "stop_ids", "sampling"), donate_argnums=2
+    decode.decode, static_argnums=0, static_argnames=("shared", "steps", "stop_ids", "sampling"), donate_argnums=2
 )
+_with_shorter_prompts = jax.jit(decode.with_shorter_prompts, static_argnums=1)
 
 
 class Sampler:
@@ -171,9 +174,9 @@ class Sampler:
         example_ids: Sequence[int],
     ) -> Iterator[tuple[_Request, Generated]]:
         shared = shared_tokens(prompts)
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
         known = prepared.model.config.max_positions
         room = lambda index: min(limits[index], known - len(prompts[index]))  # no answer goes beyond the last position
+        order = sorted(range(len(prompts)), key=lambda index: (room(index), len(prompts[index])), reverse=True)
         queue = [
             _Request(index, sample, prompts[index][shared:], (int(example_ids[index]), sample), room(index))
             for index in order
@@ -185,6 +188,7 @@ class Sampler:
             if queue and board.free >= min(len(queue), -(-count // _REFILLED)):
                 queue = board.fill(queue)
             free_enough = board.free + min(len(queue), -(-count // _REFILLED)) if queue else count
+            board.fit_to(queue)
             board.decode(_STEPS, min(free_enough, count))
             yield from board.take_ended()
 
@@ -211,10 +215,9 @@ class _Board:
         self._options, self._seed, self.count = options, np.int32(seed), slots
         self._shared = len(prefix)
         self._prefix: Cache = _read_prefix(self._model, self._variables, np.asarray(prefix, np.int32))
-        room = max(len(request.rest) + request.limit for request in requests)
-        new = rounded_size(max(request.limit for request in requests), 16)
-        places = rounded_size(self._shared + room)
-        self._slots: Slots = _empty_slots(self._model, self._prefix, slots, places, new)
+        self._new = rounded_size(max(request.limit for request in requests), 16)
+        self._prompt = _prompt_size(requests)
+        self._slots: Slots = _empty_slots(self._model, self._prefix, slots, self._new, self._prompt)
         self._held: list[_Request | None] = [None] * slots
         self._done, self._stopped = np.ones(slots, bool), np.zeros(slots, bool)
         self._counts, self._chosen, self._logprobs = np.zeros(slots, np.int32), None, None
@@ -222,13 +225,8 @@ class _Board:
         usual = int(np.median([len(request.rest) for request in requests]))
         self._shards = shards()
         self._per_shard = slots // self._shards
-        # Two sizes of rows: one for all slots at once, and one for those that are filled again.
-        self._rows = sorted(
-            {
-                max(rounded_size(longest), min(_ROW_TOKENS, rounded_size(usual * slots)))
-                for slots in (self._per_shard, -(-self._per_shard // _REFILLED))
-            }
-        )
+        largest = _row_size(max(longest, min(_ROW_TOKENS, usual * self._per_shard)))
+        self._rows = sorted({_row_size(largest * quarters // 4) for quarters in (1, 2, 3, 4)})
 
     @property
     def free(self) -> int:
@@ -293,22 +291,23 @@ class _Board:
             free[shard].pop(0)
         return rows
 
+    def fit_to(self, queue: Sequence[_Request]) -> None:
+        """Makes slots shorter where the prompts in them and those to come need at most half of their places."""
+        needed = _prompt_size([*queue, *(request for request in self._held if request is not None)])
+        if needed <= self._prompt // 2:
+            self._prompt = needed
+            self._slots = _with_shorter_prompts(self._slots, self._shared + self._new + needed)
+
     def decode(self, steps: int, enough: int) -> None:
         """At most `steps` tokens in each slot, until `enough` slots are done."""
-        lengths = [
-            self._shared + len(request.rest) + int(count)
-            for request, count in zip(self._held, self._counts, strict=True)
-            if request is not None
-        ]
-        read = min(rounded_size(max(lengths) + steps), self._slots.cache.positions.shape[1])
         self._slots = _decode(
             self._model,
             self._variables,
             self._slots,
             np.int32(enough),
             self._seed,
+            shared=self._shared,
             steps=steps,
-            read=read,
             **self._options,
         )
         self._look()
@@ -333,6 +332,16 @@ class _Board:
             if request is not None and self._done[slot]:
                 yield request, self.answer(slot)
                 self._held[slot] = None
+
+
+def _prompt_size(requests: Sequence[_Request]) -> int:
+    """Places that a slot needs for the prompt of any of these."""
+    return rounded_size(max(len(request.rest) for request in requests), _SMALLEST_PROMPT)
+
+
+def _row_size(tokens: int) -> int:
+    """Places of a row for so many tokens of prompts: what is padding is computed all the same."""
+    return -(-tokens // SMALLEST) * SMALLEST if tokens <= _ROW_TOKENS else rounded_size(tokens)
 
 
 class _Row:

@@ -10,8 +10,6 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from sft_jax.models.config import DecoderConfig, Execution
 
-SELECTED_SLOTS = 1024  # of a cache, up to which a token for each sequence is written by selecting
-
 
 @flax.struct.dataclass
 class LayerCache:
@@ -24,7 +22,7 @@ class LayerCache:
     value: Float[Array, "*L B K T N"]
 
     def written(
-        self, key: Float[Array, "B S K N"], value: Float[Array, "B S K N"], length: Int[Array, "*B"] | None
+        self, key: Float[Array, "B S K N"], value: Float[Array, "B S K N"], length: Int[Array, ""] | None
     ) -> "LayerCache":
         """One layer's cache with more keys and values, from slot `length` on, or behind all where it is None."""
         heads_first = lambda new: jnp.moveaxis(new, 1, 2)
@@ -32,9 +30,9 @@ class LayerCache:
             write(self.key, heads_first(key), length, axis=2), write(self.value, heads_first(value), length, axis=2)
         )
 
-    def first(self, slots: int) -> tuple[Float[Array, "B t K N"], Float[Array, "B t K N"]]:
-        """Keys and values in the first so many slots of one layer; 0: in all."""
-        return tuple(jnp.moveaxis(of[:, :, : slots or None], 2, 1) for of in (self.key, self.value))
+    def slots_first(self) -> tuple[Float[Array, "B T K N"], Float[Array, "B T K N"]]:
+        """Keys and values of one layer, as attention takes them."""
+        return jnp.moveaxis(self.key, 2, 1), jnp.moveaxis(self.value, 2, 1)
 
 
 @flax.struct.dataclass
@@ -45,16 +43,14 @@ class Cache:
         layers: one stacked `LayerCache`, or a tuple with one a layer, as the layer layout says.
         positions: position of each slot.
         segments: segment of each slot; 0 is a slot not yet written, or padding.
-        length: slots written so far, from which on the next call writes: one number for all sequences, or one each.
-            None: every slot is written, and the cache grows by what is read.
-        read: attention looks at the first so many slots; 0: at all.
+        length: slots written so far, from which on the next call writes. None: every slot is written, and the cache
+            grows by what is read.
     """
 
     layers: LayerCache | tuple[LayerCache, ...]
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
-    length: Int[Array, "*B"] | None
-    read: int = flax.struct.field(pytree_node=False, default=0)
+    length: Int[Array, ""] | None
 
 
 def cache_dtype(execution: Execution) -> str:
@@ -81,18 +77,10 @@ def init_cache(config: DecoderConfig, execution: Execution, batch: int, slots: i
 
 
 def write(
-    slots: Shaped[Array, "B ..."], new: Shaped[Array, "B ..."], length: Int[Array, "*B"] | None, axis: int = 1
+    slots: Shaped[Array, "B ..."], new: Shaped[Array, "B ..."], length: Int[Array, ""] | None, axis: int = 1
 ) -> Shaped[Array, "B ..."]:
     """The slots, which are counted by `axis`, with `new` from `length` on, or behind all of them where it is None."""
     new = new.astype(slots.dtype)
     if length is None:
         return jnp.concatenate([slots, new], axis=axis)
-    start_at = lambda ndim, axis, start, other=0: tuple(start if n == axis else other for n in range(ndim))
-    if length.ndim == 0:
-        return jax.lax.dynamic_update_slice(slots, new, start_at(slots.ndim, axis, length))
-    if new.shape[axis] == 1 and slots.shape[axis] <= SELECTED_SLOTS:
-        # One slot of each sequence: XLA has a loop over sequences for that on CPUs, six times as slow as this.
-        places = jnp.arange(slots.shape[axis]).reshape(start_at(slots.ndim, axis, -1, other=1))
-        return jnp.where(places == length.reshape(-1, *[1] * (slots.ndim - 1)), new, slots)
-    one = lambda own, more, start: jax.lax.dynamic_update_slice(own, more, start_at(own.ndim, axis - 1, start))
-    return jax.vmap(one)(slots, new, length)
+    return jax.lax.dynamic_update_slice_in_dim(slots, new, length, axis)

@@ -184,6 +184,7 @@ class Execution:
             `dots_no_batch` (all but matrix products with weights).
         attention_backend: `blocked` (queries a block at a time; fast and small) or `whole` (all scores at once, the
             reference it is tested against).
+        joined: query, key and value are one product, and gate and up another, as the parameters of inference have them.
     """
 
     matmul_dtype: str = "float32"
@@ -191,6 +192,7 @@ class Execution:
     layer_layout: LayerLayout = "scan"
     remat: str = "none"
     attention_backend: str = "blocked"
+    joined: bool = False
 
     def __post_init__(self):
         for name, allowed in (

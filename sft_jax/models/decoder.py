@@ -25,7 +25,10 @@ from sft_jax.models.matmul import einsum
 from sft_jax.models.partitioning import BATCH_AXES, constrain
 from sft_jax.models.visibility import Visibility
 
+QUERY_KEY_VALUE, GATE_UP = ("query", "key", "value"), ("gate", "up")  # projections of the same inputs
+
 Tokens = Int[Array | np.ndarray, "B S"]
+Rotations = tuple[Float[Array, "R B S 1 half"], Float[Array, "R B S 1 half"]]
 
 _REMAT_POLICIES = {
     "full": None,
@@ -67,8 +70,7 @@ class Context:
     cos: Float[Array, "R B S 1 half"]
     sin: Float[Array, "R B S 1 half"]
     visibility: Visibility
-    write_at: Int[Array, "*B"] | None
-    read: int = flax.struct.field(pytree_node=False, default=0)
+    write_at: Int[Array, ""] | None
 
     def rotation(self, values: LayerValues | None) -> tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]:
         """Cosine and sine for a layer."""
@@ -90,15 +92,14 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
         """Mixes positions; with a cache, keys and values are written at `context.write_at`, and older ones read too."""
         config, execution = self.config, self.execution
-        query = self._normed("query_norm", self._projected("query", x, config.num_heads))
-        key = self._normed("key_norm", self._projected("key", x, config.num_kv_heads))
-        value = self._projected("value", x, config.num_kv_heads)
+        query, key, value = self._joined(x) if execution.joined else self._apart(x)
+        query, key = self._normed("query_norm", query), self._normed("key_norm", key)
         if not config.learned_positions:
             cos, sin = context.rotation(values)
             query, key = rope.rotate(query, cos, sin), rope.rotate(key, cos, sin)
         if cache is not None:
             cache = cache.written(key, value, context.write_at)
-            key, value = cache.first(context.read)
+            key, value = cache.slots_first()
         mixed = attention(
             query,
             key,
@@ -113,6 +114,16 @@ class Attention(nn.Module):
         mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_dim)
         out = Linear(config.model_dim, config.out_bias, execution, self.adapter, name="out")
         return out(mixed), cache
+
+    def _apart(self, x: Array) -> tuple[Array, Array, Array]:
+        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
+        named = zip(QUERY_KEY_VALUE, (heads, kv_heads, kv_heads), strict=True)
+        return tuple(self._projected(name, x, number) for name, number in named)
+
+    def _joined(self, x: Array) -> tuple[Array, Array, Array]:
+        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
+        together = self._projected("_".join(QUERY_KEY_VALUE), x, heads + 2 * kv_heads)
+        return tuple(jnp.split(together, (heads, heads + kv_heads), axis=2))
 
     def _projected(self, name: str, x: Array, heads: int) -> Array:
         width = heads * self.config.head_dim
@@ -144,8 +155,11 @@ class FeedForward(nn.Module):
             return Linear(features, config.ffn_bias, self.execution, self.adapter, name=name)
 
         if config.ffn_gated:
-            gate = linear("gate", config.ffn_dim)(x)
-            inner = gated(gate, linear("up", config.ffn_dim)(x), config.activation)
+            if self.execution.joined:
+                gate, up = jnp.split(linear("_".join(GATE_UP), 2 * config.ffn_dim)(x), 2, axis=-1)
+            else:
+                gate, up = (linear(name, config.ffn_dim)(x) for name in GATE_UP)
+            inner = gated(gate, up, config.activation)
         else:
             inner = activated(linear("up", config.ffn_dim)(x), config.activation)
         return linear("down", config.model_dim)(constrain(inner, BATCH_AXES, None, "tensor"))
@@ -244,6 +258,7 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         noise: Float[Array, "B S D"] | None = None,
         parents: Tokens | None = None,
+        rotations: Rotations | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens added.
 
@@ -256,6 +271,7 @@ class Decoder(nn.Module):
             noise: added to the embeddings.
             parents: a second segment that each token sees, which stands before its own: that of a beginning that
                 several segments share. By default none.
+            rotations: those of the positions, where they are known already.
 
         Raises:
             ValueError: no positions are given, and there are more tokens than learned ones.
@@ -266,7 +282,8 @@ class Decoder(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
-        context, cache = self._context(positions, segment_ids, parents, cache)
+        rotations = self.rotations(positions) if rotations is None else rotations
+        context, cache = self._context(positions, segment_ids, parents, cache, rotations)
         with jax.named_scope("embedding"):
             # Padding may count on beyond the last position: it is masked, but its index must be valid.
             x = self._embedded(tokens, jnp.where(segment_ids > 0, positions, 0))
@@ -326,13 +343,17 @@ class Decoder(nn.Module):
     def _einsum(self, spec: str, x: Array, weight: Array) -> Float[Array, "..."]:
         return einsum(spec, x, weight, self.execution.matmul_dtype, "float32")
 
-    def _context(self, positions, segment_ids, parents, cache):
+    def rotations(self, positions: Tokens) -> Rotations:
+        """Cosine and sine by which queries and keys at these positions are rotated, for each kind of layer."""
         kinds = sorted(set(rope.layer_kinds(self.config)))
         rotations = [
             rope.rotation(positions, rope.frequencies(self.config, kind), rope.magnitude(self.config, kind))
             for kind in kinds
         ]
-        cos, sin = (jnp.stack(tables) for tables in zip(*rotations, strict=True))
+        return tuple(jnp.stack(tables) for tables in zip(*rotations, strict=True))
+
+    def _context(self, positions, segment_ids, parents, cache, rotations):
+        cos, sin = rotations
         if cache is None:
             visibility = Visibility(positions, positions, segment_ids, segment_ids, parents, in_order=True)
             return Context(cos, sin, visibility, None), None
@@ -340,10 +361,9 @@ class Decoder(nn.Module):
             positions=write(cache.positions, positions, cache.length),
             segments=write(cache.segments, segment_ids, cache.length),
         )
-        slots, grown = slice(cache.read or None), cache.length is None
-        keys = (cache.positions[:, slots], cache.segments[:, slots])
-        visibility = Visibility(positions, keys[0], segment_ids, keys[1], parents, grown, grown)
-        return Context(cos, sin, visibility, cache.length, cache.read), cache
+        grown = cache.length is None
+        visibility = Visibility(positions, cache.positions, segment_ids, cache.segments, parents, grown, grown)
+        return Context(cos, sin, visibility, cache.length), cache
 
     def head(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Float32 logits of hidden states."""
