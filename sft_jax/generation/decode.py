@@ -6,10 +6,10 @@ a row, each a segment that sees itself and the beginning that all prompts share,
 no prompt pays for the length of another, and attention while reading computes no scores against the room left for
 answers.
 
-The places of a slot are those of the shared beginning, of its answer, and of its prompt, in this order. The tokens of
-all answers are written at the same place, one behind the other and round again: to write at a place of each XLA has a
-slow loop on CPUs, and to select the place is to write all of the cache anew. What is where, positions and segments say.
-There are as many places as the longest answer has tokens, so that it has ended before its first token is overwritten.
+The tokens of all answers are written at the same place of their slots, one behind the other and round again: to write
+at a place of each XLA has a slow loop on CPUs. What is where, positions and segments say. There are as many places as
+the longest answer has tokens, so that it has ended before its first token is overwritten. Prompts have a cache of their
+own, which is not written for each token.
 
 The text of an answer does not depend on the slots beside it: sequences do not see one another, and the randomness of
 each token is folded from the identity of the answer and the number of the token.
@@ -39,9 +39,10 @@ class Slots:
     """Where the answers in all slots stand.
 
     Attributes:
-        cache: keys and values of prompt and answer; its length is the place where the next tokens are written.
+        prompts: keys and values of the shared beginning and of the prompt behind it; None within `decode`.
+        cache: those of the answer; its length is the place where the next tokens are written.
         token: token chosen last, not yet in the cache.
-        length: tokens in the cache, of prompt and answer together.
+        length: tokens in both caches.
         count: tokens of the answer chosen so far, the stop token included.
         limit: at which the answer ends.
         done: the answer has ended, or there is none.
@@ -51,6 +52,7 @@ class Slots:
         logprobs: their log-probabilities under the model, before temperature and cuts.
     """
 
+    prompts: Cache | None
     cache: Cache
     token: Int[Array, "B"]
     length: Int[Array, "B"]
@@ -107,22 +109,17 @@ def empty_slots(model: Decoder, prefix: Cache, slots: int, new: int, prompt: int
         new: tokens of an answer, at most.
         prompt: tokens of a prompt without the beginning, at most.
     """
-    shared = prefix.positions.shape[1]
-    places = shared + new + prompt
-    cache = init_cache(model.config, model.execution, slots, places)
+    prompts, cache = (
+        _split(init_cache(model.config, model.execution, slots, places))
+        for places in (prefix.positions.shape[1] + prompt, new)
+    )
 
     def with_beginning(own: Array, read: Array) -> Array:
-        own = constrain(own, *[None] * (own.ndim - 4), BATCH_AXES, "tensor", None, None)
         return jax.lax.dynamic_update_slice(own, jnp.repeat(read, slots, axis=read.ndim - 4), (0,) * own.ndim)
 
-    of_beginning = jnp.arange(places, dtype=jnp.int32) < shared
     return Slots(
-        cache=cache.replace(
-            layers=jax.tree.map(with_beginning, cache.layers, prefix.layers),
-            positions=jnp.broadcast_to(jnp.where(of_beginning, jnp.arange(places), 0), (slots, places)),
-            segments=jnp.broadcast_to(jnp.where(of_beginning, PREFIX, PADDING), (slots, places)),
-            length=jnp.asarray(shared, jnp.int32),
-        ),
+        prompts=prompts.replace(layers=jax.tree.map(with_beginning, prompts.layers, prefix.layers), length=None),
+        cache=cache,
         token=jnp.zeros(slots, jnp.int32),
         length=jnp.zeros(slots, jnp.int32),
         count=jnp.zeros(slots, jnp.int32),
@@ -133,6 +130,12 @@ def empty_slots(model: Decoder, prefix: Cache, slots: int, new: int, prompt: int
         chosen=jnp.zeros((slots, new), jnp.int32),
         logprobs=jnp.zeros((slots, new), jnp.float32),
     )
+
+
+def _split(cache: Cache) -> Cache:
+    """Split over the mesh in force: the batch, and heads over `tensor`."""
+    spec = lambda own: [None] * (own.ndim - 4) + [BATCH_AXES, "tensor", None, None]
+    return cache.replace(layers=jax.tree.map(lambda own: constrain(own, *spec(own)), cache.layers))
 
 
 def fill(
@@ -160,7 +163,9 @@ def fill(
     shared, fresh = prefix.positions.shape[1], prompts.length > 0
     last = _of_slots(hidden, (prompts.start + jnp.maximum(prompts.length - 1, 0))[:, None])
     begun = slots.replace(
-        cache=_with_prompts(slots, read, shared, prompts),
+        prompts=_with_prompts(slots.prompts, read, prompts),
+        # What an earlier answer left is seen no more.
+        cache=slots.cache.replace(segments=jnp.where(fresh[:, None], PADDING, slots.cache.segments)),
         length=jnp.where(fresh, shared + prompts.length, slots.length),
         count=jnp.where(fresh, 0, slots.count),
         limit=jnp.where(fresh, prompts.limit, slots.limit),
@@ -178,38 +183,37 @@ def _of_slots(rows: Array, places: Int[Array, "B W"]) -> Array:
     return taken.reshape(*places.shape, *rows.shape[2:])
 
 
-def _with_prompts(slots: Slots, read: Cache, shared: int, prompts: Prompts) -> Cache:
-    """The cache of the slots; in those that are filled, what an earlier answer left is padding."""
-    cache, begin = slots.cache, shared + slots.chosen.shape[1]
-    fresh, offsets = prompts.length[:, None] > 0, jnp.arange(cache.positions.shape[1])[None] - begin
-    of_prompt = (offsets >= 0) & (offsets < prompts.length[:, None])
-    segments = jnp.where(of_prompt | (offsets < shared - begin), PREFIX, PADDING)
+def _with_prompts(cache: Cache, read: Cache, prompts: Prompts) -> Cache:
+    """The cache of prompts, with those that were read in the slots that they fill."""
+    fresh, offsets = prompts.length[:, None] > 0, jnp.arange(cache.positions.shape[1])[None]
+    seen = offsets < read.positions.shape[1] - prompts.tokens.shape[1] + prompts.length[:, None]
     return cache.replace(
-        layers=jax.tree.map(lambda own, new: _copied(own, new, shared, begin, prompts), cache.layers, read.layers),
-        positions=jnp.where(fresh & of_prompt, shared + offsets, cache.positions),
-        segments=jnp.where(fresh, segments, cache.segments),
+        layers=jax.tree.map(lambda own, new: _copied(own, new, prompts), cache.layers, read.layers),
+        positions=jnp.where(fresh, offsets, cache.positions),
+        segments=jnp.where(fresh, jnp.where(seen, PREFIX, PADDING), cache.segments),
     )
 
 
-def _copied(own: Array, read: Array, shared: int, begin: int, prompts: Prompts) -> Array:
-    """Keys or values [*L, B, K, T, N] with those of the prompts [*L, R, K, P + S, N] from `begin` on in their slots."""
+def _copied(own: Array, read: Array, prompts: Prompts) -> Array:
+    """Keys or values [*L, B, K, T, N] with those of the prompts [*L, R, K, P + S, N] in the slots that they fill."""
     if own.ndim == 5:
-        return jax.vmap(lambda own, read: _copied(own, read, shared, begin, prompts))(own, read)
-    width = min(prompts.tokens.shape[1], own.shape[2] - begin)
+        return jax.vmap(lambda own, read: _copied(own, read, prompts))(own, read)
+    shared = read.shape[2] - prompts.tokens.shape[1]
+    width = min(prompts.tokens.shape[1], own.shape[2] - shared)
     offsets = jnp.arange(width)[None]
     places = jnp.minimum(shared + prompts.start[:, None] + offsets, read.shape[2] - 1)
     is_read = (offsets < prompts.length[:, None])[:, None, :, None]
     new = jnp.moveaxis(_of_slots(jnp.moveaxis(read, 2, 1), places), 2, 1)
     return jax.lax.dynamic_update_slice(
-        own, jnp.where(is_read, new, own[:, :, begin : begin + width]), (0, 0, begin, 0)
+        own, jnp.where(is_read, new, own[:, :, shared : shared + width]), (0, 0, shared, 0)
     )
 
 
 def with_shorter_prompts(slots: Slots, places: int) -> Slots:
-    """The slots with their first `places` alone, for when no prompt needs more: attention looks at all there are."""
-    cache = slots.cache
+    """The slots with so many places for beginning and prompt: attention looks at all that there are."""
+    cache = slots.prompts
     return slots.replace(
-        cache=cache.replace(
+        prompts=cache.replace(
             layers=jax.tree.map(lambda own: own[..., :places, :], cache.layers),
             positions=cache.positions[:, :places],
             segments=cache.segments[:, :places],
@@ -257,7 +261,6 @@ def decode(
     enough: Int[Array, ""],
     seed: Int[Array, ""],
     *,
-    shared: int,
     steps: int,
     stop_ids: tuple[int, ...],
     sampling: Sampling,
@@ -270,7 +273,6 @@ def decode(
         slots: where they stand.
         enough: done slots with which to end.
         seed: of the randomness.
-        shared: tokens of the shared beginning.
         steps: tokens at most.
         stop_ids: tokens that end an answer.
         sampling: how tokens are chosen.
@@ -294,13 +296,16 @@ def decode(
             segments,
             slots.cache,
             rotations=of_token,
+            before=prompts,
             method="hidden",
         )
-        places = cache.replace(length=jnp.where(cache.length == end, shared, cache.length))
-        slots = slots.replace(cache=places, length=slots.length + active)
+        cache = cache.replace(length=cache.length % places)
+        slots = slots.replace(cache=cache, length=slots.length + active)
         slots = _choose_next(model, variables, hidden, slots, active, seed, stop_ids, sampling)
         return slots, rotations(slots), step + 1
 
-    end = shared + slots.chosen.shape[1]
+    prompts, places = slots.prompts, slots.cache.positions.shape[1]
+    slots = slots.replace(prompts=None)
     # Carried from token to token, rotations are computed once: else XLA computes them for each layer and head on CPUs.
-    return jax.lax.while_loop(unfinished, one_token, (slots, rotations(slots), jnp.zeros((), jnp.int32)))[0]
+    slots, *_ = jax.lax.while_loop(unfinished, one_token, (slots, rotations(slots), jnp.zeros((), jnp.int32)))
+    return slots.replace(prompts=prompts)

@@ -72,9 +72,7 @@ class _Request:
 _read_prefix = jax.jit(decode.read_prefix, static_argnums=0)
 _empty_slots = jax.jit(decode.empty_slots, static_argnums=(0, 2, 3, 4))
 _fill = jax.jit(decode.fill, static_argnums=0, static_argnames=("stop_ids", "sampling"), donate_argnums=2)
-_decode = jax.jit(
-    decode.decode, static_argnums=0, static_argnames=("shared", "steps", "stop_ids", "sampling"), donate_argnums=2
-)
+_decode = jax.jit(decode.decode, static_argnums=0, static_argnames=("steps", "stop_ids", "sampling"), donate_argnums=2)
 _with_shorter_prompts = jax.jit(decode.with_shorter_prompts, static_argnums=1)
 
 
@@ -215,9 +213,9 @@ class _Board:
         self._options, self._seed, self.count = options, np.int32(seed), slots
         self._shared = len(prefix)
         self._prefix: Cache = _read_prefix(self._model, self._variables, np.asarray(prefix, np.int32))
-        self._new = rounded_size(max(request.limit for request in requests), 16)
+        new = rounded_size(max(request.limit for request in requests), 16)
         self._prompt = _prompt_size(requests)
-        self._slots: Slots = _empty_slots(self._model, self._prefix, slots, self._new, self._prompt)
+        self._slots: Slots = _empty_slots(self._model, self._prefix, slots, new, self._prompt)
         self._held: list[_Request | None] = [None] * slots
         self._done, self._stopped = np.ones(slots, bool), np.zeros(slots, bool)
         self._counts, self._chosen, self._logprobs = np.zeros(slots, np.int32), None, None
@@ -296,7 +294,7 @@ class _Board:
         needed = _prompt_size([*queue, *(request for request in self._held if request is not None)])
         if needed <= self._prompt // 2:
             self._prompt = needed
-            self._slots = _with_shorter_prompts(self._slots, self._shared + self._new + needed)
+            self._slots = _with_shorter_prompts(self._slots, self._shared + needed)
 
     def decode(self, steps: int, enough: int) -> None:
         """At most `steps` tokens in each slot, until `enough` slots are done."""
@@ -306,7 +304,6 @@ class _Board:
             self._slots,
             np.int32(enough),
             self._seed,
-            shared=self._shared,
             steps=steps,
             **self._options,
         )

@@ -184,7 +184,8 @@ class Execution:
             `dots_no_batch` (all but matrix products with weights).
         attention_backend: `blocked` (queries a block at a time; fast and small) or `whole` (all scores at once, the
             reference it is tested against).
-        joined: query, key and value are one product, and gate and up another, as the parameters of inference have them.
+        prepared: parameters are as `generation.prepare` lays them out: projections of the same inputs are one, and the
+            kernels of the feed-forward part and of the head have their outputs first.
     """
 
     matmul_dtype: str = "float32"
@@ -192,7 +193,7 @@ class Execution:
     layer_layout: LayerLayout = "scan"
     remat: str = "none"
     attention_backend: str = "blocked"
-    joined: bool = False
+    prepared: bool = False
 
     def __post_init__(self):
         for name, allowed in (

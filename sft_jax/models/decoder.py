@@ -88,11 +88,19 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], context: Context, values: LayerValues | None, cache: LayerCache | None
+        self,
+        x: Float[Array, "B S D"],
+        context: Context,
+        values: LayerValues | None,
+        cache: LayerCache | None,
+        before: LayerCache | None,
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
-        """Mixes positions; with a cache, keys and values are written at `context.write_at`, and older ones read too."""
+        """Mixes positions; with a cache, keys and values are written at `context.write_at`, and older ones read too.
+
+        Those of `before` are only read.
+        """
         config, execution = self.config, self.execution
-        query, key, value = self._joined(x) if execution.joined else self._apart(x)
+        query, key, value = self._joined(x) if execution.prepared else self._apart(x)
         query, key = self._normed("query_norm", query), self._normed("key_norm", key)
         if not config.learned_positions:
             cos, sin = context.rotation(values)
@@ -110,6 +118,7 @@ class Attention(nn.Module):
             window=None if values is None else values.window,
             scale=config.query_scale,
             softcap=config.attention_softcap,
+            before=None if before is None else before.slots_first(),
         )
         mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_dim)
         out = Linear(config.model_dim, config.out_bias, execution, self.adapter, name="out")
@@ -152,10 +161,11 @@ class FeedForward(nn.Module):
         config = self.config
 
         def linear(name: str, features: int) -> Linear:
-            return Linear(features, config.ffn_bias, self.execution, self.adapter, name=name)
+            transposed = self.execution.prepared
+            return Linear(features, config.ffn_bias, self.execution, self.adapter, transposed, name=name)
 
         if config.ffn_gated:
-            if self.execution.joined:
+            if self.execution.prepared:
                 gate, up = jnp.split(linear("_".join(GATE_UP), 2 * config.ffn_dim)(x), 2, axis=-1)
             else:
                 gate, up = (linear(name, config.ffn_dim)(x) for name in GATE_UP)
@@ -186,12 +196,18 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], context: Context, values: LayerValues | None, cache: LayerCache | None
+        self,
+        x: Float[Array, "B S D"],
+        context: Context,
+        values: LayerValues | None,
+        cache: LayerCache | None,
+        before: LayerCache | None,
     ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
         """Attention, then feed-forward; both from the same input where the norms are `parallel`."""
         parts = (self.config, self.execution, self.adapter)
         with jax.named_scope("attention"):
-            mixed, cache = Attention(*parts, name="attention")(self._before("attention", x), context, values, cache)
+            read = self._before("attention", x)
+            mixed, cache = Attention(*parts, name="attention")(read, context, values, cache, before)
             mixed = self._after("attention", mixed)
             between = constrain(x + mixed, BATCH_AXES, None, None)
         with jax.named_scope("ffn"):
@@ -230,7 +246,9 @@ class Decoder(nn.Module):
         if config.learned_positions:
             self.position_embedding = PositionEmbedding(config)
         if not config.tie_embeddings:
-            self.head_kernel = self.param("head", nn.initializers.lecun_normal(), (config.model_dim, config.vocab_size))
+            shape = (config.model_dim, config.vocab_size)
+            shape = shape[::-1] if execution.prepared else shape
+            self.head_kernel = self.param("head", nn.initializers.lecun_normal(), shape)
         layer = Layer
         if execution.remat != "none":
             # A scan keeps the compiler from merging what is computed again with what was computed first.
@@ -242,7 +260,7 @@ class Decoder(nn.Module):
                 layer,
                 variable_axes={"params": 0, adapters.COLLECTION: 0, ROUTING: 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, 0, 0),
+                in_axes=(nn.broadcast, 0, 0, 0),
                 out_axes=0,
                 length=config.num_layers,
             )(*arguments)
@@ -259,6 +277,7 @@ class Decoder(nn.Module):
         noise: Float[Array, "B S D"] | None = None,
         parents: Tokens | None = None,
         rotations: Rotations | None = None,
+        before: Cache | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens added.
 
@@ -272,6 +291,7 @@ class Decoder(nn.Module):
             parents: a second segment that each token sees, which stands before its own: that of a beginning that
                 several segments share. By default none.
             rotations: those of the positions, where they are known already.
+            before: with a cache that has room, another one, in front of it, which is only read.
 
         Raises:
             ValueError: no positions are given, and there are more tokens than learned ones.
@@ -283,20 +303,22 @@ class Decoder(nn.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         rotations = self.rotations(positions) if rotations is None else rotations
-        context, cache = self._context(positions, segment_ids, parents, cache, rotations)
+        context, cache = self._context(positions, segment_ids, parents, cache, before, rotations)
         with jax.named_scope("embedding"):
             # Padding may count on beyond the last position: it is masked, but its index must be valid.
             x = self._embedded(tokens, jnp.where(segment_ids > 0, positions, 0))
             x = (x if noise is None else x + noise).astype(self.execution.activation_dtype)
             x = constrain(x, BATCH_AXES, None, None)
         layer_caches, values = None if cache is None else cache.layers, layer_values(self.config)
+        layers_before = None if before is None else before.layers
         if self.execution.layer_layout == "scan":
-            x, layer_caches = self.layers(x, context, values, layer_caches)
+            x, layer_caches = self.layers(x, context, values, layer_caches, layers_before)
         else:
             updated = []
             for index, layer in enumerate(self.layers):
                 own = jax.tree.map(lambda numbers, index=index: np.asarray(numbers[index]), values)
-                x, layer_cache = layer(x, context, own, None if cache is None else layer_caches[index])
+                of_layer = lambda caches, index=index: None if caches is None else caches[index]
+                x, layer_cache = layer(x, context, own, of_layer(layer_caches), of_layer(layers_before))
                 updated.append(layer_cache)
             layer_caches = tuple(updated)
         if cache is not None:
@@ -352,7 +374,7 @@ class Decoder(nn.Module):
         ]
         return tuple(jnp.stack(tables) for tables in zip(*rotations, strict=True))
 
-    def _context(self, positions, segment_ids, parents, cache, rotations):
+    def _context(self, positions, segment_ids, parents, cache, before, rotations):
         cos, sin = rotations
         if cache is None:
             visibility = Visibility(positions, positions, segment_ids, segment_ids, parents, in_order=True)
@@ -361,8 +383,10 @@ class Decoder(nn.Module):
             positions=write(cache.positions, positions, cache.length),
             segments=write(cache.segments, segment_ids, cache.length),
         )
-        grown = cache.length is None
-        visibility = Visibility(positions, cache.positions, segment_ids, cache.segments, parents, grown, grown)
+        keys, grown = (cache.positions, cache.segments), cache.length is None
+        if before is not None:
+            keys = (jnp.concatenate([before.positions, keys[0]], 1), jnp.concatenate([before.segments, keys[1]], 1))
+        visibility = Visibility(positions, keys[0], segment_ids, keys[1], parents, grown, grown)
         return Context(cos, sin, visibility, cache.length), cache
 
     def head(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
@@ -392,7 +416,8 @@ class Decoder(nn.Module):
         return adapters.get_method(self.adapter.method).apply_transposed(hidden, logits, arrays, matmul)
 
     def _untied_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        logits, arrays = self._einsum("bsd,dv->bsv", hidden, self.head_kernel), self._adapter_of("head")
+        spec = "bsd,vd->bsv" if self.execution.prepared else "bsd,dv->bsv"
+        logits, arrays = self._einsum(spec, hidden, self.head_kernel), self._adapter_of("head")
         if arrays is None:
             return logits
         matmul = functools.partial(self._einsum, "bsi,io->bso")

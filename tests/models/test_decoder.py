@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sft_jax.models import Decoder, Execution, init_cache
-from sft_jax.models import cache as cache_module
 from sft_jax.models.config import REMAT_POLICIES, DecoderConfig
 from sft_jax.models.layouts import layout_of, to_layout
 from tests.models import programs, reference
@@ -181,26 +180,27 @@ def test_cache_in_pieces_equals_the_whole(layout):
     assert int(cache.length) == 11
 
 
-@pytest.mark.parametrize("selected_slots", [1024, 0])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_cache_with_a_length_for_each_sequence_equals_the_whole(layout, selected_slots, monkeypatch):
-    """Two sequences that have read 5 and 2 tokens go on side by side; of the slots the first eleven are read."""
-    monkeypatch.setattr(cache_module, "SELECTED_SLOTS", selected_slots)
+def test_a_cache_with_another_in_front_of_it_equals_the_whole(layout):
+    """Two sequences of which five and two tokens were read go on, in a cache that is written from place 4 on round."""
     ids = reference.tokens(2, 11)
     model = Decoder(CONFIG, Execution(layer_layout=layout))
     variables = {"params": to_layout(PARAMS, layout)}
-    cache = init_cache(CONFIG, model.execution, 2, 16)
-    start = jnp.asarray([5, 2])
+    start = np.asarray([5, 2])
     positions, written = jnp.broadcast_to(jnp.arange(5), (2, 5)), jnp.arange(5)[None] < start[:, None]
-    _, cache = model.apply(variables, ids[:, :5], positions, written.astype(jnp.int32), cache, method="hidden")
-    cache = cache.replace(length=start, read=11)
+    before = init_cache(CONFIG, model.execution, 2, 5)
+    _, before = model.apply(variables, ids[:, :5], positions, written.astype(jnp.int32), before, method="hidden")
+    cache = init_cache(CONFIG, model.execution, 2, 6).replace(length=jnp.asarray(4, jnp.int32))
     for step in range(6):
-        place = np.asarray(start) + step
-        tokens = ids[np.arange(2), place][:, None]
-        hidden, cache = model.apply(variables, tokens, place[:, None], None, cache, method="hidden")
+        place = start + step
+        tokens, at = ids[np.arange(2), place][:, None], jnp.asarray(place[:, None])
+        rotations = model.apply(variables, at, method="rotations")
+        hidden, cache = model.apply(
+            variables, tokens, at, None, cache, rotations=rotations, before=before, method="hidden"
+        )
+        cache = cache.replace(length=cache.length % 6)
         found = model.apply(variables, hidden, method="head")[:, 0]
         np.testing.assert_allclose(found, np.asarray(logits(ids))[np.arange(2), place], atol=1e-5, rtol=1e-5)
-    assert cache.length.tolist() == [11, 8]
 
 
 @pytest.mark.parametrize("backend", ["whole", "blocked"])

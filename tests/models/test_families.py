@@ -145,6 +145,16 @@ def test_packed_sequences_and_cached_reading_equal_plain_ones(case):
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected, atol=TOLERANCE, rtol=0)
 
 
+def test_weights_prepared_for_inference_give_the_same_logits(case):
+    _, _, directory, ids, expected = case
+    model, params = load_pretrained(directory)
+    prepared = prepare(model, {"params": params})
+    assert prepared.model.execution.prepared
+    hidden, _ = prepared.model.apply(prepared.variables, ids, method="hidden")
+    found = prepared.model.apply(prepared.variables, hidden, method="head")
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.slow
 def test_greedy_text_equals_uncached(case):
     _, _, directory, ids, _ = case
