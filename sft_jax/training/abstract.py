@@ -87,7 +87,7 @@ def init_rest(trained: Tree, hyper: dict[str, Array], optimizer: OptimizerSettin
 
 
 def abstract_rest(abstract: TrainState) -> dict[str, Tree]:
-    """The description of what `init_rest` makes: all of the state but parameters, the base, hyperparameters and seed."""
+    """The description of what `init_rest` makes: all of the state but parameters, base, hyperparameters, seed."""
     names = (field.name for field in dataclasses.fields(abstract))
     return {name: getattr(abstract, name) for name in names if name not in _GIVEN}
 

@@ -1,7 +1,7 @@
 """Hyperparameters as arrays, learning-rate schedules on them, and the optimizer of a run built from them.
 
-The numbers of optimizer, objective, noise, balance and average are no constants of the compiled step: one compilation serves a
-sweep over learning rate, decay, betas, label smoothing.
+The numbers of optimizer, objective, noise, balance and average are no constants of the compiled step: one compilation
+serves a sweep over learning rate, decay, betas, label smoothing.
 """
 
 import dataclasses
