@@ -1,6 +1,7 @@
 """What a run compiles: each kind of evaluation once, however often it is made; and what several uses share."""
 
 import contextlib
+import gc
 
 import jax
 import jax.monitoring
@@ -240,3 +241,38 @@ def test_each_seed_begins_with_its_own_adapters(started):
 def test_keys_of_the_seed_as_data_are_those_of_the_number(seed):
     expected = jax.random.key_data(jax.random.key(seed))
     np.testing.assert_array_equal(jax.random.key_data(jax.random.key(seed_array(seed))), expected)
+
+
+def test_shared_functions_are_kept_in_a_bounded_number_and_without_arrays():
+    made = []
+
+    @programs.shared
+    def make(signature):
+        made.append(signature)
+        return lambda: None
+
+    signature = lambda size: programs.signature_of({"a": jnp.zeros(size), "b": [jnp.ones((2, size))]})
+    gc.collect()
+    before = len(jax.live_arrays())
+    assert make(signature(1)) is make(signature(1))
+    sizes = range(1, programs.KEPT + 2)
+    for size in sizes:
+        make(signature(size))
+    assert [one.shapes[0] for one in made] == [(size,) for size in sizes]
+    make(signature(1))  # the least recently used one went
+    assert len(made) == len(sizes) + 1
+    programs.forget()
+    make(signature(1))
+    assert len(made) == len(sizes) + 2
+    gc.collect()
+    assert len(jax.live_arrays()) == before
+
+
+def test_a_run_leaves_no_arrays_behind(tmp_path):
+    """What is shared between runs is programs."""
+    left = []
+    for name in ("one", "two"):
+        trained(tmp_path, name)
+        gc.collect()
+        left.append(sum(array.nbytes for array in jax.live_arrays()))
+    assert left[1] == left[0]
