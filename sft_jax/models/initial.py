@@ -34,14 +34,19 @@ def init_params(
         seed: of all random numbers.
         deviation: standard deviation of weights and embeddings.
     """
-    model = Decoder(config, Execution(layer_layout="scan"))
-    stacked = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     arrays = {}
-    for path, leaf in flatten_dict(stacked, sep="/").items():
+    for path, leaf in flatten_dict(parameter_shapes(config), sep="/").items():
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
         for name, shape, keys in _pieces(path, leaf.shape, key, layout):
             arrays[name] = _maker(path, shape, config, deviation, dtype, sharding(name, shape))(keys)
     return unflatten_dict(arrays, sep="/")
+
+
+@functools.lru_cache(maxsize=16)  # a run asks several times, and so does each of the next ones
+def parameter_shapes(config: DecoderConfig) -> dict:
+    """Shapes of the parameters in the stacked layout, float32."""
+    model = Decoder(config, Execution(layer_layout="scan"))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 @functools.lru_cache(maxsize=64)  # the layers of a model that are arrays of their own have one program together

@@ -4,7 +4,8 @@ A new objective is one file with a function of the form of `cross_entropy` plus 
 
     def objective(logits, targets, weights, settings) -> dict[str, tuple[sum, count]]
 
-`logits` float32 [B, S, V], `targets` int32 [B, S], `weights` float32 [B, S] (0 where nothing is trained). The entry
+`logits` float32 [B, S, V], `targets` int32 [B, S], `weights` float32 [B, S] (0 where nothing is trained), `settings`
+its numbers, which are arrays, or None for a term that the run has not (`Settings`). The entry
 `loss` is minimised: sum / count over the whole optimizer step, all devices and micro-batches included. Every entry is
 logged the same way. `count` must not depend on the parameters.
 """

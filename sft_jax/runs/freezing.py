@@ -5,11 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from sft_jax.models import adapters
-from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
-from sft_jax.models.decoder import Decoder
+from sft_jax.models.config import DecoderConfig, LayerLayout
+from sft_jax.models.initial import parameter_shapes
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.quantization import quantized_tree
 from sft_jax.models.variables import canonical_path, split
@@ -62,9 +61,7 @@ def weight_shapes(options: WeightOptions, decoder: DecoderConfig, layout: LayerL
         ValueError: adapters have no place in this model, or its kernels none in so few bits; says what to give.
     """
 
-    def make() -> Tree:
-        model = Decoder(decoder, Execution(layer_layout="scan"))
-        params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    def make(params: Tree) -> Tree:
         stored = jax.tree.map(lambda leaf: leaf.astype(base_dtype(options)), params)
         if options.precision.quantized != "none":
             stored = quantized_tree(stored, options.precision.quantized)
@@ -76,7 +73,8 @@ def weight_shapes(options: WeightOptions, decoder: DecoderConfig, layout: LayerL
         return tree
 
     trained, frozen = split(
-        jax.eval_shape(make), trained_predicate(options.adapter, options.trained, decoder.num_layers)
+        jax.eval_shape(make, parameter_shapes(decoder)),
+        trained_predicate(options.adapter, options.trained, decoder.num_layers),
     )
     if not has_adapters(options.adapter):
         frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, options.precision.frozen), frozen)

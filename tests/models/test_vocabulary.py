@@ -27,7 +27,7 @@ from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh
 from sft_jax.sources import load_tokenizer
-from sft_jax.training import loop, run
+from sft_jax.training import loop, programs, run
 from tests import tiny
 from tests.models import reference
 
@@ -90,6 +90,7 @@ def train(root, directory, monkeypatch, **changes):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "compile_train_step", compiled)
+        programs.forget()  # runs of other tests may have compiled it for batches of other shapes
         config = config_of(root, **changes)
         keep = lambda model, state: kept.update(model=model, state=state) or {}
         run(config, directory, evaluators={"keep": keep})

@@ -16,7 +16,7 @@ from sft_jax.options import options_of
 from sft_jax.preparation.mixing import mixture_of, reader_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.metric_log import read_metrics
-from sft_jax.training import loop, run
+from sft_jax.training import loop, programs, run
 from sft_jax.training.checks import check_config
 from tests import tiny
 from tests.command_line import config_of, flags_in
@@ -202,6 +202,7 @@ def uninterrupted(root, short_blocks):
     compiled, make = [], loop.compile_train_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "compile_train_step", lambda *a: compiled.append(make(*a)) or compiled[-1])
+        programs.forget()  # runs of other tests may have compiled it for batches of other shapes
         run(mixed(root), root / "whole")
     assert [step._cache_size() for step in compiled] == [1]
     return read_metrics(root / "whole" / "metrics.jsonl")

@@ -21,7 +21,7 @@ from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
-from sft_jax.training.state import TrainState, saved_arrays, with_saved
+from sft_jax.training.state import TrainState, saved_arrays, seed_array, with_saved
 from tests import buckets, tiny
 
 METRIC = "held_out/nll"
@@ -31,7 +31,7 @@ def state(step: int) -> TrainState:
     zero = jnp.int32(0)
     trained = {"params": {"embedding": jnp.arange(4000.0).reshape(400, 10) * step}}
     counts = {"gradient": jnp.zeros(1, jnp.int32), "update": jnp.zeros(1, jnp.int32)}
-    return TrainState(jnp.int32(step), trained, {}, {"mu": jnp.ones(())}, {}, zero, zero, {}, counts)
+    return TrainState(jnp.int32(step), trained, {}, {"mu": jnp.ones(())}, {}, seed_array(0), zero, zero, {}, counts)
 
 
 def opened(workdir, **options) -> Checkpoints:

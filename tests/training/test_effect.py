@@ -86,7 +86,7 @@ def test_an_array_without_gradient_is_named_once(tmp_path, layout):
 
 def test_it_is_not_said_again_after_a_restart(tmp_path):
     none = {"params": {}}
-    state = lambda step, skipped: TrainState(step, none, {}, {}, {}, skipped, 0, {}, {})
+    state = lambda step, skipped: TrainState(step, none, {}, {}, {}, 0, skipped, 0, {}, {})
     config = tiny.config(tmp_path)
     for step, skipped, looked in ((0, 0, False), (4, 0, False), (6, 2, False), (5, 0, True), (7, 2, True)):
         watch = effect.EffectWatch(options_of(config).optimizer, state(step, skipped), lambda step, text: None)

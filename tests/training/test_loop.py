@@ -19,7 +19,7 @@ import tests.training.poison  # noqa: F401  registers its objectives
 from sft_jax.models.partitioning import PARAM_AXES
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.sharding import path_string
-from sft_jax.training import held_out, loop, run
+from sft_jax.training import held_out, loop, programs, run
 from sft_jax.training.recorder import DivergedError, Recorder
 from tests import tiny
 from tests.training.moments import at
@@ -59,6 +59,7 @@ class Watched:
                 return record(recorder, step, *arguments)
 
             patch.setattr(Recorder, "record", recorded)
+            programs.forget()  # runs of other tests may have compiled them for batches of other shapes
             self.result = run(self.config, self.workdir)
         self.lines = read_metrics(self.workdir / "metrics.jsonl")
 
