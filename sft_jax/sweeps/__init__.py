@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """Sweeps: many runs of one question, stated by a file, kept in one directory.
 
 What a sweep file needs is here: `from sft_jax.sweeps import product, seeds, values`.
@@ -23,3 +24,6 @@ __all__ = [
     "values",
     "zip_",
 ]
+=======
+"""Many runs that answer one question."""
+>>>>>>> w/local
