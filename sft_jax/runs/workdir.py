@@ -29,6 +29,7 @@ from sft_jax.agreement import agreed
 _PARTIAL = ".partial"
 CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
 DATA_REPORT = "data_report.json"
+STATUS = "status.json"  # of a run of a sweep, which is there before the run is
 _LOCK = ".lock"
 _DAMAGED = "put it back from a copy, or give another --workdir"
 
@@ -76,8 +77,16 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
                 "Give another --workdir, or the same config to continue that run."
                 f"{_of_other_code(workdir, found, wanted)}{more_training(workdir, there)}"
             )
-    elif workdir.exists() and any(not child.name.endswith(_PARTIAL) for child in workdir.iterdir()):
+    elif (
+        workdir.exists()
+        and not (workdir / STATUS).exists()
+        and any(not _is_partial(child) for child in workdir.iterdir())
+    ):
         raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
+
+
+def _is_partial(path: epath.Path) -> bool:
+    return path.name.endswith(_PARTIAL)
 
 
 def _of_other_code(workdir: epath.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
