@@ -29,9 +29,9 @@ from sft_jax.agreement import agreed
 _PARTIAL = ".partial"
 CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
 DATA_REPORT = "data_report.json"
-STATUS = "status.json"  # of a run of a sweep, which is there before the run is
 _LOCK = ".lock"
-_FIRST = ("status.json", "log.txt", "result.json")  # of a run of a sweep, which may fail before its config is written
+STATUS, RESULT = "status.json", "result.json"
+_FIRST = (STATUS, "log.txt", RESULT)  # of a run of a sweep, which may fail before its config is written
 DAMAGED = "put it back from a copy, or give another --workdir"
 
 # What may change when a run is continued: the numbers do not depend on it (or it is only about watching).
@@ -73,20 +73,6 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
                 "Give another --workdir, or the same config to continue that run."
                 f"{_of_other_code(workdir, found, wanted)}{more_training(workdir, there)}"
             )
-<<<<<<< HEAD
-    elif (
-        workdir.exists()
-        and not (workdir / STATUS).exists()
-        and any(not _is_partial(child) for child in workdir.iterdir())
-    ):
-        raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
-
-
-def _is_partial(path: epath.Path) -> bool:
-    return path.name.endswith(_PARTIAL)
-
-
-=======
     elif workdir.exists() and any(not _may_be_first(child) for child in workdir.iterdir()):
         raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
 
@@ -110,7 +96,6 @@ def _may_be_first(path: epath.Path) -> bool:
     return is_partial(path) or path.name in _FIRST
 
 
->>>>>>> w/stating
 def _of_other_code(workdir: epath.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """What to do where fields of the config came, or went, after the run was started."""
     only_in = lambda one, other: sorted(name for name in one.keys() - other.keys() if not _may_change(name))
