@@ -1,1 +1,1 @@
-"""Many runs that answer one question."""
+"""Sweeps: many runs of one question, stated by a file, kept in one directory."""
