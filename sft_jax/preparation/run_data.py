@@ -23,7 +23,7 @@ from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenizing import NoExamplesError, nothing_left
 from sft_jax.models.vocabulary import with_new_tokens
 from sft_jax.options import DataOptions, ModelOptions, Options
-from sft_jax.preparation.measured import Measured, too_long_advice, held_out_of, read_measured
+from sft_jax.preparation.measured import Measured, held_out_of, read_measured, too_long_advice
 from sft_jax.preparation.mixing import mixture_of, reader_of
 from sft_jax.preparation.retrieved import retriever_of
 from sft_jax.preparation.train_examples import (
