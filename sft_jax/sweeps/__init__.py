@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Sweeps: many runs of one question, stated by a file, kept in one directory.
 
 What a sweep file needs is here: `from sft_jax.sweeps import product, seeds, values`.
@@ -24,6 +23,3 @@ __all__ = [
     "values",
     "zip_",
 ]
-=======
-"""Many runs that answer one question."""
->>>>>>> w/local
