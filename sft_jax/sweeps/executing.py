@@ -148,7 +148,9 @@ def _output_in(path: epath.Path, title: str) -> Iterator[None]:
         for number, _ in before:
             os.dup2(file.fileno(), number)
         try:
-            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            # By their numbers: a handler of logging that is made in here outlives the file.
+            out, err = (open(number, "w", buffering=1, closefd=False) for number, _ in before)  # noqa: SIM115
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 yield
         finally:
             _flush()

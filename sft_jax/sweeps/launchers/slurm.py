@@ -7,6 +7,7 @@ queue. A run is one job, on one host or on several with a process each (`slurm_j
 import contextlib
 import dataclasses
 import fcntl
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from sft_jax.sweeps.status import RunStatus, now, read_status, write_status
 
 _INSTALL = "pip install -r requirements-slurm.txt"
 _LOCK = ".lock"
+_OF_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
 _POLL_SECONDS = 10.0
 
 
@@ -174,7 +176,7 @@ def _submit(submitit, root: Path, sweep: SweepDirectory, runs: Sequence[SweepRun
     executor = submitit.SlurmExecutor(root / DIRECTORY, max_num_timeout=options.max_timeouts)
     executor.update_parameters(**options.parameters(submission.name))
     try:
-        with submitit.helpers.clean_env():  # of the job in which this may run
+        with _outside_of_jobs():
             jobs = executor.submit_array([RunJob(str(root), run.name) for run in runs])
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         # What was noted stays: SLURM may have taken them, though sbatch failed.
@@ -182,6 +184,22 @@ def _submit(submitit, root: Path, sweep: SweepDirectory, runs: Sequence[SweepRun
     submission = dataclasses.replace(submission, job=jobs[0].job_id.partition("_")[0])
     write_submissions(root, [*before, submission])
     return submission
+
+
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hides the job in which this runs, if it does: sbatch would take over what that one asked for."""
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_OF_JOB) and name != "SLURM_CONF" and "SLURM_JOB_ID" in os.environ
+    }
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _submitted(submission: Submission, root: Path) -> str:
