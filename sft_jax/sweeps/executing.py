@@ -25,7 +25,8 @@ from sft_jax.training import RunResult
 from sft_jax.training import run as train
 
 LOG = "log.txt"
-_AS_STATUS = {"finished": "finished", "stopped_early": "finished", "interrupted": "interrupted"}  # others have failed
+# Others have failed.
+_AS_STATUS = {"finished": "finished", "stopped_early": "finished", "paused": "paused", "interrupted": "interrupted"}
 
 
 def execute(
@@ -35,6 +36,7 @@ def execute(
     *,
     devices: Sequence[jax.Device] | None = None,
     launcher: Launcher = "local",
+    stop_after: int | None = None,
 ) -> RunEnd:
     """Trains one run of a sweep, or goes on with it; writes `status.json`, `log.txt` and `result.json`.
 
@@ -47,13 +49,14 @@ def execute(
         shared: what this process keeps between runs.
         devices: to train on; by default all.
         launcher: on whose behalf, for the status.
+        stop_after: a step after which it is left, to go on another time; None for its end.
 
     Raises:
         KeyboardInterrupt: a signal ended it outside of the loop of training; so does SystemExit.
     """
     directory = epath.Path(directory)
     if jax.process_index() > 0:
-        return _assist(run, directory, shared, devices)
+        return _assist(run, directory, shared, devices, stop_after)
     status = error = None
     try:
         with contextlib.ExitStack() as log:
@@ -63,7 +66,7 @@ def execute(
                 _forget_unfinished(directory)
                 title = f"{run.name}: attempt {status.attempts}, {status.started}"
                 log.enter_context(_output_in(directory / LOG, title))
-            error, _ = _train(run, directory, shared, devices)
+            error, _ = _train(run, directory, shared, devices, stop_after)
     except Exception as caught:  # noqa: BLE001  a directory that cannot be used is a run that failed
         error = error or _text(caught)
         if status is None:
@@ -80,21 +83,31 @@ def execute(
     return end
 
 
-def _assist(run: SweepRun, directory: epath.Path, shared: Shared, devices: Sequence[jax.Device] | None) -> RunEnd:
+def _assist(
+    run: SweepRun,
+    directory: epath.Path,
+    shared: Shared,
+    devices: Sequence[jax.Device] | None,
+    stop_after: int | None,
+) -> RunEnd:
     """Takes part in a run of which another process writes what becomes of it."""
     try:
         with agreed():
             pass
     except OtherProcessError as error:
         return _failed(None, str(error))
-    error, result = _train(run, directory, shared, devices)
+    error, result = _train(run, directory, shared, devices, stop_after)
     if result is None:
         return _failed(None, error)
     return dataclasses.replace(_failed(None, ""), state=result.state, step=result.step, error=None)
 
 
 def _train(
-    run: SweepRun, directory: epath.Path, shared: Shared, devices: Sequence[jax.Device] | None
+    run: SweepRun,
+    directory: epath.Path,
+    shared: Shared,
+    devices: Sequence[jax.Device] | None,
+    stop_after: int | None,
 ) -> tuple[str | None, RunResult | None]:
     """Trains; why it failed, after writing it to the log, or how it ended."""
     try:
@@ -105,7 +118,7 @@ def _train(
             options = options_of(config)
             base = shared.base(options.model)
             data = shared.data(options, len(devices), Console(quiet=jax.process_index() > 0))
-        return None, train(config, directory, data=data, base=base, devices=devices)
+        return None, train(config, directory, data=data, base=base, devices=devices, stop_after=stop_after)
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
         return _text(error), None
