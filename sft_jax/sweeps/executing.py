@@ -5,7 +5,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -15,15 +15,27 @@ from rich.console import Console
 from sft_jax import emulation
 from sft_jax.failures import message_of
 from sft_jax.options import options_of
-from sft_jax.runs.result import RunEnd, read_result, write_result
-from sft_jax.runs.workdir import RESULT, with_date
+from sft_jax.runs.result import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    STOPPED_EARLY,
+    RunEnd,
+    forget_result,
+    read_result,
+    write_result,
+)
+from sft_jax.runs.workdir import with_date
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import Launcher, read_status, write_status
 from sft_jax.training import run as train
+from sft_jax.training.durations import run_steps
 
 LOG = "log.txt"
-_AS_STATUS = {"finished": "finished", "stopped_early": "finished", "interrupted": "interrupted"}  # others have failed
+# What is a failure for a status has a name here of its own, or none.
+_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", "paused": "waiting"}
+OnStart = Callable[[int], object]
 
 
 def execute(
@@ -33,6 +45,8 @@ def execute(
     *,
     devices: Sequence[jax.Device] | None = None,
     launcher: Launcher = "local",
+    stop_after: int | None = None,
+    on_start: OnStart = lambda total_steps: None,
 ) -> RunEnd:
     """Trains one run of a sweep, or goes on with it; writes `status.json`, `log.txt` and `result.json`.
 
@@ -44,6 +58,8 @@ def execute(
         shared: what this process keeps between runs.
         devices: to train on; by default all.
         launcher: on whose behalf, for the status.
+        stop_after: the step after which it pauses; None: it goes on to its end.
+        on_start: called with the steps that it has in all, before the first.
 
     Raises:
         KeyboardInterrupt: a signal ended it outside of the loop of training; so does SystemExit.
@@ -58,7 +74,7 @@ def execute(
         return _failed(None, _text(caught))
     try:
         with _output_in(directory / LOG, f"{run.name}: attempt {status.attempts}, {status.started}"):
-            error = _train(run, directory, shared, devices)
+            error = _train(run, directory, shared, devices, stop_after, on_start)
     except Exception as caught:  # noqa: BLE001  the log cannot be written
         error = error or _text(caught)
     except (KeyboardInterrupt, SystemExit):
@@ -72,7 +88,14 @@ def execute(
     return end
 
 
-def _train(run: SweepRun, directory: epath.Path, shared: Shared, devices: Sequence[jax.Device] | None) -> str | None:
+def _train(
+    run: SweepRun,
+    directory: epath.Path,
+    shared: Shared,
+    devices: Sequence[jax.Device] | None,
+    stop_after: int | None,
+    on_start: OnStart,
+) -> str | None:
     """Trains; returns why it failed, if it did, after writing it to the log."""
     try:
         emulation.reserve_threads()
@@ -81,7 +104,9 @@ def _train(run: SweepRun, directory: epath.Path, shared: Shared, devices: Sequen
         options = options_of(config)
         base = shared.base(options.model)
         data = shared.data(options, len(devices), Console())
-        train(config, directory, data=data, base=base, devices=devices)
+        on_start(run_steps(options.duration, data.plan))
+        pause = {} if stop_after is None else {"stop_after": stop_after}
+        train(config, directory, data=data, base=base, devices=devices, **pause)
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
         return _text(error)
@@ -92,7 +117,7 @@ def _forget_unfinished(directory: epath.Path) -> None:
     """Removes the result of an attempt that did not come to its end: a new one begins."""
     result = read_result(directory)
     if result is not None and not result.done:
-        (directory / RESULT).unlink()
+        forget_result(directory)
 
 
 def _end(directory: epath.Path, error: str | None) -> RunEnd:
@@ -106,8 +131,8 @@ def _end(directory: epath.Path, error: str | None) -> RunEnd:
 
 def _failed(end: RunEnd | None, error: str) -> RunEnd:
     if end is not None:
-        return dataclasses.replace(end, state="failed", error=error)
-    return RunEnd("failed", 0, 0, {}, None, {}, 0.0, None, error)
+        return dataclasses.replace(end, state=FAILED, error=error)
+    return RunEnd(FAILED, 0, 0, {}, None, {}, 0.0, None, error)
 
 
 def _text(error: Exception) -> str:
