@@ -5,7 +5,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,17 +16,29 @@ from sft_jax import emulation
 from sft_jax.agreement import OtherProcessError, agreed
 from sft_jax.failures import message_of
 from sft_jax.options import options_of
-from sft_jax.runs.result import RunEnd, read_result, write_result
-from sft_jax.runs.workdir import RESULT, with_date
+from sft_jax.runs.result import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    PAUSED,
+    STOPPED_EARLY,
+    RunEnd,
+    forget_result,
+    read_result,
+    write_result,
+)
+from sft_jax.runs.workdir import with_date
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import Launcher, read_status, write_status
 from sft_jax.training import RunResult
 from sft_jax.training import run as train
+from sft_jax.training.durations import run_steps
 
 LOG = "log.txt"
-# Others have failed.
-_AS_STATUS = {"finished": "finished", "stopped_early": "finished", "paused": "paused", "interrupted": "interrupted"}
+# What is a failure for a status has a name here of its own, or none.
+_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", PAUSED: "paused"}
+OnStart = Callable[[int], object]
 
 
 def execute(
@@ -37,6 +49,7 @@ def execute(
     devices: Sequence[jax.Device] | None = None,
     launcher: Launcher = "local",
     stop_after: int | None = None,
+    on_start: OnStart = lambda total_steps: None,
 ) -> RunEnd:
     """Trains one run of a sweep, or goes on with it; writes `status.json`, `log.txt` and `result.json`.
 
@@ -49,7 +62,8 @@ def execute(
         shared: what this process keeps between runs.
         devices: to train on; by default all.
         launcher: on whose behalf, for the status.
-        stop_after: a step after which it is left, to go on another time; None for its end.
+        stop_after: the step after which it pauses; None: it goes on to its end.
+        on_start: called with the steps that it has in all, before the first.
 
     Raises:
         KeyboardInterrupt: a signal ended it outside of the loop of training; so does SystemExit.
@@ -66,7 +80,7 @@ def execute(
                 _forget_unfinished(directory)
                 title = f"{run.name}: attempt {status.attempts}, {status.started}"
                 log.enter_context(_output_in(directory / LOG, title))
-            error, _ = _train(run, directory, shared, devices, stop_after)
+            error, _ = _train(run, directory, shared, devices, stop_after, on_start)
     except Exception as caught:  # noqa: BLE001  a directory that cannot be used is a run that failed
         error = error or _text(caught)
         if status is None:
@@ -108,6 +122,7 @@ def _train(
     shared: Shared,
     devices: Sequence[jax.Device] | None,
     stop_after: int | None,
+    on_start: OnStart = lambda total_steps: None,
 ) -> tuple[str | None, RunResult | None]:
     """Trains; why it failed, after writing it to the log, or how it ended."""
     try:
@@ -118,6 +133,7 @@ def _train(
             options = options_of(config)
             base = shared.base(options.model)
             data = shared.data(options, len(devices), Console(quiet=jax.process_index() > 0))
+        on_start(run_steps(options.duration, data.plan))
         return None, train(config, directory, data=data, base=base, devices=devices, stop_after=stop_after)
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
@@ -128,7 +144,7 @@ def _forget_unfinished(directory: epath.Path) -> None:
     """Removes the result of an attempt that did not come to its end: a new one begins."""
     result = read_result(directory)
     if result is not None and not result.done:
-        (directory / RESULT).unlink()
+        forget_result(directory)
 
 
 def _end(directory: epath.Path, error: str | None) -> RunEnd:
@@ -142,8 +158,8 @@ def _end(directory: epath.Path, error: str | None) -> RunEnd:
 
 def _failed(end: RunEnd | None, error: str) -> RunEnd:
     if end is not None:
-        return dataclasses.replace(end, state="failed", error=error)
-    return RunEnd("failed", 0, 0, {}, None, {}, 0.0, None, error)
+        return dataclasses.replace(end, state=FAILED, error=error)
+    return RunEnd(FAILED, 0, 0, {}, None, {}, 0.0, None, error)
 
 
 def _text(error: Exception) -> str:
