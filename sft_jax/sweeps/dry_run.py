@@ -11,9 +11,11 @@ from rich.text import Text
 from sft_jax.evaluation.report.tables import duration_text
 from sft_jax.runs.metric_log import FILE, read_metrics
 from sft_jax.sweeps.directory import SweepDirectory
+from sft_jax.sweeps.halving import check_halving
 from sft_jax.sweeps.preparing import PreparedRun
 from sft_jax.sweeps.problems import runs_text
 from sft_jax.sweeps.runs import SweepRun, differing, value_at
+from sft_jax.sweeps.search import Optuna, Search, SuccessiveHalving
 from sft_jax.sweeps.status import read_status
 from sft_jax.training.memory import StepProgram
 
@@ -105,8 +107,8 @@ def time_text(found: Estimate) -> str:
         return "Time: no earlier runs in this directory by which it could be told."
     measured = f"the steps of {found.measured} run{'s' if found.measured > 1 else ''} in this directory"
     text = (
-        f"Time: about {duration_text(found.seconds)} of steps left, one run after the other, by {measured}; evaluating, "
-        "saving and compiling come on top."
+        f"Time: about {duration_text(found.seconds)} of steps left, one run after the other, by {measured}; "
+        "evaluating, saving and compiling come on top."
     )
     if found.unknown:
         text += f" Not counted: {runs_text(found.unknown)}, whose program has not run before."
@@ -128,12 +130,12 @@ def memory_lines(prepared: Sequence[PreparedRun]) -> list[str]:
     return lines
 
 
-def show(sweep: SweepDirectory, prepared: Sequence[PreparedRun], console: Console) -> None:
-    """Prints all of it; memory last, since it takes the longest.
+def show_costs(sweep: SweepDirectory, prepared: Sequence[PreparedRun], console: Console) -> None:
+    """Prints time and memory; memory last, since it takes the longest.
 
     Args:
         sweep: as it would be claimed.
-        prepared: its stated runs.
+        prepared: the runs that it states.
         console: of the terminal.
     """
     runs = sweep.stated_runs
@@ -152,3 +154,22 @@ def show_runs(sweep: SweepDirectory, console: Console) -> None:
     if others:
         text = f"Beside them, stated by an earlier start and not any more: {states_text(sweep, others)}. They stay."
         console.print(text, soft_wrap=True, highlight=False)
+
+
+def show_search(search: Search, sweep: SweepDirectory, console: Console) -> None:
+    """Prints how runs are chosen, and what that means for how many there are."""
+    say = lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)
+    better = "less" if search.mode == "min" else "more"
+    if isinstance(search, SuccessiveHalving):
+        rungs = search.rungs(check_halving(search, sweep.stated_runs))
+        say(
+            f"Successive halving by {search.metric}, {better} is better: at steps {', '.join(map(str, rungs[:-1]))} the "
+            f"best 1/{search.eta} of the settings go on, to step {rungs[-1]}. The time below is that without a search."
+        )
+    elif isinstance(search, Optuna):
+        say(
+            f"Optuna by {search.metric}, {better} is better: {search.trials} trials, {search.at_once} at a time, each "
+            "run as above. Shown is the middle of the space:"
+        )
+        for field, distribution in search.space.items():
+            say(f"  {field}: {distribution}")

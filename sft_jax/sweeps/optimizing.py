@@ -41,13 +41,15 @@ def check_trials(search: Optuna, base: ConfigDict, beside: Sequence[Overrides]) 
         SweepError: fields that there are not, or values that they cannot have.
         ValueError: what it decides by is not measured.
     """
-    ends = [
-        {field: distribution.at(quantile) for field, distribution in search.space.items()}
-        for quantile in (0.0, 0.5, 1 - 2**-53)
-    ]
-    different = list({json.dumps(end, sort_keys=True, default=list): end for end in ends}.values())
-    for run in runs_of(base, product(different, [dict(overrides) for overrides in beside])):
+    ends = {_key(run): run for quantile in (0.0, 1 - 2**-53) for run in trials_at(search, quantile, beside)}
+    for run in runs_of(base, list(ends.values())):
         check_measured(search.metric, run.config)
+
+
+def trials_at(search: Optuna, quantile: float, beside: Sequence[Overrides]) -> list[Overrides]:
+    """The runs of a trial whose values all lie at a quantile of their distributions."""
+    values = {field: distribution.at(quantile) for field, distribution in search.space.items()}
+    return _with({"overrides": values}, beside)
 
 
 def optimize(
