@@ -113,6 +113,13 @@ def _right(values: dict[str, Any]) -> dict[str, bool]:
     }
 
 
+def _is_time(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and datetime.datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
 def _damaged(path: epath.Path, why: str) -> WorkdirError:
     return WorkdirError(f"{path} is damaged: {why}. Remove it: the run then goes on from its latest checkpoint.")
 
