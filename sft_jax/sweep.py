@@ -50,7 +50,6 @@ def main(_: list[str]) -> None:
     if _DRY_RUN.value:
         statement.show(console)
         return
-    statement.check()
     sys.exit(statement.run(_launch, _is_wanted, console))
 
 
