@@ -151,7 +151,10 @@ def _output_in(path: epath.Path, title: str) -> Iterator[None]:
             # By their numbers: a handler of logging that is made in here outlives the file.
             out, err = (open(number, "w", buffering=1, closefd=False) for number, _ in before)  # noqa: SIM115
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                yield
+                try:
+                    yield
+                finally:
+                    _flush()
         finally:
             _flush()
             for number, kept in before:

@@ -229,7 +229,7 @@ def _show(sweep: SweepDirectory, jobs: Mapping[str, Job], console: Console) -> N
     console.print(table)
 
 
-def _follow(sweep: SweepDirectory, root: Path, console: Console, poll_seconds: float = _POLL_SECONDS) -> int:
+def _follow(sweep: SweepDirectory, root: Path, console: Console) -> int:
     """Says what changes until no run has a job; the exit status."""
     before: dict[str, str] = {}
     while True:
@@ -241,7 +241,7 @@ def _follow(sweep: SweepDirectory, root: Path, console: Console, poll_seconds: f
         before = states
         if not jobs:
             break
-        time.sleep(poll_seconds)
+        time.sleep(_POLL_SECONDS)
     _note_gone(sweep, jobs)
     _show(sweep, jobs, console)
     return 0 if all(state == "finished" for state in before.values()) else 1
