@@ -52,7 +52,7 @@ class RunResult:
 
 def state_after(error: BaseException) -> str:
     """What an error makes of a run, in the words of `result.json`."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return result.INTERRUPTED
     return result.DIVERGED if isinstance(error, DivergedError) else result.FAILED
 
