@@ -129,8 +129,7 @@ def _train(
             base = shared.base(options.model)
             data = shared.data(options, len(devices), Console(quiet=jax.process_index() > 0))
         on_start(run_steps(options.duration, data.plan))
-        pause = {} if stop_after is None else {"stop_after": stop_after}
-        return None, train(config, directory, data=data, base=base, devices=devices, **pause)
+        return None, train(config, directory, data=data, base=base, devices=devices, stop_after=stop_after)
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
         return _text(error), None

@@ -17,7 +17,7 @@ from etils import epath
 from sft_jax.runs.result import read_result
 from sft_jax.runs.workdir import STATUS, WorkdirError, write_whole
 
-State = Literal["waiting", "running", "finished", "failed", "interrupted"]
+State = Literal["waiting", "running", "paused", "finished", "failed", "interrupted"]
 Launcher = Literal["local", "slurm", "stacked"]
 
 
@@ -26,7 +26,8 @@ class RunStatus:
     """What is known of a run.
 
     Attributes:
-        state: `waiting` before its first attempt; `interrupted` and `failed` runs can go on.
+        state: `waiting` before its first attempt; `interrupted` and `failed` runs can go on, and `paused` ones, which
+            a search has left where they are.
         attempts: how often it was started, this attempt included.
         pid: of the process that executes it, or did.
         host: that process is on.
@@ -112,9 +113,9 @@ def _right(values: dict[str, Any]) -> dict[str, bool]:
     }
 
 
-def _is_time(value: object) -> bool:
+def _is_time(value: Any) -> bool:
     try:
-        return isinstance(value, str) and bool(datetime.datetime.fromisoformat(value))
+        return isinstance(value, str) and datetime.datetime.fromisoformat(value).tzinfo is not None
     except ValueError:
         return False
 

@@ -1,0 +1,97 @@
+"""Sweeps of real training on this machine: whatever breaks, the disk is readable, and a second start does the rest."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sft_jax.runs.metric_log import read_metrics
+from sft_jax.runs.result import read_result
+from sft_jax.sweeps.directory import claim_sweep
+from sft_jax.sweeps.launchers.local import launch
+from sft_jax.sweeps.status import read_status
+from tests import tiny
+
+DRIVER = Path(__file__).with_name("launch_driver.py")
+STEPS = 6
+FINISHED = ("finished", 1)
+RATES = (1e-2, 1e-3, 1e-4)
+
+
+def claim(root, stated):
+    """A sweep of the tiny model, and its runs by what they set."""
+    base = tiny.config(root, **{"optimizer.max_skipped_in_a_row": 2, "duration": f"{STEPS} steps"})
+    sweep = claim_sweep(root / "sweep", sweep="question/sweep.py", config="configs/sft.py", base=base, stated=stated)
+    return sweep, [run.name for run in sweep.stated_runs]
+
+
+def drive(sweep, workers=1, troubles=None):
+    """Exit status and output of a launcher."""
+    command = [sys.executable, str(DRIVER), str(sweep.root), str(workers), json.dumps(troubles or {})]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def states(sweep, names):
+    """State and attempts of each run; fails where anything on disk cannot be read."""
+    for name in names:
+        read_result(sweep.run_dir(name))
+        if (path := sweep.run_dir(name) / "metrics.jsonl").exists():
+            read_metrics(path)
+    found = [read_status(sweep.run_dir(name)) for name in names]
+    return [(status.state, status.attempts) for status in found]
+
+
+def steps_logged(sweep, name):
+    return [line["step"] for line in read_metrics(sweep.run_dir(name) / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_whatever_breaks_the_rest_is_done_once(tmp_path):
+    """A worker killed, a full disk and a config that diverges; then a start without any of it."""
+    rates = [{"optimizer.learning_rate": rate} for rate in (*RATES, 1e38, 1e-5)]
+    sweep, (fine, killed, full, diverges, last) = claim(tmp_path, rates)
+    code, said = drive(sweep, troubles={killed: "kill worker", full: "full disk"})
+    names = (fine, killed, full, diverges, last)
+    assert states(sweep, names) == [FINISHED, ("failed", 1), ("failed", 1), ("failed", 1), FINISHED]
+    assert code == 1
+    assert "2 of 5 runs are done" in said
+    assert f"{killed}: failed: its worker was killed by SIGKILL" in said
+    assert f"{full}: failed: " in said
+    assert "File too large" in said
+    assert f"{diverges}: diverged: 2 steps in a row" in said
+    assert str(sweep.run_dir(diverges) / "log.txt") in said
+    assert read_result(sweep.run_dir(diverges)).state == "diverged"
+    before = {name: (sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in (fine, last)}
+
+    code, said = drive(sweep)
+    assert states(sweep, names) == [FINISHED, ("finished", 2), ("finished", 2), ("failed", 2), FINISHED]
+    assert (code, "4 of 5 runs are done (2 now, 2 before)" in said) == (1, True)
+    assert before == {name: (sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in (fine, last)}
+    for name in (fine, killed, full, last):
+        assert steps_logged(sweep, name) == list(range(STEPS + 1))
+    assert "Continuing" in (sweep.run_dir(killed) / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_killed(tmp_path):
+    """Its worker saves the run and leaves; a second launcher goes on with it, and does what had no turn."""
+    sweep, (fine, running, waiting) = claim(tmp_path, [{"optimizer.learning_rate": rate} for rate in RATES])
+    code, _ = drive(sweep, troubles={running: "kill launcher"})
+    assert code == -9
+    with (sweep.run_dir(running) / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # free when nobody trains there
+    assert states(sweep, (fine, waiting)) == [FINISHED, ("waiting", 0)]
+    end = read_result(sweep.run_dir(running))
+    assert (end.state, end.step) == ("interrupted", 3)
+
+    code, said = drive(sweep)
+    assert code == 0, said
+    assert states(sweep, (fine, running, waiting)) == [FINISHED, ("finished", 2), FINISHED]
+    assert steps_logged(sweep, running) == list(range(STEPS + 1))
+    assert f"Continuing {sweep.run_dir(running)} after step 3" in (sweep.run_dir(running) / "log.txt").read_text()
