@@ -12,7 +12,6 @@ import pytest
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.result import read_result
 from sft_jax.sweeps.directory import claim_sweep
-from sft_jax.sweeps.launchers.local import launch
 from sft_jax.sweeps.status import read_status
 from tests import tiny
 
@@ -55,16 +54,16 @@ def steps_logged(sweep, name):
 def test_whatever_breaks_the_rest_is_done_once(tmp_path):
     """A worker killed, a full disk and a config that diverges; then a start without any of it."""
     rates = [{"optimizer.learning_rate": rate} for rate in (*RATES, 1e38, 1e-5)]
-    sweep, (fine, killed, full, diverges, last) = claim(tmp_path, rates)
+    sweep, names = claim(tmp_path, rates)
+    fine, full, killed, diverges, last = names
     code, said = drive(sweep, troubles={killed: "kill worker", full: "full disk"})
-    names = (fine, killed, full, diverges, last)
     assert states(sweep, names) == [FINISHED, ("failed", 1), ("failed", 1), ("failed", 1), FINISHED]
     assert code == 1
     assert "2 of 5 runs are done" in said
     assert f"{killed}: failed: its worker was killed by SIGKILL" in said
     assert f"{full}: failed: " in said
     assert "File too large" in said
-    assert f"{diverges}: diverged: 2 steps in a row" in said
+    assert f"{diverges}: diverged: DivergedError: 2 steps in a row" in said
     assert str(sweep.run_dir(diverges) / "log.txt") in said
     assert read_result(sweep.run_dir(diverges)).state == "diverged"
     before = {name: (sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in (fine, last)}
@@ -73,7 +72,7 @@ def test_whatever_breaks_the_rest_is_done_once(tmp_path):
     assert states(sweep, names) == [FINISHED, ("finished", 2), ("finished", 2), ("failed", 2), FINISHED]
     assert (code, "4 of 5 runs are done (2 now, 2 before)" in said) == (1, True)
     assert before == {name: (sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in (fine, last)}
-    for name in (fine, killed, full, last):
+    for name in (fine, full, killed, last):
         assert steps_logged(sweep, name) == list(range(STEPS + 1))
     assert "Continuing" in (sweep.run_dir(killed) / "log.txt").read_text()
 

@@ -1,8 +1,8 @@
 """A worker of the local launcher that trains, and on which trouble comes: `troubled_worker.py '{RUN: TROUBLE}' ROOT …`.
 
-    kill worker     SIGKILL in the middle of the checkpoint of step 4
-    kill launcher   SIGKILL for its parent after step 3; the run then waits until it is told to stop
-    full disk       files cannot grow beyond a few kilobytes, as long as it has the run
+kill worker     SIGKILL in the middle of the checkpoint of step 4
+kill launcher   SIGKILL for its parent after step 3; the run then waits until it is told to stop
+full disk       files cannot grow beyond a few kilobytes, as long as it has the run
 """
 
 import json
