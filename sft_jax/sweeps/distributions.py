@@ -35,6 +35,10 @@ class Uniform(Distribution):
             value = math.exp(low + (high - low) * quantile)
         else:
             value = self.low + (self.high - self.low) * quantile
+        return self.rounded(value)
+
+    def rounded(self, value: float) -> float:
+        """The nearest number of four digits between the two."""
         return min(max(float(f"{value:.{_DIGITS}g}"), float(self.low)), float(self.high))
 
 

@@ -13,12 +13,14 @@ from etils import epath
 from rich.console import Console
 
 from sft_jax import emulation
+from sft_jax.agreement import OtherProcessError, agreed
 from sft_jax.failures import message_of
 from sft_jax.options import options_of
 from sft_jax.runs.result import (
     FAILED,
     FINISHED,
     INTERRUPTED,
+    PAUSED,
     STOPPED_EARLY,
     RunEnd,
     forget_result,
@@ -29,12 +31,13 @@ from sft_jax.runs.workdir import with_date
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import Launcher, read_status, write_status
+from sft_jax.training import RunResult
 from sft_jax.training import run as train
 from sft_jax.training.durations import run_steps
 
 LOG = "log.txt"
 # What is a failure for a status has a name here of its own, or none.
-_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", "paused": "waiting"}
+_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", PAUSED: "paused"}
 OnStart = Callable[[int], object]
 
 
@@ -50,7 +53,8 @@ def execute(
 ) -> RunEnd:
     """Trains one run of a sweep, or goes on with it; writes `status.json`, `log.txt` and `result.json`.
 
-    A run that fails is one that ended so, and no error: its traceback is in the log, its message in the result.
+    A run that fails is one that ended so, and no error: its traceback is in the log, its message in the result. Of
+    several processes of a run, the first one writes; what the others say stays where they say it.
 
     Args:
         run: with its config.
@@ -65,20 +69,25 @@ def execute(
         KeyboardInterrupt: a signal ended it outside of the loop of training; so does SystemExit.
     """
     directory = epath.Path(directory)
-    error = None
+    if jax.process_index() > 0:
+        return _assist(run, directory, shared, devices, stop_after)
+    status = error = None
     try:
-        status = read_status(directory).begun(launcher)
-        write_status(directory, status)
-        _forget_unfinished(directory)
+        with contextlib.ExitStack() as log:
+            with agreed():
+                status = read_status(directory).begun(launcher)
+                write_status(directory, status)
+                _forget_unfinished(directory)
+                title = f"{run.name}: attempt {status.attempts}, {status.started}"
+                log.enter_context(_output_in(directory / LOG, title))
+            error, _ = _train(run, directory, shared, devices, stop_after, on_start)
     except Exception as caught:  # noqa: BLE001  a directory that cannot be used is a run that failed
-        return _failed(None, _text(caught))
-    try:
-        with _output_in(directory / LOG, f"{run.name}: attempt {status.attempts}, {status.started}"):
-            error = _train(run, directory, shared, devices, stop_after, on_start)
-    except Exception as caught:  # noqa: BLE001  the log cannot be written
         error = error or _text(caught)
+        if status is None:
+            return _failed(None, error)
     except (KeyboardInterrupt, SystemExit):
-        write_status(directory, status.ended_as("interrupted"))
+        if status is not None:
+            write_status(directory, status.ended_as("interrupted"))
         raise
     try:
         end = _end(directory, error)
@@ -88,29 +97,47 @@ def execute(
     return end
 
 
+def _assist(
+    run: SweepRun,
+    directory: epath.Path,
+    shared: Shared,
+    devices: Sequence[jax.Device] | None,
+    stop_after: int | None,
+) -> RunEnd:
+    """Takes part in a run of which another process writes what becomes of it."""
+    try:
+        with agreed():
+            pass
+    except OtherProcessError as error:
+        return _failed(None, str(error))
+    error, result = _train(run, directory, shared, devices, stop_after)
+    if result is None:
+        return _failed(None, error)
+    return dataclasses.replace(_failed(None, ""), state=result.state, step=result.step, error=None)
+
+
 def _train(
     run: SweepRun,
     directory: epath.Path,
     shared: Shared,
     devices: Sequence[jax.Device] | None,
     stop_after: int | None,
-    on_start: OnStart,
-) -> str | None:
-    """Trains; returns why it failed, if it did, after writing it to the log."""
+    on_start: OnStart = lambda total_steps: None,
+) -> tuple[str | None, RunResult | None]:
+    """Trains; why it failed, after writing it to the log, or how it ended."""
     try:
         emulation.reserve_threads()
         devices = jax.devices() if devices is None else devices
         config = with_date(directory, run.config)  # data are read for this day
-        options = options_of(config)
-        base = shared.base(options.model)
-        data = shared.data(options, len(devices), Console())
+        with agreed():
+            options = options_of(config)
+            base = shared.base(options.model)
+            data = shared.data(options, len(devices), Console(quiet=jax.process_index() > 0))
         on_start(run_steps(options.duration, data.plan))
-        pause = {} if stop_after is None else {"stop_after": stop_after}
-        train(config, directory, data=data, base=base, devices=devices, **pause)
+        return None, train(config, directory, data=data, base=base, devices=devices, stop_after=stop_after)
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
-        return _text(error)
-    return None
+        return _text(error), None
 
 
 def _forget_unfinished(directory: epath.Path) -> None:
@@ -150,7 +177,9 @@ def _output_in(path: epath.Path, title: str) -> Iterator[None]:
         for number, _ in before:
             os.dup2(file.fileno(), number)
         try:
-            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            # By their numbers: a handler of logging that is made in here outlives the file.
+            out, err = (open(number, "w", buffering=1, closefd=False) for number, _ in before)  # noqa: SIM115
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 yield
         finally:
             _flush()

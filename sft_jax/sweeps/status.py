@@ -17,7 +17,7 @@ from etils import epath
 from sft_jax.runs.result import read_result
 from sft_jax.runs.workdir import STATUS, WorkdirError, write_whole
 
-State = Literal["waiting", "running", "finished", "failed", "interrupted"]
+State = Literal["waiting", "running", "paused", "finished", "failed", "interrupted"]
 _CLOCKS_DIFFER = 2.0  # seconds, between what the system says of processes and the clock
 Launcher = Literal["local", "slurm", "stacked"]
 
@@ -27,7 +27,8 @@ class RunStatus:
     """What is known of a run.
 
     Attributes:
-        state: `waiting` before its first attempt; `interrupted` and `failed` runs can go on.
+        state: `waiting` before its first attempt; `interrupted` and `failed` runs can go on, and `paused` ones, which
+            a search has left where they are.
         attempts: how often it was started, this attempt included.
         pid: of the process that executes it, or did.
         host: that process is on.

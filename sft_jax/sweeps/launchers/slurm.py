@@ -4,10 +4,18 @@ It comes back at once. Started again it shows how far the runs are, and submits 
 queue. A run is one job, on one host or on several with a process each (`slurm_job.py`).
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from sft_jax.runs.workdir import is_remote
 from sft_jax.sweeps.directory import SweepDirectory
@@ -22,9 +30,11 @@ from sft_jax.sweeps.launchers.slurm_queue import (
     write_submissions,
 )
 from sft_jax.sweeps.runs import SweepRun
-from sft_jax.sweeps.status import RunStatus, read_status, write_status
+from sft_jax.sweeps.status import RunStatus, now, read_status, write_status
 
 _INSTALL = "pip install -r requirements-slurm.txt"
+_LOCK = ".lock"
+_OF_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
 _POLL_SECONDS = 10.0
 
 
@@ -93,13 +103,16 @@ class SlurmOptions:
         }
 
 
-def launch(sweep: SweepDirectory, todo: Sequence[SweepRun], options: SlurmOptions) -> int:
+def launch(
+    sweep: SweepDirectory, todo: Sequence[SweepRun], options: SlurmOptions, console: Console | None = None
+) -> int:
     """Submits the runs that are neither done nor in the queue, and shows all; with `wait` follows them to their end.
 
     Args:
         sweep: its directory, which all hosts share.
         todo: its runs that are not done.
         options: what jobs ask for.
+        console: where is shown what goes on; by default the terminal.
 
     Returns:
         exit status: 1 where it waited and a run is not done, else 0.
@@ -111,12 +124,16 @@ def launch(sweep: SweepDirectory, todo: Sequence[SweepRun], options: SlurmOption
     submitit = _submitit()
     if is_remote(sweep.root):
         raise SlurmError(f"{sweep.root}: with --launcher=slurm give a --workdir on a file system that all hosts share")
-    root = Path(sweep.root).absolute()
+    root, console = Path(sweep.root).absolute(), console or Console()
     with _only_submitter(root):
         jobs = jobs_of(read_submissions(root))
         _note_gone(sweep, jobs)
         if wanted := [run for run in todo if run.name not in jobs]:
-            _submit(submitit, root, sweep, wanted, options)
+            submission = _submit(submitit, root, sweep, wanted, options)
+            console.print(_submitted(submission, root), soft_wrap=True, highlight=False)
+    if options.wait:
+        return _follow(sweep, root, console)
+    _show(sweep, jobs_of(read_submissions(root)), console)
     return 0
 
 
@@ -124,7 +141,9 @@ def _submitit():
     try:
         import submitit
     except ImportError as error:
-        raise SlurmError(f"--launcher=slurm needs submitit, which is not installed: {_INSTALL}") from error
+        if error.name != "submitit":
+            raise
+        raise SlurmError(f"--launcher=slurm: the package submitit is not installed: {_INSTALL}") from error
     return submitit
 
 
@@ -157,11 +176,90 @@ def _submit(submitit, root: Path, sweep: SweepDirectory, runs: Sequence[SweepRun
     executor = submitit.SlurmExecutor(root / DIRECTORY, max_num_timeout=options.max_timeouts)
     executor.update_parameters(**options.parameters(submission.name))
     try:
-        with submitit.helpers.clean_env():  # of the job in which this may run
+        with _outside_of_jobs():
             jobs = executor.submit_array([RunJob(str(root), run.name) for run in runs])
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        write_submissions(root, before)
+        # What was noted stays: SLURM may have taken them, though sbatch failed.
         raise SlurmError(f"SLURM does not take the jobs: {error}") from error
     submission = dataclasses.replace(submission, job=jobs[0].job_id.partition("_")[0])
     write_submissions(root, [*before, submission])
     return submission
+
+
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hides the job in which this runs, if it does: sbatch would take over what that one asked for."""
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_OF_JOB) and name != "SLURM_CONF" and "SLURM_JOB_ID" in os.environ
+    }
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _submitted(submission: Submission, root: Path) -> str:
+    """What is said of a submission."""
+    runs = "1 run" if len(submission.runs) == 1 else f"{len(submission.runs)} runs"
+    return (
+        f"Submitted {runs} as job {submission.job}; what SLURM says of them is in {root / DIRECTORY}.\n"
+        f"To end them: scancel {submission.job}. The same command again shows how far they are, and submits what is "
+        "neither done nor in the queue."
+    )
+
+
+def _states(sweep: SweepDirectory, jobs: Mapping[str, Job]) -> dict[str, str]:
+    """How far each run is: what SLURM says where it has a job, else its status."""
+    said = {}
+    for run in sweep.runs:
+        status = read_status(sweep.run_dir(run.name))
+        ended = f"{status.state}: {status.error}" if status.error else status.state
+        said[run.name] = str(jobs[run.name]) if run.name in jobs and status.state != "finished" else ended
+    return said
+
+
+def _show(sweep: SweepDirectory, jobs: Mapping[str, Job], console: Console) -> None:
+    table = Table("run", "state")
+    for name, state in _states(sweep, jobs).items():
+        table.add_row(Text(name), Text(state))
+    console.print(table)
+
+
+def _follow(sweep: SweepDirectory, root: Path, console: Console, poll_seconds: float = _POLL_SECONDS) -> int:
+    """Says what changes until no run has a job; the exit status."""
+    before: dict[str, str] = {}
+    while True:
+        jobs = jobs_of(read_submissions(root))
+        states = _states(sweep, jobs)
+        for name, state in states.items():
+            if before.get(name) != state:
+                console.print(f"{now()} {name}: {state}", soft_wrap=True, highlight=False, markup=False)
+        before = states
+        if not jobs:
+            break
+        time.sleep(poll_seconds)
+    _note_gone(sweep, jobs)
+    _show(sweep, jobs, console)
+    return 0 if all(state == "finished" for state in before.values()) else 1
+
+
+@contextlib.contextmanager
+def _only_submitter(root: Path) -> Iterator[None]:
+    """Keeps a second process from submitting the same runs meanwhile.
+
+    Raises:
+        SlurmError: another one submits.
+    """
+    (root / DIRECTORY).mkdir(parents=True, exist_ok=True)
+    with (root / DIRECTORY / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SlurmError(
+                f"another process submits the runs of {root}; start this one again when it is done"
+            ) from error
+        yield
