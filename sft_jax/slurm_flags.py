@@ -67,8 +67,11 @@ def refuse() -> None:
     commands.refuse_unread([holder.name for holder in _HOLDERS], "--launcher=slurm")
 
 
-def options():
+def options(stop_after: int | None = None):
     """What the flags say.
+
+    Args:
+        stop_after: the step after which runs pause, where they do.
 
     Raises:
         ValueError: a value that sbatch cannot have.
@@ -98,6 +101,7 @@ def options():
         setup=tuple(_SETUP.value),
         more=_more(),
         wait=_WAIT.value,
+        stop_after=stop_after,
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import traceback
@@ -20,7 +21,6 @@ from sft_jax.runs.result import (
     FAILED,
     FINISHED,
     INTERRUPTED,
-    PAUSED,
     STOPPED_EARLY,
     RunEnd,
     forget_result,
@@ -37,7 +37,7 @@ from sft_jax.training.durations import run_steps
 
 LOG = "log.txt"
 # What is a failure for a status has a name here of its own, or none.
-_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", PAUSED: "paused"}
+_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", "paused": "waiting"}
 OnStart = Callable[[int], object]
 
 
@@ -54,7 +54,7 @@ def execute(
     """Trains one run of a sweep, or goes on with it; writes `status.json`, `log.txt` and `result.json`.
 
     A run that fails is one that ended so, and no error: its traceback is in the log, its message in the result. Of
-    several processes of a run, the first one writes; what the others say stays where they say it.
+    several processes of a run, the first one writes.
 
     Args:
         run: with its config.
@@ -69,8 +69,9 @@ def execute(
         KeyboardInterrupt: a signal ended it outside of the loop of training; so does SystemExit.
     """
     directory = epath.Path(directory)
+    train_it = functools.partial(_train, run, directory, shared, devices, stop_after, on_start)
     if jax.process_index() > 0:
-        return _assist(run, directory, shared, devices, stop_after)
+        return _assist(train_it)
     status = error = None
     try:
         with contextlib.ExitStack() as log:
@@ -80,7 +81,7 @@ def execute(
                 _forget_unfinished(directory)
                 title = f"{run.name}: attempt {status.attempts}, {status.started}"
                 log.enter_context(_output_in(directory / LOG, title))
-            error, _ = _train(run, directory, shared, devices, stop_after, on_start)
+            error, _ = train_it()
     except Exception as caught:  # noqa: BLE001  a directory that cannot be used is a run that failed
         error = error or _text(caught)
         if status is None:
@@ -97,23 +98,17 @@ def execute(
     return end
 
 
-def _assist(
-    run: SweepRun,
-    directory: epath.Path,
-    shared: Shared,
-    devices: Sequence[jax.Device] | None,
-    stop_after: int | None,
-) -> RunEnd:
+def _assist(train_it: Callable[[], tuple[str | None, RunResult | None]]) -> RunEnd:
     """Takes part in a run of which another process writes what becomes of it."""
     try:
         with agreed():
             pass
     except OtherProcessError as error:
         return _failed(None, str(error))
-    error, result = _train(run, directory, shared, devices, stop_after)
+    error, result = train_it()
     if result is None:
         return _failed(None, error)
-    return dataclasses.replace(_failed(None, ""), state=result.state, step=result.step, error=None)
+    return RunEnd(result.state, result.step, result.total_steps, result.metrics, None, {}, 0.0, None, None)
 
 
 def _train(
@@ -122,9 +117,9 @@ def _train(
     shared: Shared,
     devices: Sequence[jax.Device] | None,
     stop_after: int | None,
-    on_start: OnStart = lambda total_steps: None,
+    on_start: OnStart,
 ) -> tuple[str | None, RunResult | None]:
-    """Trains; why it failed, after writing it to the log, or how it ended."""
+    """Trains; why it failed, which is in the log too, or how it ended."""
     try:
         emulation.reserve_threads()
         devices = jax.devices() if devices is None else devices
@@ -134,7 +129,8 @@ def _train(
             base = shared.base(options.model)
             data = shared.data(options, len(devices), Console(quiet=jax.process_index() > 0))
         on_start(run_steps(options.duration, data.plan))
-        return None, train(config, directory, data=data, base=base, devices=devices, stop_after=stop_after)
+        pause = {} if stop_after is None else {"stop_after": stop_after}
+        return None, train(config, directory, data=data, base=base, devices=devices, **pause)
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
         return _text(error), None
@@ -180,7 +176,10 @@ def _output_in(path: epath.Path, title: str) -> Iterator[None]:
             # By their numbers: a handler of logging that is made in here outlives the file.
             out, err = (open(number, "w", buffering=1, closefd=False) for number, _ in before)  # noqa: SIM115
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                yield
+                try:
+                    yield
+                finally:
+                    _flush()
         finally:
             _flush()
             for number, kept in before:
