@@ -27,7 +27,7 @@ from sft_jax.runs.workdir import is_remote, write_whole
 FILE = "metrics.jsonl"
 _PROFILES = "plugins"  # below the run directory, where JAX's profiler writes
 _COUNTERS = ("tokens", "supervised_tokens")  # of `progress/`
-_BY_COUNTERS = ("train/loss", "held_out/loss")
+_BY_COUNTERS = ("train/loss", "held_out/loss", "held_out/nll")
 _FLUSH_SECONDS = 20.0
 _PART_BYTES = 1 << 20  # a file of the log in a bucket, which is written anew as it grows, is continued in another
 
