@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one question, stated by a file, kept in one directory."""
