@@ -60,9 +60,9 @@ def start_jax(several_processes: bool = False) -> None:
 
 
 def _join(**more: int) -> None:
-    import jax
+    from sft_jax.joining import join
 
-    jax.distributed.initialize(*(flags.FLAGS[holder.name].value for holder in _WHERE), **more)
+    join(*(flags.FLAGS[holder.name].value for holder in _WHERE), **more)
 
 
 def _tell_others(arguments: list[str], message: str) -> None:

@@ -71,18 +71,22 @@ class Data:
     held_out_note: str
     made_for: Mapping[str, Any]
 
+    def differs_from(self, options: Options) -> list[str]:
+        """Fields of a config by which its data are other than these: of data, tokenizer, batch and seed."""
+        wanted = _fields_of_data(options)
+        differ = sorted(name for name in wanted.keys() | self.made_for if wanted.get(name) != self.made_for.get(name))
+        date = options.data.date
+        if date and date != self.renderer.now.date().isoformat():
+            differ.append("data.date")
+        return differ
+
     def check_made_for(self, options: Options) -> None:
         """Checks that it was made of a config with the same data, tokenizer, batch and seed.
 
         Raises:
             ValueError: it was not; names what differs.
         """
-        wanted = _fields_of_data(options)
-        differ = sorted(name for name in wanted.keys() | self.made_for if wanted.get(name) != self.made_for.get(name))
-        date = options.data.date
-        if date and date != self.renderer.now.date().isoformat():
-            differ.append("data.date")
-        if differ:
+        if differ := self.differs_from(options):
             raise ValueError(
                 f"the data that was given is of another config: {', '.join(f'--config.{name}' for name in differ)} "
                 "differ; give load_data(options)"

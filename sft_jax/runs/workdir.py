@@ -30,7 +30,8 @@ _PARTIAL = ".partial"
 CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
 DATA_REPORT = "data_report.json"
 _LOCK = ".lock"
-_FIRST = ("status.json", "log.txt", "result.json")  # of a run of a sweep, which may fail before its config is written
+STATUS, RESULT = "status.json", "result.json"
+_FIRST = (STATUS, "log.txt", RESULT)  # of a run of a sweep, which may fail before its config is written
 DAMAGED = "put it back from a copy, or give another --workdir"
 
 # What may change when a run is continued: the numbers do not depend on it (or it is only about watching).
