@@ -1,15 +1,16 @@
 """Weighted next-token cross-entropy, with label smoothing and z-loss."""
 
-import dataclasses
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Settings:
-    """Options of an objective; static in the compiled step.
+    """Numbers of an objective, as scalars: arrays in the compiled step. A term whose number is None is left out of it.
 
     Attributes:
         label_smoothing: share of the target's probability that is spread over the whole vocabulary (Szegedy et al.
@@ -17,8 +18,8 @@ class Settings:
         z_loss: factor of the squared log-partition function (Chowdhery et al. 2022, PaLM).
     """
 
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
+    label_smoothing: Any = None
+    z_loss: Any = None
 
 
 def cross_entropy(
@@ -46,10 +47,10 @@ def cross_entropy(
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     nll = log_z - target_logits
     loss = nll
-    if settings.label_smoothing:
+    if settings.label_smoothing is not None:
         uniform = log_z - jnp.mean(logits, axis=-1)
         loss = (1 - settings.label_smoothing) * nll + settings.label_smoothing * uniform
-    if settings.z_loss:
+    if settings.z_loss is not None:
         loss = loss + settings.z_loss * log_z**2
     used = weights > 0
     correct = used & (target_logits >= jnp.max(logits, axis=-1))

@@ -1,5 +1,6 @@
 """Which weights get an adapter, of which rank, and the adapters at step 0."""
 
+import dataclasses
 import re
 import zlib
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array
+from jaxtyping import Array, UInt32
 
 from sft_jax.models import adapters
 from sft_jax.models.adapters import new_tokens
@@ -18,6 +19,7 @@ from sft_jax.models.variables import adapter_scale
 from sft_jax.options import AdapterOptions
 
 Tree = Any
+Seed = int | UInt32[Array, ""]
 OUTSIDE = ("embedding", "head")  # weights that are no projection of a layer
 
 
@@ -108,8 +110,14 @@ def adapter_hyperparameters(adapter: AdapterOptions) -> dict[str, Array]:
     return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
 
 
+def arrays_of(adapter: AdapterOptions) -> AdapterOptions:
+    """The options with all left out that says nothing of which arrays there are: equal for runs whose adapters are
+    made by the same program. Alpha, scaling and dropout are hyperparameters."""
+    return dataclasses.replace(adapter, initial="", alpha=0.0, scaling="", dropout=0.0)
+
+
 def init_beside(
-    params: Tree, adapter: AdapterOptions, seed: int, hyper: dict[str, Array], layout: str, new_token_ids: range
+    params: Tree, adapter: AdapterOptions, seed: Seed, hyper: dict[str, Array], layout: str, new_token_ids: range
 ) -> Tree:
     """Everything that is trained beside `params` at step 0: adapters, and embeddings of new tokens.
 
@@ -130,7 +138,7 @@ def init_beside(
     return made | ({new_tokens.NAME: new_tokens.init(params, new_token_ids)} if adapter.train_new_tokens else {})
 
 
-def init_adapters(params: Tree, adapter: AdapterOptions, hyper: dict[str, Array], seed: int, layout: str) -> Tree:
+def init_adapters(params: Tree, adapter: AdapterOptions, hyper: dict[str, Array], seed: Seed, layout: str) -> Tree:
     """Fresh adapters beside `params`, float32, the same numbers in either layout.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from sft_jax.options import EmaOptions, OptimizerOptions
 
@@ -38,11 +39,16 @@ def parts_of(optimizer: OptimizerOptions, ema: EmaOptions, weights: str) -> tupl
     return ("trained", _SCHEDULE_FREE_Z) if optimizer.name == "schedule_free" else ("trained",)
 
 
-def for_use(optimizer: OptimizerOptions, parts: Mapping[str, Tree]) -> Tree:
-    """The weights to evaluate, sample from and export, from the arrays that `parts_of` names."""
+def for_use(parts: Mapping[str, Tree], beta1: float | Float32[Array, ""]) -> Tree:
+    """The weights to evaluate, sample from and export, from the arrays that `parts_of` names.
+
+    Args:
+        parts: the arrays by path in the state.
+        beta1: of the optimizer; the average of a schedule-free run is computed with it.
+    """
     if _SCHEDULE_FREE_Z not in parts:
         (weights,) = parts.values()
         return weights
-    beta1 = jnp.float32(optimizer.betas[0])
+    beta1 = jnp.asarray(beta1, jnp.float32)
     average = lambda y, z: ((y - (1 - beta1) * z) / beta1).astype(y.dtype)
     return jax.tree.map(average, parts["trained"], parts[_SCHEDULE_FREE_Z])

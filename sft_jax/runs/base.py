@@ -163,7 +163,7 @@ class FinishedRun:
                 wanted[CONSTANTS] = abstract_like(constants, shardings_of(constants, mesh))
             parts = checkpoints.restore_parts(self.step, wanted)
             constants = parts.pop(CONSTANTS, {})
-            chosen = merge(for_use(self.options.optimizer, parts), constants)
+            chosen = merge(for_use(parts, self.options.optimizer.betas[0]), constants)
         finally:
             checkpoints.close()
         return {name: to_layout(tree, layout) for name, tree in chosen.items()}

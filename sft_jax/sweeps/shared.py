@@ -17,7 +17,7 @@ from rich.console import Console
 
 from sft_jax.models.config import LayerLayout
 from sft_jax.options import ModelOptions, Options
-from sft_jax.preparation.run_data import Data, load_data
+from sft_jax.preparation.run_data import Data, ReadData, read_data
 from sft_jax.progress import ProgressBars
 from sft_jax.runs.base import Base, base_of
 from sft_jax.training.run_findings import run_findings
@@ -37,24 +37,24 @@ class Shared:
             keep_bytes: so much memory of the host may hold weights between runs; by default a quarter of all. Weights
                 that need more are read anew for each run.
         """
-        self._data: collections.deque[Data] = collections.deque(maxlen=_KEPT)
+        self._read: collections.deque[ReadData] = collections.deque(maxlen=_KEPT)
         self._bases: collections.deque[Base] = collections.deque(maxlen=_KEPT)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._keep_bytes = int(memory * _SHARE) if keep_bytes is None else keep_bytes
 
     def data(self, options: Options, device_count: int, console: Console) -> Data:
-        """The data of a run, read where no run before had the same.
+        """The data of a run, read where none before had the same rows; each has a plan of its own.
 
         Raises:
-            ValueError: see `load_data`.
+            ValueError: see `read_data`.
         """
-        for data in self._data:
-            if not data.differs_from(options):
-                return data
+        read = next((read for read in self._read if not read.differs_from(options)), None)
+        if read is None:
+            with ProgressBars(console) as progress:
+                read = read_data(options, progress)
+            self._read.append(read)
         also = functools.partial(run_findings, device_count=lambda: device_count)
-        with ProgressBars(console) as progress:
-            self._data.append(load_data(options, progress, also=also))
-        return self._data[-1]
+        return read.planned(options, also=also)
 
     def base(self, model: ModelOptions) -> Base:
         """The base of a run, whose weights are read for the first run that asks for them.

@@ -23,7 +23,7 @@ from sft_jax.training.optimizer import OptimizerSettings, hyperparameters, make_
 from sft_jax.training.state import TrainState
 
 Tree = Any
-_GIVEN = ("trained", "frozen", "hyper", "base")
+_GIVEN = ("trained", "frozen", "hyper", "seed", "base")
 
 
 def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout: LayerLayout) -> TrainState:
@@ -65,7 +65,8 @@ def abstract_around(
 ) -> TrainState:
     """The same around parameters that are given, as arrays or as shapes: moments are laid out like what they are of."""
     beside = jax.eval_shape(lambda trained, hyper: init_rest(trained, hyper, optimizer, ema=ema), trained, hyper)
-    shapes = TrainState(trained=trained, frozen=frozen, hyper=hyper, base=base or {}, **beside)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    shapes = TrainState(trained=trained, frozen=frozen, hyper=hyper, seed=seed, base=base or {}, **beside)
     return abstract_like(shapes, shardings_of(shapes, mesh))
 
 
@@ -86,7 +87,7 @@ def init_rest(trained: Tree, hyper: dict[str, Array], optimizer: OptimizerSettin
 
 
 def abstract_rest(abstract: TrainState) -> dict[str, Tree]:
-    """The description of what `init_rest` makes: all of the state but parameters, the base and hyperparameters."""
+    """The description of what `init_rest` makes: all of the state but parameters, the base, hyperparameters and seed."""
     names = (field.name for field in dataclasses.fields(abstract))
     return {name: getattr(abstract, name) for name in names if name not in _GIVEN}
 

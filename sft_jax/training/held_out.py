@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from sft_jax.options import EvaluationOptions, ObjectiveOptions, Options, Weight
 from sft_jax.preparation.run_data import Data
 from sft_jax.runs.averages import for_use, parts_of
 from sft_jax.sharding import data_shards, put_batch, sequences_here
+from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.setup import in_use
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepSettings, compile_eval_step
@@ -129,7 +129,7 @@ def _held_out_names(options: ObjectiveOptions, data: Data, vocab_size: int) -> s
     """What `held_out_metrics` measures; none without held-out data."""
     if data.held_out is None:
         return set()
-    settings = Settings(options.label_smoothing, options.z_loss)
+    settings = Settings(options.label_smoothing or None, options.z_loss or None)
     objective = functools.partial(get_objective(options.name), settings=settings)
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)
@@ -215,13 +215,19 @@ def compile_for_evaluation(options: WeightOptions, state: TrainState) -> Callabl
     names = parts_of(options.optimizer, options.ema, "ema" if options.ema.evaluate else "trained")
     if names == ("trained",):
         return lambda state: state
-    dtypes, shardings = (jax.tree.map(operator.attrgetter(of), state.trained) for of in ("dtype", "sharding"))
+    choose = _chooser(signature_of(state.trained))
+    parts = lambda state: {name: _at(state, name) for name in names}
+    return lambda state: state.replace(trained=choose(parts(state), state.hyper["beta1"]))
 
-    def chosen(parts: Mapping[str, Tree]) -> Tree:
-        return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), for_use(options.optimizer, parts), dtypes)
 
-    choose = jax.jit(chosen, out_shardings=shardings)
-    return lambda state: state.replace(trained=choose({name: _at(state, name) for name in names}))
+@shared
+def _chooser(trained: Signature) -> Callable[..., Tree]:
+    """From the arrays that `parts_of` names, and beta1, to what is measured; like the trained parameters."""
+
+    def chosen(parts: Mapping[str, Tree], beta1: jax.Array) -> Tree:
+        return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), for_use(parts, beta1), trained.dtypes)
+
+    return jax.jit(chosen, out_shardings=trained.shardings)
 
 
 def _at(state: TrainState, path: str) -> Tree:

@@ -1,7 +1,7 @@
 """Hyperparameters as arrays, learning-rate schedules on them, and the optimizer of a run built from them.
 
-The numbers of optimizer, noise, balance and average are no constants of the compiled step: one compilation serves a
-sweep over learning rate, decay, betas.
+The numbers of optimizer, objective, noise, balance and average are no constants of the compiled step: one compilation serves a
+sweep over learning rate, decay, betas, label smoothing.
 """
 
 import dataclasses
@@ -69,6 +69,8 @@ def hyperparameters(options: Options, warmup_steps: int, total_steps: int) -> Hy
         "balance_loss": options.experts.balance_loss,
         "neftune_alpha": options.objective.neftune_alpha,
         "kl_to_base": options.objective.kl_to_base,
+        "label_smoothing": options.objective.label_smoothing,
+        "z_loss": options.objective.z_loss,
     }
     for index, group in enumerate(parse_groups(optimizer.groups)):
         values[f"group_{index}_learning_rate_factor"] = group.learning_rate_factor

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, BFloat16, Float32, Key
+from jaxtyping import Array, BFloat16, Float32, Key, UInt32
 
 from sft_jax.models.variables import canonical_path
 from sft_jax.sharding import path_string
@@ -26,7 +26,7 @@ _LAYER, _STACKED = re.compile(r"(?:^|/)layers_(\d+)/"), re.compile(r"(?:^|/)laye
 _LOW_BITS = 16  # that float32 has and bfloat16 has not
 
 
-def rounding_key(seed: int, step: Array) -> Key[Array, ""]:
+def rounding_key(seed: UInt32[Array, ""], step: Array) -> Key[Array, ""]:
     """The key of all rounding in one step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STREAM), step)
 

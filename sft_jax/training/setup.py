@@ -1,12 +1,15 @@
 """Builds what a run needs beside its data: the model, the static settings of the step, and the state at step 0."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
@@ -14,17 +17,19 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.variables import canonical_path, merge, split
-from sft_jax.objectives import Settings, get_objective
-from sft_jax.options import Options
-from sft_jax.runs.adapting import adapter_spec, has_adapters, init_beside
+from sft_jax.objectives import get_objective
+from sft_jax.options import AdapterOptions, Options
+from sft_jax.runs.adapting import adapter_spec, arrays_of, has_adapters, init_beside
 from sft_jax.runs.base import Base
 from sft_jax.runs.freezing import base_dtype, trained_predicate
 from sft_jax.sharding import data_shards
 from sft_jax.training.abstract import abstract_rest, abstract_state, init_rest, keeps_base, placed_as_described
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, optimizer_settings
-from sft_jax.training.state import TrainState
+from sft_jax.training.programs import Signature, shared, signature_of
+from sft_jax.training.state import TrainState, seed_array
 from sft_jax.training.step import StepSettings
+from sft_jax.training.update_rules import RULES, Rule
 
 Tree = Any
 _SCAN_TOKENS = 1024  # of a micro-batch, see `resolve_execution`
@@ -94,15 +99,15 @@ def step_settings(options: Options, mesh: Mesh) -> StepSettings:
     at_once = sequences // (parts * shards)  # of a device
     return StepSettings(
         objective=get_objective(objective.name),
-        objective_settings=Settings(objective.label_smoothing, objective.z_loss),
         optimizer=optimizer_settings(options.optimizer),
+        label_smoothing=objective.label_smoothing > 0,
+        z_loss=objective.z_loss > 0,
         schedule=options.optimizer.schedule,
         micro_batches=parts,
         head_chunk=max(1, objective.head_chunk_tokens // at_once) if objective.head_chunk_tokens else 0,
         noise=objective.neftune_alpha > 0,
         kl_to_base=objective.kl_to_base > 0,
         balance=options.experts.balance_loss > 0,
-        seed=options.seed,
     )
 
 
@@ -121,33 +126,40 @@ def init_state(
     """
     layout = model.execution.layer_layout
     abstract = abstract_state(options, base.decoder, mesh, layout)
+    hyper, seed = placed_as_described((abstract.hyper, abstract.seed), (hyper, seed_array(options.seed)))
     tree = {"params": base.params(layout, base_dtype(options), mesh, options.precision.quantized)}
     if has_adapters(options.adapter):
         beside = merge(abstract.trained, abstract.frozen)[adapters.COLLECTION]
-        tree[adapters.COLLECTION] = _fresh_adapters(options, tree["params"], beside, hyper, layout, base.new_token_ids)
+        make = functools.partial(_fresh_adapters, options.adapter, layout, base.new_token_ids)
+        tree[adapters.COLLECTION] = make(beside, tree["params"], seed, hyper)
     if initial is not None:
         tree[adapters.COLLECTION] |= initial.placed(tree["params"], layout, mesh)
     trained, frozen = split(tree, trained_predicate(options.adapter, options.trained, base.decoder.num_layers))
     if not has_adapters(options.adapter):  # the base was read in the dtype of what is trained
         frozen = jax.tree.map(lambda leaf: leaf.astype(options.precision.frozen), frozen)
     kept = _copied(trained, options.precision.frozen) if keeps_base(options) else {}
-    return fresh_state(abstract, trained, frozen, hyper, optimizer_settings(options.optimizer), kept)
+    return fresh_state(abstract, trained, frozen, hyper, seed, optimizer_settings(options.optimizer), kept)
 
 
 def _copied(trained: Tree, dtype: str) -> Tree:
     """Arrays of their own, where those of `trained` are: a step takes these over."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, trained)
+    return _copier(signature_of(trained), dtype)(trained)
+
+
+@shared
+def _copier(trained: Signature, dtype: str) -> Callable[[Tree], Tree]:
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.copy(leaf).astype(dtype), tree)
-    return jax.jit(copy, out_shardings=shardings)(trained)
+    return jax.jit(copy, out_shardings=trained.shardings)
 
 
 def _fresh_adapters(
-    options: Options,
-    params: Tree,
-    abstract: Tree,
-    hyper: dict[str, jax.Array],
+    adapter: AdapterOptions,
     layout: LayerLayout,
     new_token_ids: range,
+    abstract: Tree,
+    params: Tree,
+    seed: jax.Array,
+    hyper: dict[str, jax.Array],
 ) -> Tree:
     """What is trained beside the weights at step 0, as `abstract` says.
 
@@ -155,28 +167,38 @@ def _fresh_adapters(
     taken apart by PiSSA, at a time. All in one program would also set several decompositions and collectives side by
     side, in which emulated CPU devices were seen to wait for each other for ever.
     """
-
-    adapter = options.adapter
-
-    def make(params: Tree) -> dict[str, jax.Array]:
-        kernels = to_layout(dequantized_tree(params), "scan")
-        return flatten_dict(init_beside(kernels, adapter, options.seed, hyper, layout, new_token_ids), sep="/")
-
     shardings = {path: leaf.sharding for path, leaf in flatten_dict(abstract, sep="/").items()}
-    reads = adapter.method != "none" and adapters.get_method(adapter.method).INIT_READS_KERNEL
+    method = None if adapter.method == "none" else adapters.get_method(adapter.method)
+    reads = method is not None and method.INIT_READS_KERNEL
     by_program: dict[str, list[str]] = {}
     for path in shardings:
         weight = canonical_path(path).rpartition("/")[0]
         by_program.setdefault(weight if reads else "", []).append(path)
     made: dict[str, jax.Array] = {}
     for paths in by_program.values():
-        pick = lambda params, paths=paths: _only(make(params), paths)
-        made |= jax.block_until_ready(jax.jit(pick, out_shardings={path: shardings[path] for path in paths})(params))
+        places = tuple((path, shardings[path]) for path in paths)
+        make = _adapter_maker(arrays_of(adapter), method, layout, new_token_ids, places)
+        made |= jax.block_until_ready(make(params, seed, hyper))
     return unflatten_dict(made, sep="/")
 
 
-def _only(arrays: dict[str, jax.Array], paths: list[str]) -> dict[str, jax.Array]:
-    return {path: arrays[path] for path in paths}
+@shared
+def _adapter_maker(
+    adapter: AdapterOptions,
+    method: ModuleType | None,
+    layout: LayerLayout,
+    new_token_ids: range,
+    places: tuple[tuple[str, Sharding], ...],
+) -> Callable[[Tree, jax.Array, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """Makes those arrays, each where it lives, of (parameters, seed, hyperparameters)."""
+    del method  # which is looked up by name
+
+    def fresh_adapters(params: Tree, seed: jax.Array, hyper: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        kernels = to_layout(dequantized_tree(params), "scan")
+        made = flatten_dict(init_beside(kernels, adapter, seed, hyper, layout, new_token_ids), sep="/")
+        return {path: made[path] for path, _ in places}
+
+    return jax.jit(fresh_adapters, out_shardings=dict(places))
 
 
 def fresh_state(
@@ -184,6 +206,7 @@ def fresh_state(
     trained: Tree,
     frozen: Tree,
     hyper: dict[str, jax.Array],
+    seed: jax.Array,
     optimizer: OptimizerSettings,
     base: Tree | None = None,
 ) -> TrainState:
@@ -192,11 +215,16 @@ def fresh_state(
     Raises:
         ValueError: these are not the parameters that it describes; names them.
     """
-    ema = bool(abstract.ema)
     trained, frozen, base = placed_as_described(
         (abstract.trained, abstract.frozen, abstract.base), (trained, frozen, base or {})
     )
-    hyper = placed_as_described(abstract.hyper, hyper)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_rest(abstract))
-    made = jax.jit(lambda trained, hyper: init_rest(trained, hyper, optimizer, ema=ema), out_shardings=shardings)
-    return TrainState(trained=trained, frozen=frozen, hyper=hyper, base=base, **made(trained, hyper))
+    hyper, seed = placed_as_described((abstract.hyper, abstract.seed), (hyper, seed))
+    rest = signature_of(abstract_rest(abstract))
+    made = _rest_maker(optimizer, RULES[optimizer.rule], bool(abstract.ema), rest)(trained, hyper)
+    return TrainState(trained=trained, frozen=frozen, hyper=hyper, seed=seed, base=base, **made)
+
+
+@shared
+def _rest_maker(optimizer: OptimizerSettings, rule: Rule, ema: bool, rest: Signature) -> Callable[..., dict[str, Tree]]:
+    del rule  # which is looked up by name
+    return jax.jit(functools.partial(init_rest, optimizer=optimizer, ema=ema), out_shardings=rest.shardings)

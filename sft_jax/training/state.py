@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, UInt32
 
 from sft_jax.models import adapters
 from sft_jax.runs.checkpoints import CONSTANTS
@@ -23,6 +25,7 @@ class TrainState:
         frozen: the rest, in the same form; carries neither gradient nor moments.
         opt_state: optax state over `trained`.
         hyper: hyperparameters as float32 scalars.
+        seed: uint32 scalar, of dropout, noise and stochastic rounding. As hyperparameters, it is in no checkpoint.
         skipped: int32 scalar, steps left out because loss or gradient was not finite.
         skipped_in_a_row: int32 scalar, those since the last good step.
         ema: exponential moving average of `trained`, float32; empty where the run keeps none.
@@ -36,11 +39,17 @@ class TrainState:
     frozen: Tree
     opt_state: Tree
     hyper: dict[str, Leaf]
+    seed: Leaf
     skipped: Leaf
     skipped_in_a_row: Leaf
     ema: Tree
     effect: dict[str, Leaf]
     base: Tree = dataclasses.field(default_factory=dict)
+
+
+def seed_array(seed: int) -> UInt32[Array, ""]:
+    """The seed of a config as an array that `jax.random.key` makes the same key of: of its lowest 32 bits."""
+    return jnp.asarray(seed % 2**32, jnp.uint32)
 
 
 def saved_arrays(state: TrainState) -> Tree:
@@ -50,7 +59,7 @@ def saved_arrays(state: TrainState) -> Tree:
 
 
 def with_saved(state: TrainState, arrays: Tree) -> TrainState:
-    """The state with what a checkpoint holds; frozen parameters, the base and hyperparameters are kept."""
+    """The state with what a checkpoint holds; frozen parameters, the base, hyperparameters and seed are kept."""
     restored = dict(arrays)
     constants = restored.pop(CONSTANTS, {})
     return state.replace(frozen={**state.frozen, **constants}, **restored)

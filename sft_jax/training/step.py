@@ -6,6 +6,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -29,8 +30,10 @@ from sft_jax.sharding import batch_sharding, shardings_of
 from sft_jax.training.effect import counted, squares
 from sft_jax.training.noise import embedding_noise
 from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.rounding import in_float32, kept_like, rounding_key
 from sft_jax.training.state import TrainState
+from sft_jax.training.update_rules import RULES, Rule
 
 Tree = Any
 Metrics = dict[str, tuple[Array, Array]]
@@ -43,8 +46,9 @@ class StepSettings:
 
     Attributes:
         objective: the objective's function.
-        objective_settings: its options.
         optimizer: the update rule and groups of parameters.
+        label_smoothing: the objective smooths labels.
+        z_loss: the objective has the squared log-partition function.
         schedule: kind of learning-rate schedule.
         micro_batches: parts into which the global batch is split, one after the other.
         head_chunk: target slots of a sequence that go through the head at a time; 0 takes all.
@@ -52,12 +56,12 @@ class StepSettings:
         kl_to_base: the divergence from the base is part of the loss.
         balance: the loss that spreads tokens over experts, where there are some, is part of the gradient.
         slices: slices of the data whose loss is measured apart; 0 for none. Batches then say of each target which.
-        seed: of dropout, noise and stochastic rounding.
     """
 
     objective: Objective
-    objective_settings: Settings
     optimizer: OptimizerSettings
+    label_smoothing: bool = False
+    z_loss: bool = False
     schedule: str = "cosine"
     micro_batches: int = 1
     head_chunk: int = 0
@@ -65,7 +69,6 @@ class StepSettings:
     kl_to_base: bool = False
     balance: bool = False
     slices: int = 0
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +111,7 @@ def loss_sums(
     """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and how it was routed."""
     hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden = gather_targets(hidden, batch["target_slots"])
-    frozen = {"head": frozen_head_weights(trained, state)}
+    frozen = {"head": frozen_head_weights(trained, state), "objective": objective_numbers(settings, state)}
     more = {"slices": batch["slices"]} if settings.slices else {}
     base = _of_base(model) if settings.kl_to_base else None
     if base is not None:
@@ -119,7 +122,7 @@ def loss_sums(
     def head_objective(trained_head, frozen, hidden, targets, weights, *of_slots):
         of_slots = dict(zip(more, of_slots, strict=True))
         logits = model.apply(merge(trained_head, frozen["head"]), hidden, method="head")
-        objective = functools.partial(settings.objective, settings=settings.objective_settings)
+        objective = functools.partial(settings.objective, settings=frozen["objective"])
         if base is not None:
             base_logits = base.apply(frozen["base_head"], of_slots["base_hidden"], method="head")
             divergence = kl_divergence(base_logits, logits)
@@ -142,6 +145,12 @@ def loss_sums(
             tuple(more.values()),
         )
     return metrics, routing
+
+
+def objective_numbers(settings: StepSettings, state: TrainState) -> Settings:
+    """The numbers of the objective's terms, of those that it has."""
+    used = {name: state.hyper[name] for name in ("label_smoothing", "z_loss") if getattr(settings, name)}
+    return Settings(**used)
 
 
 def _near_base(objective: Callable, divergence: Array, factor: Array) -> Callable:
@@ -182,7 +191,7 @@ def gradients(
     dropout = model.adapter is not None and model.adapter.dropout
     sequences = batch["tokens"].shape[0]
     balanced = settings.balance and model.config.num_experts > 0
-    step_key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+    step_key = jax.random.fold_in(jax.random.key(state.seed), state.step)
     keys = jax.random.split(step_key, sequences)
 
     def in_parts(function, argnums):
@@ -278,7 +287,7 @@ def updated(
         rate: learning rate of this step.
     """
     optimizer = make_optimizer(settings.optimizer, state.hyper, rate)
-    before, key = in_float32(state.trained), rounding_key(settings.seed, state.step)
+    before, key = in_float32(state.trained), rounding_key(state.seed, state.step)
     updates, opt_state = optimizer.update(gradient, in_float32(state.opt_state), before)
     changes = squares(updates)
     norm = jnp.sqrt(sum(jnp.sum(square) for square in changes.values()))
@@ -301,8 +310,15 @@ def _module_norms(by_path: dict[str, Array]) -> dict[str, Array]:
     return norms
 
 
+def eval_step(model: Decoder, settings: StepSettings, state: TrainState, batch: Tree) -> Metrics:
+    """Sums and counts of the objective over a batch, of a decoder that draws nothing."""
+    return loss_sums(model, settings, state.trained, state, batch, Randomness())[0]
+
+
 def compile_train_step(model: Decoder, settings: StepSettings, state: TrainState, mesh: Mesh) -> Step:
     """The jitted train step: state donated, shardings of state, batch and results given, so that it compiles once.
+
+    The same function for all runs of a process whose steps are the same program.
 
     Args:
         model: the decoder.
@@ -310,27 +326,45 @@ def compile_train_step(model: Decoder, settings: StepSettings, state: TrainState
         state: the state or its shapes.
         mesh: the mesh; call the step inside `jax.set_mesh(mesh)`.
     """
-    state_shardings = shardings_of(state, mesh)
+    rule = RULES[settings.optimizer.rule]
+    return _shared_train_step(model, settings, rule, _method_of(model), _signature(state, mesh), mesh)
 
-    def constrain(gradient: Tree) -> Tree:
-        return jax.lax.with_sharding_constraint(gradient, state_shardings.trained)
 
-    def step(state, batch):
-        return train_step(model, settings, constrain, state, batch)
-
+@shared
+def _shared_train_step(
+    model: Decoder, settings: StepSettings, rule: Rule, method: ModuleType | None, state: Signature, mesh: Mesh
+) -> Step:
+    del rule, method  # what the step looks up by name
+    constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=state.shardings.trained)
     return jax.jit(
-        step,
+        functools.partial(train_step, model, settings, constrain),
         donate_argnums=0,
-        in_shardings=(state_shardings, batch_sharding(mesh)),
-        out_shardings=(state_shardings, NamedSharding(mesh, P())),
+        in_shardings=(state.shardings, batch_sharding(mesh)),
+        out_shardings=(state.shardings, NamedSharding(mesh, P())),
     )
 
 
 def compile_eval_step(model: Decoder, settings: StepSettings, state: TrainState, mesh: Mesh) -> Callable:
-    """The jitted evaluation step (state, batch) -> metrics, of a decoder that draws nothing (`setup.in_use`)."""
-    state_shardings = shardings_of(state, mesh)
+    """The jitted evaluation step (state, batch) -> metrics, of a decoder that draws nothing (`setup.in_use`); shared as
+    the train step is."""
+    return _shared_eval_step(model, settings, _method_of(model), _signature(state, mesh), mesh)
 
-    def step(state, batch):
-        return loss_sums(model, settings, state.trained, state, batch, Randomness())[0]
 
-    return jax.jit(step, in_shardings=(state_shardings, batch_sharding(mesh)), out_shardings=NamedSharding(mesh, P()))
+@shared
+def _shared_eval_step(
+    model: Decoder, settings: StepSettings, method: ModuleType | None, state: Signature, mesh: Mesh
+) -> Callable:
+    del method
+    return jax.jit(
+        functools.partial(eval_step, model, settings),
+        in_shardings=(state.shardings, batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, P()),
+    )
+
+
+def _signature(state: TrainState, mesh: Mesh) -> Signature:
+    return signature_of(state, shardings_of(state, mesh))
+
+
+def _method_of(model: Decoder) -> ModuleType | None:
+    return adapters.METHODS.get(model.adapter.method) if model.adapter else None

@@ -58,7 +58,7 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         PATIENCE,
         "test_patience_without_held_out_data_is_refused",
     ),
-    ("sft_jax/training/loop.py", "To go on with it all the same: a larger --config.evaluation.patience"): (
+    ("sft_jax/training/ending.py", "To go on with it all the same: a larger --config.evaluation.patience"): (
         PATIENCE,
         "test_more_patience_goes_on_as_advised",
     ),

@@ -99,7 +99,7 @@ def test_schedule_free_is_used_at_its_average(tmp_path):
     y, z = ({"w": jnp.asarray(x)} for x in ([1.0, 2.0], [3.0, -1.0]))
     state = optax.contrib.schedule_free(optax.sgd(0.1), 0.1, b1=0.9).init(y)._replace(z=z)
     expected = optax.contrib.schedule_free_eval_params(state, y)
-    ours = for_use(options_of(config).optimizer, {"trained": y, "opt_state/z": z})
+    ours = for_use({"trained": y, "opt_state/z": z}, options_of(config).optimizer.betas[0])
     np.testing.assert_allclose(ours["w"], expected["w"], rtol=1e-6)
 
 

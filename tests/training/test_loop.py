@@ -19,7 +19,7 @@ import tests.training.poison  # noqa: F401  registers its objectives
 from sft_jax.models.partitioning import PARAM_AXES
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.sharding import path_string
-from sft_jax.training import held_out, loop, run
+from sft_jax.training import held_out, loop, run, trial
 from sft_jax.training.recorder import DivergedError, Recorder
 from tests import tiny
 from tests.training.moments import at
@@ -304,7 +304,7 @@ def test_dropout_that_nothing_draws_is_refused(tmp_path, targets, monkeypatch):
     settings = {"adapter.targets": targets, "duration": "1 steps"}
     config = tiny.config(tmp_path, "lora", **settings, **{"adapter.dropout": 0.1})
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "load_data", lambda *_: pytest.fail("rows are read"))
+        patch.setattr(trial, "load_data", lambda *_: pytest.fail("rows are read"))
         with pytest.raises(ValueError, match=r"dropout=0\.1: dropout is drawn in the projections.* Leave it at 0"):
             run(config, tmp_path / "run")
     assert run(tiny.config(tmp_path, "lora", **settings, **{"adapter.dropout": 0.0}), tmp_path / "run").step == 1

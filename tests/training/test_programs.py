@@ -16,7 +16,7 @@ from sft_jax.models.initial import init_params
 from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.sharding import inference_mesh, placement
-from sft_jax.training import loop, run
+from sft_jax.training import run, trial
 from tests import tiny
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -43,7 +43,7 @@ def compilations():
 @pytest.mark.parametrize("changes", [{}, {"ema.decay": 0.9, "ema.evaluate": True}, SCHEDULE_FREE])
 def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch):
     """Held-out metrics, samples and the choice of weights: all is compiled at the first of four evaluations."""
-    counts, make = [], loop.compile_evaluation
+    counts, make = [], trial.compile_evaluation
 
     def counted(*arguments):
         evaluate = make(*arguments)
@@ -56,7 +56,7 @@ def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch)
 
         return evaluate_and_count
 
-    monkeypatch.setattr(loop, "compile_evaluation", counted)
+    monkeypatch.setattr(trial, "compile_evaluation", counted)
     settings = {"duration": "3 steps", "evaluation.every": "1 steps", "checkpoint.every": "0 steps"}
     samples = {"evaluation.samples": 2, "evaluation.sample_tokens": 20, "precision.matmul": "bfloat16"}
     run(tiny.config(tmp_path, **settings | samples | changes), tmp_path / "run")

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import sft
 from sft_jax.models.layouts import to_layout
-from sft_jax.objectives import Settings, cross_entropy
+from sft_jax.objectives import cross_entropy
 from sft_jax.options import options_of
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
@@ -21,6 +21,7 @@ from sft_jax.training.abstract import abstract_around
 from sft_jax.training.optimizer import OptimizerSettings, hyperparameters
 from sft_jax.training.rounding import kept_like, round_stochastically, rounding_key
 from sft_jax.training.setup import fresh_state
+from sft_jax.training.state import seed_array
 from sft_jax.training.step import StepSettings, updated
 from sft_jax.training.update_rules import RULES
 from tests import tiny
@@ -72,7 +73,7 @@ def test_bits_are_of_seed_step_name_and_layer_alone():
     low = lambda tree: jax.tree.map(lambda leaf: leaf.astype(BFLOAT16), tree)
     rounded = lambda tree, seed=0, step=3: jax.tree.map(
         np.asarray,
-        jax.jit(lambda t: kept_like(t, low(t), rounding_key(seed, jnp.asarray(step))))(tree),
+        jax.jit(lambda t: kept_like(t, low(t), rounding_key(seed_array(seed), jnp.asarray(step))))(tree),
     )
     flat = lambda tree: {name: leaf.astype(np.float32) for name, leaf in flatten_dict(tree, sep="/").items()}
     found = flat(rounded(tree))
@@ -94,12 +95,12 @@ def after_steps(rule, dtype, gradients, betas=(0.9, 0.95), rate=2e-5):
     config = sft.get_config().copy_and_resolve_references()
     config.optimizer.learning_rate, config.optimizer.betas, config.optimizer.weight_decay = rate, betas, 0.0
     hyper = hyperparameters(options_of(config), 0, 1)
-    settings = StepSettings(cross_entropy, Settings(), OptimizerSettings(rule))
+    settings = StepSettings(cross_entropy, OptimizerSettings(rule))
     mesh = make_mesh(ONE, jax.devices()[:1])
     params = jax.tree.map(lambda leaf: np.asarray(0.02 + 0.002 * leaf).astype(dtype), draw(0))
     params = jax.device_put(params, shardings_of(params, mesh))
     abstract = abstract_around(params, {}, hyper, settings.optimizer, mesh)
-    state = fresh_state(abstract, params, {}, hyper, settings.optimizer)
+    state = fresh_state(abstract, params, {}, hyper, seed_array(0), settings.optimizer)
     kinds = jax.tree.map(lambda leaf: leaf.dtype, (state.trained, state.opt_state))
 
     @jax.jit

@@ -4,11 +4,8 @@ It comes back at once. Started again it shows how far the runs are, and submits 
 queue. A run is one job, on one host or on several with a process each (`slurm_job.py`).
 """
 
-import contextlib
 import dataclasses
-import subprocess
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +133,9 @@ def _note_gone(sweep: SweepDirectory, jobs: Mapping[str, Job]) -> None:
     for run in sweep.runs:
         status = read_status(sweep.run_dir(run.name))
         if status.launcher == "slurm" and status.state in ("waiting", "running") and run.name not in jobs:
-            ended = status.ended_as("interrupted", "SLURM has no job of it any more: cancelled, or killed with its host")
+            ended = status.ended_as(
+                "interrupted", "SLURM has no job of it any more: cancelled, or killed with its host"
+            )
             write_status(sweep.run_dir(run.name), ended)
 
 
