@@ -1,7 +1,7 @@
 """TensorBoard's HParams tab of a sweep, without TensorFlow: one experiment in the sweep's root, a session in each run.
 
-A session is two event files beside those of the run. `events.out.tfevents.0.session` says what the run has, and its name
-stands before those of the run; `events.out.tfevents.session_end` stands behind them, and is there from the end of the
+A session is two event files beside those of the run. `events.out.tfevents.0.session` says what the run has; its name
+stands before those of the run. `events.out.tfevents.session_end` stands behind them, and is there from the end of the
 run on: how it ended, and its figures under tags of their own (`final/…`, `best/…`, `cost/…`), because a cell of the
 table is the last value of a tag. Every file is written whole. Runs that differ in their seed alone are one row.
 

@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from sft_jax.runs.workdir import DAMAGED, WorkdirError
-from sft_jax.sweeps.names import short_keys
+from sft_jax.sweeps.names import short_keys, value_text
 
 FILE = "sweep.json"
 SEED = "seed"
@@ -78,12 +78,11 @@ def exact_text(value: Any) -> str:
     """A value in few characters, and another text for every other value.
 
     >>> [exact_text(value) for value in (1e-4, 20000.0, 0.30000000000000004, True, "cosine", ["a", "b"], None)]
-    ['1e-4', '20000', '0.30000000000000004', 'true', 'cosine', '["a", "b"]', 'none']
+    ['1e-4', '2e4', '0.30000000000000004', 'true', 'cosine', '["a", "b"]', 'none']
     """
     if isinstance(value, float):
-        short = f"{value:.4g}" if float(f"{value:.4g}") == value else repr(value)
-        mantissa, e, exponent = short.partition("e")
-        return f"{mantissa}e{int(exponent)}" if e else short.removesuffix(".0")
+        short = value_text(value)
+        return short if float(short) == value else repr(value)
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -112,6 +112,13 @@ def _right(values: dict[str, Any]) -> dict[str, bool]:
     }
 
 
+def _is_time(value: Any) -> bool:
+    try:
+        return datetime.datetime.fromisoformat(value).tzinfo is not None
+    except (TypeError, ValueError):
+        return False
+
+
 def _damaged(path: epath.Path, why: str) -> WorkdirError:
     return WorkdirError(f"{path} is damaged: {why}. Remove it: the run then goes on from its latest checkpoint.")
 

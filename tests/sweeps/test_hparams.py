@@ -151,7 +151,7 @@ def test_runs_that_were_added_are_known_after_it_is_written_anew(tmp_path):
     experiment, rows = shown(tmp_path)
     assert domain(experiment.hparam_infos[0]) == [1e-4, 1e-3, 1e-2]
     assert len([row for row in rows for _ in row.sessions]) == 3
-    assert len([path for path in tmp_path.glob("events*")]) == 1
+    assert len(list(tmp_path.glob("events*"))) == 1
 
 
 def test_numbers_texts_and_lists(tmp_path):
@@ -187,10 +187,10 @@ def test_a_session_leaves_the_runs_own_events_alone(tmp_path):
     found = tags_of(tmp_path, name)
     assert [event.step for event in found["train/loss"]] == [0, 1, 2, 3]
     assert [row.name for row in shown(tmp_path)[1]] == ["all runs"]
-    assert [path.name for path in sorted(directory.glob("events*"))][0] == SESSION
+    assert min(path.name for path in directory.glob("events*")) == SESSION
     written.write_result(directory, written.RunEnd("finished", 3, 3, {"train/loss": 3.0}, None, {}, 1.0, None, None))
     write_session(tmp_path, name)
-    assert [path.name for path in sorted(directory.glob("events*"))][-1] == SESSION_END
+    assert max(path.name for path in directory.glob("events*")) == SESSION_END
     found = tags_of(tmp_path, name)
     assert [event.step for event in found["train/loss"]] == [0, 1, 2, 3]
     assert [event.step for event in found["final/train/loss"]] == [3]
