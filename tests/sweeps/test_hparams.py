@@ -82,11 +82,8 @@ def test_a_row_for_each_setting_and_a_session_for_each_seed(sweep):
     assert sorted(session.name for row in rows for session in row.sessions) == sorted(names)
     for row in rows:
         values = {name: plain(value) for name, value in row.hparams.items()}
-        assert (
-            row.name
-            == f"learning_rate={1e-4 if values['learning_rate'] == 1e-4 else '1e-3'}".replace("0.0001", "1e-4")
-            + f", rank={values['rank']:.0f}"
-        )
+        rate = {1e-4: "1e-4", 1e-3: "1e-3"}[values["learning_rate"]]
+        assert row.name == f"learning_rate={rate}, rank={values['rank']:.0f}"
         assert values.keys() == {"learning_rate", "rank"}
         assert [session.status for session in row.sessions] == [SUCCESS] * 3
 
