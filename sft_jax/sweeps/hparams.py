@@ -27,7 +27,8 @@ EXPERIMENT = "events.out.tfevents.experiment"
 _STEP_METRICS = ("train/", "progress/", "speed/")  # of training steps; of these the last loss alone is shown
 _TRAIN_LOSS = "train/loss"
 _MOST_VALUES = 12  # of a number that are listed one by one; of more there is an interval
-_SHOWN_FIRST = ("best/", "final/", "cost/")
+# The page shows the first few columns: what one looks for stands first.
+_IN_ORDER = ("best/", "final/tasks/", "final/held_out/", "final/train/", "final/", "cost/")
 
 
 def write_experiment(root: epath.PathLike) -> None:
@@ -153,8 +154,7 @@ def _figures(end: RunEnd) -> dict[str, tuple[int, float]]:
 
 
 def _place(tag: str) -> int:
-    """What one looks for first stands first."""
-    return next(place for place, prefix in enumerate(_SHOWN_FIRST) if tag.startswith(prefix))
+    return next(place for place, prefix in enumerate(_IN_ORDER) if tag.startswith(prefix))
 
 
 def _hparam_info(name: str, values: Sequence[Any]) -> Any:

@@ -67,8 +67,8 @@ def test_the_experiment(sweep):
         ("rank", api_pb2.DATA_TYPE_FLOAT64, True, [4, 8]),
     ]
     assert [info.name.tag for info in experiment.metric_infos] == [
-        *("best/held_out/nll", "final/train/loss", "final/held_out/nll", "final/held_out/loss"),
-        *("final/held_out/accuracy", "cost/tokens", "cost/seconds"),
+        *("best/held_out/nll", "final/held_out/nll", "final/held_out/loss", "final/held_out/accuracy"),
+        *("final/train/loss", "cost/tokens", "cost/seconds"),
     ]
 
 
