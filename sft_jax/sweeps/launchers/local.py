@@ -6,7 +6,7 @@ goes on with those that are not done. The launcher itself keeps nothing on disk.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from sft_jax.runs.result import read_result
 from sft_jax.runs.workdir import WorkdirError, is_remote, only_one
 from sft_jax.sweeps.directory import SweepDirectory
 from sft_jax.sweeps.executing import LOG
+from sft_jax.sweeps.hparams import write_experiment, write_session
 from sft_jax.sweeps.launchers.following import Following
 from sft_jax.sweeps.launchers.places import default_workers, places
 from sft_jax.sweeps.launchers.pool import Outcome, Pool
@@ -23,19 +24,22 @@ from sft_jax.sweeps.shared import default_keep_bytes
 from sft_jax.sweeps.status import read_status, write_status
 
 WORKERS_LOG = "workers.log"
+_SUMMARY_SECONDS = 30.0  # between two of the whole sweep, for which all results are read
 
 
 class _Watch:
-    """Tells the display and the directory what becomes of runs."""
+    """Tells the display, the directory and TensorBoard what becomes of runs."""
 
     def __init__(self, sweep: SweepDirectory, following: Following):
         self._sweep, self._following = sweep, following
+        self._summarized, self._is_behind, self._complained = time.monotonic(), False, False
 
     def started(self, name: str) -> None:
         self._following.started(name)
 
     def counted(self, name: str, total_steps: int) -> None:
         self._following.counted(name, total_steps)
+        self._write(lambda: write_session(self._sweep.root, name))  # it is listed while it runs
 
     def lost(self, name: str, outcome: Outcome) -> Outcome:
         """What a worker that died left; a run that is at its end has a result that says so."""
@@ -43,6 +47,7 @@ class _Watch:
         try:
             result = read_result(directory)
             if result is not None and result.done:
+                write_status(directory, read_status(directory).ended_as("finished"))
                 return Outcome(result.state)
             write_status(directory, read_status(directory).ended_as(outcome.state, outcome.error))
         except (OSError, WorkdirError) as error:
@@ -51,6 +56,8 @@ class _Watch:
 
     def ended(self, name: str, outcome: Outcome, again: bool) -> None:
         self._following.ended(name, outcome.state, outcome.error, again)
+        self._write(lambda: write_session(self._sweep.root, name))
+        self._is_behind = True
 
     def stopping(self, number: int) -> None:
         self._following.stopping("Saving what runs, and leaving. Ctrl-C again: leave at once.")
@@ -60,6 +67,22 @@ class _Watch:
 
     def tick(self) -> None:
         self._following.tick()
+        if self._is_behind and time.monotonic() - self._summarized >= _SUMMARY_SECONDS:
+            self.summarize()
+
+    def summarize(self) -> None:
+        """Writes what TensorBoard's HParams shows of all runs."""
+        self._write(lambda: write_experiment(self._sweep.root))
+        self._summarized, self._is_behind = time.monotonic(), False
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Writes for TensorBoard; where that fails, runs go on, and it is said once."""
+        try:
+            write()
+        except (OSError, WorkdirError) as error:
+            if not self._complained:
+                self._following.say(f"TensorBoard's HParams are not up to date: {error}")
+            self._complained = True
 
 
 def launch(
@@ -104,6 +127,7 @@ def launch(
             command = _command(root, len(where), stop_after) if command is None else command
             pool = Pool(command, where, watch, root / WORKERS_LOG, retries)
             outcomes = pool.run(names)
+            watch.summarize()
         _show_end(console, sweep, outcomes, before, time.monotonic() - started)
     if pool.stopped_by is not None:
         return 128 + pool.stopped_by
