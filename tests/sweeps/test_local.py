@@ -1,6 +1,8 @@
 """Sweeps of real training on this machine: whatever breaks, the disk is readable, and a second start does the rest."""
 
+import dataclasses
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -8,10 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
+from rich.console import Console
 
+from benchmarks import sweep_launcher
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.result import read_result
+from sft_jax.runs.workdir import SESSION_END, WorkdirError, only_one
 from sft_jax.sweeps.directory import claim_sweep
+from sft_jax.sweeps.hparams import EXPERIMENT
+from sft_jax.sweeps.launchers.local import launch
 from sft_jax.sweeps.status import read_status
 from tests import tiny
 
@@ -48,6 +56,47 @@ def states(sweep, names):
 
 def steps_logged(sweep, name):
     return [line["step"] for line in read_metrics(sweep.run_dir(name) / "metrics.jsonl")]
+
+
+def test_two_hundred_runs(tmp_path):
+    """Each once, and each shown by TensorBoard; a second start finds nothing to do."""
+    sweep = sweep_launcher.sweep_of(epath.Path(tmp_path / "sweep"), 200)
+    names = [run.name for run in sweep.stated_runs]
+    assert sweep_launcher.launched(sweep, workers=2) == 0
+    assert states(sweep, names) == [FINISHED] * 200
+    assert all((sweep.run_dir(name) / SESSION_END).exists() for name in names)
+    assert (sweep.root / EXPERIMENT).exists()
+    console = Console(file=io.StringIO(), width=200)
+    assert launch(sweep, sweep.stated_runs, console=console, command=["no such program"]) == 0
+    assert "200 of 200 runs are done (0 now, 200 before)" in console.file.getvalue()
+
+
+def test_one_launcher_at_a_time(tmp_path):
+    sweep = sweep_launcher.sweep_of(epath.Path(tmp_path / "sweep"), 2)
+    with (
+        only_one(sweep.root, "launcher is at work"),
+        pytest.raises(WorkdirError, match=r"another launcher is at work in .*/sweep; wait for it"),
+    ):
+        launch(sweep, sweep.stated_runs)
+
+
+def test_a_sweep_in_a_bucket_is_refused(tmp_path):
+    sweep = sweep_launcher.sweep_of(epath.Path(tmp_path / "sweep"), 2)
+    elsewhere = dataclasses.replace(sweep, root=epath.Path("gs://bucket/sweep"))
+    with pytest.raises(ValueError, match=r"gs://bucket/sweep is in a bucket; --launcher=local needs a --workdir on"):
+        launch(elsewhere, elsewhere.stated_runs)
+
+
+def test_a_result_of_a_worker_that_died_counts(tmp_path):
+    """It was killed between the result and its last word: the run is done, and has no second attempt."""
+    sweep = sweep_launcher.sweep_of(epath.Path(tmp_path / "sweep"), 2)
+    names = [run.name for run in sweep.stated_runs]
+    dying = sweep_launcher.WORKER.replace('return "finished", None', "os.kill(os.getpid(), 9)")
+    command = [sys.executable, "-c", dying, str(sweep.root)]
+    console = Console(file=io.StringIO(), width=200)
+    assert launch(sweep, sweep.stated_runs, retries=1, console=console, command=command) == 0
+    assert states(sweep, names) == [FINISHED, FINISHED]
+    assert "2 of 2 runs are done" in console.file.getvalue()
 
 
 @pytest.mark.slow
