@@ -19,8 +19,9 @@ from sft_jax.runs.result import read_result
 from sft_jax.runs.workdir import SESSION_END, WorkdirError, only_one
 from sft_jax.sweeps.directory import claim_sweep
 from sft_jax.sweeps.hparams import EXPERIMENT
+from sft_jax.sweeps.launchers import local
 from sft_jax.sweeps.launchers.local import launch
-from sft_jax.sweeps.status import read_status
+from sft_jax.sweeps.status import RunStatus, read_status, write_status
 from tests import tiny
 
 DRIVER = Path(__file__).with_name("launch_driver.py")
@@ -80,6 +81,27 @@ def test_one_launcher_at_a_time(tmp_path):
         launch(sweep, sweep.stated_runs)
 
 
+def test_workers_of_an_earlier_launcher_are_waited_for(tmp_path, monkeypatch):
+    """They save what they train, and leave, when their launcher is gone; another may come before they have."""
+    sweep = sweep_launcher.sweep_of(epath.Path(tmp_path / "sweep"), 2)
+    names = [run.name for run in sweep.stated_runs]
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        status = dataclasses.replace(RunStatus().begun("local"), pid=worker.pid)
+        write_status(sweep.run_dir(names[0]), status)
+
+        def leaves(seconds):
+            monkeypatch.undo()
+            worker.communicate(b"\n")
+
+        monkeypatch.setattr(local.time, "sleep", leaves)
+        console = Console(file=io.StringIO(), width=200)
+        command = [sys.executable, "-c", sweep_launcher.WORKER, str(sweep.root)]
+        assert launch(sweep, sweep.stated_runs, console=console, command=command) == 0
+    said = console.file.getvalue()
+    assert f"Waiting for process {worker.pid}, which still has {names[0]}: it saves and leaves" in said
+    assert "2 of 2 runs are done (2 now)" in said
+
+
 def test_a_sweep_in_a_bucket_is_refused(tmp_path):
     sweep = sweep_launcher.sweep_of(epath.Path(tmp_path / "sweep"), 2)
     elsewhere = dataclasses.replace(sweep, root=epath.Path("gs://bucket/sweep"))
@@ -115,12 +137,13 @@ def test_whatever_breaks_the_rest_is_done_once(tmp_path):
     assert f"{diverges}: diverged: DivergedError: 2 steps in a row" in said
     assert str(sweep.run_dir(diverges) / "log.txt") in said
     assert read_result(sweep.run_dir(diverges)).state == "diverged"
-    before = {name: (sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in (fine, last)}
+    written = lambda: [Path(sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in (fine, last)]
+    before = written()
 
     code, said = drive(sweep)
     assert states(sweep, names) == [FINISHED, ("finished", 2), ("finished", 2), ("failed", 2), FINISHED]
     assert (code, "4 of 5 runs are done (2 now, 2 before)" in said) == (1, True)
-    assert before == {name: (sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in (fine, last)}
+    assert before == written()
     for name in (fine, full, killed, last):
         assert steps_logged(sweep, name) == list(range(STEPS + 1))
     assert "Continuing" in (sweep.run_dir(killed) / "log.txt").read_text()
@@ -136,10 +159,10 @@ def test_a_launcher_that_is_killed(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)  # free when nobody trains there
     assert states(sweep, (fine, waiting)) == [FINISHED, ("waiting", 0)]
     end = read_result(sweep.run_dir(running))
-    assert (end.state, end.step) == ("interrupted", 3)
+    assert (end.state, end.step) == ("interrupted", 4)  # the next one is on its way when a step is logged
 
     code, said = drive(sweep)
     assert code == 0, said
     assert states(sweep, (fine, running, waiting)) == [FINISHED, ("finished", 2), FINISHED]
     assert steps_logged(sweep, running) == list(range(STEPS + 1))
-    assert f"Continuing {sweep.run_dir(running)} after step 3" in (sweep.run_dir(running) / "log.txt").read_text()
+    assert "after step 4 of 6" in " ".join((sweep.run_dir(running) / "log.txt").read_text().split())

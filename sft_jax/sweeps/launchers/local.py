@@ -4,6 +4,7 @@ Nothing that is done is lost, whoever is killed: a run writes its own checkpoint
 goes on with those that are not done. The launcher itself keeps nothing on disk.
 """
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from sft_jax.sweeps.shared import default_keep_bytes
 from sft_jax.sweeps.status import read_status, write_status
 
 WORKERS_LOG = "workers.log"
+_POLL_SECONDS = 0.5
 _SUMMARY_SECONDS = 30.0  # between two of the whole sweep, for which all results are read
 
 
@@ -122,6 +124,7 @@ def launch(
     with only_one(sweep.root, "launcher is at work"):
         names = [run.name for run in todo if read_status(sweep.run_dir(run.name)).state != "finished"]
         before = len(todo) - len(names)
+        _wait_for_others(sweep, names, console)
         with Following(root, names, before, min(len(where), max(1, len(names))), console) as following:
             watch = _Watch(sweep, following)
             command = _command(root, len(where), stop_after) if command is None else command
@@ -132,6 +135,18 @@ def launch(
     if pool.stopped_by is not None:
         return 128 + pool.stopped_by
     return 0 if all(outcome.done for outcome in outcomes.values()) else 1
+
+
+def _wait_for_others(sweep: SweepDirectory, names: Sequence[str], console: Console) -> None:
+    """Waits until no process of this host has one of the runs: workers leave when their launcher is gone."""
+    for name in names:
+        said = False
+        while (status := read_status(sweep.run_dir(name))).state == "running" and status.host == socket.gethostname():
+            if not said:
+                text = f"Waiting for process {status.pid}, which still has {name}: it saves and leaves"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                said = True
+            time.sleep(_POLL_SECONDS)
 
 
 def _command(root: Path, workers: int, stop_after: int | None) -> list[str]:
