@@ -26,6 +26,7 @@ from sft_jax.runs.workdir import (
     write_whole,
 )
 from sft_jax.sweeps.runs import Overrides, SweepRun, config_of, differing, fields_of, resolve, runs_of
+from sft_jax.sweeps.status import read_status
 
 FILE = "sweep.json"
 _KINDS = {"sweep": str, "config": str, "base": dict, "runs": list}
@@ -185,6 +186,7 @@ def check_runs(sweep: SweepDirectory) -> None:
     for run in sweep.runs:
         try:
             check_config_there(sweep.run_dir(run.name), _as_started(run, sweep.run_dir(run.name)))
+            read_status(sweep.run_dir(run.name))  # and the result
         except WorkdirError as error:
             problems.append(str(error).split(" To train its result on:")[0])
     if problems:

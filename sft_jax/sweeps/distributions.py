@@ -91,7 +91,7 @@ def log_uniform(low: float, high: float) -> Distribution:
     return Uniform(low, high, log=True)
 
 
-def integers(low: int, high: int) -> Distribution:
+def integers(low: float, high: float) -> Distribution:
     """Whole numbers from `low` to `high`, both included.
 
     >>> [integers(1, 4).at(quantile) for quantile in (0.0, 0.5, 0.999)]
@@ -103,7 +103,7 @@ def integers(low: int, high: int) -> Distribution:
     _check_bounds("integers", low, high)
     if not isinstance(low, int) or not isinstance(high, int):
         raise ValueError(f"integers({low}, {high}): expected whole numbers")
-    return Integers(low, high)
+    return Integers(int(low), int(high))
 
 
 def choice(*choices: Any) -> Distribution:

@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -55,7 +56,7 @@ def runs_table(sweep: SweepDirectory) -> Table:
     """The runs that are stated: number, what differs, state, name."""
     runs = sweep.stated_runs
     fields = differing([(run.overrides, run.config) for run in runs])
-    table = Table("", *fields, "state", "directory")
+    table = Table("", *fields, "state", "directory", box=box.SIMPLE)
     for number, run in enumerate(runs, start=1):
         values = [Text(_text(value_at(run.config, field))) for field in fields]
         table.add_row(str(number), *values, read_status(sweep.run_dir(run.name)).state, Text(run.name))
@@ -163,8 +164,8 @@ def show_search(search: Search, sweep: SweepDirectory, console: Console) -> None
     if isinstance(search, SuccessiveHalving):
         rungs = search.rungs(check_halving(search, sweep.stated_runs))
         say(
-            f"Successive halving by {search.metric}, {better} is better: at steps {', '.join(map(str, rungs[:-1]))} the "
-            f"best 1/{search.eta} of the settings go on, to step {rungs[-1]}. The time below is that without a search."
+            f"Successive halving by {search.metric}, {better} is better. At steps {', '.join(map(str, rungs[:-1]))} the "
+            f"best 1/{search.eta} of the settings go on, to step {rungs[-1]}. The time below is that of all to the end."
         )
     elif isinstance(search, Optuna):
         say(
