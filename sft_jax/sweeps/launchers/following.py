@@ -24,7 +24,14 @@ _PLAIN_SECONDS = 30.0
 _AROUND = 6  # lines of the screen that are not runs
 _COLUMNS, _END = 48, 12  # characters: of the other columns, and of the end of a name
 _DONE = ("finished", "stopped_early", "paused")
-_STYLES = {"running": "cyan", "finished": "green", "stopped_early": "green", "failed": "red", "diverged": "red"}
+_STYLES = {
+    "running": "cyan",
+    "starting": "cyan",
+    "finished": "green",
+    "stopped_early": "green",
+    "failed": "red",
+    "diverged": "red",
+}
 
 
 class MetricsTail:
@@ -138,7 +145,8 @@ class Following:
             self._waiting[name] = None
         else:
             self._ended[name] = (state, _steps(run), _loss(run), "")
-            self._seconds.append(time.monotonic() - run.since)
+            if state in _DONE:
+                self._seconds.append(time.monotonic() - run.since)
         if error is not None or not self._live:
             loss = f"  loss {_loss(run)}" if run.loss is not None else ""
             why = f": {error.strip().splitlines()[-1]}" if error else ""
@@ -216,7 +224,8 @@ class Following:
 
     def _row(self, name: str, run: _Running) -> tuple[str, ...]:
         left = run.left()
-        return name, "running", _steps(run), _loss(run), "?" if left is None else clock(left)
+        state = "running" if run.total else "starting"
+        return name, state, _steps(run), _loss(run), "?" if left is None else clock(left)
 
 
 def _steps(run: _Running) -> str:
