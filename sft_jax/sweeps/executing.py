@@ -36,6 +36,7 @@ from sft_jax.training import run as train
 from sft_jax.training.durations import run_steps
 
 LOG = "log.txt"
+_LOG_WIDTH = 140  # characters
 # What is a failure for a status has a name here of its own, or none.
 _AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", "paused": "waiting"}
 OnStart = Callable[[int], object]
@@ -123,13 +124,16 @@ def _train(
     try:
         emulation.reserve_threads()
         devices = jax.devices() if devices is None else devices
+        console = Console(width=_LOG_WIDTH, quiet=jax.process_index() > 0)
         config = with_date(directory, run.config)  # data are read for this day
         with agreed():
             options = options_of(config)
             base = shared.base(options.model)
-            data = shared.data(options, len(devices), Console(quiet=jax.process_index() > 0))
+            data = shared.data(options, len(devices), console)
         on_start(run_steps(options.duration, data.plan))
-        return None, train(config, directory, data=data, base=base, devices=devices, stop_after=stop_after)
+        return None, train(
+            config, directory, console=console, data=data, base=base, devices=devices, stop_after=stop_after
+        )
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
         return _text(error), None
