@@ -67,9 +67,28 @@ def test_a_sweep_that_is_run_in_two_parts(root, tmp_path):
 MISTAKES = [  # (flags, what is said)
     (["--launcher=slurm", "--workers=2"], "--workers: not read here, it goes with --launcher=local; leave it out"),
     (["--launcher=local", "--slurm_gpus=2"], "--slurm_gpus: not read here, it goes with --launcher=slurm"),
-    (["--launcher=cloud"], "value should be one of <local|slurm|stacked>"),
+    (["--launcher=cloud"], "value should be one of <local|slurm|stacked|list>"),
     (["--config.adapter.rank=0"], "error: runs 1-4: --config.adapter.rank=0 must be at least 1"),
 ]
+
+
+@pytest.mark.slow
+def test_what_does_not_go_with_a_search_is_refused(root, tmp_path):
+    halved = SWEEP + "\ndef get_search():\n    return SuccessiveHalving(first=2, eta=2)\n"
+    (tmp_path / "sweep.py").write_text(halved.replace("import ", "import SuccessiveHalving, "))
+    given = [f"--sweep={tmp_path / 'sweep.py'}", *flags(root, tmp_path / "out")[1:]]
+    for more, said in (
+        ("--only=*", "--only: a search chooses its runs itself; leave it out"),
+        ("--launcher=list", "--launcher=list: its commands run to their end, which SuccessiveHalving decides; give"),
+    ):
+        done = sweep(*given, more)
+        assert done.returncode == 1
+        assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    listed = sweep(*given, "--launcher=list")
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.count("sft_jax.sweep_run") == 4
 
 
 @pytest.mark.slow

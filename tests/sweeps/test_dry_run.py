@@ -92,8 +92,13 @@ def test_what_cannot_be_prepared_is_named_with_its_runs(base):
         ):
             assert any(line.startswith(begin) for line in lines)
         assert len(lines) == 4
-    with pytest.raises(SweepError, match=r"runs 1-2: --config\.data\.train is empty"):
-        check_inputs(runs_of(base, product(values("data.train", [""]), seeds(2))), Shared())
+
+
+def test_without_training_rows_a_file_is_asked_for(base):
+    stated = product(values("data.train", [""]), seeds(2))
+    with pytest.raises(SweepError, match=r"runs 1-2: --config\.data\.train is empty; give a file, a pattern, "):
+        check_inputs(runs_of(base, stated), Shared())
+    check_inputs(runs_of(base, product(values("data.train", [base.data.train]), seeds(2))), Shared())
 
 
 def test_what_only_the_mesh_forbids_is_found(base):

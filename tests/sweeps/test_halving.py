@@ -176,25 +176,36 @@ def test_a_damaged_record_is_named(tmp_path, text):
         halve(SEARCH, sweep, Launcher(loss, EVERY, TOTAL), QUIET)
 
 
-REFUSED = [  # (changes of the config, what is said)
+EACH_10 = {"evaluation.every": "10 steps"}
+REFUSED = [  # (changes of the config, what is said, changes by which it is mended)
     (
         {"duration": "1 epochs"},
         "counts in steps: give --config.duration in steps, as '600 steps', in place of '1 epochs'",
+        {"duration": "600 steps"},
     ),
-    ({"evaluation.every": "100 examples"}, "counts in steps: give --config.evaluation.every in steps"),
-    ({"evaluation.every": "4 steps"}, "where it is a multiple of --config.evaluation.every='4 steps'"),
-    ({"evaluation.every": "0 steps"}, "where it is a multiple of --config.evaluation.every='0 steps'"),
-    ({"evaluation.patience": 2}, "--config.evaluation.patience=2: SuccessiveHalving ends runs early itself"),
-    ({"data.held_out": ""}, "decides by held_out/nll, and there are no held-out rows: give --config.data.held_out"),
+    ({"evaluation.every": "100 examples"}, "counts in steps: give --config.evaluation.every in steps", EACH_10),
+    ({"evaluation.every": "4 steps"}, "where it is a multiple of --config.evaluation.every='4 steps'", EACH_10),
+    ({"evaluation.every": "0 steps"}, "where it is a multiple of --config.evaluation.every='0 steps'", EACH_10),
+    (
+        {"evaluation.patience": 2},
+        "--config.evaluation.patience=2: SuccessiveHalving ends runs early itself; leave it at 0",
+        {"evaluation.patience": 0},
+    ),
+    (
+        {"data.held_out": ""},
+        "decides by held_out/nll, and there are no held-out rows: give --config.data.held_out",
+        {"data.held_out": "held_out.jsonl"},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("changes", "said"), REFUSED, ids=[said for _, said in REFUSED])
-def test_runs_that_cannot_be_compared_are_refused(changes, said):
+@pytest.mark.parametrize(("changes", "said", "mended"), REFUSED, ids=[said for _, said, _ in REFUSED])
+def test_runs_that_cannot_be_compared_are_refused_and_mended_as_advised(changes, said, mended):
     with pytest.raises(SweepError) as error:
         check_halving(SEARCH, runs_of(config(**changes), GRID))
     assert str(error.value).startswith("runs 1-8: ")
     assert said in str(error.value)
+    assert check_halving(SEARCH, runs_of(config(**{**changes, **mended}), GRID)) in (80, 600)
 
 
 def test_runs_of_different_lengths_are_refused():
