@@ -144,8 +144,8 @@ def test_the_directory_of_another_sweep_is_refused(tmp_path, given, said):
 def test_the_directory_of_another_sweep_is_left_as_advised(tmp_path):
     """Another directory, or what was there asked for; where something else lies, an empty one or a new one."""
     claim(tmp_path)
-    assert "Give another --workdir, or what that sweep was started with" in refused(tmp_path, **{"seed": 1})
-    assert claim(tmp_path / "another", **{"seed": 1}).runs
+    assert "Give another --workdir, or what that sweep was started with" in refused(tmp_path, seed=1)
+    assert claim(tmp_path / "another", seed=1).runs
     assert claim(tmp_path).runs
     (tmp_path / "sweep" / FILE).rename(tmp_path / "sweep" / "else.json")
     assert "give an empty or new --workdir" in refused(tmp_path)

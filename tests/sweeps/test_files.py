@@ -48,7 +48,7 @@ def test_what_is_wrong_in_a_sweep_file(tmp_path, text, said):
 
 def test_a_file_that_is_not_there(tmp_path):
     (tmp_path / "other.py").write_text("")
-    with pytest.raises(ConfigError, match="there is no such file. In .* there are: other.py"):
+    with pytest.raises(ConfigError, match=r"there is no such file\. In .* there are: other\.py"):
         load(str(tmp_path / "sweep.py"))
 
 
