@@ -21,13 +21,14 @@ from sft_jax.runs.result import (
     FAILED,
     FINISHED,
     INTERRUPTED,
+    PAUSED,
     STOPPED_EARLY,
     RunEnd,
     forget_result,
     read_result,
     write_result,
 )
-from sft_jax.runs.workdir import with_date
+from sft_jax.runs.workdir import is_remote, with_date
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import Launcher, read_status, write_status
@@ -36,8 +37,9 @@ from sft_jax.training import run as train
 from sft_jax.training.durations import run_steps
 
 LOG = "log.txt"
+_LOG_WIDTH = 140  # characters
 # What is a failure for a status has a name here of its own, or none.
-_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", "paused": "waiting"}
+_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", PAUSED: "paused"}
 OnStart = Callable[[int], object]
 
 
@@ -80,7 +82,8 @@ def execute(
                 write_status(directory, status)
                 _forget_unfinished(directory)
                 title = f"{run.name}: attempt {status.attempts}, {status.started}"
-                log.enter_context(_output_in(directory / LOG, title))
+                if not is_remote(directory):  # files there cannot grow
+                    log.enter_context(_output_in(directory / LOG, title))
             error, _ = train_it()
     except Exception as caught:  # noqa: BLE001  a directory that cannot be used is a run that failed
         error = error or _text(caught)
@@ -123,13 +126,16 @@ def _train(
     try:
         emulation.reserve_threads()
         devices = jax.devices() if devices is None else devices
+        console = Console(width=_LOG_WIDTH, quiet=jax.process_index() > 0)
         config = with_date(directory, run.config)  # data are read for this day
         with agreed():
             options = options_of(config)
             base = shared.base(options.model)
-            data = shared.data(options, len(devices), Console(quiet=jax.process_index() > 0))
+            data = shared.data(options, len(devices), console)
         on_start(run_steps(options.duration, data.plan))
-        return None, train(config, directory, data=data, base=base, devices=devices, stop_after=stop_after)
+        return None, train(
+            config, directory, console=console, data=data, base=base, devices=devices, stop_after=stop_after
+        )
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
         return _text(error), None

@@ -87,7 +87,7 @@ def test_a_worker_that_is_killed(tmp_path):
 
 def test_workers_that_cannot_start(tmp_path):
     (tmp_path / "workers.log").write_text("of an earlier start")
-    with pytest.raises(WorkersError, match="before they are ready.*\nthis machine has no such device") as error:
+    with pytest.raises(WorkersError, match=r"before they are ready.*\nthis machine has no such device") as error:
         execute(tmp_path, ["ok-1", "ok-2"], broken=True)
     assert "earlier" not in str(error.value)
     assert attempts(tmp_path) == {}

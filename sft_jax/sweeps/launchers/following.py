@@ -22,7 +22,16 @@ _LOSS = "train/loss"
 _REFRESH_SECONDS = 0.5
 _PLAIN_SECONDS = 30.0
 _AROUND = 6  # lines of the screen that are not runs
-_STYLES = {"running": "cyan", "finished": "green", "stopped_early": "green", "failed": "red", "diverged": "red"}
+_COLUMNS, _END = 48, 12  # characters: of the other columns, and of the end of a name
+_DONE = ("finished", "stopped_early", "paused")
+_STYLES = {
+    "running": "cyan",
+    "starting": "cyan",
+    "finished": "green",
+    "stopped_early": "green",
+    "failed": "red",
+    "diverged": "red",
+}
 
 
 class MetricsTail:
@@ -100,7 +109,7 @@ class Following:
         self._root, self._console, self._workers, self._before = root, console, workers, done
         self._waiting = collections.OrderedDict.fromkeys(names)
         self._running: dict[str, _Running] = {}
-        self._ended: collections.OrderedDict[str, str] = collections.OrderedDict()
+        self._ended: collections.OrderedDict[str, tuple[str, ...]] = collections.OrderedDict()
         self._seconds: collections.deque[float] = collections.deque(maxlen=100)
         self._shown = self._printed = time.monotonic()
         self._title = "running"
@@ -135,10 +144,11 @@ class Following:
         if again:
             self._waiting[name] = None
         else:
-            self._ended[name] = state
-            self._seconds.append(time.monotonic() - run.since)
+            self._ended[name] = (state, _steps(run), _loss(run), "")
+            if state in _DONE:
+                self._seconds.append(time.monotonic() - run.since)
         if error is not None or not self._live:
-            loss = f"  loss {run.loss:.4f}" if run.loss is not None else ""
+            loss = f"  loss {_loss(run)}" if run.loss is not None else ""
             why = f": {error.strip().splitlines()[-1]}" if error else ""
             more = "; it has another attempt" if again else ""
             self.say(f"{name}: {state} at step {run.step}{loss}{why}{more}")
@@ -171,10 +181,9 @@ class Following:
 
     def summary(self) -> str:
         """`3 of 12 done, 1 failed, 2 running, 6 waiting  ETA 0:12:05`."""
-        done = self._before + sum(state in ("finished", "stopped_early", "paused") for state in self._ended.values())
-        other = collections.Counter(
-            state for state in self._ended.values() if state not in ("finished", "stopped_early", "paused")
-        )
+        ended = [state for state, *_ in self._ended.values()]
+        done = self._before + sum(state in _DONE for state in ended)
+        other = collections.Counter(state for state in ended if state not in _DONE)
         in_all = self._before + len(self._ended) + len(self._running) + len(self._waiting)
         counts = [f"{done} of {in_all} done", *(f"{count} {state}" for state, count in sorted(other.items()))]
         counts += [f"{len(self._running)} running", f"{len(self._waiting)} waiting"]
@@ -196,27 +205,32 @@ class Following:
     def _table(self) -> RenderableType:
         """The runs that fit on the screen: those in progress, the next, and the last that ended."""
         table = Table(box=None, pad_edge=False, title=Text(self._title, style="bold"), title_justify="left")
-        table.add_column("run", overflow="ellipsis", no_wrap=True, ratio=1)
+        table.add_column("run", no_wrap=True)
         for name in ("state", "step", "loss", "ETA"):
             table.add_column(name, justify="right", no_wrap=True)
         room = max(1, self._console.height - _AROUND)
         rows = [self._row(name, run) for name, run in list(self._running.items())[:room]]
-        rows += [_bare(name, state) for name, state in list(reversed(self._ended.items()))[: max(0, room - len(rows))]]
-        rows += [_bare(name, "waiting") for name in list(self._waiting)[: max(0, room - len(rows))]]
-        for row in rows:
-            table.add_row(*row)
+        rows += [(name, *cells) for name, cells in list(reversed(self._ended.items()))[: max(0, room - len(rows))]]
+        rows += [(name, "waiting", "", "", "") for name in list(self._waiting)[: max(0, room - len(rows))]]
+        for name, state, *cells in rows:
+            style = _STYLES.get(state, "dim")
+            table.add_row(Text(self._fitted(name)), Text(state, style=style), *map(Text, cells))
         return table
 
-    def _row(self, name: str, run: _Running) -> list[Text]:
+    def _fitted(self, name: str) -> str:
+        """A name in the width that the other columns leave; its end, which tells runs apart, is kept."""
+        room = max(_END + 2, self._console.width - _COLUMNS)
+        return name if len(name) <= room else f"{name[: room - _END - 1]}…{name[-_END:]}"
+
+    def _row(self, name: str, run: _Running) -> tuple[str, ...]:
         left = run.left()
-        loss = "" if run.loss is None else f"{run.loss:.4f}"
-        cells = [name, "running", _steps(run), loss, "?" if left is None else clock(left)]
-        return [Text(cells[0]), Text(cells[1], style=_STYLES["running"]), *map(Text, cells[2:])]
+        state = "running" if run.total else "starting"
+        return name, state, _steps(run), _loss(run), "?" if left is None else clock(left)
 
 
 def _steps(run: _Running) -> str:
     return f"{run.step}/{run.total or '?'}"
 
 
-def _bare(name: str, state: str) -> list[Text]:
-    return [Text(name), Text(state, style=_STYLES.get(state, "dim")), Text(""), Text(""), Text("")]
+def _loss(run: _Running) -> str:
+    return "" if run.loss is None else f"{run.loss:.4f}"

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sft_jax.runs.result import read_result
+from sft_jax.runs.result import PAUSED, read_result
 from sft_jax.runs.workdir import is_remote, only_one
 from sft_jax.sweeps.directory import SweepDirectory
 from sft_jax.sweeps.launchers.following import Following, MetricsTail
@@ -39,7 +39,6 @@ _INSTALL = "pip install -r requirements-slurm.txt"
 _OF_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
 _POLL_SECONDS = 10.0  # of asking SLURM
 _TICK_SECONDS = 0.2
-PAUSED = "paused"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _note_gone(sweep: SweepDirectory, jobs: Mapping[str, Job]) -> None:
     """A run that waits or trains by its status, and has no job, was cancelled or killed."""
     for run in sweep.runs:
         status = read_status(sweep.run_dir(run.name))
-        expects_job = status.launcher == "slurm" and status.state in ("waiting", "running") and status.ended is None
+        expects_job = status.launcher == "slurm" and status.state in ("waiting", "running")
         if expects_job and run.name not in jobs:
             ended = status.ended_as(
                 "interrupted", "SLURM has no job of it any more: cancelled, or killed with its host"

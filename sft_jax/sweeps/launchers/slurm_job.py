@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from sft_jax.compilations import keep_compilations
-from sft_jax.runs.result import FINISHED, INTERRUPTED, STOPPED_EARLY, read_result
+from sft_jax.runs.result import FINISHED, INTERRUPTED, PAUSED, STOPPED_EARLY, read_result
 from sft_jax.sweeps.directory import open_sweep
 from sft_jax.sweeps.executing import execute
 from sft_jax.sweeps.launchers.slurm_queue import ask
@@ -51,7 +51,7 @@ class RunJob:
         state = INTERRUPTED
         with Notice() as notice, contextlib.suppress(SystemExit):  # which `Notice` raises outside of the loop
             state = self._train()
-        if state in (FINISHED, STOPPED_EARLY, "paused"):
+        if state in (FINISHED, PAUSED, STOPPED_EARLY):
             return state
         if notice.came or (state == INTERRUPTED and _is_preempted()):
             if int(os.environ.get("SLURM_PROCID", 0)) > 0:

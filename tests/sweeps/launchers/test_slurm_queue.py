@@ -127,7 +127,7 @@ def test_a_run_without_a_job_was_interrupted(fake, sweep):
 
 
 def test_a_paused_run_and_one_of_another_launcher_expect_no_job(fake, sweep):
-    paused = RunStatus("running", 1, 12, "elsewhere", "slurm").ended_as("waiting")
+    paused = RunStatus("running", 1, 12, "elsewhere", "slurm").ended_as("paused")
     other = RunStatus("running", 1, 12, "elsewhere", "local")
     write_status(sweep.run_dir(sweep.runs[0].name), paused)
     write_status(sweep.run_dir(sweep.runs[1].name), other)
