@@ -22,8 +22,9 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the runs, what is done, mem
 _LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "local",
-    ["local", "slurm", "stacked"],
-    "Where runs are executed: by processes here, as jobs of SLURM, or together in one program.",
+    ["local", "slurm", "stacked", "list"],
+    "Where runs are executed: by processes here, as jobs of SLURM, or together in one program; list: by whoever takes "
+    "the commands that are printed.",
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Of --launcher=local: processes at a time; by default one a GPU, else one.", lower_bound=1
@@ -45,8 +46,8 @@ def main(_: list[str]) -> None:
 
     console = Console()
     statement = Statement.of(_SWEEP.value, flags.FLAGS[config_flag.NAME].config_filename, _CONFIG.value, _WORKDIR.value)
-    if _ONLY.value and statement.search is not None:
-        raise ValueError("--only: a search chooses its runs itself; leave it out")
+    if statement.search is not None:
+        _check_search()
     if _DRY_RUN.value:
         statement.show(console)
         return
@@ -66,6 +67,20 @@ def _check_flags() -> None:
         slurm_flags.options()
     else:
         slurm_flags.refuse()
+
+
+def _check_search() -> None:
+    """Refuses what does not go with a search, which chooses its runs by the results of others.
+
+    Raises:
+        ValueError: it was given.
+    """
+    if _ONLY.value:
+        raise ValueError("--only: a search chooses its runs itself; leave it out")
+    if _LAUNCHER.value == "list":
+        raise ValueError("--launcher=list starts no runs, and a search needs their results; give another launcher")
+    if _LAUNCHER.value == "slurm" and not slurm_flags.options().wait:
+        raise ValueError("--launcher=slurm: a search needs the results of its jobs; give --wait")
 
 
 def _choose_device() -> None:
@@ -100,9 +115,11 @@ def _launch(sweep, todo, stop_after: int | None) -> int:
     if _LAUNCHER.value == "slurm":
         from sft_jax.sweeps.launchers.slurm import launch
 
-        if stop_after is not None:
-            raise ValueError("--launcher=slurm runs each job to its end; SuccessiveHalving needs --launcher=local")
-        return launch(sweep, todo, slurm_flags.options())
+        return launch(sweep, todo, slurm_flags.options(stop_after))
+    if _LAUNCHER.value == "list":
+        from sft_jax.sweeps.launchers.listing import launch
+
+        return launch(sweep, todo)
     from sft_jax.sweeps.launchers.stacked import launch
 
     return launch(sweep, todo, stop_after=stop_after)
