@@ -23,8 +23,8 @@ _LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "local",
     ["local", "slurm", "stacked", "list"],
-    "Where runs are executed: by processes here, as jobs of SLURM, or together in one program; list: by whoever takes "
-    "the commands that are printed.",
+    "Where runs are executed: by processes here, as jobs of SLURM, together in one program; list: by whoever takes the "
+    "commands that are printed.",
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Of --launcher=local: processes at a time; by default one a GPU, else one.", lower_bound=1
@@ -47,11 +47,10 @@ def main(_: list[str]) -> None:
     console = Console()
     statement = Statement.of(_SWEEP.value, flags.FLAGS[config_flag.NAME].config_filename, _CONFIG.value, _WORKDIR.value)
     if statement.search is not None:
-        _check_search()
+        _check_search(type(statement.search).__name__)
     if _DRY_RUN.value:
         statement.show(console)
         return
-    statement.check()
     sys.exit(statement.run(_launch, _is_wanted, console))
 
 
@@ -69,8 +68,11 @@ def _check_flags() -> None:
         slurm_flags.refuse()
 
 
-def _check_search() -> None:
+def _check_search(search: str) -> None:
     """Refuses what does not go with a search, which chooses its runs by the results of others.
+
+    Args:
+        search: its kind.
 
     Raises:
         ValueError: it was given.
@@ -78,9 +80,9 @@ def _check_search() -> None:
     if _ONLY.value:
         raise ValueError("--only: a search chooses its runs itself; leave it out")
     if _LAUNCHER.value == "list":
-        raise ValueError("--launcher=list starts no runs, and a search needs their results; give another launcher")
+        raise ValueError(f"--launcher=list: its commands run to their end, which {search} decides; give another")
     if _LAUNCHER.value == "slurm" and not slurm_flags.options().wait:
-        raise ValueError("--launcher=slurm: a search needs the results of its jobs; give --wait")
+        raise ValueError(f"--launcher=slurm: {search} needs the results of its jobs; give --wait")
 
 
 def _choose_device() -> None:

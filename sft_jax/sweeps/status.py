@@ -115,8 +115,8 @@ def _right(values: dict[str, Any]) -> dict[str, bool]:
 
 def _is_time(value: Any) -> bool:
     try:
-        return isinstance(value, str) and datetime.datetime.fromisoformat(value).tzinfo is not None
-    except ValueError:
+        return datetime.datetime.fromisoformat(value).tzinfo is not None
+    except (TypeError, ValueError):
         return False
 
 

@@ -3,11 +3,15 @@
 import json
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import tests.training.poison  # noqa: F401  registers its objectives
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.result import read_result
+from sft_jax.sharding import make_mesh
 from sft_jax.sweeps import shared as sharing
 from sft_jax.sweeps.executing import execute
 from sft_jax.sweeps.runs import SweepRun
@@ -125,3 +129,25 @@ def test_a_directory_that_cannot_be_used(tmp_path):
     (tmp_path / "run" / "status.json").write_text("{")
     end = execute(a_run(tmp_path, "run"), tmp_path / "run", Shared())
     assert (end.state, "status.json is damaged" in end.error) == ("failed", True)
+
+
+def test_kept_weights_are_not_those_that_a_step_takes_over():
+    """Arrays of the host may be used in place; what a step makes of them does not reach the copy."""
+    mesh = make_mesh({"replica": 1, "fsdp": 1, "expert": 1, "tensor": 1}, jax.devices()[:1])
+    made = {"w": jnp.full((1 << 18,), 3.0), "v": {"b": jnp.arange(4.0)}}
+    reads = []
+
+    def read(*asked):
+        reads.append(asked)
+        return jax.tree.map(jnp.copy, made)
+
+    weights = sharing._KeptWeights(read, 1 << 30)
+    double = jax.jit(lambda tree: jax.tree.map(lambda leaf: 2 * leaf, tree), donate_argnums=0)
+    for _ in range(3):
+        given = weights("scan", "float32", mesh)
+        doubled = double(given)
+        assert given["w"].is_deleted()
+        jax.tree.map(lambda one, other: np.testing.assert_array_equal(one, 2 * other), doubled, made)
+    assert len(reads) == 1
+    weights("unrolled", "float32", mesh)  # in another form they are others
+    assert len(reads) == 2
