@@ -23,7 +23,8 @@ _LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "local",
     ["local", "slurm", "stacked", "list"],
-    "Where runs are executed: by processes here, as jobs of SLURM, together in one program; or list a command for each.",
+    "Where runs are executed: by processes here, as jobs of SLURM, together in one program; list: by whoever takes the "
+    "commands that are printed.",
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Of --launcher=local: processes at a time; by default one a GPU, else one.", lower_bound=1
@@ -41,17 +42,12 @@ def main(_: list[str]) -> None:
     _choose_device()
     from rich.console import Console
 
-    from sft_jax.sweeps import SuccessiveHalving
     from sft_jax.sweeps.statement import Statement
 
     console = Console()
     statement = Statement.of(_SWEEP.value, flags.FLAGS[config_flag.NAME].config_filename, _CONFIG.value, _WORKDIR.value)
-    if _ONLY.value and statement.search is not None:
-        raise ValueError("--only: a search chooses its runs itself; leave it out")
-    if _LAUNCHER.value == "list" and isinstance(statement.search, SuccessiveHalving):
-        raise ValueError(
-            "--launcher=list: its commands run to their end, which SuccessiveHalving decides; give another"
-        )
+    if statement.search is not None:
+        _check_search(type(statement.search).__name__)
     if _DRY_RUN.value:
         statement.show(console)
         return
@@ -70,6 +66,23 @@ def _check_flags() -> None:
         slurm_flags.options()
     else:
         slurm_flags.refuse()
+
+
+def _check_search(search: str) -> None:
+    """Refuses what does not go with a search, which chooses its runs by the results of others.
+
+    Args:
+        search: its kind.
+
+    Raises:
+        ValueError: it was given.
+    """
+    if _ONLY.value:
+        raise ValueError("--only: a search chooses its runs itself; leave it out")
+    if _LAUNCHER.value == "list":
+        raise ValueError(f"--launcher=list: its commands run to their end, which {search} decides; give another")
+    if _LAUNCHER.value == "slurm" and not slurm_flags.options().wait:
+        raise ValueError(f"--launcher=slurm: {search} needs the results of its jobs; give --wait")
 
 
 def _choose_device() -> None:

@@ -21,13 +21,14 @@ from sft_jax.runs.result import (
     FAILED,
     FINISHED,
     INTERRUPTED,
+    PAUSED,
     STOPPED_EARLY,
     RunEnd,
     forget_result,
     read_result,
     write_result,
 )
-from sft_jax.runs.workdir import with_date
+from sft_jax.runs.workdir import is_remote, with_date
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import Launcher, read_status, write_status
@@ -38,7 +39,7 @@ from sft_jax.training.durations import run_steps
 LOG = "log.txt"
 _LOG_WIDTH = 140  # characters
 # What is a failure for a status has a name here of its own, or none.
-_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", "paused": "waiting"}
+_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", PAUSED: "paused"}
 OnStart = Callable[[int], object]
 
 
@@ -81,7 +82,8 @@ def execute(
                 write_status(directory, status)
                 _forget_unfinished(directory)
                 title = f"{run.name}: attempt {status.attempts}, {status.started}"
-                log.enter_context(_output_in(directory / LOG, title))
+                if not is_remote(directory):  # files there cannot grow
+                    log.enter_context(_output_in(directory / LOG, title))
             error, _ = train_it()
     except Exception as caught:  # noqa: BLE001  a directory that cannot be used is a run that failed
         error = error or _text(caught)

@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sft_jax.runs.result import read_result
-from sft_jax.runs.workdir import is_remote, only_one
+from sft_jax.runs.result import PAUSED, read_result
+from sft_jax.runs.workdir import WorkdirError, is_remote, only_one
 from sft_jax.sweeps.directory import SweepDirectory
+from sft_jax.sweeps.hparams import write_hparams
 from sft_jax.sweeps.launchers.following import Following, MetricsTail
 from sft_jax.sweeps.launchers.slurm_queue import (
     DIRECTORY,
@@ -39,7 +40,6 @@ _INSTALL = "pip install -r requirements-slurm.txt"
 _OF_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
 _POLL_SECONDS = 10.0  # of asking SLURM
 _TICK_SECONDS = 0.2
-PAUSED = "paused"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,12 @@ def launch(
             submission = _submit(submitit, root, sweep, wanted, options)
             console.print(_submitted(submission, root), soft_wrap=True, highlight=False)
     if options.wait or options.stop_after is not None:
-        _follow(sweep, [run.name for run in todo], root, options, console)
+        try:
+            _follow(sweep, [run.name for run in todo], root, options, console)
+        except KeyboardInterrupt:
+            console.print("The jobs stay in the queue; the same command goes on following them.")
+            raise
+    _write_hparams(sweep, console)
     _show(sweep, jobs_of(read_submissions(root)), console)
     if not options.wait and options.stop_after is None:
         return 0
@@ -163,7 +168,7 @@ def _note_gone(sweep: SweepDirectory, jobs: Mapping[str, Job]) -> None:
     """A run that waits or trains by its status, and has no job, was cancelled or killed."""
     for run in sweep.runs:
         status = read_status(sweep.run_dir(run.name))
-        expects_job = status.launcher == "slurm" and status.state in ("waiting", "running") and status.ended is None
+        expects_job = status.launcher == "slurm" and status.state in ("waiting", "running")
         if expects_job and run.name not in jobs:
             ended = status.ended_as(
                 "interrupted", "SLURM has no job of it any more: cancelled, or killed with its host"
@@ -223,6 +228,15 @@ def _outside_of_jobs() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def _write_hparams(sweep: SweepDirectory, console: Console) -> None:
+    """Brings what TensorBoard shows of the sweep up to date; where that fails, it is said."""
+    try:
+        write_hparams(sweep.root)
+    except (OSError, WorkdirError) as error:
+        say = f"TensorBoard's HParams are not up to date: {error}"
+        console.print(say, markup=False, highlight=False, soft_wrap=True)
 
 
 def _submitted(submission: Submission, root: Path) -> str:

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from sft_jax.compilations import keep_compilations
-from sft_jax.runs.result import FINISHED, INTERRUPTED, STOPPED_EARLY, read_result
+from sft_jax.runs.result import FINISHED, INTERRUPTED, PAUSED, STOPPED_EARLY, read_result
+from sft_jax.runs.workdir import WorkdirError
 from sft_jax.sweeps.directory import open_sweep
 from sft_jax.sweeps.executing import execute
+from sft_jax.sweeps.hparams import write_session
 from sft_jax.sweeps.launchers.slurm_queue import ask
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import read_status, write_status
@@ -51,7 +53,7 @@ class RunJob:
         state = INTERRUPTED
         with Notice() as notice, contextlib.suppress(SystemExit):  # which `Notice` raises outside of the loop
             state = self._train()
-        if state in (FINISHED, STOPPED_EARLY, "paused"):
+        if state in (FINISHED, PAUSED, STOPPED_EARLY):
             return state
         if notice.came or (state == INTERRUPTED and _is_preempted()):
             if int(os.environ.get("SLURM_PROCID", 0)) > 0:
@@ -77,7 +79,25 @@ class RunJob:
         if before is not None and before.done:
             return before.state
         keep_compilations()
-        return execute(run, directory, Shared(), launcher="slurm", stop_after=self.stop_after).state
+        end = execute(
+            run,
+            directory,
+            Shared(),
+            launcher="slurm",
+            stop_after=self.stop_after,
+            on_start=lambda total_steps: self._write_session(),  # it is listed while it runs
+        )
+        self._write_session()
+        return end.state
+
+    def _write_session(self) -> None:
+        """Brings what TensorBoard's HParams show of the run up to date; where that fails, it is said."""
+        if int(os.environ.get("SLURM_PROCID", 0)) > 0:
+            return
+        try:
+            write_session(self.root, self.name)
+        except (OSError, WorkdirError) as error:
+            print(f"TensorBoard's HParams are not up to date: {error}", file=sys.stderr)
 
     def _requeue(self, notice: "Notice") -> None:
         """Puts the job back into the queue, which ends this process."""

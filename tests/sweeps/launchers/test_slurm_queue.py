@@ -66,7 +66,9 @@ def fake(tmp_path, monkeypatch):
 @pytest.fixture
 def sweep(tmp_path):
     runs = [SweepRun(f"seed={seed}-0000000{seed}", {"seed": seed}, ConfigDict()) for seed in range(3)]
-    return SweepDirectory(epath.Path(tmp_path) / "my sweep", "x/sweep.py", "configs/sft.py", ConfigDict(), runs)
+    sweep = SweepDirectory(epath.Path(tmp_path) / "my sweep", "x/sweep.py", "configs/sft.py", ConfigDict(), runs)
+    sweep.write()
+    return sweep
 
 
 def start(sweep, options=SlurmOptions(), todo=None):  # noqa: B008
@@ -127,7 +129,7 @@ def test_a_run_without_a_job_was_interrupted(fake, sweep):
 
 
 def test_a_paused_run_and_one_of_another_launcher_expect_no_job(fake, sweep):
-    paused = RunStatus("running", 1, 12, "elsewhere", "slurm").ended_as("waiting")
+    paused = RunStatus("running", 1, 12, "elsewhere", "slurm").ended_as("paused")
     other = RunStatus("running", 1, 12, "elsewhere", "local")
     write_status(sweep.run_dir(sweep.runs[0].name), paused)
     write_status(sweep.run_dir(sweep.runs[1].name), other)
@@ -213,11 +215,10 @@ def test_without_slurm_or_submitit_it_says_what_to_do(sweep, monkeypatch, tmp_pa
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(SlurmError, match=r"submitit is not installed: pip install -r requirements-slurm\.txt"):
         start(sweep)
-    assert not sweep.root.exists()
+    assert not (sweep.root / "slurm").exists()
 
 
 def test_one_launcher_at_a_time(fake, sweep):
-    sweep.root.mkdir()
     with only_one(sweep.root, "launcher is at work"), pytest.raises(WorkdirError, match="another launcher is at work"):
         start(sweep)
 
