@@ -12,9 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from sft_jax.runs.workdir import WorkdirError, write_whole
+from sft_jax.runs.workdir import RESULT, WorkdirError, write_whole
 
-FILE = "result.json"
 FINISHED, STOPPED_EARLY, INTERRUPTED, DIVERGED, FAILED = (
     "finished",
     "stopped_early",
@@ -61,7 +60,7 @@ class RunEnd:
 def write_result(workdir: epath.PathLike, end: RunEnd) -> None:
     """Writes `result.json`, whole. Figures that are not finite are null in it, which JSON can hold."""
     text = json.dumps(_finite(dataclasses.asdict(end)), indent=2)
-    write_whole(epath.Path(workdir) / FILE, text + "\n")
+    write_whole(epath.Path(workdir) / RESULT, text + "\n")
 
 
 def read_result(workdir: epath.PathLike) -> RunEnd | None:
@@ -70,7 +69,7 @@ def read_result(workdir: epath.PathLike) -> RunEnd | None:
     Raises:
         WorkdirError: the file is damaged.
     """
-    path = epath.Path(workdir) / FILE
+    path = epath.Path(workdir) / RESULT
     if not path.exists():
         return None
     try:
@@ -90,7 +89,7 @@ def read_result(workdir: epath.PathLike) -> RunEnd | None:
 
 def forget_result(workdir: epath.PathLike) -> None:
     """Removes what an earlier end left: the run goes on."""
-    (epath.Path(workdir) / FILE).unlink(missing_ok=True)
+    (epath.Path(workdir) / RESULT).unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:
