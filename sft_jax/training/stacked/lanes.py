@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from sft_jax.models import adapters
 from sft_jax.models.variables import canonical_path, merge, rank_name
-from sft_jax.sharding import shardings_of
+from sft_jax.sharding import abstract_like, shardings_of
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.state import TrainState
 
@@ -90,10 +90,15 @@ class Lanes:
         return jax.tree.map(lambda sharding: NamedSharding(self._mesh, P(None, *sharding.spec)), of_one)
 
     @property
-    def signature(self) -> Signature:
-        """What the state of all runs is."""
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state of all runs."""
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.count, *leaf.shape), leaf.dtype), self.widest)
-        return signature_of(shapes, self.shardings)
+        return abstract_like(shapes, self.shardings)
+
+    @property
+    def signature(self) -> Signature:
+        """The same, hashable."""
+        return signature_of(self.abstract)
 
     def stack(self, states: Sequence[TrainState]) -> TrainState:
         """The states of the runs as one."""
