@@ -1,4 +1,4 @@
-"""Sweep files: `get_sweep()` gives the overrides of each run, `get_search()`, where there is one, how runs are chosen."""
+"""Sweep files: `get_sweep()` gives the overrides of each run, and `get_search()` how runs are chosen."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

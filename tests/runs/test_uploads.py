@@ -130,7 +130,7 @@ def test_a_profile_is_written_once_and_quiet_files_never_again(bucket, written):
     assert written == {
         "metrics.jsonl": 5,
         events[0]: 5,
-        "tensorboard/plugins/profile/today/host.xplane.pb": 1,
+        "plugins/profile/today/host.xplane.pb": 1,
         "skipped_steps.jsonl": 1,
     }
 

@@ -250,7 +250,7 @@ def test_evaluators_samples_profile_and_progress(tmp_path):
             console=Console(file=file, width=120),
         )
     assert result.metrics["mine/steps"] == 3
-    assert list((tmp_path / "run" / "tensorboard").rglob("*.xplane.pb"))
+    assert list((tmp_path / "run" / "plugins").rglob("*.xplane.pb"))
     text = shown.read_text()
     assert "Held out: 12 examples" in text
     assert re.search(r"training 3/3 loss \d\.\d{4} .* tok/s \(.* supervised\) ETA 0:00:00", text)
@@ -274,7 +274,7 @@ def test_a_run_that_ends_within_its_profile_ends_the_trace(end, tmp_path):
             assert run(config, tmp_path / "run").interrupted == signal.SIGTERM
     with jax.profiler.trace(str(tmp_path / "next")):  # refused while another one runs
         pass
-    assert list((tmp_path / "run" / "tensorboard").rglob("*.xplane.pb"))
+    assert list((tmp_path / "run" / "plugins").rglob("*.xplane.pb"))
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ def ask(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS)
     except FileNotFoundError as error:
         raise SlurmError(
-            f"there is no {command[0]} on {socket.gethostname()}. With --launcher=slurm, SLURM's commands are needed where "
-            "the sweep is started and in its jobs, in containers too; --launcher=local needs no SLURM"
+            f"there is no {command[0]} on {socket.gethostname()}. With --launcher=slurm, SLURM's commands are needed "
+            "where the sweep is started and in its jobs, in containers too; --launcher=local needs no SLURM"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{command[0]} did not answer within {_ANSWER_SECONDS} s; start again later") from error

@@ -123,9 +123,7 @@ class _Launch:
         for run in runs:
             directory = self._sweep.run_dir(run.name)
             self._say(f"{run.name} trains by itself; what it says is in {directory / LOG}")
-            ends[run.name] = execute(
-                run, directory, self._shared, launcher="stacked", stop_after=self._stop_after
-            )
+            ends[run.name] = execute(run, directory, self._shared, launcher="stacked", stop_after=self._stop_after)
             write_session(self._sweep.root, run.name)
             if ends[run.name].state == INTERRUPTED:
                 break

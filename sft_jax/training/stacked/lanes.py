@@ -148,8 +148,6 @@ def _taker(lanes: Signature, own: Signature) -> Callable[[TrainState, Array], Tr
 
     def taken(lanes: TrainState, number: Array) -> TrainState:
         one = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)
-        return jax.tree.map(
-            lambda leaf, like: one(leaf)[tuple(slice(0, size) for size in like.shape)], lanes, shapes
-        )
+        return jax.tree.map(lambda leaf, like: one(leaf)[tuple(slice(0, size) for size in like.shape)], lanes, shapes)
 
     return jax.jit(taken, out_shardings=shardings)

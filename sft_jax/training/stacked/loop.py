@@ -13,7 +13,7 @@ half of the lanes are empty and there is enough left to do for a smaller program
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -96,6 +96,7 @@ def run_stacked(
     data: Sequence[Data] | None = None,
     base: Base | None = None,
     devices: Sequence[jax.Device] | None = None,
+    stop_after: int | None = None,
 ) -> list[RunEnd]:
     """Trains several runs in one program; each continues where its directory holds it.
 
@@ -109,6 +110,7 @@ def run_stacked(
         data: of each run what `load_data` made of its options; by default read here, equal rows once.
         base: what `base_of` made of the `model` options, which are the same in all.
         devices: to train on; by default all of this process.
+        stop_after: as for `run`, of each of them.
 
     Returns:
         How each run ended, as its `result.json` says.
@@ -152,7 +154,7 @@ def run_stacked(
             open_things.enter_context(member.open_things)
 
         # ---- Directories and states: each run as if it were alone --------------------------------------------------
-        states = [_state_at_start(member, base, model) for member in members]
+        states = [_state_at_start(member, base, model, stop_after) for member in members]
         starting = [(member, state) for member, state in zip(members, states, strict=True) if state is not None]
         del base, states  # the weights are in the first state
         stop = open_things.enter_context(StopRequest())
@@ -161,7 +163,7 @@ def run_stacked(
             del starting
             most = max(member.trial.times.total_steps for member in group.members)
             bar = open_things.enter_context(ProgressBar(f"training {len(configs)} runs", most, group.step, console))
-            _train(group, bar, stop)
+            _train(group, bar, stop, stop_after)
     return [member.end for member in members]
 
 
@@ -210,11 +212,15 @@ def _model_of_all(together: Options, first: CheckedRun) -> Decoder:
     return model.clone(execution=dataclasses.replace(model.execution, layer_layout=layout))
 
 
-def _state_at_start(member: _Member, base: Base, model: Decoder) -> TrainState | None:
-    """The state that a run begins or goes on with; None where it is over, or cannot begin."""
+def _state_at_start(member: _Member, base: Base, model: Decoder, stop_after: int | None) -> TrainState | None:
+    """The state that a run begins or goes on with; None where it is over or paused, or cannot begin."""
     trial, options = member.trial, member.trial.options
     with member.alone():
         trial.claim(member.open_things)
+        if not trial.is_over and stop_after is not None and trial.step >= stop_after:
+            trial.paused()
+            member.close()
+            return None
         if not (trial.is_over and trial.is_known_whole):
             trial.describe_start()
             initial, mesh = trial.checked.initial, trial.checked.mesh
@@ -279,13 +285,13 @@ class _Group:
             self._enter(states)
 
 
-def _train(group: _Group, bar: ProgressBar, stop: StopRequest) -> None:
+def _train(group: _Group, bar: ProgressBar, stop: StopRequest, stop_after: int | None) -> None:
     """Batch, step, record, evaluate, save, stop: the loop of `run`, for each of the runs that go on."""
     for lane, member in group.running:
         with member.alone():
             member.trial.begin(group.state_of(lane))
-    while running := group.running:
-        for _, member in running:
+    while group.running:
+        for _, member in group.running:
             with member.alone():
                 member.batch = member.trial.next_batch()
         if not group.running:
@@ -296,15 +302,16 @@ def _train(group: _Group, bar: ProgressBar, stop: StopRequest) -> None:
                 member.trial.dispatched(metrics[lane])
                 if member.trial.looks_at_effect:
                     member.trial.look_at_effect(group.state_of(lane))
-        stopping = stop.requested(group.step)
+        signalled = stop.requested(group.step)
+        stopping = {lane for lane, member in group.running if signalled or member.trial.step == stop_after}
         if stopping or any(member.trial.is_due() for _, member in group.running):
-            _settle(group, stop if stopping else None)
+            _settle(group, stopping, stop)
             group.close_ranks()
         bar.update(group.step, f"{len(group.running)} go on")
 
 
-def _settle(group: _Group, stop: StopRequest | None) -> None:
-    """Evaluates and saves those that are due, or all where a signal asks for it; some of them may be over then.
+def _settle(group: _Group, stopping: Collection[int], stop: StopRequest) -> None:
+    """Evaluates and saves those that are due, or are to stop; some of them may be over then.
 
     No run's time has in it what is done for the others.
     """
@@ -312,17 +319,16 @@ def _settle(group: _Group, stop: StopRequest | None) -> None:
     for _, member in running:
         member.trial.stop_clock()
     for lane, member in running:
-        trial = member.trial
         with member.alone():
-            if stop or trial.is_due():
-                trial.settle(group.state_of(lane), stopping=stop is not None)
+            if lane in stopping or member.trial.is_due():
+                member.trial.settle(group.state_of(lane), stopping=lane in stopping)
             else:
-                trial.record()
-            if trial.is_over:
-                trial.finish()
-            elif stop:
-                trial.interrupted(stop.signal)
-            if trial.is_over or stop:
+                member.trial.record()
+            if member.trial.is_over:
+                member.trial.finish()
+                member.close()
+            elif lane in stopping:
+                member.trial.interrupted(stop.signal) if stop.signal else member.trial.paused()
                 member.close()
     for _, member in group.running:
         member.trial.start_clock()
