@@ -1,6 +1,5 @@
 """Runs in one program are what they are by themselves: figures, weights, and what is in their directories."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -128,7 +127,7 @@ def test_what_is_not_finite_stays_in_its_run(tmp_path):
     assert ends[3].step == skipped[1][0]
     assert len({tuple(steps) for steps in skipped}) > 1
     for ours, theirs in zip(together[:3], single, strict=True):
-        assert np.isfinite(list(trained_of(ours).values())[0]).all()
+        assert all(np.isfinite(leaf).all() for leaf in trained_of(ours).values())
         assert_same_weights(ours, theirs)
         assert (ours / "skipped_steps.jsonl").read_text() == (theirs / "skipped_steps.jsonl").read_text()
 
@@ -150,8 +149,7 @@ def test_runs_that_end_before_the_others(smaller_from, tmp_path, monkeypatch):
     for ours, theirs in zip(together, single, strict=True):
         assert_same_history(ours, theirs)
         assert_same_weights(ours, theirs)
-    assert (together[2] / "config.json").exists()
-    again, ends = stacked(configs, tmp_path)
+    ends = stacked(configs, tmp_path)[1]
     assert [end.state for end in ends] == ["finished", "finished", "stopped_early"]
 
 
@@ -164,4 +162,3 @@ def test_groups_of_the_same_shape_share_programs(tmp_path):
     with compilations() as seen:
         stacked(make(2), tmp_path, "second")
     assert not seen
-    assert jax.device_count() == 8
