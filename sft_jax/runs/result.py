@@ -36,7 +36,8 @@ class RunEnd:
         metrics: the last evaluation and the last figures of training, by their names in `metrics.jsonl`.
         best: {"step", "metric", "metrics"} of the evaluation at which `checkpoint.best_metric` was best; None where
             it was not measured.
-        counters: of the plan up to `step`: examples, tokens, supervised_tokens, and epochs where data come in some.
+        counters: examples, tokens and supervised_tokens up to `step`, and epochs where data come in some; and
+            trained_parameters.
         seconds: of the steps, without evaluating, saving and compiling.
         peak_memory_bytes: of the device of this process that needed the most; None where it does not say, as CPUs.
         error: what went wrong; None where nothing did.

@@ -30,7 +30,7 @@ from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.checkpoints import Checkpoints, RunPosition
 from sft_jax.runs.metric_log import MetricLog
 from sft_jax.runs.result import RunEnd, forget_result, read_result, write_result
-from sft_jax.runs.training_cost import cost_up_to
+from sft_jax.runs.training_cost import cost_up_to, trained_parameters
 from sft_jax.sharding import sequences_here
 from sft_jax.training.best import BestEvaluation
 from sft_jax.training.checked_run import CheckedRun
@@ -39,7 +39,7 @@ from sft_jax.training.effect import EffectWatch
 from sft_jax.training.ending import RunResult, end_of_run, last_evaluation, log_of, show_end, show_finished, state_after
 from sft_jax.training.held_out import Evaluator, check_best_metric, compile_evaluation, refuse_unmeasured
 from sft_jax.training.optimizer import hyperparameters
-from sft_jax.training.recorder import Recorder
+from sft_jax.training.recorder import Recorder, counters_at
 from sft_jax.training.run_findings import run_findings
 from sft_jax.training.state import TrainState, saved_arrays, with_saved
 from sft_jax.training.step import Metrics, StepSettings
@@ -159,11 +159,12 @@ class Trial:
         if there is not None and there.done:  # what trains has forgotten it: nothing was trained
             self.end = there
             return
+        trained = trained_parameters(self.options, self.checked.base.decoder)
         self.end = end_of_run(
             self._ended.state if error is None else state_after(error),
             self.step,
             self.times.total_steps,
-            plan=self.data.plan,
+            counters=counters_at(self.data.plan, self.step) | {"trained_parameters": trained},
             best=(self.best.step, self.options.checkpoint.best_metric),
             lines=log_of(self.workdir) if error is None else _readable(log_of, self.workdir) or [],
             devices=self.checked.devices,

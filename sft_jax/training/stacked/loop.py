@@ -131,6 +131,7 @@ def run_stacked(
     for config, workdir in zip(configs, workdirs, strict=True):
         checked.append(check_run(config, workdir, devices, base))
         base = checked[0].base
+    _check_experts(checked[0])
     mesh = checked[0].mesh
     base = dataclasses.replace(base, params=functools.cache(base.params))  # weights are read for the first run
 
@@ -178,6 +179,21 @@ def _check_call(configs: Sequence, workdirs: Sequence[epath.Path], data: Sequenc
         raise ValueError(f"expected as many workdirs (and data) as configs, and at least one; got {lengths}")
     if len(set(workdirs)) < len(workdirs):
         raise ValueError(f"each run needs a directory of its own; got {', '.join(map(str, workdirs))}")
+
+
+def _check_experts(first: CheckedRun) -> None:
+    """Checks that the decoder can be mapped over runs: JAX has no such form of products in groups of unequal sizes.
+
+    Raises:
+        NotStackableError: it has experts that take all tokens that come.
+    """
+    decoder = first.model.config
+    if decoder.num_experts and not decoder.expert_capacity:
+        raise NotStackableError(
+            "--config.experts.capacity=0.0: experts that take all tokens that come cannot be trained for several runs "
+            "in one program. Give a bound (1.25, for example, which changes what is trained), or train each run by "
+            "itself"
+        )
 
 
 def _check_batches(trials: Sequence[Trial]) -> None:

@@ -5,6 +5,7 @@ import pytest
 from sft_jax.training.stacked import NotStackableError, fields, groups_of, run_stacked
 from sft_jax.training.stacked.fields import may_differ
 from tests import tiny
+from tests.models import families
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,16 @@ def test_groups(tmp_path):
     assert numbers(8) == [[0, 2, 3], [1, 5], [4]]
     assert numbers(2) == [[0, 2], [1, 5], [3], [4]]
     assert numbers(1) == [[number] for number in range(6)]
+
+
+def test_experts_without_a_bound(tmp_path):
+    """Those with one are trained; see docs/sweeps.md."""
+    families.save(families.torch_model("mixtral"), tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    for name in ("train", "held_out"):
+        tiny.write_rows(tmp_path / f"{name}.jsonl", 24)
+    configs = lambda **changes: [tiny.config(tmp_path, "lora", duration="1 steps", seed=n, **changes) for n in (0, 1)]
+    workdirs = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(NotStackableError, match=r"--config\.experts\.capacity=0\.0: .*Give a bound"):
+        run_stacked(configs(), workdirs)
+    assert [end.state for end in run_stacked(configs(**{"experts.capacity": 1.25}), workdirs)] == ["finished"] * 2
