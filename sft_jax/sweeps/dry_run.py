@@ -163,9 +163,10 @@ def show_search(search: Search, sweep: SweepDirectory, console: Console) -> None
     better = "less" if search.mode == "min" else "more"
     if isinstance(search, SuccessiveHalving):
         rungs = search.rungs(check_halving(search, sweep.stated_runs))
+        steps = ", ".join(map(str, rungs[:-1]))
         say(
-            f"Successive halving by {search.metric}, {better} is better. At steps {', '.join(map(str, rungs[:-1]))} "
-            f"the best 1/{search.eta} of the settings go on, to step {rungs[-1]}. The time below is that of all of them."
+            f"Successive halving by {search.metric}, {better} is better. At steps {steps} the best 1/{search.eta} of the "
+            f"settings go on, to step {rungs[-1]}. The time below is that of all of them."
         )
     elif isinstance(search, Optuna):
         say(
