@@ -80,6 +80,7 @@ def test_what_does_not_go_with_a_search_is_refused(root, tmp_path):
     for more, said in (
         ("--only=*", "--only: a search chooses its runs itself; leave it out"),
         ("--launcher=slurm", "--launcher=slurm: SuccessiveHalving needs the results of its jobs; give --wait"),
+        ("--launcher=slurm", "--launcher=slurm: SuccessiveHalving needs the results of its jobs; give --wait"),
         ("--launcher=list", "--launcher=list: its commands run to their end, which SuccessiveHalving decides; give"),
     ):
         done = sweep(*given, more)

@@ -165,8 +165,8 @@ def show_search(search: Search, sweep: SweepDirectory, console: Console) -> None
         rungs = search.rungs(check_halving(search, sweep.stated_runs))
         steps = ", ".join(map(str, rungs[:-1]))
         say(
-            f"Successive halving by {search.metric}, {better} is better. At steps {steps} the best 1/{search.eta} of the "
-            f"settings go on, to step {rungs[-1]}. The time below is that of all of them."
+            f"Successive halving by {search.metric}, {better} is better. At steps {steps} the best 1/{search.eta} of "
+            f"the settings go on, to step {rungs[-1]}. The time below is that of all of them."
         )
     elif isinstance(search, Optuna):
         say(

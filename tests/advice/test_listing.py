@@ -27,6 +27,7 @@ NOT_WITH_A_SEARCH = ("test_sweep.py", "test_what_does_not_go_with_a_search_is_re
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/sweep.py", "--only: a search chooses its runs itself"): NOT_WITH_A_SEARCH,
     ("sft_jax/sweep.py", "--launcher=list: its commands run to their end"): NOT_WITH_A_SEARCH,
+    ("sft_jax/sweep.py", "needs the results of its jobs; give --wait"): NOT_WITH_A_SEARCH,
     ("sft_jax/sweeps/directory.py", "is not empty and holds no {FILE}"): SWEEP_OF_ANOTHER,
     ("sft_jax/sweeps/directory.py", "is the directory of another sweep"): SWEEP_OF_ANOTHER,
     ("sft_jax/sweeps/files.py", "expected a function"): NO_SWEEP,
