@@ -4,7 +4,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
@@ -26,9 +25,6 @@ _PATIENCE_SECONDS = 60  # of a process that cannot start, for the others to come
 def start_jax(several_processes: bool = False) -> None:
     """Joins the other processes of a distributed run, and enables the persistent compilation cache.
 
-    The cache lies in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/sft_jax/compilations; an empty value disables it.
-    It stays off on several CPU devices.
-
     Args:
         several_processes: True for a command that can be one of several processes.
 
@@ -36,10 +32,9 @@ def start_jax(several_processes: bool = False) -> None:
         ValueError: flags that contradict one another, or --distributed for a command that runs in one process.
         OtherProcessError: another process has flags with which it cannot start.
     """
-    import jax
-
     from sft_jax import emulation
     from sft_jax.agreement import agreed
+    from sft_jax.compilations import keep_compilations
 
     emulation.reserve_threads()
     if not several_processes:
@@ -50,19 +45,13 @@ def start_jax(several_processes: bool = False) -> None:
             pass  # a process with a mistake in its flags joins to say so
     else:
         refuse_unread([holder.name for holder in _WHERE], "--distributed")
-    default = Path.home() / ".cache" / "sft_jax" / "compilations"
-    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
-    # Not for emulated CPU devices: programs with collectives, loaded from the cache, were seen to hang there.
-    emulated = jax.default_backend() == "cpu" and jax.device_count() > 1
-    if directory and not emulated:
-        jax.config.update("jax_compilation_cache_dir", directory)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    keep_compilations()
 
 
 def _join(**more: int) -> None:
-    import jax
+    from sft_jax.joining import join
 
-    jax.distributed.initialize(*(flags.FLAGS[holder.name].value for holder in _WHERE), **more)
+    join(*(flags.FLAGS[holder.name].value for holder in _WHERE), **more)
 
 
 def _tell_others(arguments: list[str], message: str) -> None:

@@ -85,7 +85,7 @@ def test_options_have_the_fields_of_the_config():
 @pytest.mark.slow
 def test_every_option_is_read(tmp_path, monkeypatch):
     """By a run with adapters or one without; checks, and copies and records of the whole, do not count."""
-    from sft_jax.training import loop
+    from sft_jax.training import checked_run
 
     unread = {(made, field.name) for made in SECTIONS for field in dataclasses.fields(made)}
 
@@ -99,7 +99,7 @@ def test_every_option_is_read(tmp_path, monkeypatch):
 
         return get
 
-    monkeypatch.setattr(loop, "check_config", lambda config: None)
+    monkeypatch.setattr(checked_run, "check_config", lambda config: None)
     for made in SECTIONS:
         monkeypatch.setattr(made, "__getattribute__", tracked(made))
     for arg in ("lora", "full"):

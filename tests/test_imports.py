@@ -55,7 +55,7 @@ def python(*arguments, **environment):
 
 
 def test_the_commands():
-    assert {"evaluate", "export", "generate", "harness", "preview", "train"} <= set(COMMANDS)
+    assert {"evaluate", "export", "generate", "harness", "preview", "sweep", "train"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,6 +80,7 @@ def test_help_imports_nothing_heavy_and_says_nothing_else(command):
         "evaluation.report.write",
         "exports.model",
         "exports.adapter",
+        "sweeps.statement",
     ],
 )
 def test_modules_import_heavy_packages_where_they_are_needed(module):
@@ -132,6 +133,14 @@ def harness_task(root):
 def arguments_of(command, root):
     return {
         "preview": config_flags(root),
+        "sweep": [
+            *config_flags(root),
+            "--config.batch.sequences=8",
+            "--sweep=experiments/lora_rank/sweep.py",
+            "--config.adapter.method=lora",
+            f"--workdir={root / 'sweep'}",
+            "--dry_run",
+        ],
         "generate": [f"--model={root / 'run'}", "--prompt=red cat", "--max_new_tokens=4"],
         "evaluate": [
             *(f"--model={root / 'run'}", f"--data={root / 'held_out.jsonl'}", f"--out={root / 'scores'}"),
@@ -148,7 +157,7 @@ def arguments_of(command, root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "preview", "generate", "evaluate", "harness", "export"])
+@pytest.mark.parametrize("command", ["train", "sweep", "preview", "generate", "evaluate", "harness", "export"])
 def test_without_torch_nothing_is_said_of_it(command, root, trained):
     done = trained
     if command != "train":

@@ -12,22 +12,20 @@ from sft_jax.audit.checks import CheckedData, LearningCurve, chosen_checks, run_
 from sft_jax.audit.findings import Finding, most_severe_first
 from sft_jax.audit.report import DataReport, data_report, token_pieces
 from sft_jax.audit.verdict import verdict
-from sft_jax.data.cleaning import Context, Sink, dropped_by_a_step, names_of_steps
+from sft_jax.data.cleaning import Sink, dropped_by_a_step, names_of_steps
 from sft_jax.data.packing import PackingReport, packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan, mixture_capacity
 from sft_jax.data.plan.mixture import Mixture
-from sft_jax.data.reading import held_out_reading_of
-from sft_jax.data.records import Record, RecordReader
+from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import Tokenized, TokenizedExamples, dropped_where, group_dropped
+from sft_jax.data.tokenized import Tokenized, TokenizedExamples, dropped_where
 from sft_jax.data.tokenized.cache import cache_directory
-from sft_jax.data.tokenized.cache_key import file_digests
-from sft_jax.data.tokenizing import NoExamplesError, nothing_left, tokenize_records
+from sft_jax.data.tokenizing import NoExamplesError, nothing_left
 from sft_jax.models.vocabulary import with_new_tokens
 from sft_jax.options import DataOptions, ModelOptions, Options
-from sft_jax.preparation.benchmarks import files_of_benchmarks, read_benchmarks
+from sft_jax.preparation.measured import Measured, held_out_of, read_measured, too_long_advice
 from sft_jax.preparation.mixing import mixture_of, reader_of
-from sft_jax.preparation.retrieved import Retriever, retriever_of
+from sft_jax.preparation.retrieved import retriever_of
 from sft_jax.preparation.train_examples import (
     CHECKED_RECORDS,
     ProgressFor,
@@ -71,18 +69,17 @@ class Data:
     held_out_note: str
     made_for: Mapping[str, Any]
 
+    def differs_from(self, options: Options) -> list[str]:
+        """Fields of a config by which its data are other than these: of data, tokenizer, batch and seed."""
+        return _differences(_fields_of_data(options, _MADE_OF), self.made_for, options, self.renderer)
+
     def check_made_for(self, options: Options) -> None:
         """Checks that it was made of a config with the same data, tokenizer, batch and seed.
 
         Raises:
             ValueError: it was not; names what differs.
         """
-        wanted = _fields_of_data(options)
-        differ = sorted(name for name in wanted.keys() | self.made_for if wanted.get(name) != self.made_for.get(name))
-        date = options.data.date
-        if date and date != self.renderer.now.date().isoformat():
-            differ.append("data.date")
-        if differ:
+        if differ := self.differs_from(options):
             raise ValueError(
                 f"the data that was given is of another config: {', '.join(f'--config.{name}' for name in differ)} "
                 "differ; give load_data(options)"
@@ -95,15 +92,25 @@ class Data:
 
 
 # Sections and fields of a config that the data of a run depends on, and those within that change nothing of it.
-_MADE_OF = ("data", "model", "seed", "batch.sequences", "objective.positions")
+_READ_OF = ("data", "model")  # of them, those that its rows and their tokens depend on
+_MADE_OF = (*_READ_OF, "seed", "batch.sequences", "objective.positions")
 _NOT_MADE_OF = ("data.date", "data.fail_on", "data.cache")
 
 
-def _fields_of_data(options: Options) -> dict[str, Any]:
+def _differences(
+    wanted: Mapping[str, Any], made_for: Mapping[str, Any], options: Options, renderer: ConversationRenderer
+) -> list[str]:
+    """Fields by which data are not those that are wanted, the date that their templates are told among them."""
+    differ = sorted(name for name in wanted.keys() | made_for if wanted.get(name) != made_for.get(name))
+    date = options.data.date
+    return [*differ, "data.date"] if date and date != renderer.now.date().isoformat() else differ
+
+
+def _fields_of_data(options: Options, made_of: Sequence[str]) -> dict[str, Any]:
     is_of = lambda name, sections: any(name == section or name.startswith(f"{section}.") for section in sections)
     fields = flatten(dataclasses.asdict(options))
     fields["data.reading.held_out_split"] = fields.pop("data.held_out_split")
-    return {name: value for name, value in fields.items() if is_of(name, _MADE_OF) and not is_of(name, _NOT_MADE_OF)}
+    return {name: value for name, value in fields.items() if is_of(name, made_of) and not is_of(name, _NOT_MADE_OF)}
 
 
 def make_renderer(model: ModelOptions, data: DataOptions) -> ConversationRenderer:
@@ -146,11 +153,89 @@ def load_data(
         curve: what earlier runs say of more data, for the verdict.
         also: what else to look for once there is a plan, by options, examples, plan and ids of new tokens.
     """
+    return read_data(options, progress, thorough=thorough, on_change=on_change).planned(options, curve, also)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadData:
+    """The data of a run but for what batch and seed make of them: runs that differ in these read them once.
+
+    Attributes:
+        renderer: chat template and tokenizer.
+        tokenized: what is trained on, and what became of the other rows.
+        origin: where it comes from, in words.
+        held_out_records: conversations kept for measuring.
+        held_out: their tokens; None where there are none.
+        held_out_note: see `Data`.
+        findings: of the checks.
+        checked: what the checks looked at; None where not all of them did.
+        made_for: fields of the config that it was made of, by their names.
+    """
+
+    renderer: ConversationRenderer
+    tokenized: Tokenized
+    origin: str
+    held_out_records: list[Record]
+    held_out: TokenizedExamples | None
+    held_out_note: str
+    findings: Sequence[Finding]
+    checked: CheckedData | None
+    made_for: Mapping[str, Any]
+
+    def differs_from(self, options: Options) -> list[str]:
+        """Fields of a config by which what it reads is other than this."""
+        return _differences(_fields_of_data(options, _READ_OF), self.made_for, options, self.renderer)
+
+    def planned(self, options: Options, curve: LearningCurve | None = None, also: FindingsOfRun | None = None) -> Data:
+        """The data of a run that reads this; `curve` and `also` as in `load_data`."""
+        tokenized, examples, thorough = self.tokenized, self.tokenized.examples, self.checked is not None
+        plan = _plan(options, examples)
+        findings = list(self.findings)
+        if also is not None:
+            new_ids = self.renderer.tokenizer.convert_tokens_to_ids(list(options.model.new_tokens))
+            findings = most_severe_first([*findings, *also(options, examples, plan, new_ids)])
+        report = data_report(
+            examples,
+            tokenized.dropped,
+            _packing_report(options, plan, examples),
+            token_pieces(*examples.example(0), self.renderer.tokenizer),
+            read=[*tokenized.notes["read"], self.origin],
+            cleaning=tokenized.notes["cleaning"],
+            counts=tokenized.counts,
+            changed=tokenized.changed,
+            tokenizing=tokenized.notes["made"],
+            checked=_records_per_check(len(tokenized.keys), thorough),
+            findings=findings,
+            verdict=verdict(self.checked, findings, curve) if thorough else None,
+            in_short=not thorough,
+        )
+        return Data(
+            self.renderer,
+            examples,
+            plan,
+            report,
+            self.checked,
+            self.held_out_records,
+            self.held_out,
+            0 if self.held_out is None else _sequence_targets(self.held_out, options),
+            self.held_out_note,
+            made_for=_fields_of_data(options, _MADE_OF),
+        )
+
+
+def read_data(
+    options: Options,
+    progress: ProgressFor | None = None,
+    *,
+    thorough: bool = False,
+    on_change: Sink | None = None,
+) -> ReadData:
+    """Reads, cleans, renders, tokenizes and checks the data of a config; for the arguments see `load_data`."""
     if not (options.data.train or options.data.mixture):
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
     show = progress or silent
     renderer, reader = make_renderer(options.model, options.data), reader_of(options.data)
-    measured = _read_measured(options.data, reader.files)
+    measured = read_measured(options.data, reader.files)
     retriever = retriever_of(options.data.retrieval, cache_directory(options.data.cache))
     keep = None if thorough else CHECKED_RECORDS
     records = TrainingRecords(options.data, measured.context, keep, on_change, reader, retriever)
@@ -164,65 +249,22 @@ def load_data(
     try:
         tokenized, origin = training_examples(options, records, renderer, show, cache_of_examples, key)
     except NoExamplesError as error:
-        raise NoExamplesError(f"{error}{_too_long(options.data, error)}") from error
-    examples = tokenized.examples
+        raise NoExamplesError(f"{error}{too_long_advice(options.data, error)}") from error
     _check_sources(options.data, tokenized)
-    plan = _plan(options, examples)
-    held_out = _held_out(options, renderer, measured, retriever)
+    held_out = held_out_of(options.data, renderer, measured, retriever)
     checked = functools.cache(lambda: _checked_data(options, renderer, records, tokenized, held_out, measured))
     look = lambda: run_checks(checked(), show("checking", len(chosen_checks(not thorough))), quick=not thorough)
     findings = look() if thorough else training_findings(cache_of_findings, key, measured.digests or [], look)
-    new_ids = renderer.tokenizer.convert_tokens_to_ids(list(options.model.new_tokens))
     findings = most_severe_first([*findings, *_unread_options(tokenized.notes["unread_options"])])
-    if also is not None:
-        findings = most_severe_first([*findings, *also(options, examples, plan, new_ids)])
-    report = data_report(
-        examples,
-        tokenized.dropped,
-        _packing_report(options, plan, examples),
-        token_pieces(*examples.example(0), renderer.tokenizer),
-        read=[*tokenized.notes["read"], origin],
-        cleaning=tokenized.notes["cleaning"],
-        counts=tokenized.counts,
-        changed=tokenized.changed,
-        tokenizing=tokenized.notes["made"],
-        checked=_records_per_check(len(tokenized.keys), thorough),
+    return ReadData(
+        renderer,
+        tokenized,
+        origin,
+        **held_out,
         findings=findings,
-        verdict=verdict(checked(), findings, curve) if thorough else None,
-        in_short=not thorough,
+        checked=checked() if thorough else None,
+        made_for=_fields_of_data(options, _READ_OF),
     )
-    made_for = _fields_of_data(options)
-    return Data(renderer, examples, plan, report, checked() if thorough else None, **held_out, made_for=made_for)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-    """Held-out rows and benchmark prompts, as read: training rows may be cleaned of them, and are checked for them.
-
-    Attributes:
-        reader: of the held-out rows; None where there are none.
-        held_out: their records.
-        benchmarks: prompts of benchmarks, by the name of their file.
-        digests: of all of their files, taken before they were read; None where rows are streamed and cannot have any.
-    """
-
-    reader: RecordReader | None
-    held_out: list[Record]
-    benchmarks: dict[str, list[Record]]
-    digests: list[list[str]] | None
-
-    @property
-    def context(self) -> Context:
-        """As cleaning steps want it."""
-        return Context(self.held_out, [record for records in self.benchmarks.values() for record in records])
-
-
-def _read_measured(options: DataOptions, trained: Sequence[tuple[str, epath.Path]]) -> _Measured:
-    """Reads both; `trained` are the training files: rows of a held-out file of the same name get ids of their own."""
-    reader, files = _held_out_reader(options, trained), files_of_benchmarks(options.benchmarks)
-    streamed = reader is not None and not reader.files
-    digests = None if streamed else file_digests(files + (reader.files if reader else []))
-    return _Measured(reader, list(reader or ()), read_benchmarks(options.benchmarks), digests)
 
 
 def _unread_options(flags: Sequence[str]) -> list[Finding]:
@@ -245,7 +287,7 @@ def _check_sources(options: DataOptions, tokenized: Tokenized) -> None:
         dropped = [row for row in tokenized.dropped if row.id.startswith(f"{name}/")]
         error = nothing_left(len(dropped), dropped)
         where = f"the source {name!r} of the mixture has no row that can be trained on; mend it or remove it."
-        raise NoExamplesError(f"{where} {error}{_too_long(options, error)}", error.longest)
+        raise NoExamplesError(f"{where} {error}{too_long_advice(options, error)}", error.longest)
 
 
 def _plan(options: Options, examples: TokenizedExamples) -> PackPlan:
@@ -281,7 +323,7 @@ def _checked_data(
     records: TrainingRecords,
     tokenized: Tokenized,
     held_out: dict[str, Any],
-    measured: _Measured,
+    measured: Measured,
 ) -> CheckedData:
     """What checks look at: texts and examples of all records or of the first, and hashes of all."""
     first = records.read_first()
@@ -312,62 +354,6 @@ def _records_per_check(records: int, thorough: bool) -> dict[str, int]:
     """How many records each check looks at."""
     of_texts = records if thorough else min(records, CHECKED_RECORDS)
     return {name: records if check.by_keys else of_texts for name, check in chosen_checks(quick=not thorough).items()}
-
-
-def _held_out_reader(options: DataOptions, trained: Sequence[tuple[str, epath.Path]]) -> RecordReader | None:
-    if not options.held_out:
-        return None
-    return RecordReader(options.held_out, held_out_reading_of(options.reading, options.held_out_split), trained)
-
-
-def _held_out(
-    options: Options,
-    renderer: ConversationRenderer,
-    measured: _Measured,
-    retriever: Retriever | None,
-) -> dict[str, Any]:
-    """The fields of `Data` that are about held-out data."""
-    reader, records = measured.reader, measured.held_out
-    if reader is None:
-        return {"held_out_records": [], "held_out": None, "held_out_targets": 0, "held_out_note": ""}
-    notes = reader.notes
-    if retriever is not None:
-        records = list(retriever(records))
-        found = sum(record.without_passages is not None for record in records)
-        notes = [*notes, retriever.note(found, len(records), "held-out ")]
-    try:
-        examples, dropped = tokenize_records(records, renderer, options.data.sequence_length)
-    except NoExamplesError as error:
-        raise NoExamplesError(_nothing_held_out(options.data, error)) from error
-    dropped = [*reader.dropped, *dropped]
-    kept, trained = set(examples.ids), int(examples.supervised.sum())
-    note = f"Held out: {len(examples)} examples, {trained:,} supervised tokens ({'; '.join(notes)})."
-    for reason, group in group_dropped(dropped).items():
-        note += f"\n  {len(group)} more dropped, {reason}: {', '.join(row.id for row in group[:5])}"
-        note += ", …" if len(group) > 5 else ""
-    return {
-        "held_out_records": [record for record in records if record.id in kept],
-        "held_out": examples,
-        "held_out_targets": _sequence_targets(examples, options),
-        "held_out_note": note,
-    }
-
-
-def _nothing_held_out(options: DataOptions, error: NoExamplesError) -> str:
-    return f"{options.held_out}: no held-out row is left to measure. {error}{_too_long(options, error)}"
-
-
-def _too_long(options: DataOptions, error: NoExamplesError) -> str:
-    """Flags that keep examples that are too long; empty where none is."""
-    if not error.longest:
-        return ""
-    ways = {"truncate_left": "by whole turns, where there are several", "truncate_right": "at the end"}
-    flags = [f"--config.data.masking.too_long={way} ({how})" for way, how in ways.items()]
-    shorter = [flag for way, flag in zip(ways, flags, strict=True) if way != options.masking.too_long]
-    return (
-        f"\nExamples are whole under --config.data.sequence_length={error.longest}, if the model has so many "
-        f"positions; those longer than {options.sequence_length} are shortened by {' or '.join(shorter)}"
-    )
 
 
 def _sequence_targets(examples: TokenizedExamples, options: Options, mixture: Mixture | None = None) -> int:

@@ -32,7 +32,7 @@ ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how ma
 CHECKED_RECORDS = 20_000  # that checks at the start of a run look at: so many take some 60 MB
 
 # Files of this folder on which examples depend: what is read, what rows are cleaned of, passages, the renderer.
-_WIRING = ("benchmarks.py", "mixing.py", "retrieved.py", "run_data.py", "train_examples.py")
+_WIRING = ("benchmarks.py", "measured.py", "mixing.py", "retrieved.py", "run_data.py", "train_examples.py")
 
 
 class TrainingRecords:

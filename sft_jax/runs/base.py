@@ -74,18 +74,17 @@ class Base:
         """Where the weights are from, for people."""
         return {"name": self.name, "location": self.location, "revision": self.revision}
 
+    def differs_from(self, model: ModelOptions) -> list[str]:
+        """Fields of a config's model by which its base is another."""
+        return [name for name in _MADE_OF if getattr(self.made_for, name, None) != getattr(model, name)]
+
     def check_made_for(self, model: ModelOptions) -> None:
         """Checks that `base_of` made it of a config with the same model.
 
         Raises:
             ValueError: it did not; names what differs.
         """
-        differ = [
-            f"--config.model.{name}={getattr(model, name)!r}"
-            for name in _MADE_OF
-            if getattr(self.made_for, name, None) != getattr(model, name)
-        ]
-        if differ:
+        if differ := [f"--config.model.{name}={getattr(model, name)!r}" for name in self.differs_from(model)]:
             raise ValueError(
                 f"the base that was given, {self.name}, is not that of {', '.join(differ)}: give base_of(options.model)"
             )

@@ -1,4 +1,8 @@
-"""Metrics of a run: `metrics.jsonl`, one object a line, and TensorBoard.
+"""Metrics of a run: `metrics.jsonl`, one object a line, and TensorBoard, whose event files lie beside it.
+
+TensorBoard names a run by the directory of its event files. Its axis is the step, or time; so that runs with batches
+of other sizes can be compared, the main losses are there once more against tokens (`by_tokens/train/loss`: the "step"
+is the number of tokens) and against supervised tokens.
 
 After a restart both are cut back to the step of the checkpoint, so that the history has neither gap nor repeat. In a
 bucket nothing can be appended: there the log is written locally, and copied (`uploads.py`) in parts of bounded size,
@@ -11,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +25,9 @@ from sft_jax.runs.uploads import Uploads
 from sft_jax.runs.workdir import is_remote, write_whole
 
 FILE = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
-_PROFILES = "plugins"  # below it, where JAX's profiler writes
+_PROFILES = "plugins"  # below the run directory, where JAX's profiler writes
+_COUNTERS = ("tokens", "supervised_tokens")  # of `progress/`
+_BY_COUNTERS = ("train/loss", "held_out/loss", "held_out/nll")
 _FLUSH_SECONDS = 20.0
 _PART_BYTES = 1 << 20  # a file of the log in a bucket, which is written anew as it grows, is continued in another
 
@@ -143,7 +149,9 @@ class MetricLog:
         self._number = before if remote else max(before - 1, 0)  # a run copied from a bucket has several
         self._path = self._local / _part_name(self._number)
         self._file = self._path.open("a")
-        self._tensorboard = _EventFile(self._local / TENSORBOARD, resume_step + 1)
+        self._tensorboard = _EventFile(self._local, resume_step + 1)
+        for line in read_metrics(workdir / FILE) if before else ():
+            self._by_counters(line["step"], line, hidden_from=resume_step + 1)
         self._flushed = time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -152,13 +160,25 @@ class MetricLog:
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         for name, value in values.items():
             self._tensorboard.scalar(step, name, value)
+        self._by_counters(step, values)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
+    def _by_counters(self, step: int, values: Mapping[str, float | None], hidden_from: int = 0) -> None:
+        """The main losses against what was seen until then.
+
+        After a restart those are written again that TensorBoard hides: it takes their tokens for steps after the cut.
+        """
+        for counter in _COUNTERS:
+            seen = 0 if step == 0 else values.get(f"progress/{counter}")
+            for name in _BY_COUNTERS:
+                if seen is not None and seen >= hidden_from and values.get(name) is not None:
+                    self._tensorboard.scalar(int(seen), f"by_{counter}/{name}", values[name])
+
     @property
     def tensorboard_dir(self) -> Path:
-        """Local directory of the event files, where a profile goes too."""
-        return self._local / TENSORBOARD
+        """Local directory of the event files, where a profile goes too: the run directory, or its copy here."""
+        return self._local
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """A text for TensorBoard."""

@@ -30,7 +30,16 @@ _PARTIAL = ".partial"
 CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
 DATA_REPORT = "data_report.json"
 _LOCK = ".lock"
-_DAMAGED = "put it back from a copy, or give another --workdir"
+STATUS, RESULT = "status.json", "result.json"
+SESSION, SESSION_END = "events.out.tfevents.0.session", "events.out.tfevents.session_end"  # of a sweep, in TensorBoard
+_FIRST = (
+    STATUS,
+    "log.txt",
+    RESULT,
+    SESSION,
+    SESSION_END,
+)  # of a run of a sweep, which may fail before its config is written
+DAMAGED = "put it back from a copy, or give another --workdir"
 
 # What may change when a run is continued: the numbers do not depend on it (or it is only about watching).
 MAY_CHANGE = (
@@ -64,20 +73,34 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
     wanted, there = flatten(config.to_dict()), config_there(workdir)
     if there is not None:
         found = flatten(there)
-        differences = [
-            f"{name}: {found.get(name, '(absent)')!r} there, {wanted.get(name, '(absent)')!r} asked for"
-            for name in sorted(found.keys() | wanted.keys())
-            if found.get(name) != wanted.get(name) and not _may_change(name)
-        ]
-        if differences:
-            listed = "\n  ".join(differences)
+        if differ := differences(found, wanted):
+            listed = "\n  ".join(differ)
             raise WorkdirError(
                 f"{workdir} holds a run with a different config:\n  {listed}\n"
                 "Give another --workdir, or the same config to continue that run."
                 f"{_of_other_code(workdir, found, wanted)}{more_training(workdir, there)}"
             )
-    elif workdir.exists() and any(not child.name.endswith(_PARTIAL) for child in workdir.iterdir()):
+    elif workdir.exists() and any(not _may_be_first(child) for child in workdir.iterdir()):
         raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}: give an empty or new --workdir")
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Fields of two configs, by path, that differ and may not: `seed: 0 there, 1 asked for`."""
+    return [
+        f"{name}: {found.get(name, '(absent)')!r} there, {wanted.get(name, '(absent)')!r} asked for"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name) and not _may_change(name)
+    ]
+
+
+def is_partial(path: epath.Path) -> bool:
+    """True for what `write_whole` left when it was killed."""
+    return path.name.endswith(_PARTIAL)
+
+
+def _may_be_first(path: epath.Path) -> bool:
+    """True for what may lie in the directory of a run before its config does."""
+    return is_partial(path) or path.name in _FIRST
 
 
 def _of_other_code(workdir: epath.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -142,9 +165,9 @@ def config_there(workdir: epath.Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise WorkdirError(f"{path} is not valid JSON ({error}); {_DAMAGED}") from error
+        raise WorkdirError(f"{path} is not valid JSON ({error}); {DAMAGED}") from error
     if not isinstance(found, dict):
-        raise WorkdirError(f"{path} holds no object, as the config of a run is; {_DAMAGED}")
+        raise WorkdirError(f"{path} holds no object, as the config of a run is; {DAMAGED}")
     return found
 
 
@@ -187,18 +210,27 @@ def only_trainer(workdir: epath.Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with agreed():
             if jax.process_index() == 0 and not is_remote(workdir):
-                held.enter_context(_lock(workdir))
+                held.enter_context(only_one(workdir, "process is training"))
         yield
 
 
 @contextlib.contextmanager
-def _lock(workdir: epath.Path) -> Iterator[None]:
+def only_one(workdir: epath.Path, what: str) -> Iterator[None]:
+    """Keeps all others who ask for it out of a local directory, until it is left or this process dies.
+
+    Args:
+        workdir: the directory.
+        what: who may be there once, for the error: `process is training`.
+
+    Raises:
+        WorkdirError: another one is there, or its file system has no locks.
+    """
     with Path(workdir / _LOCK).open("a") as file:  # does not touch the file that is there
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise WorkdirError(
-                f"another process is training in {workdir}; wait for it, stop it, or give another --workdir"
+                f"another {what} in {workdir}; wait for it, stop it, or give another --workdir"
             ) from error
         except OSError as error:
             raise WorkdirError(

@@ -1,5 +1,6 @@
 """Training: the run (loop.py), its state, step, optimizer, schedules and recorder."""
 
-from sft_jax.training.loop import RunResult, run
+from sft_jax.training.ending import RunResult
+from sft_jax.training.loop import run
 
 __all__ = ["RunResult", "run"]

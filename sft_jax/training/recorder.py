@@ -10,6 +10,7 @@ import jax
 from etils import epath
 
 from sft_jax.agreement import agreed
+from sft_jax.data.plan import PackPlan
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.options import Options
@@ -27,6 +28,16 @@ STEP_METRICS = ("train/", "progress/", "speed/")  # what every step measures; th
 
 class DivergedError(RuntimeError):
     """Too many steps in a row had no finite loss and gradient."""
+
+
+def counters_at(plan: PackPlan, step: int) -> dict[str, float]:
+    """What was seen in the first `step` steps: examples, tokens, epochs where data come in some; of each source too."""
+    values: dict[str, float] = dict(plan.cumulative_counts(step))
+    if plan.has_epochs:
+        values["epochs"] = plan.epochs_at(step)
+    for name, by_source in (("tokens", plan.tokens_by_source(step)), ("epochs", plan.epochs_by_source(step))):
+        values |= {f"{name}/{source}": value for source, value in by_source.items()}
+    return values
 
 
 class Recorder:
@@ -144,15 +155,7 @@ class Recorder:
         )
 
     def _progress(self, step: int) -> dict[str, float]:
-        values: dict[str, float] = dict(self._plan.cumulative_counts(step))
-        if self._plan.has_epochs:
-            values["epochs"] = self._plan.epochs_at(step)
-        for name, by_source in (
-            ("tokens", self._plan.tokens_by_source(step)),
-            ("epochs", self._plan.epochs_by_source(step)),
-        ):
-            values |= {f"{name}/{source}": value for source, value in by_source.items()}
-        return {f"progress/{name}": value for name, value in values.items()}
+        return {f"progress/{name}": value for name, value in counters_at(self._plan, step).items()}
 
     def _speeds(self, step: int, seconds: float) -> dict[str, float]:
         counts = self._plan.counts(step - 1)

@@ -76,7 +76,7 @@ def test_what_stopped_goes_through_with_the_value_that_is_advised(key, root, tmp
         assert all(json.loads(rows[int(name.removeprefix("train.jsonl:")) - 1]) for name in names)
 
 
-PACKING = ("sft_jax/training/loop.py", ": the code that packs has changed. Give another --workdir,")
+PACKING = ("sft_jax/training/trial.py", ": the code that packs has changed. Give another --workdir,")
 
 
 def test_a_run_of_code_that_packs_otherwise(root, tmp_path, monkeypatch):

@@ -52,5 +52,5 @@ def test_all_kinds_methods_and_files_are_listed():
     files = [name for cell in first_cells("What comes of it") for name in cell]
     assert files == [
         *(PAGE, MARKDOWN, f"{PLOTS}/", RESULTS, f"{FOLDER}/<task>/<method>.jsonl", "answers/<model>.jsonl"),
-        *("tensorboard/", "metrics.jsonl", "indexes/"),
+        *("events.out.tfevents…", "metrics.jsonl", "indexes/"),
     ]

@@ -49,9 +49,33 @@ def test_cut_back_to_the_checkpoint(workdir, tmp_path, monkeypatch):
     assert found == expected
     copy = tmp_path / "copy"
     copy.mkdir()
-    for path in (workdir / "tensorboard").iterdir():
+    for path in workdir.glob("events*"):
         (copy / path.name).write_bytes(path.read_bytes())
-    assert events(copy) == {"train/loss": expected}
+    assert events(copy)["train/loss"] == expected
+
+
+def test_losses_against_what_was_seen(workdir, tmp_path, monkeypatch):
+    """They are there from the beginning after a restart too, whose cut is by the step and not by tokens."""
+    now = time.time()
+    for start, resume_step in ((0, -1), (3, 2)):
+        monkeypatch.setattr(time, "time", lambda start=start: now + 2 * start)  # event files are named by the second
+        workdir.mkdir(parents=True, exist_ok=True)
+        log = MetricLog(workdir, resume_step)
+        for step in range(start, 5):
+            seen = {"progress/tokens": 100.0 * step, "progress/supervised_tokens": 10.0 * step} if step else {}
+            losses = {"train/loss": float(step)} | ({"held_out/loss": float(step)} if step % 2 == 0 else {})
+            log.scalars(step, losses | seen | {"train/other": 0.0})
+        log.close()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in workdir.glob("events*"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    found = {name: points for name, points in events(copy).items() if name.startswith("by_")}
+    assert found == {
+        f"by_{counter}/{loss}": [(size * step, float(step)) for step in steps]
+        for counter, size in (("tokens", 100), ("supervised_tokens", 10))
+        for loss, steps in (("train/loss", range(5)), ("held_out/loss", (0, 2, 4)))
+    }
 
 
 def test_what_is_flushed_is_in_the_event_file(tmp_path):
@@ -61,7 +85,7 @@ def test_what_is_flushed_is_in_the_event_file(tmp_path):
         log.scalars(step, {"train/loss": 1.0})
     log.text(49, "note", "words")
     log.flush()
-    assert events(tmp_path / "tensorboard") == {"train/loss": [(step, 1.0) for step in range(50)]}
+    assert events(tmp_path)["train/loss"] == [(step, 1.0) for step in range(50)]
     log.close()
 
 

@@ -130,7 +130,7 @@ def test_a_profile_is_written_once_and_quiet_files_never_again(bucket, written):
     assert written == {
         "metrics.jsonl": 5,
         events[0]: 5,
-        "tensorboard/plugins/profile/today/host.xplane.pb": 1,
+        "plugins/profile/today/host.xplane.pb": 1,
         "skipped_steps.jsonl": 1,
     }
 
@@ -162,7 +162,8 @@ def test_a_long_log_is_written_in_parts(bucket, written, monkeypatch):
 def test_the_log_of_a_step_is_there_before_its_checkpoint(bucket, tmp_path, monkeypatch):
     """Saving waits for the log, and for nothing else does the loop wait."""
     from sft_jax.runs.checkpoints import Checkpoints
-    from sft_jax.training import loop, run
+    from sft_jax.runs.result import read_result
+    from sft_jax.training import run, trial
     from tests import tiny
 
     seen = {}
@@ -173,8 +174,9 @@ def test_the_log_of_a_step_is_there_before_its_checkpoint(bucket, tmp_path, monk
             super().save(step, *what)
 
     # orbax writes to buckets with libraries of its own, so checkpoints go into a local directory.
-    local = lambda workdir, *arguments: Watched(loop.epath.Path(tmp_path / "local"), *arguments)
-    monkeypatch.setattr(loop, "Checkpoints", local)
+    local = lambda workdir, *arguments: Watched(trial.epath.Path(tmp_path / "local"), *arguments)
+    monkeypatch.setattr(trial, "Checkpoints", local)
     config = tiny.config(tmp_path, **{"checkpoint.every": "1 steps", "duration": "3 steps"})
     assert run(config, bucket).step == 3
     assert seen == {1: 1, 2: 2, 3: 3}
+    assert read_result(bucket).state == "finished"

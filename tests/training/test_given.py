@@ -7,7 +7,7 @@ import pytest
 from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.base import base_of, open_base
-from sft_jax.training import loop, run
+from sft_jax.training import checked_run, run, trial
 from tests import tiny
 
 SHORT = {"duration": "2 steps", "evaluation.every": "1 steps"}
@@ -29,9 +29,9 @@ def test_runs_with_what_was_read_once(tmp_path, monkeypatch):
     configs = [tiny.config(tmp_path, **SHORT, **{"optimizer.learning_rate": rate}) for rate in rates]
     for number, config in enumerate(configs):
         run(config, tmp_path / f"alone {number}")
-    data, base = load_data(options_of(configs[0]), also=loop.run_findings), base_of(options_of(configs[0]).model)
-    monkeypatch.setattr(loop, "load_data", nothing_is_read)
-    monkeypatch.setattr(loop, "base_of", nothing_is_read)
+    data, base = load_data(options_of(configs[0]), also=trial.run_findings), base_of(options_of(configs[0]).model)
+    monkeypatch.setattr(trial, "load_data", nothing_is_read)
+    monkeypatch.setattr(checked_run, "base_of", nothing_is_read)
     for number, config in enumerate(configs):
         run(config, tmp_path / f"together {number}", data=data, base=base)
         assert history(tmp_path / f"together {number}") == history(tmp_path / f"alone {number}")

@@ -19,7 +19,7 @@ import tests.training.poison  # noqa: F401  registers its objectives
 from sft_jax.models.partitioning import PARAM_AXES
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.sharding import path_string
-from sft_jax.training import held_out, loop, programs, run
+from sft_jax.training import held_out, loop, programs, run, trial
 from sft_jax.training.recorder import DivergedError, Recorder
 from tests import tiny
 from tests.training.moments import at
@@ -251,7 +251,7 @@ def test_evaluators_samples_profile_and_progress(tmp_path):
             console=Console(file=file, width=120),
         )
     assert result.metrics["mine/steps"] == 3
-    assert list((tmp_path / "run" / "tensorboard").rglob("*.xplane.pb"))
+    assert list((tmp_path / "run" / "plugins").rglob("*.xplane.pb"))
     text = shown.read_text()
     assert "Held out: 12 examples" in text
     assert re.search(r"training 3/3 loss \d\.\d{4} .* tok/s \(.* supervised\) ETA 0:00:00", text)
@@ -275,7 +275,7 @@ def test_a_run_that_ends_within_its_profile_ends_the_trace(end, tmp_path):
             assert run(config, tmp_path / "run").interrupted == signal.SIGTERM
     with jax.profiler.trace(str(tmp_path / "next")):  # refused while another one runs
         pass
-    assert list((tmp_path / "run" / "tensorboard").rglob("*.xplane.pb"))
+    assert list((tmp_path / "run" / "plugins").rglob("*.xplane.pb"))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_dropout_that_nothing_draws_is_refused(tmp_path, targets, monkeypatch):
     settings = {"adapter.targets": targets, "duration": "1 steps"}
     config = tiny.config(tmp_path, "lora", **settings, **{"adapter.dropout": 0.1})
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "load_data", lambda *_: pytest.fail("rows are read"))
+        patch.setattr(trial, "load_data", lambda *_: pytest.fail("rows are read"))
         with pytest.raises(ValueError, match=r"dropout=0\.1: dropout is drawn in the projections.* Leave it at 0"):
             run(config, tmp_path / "run")
     assert run(tiny.config(tmp_path, "lora", **settings, **{"adapter.dropout": 0.0}), tmp_path / "run").step == 1

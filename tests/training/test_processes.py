@@ -65,7 +65,7 @@ def history(workdir: Path) -> tuple[list[dict], dict[str, str]]:
         {name: value for name, value in line.items() if not name.startswith("speed/")}
         for line in read_metrics(workdir / "metrics.jsonl")
     ]
-    events = EventAccumulator(str(workdir / "tensorboard"))
+    events = EventAccumulator(str(workdir))
     events.Reload()
     names = [name for name in events.Tags()["tensors"] if name.startswith("samples/")]
     return lines, {name: events.Tensors(name)[-1].tensor_proto.string_val[0].decode() for name in names}

@@ -21,7 +21,7 @@ from sft_jax.preparation.run_data import load_data
 from sft_jax.runs.base import open_base
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.sharding import inference_mesh, make_mesh, placement, put_batch
-from sft_jax.training import loop, programs, run, setup
+from sft_jax.training import programs, run, setup, trial
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.state import seed_array
 from sft_jax.training.step import compile_train_step
@@ -51,7 +51,7 @@ def compilations():
 @pytest.mark.parametrize("changes", [{}, {"ema.decay": 0.9, "ema.evaluate": True}, SCHEDULE_FREE])
 def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch):
     """Held-out metrics, samples and the choice of weights: all is compiled at the first of four evaluations."""
-    counts, make = [], loop.compile_evaluation
+    counts, make = [], trial.compile_evaluation
 
     def counted(*arguments):
         evaluate = make(*arguments)
@@ -64,7 +64,7 @@ def test_one_program_for_each_kind_of_evaluation(changes, tmp_path, monkeypatch)
 
         return evaluate_and_count
 
-    monkeypatch.setattr(loop, "compile_evaluation", counted)
+    monkeypatch.setattr(trial, "compile_evaluation", counted)
     settings = {"duration": "3 steps", "evaluation.every": "1 steps", "checkpoint.every": "0 steps"}
     samples = {"evaluation.samples": 2, "evaluation.sample_tokens": 20, "precision.matmul": "bfloat16"}
     run(tiny.config(tmp_path, **settings | samples | changes), tmp_path / "run")

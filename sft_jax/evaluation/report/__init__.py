@@ -1,8 +1,9 @@
 """The report of an evaluation: from the results, as plain JSON values, to what people look at.
 
 verdicts.py says in words what is shown and what is not; tables.py makes tables of text, which markdown.py and page.py
-write out; terminal.py prints the ones for a terminal; plots.py draws; rows.py puts the answers of all methods to a row
-side by side for the page; tensorboard.py gives what goes into a log; write.py writes the files of a directory.
+write out; terminal.py prints the ones for a terminal; plots.py draws, in the style of drawing.py; rows.py puts the
+answers of all methods to a row side by side for the page; tensorboard.py gives what goes into a log; write.py writes
+the files of a directory.
 
 All of it but write.py is pure functions of
 

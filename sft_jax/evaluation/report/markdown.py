@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sft_jax.evaluation.report.plots import Plot
+from sft_jax.evaluation.report.drawing import Plot
 from sft_jax.evaluation.report.tables import Section, TextTable, report_sections, visible
 
 # What Markdown or GitHub would read as more than text; some of it is that at some places only.
@@ -21,8 +21,16 @@ def markdown_report(results: Mapping[str, Any], plots: Sequence[Plot] = (), plot
         plots: those that lie beside it.
         plots_at: directory of theirs, relative to where the text lies.
     """
-    lines = [f"# Evaluation, {results['created']}", "", f"Seed {results['seed']}.", ""]
-    for section in report_sections(results):
+    heading, words = f"Evaluation, {results['created']}", f"Seed {results['seed']}."
+    return markdown_sections(heading, words, report_sections(results), plots, plots_at)
+
+
+def markdown_sections(
+    heading: str, words: str, sections: Sequence[Section], plots: Sequence[Plot], plots_at: str = "plots"
+) -> str:
+    """Sections with their plots below a heading and some words."""
+    lines = [f"# {escaped(heading)}", "", escaped(words), ""]
+    for section in sections:
         lines += [f"## {escaped(section.title)}", "", *section_lines(section)]
         for plot in plots:
             if plot.section == section.name:

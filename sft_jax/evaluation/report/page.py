@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.audit.preview.page import PAGER, embedded_json, part_of_page
-from sft_jax.evaluation.report.plots import Plot
+from sft_jax.evaluation.report.drawing import Plot
 from sft_jax.evaluation.report.rows import Rows, page_rows
 from sft_jax.evaluation.report.tables import Section, TextTable, report_sections, visible
 from sft_jax.evaluation.report.verdicts import UNDECIDED, WORSE
@@ -32,19 +32,44 @@ def report_page(
     Raises:
         ValueError: the methods of a task do not have the same rows in the same order.
     """
-    sections = report_sections(results)
-    links = "".join(
-        f'<a href="#section-{number}">{_text(section.title)}</a>' for number, section in enumerate(sections)
-    )
+    subtitle = f"Methods: {', '.join(results['methods'])}. {results['created']}, seed {results['seed']}."
+    rows = page_rows(results, answers)
+    return sections_page("Evaluation", ", ".join(results["tasks"]), subtitle, report_sections(results), plots, rows)
+
+
+def sections_page(
+    kind: str,
+    title: str,
+    subtitle: str,
+    sections: Sequence[Section],
+    plots: Sequence[Plot],
+    rows: Mapping[str, Any] | None = None,
+) -> str:
+    """A page of sections.
+
+    Args:
+        kind: of report, in the bar.
+        title: its heading.
+        subtitle: below it.
+        sections: in order.
+        plots: shown in their sections.
+        rows: of `page_rows`, listed behind the sections; None: nothing is listed.
+    """
+    links = [f'<a href="#section-{number}">{_text(section.title)}</a>' for number, section in enumerate(sections)]
+    listed = {"answers": "", "js": ""}
+    if rows is not None:
+        links.append('<a href="#answers">Answers</a>')
+        part = string.Template(part_of_page("answers.html", _HERE))
+        listed["answers"] = part.substitute(pager=PAGER, data=embedded_json(rows))
+        listed["js"] = f"<script>\n{part_of_page('paging.js')}{part_of_page('page.js', _HERE)}</script>\n"
     parts = {
-        "title": _text(", ".join(results["tasks"])),
-        "subtitle": _text(f"Methods: {', '.join(results['methods'])}. {results['created']}, seed {results['seed']}."),
+        "kind": _text(kind),
+        "title": _text(title),
+        "subtitle": _text(subtitle),
         "css": part_of_page("page.css") + part_of_page("page.css", _HERE),
-        "js": part_of_page("paging.js") + part_of_page("page.js", _HERE),
-        "pager": PAGER,
-        "links": links,
+        "links": "".join(links),
         "sections": "".join(_section(f"section-{n}", section, plots) for n, section in enumerate(sections)),
-        "data": embedded_json(page_rows(results, answers)),
+        **listed,
     }
     return string.Template(part_of_page("page.html", _HERE)).substitute(parts)
 

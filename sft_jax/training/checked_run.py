@@ -1,0 +1,76 @@
+"""What is made of a config before anything is read or written: options, mesh, base and model that fit together."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+from etils import epath
+from jax.sharding import Mesh
+
+from sft_jax.agreement import agreed
+from sft_jax.models.decoder import Decoder
+from sft_jax.options import Options, options_of
+from sft_jax.runs import workdir as workdirs
+from sft_jax.runs.base import Base, base_of
+from sft_jax.sharding import make_mesh, platform_of
+from sft_jax.training.checks import check_config
+from sft_jax.training.initial_adapter import InitialAdapter, open_initial_adapter
+from sft_jax.training.setup import make_model, step_settings
+from sft_jax.training.step import StepSettings
+from sft_jax.training.trained_parameters import check_trained
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedRun:
+    """A config whose parts fit together.
+
+    Attributes:
+        config: as it was given, with what an adapter to begin with brings and the date that templates are told.
+        options: the same, as dataclasses.
+        devices: of the run.
+        mesh: of these devices.
+        settings: what is static in its step.
+        base: the model to start from.
+        initial: the adapter to begin with; None for a fresh one, or for none.
+        model: the decoder, for training.
+    """
+
+    config: ml_collections.ConfigDict
+    options: Options
+    devices: Sequence[jax.Device]
+    mesh: Mesh
+    settings: StepSettings
+    base: Base
+    initial: InitialAdapter | None
+    model: Decoder
+
+
+def check_run(
+    config: ml_collections.ConfigDict, workdir: epath.Path, devices: Sequence[jax.Device], base: Base | None
+) -> CheckedRun:
+    """Checks that flags, mesh, base and model fit together; nothing is written, and no weights are read.
+
+    Args:
+        config: of the run.
+        workdir: its directory, whose date it takes over.
+        devices: to train on.
+        base: what `base_of` made of the same `model` options; None: it is opened.
+
+    Raises:
+        ValueError: they do not; names the flag.
+    """
+    with agreed():  # what one process refuses, all refuse
+        check_config(config)
+        options = options_of(config)
+        mesh = make_mesh(options.mesh, devices)
+        settings = step_settings(options, mesh)
+        base = base_of(options.model) if base is None else base
+        initial = open_initial_adapter(options.adapter, base)
+        if initial is not None:  # it brings options of its own
+            config = initial.in_config(config)
+            options = options_of(config)
+        model = make_model(options, base.decoder, platform_of(mesh), base.new_token_ids)
+        check_trained(options, base.decoder)
+    config = workdirs.with_date(workdir, config)
+    return CheckedRun(config, options_of(config), devices, mesh, settings, base, initial, model)
