@@ -31,6 +31,9 @@ _WORKERS = flags.DEFINE_integer(
 _RETRIES = flags.DEFINE_integer(
     "retries", 0, "Of --launcher=local: further attempts of a run that fails.", lower_bound=0
 )
+_STACK = flags.DEFINE_integer(
+    "stack", 8, "Of --launcher=stacked: runs that train together in one program, at most.", lower_bound=1
+)
 _ONLY = flags.DEFINE_string("only", "", "Start only runs whose names match this pattern, as '*seed=0*'.")
 
 
@@ -66,6 +69,8 @@ def _check_flags() -> None:
     """
     if _LAUNCHER.value != "local":
         commands.refuse_unread([_WORKERS.name, _RETRIES.name], "--launcher=local")
+    if _LAUNCHER.value != "stacked":
+        commands.refuse_unread([_STACK.name], "--launcher=stacked")
     if _LAUNCHER.value == "slurm":
         slurm_flags.options()
     else:
@@ -111,7 +116,7 @@ def _launch(sweep, todo, stop_after: int | None) -> int:
         return launch(sweep, todo)
     from sft_jax.sweeps.launchers.stacked import launch
 
-    return launch(sweep, todo, stop_after=stop_after)
+    return launch(sweep, todo, largest=_STACK.value, stop_after=stop_after)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ TokenWeights = Float32[np.ndarray, "sequences tokens"]
 OwnSequences = Sequence[int] | None
 
 NORMALIZE = ("tokens", "examples")
+PER_SLOT = ("target_slots", "targets", "weights", "slices")  # arrays of a batch [B, P]; the others are [B, S]
 
 
 def assemble(

@@ -53,20 +53,28 @@ def variables(trained: Tree, frozen: Tree, hyper: dict[str, Array]) -> Tree:
 
 
 def scaled_adapters(arrays: Tree, hyper: dict[str, Array]) -> Tree:
-    """Adapters with their scale and dropout, which `hyper` has, beside their arrays."""
+    """Adapters with their scale and dropout, which `hyper` has, beside their arrays.
+
+    The rank of an adapter is that of its arrays, unless `hyper` has another one (`rank_name`): columns beyond it are 0.
+    """
     flat, added = flatten_dict(arrays), {}
     for path, leaf in flat.items():
         if path[-1] == "a":
             stack = leaf.shape[:1] if path[0] == "layers" else ()
-            scale = adapter_scale(hyper, leaf.shape[-1])
+            scale = adapter_scale(hyper, hyper.get(rank_name("/".join(path[:-1])), leaf.shape[-1]))
             added[(*path[:-1], "scale")] = jnp.broadcast_to(scale, stack)
             added[(*path[:-1], "dropout")] = jnp.broadcast_to(hyper["adapter_dropout"], stack)
     return unflatten_dict({**flat, **added})
 
 
-def adapter_scale(hyper: dict[str, Array], rank: int) -> Float[Array, ""]:
+def rank_name(path: str) -> str:
+    """The name among hyperparameters of the rank of the adapter at a path, where its arrays have more columns."""
+    return f"adapter_rank/{canonical_path(path)}"
+
+
+def adapter_scale(hyper: dict[str, Array], rank: int | Float[Array, ""]) -> Float[Array, ""]:
     """alpha / rank, or alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023)."""
-    return hyper["adapter_alpha"] / jnp.float32(rank) ** hyper["adapter_rank_power"]
+    return hyper["adapter_alpha"] / jnp.asarray(rank, jnp.float32) ** hyper["adapter_rank_power"]
 
 
 def merge_adapters(tree: Tree, method: str, first_new_token: int | None = None) -> Tree:

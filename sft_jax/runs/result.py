@@ -12,9 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from sft_jax.runs.workdir import WorkdirError, write_whole
+from sft_jax.runs.workdir import RESULT, WorkdirError, write_whole
 
-FILE = "result.json"
 FINISHED, STOPPED_EARLY, PAUSED, INTERRUPTED, DIVERGED, FAILED = (
     "finished",
     "stopped_early",
@@ -37,7 +36,8 @@ class RunEnd:
         metrics: the last evaluation and the last figures of training, by their names in `metrics.jsonl`.
         best: {"step", "metric", "metrics"} of the evaluation at which `checkpoint.best_metric` was best; None where
             it was not measured.
-        counters: of the plan up to `step`: examples, tokens, supervised_tokens, and epochs where data come in some.
+        counters: examples, tokens and supervised_tokens up to `step`, and epochs where data come in some; and
+            trained_parameters.
         seconds: of the steps, without evaluating, saving and compiling.
         peak_memory_bytes: of the device of this process that needed the most; None where it does not say, as CPUs.
         error: what went wrong; None where nothing did.
@@ -62,7 +62,7 @@ class RunEnd:
 def write_result(workdir: epath.PathLike, end: RunEnd) -> None:
     """Writes `result.json`, whole. Figures that are not finite are null in it, which JSON can hold."""
     text = json.dumps(_finite(dataclasses.asdict(end)), indent=2)
-    write_whole(epath.Path(workdir) / FILE, text + "\n")
+    write_whole(epath.Path(workdir) / RESULT, text + "\n")
 
 
 def read_result(workdir: epath.PathLike) -> RunEnd | None:
@@ -71,7 +71,7 @@ def read_result(workdir: epath.PathLike) -> RunEnd | None:
     Raises:
         WorkdirError: the file is damaged.
     """
-    path = epath.Path(workdir) / FILE
+    path = epath.Path(workdir) / RESULT
     if not path.exists():
         return None
     try:
@@ -91,7 +91,7 @@ def read_result(workdir: epath.PathLike) -> RunEnd | None:
 
 def forget_result(workdir: epath.PathLike) -> None:
     """Removes what an earlier end left: the run goes on."""
-    (epath.Path(workdir) / FILE).unlink(missing_ok=True)
+    (epath.Path(workdir) / RESULT).unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

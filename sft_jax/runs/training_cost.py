@@ -32,14 +32,13 @@ def cost_up_to(directory: epath.Path, step: int, options: WeightOptions, decoder
     counted = [line for line in lines if "progress/tokens" in line]
     last = counted[-1] if counted else {}
     changed, frozen = weight_shapes(options, decoder, "unrolled")
-    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     return {
         "tokens": int(last.get("progress/tokens", 0)),
         "supervised_tokens": int(last.get("progress/supervised_tokens", 0)),
         "seconds": seconds_of_steps(lines, step),
         "steps": step,
-        "parameters_changed": count(changed),
-        "parameters": count([tree.get("params", {}) for tree in (changed, frozen)]),
+        "parameters_changed": _count(changed),
+        "parameters": _count([tree.get("params", {}) for tree in (changed, frozen)]),
     }
 
 
@@ -52,3 +51,12 @@ def seconds_of_steps(lines: Iterable[Mapping[str, Any]], step: int) -> float:
     """
     steps = [line["speed/seconds_per_step"] for line in lines if "speed/seconds_per_step" in line]
     return sum(steps) / max(len(steps), 1) * step
+
+
+def trained_parameters(options: WeightOptions, decoder: DecoderConfig) -> int:
+    """How many numbers the optimizer changes."""
+    return _count(weight_shapes(options, decoder, "unrolled")[0])
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

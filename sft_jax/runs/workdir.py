@@ -32,7 +32,13 @@ DATA_REPORT = "data_report.json"
 _LOCK = ".lock"
 STATUS, RESULT = "status.json", "result.json"
 SESSION, SESSION_END = "events.out.tfevents.0.session", "events.out.tfevents.session_end"  # of a sweep, in TensorBoard
-_FIRST = (STATUS, "log.txt", RESULT, SESSION, SESSION_END)  # of a run of a sweep, which may fail before its config is written
+_FIRST = (
+    STATUS,
+    "log.txt",
+    RESULT,
+    SESSION,
+    SESSION_END,
+)  # of a run of a sweep, which may fail before its config is written
 DAMAGED = "put it back from a copy, or give another --workdir"
 
 # What may change when a run is continued: the numbers do not depend on it (or it is only about watching).

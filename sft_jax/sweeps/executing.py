@@ -38,7 +38,7 @@ from sft_jax.training.durations import run_steps
 LOG = "log.txt"
 _LOG_WIDTH = 140  # characters
 # What is a failure for a status has a name here of its own, or none.
-_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", "paused": "waiting"}
+AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", "paused": "waiting"}
 OnStart = Callable[[int], object]
 
 
@@ -93,7 +93,7 @@ def execute(
         raise
     try:
         end = _end(directory, error)
-        write_status(directory, status.ended_as(_AS_STATUS.get(end.state, "failed"), end.error))
+        write_status(directory, status.ended_as(AS_STATUS.get(end.state, "failed"), end.error))
     except Exception as caught:  # noqa: BLE001  whoever asked learns it, though the directory cannot
         return _failed(None, error or _text(caught))
     return end

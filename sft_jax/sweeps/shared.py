@@ -5,7 +5,6 @@ Compiled programs are shared too, by the training itself: equal programs of a pr
 
 import collections
 import dataclasses
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +16,9 @@ from rich.console import Console
 
 from sft_jax.models.config import LayerLayout
 from sft_jax.options import ModelOptions, Options
-from sft_jax.preparation.run_data import Data, ReadData, read_data
-from sft_jax.progress import ProgressBars
+from sft_jax.preparation.run_data import Data
 from sft_jax.runs.base import Base, base_of
-from sft_jax.training.run_findings import run_findings
+from sft_jax.training.read_once import ReadOnce
 
 Tree = Any
 _KEPT = 2  # data sets, and bases, that are held at a time: a sweep may go back and forth between two
@@ -37,7 +35,7 @@ class Shared:
             keep_bytes: so much memory of the host may hold weights between runs; by default a quarter of all. Weights
                 that need more are read anew for each run.
         """
-        self._read: collections.deque[ReadData] = collections.deque(maxlen=_KEPT)
+        self._data = ReadOnce(_KEPT)
         self._bases: collections.deque[Base] = collections.deque(maxlen=_KEPT)
         self._keep_bytes = default_keep_bytes() if keep_bytes is None else keep_bytes
 
@@ -47,13 +45,7 @@ class Shared:
         Raises:
             ValueError: see `read_data`.
         """
-        read = next((read for read in self._read if not read.differs_from(options)), None)
-        if read is None:
-            with ProgressBars(console) as progress:
-                read = read_data(options, progress)
-            self._read.append(read)
-        also = functools.partial(run_findings, device_count=lambda: device_count)
-        return read.planned(options, also=also)
+        return self._data.data(options, device_count, console)
 
     def base(self, model: ModelOptions) -> Base:
         """The base of a run, whose weights are read for the first run that asks for them.

@@ -103,6 +103,10 @@ class EffectWatch:
         self._optimizer, self._say, self._parts = optimizer, say, parts(state.trained)
         self._looked = int(state.step) - int(state.skipped) >= LOOK_AFTER
 
+    def is_due(self, step: int) -> bool:
+        """Whether `after` may look after this step."""
+        return not self._looked and step >= LOOK_AFTER
+
     def after(self, step: int, state: TrainState) -> None:
         """Looks, if it is time to and was not done; then it waits for the step.
 
@@ -113,7 +117,7 @@ class EffectWatch:
         Raises:
             NoEffectError: nothing has had a gradient, or an update.
         """
-        if self._looked or step < LOOK_AFTER:
+        if not self.is_due(step):
             return
         good = step - int(state.skipped)
         if good >= LOOK_AFTER:

@@ -9,14 +9,13 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from sft_jax.data.plan import PackPlan
 from sft_jax.runs import result
 from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.metric_log import FILE, read_metrics
 from sft_jax.runs.result import RunEnd
 from sft_jax.runs.training_cost import seconds_of_steps
 from sft_jax.training.best import BestEvaluation
-from sft_jax.training.recorder import STEP_METRICS, DivergedError, counters_at
+from sft_jax.training.recorder import STEP_METRICS, DivergedError
 
 _TRAINING = "train/"
 Line = Mapping[str, Any]
@@ -66,7 +65,7 @@ def end_of_run(
     step: int,
     total_steps: int,
     *,
-    plan: PackPlan,
+    counters: Mapping[str, float],
     best: tuple[int | None, str],
     lines: Iterable[Line],
     devices: Sequence[jax.Device],
@@ -78,7 +77,7 @@ def end_of_run(
         state: how it ended, of `result.STATES`.
         step: optimizer steps done.
         total_steps: of the run.
-        plan: its pack plan.
+        counters: what it has seen up to `step`, and what it trains.
         best: the step of the best evaluation, if there is one, and by which metric.
         lines: its log.
         devices: of the run.
@@ -94,7 +93,7 @@ def end_of_run(
         total_steps=total_steps,
         metrics=last_evaluation(lines) | _numbers(training, lambda name: name.startswith(_TRAINING)),
         best={"step": best_step, "metric": metric, "metrics": evaluation_in(there[0])} if there else None,
-        counters=counters_at(plan, step),
+        counters=counters,
         seconds=seconds_of_steps(lines, step),
         peak_memory_bytes=_peak_memory(devices),
         error=None if error is None else f"{type(error).__name__}: {error}",

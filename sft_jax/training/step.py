@@ -327,7 +327,7 @@ def compile_train_step(model: Decoder, settings: StepSettings, state: TrainState
         mesh: the mesh; call the step inside `jax.set_mesh(mesh)`.
     """
     rule = RULES[settings.optimizer.rule]
-    return _shared_train_step(model, settings, rule, _method_of(model), _signature(state, mesh), mesh)
+    return _shared_train_step(model, settings, rule, method_of(model), _signature(state, mesh), mesh)
 
 
 @shared
@@ -347,7 +347,7 @@ def _shared_train_step(
 def compile_eval_step(model: Decoder, settings: StepSettings, state: TrainState, mesh: Mesh) -> Callable:
     """The jitted evaluation step (state, batch) -> metrics, of a decoder that draws nothing (`setup.in_use`); shared as
     the train step is."""
-    return _shared_eval_step(model, settings, _method_of(model), _signature(state, mesh), mesh)
+    return _shared_eval_step(model, settings, method_of(model), _signature(state, mesh), mesh)
 
 
 @shared
@@ -366,5 +366,6 @@ def _signature(state: TrainState, mesh: Mesh) -> Signature:
     return signature_of(state, shardings_of(state, mesh))
 
 
-def _method_of(model: Decoder) -> ModuleType | None:
+def method_of(model: Decoder) -> ModuleType | None:
+    """The module of its adapters, which the step looks up by name; None without."""
     return adapters.METHODS.get(model.adapter.method) if model.adapter else None

@@ -8,7 +8,8 @@ import contextlib
 import functools
 import json
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from absl import logging
@@ -24,12 +25,12 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.sizes import check_sizes
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data, load_data
-from sft_jax.progress import ProgressBar, ProgressBars
+from sft_jax.progress import ProgressBar, ProgressBars, silent
 from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.checkpoints import Checkpoints, RunPosition
 from sft_jax.runs.metric_log import MetricLog
-from sft_jax.runs.result import forget_result, read_result, write_result
-from sft_jax.runs.training_cost import cost_up_to
+from sft_jax.runs.result import RunEnd, forget_result, read_result, write_result
+from sft_jax.runs.training_cost import cost_up_to, trained_parameters
 from sft_jax.sharding import sequences_here
 from sft_jax.training.best import BestEvaluation
 from sft_jax.training.checked_run import CheckedRun
@@ -38,7 +39,7 @@ from sft_jax.training.effect import EffectWatch
 from sft_jax.training.ending import RunResult, end_of_run, last_evaluation, log_of, show_end, show_finished, state_after
 from sft_jax.training.held_out import Evaluator, check_best_metric, compile_evaluation, refuse_unmeasured
 from sft_jax.training.optimizer import hyperparameters
-from sft_jax.training.recorder import Recorder
+from sft_jax.training.recorder import Recorder, counters_at
 from sft_jax.training.run_findings import run_findings
 from sft_jax.training.state import TrainState, saved_arrays, with_saved
 from sft_jax.training.step import Metrics, StepSettings
@@ -65,6 +66,7 @@ class Trial:
         step: optimizer steps done.
         is_over: whether it has come to its end.
         best: its best evaluation.
+        end: how it ended, when it has; of the process that writes.
     """
 
     # ---- Before anything is written --------------------------------------------------------------------------------
@@ -76,8 +78,18 @@ class Trial:
         evaluators: Mapping[str, Evaluator],
         console: Console,
         data: Data | None = None,
+        *,
+        show_data: bool = True,
     ):
         """Reads the data, and checks that they fit model and directory.
+
+        Args:
+            checked: its config, and what was made of it.
+            workdir: its directory.
+            evaluators: as for `run`.
+            console: where progress is shown.
+            data: what `load_data` made of the same options; by default read here.
+            show_data: whether to show what is known of them.
 
         Raises:
             WorkdirError: the directory holds another run.
@@ -92,7 +104,8 @@ class Trial:
             self.data = data = load_run_data(options, len(checked.devices), console) if data is None else data
             data.check_made_for(options)
             base.check_made_for(options.model)
-            console.print(data.report, data.held_out_note)
+            if show_data:
+                console.print(data.report, data.held_out_note)
             check_findings(data.report.findings, options.data.fail_on)
             self._tasks = TaskEvaluation(options, data.renderer, workdir, writes=self._writes)
             evaluated = [*evaluators, *self._tasks.names]
@@ -107,6 +120,7 @@ class Trial:
         workdirs.check_processes_agree(checked.config, self._fingerprints)
         self.step, self.best = 0, BestEvaluation(options)
         self._ended: RunResult | None = None
+        self.end: RunEnd | None = None
 
     # ---- Directory -------------------------------------------------------------------------------------------------
 
@@ -141,24 +155,24 @@ class Trial:
     def _note_end(self, error: BaseException | None = None) -> None:
         if not self._writes or (error is None and self._ended is None):
             return
+        there = read_result(self.workdir) if error is None else _readable(read_result, self.workdir)
+        if there is not None and there.done:  # what trains has forgotten it: nothing was trained
+            self.end = there
+            return
+        trained = trained_parameters(self.options, self.checked.base.decoder)
+        self.end = end_of_run(
+            self._ended.state if error is None else state_after(error),
+            self.step,
+            self.times.total_steps,
+            counters=counters_at(self.data.plan, self.step) | {"trained_parameters": trained},
+            best=(self.best.step, self.options.checkpoint.best_metric),
+            lines=log_of(self.workdir) if error is None else _readable(log_of, self.workdir) or [],
+            devices=self.checked.devices,
+            error=error,
+        )
         try:
-            there = read_result(self.workdir)
-            if there is not None and there.done:  # what trains has forgotten it: nothing was trained
-                return
-            state = self._ended.state if error is None else state_after(error)
-            best = (self.best.step, self.options.checkpoint.best_metric)
-            end = end_of_run(
-                state,
-                self.step,
-                self.times.total_steps,
-                plan=self.data.plan,
-                best=best,
-                lines=log_of(self.workdir),
-                devices=self.checked.devices,
-                error=error,
-            )
-            write_result(self.workdir, end)
-        except (OSError, ValueError) as problem:
+            write_result(self.workdir, self.end)
+        except OSError as problem:
             if error is None:
                 raise
             logging.error("%s cannot say how its run ended: %s", self.workdir, problem)
@@ -251,14 +265,14 @@ class Trial:
 
     # ---- Steps -----------------------------------------------------------------------------------------------------
 
-    def begin(self, state: TrainState, bar: ProgressBar) -> None:
+    def begin(self, state: TrainState, bar: ProgressBar | None = None) -> None:
         """Measures the state before the first step, and has the first batches assembled.
 
         Args:
             state: that it begins or goes on with.
-            bar: shows how far it is.
+            bar: shows how far it is; None: nothing does.
         """
-        self._bar, self._latest, self._pending = bar, {}, None
+        self._bar, self._latest, self._pending = bar or silent("", 0), {}, None
         options = self.options
         self._batches = train_batches(
             self.data.examples,
@@ -294,6 +308,11 @@ class Trial:
         if self._pending:
             self.record()
         self._pending = (self.step, metrics)
+
+    @property
+    def looks_at_effect(self) -> bool:
+        """Whether it is time for `look_at_effect`."""
+        return self._effect.is_due(self.step)
 
     def look_at_effect(self, state: TrainState) -> None:
         """Stops a run in which nothing moves, once, after a few steps."""
@@ -375,6 +394,15 @@ class Trial:
         early = by is None and not paused and self.step < self.times.total_steps
         self._ended = RunResult(self.step, self.times.total_steps, metrics, by, early, self.best.step, paused)
         return self._ended
+
+
+def _readable(read: Callable[[epath.Path], Any], workdir: epath.Path) -> Any:
+    """What is read of a run that has failed; None where it cannot be."""
+    try:
+        return read(workdir)
+    except (OSError, ValueError) as problem:
+        logging.error("%s: %s", workdir, problem)
+        return None
 
 
 def _check_position(saved: RunPosition, planned: RunPosition, workdir: epath.Path) -> None:

@@ -35,11 +35,14 @@ class Rule:
         make: (hyperparameters, learning rate, descend) -> transformation; what its `init` makes must not depend on the
             numbers.
         reads: fields of `config.optimizer` beside those that every rule reads.
+        by_element: an entry of a parameter changes by its own gradients alone, whatever the shape around it: zeros
+            beside it, whose gradient is 0, change nothing.
         needs: what it is made for: True for the path of a parameter of that kind. A run that trains none is refused.
     """
 
     make: Callable[[Hyperparameters, Float[Array, ""], Transformation], Transformation]
     reads: tuple[str, ...] = ()
+    by_element: bool = False
     needs: Callable[[str], bool] = lambda path: True
 
 
@@ -118,12 +121,12 @@ def is_orthogonalised(path: str) -> bool:
 
 
 RULES: dict[str, Rule] = {
-    "adamw": Rule(adamw, ("betas", "epsilon")),
-    "lion": Rule(lion, ("betas",)),
+    "adamw": Rule(adamw, ("betas", "epsilon"), by_element=True),
+    "lion": Rule(lion, ("betas",), by_element=True),
     "adafactor": Rule(adafactor, ("decay_power",)),
-    "schedule_free": Rule(schedule_free, ("betas", "epsilon")),
+    "schedule_free": Rule(schedule_free, ("betas", "epsilon"), by_element=True),
     "adam8bit": Rule(adam8bit, ("betas", "epsilon")),
-    "muon": Rule(muon, ("betas", "epsilon", "momentum"), is_orthogonalised),
+    "muon": Rule(muon, ("betas", "epsilon", "momentum"), needs=is_orthogonalised),
 }
 
 

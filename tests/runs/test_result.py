@@ -61,6 +61,9 @@ def test_a_finished_run_says_so_and_keeps_it(tmp_path):
     assert found.best["metrics"]["held_out/loss"] == best["held_out/loss"]
     for name in ("examples", "tokens", "supervised_tokens", "epochs"):
         assert found.counters[name] == lines[-1][f"progress/{name}"], name
+    assert found.counters["trained_parameters"] == 320 * 32 + 32 + 2 * (
+        2 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
+    )
     assert found.seconds == pytest.approx(sum(line["speed/seconds_per_step"] for line in lines[1:]))
     path = tmp_path / "run" / "result.json"
     text, since = path.read_text(), path.stat().st_mtime_ns

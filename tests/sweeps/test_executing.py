@@ -17,6 +17,7 @@ from sft_jax.sweeps.executing import execute
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import read_status
+from sft_jax.training import read_once
 from sft_jax.training import run as train
 from tests import tiny
 
@@ -36,7 +37,7 @@ def history(directory):
 def counted(monkeypatch):
     """How often rows, and weights, were read."""
     counts = {"rows": 0, "weights": 0}
-    read_data, base_of = sharing.read_data, sharing.base_of
+    read_data, base_of = read_once.read_data, sharing.base_of
 
     def read(*arguments):
         counts["rows"] += 1
@@ -51,7 +52,7 @@ def counted(monkeypatch):
 
         return sharing.dataclasses.replace(base, params=params)
 
-    monkeypatch.setattr(sharing, "read_data", read)
+    monkeypatch.setattr(read_once, "read_data", read)
     monkeypatch.setattr(sharing, "base_of", opened)
     return counts
 

@@ -2,7 +2,7 @@
 
 Each trains the tiny model, and ends itself with SIGKILL, or fails, at a chosen moment of a chosen step. They come one
 after the other, as children of a process that has imported everything and started nothing: imports take longer than
-training.
+training. With `stacked`, a list of overrides, and `workdirs`, several runs train in one program.
 """
 
 import json
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tests.training.poison  # noqa: F401  registers its objective
 from sft_jax.training import run
+from sft_jax.training.stacked import run_stacked
 from tests import tiny
 from tests.training import moments
 
@@ -42,6 +43,10 @@ def train(spec: dict) -> None:
     if "moment" in spec:
         moments.at(spec["moment"], spec["step"], end)
     os.chdir(spec.get("cwd", "."))
+    if "stacked" in spec:
+        configs = [tiny.config(Path(spec["root"]), spec["arg"], **overrides) for overrides in spec["stacked"]]
+        run_stacked(configs, spec["workdirs"])
+        return
     config = tiny.config(Path(spec["root"]), spec.get("arg", "full"), **spec.get("overrides", {}))
     result = run(config, spec["workdir"], devices=devices)
     print(json.dumps({"step": result.step, "interrupted": result.interrupted}), flush=True)
