@@ -190,7 +190,11 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_initial_adapter.py",
         "test_flags_that_contradict_the_adapter",
     ),
-    ("sft_jax/preparation/run_data.py", "Examples are whole under"): (
+    ("sft_jax/sweeps/launchers/pool.py", "if the machine was out of memory, give fewer --workers"): (
+        "sweeps/launchers/test_pool.py",
+        "test_a_worker_that_is_killed",
+    ),
+    ("sft_jax/preparation/measured.py", "Examples are whole under"): (
         "training/test_advice.py",
         "test_training_rows_that_are_all_too_long",
     ),
