@@ -72,7 +72,7 @@ def _compare(first: str, second: str, console) -> None:
     from sft_jax.sweeps.report.comparing import compare_runs, terminal_comparison, write_comparison
 
     found = compare_runs(first, second, _AXIS.value)
-    console.print(terminal_comparison(found, console.width))
+    console.print(terminal_comparison(found))
     if _OUT.value:
         console.print(f"Report: {write_comparison(found, _OUT.value)}", soft_wrap=True)
 

@@ -36,6 +36,7 @@ COST_NAMES = {
 _MOST_LINES = len(COLORS)  # in one plot; of more settings, the best are told apart
 _MOST_FACTORS = 8
 _MOST_CELLS = 400
+_BETTER = {"higher": True, "lower": False, None: None}
 _LOGARITHMIC_FROM = 8  # times as large as the smallest
 
 Found = Mapping[str, Any]
@@ -43,7 +44,8 @@ Found = Mapping[str, Any]
 
 def draw_sweep(found: Found, curves: Sequence[Curve], axis: str) -> list[Plot]:
     """All plots for which there is something to draw."""
-    plots = [_plot("curves", SETTINGS, _curves_figure(found, curves, axis), _curves_caption(found, curves, axis))]
+    told, better = _told_apart(found, [curve.name for curve in curves]), _BETTER[found["better"]]
+    plots = [curves_plot(found["metric"], better, curves, axis, told, name="curves", section=SETTINGS)]
     scored = [setting for setting in found["settings"] if setting["score"] is not None]
     factors = [factor for factor in found["factors"] if len(_levels(scored, factor)) > 1]
     keys = short_keys(found["factors"])
@@ -52,7 +54,7 @@ def draw_sweep(found: Found, curves: Sequence[Curve], axis: str) -> list[Plot]:
         figure = _factor_figure(found, scored, factor, keys, caption)
         plots.append(_plot(f"against {keys[factor]}", VARIED, figure, caption))
     if len(factors) == 2:
-        caption = f"{_metric(found)} by {keys[factors[0]]} and {keys[factors[1]]}: mean over seeds"
+        caption = f"{_metric(found)} by {keys[factors[0]]} and {keys[factors[1]]}: means over seeds"
         plots.append(_plot("grid", VARIED, _grid_figure(found, scored, factors, keys, caption), caption))
     for cost, front in found["fronts"].items():
         caption = f"{_metric(found)} against {COST_NAMES[cost]}; the line joins what nothing beats in both"
@@ -74,7 +76,7 @@ def _metric(found: Found) -> str:
 
 
 def _label(found: Found) -> str:
-    return literal(_metric(found)) + IS_BETTER[{"higher": True, "lower": False, None: None}[found["better"]]]
+    return literal(_metric(found)) + IS_BETTER[_BETTER[found["better"]]]
 
 
 def _told_apart(found: Found, names: Sequence[str]) -> list[str]:
@@ -86,37 +88,55 @@ def _told_apart(found: Found, names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: sign * scores.get(name, math.inf * sign))[:_MOST_LINES]
 
 
-def _curves_caption(found: Found, curves: Sequence[Curve], axis: str) -> str:
-    seeds = max((curve.seeds for curve in curves), default=1)
-    more = f"; in grey the other {len(curves) - _MOST_LINES} settings" if len(curves) > _MOST_LINES else ""
-    band = ", mean and range of the seeds" if seeds > 1 else ""
-    return f"{found['metric']} against {AXES[axis]}{band}{more}"
+def curves_plot(
+    metric: str,
+    better: bool | None,
+    curves: Sequence[Curve],
+    axis: str,
+    told: Sequence[str],
+    *,
+    name: str,
+    section: str,
+) -> Plot | None:
+    """A line and a band for each setting; None where nothing was measured more than once.
 
-
-def _curves_figure(found: Found, curves: Sequence[Curve], axis: str) -> Any:
-    """A line and a band for each setting; None where nothing was measured more than once."""
+    Args:
+        metric: that the curves are of.
+        better: True for the higher, False for the lower.
+        curves: of all settings.
+        axis: of `AXES`.
+        told: names of the settings that have a colour, at most as many as there are; others are grey.
+        name: of the plot.
+        section: where it belongs.
+    """
     curves = [curve for curve in curves if len(curve.x) > 1]
     if not curves:
         return None
-    figure, axes = figure_with_axes(4.6, _curves_caption(found, curves, axis))
-    told = _told_apart(found, [curve.name for curve in curves])
-    for curve in curves:
-        if curve.name not in told:
-            axes.plot(curve.x, curve.mean, color=PALE, linewidth=0.7, alpha=0.5)
+    pale = [curve for curve in curves if curve.name not in told]
+    caption = _curves_caption(metric, curves, axis, len(pale))
+    figure, axes = figure_with_axes(4.6, caption)
+    for curve in pale:
+        axes.plot(curve.x, curve.mean, color=PALE, linewidth=0.7, alpha=0.5)
     for number, curve in enumerate(sorted((c for c in curves if c.name in told), key=lambda c: told.index(c.name))):
         color = COLORS[number % len(COLORS)]
         marker = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4} if len(curve.x) <= 30 else {}
         axes.plot(curve.x, curve.mean, color=color, linewidth=1.8, label=short_name(curve.name), **marker)
         if curve.seeds > 1:
             axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
-    values = np.concatenate([curve.mean for curve in curves])
-    axes.set_ylabel(_label(found))
-    if is_spread(values.tolist()):
+    axes.set_ylabel(literal(metric) + IS_BETTER[better])
+    if is_spread(np.concatenate([curve.mean for curve in curves]).tolist()):
         axes.set_yscale("log")
     axes.set_xlabel(AXES[axis])
+    if axis != "seconds":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(**GRID)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    return figure
+    return Plot(name, section, caption, png_of(figure))
+
+
+def _curves_caption(metric: str, curves: Sequence[Curve], axis: str, pale: int) -> str:
+    band = ", mean and range of the seeds" if max(curve.seeds for curve in curves) > 1 else ""
+    return f"{metric} against {AXES[axis]}{band}" + (f"; in grey the other {pale} settings" if pale else "")
 
 
 def _levels(settings: Sequence[Found], factor: str) -> list[Any]:
@@ -203,7 +223,7 @@ def _grid_figure(
         table[rows.index(row), columns.index(column)] = one["score"]["value"]
     figure, axes = figure_with_axes(min(1.6 + 0.5 * len(rows), 9.0), title)
     image = axes.imshow(table, cmap="viridis_r" if found["better"] == "lower" else "viridis", aspect="auto")
-    figure.colorbar(image, ax=axes, label=_label(found))
+    figure.colorbar(image, ax=axes)
     for setter, levels, factor in ((axes.set_yticks, rows, factors[0]), (axes.set_xticks, columns, factors[1])):
         setter(range(len(levels)), [short_name(exact_text(level), 14) for level in levels])
         (axes.set_ylabel if levels is rows else axes.set_xlabel)(literal(keys[factor]))

@@ -105,7 +105,7 @@ def read_runs(root: epath.PathLike, wanted: Collection[str]) -> Runs:
     best_metric, best_is = (str(next(iter(values))) if len(values) == 1 else "" for values in best)
     kept = {*wanted, best_metric} - {""}
     runs = [
-        _read_run(root / name, name, {factor: of_run.get(factor) for factor in factors}, of_run.get(SEED), kept)
+        read_run(root / name, name, {factor: of_run.get(factor) for factor in factors}, of_run.get(SEED), kept)
         for name, of_run in fields.items()
     ]
     return Runs(root, sweep, factors, tuple(runs), best_metric, best_is)
@@ -134,9 +134,10 @@ def _of_directories(root: epath.Path) -> tuple[str, tuple[str, ...], Fields]:
     return "run directories", tuple(field for field in names if not under(field) and len(as_text(field)) > 1), fields
 
 
-def _read_run(
+def read_run(
     directory: epath.Path, name: str, setting: Mapping[str, Any], seed: int | None, wanted: Collection[str]
 ) -> SweptRun:
+    """A run; what is damaged in it is its `error`."""
     end, log = None, _log_of([], wanted)
     try:
         end, status = read_result(directory), read_status(directory)
