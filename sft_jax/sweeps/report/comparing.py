@@ -24,7 +24,7 @@ from sft_jax.evaluation.report.verdicts import task_verdicts
 from sft_jax.evaluation.results import compared_outcomes
 from sft_jax.runs.workdir import CONFIG, WorkdirError, config_there, flatten
 from sft_jax.sweeps.report.curves import curves_of
-from sft_jax.sweeps.report.plots import curves_plot
+from sft_jax.sweeps.report.plots import COST_NAMES, curves_plot
 from sft_jax.sweeps.report.quantities import LOGGED, USUAL, costs_at, quantity_of
 from sft_jax.sweeps.report.reading import Runs, SweptRun, read_run
 from sft_jax.sweeps.report.sections import cost_text, number_text
@@ -149,8 +149,13 @@ def _rich(table: TextTable) -> Table:
 
 
 def _names(directories: Sequence[epath.Path]) -> list[str]:
-    short = [directory.resolve().name for directory in directories]
-    return short if len(set(short)) == len(short) else [str(directory) for directory in directories]
+    """What the runs are called: of two runs of a sweep, what differs in their names."""
+    names = [directory.resolve().name for directory in directories]
+    parts = [name.rpartition("-")[0].split(",") for name in names]
+    apart = [[part for part in own if part not in other] for own, other in zip(parts, reversed(parts), strict=True)]
+    if all(apart):
+        return [",".join(own) for own in apart]
+    return names if len(set(names)) == len(names) else [str(directory) for directory in directories]
 
 
 def _methods(names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -180,9 +185,9 @@ def _differences(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> 
 
 
 def _metrics(runs: Sequence[SweptRun]) -> dict[str, dict[str, float | None]]:
-    """Figures of the ends of both, or of the log where a run has no end."""
+    """Figures of the ends of both."""
     values = [dict(run.end.metrics) if run.end else {} for run in runs]
-    shared = [name for name in values[0] if all(name in of_run for of_run in values)]
+    shared = [name for name in values[0] if name in values[1] and not name.startswith(("progress/", "speed/"))]
     number = lambda value: value if abs(value) < float("inf") else None
     return {name: {run.name: number(of[name]) for run, of in zip(runs, values, strict=True)} for name in shared}
 
@@ -193,10 +198,9 @@ def _curve_plots(runs: Runs, metrics: Sequence[str], axis: str) -> list[Plot]:
         if not all(metric in run.log.names for run in runs.runs):
             continue
         quantity = quantity_of(runs, metric, "final", None)
-        curves = [
-            dataclasses.replace(one, name=one.name.removeprefix("run=")) for one in curves_of(runs, quantity, axis)
-        ]
-        plots.append(curves_plot(metric, quantity.better, curves, axis, names, name=metric, section=_CURVES))
+        found = curves_of(runs, quantity, axis)
+        curves = [dataclasses.replace(one, name=one.name.removeprefix("run=")) for one in found]
+        plots.append(curves_plot(metric, quantity.better, curves, axis, names, (metric, _CURVES)))
     return with_file_names([plot for plot in plots if plot is not None])
 
 
@@ -265,13 +269,9 @@ def _differing_table(task: Mapping[str, Any], by_run: Mapping[str, Rows]) -> Tex
     if not differ:
         return None
     shown = f", the first {_MOST_ROWS}" if len(differ) > _MOST_ROWS else ""
+    answer = lambda row: f"{_number(value(row))}: {_cut(row['answer'])}"
     cells = [
-        (
-            first["id"],
-            _cut(first["reference"]),
-            *(f"{_number(value(row))}: {_cut(row['answer'])}" for row in (first, second)),
-        )
-        for first, second in differ[:_MOST_ROWS]
+        (first["id"], _cut(first["reference"]), answer(first), answer(second)) for first, second in differ[:_MOST_ROWS]
     ]
     title = f"{what}: {len(differ):,} of {len(rows):,}{shown}"
     return TextTable(title, ("row", "reference", *by_run), tuple(cells))
@@ -296,11 +296,9 @@ def _ends_table(found: Mapping[str, Any]) -> TextTable:
     rows = [
         ("state", *(run["state"] for run in runs.values())),
         ("step", *(f"{run['step']:,}" for run in runs.values())),
-        *(
-            (cost.replace("_", " "), *(cost_text(cost, run["costs"].get(cost)) for run in runs.values()))
-            for cost in costs
-        ),
     ]
+    for cost in costs:
+        rows.append((COST_NAMES[cost], *(cost_text(cost, run["costs"].get(cost)) for run in runs.values())))
     if any(run["error"] for run in runs.values()):
         rows.append(("error", *(run["error"] or ABSENT for run in runs.values())))
     return TextTable("", ("", *runs), tuple(rows))

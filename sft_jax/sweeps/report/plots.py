@@ -45,7 +45,7 @@ Found = Mapping[str, Any]
 def draw_sweep(found: Found, curves: Sequence[Curve], axis: str) -> list[Plot]:
     """All plots for which there is something to draw."""
     told, better = _told_apart(found, [curve.name for curve in curves]), _BETTER[found["better"]]
-    plots = [curves_plot(found["metric"], better, curves, axis, told, name="curves", section=SETTINGS)]
+    plots = [curves_plot(found["metric"], better, curves, axis, told)]
     scored = [setting for setting in found["settings"] if setting["score"] is not None]
     factors = [factor for factor in found["factors"] if len(_levels(scored, factor)) > 1]
     keys = short_keys(found["factors"])
@@ -94,9 +94,7 @@ def curves_plot(
     curves: Sequence[Curve],
     axis: str,
     told: Sequence[str],
-    *,
-    name: str,
-    section: str,
+    place: tuple[str, str] = ("curves", SETTINGS),
 ) -> Plot | None:
     """A line and a band for each setting; None where nothing was measured more than once.
 
@@ -106,8 +104,7 @@ def curves_plot(
         curves: of all settings.
         axis: of `AXES`.
         told: names of the settings that have a colour, at most as many as there are; others are grey.
-        name: of the plot.
-        section: where it belongs.
+        place: name and section of the plot.
     """
     curves = [curve for curve in curves if len(curve.x) > 1]
     if not curves:
@@ -131,7 +128,7 @@ def curves_plot(
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(**GRID)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    return Plot(name, section, caption, png_of(figure))
+    return Plot(*place, caption, png_of(figure))
 
 
 def _curves_caption(metric: str, curves: Sequence[Curve], axis: str, pale: int) -> str:
