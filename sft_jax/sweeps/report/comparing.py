@@ -274,7 +274,7 @@ def _differing_table(task: Mapping[str, Any], by_run: Mapping[str, Rows]) -> Tex
         (first["id"], _cut(first["reference"]), answer(first), answer(second)) for first, second in differ[:_MOST_ROWS]
     ]
     title = f"{what}: {len(differ):,} of {len(rows):,}{shown}"
-    return TextTable(title, ("row", "reference", *by_run), tuple(cells))
+    return TextTable(title, ("row", "reference", *by_run), tuple(cells), is_detail=True)
 
 
 def _number(value: float | None) -> str:
