@@ -15,14 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_jax.evaluation.figures import ABSENT, metric_name
-from sft_jax.evaluation.predictions import FOLDER as PREDICTIONS
 from sft_jax.evaluation.report.drawing import Plot, with_file_names
 from sft_jax.evaluation.report.rows import page_rows, row_metric, row_value
 from sft_jax.evaluation.report.tables import Section, TextTable, task_section, visible
 from sft_jax.evaluation.report.terminal import comparisons_table
 from sft_jax.evaluation.report.verdicts import task_verdicts
 from sft_jax.evaluation.results import compared_outcomes
-from sft_jax.runs.workdir import CONFIG, WorkdirError, config_there, flatten
+from sft_jax.runs.workdir import CONFIG, EVALUATIONS, PREDICTIONS, WorkdirError, config_there, flatten
 from sft_jax.sweeps.report.curves import curves_of
 from sft_jax.sweeps.report.plots import COST_NAMES, curves_plot
 from sft_jax.sweeps.report.quantities import LOGGED, USUAL, costs_at, quantity_of
@@ -30,7 +29,6 @@ from sft_jax.sweeps.report.reading import Runs, SweptRun, read_run
 from sft_jax.sweeps.report.sections import cost_text, number_text
 from sft_jax.sweeps.report.write import PAGE, write_files
 from sft_jax.sweeps.settings import exact_text
-from sft_jax.training.tasks import FOLDER as EVALUATIONS
 
 _CURVES, _SEED = "curves", 0  # a section; of the bootstrap
 _MOST_ROWS, _LONGEST = 20, 90  # of the rows that differ, in text; characters of an answer there

@@ -14,12 +14,10 @@ import numpy as np
 from etils import epath
 
 from sft_jax.evaluation.metrics import higher_is_better
-from sft_jax.evaluation.predictions import FOLDER as PREDICTIONS
 from sft_jax.evaluation.report.write import RESULTS
 from sft_jax.evaluation.scorers import Outcome
+from sft_jax.runs.workdir import EVALUATIONS, PREDICTIONS, TASKS
 from sft_jax.sweeps.report.reading import DONE, Runs, SweptRun
-from sft_jax.training.tasks import FOLDER as EVALUATIONS
-from sft_jax.training.tasks import PREFIX as TASKS
 
 TOKENS, SUPERVISED, STEP_SECONDS = "progress/tokens", "progress/supervised_tokens", "speed/seconds_per_step"
 LOGGED = (TOKENS, SUPERVISED, STEP_SECONDS)  # what costs and axes are made of

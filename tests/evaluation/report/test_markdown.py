@@ -3,8 +3,8 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from sft_jax.evaluation.report.markdown import escaped, markdown_report
 from sft_jax.evaluation.report.drawing import Plot
+from sft_jax.evaluation.report.markdown import escaped, markdown_report
 from tests.evaluation.report.made_results import EVIL, comparison, everything, results_of, task
 
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from sft_jax.evaluation.report.page import report_page
 from sft_jax.evaluation.report.drawing import Plot
+from sft_jax.evaluation.report.page import report_page
 from tests.evaluation.report.made_results import EVIL, comparison, everything, method, results_of, rows, task
 from tests.parsed_page import Parsed
 
