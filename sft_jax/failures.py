@@ -27,6 +27,7 @@ _NO_SPACE = "No space left on device"
 _ADVICE = {
     errno.ENOSPC: "Free some space and start the same command again: training continues where it was.",
     errno.EDQUOT: "Free some space, of your quota, and start the same command again.",
+    errno.EFBIG: "A limit on the size of files is in the way: see ulimit -f, and what the file system allows.",
     errno.EACCES: "The file or directory is not yours to use.",
     errno.EPERM: "The file or directory is not yours to use.",
     errno.EROFS: "That file system can only be read.",

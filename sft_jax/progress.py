@@ -18,7 +18,7 @@ _PLAIN_SECONDS = 10.0
 _WIDE = 100  # characters; where there are fewer, what is left matters more than what has passed
 
 
-class _Pace:
+class Pace:
     """How fast it goes, for the time that is left.
 
     Of things that are counted the first to end is left out with all before it: that is where programs are compiled, and
@@ -26,6 +26,7 @@ class _Pace:
     """
 
     def __init__(self, done: float, counts_first: bool):
+        """Begins now, with so much done; `counts_first`: what is done next counts."""
         self._at = done
         self._since: float | None = time.monotonic() if counts_first else None
 
@@ -84,7 +85,7 @@ class ProgressBar:
 
     def _begin(self) -> None:
         self._started = self._printed = time.monotonic()
-        self._pace = _Pace(self._first, counts_first=self._is_share)
+        self._pace = Pace(self._first, counts_first=self._is_share)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -130,7 +131,7 @@ class ProgressBar:
         if done is None or not self._total:
             return ""
         seconds = self._pace.left(done, self._total)
-        return "?" if seconds is None else _clock(seconds)
+        return "?" if seconds is None else clock(seconds)
 
     def __call__(self, done: int, total: int) -> None:
         """The form in which lower layers report: (done, in all)."""
@@ -142,7 +143,8 @@ def silent(title: str, total: int | None) -> ProgressBar:
     return ProgressBar(title, total, enabled=False)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`1:02:03`."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 

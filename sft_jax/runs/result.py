@@ -15,14 +15,15 @@ from etils import epath
 from sft_jax.runs.workdir import WorkdirError, write_whole
 
 FILE = "result.json"
-FINISHED, STOPPED_EARLY, INTERRUPTED, DIVERGED, FAILED = (
+FINISHED, STOPPED_EARLY, PAUSED, INTERRUPTED, DIVERGED, FAILED = (
     "finished",
     "stopped_early",
+    "paused",
     "interrupted",
     "diverged",
     "failed",
 )
-STATES = (FINISHED, STOPPED_EARLY, INTERRUPTED, DIVERGED, FAILED)
+STATES = (FINISHED, STOPPED_EARLY, PAUSED, INTERRUPTED, DIVERGED, FAILED)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -206,18 +206,27 @@ def only_trainer(workdir: epath.Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with agreed():
             if jax.process_index() == 0 and not is_remote(workdir):
-                held.enter_context(_lock(workdir))
+                held.enter_context(only_one(workdir, "process is training"))
         yield
 
 
 @contextlib.contextmanager
-def _lock(workdir: epath.Path) -> Iterator[None]:
+def only_one(workdir: epath.Path, what: str) -> Iterator[None]:
+    """Keeps all others who ask for it out of a local directory, until it is left or this process dies.
+
+    Args:
+        workdir: the directory.
+        what: who may be there once, for the error: `process is training`.
+
+    Raises:
+        WorkdirError: another one is there, or its file system has no locks.
+    """
     with Path(workdir / _LOCK).open("a") as file:  # does not touch the file that is there
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise WorkdirError(
-                f"another process is training in {workdir}; wait for it, stop it, or give another --workdir"
+                f"another {what} in {workdir}; wait for it, stop it, or give another --workdir"
             ) from error
         except OSError as error:
             raise WorkdirError(

@@ -19,6 +19,7 @@ from typing import Any
 from sft_jax.sweeps.distributions import Distribution
 
 Overrides = dict[str, Any]
+Runs = Any  # lists of overrides, of whoever states the sweep: what is something else is refused with a message
 
 
 def fixed(field: str, value: Any) -> list[Overrides]:
@@ -63,7 +64,7 @@ def seeds(count: int, start: int = 0) -> list[Overrides]:
     return [{"seed": start + number} for number in range(count)]
 
 
-def product(*parts: Sequence[Mapping[str, Any]]) -> list[Overrides]:
+def product(*parts: Runs) -> list[Overrides]:
     """Each of the first with each of the second, and so on; the last one changes fastest.
 
     >>> product(values("adapter.rank", [4, 8]), seeds(2))  # doctest: +NORMALIZE_WHITESPACE
@@ -77,7 +78,7 @@ def product(*parts: Sequence[Mapping[str, Any]]) -> list[Overrides]:
     return [_merged(combination, "product") for combination in itertools.product(*parts)]
 
 
-def zip_(*parts: Sequence[Mapping[str, Any]]) -> list[Overrides]:
+def zip_(*parts: Runs) -> list[Overrides]:
     """The first of each together, the second of each, and so on.
 
     >>> zip_(values("adapter.rank", [4, 8]), values("adapter.alpha", [8.0, 16.0]))
@@ -93,7 +94,7 @@ def zip_(*parts: Sequence[Mapping[str, Any]]) -> list[Overrides]:
     return [_merged(combination, "zip_") for combination in zip(*parts, strict=True)]
 
 
-def chain(*parts: Sequence[Mapping[str, Any]]) -> list[Overrides]:
+def chain(*parts: Runs) -> list[Overrides]:
     """The runs of the first, then those of the second, and so on.
 
     >>> chain(fixed("adapter.method", "dora"), product(fixed("adapter.method", "lora"), values("adapter.rank", [4, 8])))

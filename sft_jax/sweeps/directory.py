@@ -26,6 +26,7 @@ from sft_jax.runs.workdir import (
     write_whole,
 )
 from sft_jax.sweeps.runs import Overrides, SweepRun, config_of, differing, fields_of, resolve, runs_of
+from sft_jax.sweeps.status import read_status
 
 FILE = "sweep.json"
 _KINDS = {"sweep": str, "config": str, "base": dict, "runs": list}
@@ -77,7 +78,7 @@ class SweepDirectory:
     def write(self) -> None:
         """Writes `sweep.json`, whole."""
         self.root.mkdir(parents=True, exist_ok=True)
-        write_whole(self.root / FILE, json.dumps(self.to_json(), indent=2) + "\n")
+        write_whole(self.root / FILE, json.dumps(self.to_json(), indent=2, default=list) + "\n")
 
 
 def open_sweep(root: epath.PathLike) -> SweepDirectory:
@@ -99,7 +100,10 @@ def open_sweep(root: epath.PathLike) -> SweepDirectory:
     ]
     if wrong:
         raise WorkdirError(f"{path}: no {', '.join(wrong)}, as the file of a sweep has; {DAMAGED}")
-    base = config_of(found["base"])
+    try:
+        base = config_of(found["base"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise WorkdirError(f"{path}: its base is no config ({error}); {DAMAGED}") from error
     runs = [_run_there(path, base, entry) for entry in found["runs"]]
     return SweepDirectory(
         root, found["sweep"], found["config"], base, runs, found.get("search"), tuple(run.name for run in runs)
@@ -145,7 +149,7 @@ def plan_sweep(
     if there is None:
         _check_free(root)
     else:
-        _check_same(there, sweep, base)
+        _check_same(there, sweep, base, search)
     base = _with_date(base, there)
     known = {run.identity: run.name for run in there.runs} if there else {}
     made = runs_of(base, stated, known)
@@ -185,6 +189,7 @@ def check_runs(sweep: SweepDirectory) -> None:
     for run in sweep.runs:
         try:
             check_config_there(sweep.run_dir(run.name), _as_started(run, sweep.run_dir(run.name)))
+            read_status(sweep.run_dir(run.name))  # and the result
         except WorkdirError as error:
             problems.append(str(error).split(" To train its result on:")[0])
     if problems:
@@ -209,7 +214,7 @@ def _check_free(root: epath.Path) -> None:
         raise WorkdirError(f"{root} is not empty and holds no {FILE}: give an empty or new --workdir")
 
 
-def _check_same(there: SweepDirectory, sweep: str, base: ConfigDict) -> None:
+def _check_same(there: SweepDirectory, sweep: str, base: ConfigDict, search: Mapping[str, Any] | None) -> None:
     """Checks that a directory is of this sweep.
 
     The file may lie in another checkout: of its path the last two parts are compared.
@@ -220,6 +225,9 @@ def _check_same(there: SweepDirectory, sweep: str, base: ConfigDict) -> None:
     differ = differences(found, wanted)
     if Path(there.sweep).absolute().parts[-2:] != Path(sweep).absolute().parts[-2:]:
         differ = [f"the sweep file: {there.sweep!r} there, {sweep!r} asked for", *differ]
+    found_search = json.dumps(there.search, sort_keys=True)
+    if found_search != (asked := json.dumps(search, sort_keys=True, default=list)):
+        differ = [*differ, f"the search: {found_search} there, {asked} asked for"]
     if differ:
         listed = "\n  ".join(differ)
         raise WorkdirError(

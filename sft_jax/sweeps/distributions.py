@@ -35,6 +35,10 @@ class Uniform(Distribution):
             value = math.exp(low + (high - low) * quantile)
         else:
             value = self.low + (self.high - self.low) * quantile
+        return self.rounded(value)
+
+    def rounded(self, value: float) -> float:
+        """The nearest number of four digits between the two."""
         return min(max(float(f"{value:.{_DIGITS}g}"), float(self.low)), float(self.high))
 
 
@@ -87,7 +91,7 @@ def log_uniform(low: float, high: float) -> Distribution:
     return Uniform(low, high, log=True)
 
 
-def integers(low: int, high: int) -> Distribution:
+def integers(low: float, high: float) -> Distribution:
     """Whole numbers from `low` to `high`, both included.
 
     >>> [integers(1, 4).at(quantile) for quantile in (0.0, 0.5, 0.999)]
@@ -99,7 +103,7 @@ def integers(low: int, high: int) -> Distribution:
     _check_bounds("integers", low, high)
     if not isinstance(low, int) or not isinstance(high, int):
         raise ValueError(f"integers({low}, {high}): expected whole numbers")
-    return Integers(low, high)
+    return Integers(int(low), int(high))
 
 
 def choice(*choices: Any) -> Distribution:

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -13,17 +14,32 @@ from etils import epath
 from rich.console import Console
 
 from sft_jax import emulation
+from sft_jax.agreement import OtherProcessError, agreed
 from sft_jax.failures import message_of
 from sft_jax.options import options_of
-from sft_jax.runs.result import RunEnd, read_result, write_result
-from sft_jax.runs.workdir import RESULT, with_date
+from sft_jax.runs.result import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    STOPPED_EARLY,
+    RunEnd,
+    forget_result,
+    read_result,
+    write_result,
+)
+from sft_jax.runs.workdir import with_date
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import Launcher, read_status, write_status
+from sft_jax.training import RunResult
 from sft_jax.training import run as train
+from sft_jax.training.durations import run_steps
 
 LOG = "log.txt"
-_AS_STATUS = {"finished": "finished", "stopped_early": "finished", "interrupted": "interrupted"}  # others have failed
+_LOG_WIDTH = 140  # characters
+# What is a failure for a status has a name here of its own, or none.
+_AS_STATUS = {FINISHED: "finished", STOPPED_EARLY: "finished", INTERRUPTED: "interrupted", "paused": "waiting"}
+OnStart = Callable[[int], object]
 
 
 def execute(
@@ -33,10 +49,13 @@ def execute(
     *,
     devices: Sequence[jax.Device] | None = None,
     launcher: Launcher = "local",
+    stop_after: int | None = None,
+    on_start: OnStart = lambda total_steps: None,
 ) -> RunEnd:
     """Trains one run of a sweep, or goes on with it; writes `status.json`, `log.txt` and `result.json`.
 
-    A run that fails is one that ended so, and no error: its traceback is in the log, its message in the result.
+    A run that fails is one that ended so, and no error: its traceback is in the log, its message in the result. Of
+    several processes of a run, the first one writes.
 
     Args:
         run: with its config.
@@ -44,25 +63,33 @@ def execute(
         shared: what this process keeps between runs.
         devices: to train on; by default all.
         launcher: on whose behalf, for the status.
+        stop_after: the step after which it pauses; None: it goes on to its end.
+        on_start: called with the steps that it has in all, before the first.
 
     Raises:
         KeyboardInterrupt: a signal ended it outside of the loop of training; so does SystemExit.
     """
     directory = epath.Path(directory)
-    error = None
+    train_it = functools.partial(_train, run, directory, shared, devices, stop_after, on_start)
+    if jax.process_index() > 0:
+        return _assist(train_it)
+    status = error = None
     try:
-        status = read_status(directory).begun(launcher)
-        write_status(directory, status)
-        _forget_unfinished(directory)
+        with contextlib.ExitStack() as log:
+            with agreed():
+                status = read_status(directory).begun(launcher)
+                write_status(directory, status)
+                _forget_unfinished(directory)
+                title = f"{run.name}: attempt {status.attempts}, {status.started}"
+                log.enter_context(_output_in(directory / LOG, title))
+            error, _ = train_it()
     except Exception as caught:  # noqa: BLE001  a directory that cannot be used is a run that failed
-        return _failed(None, _text(caught))
-    try:
-        with _output_in(directory / LOG, f"{run.name}: attempt {status.attempts}, {status.started}"):
-            error = _train(run, directory, shared, devices)
-    except Exception as caught:  # noqa: BLE001  the log cannot be written
         error = error or _text(caught)
+        if status is None:
+            return _failed(None, error)
     except (KeyboardInterrupt, SystemExit):
-        write_status(directory, status.ended_as("interrupted"))
+        if status is not None:
+            write_status(directory, status.ended_as("interrupted"))
         raise
     try:
         end = _end(directory, error)
@@ -72,27 +99,51 @@ def execute(
     return end
 
 
-def _train(run: SweepRun, directory: epath.Path, shared: Shared, devices: Sequence[jax.Device] | None) -> str | None:
-    """Trains; returns why it failed, if it did, after writing it to the log."""
+def _assist(train_it: Callable[[], tuple[str | None, RunResult | None]]) -> RunEnd:
+    """Takes part in a run of which another process writes what becomes of it."""
+    try:
+        with agreed():
+            pass
+    except OtherProcessError as error:
+        return _failed(None, str(error))
+    error, result = train_it()
+    if result is None:
+        return _failed(None, error)
+    return RunEnd(result.state, result.step, result.total_steps, result.metrics, None, {}, 0.0, None, None)
+
+
+def _train(
+    run: SweepRun,
+    directory: epath.Path,
+    shared: Shared,
+    devices: Sequence[jax.Device] | None,
+    stop_after: int | None,
+    on_start: OnStart,
+) -> tuple[str | None, RunResult | None]:
+    """Trains; why it failed, which is in the log too, or how it ended."""
     try:
         emulation.reserve_threads()
         devices = jax.devices() if devices is None else devices
+        console = Console(width=_LOG_WIDTH, quiet=jax.process_index() > 0)
         config = with_date(directory, run.config)  # data are read for this day
-        options = options_of(config)
-        base = shared.base(options.model)
-        data = shared.data(options, len(devices), Console())
-        train(config, directory, data=data, base=base, devices=devices)
+        with agreed():
+            options = options_of(config)
+            base = shared.base(options.model)
+            data = shared.data(options, len(devices), console)
+        on_start(run_steps(options.duration, data.plan))
+        return None, train(
+            config, directory, console=console, data=data, base=base, devices=devices, stop_after=stop_after
+        )
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
-        return _text(error)
-    return None
+        return _text(error), None
 
 
 def _forget_unfinished(directory: epath.Path) -> None:
     """Removes the result of an attempt that did not come to its end: a new one begins."""
     result = read_result(directory)
     if result is not None and not result.done:
-        (directory / RESULT).unlink()
+        forget_result(directory)
 
 
 def _end(directory: epath.Path, error: str | None) -> RunEnd:
@@ -106,8 +157,8 @@ def _end(directory: epath.Path, error: str | None) -> RunEnd:
 
 def _failed(end: RunEnd | None, error: str) -> RunEnd:
     if end is not None:
-        return dataclasses.replace(end, state="failed", error=error)
-    return RunEnd("failed", 0, 0, {}, None, {}, 0.0, None, error)
+        return dataclasses.replace(end, state=FAILED, error=error)
+    return RunEnd(FAILED, 0, 0, {}, None, {}, 0.0, None, error)
 
 
 def _text(error: Exception) -> str:
@@ -125,8 +176,13 @@ def _output_in(path: epath.Path, title: str) -> Iterator[None]:
         for number, _ in before:
             os.dup2(file.fileno(), number)
         try:
-            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                yield
+            # By their numbers: a handler of logging that is made in here outlives the file.
+            out, err = (open(number, "w", buffering=1, closefd=False) for number, _ in before)  # noqa: SIM115
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    yield
+                finally:
+                    _flush()
         finally:
             _flush()
             for number, kept in before:

@@ -1,4 +1,4 @@
-"""Sweep files: `get_sweep()` gives the overrides of each run, `get_search()`, where there is one, how runs are chosen."""
+"""Sweep files: `get_sweep()` gives the overrides of each run, and `get_search()` how runs are chosen."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -47,14 +47,14 @@ def load(path: str) -> Stated:
     return Stated(_overrides(_call(_function(module, "get_sweep", path), path), path), search)
 
 
-def _function(module: ModuleType, name: str, path: str) -> Callable[[], Any]:
+def _function(module: ModuleType, name: str, path: str) -> Callable[..., Any]:
     found = getattr(module, name)
     if not callable(found):
         raise ConfigError(f"--{FLAG}={path}: its {name} is {_kind(found)}, expected a function")
     return found
 
 
-def _call(function: Callable[[], Any], path: str) -> Any:
+def _call(function: Callable[..., Any], path: str) -> Any:
     try:
         return function()
     except MISTAKES as error:

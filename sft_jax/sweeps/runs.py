@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from sft_jax.config_files import ConfigError, element_kinds, find, is_made_of, listed
 from sft_jax.runs.workdir import flatten
 from sft_jax.sweeps.names import identity, name_of, short_keys
+from sft_jax.sweeps.problems import Problems, SweepError, runs_text
 from sft_jax.training.checks import check_config
 from sft_jax.training.durations import parse
 
@@ -23,10 +24,6 @@ _EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", st
 _DURATIONS = ("duration", "optimizer.warmup", "evaluation.every", "checkpoint.every", "evaluation.tasks_every")
 _MAY_BE_EMPTY = "evaluation.tasks_every"
 _MAY_BE_PERCENT = "optimizer.warmup"
-
-
-class SweepError(ValueError):
-    """A sweep that cannot be run as it is stated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +60,15 @@ def runs_of(base: ConfigDict, stated: Sequence[Overrides], known: Mapping[str, s
     """
     if not stated:
         raise SweepError("the sweep is empty: its get_sweep() gives no runs")
-    problems: dict[str, list[int]] = {}
-    resolved = []
+    problems, resolved = Problems(), []
     for number, overrides in enumerate(stated, start=1):
         try:
             made = resolve(base, overrides)
-            problems_of_config(made[1])
+            check_alone(made[1])
+            resolved.append((number, *made))
         except (ConfigError, ValueError) as error:
-            for problem in str(error).split("\n"):
-                problems.setdefault(problem, []).append(number)
-            continue
-        resolved.append((number, *made))
-    if problems:
-        raise SweepError("\n".join(f"{_runs_text(numbers)}: {problem}" for problem, numbers in problems.items()))
+            problems.add(number, error)
+    problems.refuse()
     _refuse_same(resolved)
     return _named([(overrides, config) for _, overrides, config in resolved], known or {})
 
@@ -97,7 +90,7 @@ def resolve(base: ConfigDict, overrides: Overrides) -> tuple[dict[str, Any], Con
     return taken, config.lock()
 
 
-def _set(config: ConfigDict, path: str, value: Any) -> Any:
+def _set(config: ConfigDict, path: Any, value: Any) -> Any:
     """Sets a field; what it is then."""
     parts = path.split(".") if isinstance(path, str) else []
     if not all(parts) or not parts:
@@ -158,7 +151,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def problems_of_config(config: ConfigDict) -> None:
+def check_alone(config: ConfigDict) -> None:
     """Checks all that can be known of a config alone: its values, and its durations.
 
     Raises:
@@ -191,7 +184,7 @@ def _refuse_same(resolved: Sequence[tuple[int, dict[str, Any], ConfigDict]]) -> 
     for number, overrides, config in resolved:
         groups.setdefault(str(sorted(fields_of(config).items())), []).append((number, overrides))
     problems = [
-        f"{_runs_text([number for number, _ in group])} are the same: {_sets(group[0][1])}"
+        f"{runs_text([number for number, _ in group])} are the same: {_sets(group[0][1])}"
         for group in groups.values()
         if len(group) > 1
     ]
@@ -201,18 +194,6 @@ def _refuse_same(resolved: Sequence[tuple[int, dict[str, Any], ConfigDict]]) -> 
 
 def _sets(overrides: Overrides) -> str:
     return ", ".join(f"{path}={_shown(value)}" for path, value in overrides.items()) or "the base config"
-
-
-def _runs_text(numbers: Sequence[int]) -> str:
-    """`run 3`, or `runs 1-4, 7`."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    text = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
-    return f"run{'s' if len(numbers) > 1 else ''} {text}"
 
 
 def _named(resolved: Sequence[tuple[dict[str, Any], ConfigDict]], known: Mapping[str, str]) -> list[SweepRun]:
@@ -231,22 +212,18 @@ def differing(resolved: Sequence[tuple[Overrides, ConfigDict]]) -> list[str]:
     Of a single run, or where none differs, all that are set.
     """
     stated = list(dict.fromkeys(path for overrides, _ in resolved for path in overrides))
-    differ = [path for path in stated if len({_comparable(value_at(config, path)) for _, config in resolved}) > 1]
+    differ = [path for path in stated if len({repr(value_at(config, path)) for _, config in resolved}) > 1]
     return differ or stated
 
 
-def _comparable(value: Any) -> str:
-    return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
-
-
 def value_at(config: ConfigDict, path: str) -> Any:
-    """The value of a field by its path; None where this config has no such field, as a source of another mixture."""
+    """The value of a field by its path, of a section as a dict; None where there is none, as a source of a mixture."""
     value: Any = config
     for part in path.split("."):
         if not isinstance(value, ConfigDict) or part not in value:
             return None
         value = value[part]
-    return value
+    return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
 def fields_of(config: ConfigDict) -> dict[str, Any]:

@@ -39,8 +39,7 @@ class Shared:
         """
         self._read: collections.deque[ReadData] = collections.deque(maxlen=_KEPT)
         self._bases: collections.deque[Base] = collections.deque(maxlen=_KEPT)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self._keep_bytes = int(memory * _SHARE) if keep_bytes is None else keep_bytes
+        self._keep_bytes = default_keep_bytes() if keep_bytes is None else keep_bytes
 
     def data(self, options: Options, device_count: int, console: Console) -> Data:
         """The data of a run, read where none before had the same rows; each has a plan of its own.
@@ -69,6 +68,11 @@ class Shared:
         weights = _KeptWeights(base.params, self._keep_bytes // _KEPT)
         self._bases.append(dataclasses.replace(base, params=weights))
         return self._bases[-1]
+
+
+def default_keep_bytes(processes: int = 1) -> int:
+    """How much memory of the host may hold weights between runs, in each of so many processes."""
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _SHARE) // processes
 
 
 class _KeptWeights:

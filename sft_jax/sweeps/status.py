@@ -17,7 +17,8 @@ from etils import epath
 from sft_jax.runs.result import read_result
 from sft_jax.runs.workdir import STATUS, WorkdirError, write_whole
 
-State = Literal["waiting", "running", "finished", "failed", "interrupted"]
+State = Literal["waiting", "running", "paused", "finished", "failed", "interrupted"]
+_CLOCKS_DIFFER = 2.0  # seconds, between what the system says of processes and the clock
 Launcher = Literal["local", "slurm", "stacked"]
 
 
@@ -26,7 +27,8 @@ class RunStatus:
     """What is known of a run.
 
     Attributes:
-        state: `waiting` before its first attempt; `interrupted` and `failed` runs can go on.
+        state: `waiting` before its first attempt; `interrupted` and `failed` runs can go on, and `paused` ones, which
+            a search has left where they are.
         attempts: how often it was started, this attempt included.
         pid: of the process that executes it, or did.
         host: that process is on.
@@ -77,7 +79,7 @@ def read_status(directory: epath.PathLike) -> RunStatus:
         return dataclasses.replace(status, state="finished", error=None)
     if status.state == "finished":  # there is no result that says so
         return dataclasses.replace(status, state="interrupted")
-    if status.state == "running" and status.host == socket.gethostname() and not _is_alive(status):
+    if status.state == "running" and status.host in (None, socket.gethostname()) and not _is_alive(status):
         return dataclasses.replace(status, state="interrupted")
     return status
 
@@ -125,6 +127,8 @@ def _damaged(path: epath.Path, why: str) -> WorkdirError:
 
 def _is_alive(status: RunStatus) -> bool:
     """True where the process that wrote the status still runs; another one that got its number since does not count."""
+    if status.pid is None:
+        return False
     try:
         os.kill(status.pid, 0)
     except ProcessLookupError:
@@ -132,14 +136,13 @@ def _is_alive(status: RunStatus) -> bool:
     except PermissionError:
         pass
     born = _born(status.pid)
-    return born is None or status.started is None or born <= datetime.datetime.fromisoformat(status.started).timestamp()
+    if born is None or status.started is None:
+        return True
+    return born <= datetime.datetime.fromisoformat(status.started).timestamp() + _CLOCKS_DIFFER
 
 
 def _born(pid: int) -> float | None:
-    """When a process was started, in seconds since the epoch; None on systems that do not say.
-
-    To the second below: statuses have no fractions either.
-    """
+    """When a process was started, in seconds since the epoch; None on systems that do not say."""
     try:
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
         booted = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))

@@ -33,6 +33,7 @@ class RunResult:
         interrupted: the signal that ended it early; None if it came to its end.
         stopped_early: whether `evaluation.patience` made an earlier step its end.
         best_step: at which `checkpoint.best_metric` was best, 0 for before the first; None where it was not measured.
+        paused: whether it was left where `stop_after` says.
     """
 
     step: int
@@ -41,10 +42,13 @@ class RunResult:
     interrupted: int | None = None
     stopped_early: bool = False
     best_step: int | None = None
+    paused: bool = False
 
     @property
     def state(self) -> str:
         """The same in the words of `result.json`."""
+        if self.paused:
+            return result.PAUSED
         if self.interrupted is not None:
             return result.INTERRUPTED
         return result.STOPPED_EARLY if self.stopped_early else result.FINISHED
@@ -52,7 +56,7 @@ class RunResult:
 
 def state_after(error: BaseException) -> str:
     """What an error makes of a run, in the words of `result.json`."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return result.INTERRUPTED
     return result.DIVERGED if isinstance(error, DivergedError) else result.FAILED
 

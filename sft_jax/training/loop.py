@@ -40,6 +40,7 @@ def run(
     data: Data | None = None,
     base: Base | None = None,
     devices: Sequence[jax.Device] | None = None,
+    stop_after: int | None = None,
 ) -> RunResult:
     """Trains as `config` says; continues where `workdir` holds the same run.
 
@@ -51,6 +52,8 @@ def run(
         data: what `load_data` made of the same `data` options, so that many runs in one process read it once.
         base: what `base_of` made of the same `model` options.
         devices: to train on; by default all devices of all processes.
+        stop_after: a step after which the run is saved and left, to go on another time; None for its end. It is no part
+            of the config: the schedule is that of the whole run.
 
     Raises:
         WorkdirError: the directory holds another run.
@@ -80,6 +83,8 @@ def run(
         open_things.enter_context(jax.set_mesh(mesh))
         if trial.is_over and trial.is_known_whole:
             return trial.found_over()
+        if not trial.is_over and stop_after is not None and trial.step >= stop_after:
+            return trial.paused()
         trial.describe_start()
 
         # ---- State: weights, adapters and moments on their devices -------------------------------------------------
@@ -111,11 +116,12 @@ def run(
             trial.dispatched(metrics)
             profiler.after(trial.step, metrics)
             trial.look_at_effect(state)
-            stopping = stop.requested(trial.step)
+            stopping = stop.requested(trial.step) or trial.step == stop_after
             if stopping or trial.is_due():
                 trial.stop_clock()
                 trial.settle(state, stopping)
                 trial.start_clock()
             if stopping and not trial.is_over:
-                return trial.interrupted(stop.signal)
+                at_pause = trial.step == stop_after and not stop.signal
+                return trial.paused() if at_pause else trial.interrupted(stop.signal)
         return trial.finish()

@@ -352,6 +352,11 @@ class Trial:
         """How the run ended that is left before its end; by which signal."""
         return self._end_with(self._latest, by or signal.SIGTERM)
 
+    def paused(self) -> RunResult:
+        """How the run ended that is left where it was asked to."""
+        self.checkpoints.close()
+        return self._end_with(last_evaluation(log_of(self.workdir, self.step)), paused=True)
+
     def finish(self) -> RunResult:
         """How the run ended that is over: says it, and writes the report."""
         if self.step < self.times.total_steps:
@@ -366,9 +371,9 @@ class Trial:
         if page := self._tasks.write_report(base.name, self.step, cost):
             self._console.print(f"Report: {page}", soft_wrap=True)
 
-    def _end_with(self, metrics: dict[str, float], by: int | None = None) -> RunResult:
-        early = by is None and self.step < self.times.total_steps
-        self._ended = RunResult(self.step, self.times.total_steps, metrics, by, early, self.best.step)
+    def _end_with(self, metrics: dict[str, float], by: int | None = None, paused: bool = False) -> RunResult:
+        early = by is None and not paused and self.step < self.times.total_steps
+        self._ended = RunResult(self.step, self.times.total_steps, metrics, by, early, self.best.step, paused)
         return self._ended
 
 

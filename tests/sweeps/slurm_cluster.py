@@ -19,7 +19,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "setpriv")
 NODES = 4
 PATIENCE_SECONDS = 60
 # How long a requeued job waits: 120 s by default.
-REQUEUE_SECONDS = 3
+REQUEUE_SECONDS = 5
 CONF = """
 ClusterName=local
 SlurmctldHost={host}(127.0.0.1)
@@ -47,7 +47,10 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=20
 {nodes}
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 
@@ -115,7 +118,9 @@ def _start(root: Path, open_things: contextlib.ExitStack) -> None:
     for i in range(NODES):
         (root / "spool" / f"n{i}").mkdir()
         _daemon(root, open_things, "slurmd", "-D", "-N", f"n{i}")
-    _until(lambda: ask("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle"] * NODES, root)
+    _until(
+        lambda: ask("sinfo", "--noheader", "--partition=debug", "--format=%T %D").split() == ["idle", str(NODES)], root
+    )
 
 
 def _daemon(root: Path, open_things: contextlib.ExitStack, *command: str) -> None:
@@ -141,8 +146,9 @@ def _until(reached, root: Path) -> None:
         if reached():
             return
         time.sleep(0.1)
-    logs = "\n".join(f"{log.name}: {log.read_text()[-500:]}" for log in sorted(root.glob("*.log")))
-    raise CannotStart(f"SLURM was not ready within {PATIENCE_SECONDS} s\n{logs}")
+    log = root / "slurmctld.log"
+    said = log.read_text().splitlines()[-3:] if log.exists() else []
+    raise CannotStart(f"it was not ready within {PATIENCE_SECONDS} s: {' / '.join(said)}")
 
 
 def ask(*command: str) -> str:

@@ -6,7 +6,6 @@ import glob
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 _PLATFORMS = "JAX_PLATFORMS"
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -60,11 +59,16 @@ def places(workers: int, environment: Mapping[str, str] = os.environ) -> list[Pl
     """
     if workers == 1:
         return [Place()]
-    cores = _cores()
-    shares = [tuple(cores[i * len(cores) // workers : (i + 1) * len(cores) // workers]) for i in range(workers)]
-    shares = [share or (cores[i % len(cores)],) for i, share in enumerate(shares)]
+    shares = _shares(_cores(), workers)
     devices = _of_gpus(workers, environment) or _of_tpus(workers, environment) or [{}] * workers
     return [Place(share, _threads(share, environment) | here) for share, here in zip(shares, devices, strict=True)]
+
+
+def _shares(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]:
+    """Neighbours for each worker; where there are more workers than cores, one core, which another has too."""
+    if workers > len(cores):
+        return [(cores[i % len(cores)],) for i in range(workers)]
+    return [tuple(cores[i * len(cores) // workers : (i + 1) * len(cores) // workers]) for i in range(workers)]
 
 
 def _cores() -> Sequence[int]:
@@ -99,18 +103,24 @@ def _of_tpus(workers: int, environment: Mapping[str, str]) -> list[dict[str, str
     return [alone | {"TPU_VISIBLE_DEVICES": str(i)} for i in range(workers)]
 
 
-def _gpus(environment: Mapping[str, str], listed: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+def _gpus(environment: Mapping[str, str]) -> list[str]:
     """NVIDIA GPUs that JAX would use, as CUDA_VISIBLE_DEVICES names them."""
     if not _may_use(environment, ("cuda", "gpu")):
         return []
     if _GPUS in environment:
         return [name.strip() for name in environment[_GPUS].split(",") if name.strip() not in ("", "-1")]
-    return [str(number) for number in range(len(list(listed.iterdir())))] if listed.exists() else []
+    return [str(number) for number in range(_gpus_listed())]
+
+
+def _gpus_listed() -> int:
+    return len(glob.glob("/proc/driver/nvidia/gpus/*"))
 
 
 def _tpu_chips(environment: Mapping[str, str]) -> int:
-    if not _may_use(environment, ("tpu",)):
-        return 0
+    return _tpu_chips_listed() if _may_use(environment, ("tpu",)) else 0
+
+
+def _tpu_chips_listed() -> int:
     return len(glob.glob("/dev/accel[0-9]*")) or len(glob.glob("/dev/vfio/[0-9]*"))
 
 

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-from sft_jax.runs.result import read_result
+from sft_jax.compilations import keep_compilations
+from sft_jax.runs.result import FINISHED, INTERRUPTED, STOPPED_EARLY, read_result
 from sft_jax.sweeps.directory import open_sweep
 from sft_jax.sweeps.executing import execute
 from sft_jax.sweeps.launchers.slurm_queue import ask
@@ -30,27 +31,29 @@ class RunJob:
     Attributes:
         root: of the sweep.
         name: of the run.
+        stop_after: the step after which it pauses; None: it goes on to its end.
     """
 
     root: str
     name: str
+    stop_after: int | None = None
 
     def __call__(self) -> str:
         """Trains the run, or goes on with it.
 
         Returns:
-            how it ended, where it is done; `waiting` on hosts but the first of a job that goes back into the queue.
+            how it ended, where it is done or paused; `waiting` where the first host puts the job back into the queue.
 
         Raises:
             SystemExit: it is not done: it failed, it was cancelled, or the job is in the queue again.
             UncompletedJobError: its time was over too often.
         """
-        state = "interrupted"
+        state = INTERRUPTED
         with Notice() as notice, contextlib.suppress(SystemExit):  # which `Notice` raises outside of the loop
             state = self._train()
-        if state in ("finished", "stopped_early"):
+        if state in (FINISHED, STOPPED_EARLY, "paused"):
             return state
-        if notice.came or (state == "interrupted" and _is_preempted()):
+        if notice.came or (state == INTERRUPTED and _is_preempted()):
             if int(os.environ.get("SLURM_PROCID", 0)) > 0:
                 return "waiting"  # an error here would end the process that puts the job back
             self._requeue(notice)
@@ -73,7 +76,8 @@ class RunJob:
         before = read_result(directory)
         if before is not None and before.done:
             return before.state
-        return execute(run, directory, Shared(), launcher="slurm").state
+        keep_compilations()
+        return execute(run, directory, Shared(), launcher="slurm", stop_after=self.stop_after).state
 
     def _requeue(self, notice: "Notice") -> None:
         """Puts the job back into the queue, which ends this process."""

@@ -1,0 +1,111 @@
+"""What is known of runs before any starts: whether their models and data are there and fit, and their programs.
+
+No weights are read.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from sft_jax.data.files.locate import sources_of
+from sft_jax.data.reading import held_out_reading_of
+from sft_jax.options import Options, options_of
+from sft_jax.preparation.mixing import reader_of
+from sft_jax.runs.base import Base
+from sft_jax.sharding import make_mesh
+from sft_jax.sweeps.problems import Problems
+from sft_jax.sweeps.runs import SweepRun
+from sft_jax.sweeps.shared import Shared
+from sft_jax.training.durations import run_steps
+from sft_jax.training.initial_adapter import open_initial_adapter
+from sft_jax.training.memory import StepProgram, step_program
+from sft_jax.training.trained_parameters import check_trained
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedRun:
+    """A run that could start.
+
+    Attributes:
+        run: itself.
+        program: its train step; runs whose programs are equal share what is compiled.
+        total_steps: that it has.
+    """
+
+    run: SweepRun
+    program: StepProgram
+    total_steps: int
+
+
+def check_inputs(runs: Sequence[SweepRun], shared: Shared) -> None:
+    """Checks that models and data of all runs are there, and that what is trained fits the model.
+
+    Args:
+        runs: in the order in which they are stated.
+        shared: keeps what several of them open.
+
+    Raises:
+        SweepError: names what is wrong, and in which runs.
+    """
+    problems, looked_at = Problems(), set()
+    for number, run in enumerate(runs, start=1):
+        try:
+            options, _ = _opened(run.config, shared)
+            data = options.data
+            if repr(data) not in looked_at:
+                _check_data_there(options)
+            looked_at.add(repr(data))
+        except (ValueError, OSError) as error:
+            problems.add(number, error)
+    problems.refuse()
+
+
+def prepare(
+    runs: Sequence[SweepRun], shared: Shared, devices: Sequence[jax.Device], console: Console
+) -> list[PreparedRun]:
+    """Reads and tokenizes the data of runs, which the cache keeps for them, and describes their programs.
+
+    Args:
+        runs: in the order in which they are stated.
+        shared: keeps what several of them read.
+        devices: on which each would run.
+        console: where it is shown how far that is.
+
+    Raises:
+        SweepError: names what is wrong, and in which runs.
+    """
+    problems, prepared = Problems(), []
+    for number, run in enumerate(runs, start=1):
+        try:
+            options, base = _opened(run.config, shared)
+            data = shared.data(options, len(devices), console)
+            program = step_program(options, base, data, make_mesh(options.mesh, devices))
+            prepared.append(PreparedRun(run, program, run_steps(options.duration, data.plan)))
+        except (ValueError, OSError) as error:
+            problems.add(number, error)
+    problems.refuse()
+    return prepared
+
+
+def _opened(config: ConfigDict, shared: Shared) -> tuple[Options, Base]:
+    """The options of a run, with what an adapter to begin with says of itself, and its base."""
+    options = options_of(config)
+    base = shared.base(options.model)
+    initial = open_initial_adapter(options.adapter, base)
+    if initial is not None:
+        options = options_of(initial.in_config(config))
+    check_trained(options, base.decoder)
+    return options, base
+
+
+def _check_data_there(options: Options) -> None:
+    """Checks that training and held-out rows are there; reads none of them."""
+    data = options.data
+    if not (data.train or data.mixture):
+        raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
+    reader_of(data)
+    if data.held_out:
+        sources_of(data.held_out, held_out_reading_of(data.reading, data.held_out_split))
