@@ -12,7 +12,7 @@ from sft_jax.sweeps.report.plots import COST, COST_NAMES, SETTINGS, VARIED
 from sft_jax.sweeps.settings import exact_text
 
 Found = Mapping[str, Any]
-_STATES = ("finished", "running", "waiting", "interrupted", "failed", "diverged", "damaged")
+_STATES = ("finished", "running", "waiting", "paused", "interrupted", "failed", "diverged", "damaged")
 _MOST_LEVELS = 12
 
 
