@@ -1,5 +1,6 @@
 """`python -m sft_jax.report`: what it writes, its flags, and what it says of mistakes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,15 @@ import pytest
 from tests.sweeps import written
 
 
+ROOT = Path(__file__).parents[1]
+
+
 def report(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "sft_jax.report", *map(str, arguments)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
 
 
@@ -68,3 +72,10 @@ def test_mistakes_are_said_in_one_line(arguments, message):
     assert done.returncode == 1
     assert done.stderr.startswith(message)
     assert "Traceback" not in done.stderr
+
+
+def test_all_flags_are_in_the_docs():
+    section = (ROOT / "docs" / "sweeps.md").read_text().split("\n### The report\n")[1].split("\n### ")[0]
+    listed = re.findall(r"^\| `--(\w+)`", section, re.MULTILINE)
+    defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (ROOT / "sft_jax" / "report.py").read_text())
+    assert sorted([*listed, "compare"]) == sorted(defined)
