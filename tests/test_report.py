@@ -9,7 +9,6 @@ import pytest
 
 from tests.sweeps import written
 
-
 ROOT = Path(__file__).parents[1]
 
 
