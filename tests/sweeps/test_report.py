@@ -113,7 +113,7 @@ def test_with_fewer_than_three_seeds_nobody_can_tell(tmp_path, seeds):
     found, _ = report_of(tmp_path)
     best = found["best"]
     assert (best["next"]["seeds"], best["next"]["p_value"]) == (seeds, None)
-    assert re.search(rf"Nobody can tell .* {seeds} seeds? of both", list(verdicts_of(found))[-1])
+    assert re.search(rf"Nobody can tell .* {seeds} seeds? in common", list(verdicts_of(found))[-1])
     assert by_name(found)["rank=64"]["difference"]["p_value"] is None
     assert by_name(found)["rank=64"]["difference"]["called"] is None
     assert (by_name(found)["rank=4"]["score"]["low"] is None) == (seeds == 1)

@@ -49,7 +49,7 @@ class SweptRun:
         directory: its own.
         setting: what it has in each factor.
         seed: of its config.
-        state: finished, running, waiting, paused, interrupted, failed, diverged, or damaged: a file of it cannot be read.
+        state: finished, running, waiting, paused, interrupted, failed, diverged, or damaged (in a file).
         error: why it failed.
         end: its result, if it has one.
         log: its metrics.

@@ -56,10 +56,10 @@ def verdicts_of(found: Found) -> Iterator[str]:
 def _against_next(best: str, following: Found, *, better: bool) -> str:
     seeds = following["seeds"]
     if seeds < LEAST_SEEDS:
-        shared = f"{seeds} seed{'' if seeds == 1 else 's'} of both"
+        shared = f"{seeds} seed{'' if seeds == 1 else 's'}"
         return (
-            f"Nobody can tell whether it is better than the next, {following['setting']}: {shared} "
-            f"cannot compare them, that takes {LEAST_SEEDS}"
+            f"Nobody can tell whether it is better than the next, {following['setting']}: "
+            f"they have {shared} in common, and telling takes {LEAST_SEEDS}"
         )
     rows = f" and {following['rows']:,} rows" if following["rows"] else ""
     over = f"{seeds} seeds{rows}; {p_text(following['p_value'])}"
