@@ -246,6 +246,17 @@ def test_curves_are_means_and_ranges_of_seeds(sweep, axis, expected):
     assert curve.high == pytest.approx(values.max(0))
 
 
+def test_compiling_is_no_time_of_a_run(tmp_path):
+    """Which run a process happened to begin with says nothing of its setting."""
+    names = written.write_sweep(tmp_path, {RANK: [4, 8], "seed": [0]})
+    path = tmp_path / names[0] / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["speed/seconds_per_step"] = 60.0
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, _ = report_of(tmp_path)
+    assert [one["costs"]["seconds"] for one in found["settings"]] == [10.0, 10.0]
+
+
 NUMBERS = [([1e-4, 1e-3], True), ([4, 8, 16, 32], True), ([0.1, 0.2], False), ([0, 8], False)]
 
 

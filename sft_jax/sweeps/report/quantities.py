@@ -23,6 +23,7 @@ TOKENS, SUPERVISED, STEP_SECONDS = "progress/tokens", "progress/supervised_token
 LOGGED = (TOKENS, SUPERVISED, STEP_SECONDS)  # what costs and axes are made of
 USUAL = ("held_out/nll", "held_out/loss", "train/loss")
 COSTS = ("tokens", "supervised_tokens", "seconds", "peak_memory_bytes", "trained_parameters")
+_UNUSUAL = 10  # times the median
 _LOWER, _HIGHER = ("loss", "nll", "perplexity", "gap"), ("accuracy",)
 
 
@@ -102,8 +103,15 @@ def take(run: SweptRun, quantity: Quantity) -> Taken | None:
 
 
 def seconds_of(run: SweptRun) -> np.ndarray:
-    """Seconds of training up to each line of the log; steps that were not logged took as long as the next one."""
-    each = np.nan_to_num(run.log.columns[STEP_SECONDS])
+    """Seconds of training up to each line of the log; steps that were not logged took as long as the next one.
+
+    A step that took ten times as long as the median did something else too: programs are compiled in the first step of
+    a process, which has nothing to do with the run. It counts as the median.
+    """
+    each = run.log.columns[STEP_SECONDS]
+    measured = each[np.isfinite(each)]
+    usual = float(np.median(measured)) if len(measured) else 0.0
+    each = np.where(each > _UNUSUAL * usual, usual, np.nan_to_num(each))
     return np.cumsum(each * np.diff(run.log.steps, prepend=0))
 
 
