@@ -109,17 +109,19 @@ def refuse_unread(names: Iterable[str], goes_with: str) -> None:
         raise ValueError(f"{', '.join(given)}: not read here, it goes with {goes_with}; leave it out")
 
 
-def run(main: Callable[[list[str]], None], several_processes: bool = False) -> None:
+def run(main: Callable[[list[str]], None], several_processes: bool = False, positional: bool = False) -> None:
     """`app.run(main)`, with mistakes of the user shown as a message; `--traceback` shows where they came from.
 
     Args:
         main: the command.
         several_processes: it can be one of several processes, which are told of flags with which this one cannot start.
+        positional: it takes arguments without a name, before, between and behind flags.
     """
+    flags.FLAGS.set_gnu_getopt(positional)
 
     def parsed(arguments: list[str]) -> list[str]:
         try:
-            return _parse_flags(arguments)
+            return _parse_flags(arguments, positional)
         except _BadFlags as error:
             shows_where = isinstance(error.__cause__, config_flag.ConfigError) and "--traceback" in arguments
             if not shows_where:
@@ -182,7 +184,7 @@ class _BadFlags(Exception):
         self.text = f"{self}\n({hint})"
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
+def _parse_flags(arguments: list[str], positional: bool = False) -> list[str]:
     """Parses the flags.
 
     Raises:
@@ -197,7 +199,7 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         raise _BadFlags("flags", message, _LISTED) from error
     except (flags.Error, ValueError) as error:  # a value for a flag that takes none
         raise _BadFlags("flags", error, _LISTED) from error
-    if len(rest) > 1:
+    if len(rest) > 1 and not positional:
         raise _BadFlags("flags", f"unexpected argument {rest[1]!r}; flags look like --name=value", _LISTED)
     return rest
 

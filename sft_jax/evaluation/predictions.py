@@ -12,10 +12,9 @@ from etils import epath
 
 from sft_jax.evaluation.measuring import Entry, reference_text
 from sft_jax.evaluation.report.write import RESULTS
-from sft_jax.runs.workdir import write_whole
+from sft_jax.runs.workdir import PREDICTIONS, write_whole
 
 Rows = Sequence[Mapping[str, Any]]
-FOLDER = "predictions"
 _BEFORE = "{} (before)"
 
 
@@ -27,10 +26,10 @@ def write_predictions(directory: epath.Path, rows: Mapping[str, Mapping[str, Row
         rows: task -> method -> a row for each record.
     """
     for task, by_method in rows.items():
-        (directory / FOLDER / task).mkdir(parents=True, exist_ok=True)
+        (directory / PREDICTIONS / task).mkdir(parents=True, exist_ok=True)
         for method, lines in by_method.items():
             text = "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines)
-            write_whole(directory / FOLDER / task / f"{method}.jsonl", text)
+            write_whole(directory / PREDICTIONS / task / f"{method}.jsonl", text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ def read_before(directory: epath.Path, entries: Sequence[Entry]) -> Before:
     if not (directory / RESULTS).exists():
         raise ValueError(f"--compare={directory} holds no finished evaluation: there is no {RESULTS}")
     described = json.loads((directory / RESULTS).read_text())["methods"]
-    rows = {entry.name: _of_task(directory / FOLDER / entry.name, entry, described) for entry in entries}
+    rows = {entry.name: _of_task(directory / PREDICTIONS / entry.name, entry, described) for entry in entries}
     rows = {task: by_method for task, by_method in rows.items() if by_method}
     if not rows:
         names = ", ".join(entry.name for entry in entries)

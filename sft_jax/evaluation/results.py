@@ -111,23 +111,31 @@ def _method(method: Method, measured: ByMethod, training: Mapping[str, Any] | No
 def _task(entry: Entry, measured: Mapping[str, Measured], seed: int, before: Mapping[str, Rows]) -> dict[str, Any]:
     outcomes = {name: one.outcomes for name, one in measured.items()}
     outcomes |= {name: [row["outcome"] for row in rows] for name, rows in before.items()}
-    primary = _primary(next(iter(outcomes.values())))
-    comparisons = _comparisons(outcomes, seed)
+    compared = compared_outcomes(outcomes, seed)
     notes = [f"{name}: {note}" for name, one in measured.items() for note in one.notes]
     return {
         "kind": entry.options.kind,
         "data": entry.options.path,
         "examples": len(entry.records),
-        "primary": primary,
         "dropped": len(entry.dropped),
+        **compared,
+        "details": {name: _details(entry, found, seed) for name, found in outcomes.items()},
+        "notes": notes + list(filter(None, [_group_note(entry), _told_apart(entry, measured, seed)])),
+        "examples_needed": _examples_needed(
+            {name: one.outcomes for name, one in measured.items()}, compared["primary"]
+        ),
+    }
+
+
+def compared_outcomes(outcomes: Mapping[str, Sequence[Outcome]], seed: int) -> dict[str, Any]:
+    """{"primary", "scores", "comparisons"} of what methods, or runs, made of the same rows in the same order."""
+    return {
+        "primary": _primary(next(iter(outcomes.values()))),
         "scores": {
             name: {metric: score.as_dict() for metric, score in aggregate(found, seed).items()}
             for name, found in outcomes.items()
         },
-        "comparisons": comparisons,
-        "details": {name: _details(entry, found, seed) for name, found in outcomes.items()},
-        "notes": notes + list(filter(None, [_group_note(entry), _told_apart(entry, measured, seed)])),
-        "examples_needed": _examples_needed({name: one.outcomes for name, one in measured.items()}, primary),
+        "comparisons": _comparisons(outcomes, seed),
     }
 
 

@@ -29,6 +29,8 @@ from sft_jax.agreement import agreed
 _PARTIAL = ".partial"
 CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
 DATA_REPORT = "data_report.json"
+EVALUATIONS, TASKS = "evaluations", "tasks/"  # what tasks gave, by step; the beginning of their metrics
+PREDICTIONS = "predictions"  # of an evaluation, by task and method
 _LOCK = ".lock"
 STATUS, RESULT = "status.json", "result.json"
 SESSION, SESSION_END = "events.out.tfevents.0.session", "events.out.tfevents.session_end"  # of a sweep, in TensorBoard

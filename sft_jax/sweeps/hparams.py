@@ -26,6 +26,7 @@ from sft_jax.sweeps.status import RunStatus, read_status
 EXPERIMENT = "events.out.tfevents.experiment"
 _STEP_METRICS = ("train/", "progress/", "speed/")  # of training steps; of these the last loss alone is shown
 _TRAIN_LOSS = "train/loss"
+_GOES_ON = ("waiting", "running", "paused")
 _MOST_VALUES = 12  # of a number that are listed one by one; of more there is an interval
 # The page shows the first few columns: what one looks for stands first.
 _IN_ORDER = ("best/", "final/tasks/", "final/held_out/", "final/train/", "final/", "cost/")
@@ -98,7 +99,7 @@ def _write_session(root: epath.Path, stated: Stated, run: str) -> None:
     if status.state == "waiting" and end is None:
         return
     write_whole(directory / SESSION, _event_file(_session_start(stated, run, status)))
-    if status.state in ("waiting", "running") and not (end and end.done):
+    if status.state in _GOES_ON and not (end and end.done):
         (directory / SESSION_END).unlink(missing_ok=True)
     else:
         write_whole(directory / SESSION_END, _event_file(_session_end(status, end)))

@@ -21,9 +21,9 @@ from sft_jax.evaluation.scoring import score_values
 from sft_jax.evaluation.side_by_side import ByMethod
 from sft_jax.generation import Prepared
 from sft_jax.options import Options
-from sft_jax.runs.workdir import write_whole
+from sft_jax.runs.workdir import EVALUATIONS, TASKS, write_whole
 
-FOLDER, REPORT, PREFIX = "evaluations", "report", "tasks/"
+REPORT = "report"
 
 
 class TaskEvaluation:
@@ -49,7 +49,7 @@ class TaskEvaluation:
         self._options, self._renderer, self._workdir, self._writes = options, renderer, workdir, writes
         self._entries = [read_entry(name, task) for name, task in options.evaluation.tasks.items()]
         self._tasks = [task_of(entry, renderer) for entry in self._entries]  # what is wrong with rows is said now
-        self.names = [f"{PREFIX}{entry.name}" for entry in self._entries]
+        self.names = [f"{TASKS}{entry.name}" for entry in self._entries]
 
     def __call__(self, prepared: Prepared, step: int) -> dict[str, float]:
         """`tasks/<task>/<metric>` of the model."""
@@ -60,11 +60,11 @@ class TaskEvaluation:
             measured = measure(entry, respondent, task=task)
             self._keep(entry, measured, step)
             values = score_values(measured.outcomes)
-            scalars |= {f"{PREFIX}{entry.name}/{metric}": value for metric, value in values.items()}
+            scalars |= {f"{TASKS}{entry.name}/{metric}": value for metric, value in values.items()}
         return scalars
 
     def _path(self, entry: Entry, step: int) -> epath.Path:
-        return self._workdir / FOLDER / str(step) / f"{entry.name}.json"
+        return self._workdir / EVALUATIONS / str(step) / f"{entry.name}.json"
 
     def _keep(self, entry: Entry, measured: Measured, step: int) -> None:
         if self._writes:
@@ -91,7 +91,7 @@ class TaskEvaluation:
         if not self._entries or not self._writes:
             return None
         # With patience, a run may end at an evaluation that measured no tasks.
-        last = max(int(path.name) for path in (self._workdir / FOLDER).iterdir() if int(path.name) <= step)
+        last = max(int(path.name) for path in (self._workdir / EVALUATIONS).iterdir() if int(path.name) <= step)
         steps = {Method(BASE, (BASE,)): 0, Method(TUNED, (TUNED,)): last}
         found = {
             entry.name: {method.name: _read(self._path(entry, at)) for method, at in steps.items()}

@@ -10,10 +10,10 @@ import pytest
 from configs import sft
 from sft_jax.evaluation.measuring import measure
 from sft_jax.evaluation.methods import PARTS
-from sft_jax.evaluation.predictions import FOLDER
 from sft_jax.evaluation.report.write import MARKDOWN, PAGE, PLOTS, RESULTS
 from sft_jax.evaluation.tasks.checks import CHOOSE_BY, KINDS
 from sft_jax.options import options_of
+from sft_jax.runs.workdir import PREDICTIONS
 from sft_jax.training.checks import check_config
 from tests import tiny
 from tests.evaluation.asking import RECORDS, entry, respondent
@@ -51,6 +51,6 @@ def test_all_kinds_methods_and_files_are_listed():
     assert all(f'"{way}"' in DOCS for way in CHOOSE_BY)
     files = [name for cell in first_cells("What comes of it") for name in cell]
     assert files == [
-        *(PAGE, MARKDOWN, f"{PLOTS}/", RESULTS, f"{FOLDER}/<task>/<method>.jsonl", "answers/<model>.jsonl"),
+        *(PAGE, MARKDOWN, f"{PLOTS}/", RESULTS, f"{PREDICTIONS}/<task>/<method>.jsonl", "answers/<model>.jsonl"),
         *("events.out.tfevents…", "metrics.jsonl", "indexes/"),
     ]

@@ -105,7 +105,7 @@ def test_cells_have_the_final_figures_and_rows_their_means(sweep):
 
 @pytest.mark.parametrize(
     ("state", "status"),
-    [("diverged", FAILURE), ("failed", FAILURE), ("interrupted", FAILURE), ("running", UNKNOWN)],
+    [("diverged", FAILURE), ("failed", FAILURE), ("interrupted", FAILURE), ("running", UNKNOWN), ("paused", UNKNOWN)],
 )
 def test_what_did_not_end_well_is_listed_without_figures(tmp_path, state, status):
     names = written.write_sweep(tmp_path, unlike={0: state, 1: "waiting"})

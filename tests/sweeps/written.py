@@ -31,6 +31,11 @@ def loss_of(overrides: Mapping[str, Any], step: int) -> float:
     return floor + 2.0 * math.exp(-step / 6)
 
 
+def tokens_a_step(overrides: Mapping[str, Any]) -> int:
+    """In proportion to the batch."""
+    return TOKENS_A_STEP * overrides.get("batch.sequences", 8) // 8
+
+
 def overrides_of(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """All combinations of the values."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
@@ -82,7 +87,8 @@ def write_run(
     evaluations = {step: loss(overrides, step) for step in range(0, last + 1, EVERY)}
     best = min(evaluations, key=evaluations.get)
     at_best = {"step": best, "metric": "held_out/nll", "metrics": {"held_out/nll": evaluations[best]}}
-    counters = {"examples": 8 * last, "tokens": TOKENS_A_STEP * last, "supervised_tokens": 400 * last, "epochs": 1.0}
+    tokens = tokens_a_step(overrides)
+    counters = {"examples": 8 * last, "tokens": tokens * last, "supervised_tokens": 0.4 * tokens * last, "epochs": 1.0}
     write_result(directory, RunEnd(state, last, STEPS, metrics, at_best, counters, 0.5 * last, None, error))
 
 
@@ -95,7 +101,8 @@ def write_log(directory: Path, overrides: Mapping[str, Any], loss: Loss, last: i
             held_out = loss(overrides, step)
             line |= {"held_out/nll": held_out, "held_out/loss": held_out, "held_out/accuracy": math.exp(-held_out)}
         if step:
-            line |= {"progress/tokens": TOKENS_A_STEP * step, "progress/supervised_tokens": 400 * step}
+            seen = tokens_a_step(overrides) * step
+            line |= {"progress/tokens": float(seen), "progress/supervised_tokens": 0.4 * seen}
         log.scalars(step, line)
     log.close()
     return line

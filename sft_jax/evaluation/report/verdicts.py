@@ -30,9 +30,14 @@ def called(comparison: Comparison) -> str:
 
     "higher" or "lower" for a metric that describes and does not judge.
     """
-    if comparison["p_holm"] >= SIGNIFICANCE:
+    return called_by(comparison["value"], comparison["p_holm"], higher_is_better(comparison["metric"]))
+
+
+def called_by(difference: float, p_value: float, is_good: bool | None) -> str:
+    """The same of any difference, where the higher is good, the lower (False), or neither (None)."""
+    if p_value >= SIGNIFICANCE:
         return UNDECIDED
-    is_higher, is_good = comparison["value"] > 0, higher_is_better(comparison["metric"])
+    is_higher = difference > 0
     if is_good is None:
         return "higher" if is_higher else "lower"
     return BETTER if is_higher == is_good else WORSE
