@@ -304,9 +304,9 @@ class Trial:
 
     def dispatched(self, metrics: Metrics) -> None:
         """Counts a step that the devices have begun, and reads the metrics of the one before."""
-        self.step += 1
         if self._pending:
             self.record()
+        self.step += 1
         self._pending = (self.step, metrics)
 
     @property

@@ -106,7 +106,7 @@ def test_runs_that_end_otherwise(tmp_path):
     with pytest.raises(DivergedError):
         run(tiny.config(tmp_path, **settings | poisoned), tmp_path / "diverged")
     found = read_result(tmp_path / "diverged")
-    assert (found.state, found.done, found.best) == ("diverged", False, None)
+    assert (found.state, found.step, found.done, found.best) == ("diverged", 2, False, None)
     assert found.error.startswith("DivergedError: 2 steps in a row, up to step 2")
 
 

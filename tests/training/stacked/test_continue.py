@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from sft_jax.runs.checkpoints import Checkpoints
 from sft_jax.runs.result import read_result
@@ -43,7 +44,7 @@ def whole(root):
 
 
 def steps_saved(workdir):
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(epath.Path(workdir), read_only=True)
     try:
         return checkpoints.latest()
     finally:

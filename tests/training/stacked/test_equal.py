@@ -65,8 +65,8 @@ def test_ranks_by_masking(method, tmp_path):
         {"adapter.rank": 2, "adapter.ranks": ("attention/query=8",), "adapter.scaling": "sqrt_rank"},
     )
     workdirs = assert_same_runs(configs_of(tmp_path, changes, SHORT | {"adapter.method": method}), tmp_path)
-    query = [trained_of(workdir)["adapters/layers/attention/query/a"].shape for workdir in workdirs]
-    assert query == [(2, 32, 4), (2, 32, 2), (2, 32, 8)]
+    query = [trained_of(workdir)["adapters/layers_0/attention/query/a"].shape for workdir in workdirs]
+    assert query == [(32, 4), (32, 2), (32, 8)]
 
 
 @pytest.mark.parametrize("layout", ["scan", "auto"])
@@ -77,7 +77,8 @@ def test_what_is_drawn_is_drawn_as_by_itself(layout, tmp_path):
         {"seed": 6, "adapter.dropout": 0.1, "objective.z_loss": 1e-3},
         {"seed": 5},
     )
-    assert_same_runs(configs_of(tmp_path, changes, SHORT | {"execution.layer_layout": layout}), tmp_path)
+    configs = configs_of(tmp_path, changes, SHORT | {"execution.layer_layout": layout})
+    assert_same_runs(configs, tmp_path, rtol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +115,16 @@ def test_rows_of_their_own(tmp_path):
 
 def test_what_is_not_finite_stays_in_its_run(tmp_path):
     """Steps are skipped where a run by itself skips them; one that skips too many ends, and the others go on."""
-    common = SHORT | {"objective.name": "poisoned", "objective.head_chunk_tokens": 0, "optimizer.warmup": "0 steps"}
-    common |= {"duration": "6 steps", "data.held_out": "", "data.sequence_length": 96, "checkpoint.best_metric": ""}
+    common = SHORT | {
+        "objective.name": "poisoned",
+        "objective.head_chunk_tokens": 0,
+        "optimizer.warmup": "0 steps",
+        "optimizer.epsilon": 1e-4,
+        "duration": "6 steps",
+        "data.held_out": "",
+        "data.sequence_length": 96,
+        "checkpoint.best_metric": "",
+    }
     patient = {"optimizer.max_skipped_in_a_row": 100}
     changes = (*({"seed": seed} | patient for seed in range(3)), {"seed": 1, "optimizer.max_skipped_in_a_row": 1})
     configs = configs_of(tmp_path, changes, common)
@@ -128,7 +137,7 @@ def test_what_is_not_finite_stays_in_its_run(tmp_path):
     assert len({tuple(steps) for steps in skipped}) > 1
     for ours, theirs in zip(together[:3], single, strict=True):
         assert all(np.isfinite(leaf).all() for leaf in trained_of(ours).values())
-        assert_same_weights(ours, theirs)
+        assert_same_weights(ours, theirs, rtol=1e-4)
         assert (ours / "skipped_steps.jsonl").read_text() == (theirs / "skipped_steps.jsonl").read_text()
 
 
