@@ -56,13 +56,13 @@ def paired_over_seeds_and_rows(
     rest = differences - by_seed[:, None] - by_row[None] + mean
     of_seeds, of_rows = rows * by_seed.var(ddof=1), seeds * by_row.var(ddof=1)
     of_rest = float((rest**2).sum()) / ((seeds - 1) * (rows - 1))
-    squares = {seeds - 1: of_seeds, rows - 1: of_rows, (seeds - 1) * (rows - 1): -of_rest}
+    squares = [(of_seeds, seeds - 1), (of_rows, rows - 1), (-of_rest, (seeds - 1) * (rows - 1))]
     if of_rows <= of_rest:
-        squares = {seeds - 1: of_seeds}
+        squares = squares[:1]
     elif of_seeds <= of_rest:
-        squares = {rows - 1: of_rows}
-    total = sum(squares.values())
-    freedom = total**2 / max(sum(square**2 / free for free, square in squares.items()), 1e-300)
+        squares = squares[1:2]
+    total = sum(square for square, _ in squares)
+    freedom = total**2 / max(sum(square**2 / free for square, free in squares), 1e-300)
     return _t_score(float(mean), total / (seeds * rows), max(freedom, 1.0), confidence)
 
 

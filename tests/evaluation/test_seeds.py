@@ -71,6 +71,21 @@ def test_rows_help_where_seeds_agree():
     assert paired_over_seeds_and_rows(first[:, :4], second[:, :4])[1] > 0.01
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (2, 50), (3, 8)])
+def test_each_factor_adds_its_own_part(shape):
+    """Also where their degrees of freedom are the same number: seeds as rows and rows as seeds give the same."""
+    rng = np.random.default_rng(4)
+    seeds, rows = rng.normal(size=(shape[0], 1)), rng.normal(size=(1, shape[1]))
+    differences = 1 + 2 * seeds + 2 * rows + 0.01 * rng.normal(size=shape)
+    nothing = np.zeros(shape)
+    score, p_value = paired_over_seeds_and_rows(nothing, differences)
+    turned, turned_p = paired_over_seeds_and_rows(nothing.T, differences.T)
+    assert (score.low, score.high, p_value) == pytest.approx((turned.low, turned.high, turned_p))
+    own = differences.mean(1).var(ddof=1) / shape[0] + differences.mean(0).var(ddof=1) / shape[1]
+    least = stats.t.isf(0.025, sum(shape) - 2) * np.sqrt(own)
+    assert (score.high - score.low) / 2 > 0.99 * least
+
+
 def test_contributions_of_rows():
     """Of a mean, its values; of a ratio, their mean is near the metric, nearer than 1 / rows."""
     outcomes = [{"exact_match": value} for value in (True, False, True, True)]
