@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -278,6 +279,20 @@ def test_a_directory_of_run_directories(tmp_path):
     (tmp_path / names[1] / "result.json").unlink()
     (tmp_path / names[1] / "status.json").unlink()
     assert report_of(tmp_path)[0]["states"] == {"finished": 5, "interrupted": 1}
+
+
+def test_a_run_with_the_seed_of_another_is_no_further_seed(tmp_path):
+    names = written.write_sweep(tmp_path, {RANK: [4, 8], "seed": [0, 1]})
+    (tmp_path / "sweep.json").unlink()
+    shutil.copytree(tmp_path / names[0], tmp_path / f"{names[0]}-again")
+    found, _ = report_of(tmp_path)
+    first, second = found["settings"]
+    assert len(first["runs"]) == 3
+    assert first["score"]["high"] - first["score"]["low"] == pytest.approx(
+        second["score"]["high"] - second["score"]["low"]
+    )
+    assert f"Not counted, since another run has the same setting and seed: {names[0]}-again." in found["notes"]
+    assert not any("without a finite" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,14 @@ def analyse(runs: Runs, quantity: Quantity, baseline: Mapping[str, str] | None =
 
 
 def _groups(runs: Runs, quantity: Quantity) -> dict[tuple[str, tuple[tuple[str, Any], ...]], Group]:
-    """(name of a setting, its values) -> its runs, in the order of the sweep."""
+    """(name of a setting, its values) -> its runs, in the order of the sweep.
+
+    A run that repeats setting and seed of another has no value: it says nothing of other seeds.
+    """
     groups: dict[str, tuple[Mapping[str, Any], Group]] = {}
     for run in runs.runs:
-        groups.setdefault(setting_name(run.setting), (run.setting, []))[1].append((run, take(run, quantity)))
+        group, taken = groups.setdefault(setting_name(run.setting), (run.setting, []))[1], take(run, quantity)
+        group.append((run, None if run.seed in _by_seed(group) else taken))
     return {(name, tuple(values.items())): group for name, (values, group) in groups.items()}
 
 
@@ -240,10 +244,16 @@ def _notes(runs: Runs, settings: Sequence[Found], quantity: Quantity) -> list[st
     unfinished = sum(run.state not in (DONE, *FAILED) for run in runs.runs)
     if unfinished:
         notes.append(f"{unfinished} of {len(runs.runs)} runs are not finished: this report is of what there is so far.")
-    lacking = [run["name"] for one in settings for run in one["runs"] if run["state"] == DONE and run["value"] is None]
+    repeated, lacking = [], []
+    for one in settings:
+        counted = {run["seed"] for run in one["runs"] if run["value"] is not None}
+        for run in one["runs"]:
+            if run["state"] == DONE and run["value"] is None:
+                (repeated if run["seed"] in counted else lacking).append(run["name"])
+    if repeated:
+        notes.append(f"Not counted, since another run has the same setting and seed: {_first_of(repeated)}.")
     if lacking:
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        notes.append(f"Finished, but without a finite {quantity.name}: {', '.join(lacking[:3])}{more}.")
+        notes.append(f"Finished, but without a finite {quantity.name}: {_first_of(lacking)}.")
     seeds = {sum(run["value"] is not None for run in one["runs"]) for one in settings}
     if seeds and min(seeds) < LEAST_SEEDS:
         notes.append(f"Some settings have fewer than {LEAST_SEEDS} seeds: they cannot be told from others.")
@@ -254,3 +264,8 @@ def _notes(runs: Runs, settings: Sequence[Found], quantity: Quantity) -> list[st
             f"Whether more or less of {quantity.name} is better is not known: say --better=higher or --better=lower."
         )
     return notes
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
