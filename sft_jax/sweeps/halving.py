@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from sft_jax.runs.result import read_result
-from sft_jax.runs.workdir import DAMAGED, WorkdirError
+from sft_jax.runs.workdir import DAMAGED, TASKS, WorkdirError
 from sft_jax.sweeps.directory import SweepDirectory
 from sft_jax.sweeps.problems import Problems, SweepError
 from sft_jax.sweeps.runs import SweepRun, value_at
@@ -22,8 +22,10 @@ from sft_jax.sweeps.search_record import (
     check_measured,
     finite,
     has_failed,
+    is_measured_at,
     measured_at,
     read_record,
+    refuse_unmeasured,
     write_record,
 )
 from sft_jax.training.durations import parse
@@ -58,8 +60,11 @@ def check_halving(search: SuccessiveHalving, runs: Sequence[SweepRun]) -> int:
 
 def _check_halved(search: SuccessiveHalving, config: ConfigDict) -> int:
     """The steps of a run that is to be compared with others on its way."""
+    measures = "evaluation.every"
+    if search.metric.startswith(TASKS) and config.evaluation.tasks_every:
+        measures = "evaluation.tasks_every"
     steps = {}
-    for path in ("duration", "evaluation.every"):
+    for path in ("duration", measures):
         amount, unit = parse(value_at(config, path), path)
         if unit != "steps":
             raise ValueError(
@@ -67,11 +72,11 @@ def _check_halved(search: SuccessiveHalving, config: ConfigDict) -> int:
                 f"{value_at(config, path)!r}"
             )
         steps[path] = math.ceil(amount)
-    every = steps["evaluation.every"]
+    every = steps[measures]
     if not every or search.first % every:
         raise ValueError(
             f"SuccessiveHalving(first={search.first}): runs are measured there only where it is a multiple of "
-            f"--config.evaluation.every={config.evaluation.every!r}"
+            f"--config.{measures}={value_at(config, measures)!r}"
         )
     if config.evaluation.patience:
         raise ValueError(
@@ -97,7 +102,8 @@ def halve(search: SuccessiveHalving, sweep: SweepDirectory, launch: Launch, cons
         back at once; at the end 1 where runs failed.
 
     Raises:
-        SweepError: see `check_halving`, or runs were added since the first rung was decided.
+        SweepError: see `check_halving`; or runs were added since the first rung was decided, or do not measure what is
+            decided by.
         WorkdirError: `search.json` is damaged.
     """
     rungs = search.rungs(check_halving(search, sweep.stated_runs))
@@ -111,6 +117,8 @@ def halve(search: SuccessiveHalving, sweep: SweepDirectory, launch: Launch, cons
         else:
             todo = [by_name[name] for name in names if not _is_there(sweep, name, search.metric, step, last)]
             status = launch(sweep, todo, None if last else step) if todo else 0
+            for name in names:
+                refuse_unmeasured(search.metric, sweep.run_dir(name), step)
             measured = {name: measured_at(sweep.run_dir(name), search.metric, step) for name in names}
             if not all(_is_there(sweep, name, search.metric, step, last) or has_failed(sweep, name) for name in names):
                 console.print(GOES_ON)
@@ -141,7 +149,7 @@ def _is_there(sweep: SweepDirectory, name: str, metric: str, step: int, last: bo
     end = read_result(sweep.run_dir(name))
     if last:
         return end is not None and end.done
-    return measured_at(sweep.run_dir(name), metric, step) is not None
+    return is_measured_at(sweep.run_dir(name), metric, step)
 
 
 def _check_recorded(root: epath.Path, rung: Mapping[str, Any], step: int, names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ Optuna keeps nothing: what it is told is in `search.json`, and its sampler begin
 number of trials before it. So a search that was killed proposes what it would have proposed.
 """
 
+import functools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,18 @@ from sft_jax.sweeps.combinators import product
 from sft_jax.sweeps.directory import SweepDirectory
 from sft_jax.sweeps.distributions import Choice, Distribution, Integers, Uniform
 from sft_jax.sweeps.problems import SweepError
-from sft_jax.sweeps.runs import Overrides, runs_of
+from sft_jax.sweeps.runs import Overrides, SweepRun, runs_of
 from sft_jax.sweeps.search import Optuna
-from sft_jax.sweeps.search_record import GOES_ON, Launch, check_measured, finite, has_failed, read_record, write_record
+from sft_jax.sweeps.search_record import (
+    GOES_ON,
+    Launch,
+    check_measured,
+    finite,
+    has_failed,
+    read_record,
+    refuse_unmeasured,
+    write_record,
+)
 
 KIND = "trials"
 _INSTALL = "pip install -r requirements-optuna.txt"
@@ -29,21 +39,31 @@ Claim = Callable[[Sequence[Overrides]], SweepDirectory]
 Trial = dict[str, Any]  # {"overrides": …}, and "value" when its runs have ended: None where one failed
 
 
-def check_trials(search: Optuna, base: ConfigDict, beside: Sequence[Overrides]) -> None:
-    """Checks what a search may propose, by the ends of its distributions.
+def check_trials(search: Optuna, base: ConfigDict, beside: Sequence[Overrides]) -> list[SweepRun]:
+    """Checks what a search may propose, by the ends of its distributions and by each of its choices.
 
     Args:
         search: with its space.
         base: the config of all runs.
         beside: what each trial is run with.
 
+    Returns:
+        The runs that were looked at.
+
     Raises:
         SweepError: fields that there are not, or values that they cannot have.
         ValueError: what it decides by is not measured.
     """
-    ends = {_key(run): run for quantile in (0.0, 1 - 2**-53) for run in trials_at(search, quantile, beside)}
-    for run in runs_of(base, list(ends.values())):
+    quantiles = {0.0, 1 - 2**-53}
+    for distribution in search.space.values():
+        if isinstance(distribution, Choice):
+            count = len(distribution.choices)
+            quantiles |= {(number + 0.5) / count for number in range(count)}
+    trials = {_key(run): run for quantile in sorted(quantiles) for run in trials_at(search, quantile, beside)}
+    runs = runs_of(base, list(trials.values()))
+    for run in runs:
         check_measured(search.metric, run.config)
+    return runs
 
 
 def trials_at(search: Optuna, quantile: float, beside: Sequence[Overrides]) -> list[Overrides]:
@@ -120,6 +140,8 @@ def _run_open(
     for trial in open_trials:
         ended = [names[_key(run)] for run in _with(trial, beside)]
         if all(_is_done(sweep, name) or has_failed(sweep, name) for name in ended):
+            for name in filter(functools.partial(_is_done, sweep), ended):
+                refuse_unmeasured(search.metric, sweep.run_dir(name), read_result(sweep.run_dir(name)).step)
             trial["value"] = _value(search, sweep, ended)
     return status
 

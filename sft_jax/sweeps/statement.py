@@ -62,12 +62,11 @@ class Statement:
             SweepError: runs that cannot be; names them all.
             WorkdirError: the directory is of something else, or damaged.
         """
-        if isinstance(self.search, Optuna):
-            check_trials(self.search, self.base, self.overrides)
+        of_space = check_trials(self.search, self.base, self.overrides) if isinstance(self.search, Optuna) else []
         planned = plan_sweep(self.root, **self._with(self._to_prepare()))
         if isinstance(self.search, SuccessiveHalving):
             check_halving(self.search, planned.stated_runs)
-        check_inputs(planned.stated_runs, Shared())
+        check_inputs([*planned.stated_runs, *of_space], Shared())
         return planned
 
     def show(self, console: Console) -> None:

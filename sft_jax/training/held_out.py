@@ -129,16 +129,21 @@ def _held_out_names(options: ObjectiveOptions, data: Data, vocab_size: int) -> s
     """What `held_out_metrics` measures; none without held-out data."""
     if data.held_out is None:
         return set()
+    groups = slices_if_several(data.held_out.groups)
+    by_group = {f"held_out/loss/{group or 'other'}" for group in groups.names} if groups else set()
+    return names_by_objective(options, vocab_size) | by_group
+
+
+def names_by_objective(options: ObjectiveOptions, vocab_size: int = 2) -> set[str]:
+    """What `held_out_metrics` measures of held-out rows, whichever they are; of rows in groups the loss of each too."""
     settings = Settings(options.label_smoothing or None, options.z_loss or None)
     objective = functools.partial(get_objective(options.name), settings=settings)
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((1, 1, vocab_size), "float32"), ((1, 1), "int32"), ((1, 1), "float32"))
     ]
-    groups = slices_if_several(data.held_out.groups)
-    by_group = {f"loss/{group or 'other'}" for group in groups.names} if groups else set()
     of_base = {KL_TO_BASE} if options.kl_to_base else set()
-    return {f"held_out/{name}" for name in {*jax.eval_shape(objective, *shapes), *by_group, *of_base}}
+    return {f"held_out/{name}" for name in {*jax.eval_shape(objective, *shapes), *of_base}}
 
 
 def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int], None]) -> Iterator[dict]:

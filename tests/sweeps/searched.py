@@ -1,6 +1,7 @@
 """A launcher that trains nothing: what a run measures is a function of what it sets, and of the step."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 
 from sft_jax.runs import workdir as workdirs
@@ -53,7 +54,7 @@ class Launcher:
                 if value is None:
                     self._end(directory, DIVERGED, step, {})
                     return False
-                log.write(json.dumps({"step": step, METRIC: value}) + "\n")
+                log.write(json.dumps({"step": step, METRIC: value if math.isfinite(value) else None}) + "\n")
         self._end(directory, FINISHED if last == self._total else PAUSED, last, {METRIC: value})
         return True
 

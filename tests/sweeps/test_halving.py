@@ -1,6 +1,8 @@
 """Successive halving: who goes on, and that a search which was killed decides what it would have decided."""
 
+import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -151,6 +153,44 @@ def test_a_run_that_fails_takes_its_setting_out(tmp_path):
     assert halve(SEARCH, claimed(tmp_path), launcher, QUIET) == 1
     assert not any("1e-3" in name for name in by_step(launcher)[20])
     assert len(by_step(launcher)[80]) == 2
+
+
+def test_a_loss_that_is_not_finite_takes_its_setting_out(tmp_path):
+    overflows = lambda run, step: math.inf if run.config.optimizer.learning_rate == 1e-3 else loss(run, step)
+    launcher = Launcher(overflows, EVERY, TOTAL)
+    assert halve(SEARCH, claimed(tmp_path), launcher, QUIET) == 1
+    assert not any("1e-3" in name for name in by_step(launcher)[20])
+    assert len(by_step(launcher)[80]) == 2
+
+
+def test_a_metric_that_runs_did_not_measure_ends_the_search(tmp_path):
+    search, launcher = dataclasses.replace(SEARCH, metric="held_out/loss/other"), Launcher(loss, EVERY, TOTAL)
+    statement = {"sweep": "sweep.py", "config": "configs/sft.py:lora", "search": search.to_json()}
+    sweep = claim_sweep(tmp_path / "sweep", base=config(), stated=GRID, **statement)
+    said = (
+        r"decides by held_out/loss/other, which was not measured at step 10; there are held_out/nll\. Name one of them"
+    )
+    with pytest.raises(SweepError, match=said):
+        halve(search, sweep, launcher, QUIET)
+    assert not (tmp_path / "sweep" / "search.json").exists()
+
+
+METRICS = [
+    (
+        "held_out/nlll",
+        "'held_out/nlll', which evaluations do not measure; they measure held_out/accuracy, held_out/gap",
+    ),
+    ("nll", "'nll', which evaluations do not measure"),
+    ("tasks/titles/rouge_l", "decides by tasks/titles/rouge_l, and there is no task 'titles' in the config"),
+]
+
+
+@pytest.mark.parametrize(("metric", "said"), METRICS)
+def test_a_metric_that_there_is_not_is_refused(metric, said):
+    with pytest.raises(SweepError) as error:
+        check_halving(dataclasses.replace(SEARCH, metric=metric), runs_of(config(), GRID))
+    assert str(error.value).startswith("runs 1-8: ")
+    assert said in str(error.value)
 
 
 def test_where_all_fail_the_search_ends(tmp_path):

@@ -133,6 +133,7 @@ REFUSED = [
     ({"adapter.rank": uniform(0, 1)}, "expected a whole number"),
     ({"adapter.dropout": uniform(0.5, 1.5)}, "must lie in [0, 1)"),
     ({"adapter.rank": integers(-3, 8)}, "--config.adapter.rank=-3 must be at least 1"),
+    ({"optimizer.name": choice("adamw", "lionn", "muon")}, "--config.optimizer.name='lionn' must be one of"),
 ]
 
 
@@ -141,6 +142,11 @@ def test_a_space_with_a_mistake_is_refused_before_anything_runs(space, said):
     with pytest.raises(SweepError) as error:
         check_trials(Optuna(space=space), config(), SEEDS)
     assert said in str(error.value)
+
+
+def test_a_metric_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="decides by 'held_out/los', which evaluations do not measure"):
+        check_trials(Optuna(space=SPACE, metric="held_out/los"), config(), SEEDS)
 
 
 WRONG = [
