@@ -36,7 +36,7 @@ from sft_jax.preparation.train_examples import (
 )
 from sft_jax.progress import silent
 from sft_jax.runs.base import load_base_tokenizer
-from sft_jax.runs.workdir import flatten
+from sft_jax.runs.workdir import flatten, is_under
 
 FindingsOfRun = Callable[[Options, TokenizedExamples, PackPlan, Sequence[int]], list[Finding]]
 
@@ -107,10 +107,11 @@ def _differences(
 
 
 def _fields_of_data(options: Options, made_of: Sequence[str]) -> dict[str, Any]:
-    is_of = lambda name, sections: any(name == section or name.startswith(f"{section}.") for section in sections)
     fields = flatten(dataclasses.asdict(options))
     fields["data.reading.held_out_split"] = fields.pop("data.held_out_split")
-    return {name: value for name, value in fields.items() if is_of(name, made_of) and not is_of(name, _NOT_MADE_OF)}
+    return {
+        name: value for name, value in fields.items() if is_under(name, made_of) and not is_under(name, _NOT_MADE_OF)
+    }
 
 
 def make_renderer(model: ModelOptions, data: DataOptions) -> ConversationRenderer:

@@ -14,7 +14,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ _FIRST = (
 )  # of a run of a sweep, which may fail before its config is written
 DAMAGED = "put it back from a copy, or give another --workdir"
 
+# What only `python -m sft_jax.evaluate` reads.
+OF_OTHER_COMMANDS = tuple(f"evaluation.{name}" for name in ("few_shot", "prompting", "retrieval", "max_regression"))
 # What may change when a run is continued: the numbers do not depend on it (or it is only about watching).
 MAY_CHANGE = (
     "mesh",
@@ -57,7 +59,7 @@ MAY_CHANGE = (
     "checkpoint.keep_last",
     "evaluation.patience",  # where a run ends; none of its steps
     "evaluation.slots",
-    *(f"evaluation.{name}" for name in ("few_shot", "prompting", "retrieval", "max_regression")),  # of another command
+    *OF_OTHER_COMMANDS,
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 
@@ -75,6 +77,8 @@ def check_config_there(workdir: epath.Path, config: ml_collections.ConfigDict) -
     wanted, there = flatten(config.to_dict()), config_there(workdir)
     if there is not None:
         found = flatten(there)
+        if not found.keys() & wanted.keys():
+            raise WorkdirError(f"{workdir / CONFIG} has no field of a config; {DAMAGED}")
         if differ := differences(found, wanted):
             listed = "\n  ".join(differ)
             raise WorkdirError(
@@ -95,14 +99,14 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     ]
 
 
-def is_partial(path: epath.Path) -> bool:
-    """True for what `write_whole` left when it was killed."""
-    return path.name.endswith(_PARTIAL)
+def is_unclaimed(path: epath.Path) -> bool:
+    """True for what lies in a directory that nobody made his own: a lock, or what `write_whole` left when killed."""
+    return path.name == _LOCK or path.name.endswith(_PARTIAL)
 
 
 def _may_be_first(path: epath.Path) -> bool:
     """True for what may lie in the directory of a run before its config does."""
-    return is_partial(path) or path.name in _FIRST
+    return is_unclaimed(path) or path.name in _FIRST
 
 
 def _of_other_code(workdir: epath.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -262,7 +266,12 @@ def is_remote(path: epath.Path) -> bool:
 
 
 def _may_change(name: str) -> bool:
-    return any(name == allowed or name.startswith(allowed + ".") for allowed in MAY_CHANGE)
+    return is_under(name, MAY_CHANGE)
+
+
+def is_under(path: str, others: Iterable[str]) -> bool:
+    """Whether a field of a config, by its path, is one of others, or lies in one of them that is a section."""
+    return any(path == other or path.startswith(f"{other}.") for other in others)
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

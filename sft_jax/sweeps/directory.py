@@ -16,19 +16,24 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sft_jax.config_files import ConfigError
+from sft_jax.runs.metric_log import FILE as METRICS
+from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.workdir import (
     DAMAGED,
     WorkdirError,
     check_config_there,
     config_there,
     differences,
-    is_partial,
+    is_remote,
+    is_unclaimed,
+    only_one,
     write_whole,
 )
 from sft_jax.sweeps.runs import Overrides, SweepRun, config_of, differing, fields_of, resolve, runs_of
+from sft_jax.sweeps.settings import FILE
 from sft_jax.sweeps.status import read_status
 
-FILE = "sweep.json"
+LAUNCHING = "launcher is at work"  # what there can be one of in a sweep's directory, for `only_one`
 _KINDS = {"sweep": str, "config": str, "base": dict, "runs": list}
 
 
@@ -171,11 +176,17 @@ def claim_sweep(root: epath.PathLike, **statement: Any) -> SweepDirectory:
         statement: of `plan_sweep`.
 
     Raises:
-        WorkdirError: see `plan_sweep`.
+        WorkdirError: see `plan_sweep`; or a launcher is at work there.
         SweepError: see `runs_of`.
     """
     planned = plan_sweep(root, **statement)
-    planned.write()
+    planned.root.mkdir(parents=True, exist_ok=True)
+    if is_remote(planned.root):
+        planned.write()
+        return planned
+    with only_one(planned.root, LAUNCHING):  # whose runs would be forgotten if both wrote
+        planned = plan_sweep(root, **statement)
+        planned.write()
     return planned
 
 
@@ -187,9 +198,11 @@ def check_runs(sweep: SweepDirectory) -> None:
     """
     problems = []
     for run in sweep.runs:
+        directory = sweep.run_dir(run.name)
         try:
-            check_config_there(sweep.run_dir(run.name), _as_started(run, sweep.run_dir(run.name)))
-            read_status(sweep.run_dir(run.name))  # and the result
+            check_config_there(directory, _as_started(run, directory))
+            if read_status(directory).state != "finished" and (directory / METRICS).exists():
+                _check_log(directory / METRICS)
         except WorkdirError as error:
             problems.append(str(error).split(" To train its result on:")[0])
     if problems:
@@ -197,6 +210,18 @@ def check_runs(sweep: SweepDirectory) -> None:
             "\n".join(problems) + "\nOr remove the directory of such a run, if its result is not needed: it is then "
             "computed anew."
         )
+
+
+def _check_log(path: epath.Path) -> None:
+    """Checks that a run can go on with its log.
+
+    Raises:
+        WorkdirError: a line of it is damaged.
+    """
+    try:
+        read_metrics(path)
+    except ValueError as error:
+        raise WorkdirError(f"{error}; {DAMAGED}") from error
 
 
 def _as_started(run: SweepRun, directory: epath.Path) -> ConfigDict:
@@ -210,7 +235,9 @@ def _as_started(run: SweepRun, directory: epath.Path) -> ConfigDict:
 
 
 def _check_free(root: epath.Path) -> None:
-    if root.exists() and any(not is_partial(child) for child in root.iterdir()):
+    if root.exists() and not root.is_dir():
+        raise WorkdirError(f"{root} is a file: give a new --workdir")
+    if root.exists() and any(not is_unclaimed(child) for child in root.iterdir()):
         raise WorkdirError(f"{root} is not empty and holds no {FILE}: give an empty or new --workdir")
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_jax.runs.workdir import MAY_CHANGE
+from sft_jax.runs.workdir import MAY_CHANGE, is_under
 
 _LONGEST = 120  # characters of a name, of which most file systems allow 255
 _LONGEST_VALUE = 32
@@ -28,9 +28,10 @@ def identity(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
         fields: of the resolved config, by path.
         overrides: what the sweep sets of them.
     """
-    under = lambda name, others: any(name == other or name.startswith(f"{other}.") for other in others)
     counts = {
-        name: value for name, value in fields.items() if under(name, overrides) or not under(name, (*MAY_CHANGE, _DATE))
+        name: value
+        for name, value in fields.items()
+        if is_under(name, overrides) or not is_under(name, (*MAY_CHANGE, _DATE))
     }
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sft_jax.config_files import ConfigError, element_kinds, find, is_made_of, listed
-from sft_jax.runs.workdir import flatten
+from sft_jax.runs.workdir import OF_OTHER_COMMANDS, flatten, is_under
 from sft_jax.sweeps.names import identity, name_of, short_keys
 from sft_jax.sweeps.problems import Problems, SweepError, runs_text
 from sft_jax.training.checks import check_config
@@ -20,10 +20,11 @@ from sft_jax.training.durations import parse
 
 Overrides = Mapping[str, Any]
 
-_EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+_EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 _DURATIONS = ("duration", "optimizer.warmup", "evaluation.every", "checkpoint.every", "evaluation.tasks_every")
 _MAY_BE_EMPTY = "evaluation.tasks_every"
 _MAY_BE_PERCENT = "optimizer.warmup"
+_KEPT = "defaults"  # what fields are compared with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,9 @@ def _set(config: ConfigDict, path: Any, value: Any) -> Any:
     parts = path.split(".") if isinstance(path, str) else []
     if not all(parts) or not parts:
         raise ConfigError(f"{path!r}: expected the path of a field, as 'optimizer.learning_rate'")
-    given = f"{path}={_shown(value)}"
-    found = find(config, parts, given, "")
+    found, given = find(config, parts, path, ""), f"{path}={_shown(value)}"
+    if is_under(path, (*OF_OTHER_COMMANDS, _KEPT)):
+        raise ConfigError(f"{path}: training does not read it, so that runs with other values would be the same")
     value = _checked(value, found.kind, found.value, found.name, given)
     holder = config
     for part in parts[:-1]:
@@ -141,7 +143,7 @@ def _checked_tuple(value: Any, old: tuple, name: str, given: str) -> tuple:
         raise ConfigError(f"{given}: expected a tuple; {name} is {old!r} where it is not set")
     parts = tuple(part.item() if isinstance(part, np.generic) else part for part in value)
     if not is_made_of(parts, old):
-        wanted = "texts" if element_kinds(old) == {str} else f"what {name} is made of where it is not set, {old!r}"
+        wanted = "strings" if element_kinds(old) == {str} else f"what {name} is made of where it is not set, {old!r}"
         raise ConfigError(f"{given}: expected a tuple of {wanted}")
     return tuple(float(part) for part in parts) if element_kinds(old) == {float} else parts
 

@@ -10,9 +10,9 @@ from etils import epath
 from configs import sft
 from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.result import FINISHED, RunEnd, write_result
-from sft_jax.runs.workdir import WorkdirError
+from sft_jax.runs.workdir import WorkdirError, only_one
 from sft_jax.sweeps import product, seeds, values
-from sft_jax.sweeps.directory import FILE, SweepDirectory, claim_sweep, open_sweep, plan_sweep
+from sft_jax.sweeps.directory import FILE, LAUNCHING, SweepDirectory, claim_sweep, open_sweep, plan_sweep
 from sft_jax.sweeps.problems import SweepError
 from sft_jax.sweeps.status import RunStatus, write_status
 
@@ -167,8 +167,25 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
         open_sweep(tmp_path / "sweep")
 
 
+def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "sweep").write_text("")
+    assert refused(tmp_path) == f"{tmp_path / 'sweep'} is a file: give a new --workdir"
+
+
+def test_a_sweep_that_is_launched_takes_no_other_runs_meanwhile(tmp_path):
+    """Else one of two starts would write a list that lacks the runs of the other."""
+    claim(tmp_path)
+    before = (tmp_path / "sweep" / FILE).read_bytes()
+    with only_one(epath.Path(tmp_path / "sweep"), LAUNCHING):
+        with pytest.raises(WorkdirError, match="another launcher is at work"):
+            claim(tmp_path, [*GRID, {"adapter.rank": 64}])
+        assert (tmp_path / "sweep" / FILE).read_bytes() == before
+    assert len(claim(tmp_path, [*GRID, {"adapter.rank": 64}]).runs) == len(GRID) + 1
+
+
 def test_the_directory_of_a_claim_that_was_killed_is_free(tmp_path):
     (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / ".lock").write_text("")
     (tmp_path / "sweep" / "sweep.json.partial").write_text("{")
     assert claim(tmp_path).runs
 
@@ -218,6 +235,15 @@ def test_damaged_runs_are_named_before_any_starts(tmp_path):
     for run in sweep.runs:
         sweep.run_dir(run.name).rmtree()
     assert claim(tmp_path).runs == sweep.runs
+
+
+def test_logs_that_cannot_be_gone_on_with_are_named(tmp_path):
+    sweep = claim(tmp_path)
+    (started(sweep, 0) / "metrics.jsonl").write_text('x\n{"step": 1}\n')
+    (started(sweep, 1) / "config.json").write_text('{"a": 1}')
+    message = refused(tmp_path)
+    assert f"{sweep.runs[0].name}/metrics.jsonl:1: not a JSON object with a step: 'x'; put it back from a" in message
+    assert f"{sweep.runs[1].name}/config.json has no field of a config; put it back from a copy" in message
 
 
 def test_files_in_the_place_of_a_run_are_refused(tmp_path):

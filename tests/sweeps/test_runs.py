@@ -65,15 +65,15 @@ def test_a_mixture_is_a_value(base):
 
 
 MISTAKES = [  # (overrides, what the message says)
-    ({"lr": 1}, "run 1: lr=1: the config has no field 'lr'. config has: adapter, batch,"),
+    ({"lr": 1}, "run 1: lr: the config has no field 'lr'. config has: adapter, batch,"),
     (
         {"optimizer.lr": 1},
-        "run 1: optimizer.lr=1: the section config.optimizer has no field 'lr'. config.optimizer has:",
+        "run 1: optimizer.lr: the section config.optimizer has no field 'lr'. config.optimizer has:",
     ),
     ({"learning_rate": 1}, "the config has no field 'learning_rate'. Did you mean optimizer.learning_rate?"),
     ({"optimizer.learning_rat": 1}, "has no field 'learning_rat'. Did you mean optimizer.learning_rate?"),
     ({"optimiser.x": 1}, "has no field 'optimiser'. Did you mean optimizer, a section? config.optimizer has:"),
-    ({"seed.x": 1}, "seed.x=1: config.seed is no section but a value, 0. Set it by seed=VALUE"),
+    ({"seed.x": 1}, "seed.x: config.seed is no section but a value, 0. Set it by seed=VALUE"),
     ({"": 1}, "'': expected the path of a field, as 'optimizer.learning_rate'"),
     ({3: 1}, "3: expected the path of a field"),
     ({"seed": 1.5}, "seed=1.5: expected a whole number; config.seed is 0 where it is not set"),
@@ -83,9 +83,9 @@ MISTAKES = [  # (overrides, what the message says)
     ({"optimizer.learning_rate": True}, "=True: expected a number"),
     ({"optimizer.learning_rate": None}, "=None: expected a number"),
     ({"ema.evaluate": 1}, "ema.evaluate=1: expected True or False"),
-    ({"optimizer.name": 3}, "optimizer.name=3: expected a text; config.optimizer.name is 'adamw'"),
+    ({"optimizer.name": 3}, "optimizer.name=3: expected a string; config.optimizer.name is 'adamw'"),
     ({"data.cleaning": "strip"}, "data.cleaning='strip': expected a tuple"),
-    ({"data.cleaning": (1,)}, "data.cleaning=(1,): expected a tuple of texts"),
+    ({"data.cleaning": (1,)}, "data.cleaning=(1,): expected a tuple of strings"),
     ({"optimizer.betas": ("a", "b")}, "expected a tuple of what config.optimizer.betas is made of"),
     ({"batch": 4}, "batch=4: config.batch is a section; set its fields: batch.micro_batches."),
     ({"batch": {"sequences": 4}}, "config.batch is a section; set its fields one by one"),
@@ -93,6 +93,9 @@ MISTAKES = [  # (overrides, what the message says)
     ({"adapter.rank": 0}, "run 1: --config.adapter.rank=0 must be at least 1"),
     ({"optimizer.learning_rate": float("nan")}, "--config.optimizer.learning_rate=nan must be at least 0"),
     ({"optimizer.momentum": 0.5}, "--config.optimizer.momentum=0.5 is not read by --config.optimizer.name=adamw"),
+    ({"evaluation.max_regression": 0.1}, "run 1: evaluation.max_regression: training does not read it, so that runs"),
+    ({"evaluation.few_shot.examples": 2}, "run 1: evaluation.few_shot.examples: training does not read it"),
+    ({"defaults.optimizer.momentum": 0.5}, "run 1: defaults.optimizer.momentum: training does not read it"),
     ({"duration": "6"}, "--config.duration='6' is not a duration"),
     ({"duration": "10 percent"}, "--config.duration='10 percent': percent of the run makes no sense here; give steps"),
 ]
@@ -107,6 +110,12 @@ def test_the_flag_of_a_message_is_taken(base):
     """What is advised for a duration is one."""
     assert "give steps" in said(base, {"duration": "10 percent"})
     assert runs_of(base, [{"duration": "10 steps", "optimizer.warmup": "10 percent"}])
+
+
+def test_a_field_that_there_is_not_is_said_once_for_all_its_values(base):
+    message = said(base, *values("optimizer.rate", [1e-3, 1e-2, 1e-1]))
+    assert message.startswith("runs 1-3: optimizer.rate: the section config.optimizer has no field 'rate'.")
+    assert "\n" not in message
 
 
 def test_all_mistakes_are_named_at_once_and_each_one_once(base):

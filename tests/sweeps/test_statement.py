@@ -89,7 +89,7 @@ def test_a_dry_run(state, tmp_path, capsys, text, said):
 
 
 MISTAKES = [  # (text of the sweep file, what is said)
-    ("def get_sweep():\n    return [{'optimizer.lr': 1}, {'seed': 'x'}]", "run 1: optimizer.lr=1: the section"),
+    ("def get_sweep():\n    return [{'optimizer.lr': 1}, {'seed': 'x'}]", "run 1: optimizer.lr: the section"),
     ("def get_sweep():\n    return [{'seed': 1}, {'seed': 1}]", "runs 1-2 are the same: seed=1"),
     ("def get_sweep():\n    return []", "the sweep is empty"),
     ("def get_sweep():\n    return x", "sweep.py, line 2: NameError: name 'x' is not defined"),

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sft_jax.runs.result import read_result
 from sft_jax.runs.workdir import WorkdirError, is_remote, only_one
-from sft_jax.sweeps.directory import SweepDirectory
+from sft_jax.sweeps.directory import LAUNCHING, SweepDirectory
 from sft_jax.sweeps.executing import LOG
 from sft_jax.sweeps.hparams import write_experiment, write_session
 from sft_jax.sweeps.launchers.following import Following
@@ -121,7 +121,7 @@ def launch(
     console, root, started = console or Console(), Path(sweep.root), time.monotonic()
     where = places(default_workers() if workers is None else workers)
     root.mkdir(parents=True, exist_ok=True)
-    with only_one(sweep.root, "launcher is at work"):
+    with only_one(sweep.root, LAUNCHING):
         names = [run.name for run in todo if read_status(sweep.run_dir(run.name)).state != "finished"]
         before = len(todo) - len(names)
         _wait_for_others(sweep, names, console)

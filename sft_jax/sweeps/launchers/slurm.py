@@ -19,7 +19,7 @@ from rich.text import Text
 
 from sft_jax.runs.result import PAUSED, read_result
 from sft_jax.runs.workdir import WorkdirError, is_remote, only_one
-from sft_jax.sweeps.directory import SweepDirectory
+from sft_jax.sweeps.directory import LAUNCHING, SweepDirectory
 from sft_jax.sweeps.hparams import write_hparams
 from sft_jax.sweeps.launchers.following import Following, MetricsTail
 from sft_jax.sweeps.launchers.slurm_queue import (
@@ -133,7 +133,7 @@ def launch(
         raise SlurmError(f"{sweep.root}: with --launcher=slurm give a --workdir on a file system that all hosts share")
     root, console = Path(sweep.root).absolute(), console or Console()
     root.mkdir(parents=True, exist_ok=True)
-    with only_one(sweep.root, "launcher is at work"):
+    with only_one(sweep.root, LAUNCHING):
         jobs = jobs_of(read_submissions(root))
         _note_gone(sweep, jobs)
         todo = [run for run in todo if _state(sweep, run.name) != "finished"]

@@ -16,7 +16,7 @@ from sft_jax.failures import message_of
 from sft_jax.options import options_of
 from sft_jax.runs.result import INTERRUPTED, PAUSED, RunEnd
 from sft_jax.runs.workdir import is_remote, only_one, with_date
-from sft_jax.sweeps.directory import SweepDirectory
+from sft_jax.sweeps.directory import LAUNCHING, SweepDirectory
 from sft_jax.sweeps.executing import AS_STATUS, LOG, execute
 from sft_jax.sweeps.hparams import write_experiment, write_session
 from sft_jax.sweeps.runs import SweepRun
@@ -56,7 +56,7 @@ def launch(
             f"{sweep.root} is in a bucket; --launcher=stacked needs a --workdir on a file system with locks"
         )
     sweep.root.mkdir(parents=True, exist_ok=True)
-    with only_one(sweep.root, "launcher is at work"):
+    with only_one(sweep.root, LAUNCHING):
         return _Launch(sweep, console or Console(), stop_after).run(todo, largest)
 
 

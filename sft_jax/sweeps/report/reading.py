@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from sft_jax.runs.metric_log import FILE as METRICS
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.result import RunEnd, read_result
-from sft_jax.runs.workdir import CONFIG, MAY_CHANGE, WorkdirError, config_there, flatten
+from sft_jax.runs.workdir import CONFIG, MAY_CHANGE, WorkdirError, config_there, flatten, is_under
 from sft_jax.sweeps.settings import FILE as SWEEP
 from sft_jax.sweeps.settings import SEED, read_stated
 from sft_jax.sweeps.status import read_status
@@ -128,10 +128,13 @@ def _of_directories(root: epath.Path) -> tuple[str, tuple[str, ...], Fields]:
         )
         raise WorkdirError(f"{root} holds no {SWEEP} and no run directories{inside}")
     fields = {name: flatten(config_there(root / name)) for name in found}
-    under = lambda field: any(field == name or field.startswith(f"{name}.") for name in (*MAY_CHANGE, _DATE, SEED))
     names = dict.fromkeys(field for of_run in fields.values() for field in of_run)
     as_text = lambda field: {json.dumps(of_run.get(field)) for of_run in fields.values()}
-    return "run directories", tuple(field for field in names if not under(field) and len(as_text(field)) > 1), fields
+    return (
+        "run directories",
+        tuple(field for field in names if not is_under(field, (*MAY_CHANGE, _DATE, SEED)) and len(as_text(field)) > 1),
+        fields,
+    )
 
 
 def read_run(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from sft_jax.options import Options, options_of
-from sft_jax.runs.workdir import flatten
+from sft_jax.runs.workdir import flatten, is_under
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import optimizer_settings
 from sft_jax.training.update_rules import RULES
@@ -137,8 +137,7 @@ def _problems(configs: Sequence[ConfigDict]) -> list[str]:
 
 def may_differ(name: str) -> bool:
     """Whether a field, by its path, may differ between runs of one program."""
-    within = any(name == allowed or name.startswith(f"{allowed}.") for allowed in MAY_DIFFER)
-    return within and name not in _ONE_SHAPE
+    return is_under(name, MAY_DIFFER) and name not in _ONE_SHAPE
 
 
 def _parts_of_groups(options: Options) -> tuple:
