@@ -15,14 +15,17 @@ from sft_jax.data.reading import held_out_reading_of
 from sft_jax.options import Options, options_of
 from sft_jax.preparation.mixing import reader_of
 from sft_jax.runs.base import Base
-from sft_jax.sharding import make_mesh
+from sft_jax.sharding import make_mesh, shards_asked
 from sft_jax.sweeps.problems import Problems
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.training.durations import run_steps
 from sft_jax.training.initial_adapter import open_initial_adapter
 from sft_jax.training.memory import StepProgram, step_program
+from sft_jax.training.setup import make_model, sequences_at_once
 from sft_jax.training.trained_parameters import check_trained
+
+_ANY_PLATFORM = "cpu"  # by which only execution is chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,9 @@ class PreparedRun:
 
 
 def check_inputs(runs: Sequence[SweepRun], shared: Shared) -> None:
-    """Checks that models and data of all runs are there, and that what is trained fits the model.
+    """Checks that models and data of all runs are there, that what is trained fits the model, and that batches divide.
+
+    Whether the mesh fits the devices is known where these are: in a dry run, and when a run starts.
 
     Args:
         runs: in the order in which they are stated.
@@ -53,7 +58,9 @@ def check_inputs(runs: Sequence[SweepRun], shared: Shared) -> None:
     problems, looked_at = Problems(), set()
     for number, run in enumerate(runs, start=1):
         try:
-            options, _ = _opened(run.config, shared)
+            options, base = _opened(run.config, shared)
+            make_model(options, base.decoder, _ANY_PLATFORM, base.new_token_ids)
+            sequences_at_once(options, shards_asked(options.mesh, devices=1))
             data = options.data
             if repr(data) not in looked_at:
                 _check_data_there(options)

@@ -83,27 +83,40 @@ def in_use(model: Decoder) -> Decoder:
     return model.clone(config=dataclasses.replace(model.config, expert_capacity=0.0), adapter=adapter)
 
 
+def sequences_at_once(options: Options, shards: int) -> int:
+    """The sequences of a micro-batch on a device.
+
+    Args:
+        options: of the run.
+        shards: into which the mesh splits sequences.
+
+    Raises:
+        ValueError: sequences, micro-batches and mesh do not divide; names the flags.
+    """
+    sequences, parts = options.batch.sequences, options.batch.micro_batches
+    if sequences % (parts * shards):
+        raise ValueError(
+            f"--config.batch.sequences={sequences} must be a multiple of --config.batch.micro_batches={parts} x "
+            f"{shards} (the mesh axes replica x fsdp x expert, over which sequences are split)"
+        )
+    return sequences // (parts * shards)
+
+
 def step_settings(options: Options, mesh: Mesh) -> StepSettings:
     """What is static in the compiled step.
 
     Raises:
         ValueError: sequences, micro-batches and mesh do not divide; names the flags.
     """
-    sequences, parts, shards = options.batch.sequences, options.batch.micro_batches, data_shards(mesh)
-    if sequences % (parts * shards):
-        raise ValueError(
-            f"--config.batch.sequences={sequences} must be a multiple of --config.batch.micro_batches={parts} x "
-            f"{shards} (the mesh axes replica x fsdp x expert, over which sequences are split)"
-        )
+    at_once = sequences_at_once(options, data_shards(mesh))
     objective = options.objective
-    at_once = sequences // (parts * shards)  # of a device
     return StepSettings(
         objective=get_objective(objective.name),
         optimizer=optimizer_settings(options.optimizer),
         label_smoothing=objective.label_smoothing > 0,
         z_loss=objective.z_loss > 0,
         schedule=options.optimizer.schedule,
-        micro_batches=parts,
+        micro_batches=options.batch.micro_batches,
         head_chunk=max(1, objective.head_chunk_tokens // at_once) if objective.head_chunk_tokens else 0,
         noise=objective.neftune_alpha > 0,
         kl_to_base=objective.kl_to_base > 0,

@@ -79,6 +79,8 @@ def test_what_cannot_be_prepared_is_named_with_its_runs(base):
         product(values("data.train", ["/no.jsonl"]), seeds(2)),
         values("adapter.targets", [("nothing",)]),
         values("data.held_out", ["/none.jsonl"]),
+        values("experts.capacity", [1.25]),
+        values("batch.micro_batches", [3]),
     )
     for look in (lambda runs: check_inputs(runs, Shared()), lambda runs: prepare(runs, Shared(), ONE, QUIET)):
         with pytest.raises(SweepError) as error:
@@ -89,9 +91,11 @@ def test_what_cannot_be_prepared_is_named_with_its_runs(base):
             "runs 2-3: /no.jsonl: there is no such file",
             "run 4: --config.adapter.targets=",
             "run 5: /none.jsonl: there is no such file",
+            "run 6: --config.experts.capacity=1.25: this model has no experts",
+            "run 7: --config.batch.sequences=8 must be a multiple of --config.batch.micro_batches=3",
         ):
             assert any(line.startswith(begin) for line in lines)
-        assert len(lines) == 4
+        assert len(lines) == 6
 
 
 def test_without_training_rows_a_file_is_asked_for(base):
@@ -102,8 +106,10 @@ def test_without_training_rows_a_file_is_asked_for(base):
 
 
 def test_what_only_the_mesh_forbids_is_found(base):
-    with pytest.raises(SweepError, match=r"run 2: --config\.batch\.sequences=8 must be a multiple of"):
-        prepare(runs_of(base, values("batch.micro_batches", [1, 3])), Shared(), ONE, QUIET)
+    runs = runs_of(base, values("mesh.tensor", [1, 2]))
+    check_inputs(runs, Shared())
+    with pytest.raises(SweepError, match=r"run 2: --config\.mesh: .* does not make 1 devices"):
+        prepare(runs, Shared(), ONE, QUIET)
 
 
 def logs(*pairs):
