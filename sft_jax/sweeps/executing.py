@@ -86,9 +86,9 @@ def execute(
                     log.enter_context(_output_in(directory / LOG, title))
             error, _ = train_it()
     except Exception as caught:  # noqa: BLE001  a directory that cannot be used is a run that failed
-        error = error or _text(caught)
+        error = error or error_text(caught)
         if status is None:
-            return _failed(None, error)
+            return failed_end(None, error)
     except (KeyboardInterrupt, SystemExit):
         if status is not None:
             write_status(directory, status.ended_as("interrupted"))
@@ -97,7 +97,7 @@ def execute(
         end = _end(directory, error)
         write_status(directory, status.ended_as(AS_STATUS.get(end.state, "failed"), end.error))
     except Exception as caught:  # noqa: BLE001  whoever asked learns it, though the directory cannot
-        return _failed(None, error or _text(caught))
+        return failed_end(None, error or error_text(caught))
     return end
 
 
@@ -107,10 +107,10 @@ def _assist(train_it: Callable[[], tuple[str | None, RunResult | None]]) -> RunE
         with agreed():
             pass
     except OtherProcessError as error:
-        return _failed(None, str(error))
+        return failed_end(None, str(error))
     error, result = train_it()
     if result is None:
-        return _failed(None, error)
+        return failed_end(None, error)
     return RunEnd(result.state, result.step, result.total_steps, result.metrics, None, {}, 0.0, None, None)
 
 
@@ -138,7 +138,7 @@ def _train(
         )
     except Exception as error:  # noqa: BLE001  the next run shall have its turn
         traceback.print_exc()
-        return _text(error), None
+        return error_text(error), None
 
 
 def _forget_unfinished(directory: epath.Path) -> None:
@@ -152,18 +152,19 @@ def _end(directory: epath.Path, error: str | None) -> RunEnd:
     """How it ended, as its result says; of what failed before training could write one, one is written here."""
     end = read_result(directory)
     if end is None or (error is not None and end.error is None):
-        end = _failed(end, error or "the training wrote no result")
+        end = failed_end(end, error or "the training wrote no result")
         write_result(directory, end)
     return end
 
 
-def _failed(end: RunEnd | None, error: str) -> RunEnd:
+def failed_end(end: RunEnd | None, error: str) -> RunEnd:
+    """How a run ended that failed; `end` is what its result says, if it has one."""
     if end is not None:
         return dataclasses.replace(end, state=FAILED, error=error)
     return RunEnd(FAILED, 0, 0, {}, None, {}, 0.0, None, error)
 
 
-def _text(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What is said of it; of a fault in the code, what Python says last of it."""
     return message_of(error) or traceback.format_exception_only(error)[-1].strip()
 

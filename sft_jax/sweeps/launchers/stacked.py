@@ -6,18 +6,18 @@ their program. A run that fits no other trains by itself.
 
 import signal
 import time
+import traceback
 from collections.abc import Sequence
 
 import jax
 from rich.console import Console
 
 from sft_jax import emulation
-from sft_jax.failures import message_of
 from sft_jax.options import options_of
-from sft_jax.runs.result import INTERRUPTED, PAUSED, RunEnd
+from sft_jax.runs.result import INTERRUPTED, PAUSED, RunEnd, read_result, write_result
 from sft_jax.runs.workdir import is_remote, only_one, with_date
 from sft_jax.sweeps.directory import LAUNCHING, SweepDirectory
-from sft_jax.sweeps.executing import AS_STATUS, LOG, execute
+from sft_jax.sweeps.executing import AS_STATUS, LOG, error_text, execute, failed_end
 from sft_jax.sweeps.hparams import write_experiment, write_session
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
@@ -109,14 +109,28 @@ class _Launch:
             for run, status in zip(group, statuses, strict=True):
                 write_status(self._sweep.run_dir(run.name), status.ended_as("waiting"))
             return self._train_alone(group)
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
-            state = "failed" if isinstance(error, Exception) else "interrupted"
+        except Exception as error:  # noqa: BLE001  the next group shall have its turn
+            self._say(
+                f"{error_text(error)}\nThese runs failed together. Where memory is short, a smaller --stack helps."
+            )
+            ends = [self._failed(run, error) for run in group]
+        except (KeyboardInterrupt, SystemExit):
             for run, status in zip(group, statuses, strict=True):
-                self._ended(run, status.ended_as(state, message_of(error) or repr(error)))
+                self._ended(run, status.ended_as("interrupted"))
             raise
         for run, status, end in zip(group, statuses, ends, strict=True):
             self._ended(run, status.ended_as(AS_STATUS.get(end.state, "failed"), end.error))
         return {run.name: end for run, end in zip(group, ends, strict=True)}
+
+    def _failed(self, run: SweepRun, error: Exception) -> RunEnd:
+        """How a run ended whose group failed as a whole."""
+        self._log(run, "".join(traceback.format_exception(error)).rstrip())
+        directory = self._sweep.run_dir(run.name)
+        end = read_result(directory)
+        if end is None or end.error is None:
+            end = failed_end(end, error_text(error))
+            write_result(directory, end)
+        return end
 
     def _train_alone(self, runs: Sequence[SweepRun]) -> dict[str, RunEnd]:
         ends: dict[str, RunEnd] = {}
@@ -160,9 +174,11 @@ class _Launch:
 
 
 def _plan_text(before: int, groups: Sequence[Sequence[SweepRun]]) -> str:
-    """`5 runs in 2 programs: of 4, 1. 3 are done before. …`"""
+    """`5 runs in 2 programs, of 4, 1 runs; 3 were done before. …`"""
     sizes = [len(group) for group in groups]
-    text = f"{sum(sizes)} runs in {len(groups)} programs" + (f", of {', '.join(map(str, sizes))} runs" if sizes else "")
+    counted = lambda count, what: f"{count} {what}{'' if count == 1 else 's'}"
+    text = f"{counted(sum(sizes), 'run')} in {counted(len(groups), 'program')}"
+    text += f", of {', '.join(map(str, sizes))} runs" if len(sizes) > 1 else ""
     text += f"; {before} were done before." if before else "."
     if alone := [group[0].name for group in groups if len(group) == 1]:
         text += f" By themselves, since no other run that is left has the same program: {', '.join(alone)}."

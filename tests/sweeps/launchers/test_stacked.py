@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -11,8 +12,10 @@ from sft_jax.runs.checkpoints import Checkpoints
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.result import read_result
 from sft_jax.sweeps.directory import claim_sweep
+from sft_jax.sweeps.launchers import stacked
 from sft_jax.sweeps.launchers.stacked import launch
 from sft_jax.sweeps.status import read_status
+from sft_jax.training.stacked import run_stacked
 from tests import tiny
 
 SHORT = {"duration": "4 steps", "evaluation.every": "2 steps", "checkpoint.every": "2 steps"}
@@ -51,11 +54,35 @@ def test_what_fits_trains_together_and_the_rest_by_itself(tmp_path):
         assert read_result(sweep.run_dir(name)).state == "finished"
         assert [line["step"] for line in read_metrics(sweep.run_dir(name) / "metrics.jsonl")] == list(range(5))
     assert f"in one program with {names[1]}" in (sweep.run_dir(names[0]) / "log.txt").read_text()
-    before = [(sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in names[:4]]
+    written = lambda: [Path(sweep.run_dir(name), "result.json").stat().st_mtime_ns for name in names[:4]]
+    before = written()
     code, shown = launched(sweep, tmp_path)
-    assert "1 runs in 1 programs, of 1 runs; 4 were done before." in shown
-    assert [(sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in names[:4]] == before
+    assert "1 run in 1 program; 4 were done before." in shown
+    assert written() == before
     assert states(sweep)[4] == ("failed", 2, "stacked")
+
+
+def test_a_group_that_fails_as_a_whole_stops_no_other(tmp_path, monkeypatch):
+    sweep = claim(tmp_path, [{"seed": number} for number in range(4)])
+    trained = []
+
+    def without_memory(configs, *rest, **more):
+        trained.append([config.seed for config in configs])
+        if len(trained) == 1:
+            raise RuntimeError("no room for so many lanes")
+        return run_stacked(configs, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stacked, "run_stacked", without_memory)
+        code, shown = launched(sweep, tmp_path, largest=2)
+    assert code == 1
+    assert trained == [[0, 1], [2, 3]]
+    assert states(sweep) == [("failed", 1, "stacked")] * 2 + [("finished", 1, "stacked")] * 2
+    for run in sweep.stated_runs[:2]:
+        assert read_result(sweep.run_dir(run.name)).error == "RuntimeError: no room for so many lanes"
+        assert "Traceback" in (sweep.run_dir(run.name) / "log.txt").read_text()
+        assert f"{run.name}: failed at step 0: RuntimeError: no room for so many lanes" in shown
+    assert launched(sweep, tmp_path, largest=2)[0] == 0
 
 
 def test_interrupted_and_started_again(tmp_path, monkeypatch):
