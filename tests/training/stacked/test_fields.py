@@ -2,6 +2,7 @@
 
 import pytest
 
+from configs import sft
 from sft_jax.training.stacked import NotStackableError, fields, groups_of, run_stacked
 from sft_jax.training.stacked.fields import may_differ
 from tests import tiny
@@ -80,6 +81,23 @@ def test_slots_of_every_token_beside_fewer(tmp_path):
     assert [end.state for end in run_stacked(configs, [tmp_path / "a", tmp_path / "b"])] == ["finished"] * 2
 
 
+def test_mixtures_of_other_numbers_of_sources(tmp_path):
+    """The losses of sources are figures of the step; runs of two sources each are one program."""
+    tiny.config(tmp_path)
+    tiny.write_rows(tmp_path / "more.jsonl", 24, seed=3)
+    one = tiny.config(tmp_path, "lora", duration="1 steps")
+    two = one.copy_and_resolve_references().unlock()
+    two.data.train = ""
+    for name in ("train", "more"):
+        two.data.mixture[name] = sft.source(str(tmp_path / f"{name}.jsonl"), weight=1)
+    workdirs = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(NotStackableError, match=r"data\.mixture: the runs have \[0, 2\] sources.*as many in each"):
+        run_stacked([one, two], workdirs)
+    other = two.copy_and_resolve_references()
+    other.data.mixture.more.weight = "3"
+    assert [end.state for end in run_stacked([two, other], workdirs)] == ["finished"] * 2
+
+
 def test_groups(tmp_path):
     """In order, as large as they may be; what fits no other stays by itself."""
     changes = [
@@ -103,8 +121,8 @@ def test_experts_without_a_bound(tmp_path):
     """Those with one are trained; see docs/sweeps.md."""
     families.save(families.torch_model("mixtral"), tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
-    for name in ("train", "held_out"):
-        tiny.write_rows(tmp_path / f"{name}.jsonl", 24)
+    for seed, name in enumerate(("train", "held_out")):
+        tiny.write_rows(tmp_path / f"{name}.jsonl", 24, seed)
     configs = lambda **changes: [tiny.config(tmp_path, "lora", duration="1 steps", seed=n, **changes) for n in (0, 1)]
     workdirs = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(NotStackableError, match=r"--config\.experts\.capacity=0\.0: .*Give a bound"):
