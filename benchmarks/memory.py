@@ -141,17 +141,16 @@ def _bytes(tree: Any) -> int:
 
 
 def _bytes_of_step(analysis: Any, held: int) -> int:
-    """What a compiled step needs: arguments, results that do not take their place, and temporary buffers.
-
-    The compiler's `peak_memory_in_bytes` leaves the temporary buffers out on CPUs.
+    """What a compiled step needs.
 
     Raises:
         ValueError: its arguments are not the arrays that were counted.
     """
+    from sft_jax.training.memory import step_bytes
+
     if abs(analysis.argument_size_in_bytes - held) > 0.01 * held:
         raise ValueError(f"the step takes {analysis.argument_size_in_bytes} bytes, its state and batch have {held}")
-    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return max(analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes, analysis.peak_memory_in_bytes)
+    return step_bytes(analysis)
 
 
 def _table(results: dict[str, dict[str, float]]) -> Table:

@@ -22,8 +22,8 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the runs, what is done, mem
 _LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "local",
-    ["local", "slurm", "stacked"],
-    "Where runs are executed: by processes here, as jobs of SLURM, or together in one program.",
+    ["local", "slurm", "stacked", "list"],
+    "Where runs are executed: by processes here, as jobs of SLURM, together in one program; or list a command for each.",
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Of --launcher=local: processes at a time; by default one a GPU, else one.", lower_bound=1
@@ -44,16 +44,20 @@ def main(_: list[str]) -> None:
     _choose_device()
     from rich.console import Console
 
+    from sft_jax.sweeps import SuccessiveHalving
     from sft_jax.sweeps.statement import Statement
 
     console = Console()
     statement = Statement.of(_SWEEP.value, flags.FLAGS[config_flag.NAME].config_filename, _CONFIG.value, _WORKDIR.value)
     if _ONLY.value and statement.search is not None:
         raise ValueError("--only: a search chooses its runs itself; leave it out")
+    if _LAUNCHER.value == "list" and isinstance(statement.search, SuccessiveHalving):
+        raise ValueError(
+            "--launcher=list: its commands run to their end, which SuccessiveHalving decides; give another"
+        )
     if _DRY_RUN.value:
         statement.show(console)
         return
-    statement.check()
     sys.exit(statement.run(_launch, _is_wanted, console))
 
 
@@ -105,9 +109,11 @@ def _launch(sweep, todo, stop_after: int | None) -> int:
     if _LAUNCHER.value == "slurm":
         from sft_jax.sweeps.launchers.slurm import launch
 
-        if stop_after is not None:
-            raise ValueError("--launcher=slurm runs each job to its end; SuccessiveHalving needs --launcher=local")
-        return launch(sweep, todo, slurm_flags.options())
+        return launch(sweep, todo, slurm_flags.options(stop_after))
+    if _LAUNCHER.value == "list":
+        from sft_jax.sweeps.launchers.listing import launch
+
+        return launch(sweep, todo)
     from sft_jax.sweeps.launchers.stacked import launch
 
     return launch(sweep, todo, largest=_STACK.value, stop_after=stop_after)

@@ -100,7 +100,10 @@ def open_sweep(root: epath.PathLike) -> SweepDirectory:
     ]
     if wrong:
         raise WorkdirError(f"{path}: no {', '.join(wrong)}, as the file of a sweep has; {DAMAGED}")
-    base = config_of(found["base"])
+    try:
+        base = config_of(found["base"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise WorkdirError(f"{path}: its base is no config ({error}); {DAMAGED}") from error
     runs = [_run_there(path, base, entry) for entry in found["runs"]]
     return SweepDirectory(
         root, found["sweep"], found["config"], base, runs, found.get("search"), tuple(run.name for run in runs)

@@ -164,8 +164,8 @@ def show_search(search: Search, sweep: SweepDirectory, console: Console) -> None
     if isinstance(search, SuccessiveHalving):
         rungs = search.rungs(check_halving(search, sweep.stated_runs))
         say(
-            f"Successive halving by {search.metric}, {better} is better. At steps {', '.join(map(str, rungs[:-1]))} the "
-            f"best 1/{search.eta} of the settings go on, to step {rungs[-1]}. The time below is that of all to the end."
+            f"Successive halving by {search.metric}, {better} is better. At steps {', '.join(map(str, rungs[:-1]))} "
+            f"the best 1/{search.eta} of the settings go on, to step {rungs[-1]}. The time below is that of all of them."
         )
     elif isinstance(search, Optuna):
         say(

@@ -47,14 +47,14 @@ def load(path: str) -> Stated:
     return Stated(_overrides(_call(_function(module, "get_sweep", path), path), path), search)
 
 
-def _function(module: ModuleType, name: str, path: str) -> Callable[[], Any]:
+def _function(module: ModuleType, name: str, path: str) -> Callable[..., Any]:
     found = getattr(module, name)
     if not callable(found):
         raise ConfigError(f"--{FLAG}={path}: its {name} is {_kind(found)}, expected a function")
     return found
 
 
-def _call(function: Callable[[], Any], path: str) -> Any:
+def _call(function: Callable[..., Any], path: str) -> Any:
     try:
         return function()
     except MISTAKES as error:

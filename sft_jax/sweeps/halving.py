@@ -93,7 +93,8 @@ def halve(search: SuccessiveHalving, sweep: SweepDirectory, launch: Launch, cons
         console: where decisions are shown.
 
     Returns:
-        exit status: that of the launch after which runs were neither measured nor failed; 1 where runs failed.
+        exit status: that of the launch after which some were neither measured nor failed, since it was ended or came
+        back at once; at the end 1 where runs failed.
 
     Raises:
         SweepError: see `check_halving`, or runs were added since the first rung was decided.
@@ -113,7 +114,7 @@ def halve(search: SuccessiveHalving, sweep: SweepDirectory, launch: Launch, cons
             measured = {name: measured_at(sweep.run_dir(name), search.metric, step) for name in names}
             if not all(_is_there(sweep, name, search.metric, step, last) or has_failed(sweep, name) for name in names):
                 console.print(GOES_ON)
-                return status or 1
+                return status
             promoted = [] if last else search.promoted(measured, _settings(by_name, names))
             record.append({"step": step, "metrics": {name: finite(value) for name, value in measured.items()}})
             record[-1]["promoted"] = promoted

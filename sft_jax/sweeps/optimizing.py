@@ -66,7 +66,8 @@ def optimize(
         console: where is shown what is best so far.
 
     Returns:
-        exit status: that of the launch after which runs were neither done nor failed; 1 where trials failed.
+        exit status: that of the launch after which runs were neither done nor failed, since it was ended or came back
+        at once; at the end 1 where trials failed.
 
     Raises:
         SweepError: Optuna is not installed.
@@ -85,7 +86,7 @@ def optimize(
         write_record(root, KIND, trials)
         if not all(map(_is_told, trials)):
             console.print(GOES_ON)
-            return status or 1
+            return status
         console.print(_best_text(search, trials), soft_wrap=True, highlight=False)
     return int(any(trial["value"] is None for trial in trials))
 

@@ -90,7 +90,7 @@ def resolve(base: ConfigDict, overrides: Overrides) -> tuple[dict[str, Any], Con
     return taken, config.lock()
 
 
-def _set(config: ConfigDict, path: str, value: Any) -> Any:
+def _set(config: ConfigDict, path: Any, value: Any) -> Any:
     """Sets a field; what it is then."""
     parts = path.split(".") if isinstance(path, str) else []
     if not all(parts) or not parts:
@@ -212,22 +212,18 @@ def differing(resolved: Sequence[tuple[Overrides, ConfigDict]]) -> list[str]:
     Of a single run, or where none differs, all that are set.
     """
     stated = list(dict.fromkeys(path for overrides, _ in resolved for path in overrides))
-    differ = [path for path in stated if len({_comparable(value_at(config, path)) for _, config in resolved}) > 1]
+    differ = [path for path in stated if len({repr(value_at(config, path)) for _, config in resolved}) > 1]
     return differ or stated
 
 
-def _comparable(value: Any) -> str:
-    return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
-
-
 def value_at(config: ConfigDict, path: str) -> Any:
-    """The value of a field by its path; None where this config has no such field, as a source of another mixture."""
+    """The value of a field by its path, of a section as a dict; None where there is none, as a source of a mixture."""
     value: Any = config
     for part in path.split("."):
         if not isinstance(value, ConfigDict) or part not in value:
             return None
         value = value[part]
-    return value
+    return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
 def fields_of(config: ConfigDict) -> dict[str, Any]:

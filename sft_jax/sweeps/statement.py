@@ -85,7 +85,7 @@ class Statement:
         dry_run.show_costs(planned, prepared, console)
 
     def run(self, launch: Launch, is_wanted: Callable[[str], bool], console: Console) -> int:
-        """Runs what is not done yet.
+        """Checks all runs, and runs what is not done yet.
 
         Args:
             launch: executes runs; gives an exit status.
@@ -96,17 +96,19 @@ class Statement:
             exit status.
 
         Raises:
-            SweepError: no run is wanted.
+            SweepError: no run is wanted; or see `check`.
             WorkdirError: see `check`.
         """
+        planned = self.check()
+        names = [name for name in planned.stated if is_wanted(name)]
+        if not names:
+            raise SweepError(f"--only matches none of the {len(planned.stated)} runs, as {planned.stated[0]}")
         if isinstance(self.search, Optuna):
             return optimize(self.search, self.root, self.overrides, self._claim, launch, console)
         sweep = self._claim(self.overrides)
         if isinstance(self.search, SuccessiveHalving):
             return halve(self.search, sweep, launch, console)
-        wanted = [run for run in sweep.stated_runs if is_wanted(run.name)]
-        if not wanted:
-            raise SweepError(f"--only matches none of the {len(sweep.stated)} runs, as {sweep.stated[0]}")
+        wanted = [run for run in sweep.stated_runs if run.name in names]
         todo = [run for run in wanted if read_status(sweep.run_dir(run.name)).state != "finished"]
         if not todo:
             console.print(f"{self.root}: {dry_run.states_text(sweep, wanted)}. Nothing is left to do.", soft_wrap=True)

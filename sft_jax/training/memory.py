@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from sft_jax.data.batches import assemble, slices_if_several
@@ -67,7 +68,7 @@ def _abstract_batch(options: Options, data: Data, mesh: Mesh) -> dict[str, jax.S
     plan, sharding = data.plan, batch_sharding(mesh)
     sequence = assemble(
         data.examples,
-        [()],
+        [np.zeros(0, np.int64)],  # a sequence of padding
         sequence_length=plan.sequence_length,
         sequence_targets=plan.sequence_targets,
         slices=slices_if_several(data.examples.sources),

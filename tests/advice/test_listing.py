@@ -20,7 +20,34 @@ NEEDED = ("evaluation/test_side_by_side.py", "test_what_methods_need_is_asked_fo
 PROBES = ("evaluation/test_side_by_side.py", "test_probes_are_of_weights_alone")
 NO_TASK = ("evaluation/test_tasks.py", "test_an_entry_that_is_no_task_is_named")
 EVALUATED = ("test_evaluate.py", "test_a_mistake_is_one_message_and_no_result")
+SWEEP_OF_ANOTHER = ("sweeps/test_directory.py", "test_the_directory_of_another_sweep_is_left_as_advised")
+NO_SWEEP = ("sweeps/test_files.py", "test_what_is_wrong_in_a_sweep_file")
+RUNGS = ("sweeps/test_halving.py", "test_runs_that_cannot_be_compared_are_refused_and_mended_as_advised")
+NOT_WITH_A_SEARCH = ("test_sweep.py", "test_what_does_not_go_with_a_search_is_refused")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
+    ("sft_jax/sweep.py", "--only: a search chooses its runs itself"): NOT_WITH_A_SEARCH,
+    ("sft_jax/sweep.py", "--launcher=list: its commands run to their end"): NOT_WITH_A_SEARCH,
+    ("sft_jax/sweeps/directory.py", "is not empty and holds no {FILE}"): SWEEP_OF_ANOTHER,
+    ("sft_jax/sweeps/directory.py", "is the directory of another sweep"): SWEEP_OF_ANOTHER,
+    ("sft_jax/sweeps/files.py", "expected a function"): NO_SWEEP,
+    ("sft_jax/sweeps/files.py", "its get_sweep returned"): NO_SWEEP,
+    ("sft_jax/sweeps/files.py", "its get_search returned"): NO_SWEEP,
+    ("sft_jax/sweeps/files.py", "of its get_sweep is"): NO_SWEEP,
+    ("sft_jax/sweeps/halving.py", "SuccessiveHalving ends runs early itself"): RUNGS,
+    ("sft_jax/sweeps/halving.py", "SuccessiveHalving counts in steps"): RUNGS,
+    ("sft_jax/sweeps/search_record.py", "there are no held-out rows"): RUNGS,
+    ("sft_jax/sweeps/halving.py", "A search that has begun takes no other runs"): (
+        "sweeps/test_halving.py",
+        "test_a_search_that_has_begun_takes_no_other_runs",
+    ),
+    ("sft_jax/sweeps/preparing.py", "--config.data.train is empty"): (
+        "sweeps/test_dry_run.py",
+        "test_without_training_rows_a_file_is_asked_for",
+    ),
+    ("sft_jax/sweeps/runs.py", "percent of the run makes no sense here"): (
+        "sweeps/test_runs.py",
+        "test_the_flag_of_a_message_is_taken",
+    ),
     ("sft_jax/evaluate.py", "give --model, or --config with a model.source"): EVALUATED,
     ("sft_jax/evaluate.py", "holds a run, whose log would be replaced; give a directory"): EVALUATED,
     ("sft_jax/evaluation/methods.py", "--methods: give at least one"): METHODS,
@@ -162,7 +189,11 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_initial_adapter.py",
         "test_flags_that_contradict_the_adapter",
     ),
-    ("sft_jax/preparation/run_data.py", "Examples are whole under"): (
+    ("sft_jax/sweeps/launchers/pool.py", "if the machine was out of memory, give fewer --workers"): (
+        "sweeps/launchers/test_pool.py",
+        "test_a_worker_that_is_killed",
+    ),
+    ("sft_jax/preparation/measured.py", "Examples are whole under"): (
         "training/test_advice.py",
         "test_training_rows_that_are_all_too_long",
     ),

@@ -118,7 +118,7 @@ def test_a_signal_before_the_first_step(tmp_path, monkeypatch):
     def ended(*_):
         sys.exit(143)
 
-    monkeypatch.setattr(sharing, "read_data", ended)
+    monkeypatch.setattr(read_once, "read_data", ended)
     with pytest.raises(SystemExit):
         execute(a_run(tmp_path, "run"), tmp_path / "run", Shared())
     assert read_status(tmp_path / "run").state == "interrupted"

@@ -132,9 +132,9 @@ def launch(
             outcomes = pool.run(names)
             watch.summarize()
         _show_end(console, sweep, outcomes, before, time.monotonic() - started)
-    if pool.stopped_by is not None:
-        return 128 + pool.stopped_by
-    return 0 if all(outcome.done for outcome in outcomes.values()) else 1
+    if all(outcome.done for outcome in outcomes.values()):
+        return 0
+    return 1 if pool.stopped_by is None else 128 + pool.stopped_by
 
 
 def _wait_for_others(sweep: SweepDirectory, names: Sequence[str], console: Console) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 _PLATFORMS = "JAX_PLATFORMS"
 _GPUS = "CUDA_VISIBLE_DEVICES"
-_MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR")
+_MEMORY = "XLA_CLIENT_MEM_FRACTION"  # which a user may have set, or one of these
+_OF_MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR")
 _OF_A_GPU = 0.9  # of its memory, for all who share it
 _THREADS = "PJRT_NPROC"  # see emulation.py
 
@@ -89,7 +90,7 @@ def _of_gpus(workers: int, environment: Mapping[str, str]) -> list[dict[str, str
         each = len(gpus) // workers
         return [{_GPUS: ",".join(gpus[i * each : (i + 1) * each])} for i in range(workers)]
     fraction = _OF_A_GPU / math.ceil(workers / len(gpus))
-    memory = {} if any(name in environment for name in _MEMORY) else {_MEMORY[0]: f"{fraction:.3f}"}
+    memory = {} if any(name in environment for name in (_MEMORY, *_OF_MEMORY)) else {_MEMORY: f"{fraction:.3f}"}
     return [{_GPUS: gpus[i % len(gpus)]} | memory for i in range(workers)]
 
 
@@ -100,7 +101,7 @@ def _of_tpus(workers: int, environment: Mapping[str, str]) -> list[dict[str, str
     if workers > chips:
         raise ValueError(f"--workers={workers}: a TPU chip has one process at a time, and there are {chips} here")
     alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    return [alone | {"TPU_VISIBLE_DEVICES": str(i)} for i in range(workers)]
+    return [alone | {"TPU_VISIBLE_CHIPS": str(i)} for i in range(workers)]
 
 
 def _gpus(environment: Mapping[str, str]) -> list[str]:

@@ -26,6 +26,7 @@ from sft_jax.sweeps.launchers.slurm_queue import (
     Job,
     SlurmError,
     Submission,
+    check_there,
     jobs_of,
     new_name,
     read_submissions,
@@ -127,6 +128,7 @@ def launch(
         WorkdirError: another launcher is at work there; a status, or what was noted of submissions, is damaged.
     """
     submitit = _submitit()
+    check_there("srun", "sbatch", "squeue")
     if is_remote(sweep.root):
         raise SlurmError(f"{sweep.root}: with --launcher=slurm give a --workdir on a file system that all hosts share")
     root, console = Path(sweep.root).absolute(), console or Console()

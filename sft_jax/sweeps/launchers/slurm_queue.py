@@ -7,6 +7,7 @@ whatever becomes of the process that submits, the next start finds its jobs in t
 import dataclasses
 import json
 import re
+import shutil
 import socket
 import subprocess
 import uuid
@@ -114,19 +115,29 @@ def jobs_of(submissions: Iterable[Submission]) -> dict[str, Job]:
     return found
 
 
+def check_there(*commands: str) -> None:
+    """Checks that commands of SLURM can be started.
+
+    Raises:
+        SlurmError: one is not there.
+    """
+    for command in commands:
+        if shutil.which(command) is None:
+            raise SlurmError(
+                f"there is no {command} on {socket.gethostname()}. With --launcher=slurm, SLURM's commands are needed "
+                "where the sweep is started and in its jobs, in containers too; --launcher=local needs no SLURM"
+            )
+
+
 def ask(*command: str) -> str:
     """What a command of SLURM answers.
 
     Raises:
-        SlurmError: it cannot be started, fails, or takes longer than two minutes.
+        SlurmError: it is not there, fails, or takes longer than two minutes.
     """
+    check_there(command[0])
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS)
-    except FileNotFoundError as error:
-        raise SlurmError(
-            f"there is no {command[0]} on {socket.gethostname()}. With --launcher=slurm, SLURM's commands are needed "
-            "where the sweep is started and in its jobs, in containers too; --launcher=local needs no SLURM"
-        ) from error
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{command[0]} did not answer within {_ANSWER_SECONDS} s; start again later") from error
     if done.returncode:

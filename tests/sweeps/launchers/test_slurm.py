@@ -3,7 +3,6 @@
 import io
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,11 @@ from sft_jax.sweeps.status import read_status
 from sft_jax.training import run
 from tests import tiny
 from tests.sweeps import slurm_cluster
+from tests.sweeps.launchers.long_run import OVERRIDES, STEPS, steps, until
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
-PATIENCE_SECONDS = 120  # of a test, before it fails
 OPTIONS = SlurmOptions(minutes=30, cpus=1, mem="1500M", warning_seconds=30)
-LONG = {
-    "duration": "1000000 steps",
-    "evaluation.every": "1000000 steps",
-    "checkpoint.every": "1000000 steps",
-    "log.every": 10,
-    "optimizer.learning_rate": 1e-5,
-}
 
 
 @pytest.fixture(scope="module")
@@ -82,30 +74,13 @@ def start(sweep, todo=None, options=OPTIONS):
     return status, console.file.getvalue()
 
 
-def until(reached, root):
-    """Waits for something that takes as long as it takes; fails with what the jobs said."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not reached():
-        if time.monotonic() > deadline:
-            logs = (log for log in sorted(root.rglob("*log*")) if log.is_file())
-            said = "\n".join(f"{log}: {log.read_text()[-2000:]}" for log in logs)
-            pytest.fail(f"not reached within {PATIENCE_SECONDS} s\n{said}")
-        time.sleep(0.2)
-
-
 def queue(sweep):
     return jobs_of(read_submissions(Path(sweep.root)))
 
 
-def steps_of(sweep, name):
-    log = Path(sweep.run_dir(name)) / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [json.loads(line)["step"] for line in lines[:-1]]  # the last one may be in the making
-
-
 def trains_on(sweep, name, beyond):
     """Waits until steps after this one are logged."""
-    until(lambda: any(step > beyond for step in steps_of(sweep, name)), Path(sweep.root))
+    until(lambda: any(step > beyond for step in steps(sweep.run_dir(name))), Path(sweep.root))
 
 
 def signal_to(name, sweep, signal):
@@ -115,8 +90,8 @@ def signal_to(name, sweep, signal):
 def went_on_after(sweep, name, step):
     """Checks that a run continued from the checkpoint of a step, with no step left out or taken twice in its log."""
     log = (Path(sweep.run_dir(name)) / "log.txt").read_text()
-    assert f"after step {step} of 1000000" in " ".join(log.split())
-    logged = steps_of(sweep, name)
+    assert f"after step {step} of {STEPS}" in " ".join(log.split())
+    logged = steps(sweep.run_dir(name))
     assert logged == sorted(set(logged))
 
 
@@ -152,7 +127,7 @@ def test_an_array_of_runs_finishes_and_nothing_is_submitted_twice(sweep_of):
 
 
 def test_a_cancelled_run_is_saved_and_the_next_start_goes_on_with_it(sweep_of):
-    sweep = sweep_of(1e-5, **LONG)
+    sweep = sweep_of(1e-5, **OVERRIDES)
     (name,) = (run.name for run in sweep.runs)
     start(sweep)
     trains_on(sweep, name, 0)
@@ -170,7 +145,7 @@ def test_a_cancelled_run_is_saved_and_the_next_start_goes_on_with_it(sweep_of):
 
 
 def test_usr2_saves_the_run_and_the_same_job_goes_on_later(sweep_of):
-    sweep = sweep_of(1e-5, **LONG)
+    sweep = sweep_of(1e-5, **OVERRIDES)
     (name,) = (run.name for run in sweep.runs)
     start(sweep)
     trains_on(sweep, name, 0)
@@ -188,7 +163,7 @@ def test_usr2_saves_the_run_and_the_same_job_goes_on_later(sweep_of):
 
 
 def test_a_run_whose_time_is_over_too_often_is_left_to_the_next_start(sweep_of):
-    sweep = sweep_of(1e-5, **LONG)
+    sweep = sweep_of(1e-5, **OVERRIDES)
     (name,) = (run.name for run in sweep.runs)
     # Of 10 minutes submitit takes none for sure: any warning is that of their end.
     start(sweep, options=SlurmOptions(**vars(OPTIONS) | {"minutes": 10, "max_timeouts": 0}))
@@ -202,7 +177,7 @@ def test_a_run_whose_time_is_over_too_often_is_left_to_the_next_start(sweep_of):
 
 
 def test_a_preempted_run_is_saved_and_goes_on_when_there_is_room(sweep_of):
-    sweep = sweep_of(1e-5, **LONG)
+    sweep = sweep_of(1e-5, **OVERRIDES)
     (name,) = (run.name for run in sweep.runs)
     start(sweep)
     trains_on(sweep, name, 0)

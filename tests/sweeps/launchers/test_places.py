@@ -48,7 +48,7 @@ def test_cores(workers, expected, cores):
 def test_gpus(workers, environment, devices, fraction, cores):
     found = [place.environment for place in places(workers, environment)]
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in found] == devices
-    assert {each.get("XLA_PYTHON_CLIENT_MEM_FRACTION") for each in found} == {fraction}
+    assert {each.get("XLA_CLIENT_MEM_FRACTION") for each in found} == {fraction}
 
 
 def test_a_worker_for_each_gpu_by_default(cores, monkeypatch):
@@ -61,7 +61,7 @@ def test_a_worker_for_each_gpu_by_default(cores, monkeypatch):
 
 def test_a_tpu_chip_has_one_process(cores, monkeypatch):
     monkeypatch.setattr(module, "_tpu_chips_listed", lambda: 4)
-    assert [place.environment["TPU_VISIBLE_DEVICES"] for place in places(3, {})] == ["0", "1", "2"]
+    assert [place.environment["TPU_VISIBLE_CHIPS"] for place in places(3, {})] == ["0", "1", "2"]
     with pytest.raises(ValueError, match="--workers=5: a TPU chip has one process at a time, and there are 4"):
         places(5, {})
 

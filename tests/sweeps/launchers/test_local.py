@@ -40,7 +40,7 @@ def claim(root, stated):
 def drive(sweep, workers=1, troubles=None):
     """Exit status and output of a launcher."""
     command = [sys.executable, str(DRIVER), str(sweep.root), str(workers), json.dumps(troubles or {})]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout + done.stderr
 

@@ -13,7 +13,7 @@ import pytest
 
 from sft_jax.sweeps.launchers.places import Place
 from sft_jax.sweeps.launchers.pool import Outcome, Pool, WorkersError
-from tests.sweeps.pool_driver import Told, stub
+from tests.sweeps.launchers.pool_driver import Told, stub
 
 DRIVER = Path(__file__).with_name("pool_driver.py")
 
@@ -95,7 +95,7 @@ def test_workers_that_cannot_start(tmp_path):
 
 def drive(root, workers, *names):
     command = [sys.executable, str(DRIVER), str(root), str(workers), *names]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
