@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -51,10 +52,11 @@ def test_what_fits_trains_together_and_the_rest_by_itself(tmp_path):
         assert read_result(sweep.run_dir(name)).state == "finished"
         assert [line["step"] for line in read_metrics(sweep.run_dir(name) / "metrics.jsonl")] == list(range(5))
     assert f"in one program with {names[1]}" in (sweep.run_dir(names[0]) / "log.txt").read_text()
-    before = [(sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in names[:4]]
+    written = lambda: [Path(sweep.run_dir(name), "result.json").stat().st_mtime_ns for name in names[:4]]
+    before = written()
     code, shown = launched(sweep, tmp_path)
     assert "1 runs in 1 programs, of 1 runs; 4 were done before." in shown
-    assert [(sweep.run_dir(name) / "result.json").stat().st_mtime_ns for name in names[:4]] == before
+    assert written() == before
     assert states(sweep)[4] == ("failed", 2, "stacked")
 
 
