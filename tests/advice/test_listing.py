@@ -313,26 +313,9 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_loop.py",
         "test_dropout_that_nothing_draws_is_refused",
     ),
-    ("sft_jax/training/stacked/loop.py", "Give a bound (1.25, for example"): (
-        "training/stacked/test_fields.py",
-        "test_experts_without_a_bound",
-    ),
-    ("sft_jax/training/stacked/loop.py", "Give --config.objective.positions=all to all of them"): (
-        "training/stacked/test_fields.py",
-        "test_slots_of_every_token_beside_fewer",
-    ),
-    ("sft_jax/training/stacked/loop.py", "sources, whose losses are measured apart; expected as many in each"): (
-        "training/stacked/test_fields.py",
-        "test_mixtures_of_other_numbers_of_sources",
-    ),
-    ("sft_jax/training/stacked/fields.py", "ranks may not differ under --config.optimizer.name"): (
-        "training/stacked/test_fields.py",
-        "test_what_cannot_be_a_batch_axis_is_refused",
-    ),
 }
 EXEMPT = {  # (file, part of it) -> why there is nothing to follow
     ("sft_jax/options.py", "--config.evaluation.tasks.{name}.reading."): "the beginning of flags",
-    ("sft_jax/training/stacked/fields.py", "--config.{name}: "): "the beginning of texts that name a field",
     ("sft_jax/data/reading.py", "--config.data.mixture.{name}.reading."): "the beginning of flags too",
     ("sft_jax/evaluation/scorers/instructions.py", "python -m nltk.downloader punkt_tab"): "it needs a download",
     ("sft_jax/preparation/mixing.py", "{_FLAG}.{name}"): "the beginning of flags that other texts say something of",
