@@ -9,6 +9,7 @@ compiled programs. Memory is that of the compiled step: arguments, results that 
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
@@ -103,12 +105,18 @@ def _command(way: str, root: Path) -> list[str]:
     return [sys.executable, "-m", "benchmarks.stacked", f"--way={way}", f"--root={root}", *sizes]
 
 
-def _timed(command: list[str], cache: Path) -> float:
-    """Seconds that a command takes."""
+def _timed(command: list[str], cache: Path) -> np.ndarray:
+    """Seconds that a command takes, and seconds of cores, which say more where others work too."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    start = time.perf_counter()
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    start, used = time.perf_counter(), _cores()
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return np.array([time.perf_counter() - start, _cores() - used])
+
+
+def _cores() -> float:
+    """Seconds of cores that ended processes of this one have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _in_one_process(root: Path) -> None:
@@ -139,7 +147,6 @@ def _in_one_program(root: Path) -> None:
 def _memory(root: Path) -> None:
     """Bytes of the compiled steps: of a run, and of all together."""
     import jax
-    import numpy as np
 
     from sft_jax.data.batches import train_batches
     from sft_jax.options import options_of
@@ -181,13 +188,15 @@ def _bytes_of(analysis: Any) -> int:
     return max(analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes, analysis.peak_memory_in_bytes)
 
 
-def _table(seconds: dict[str, float]) -> Table:
+def _table(seconds: dict[str, np.ndarray]) -> Table:
     """Ratios are to a process each."""
     tokens = _RUNS.value * _STEPS.value * _SEQUENCE_LENGTH.value
-    table = Table(f"{_RUNS.value} runs of {_STEPS.value} steps", "seconds", "times as fast", "positions a second")
+    title = f"{_RUNS.value} runs of {_STEPS.value} steps"
+    table = Table(title, "seconds", "times as fast", "positions a second", "seconds of cores", "times less")
     for way in (PROCESSES, PROCESS, STACKED):
-        took = seconds[way]
-        table.add_row(way, f"{took:.0f}", f"{seconds[PROCESSES] / took:.2f}", f"{tokens / took:,.0f}")
+        (took, used), (all_took, all_used) = seconds[way], seconds[PROCESSES]
+        rates = (f"{all_took / took:.2f}", f"{tokens / took:,.0f}", f"{used:.0f}", f"{all_used / used:.2f}")
+        table.add_row(way, f"{took:.0f}", *rates)
     return table
 
 

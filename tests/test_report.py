@@ -73,6 +73,16 @@ def test_mistakes_are_said_in_one_line(arguments, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_value_is_taken_where_advised(sweep):
+    root, _ = sweep
+    refused = report(root, "--at=last")
+    first, second, third = re.search(r"expected (\w+), (\w+) or '(step N)'\n", refused.stderr).groups()
+    for at in (first, second, third.replace("N", "10")):
+        done = report(root, f"--at={at}")
+        assert done.returncode == 0, done.stderr
+        assert f"held_out/nll, {at}; 11 finished" in done.stdout
+
+
 def test_all_flags_are_in_the_docs():
     section = (ROOT / "docs" / "sweeps.md").read_text().split("\n### The report\n")[1].split("\n### ")[0]
     listed = re.findall(r"^\| `--(\w+)`", section, re.MULTILINE)

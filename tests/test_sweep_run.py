@@ -1,5 +1,6 @@
 """Runs of a sweep one by one, as other schedulers start them; and one run on two hosts."""
 
+import re
 import shlex
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sft_jax.runs.metric_log import read_metrics
-from sft_jax.runs.result import read_result
+from sft_jax.runs.result import FINISHED, RunEnd, read_result, write_result
 from sft_jax.sweeps.directory import claim_sweep, open_sweep
 from sft_jax.sweeps.status import read_status
 from tests import tiny
@@ -67,6 +68,20 @@ def test_a_run_that_there_is_not(sweep, run):
     assert done.returncode == 1
     assert f"error: --run={run}: expected a number from 0 to 1, or one of the runs" in done.stderr
     assert sweep.runs[0].name in done.stderr
+
+
+def test_a_run_is_chosen_by_a_number_or_a_name_that_is_advised(sweep):
+    """The runs are done, so that none of them trains here."""
+    for run in sweep.runs:
+        sweep.run_dir(run.name).mkdir()
+        write_result(sweep.run_dir(run.name), RunEnd(FINISHED, 2, 2, {}, None, {}, 1.0, None, None))
+    said = call(f"--workdir={sweep.root}", "--run=2").stderr
+    last = re.search(r"expected a number from 0 to (\d+), or one of the runs", said)[1]
+    names = [line.strip() for line in said.splitlines() if line.startswith("  ")]
+    assert names == [run.name for run in sweep.runs]
+    for run, name in ((last, names[-1]), (names[0], names[0])):
+        done = call(f"--workdir={sweep.root}", f"--run={run}")
+        assert (done.returncode, done.stdout) == (0, f"{name}: finished at step 2 of 2\n"), done.stderr
 
 
 def test_a_directory_of_no_sweep(tmp_path):

@@ -8,6 +8,7 @@ front, `few_shot` solved examples, `rag` passages of a corpus into the question.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from sft_jax.data.conversations import Conversation, Message
@@ -78,6 +79,13 @@ def parse_methods(names: Sequence[str]) -> list[Method]:
     if same:
         raise ValueError(f"--methods: {', '.join(same)} are the same; give each once")
     return methods
+
+
+def mixes(names: Sequence[str]) -> dict[str, float]:
+    """How much of the tuned weights those methods take that are weights alone, from 0 (base) to 1; in this order."""
+    weights_alone = (name for name in names if name in (BASE, TUNED) or re.fullmatch(rf"{TUNED}@[0-9.e-]+", name))
+    found = {name: parse_methods([name])[0].weights for name in weights_alone}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def _mix(name: str, part: str) -> float:

@@ -24,6 +24,8 @@ SWEEP_OF_ANOTHER = ("sweeps/test_directory.py", "test_the_directory_of_another_s
 NO_SWEEP = ("sweeps/test_files.py", "test_what_is_wrong_in_a_sweep_file")
 RUNGS = ("sweeps/test_halving.py", "test_runs_that_cannot_be_compared_are_refused_and_mended_as_advised")
 NOT_WITH_A_SEARCH = ("test_sweep.py", "test_what_does_not_go_with_a_search_is_refused")
+SWEEP_REPORT, STACKED = "sweeps/test_report.py", "training/stacked/test_fields.py"
+METRIC = (SWEEP_REPORT, "test_any_metric_can_be_asked_for_and_what_there_is_is_named")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/sweep.py", "--only: a search chooses its runs itself"): NOT_WITH_A_SEARCH,
     ("sft_jax/sweep.py", "--launcher=list: its commands run to their end"): NOT_WITH_A_SEARCH,
@@ -48,6 +50,53 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/sweeps/runs.py", "percent of the run makes no sense here"): (
         "sweeps/test_runs.py",
         "test_the_flag_of_a_message_is_taken",
+    ),
+    ("sft_jax/report.py", "expected final, best or 'step N'"): (
+        "test_report.py",
+        "test_a_value_is_taken_where_advised",
+    ),
+    ("sft_jax/sweep_run.py", ": expected a number from 0 to"): (
+        "test_sweep_run.py",
+        "test_a_run_is_chosen_by_a_number_or_a_name_that_is_advised",
+    ),
+    ("sft_jax/sweeps/launchers/listing.py", "--run={run.name}"): (
+        "test_sweep_run.py",
+        "test_the_list_has_a_command_for_each_run_that_is_not_done",
+    ),
+    ("sft_jax/sweeps/launchers/slurm.py", "give a --workdir on a file system that all hosts share"): (
+        "sweeps/launchers/test_slurm_queue.py",
+        "test_a_bucket_is_left_for_a_file_system_as_advised",
+    ),
+    ("sft_jax/sweeps/report/analysis.py", "; name more fields"): (
+        SWEEP_REPORT,
+        "test_a_baseline_that_several_are_like_gets_more_fields_as_advised",
+    ),
+    ("sft_jax/sweeps/report/analysis.py", "say --better=higher or --better=lower"): METRIC,
+    ("sft_jax/sweeps/report/quantities.py", "is in no run of {runs.root}; {listed}"): METRIC,
+    ("sft_jax/sweeps/report/quantities.py", "which has one value a run; leave out --at"): (
+        SWEEP_REPORT,
+        "test_scores_of_evaluations_in_the_runs",
+    ),
+    ("sft_jax/sweeps/report/quantities.py", "there; near it, at steps"): (
+        SWEEP_REPORT,
+        "test_at_the_best_checkpoint_and_at_a_step",
+    ),
+    ("sft_jax/sweeps/report/reading.py", "give the directory that it lies in, or --compare"): (
+        SWEEP_REPORT,
+        "test_in_the_place_of_a_run_its_directory_is_given_or_it_is_compared_as_advised",
+    ),
+    ("sft_jax/training/stacked/fields.py", "ranks may not differ under"): (
+        STACKED,
+        "test_ranks_under_a_rule_that_looks_at_whole_matrices",
+    ),
+    ("sft_jax/training/stacked/loop.py", "Give a bound (1.25, for example"): (STACKED, "test_experts_without_a_bound"),
+    ("sft_jax/training/stacked/loop.py", "whose losses are measured apart; expected as many in each"): (
+        STACKED,
+        "test_other_numbers_of_sources",
+    ),
+    ("sft_jax/training/stacked/loop.py", "Give --config.objective.positions=all to all of them"): (
+        STACKED,
+        "test_slots_of_every_token_beside_fewer",
     ),
     ("sft_jax/evaluate.py", "give --model, or --config with a model.source"): EVALUATED,
     ("sft_jax/evaluate.py", "holds a run, whose log would be replaced; give a directory"): EVALUATED,
@@ -270,6 +319,10 @@ EXEMPT = {  # (file, part of it) -> why there is nothing to follow
     ("sft_jax/data/reading.py", "--config.data.mixture.{name}.reading."): "the beginning of flags too",
     ("sft_jax/evaluation/scorers/instructions.py", "python -m nltk.downloader punkt_tab"): "it needs a download",
     ("sft_jax/preparation/mixing.py", "{_FLAG}.{name}"): "the beginning of flags that other texts say something of",
+    ("sft_jax/sweeps/launchers/slurm_queue.py", "--name={','.join(by_name)}"): "an argument of squeue, and no text",
+    ("sft_jax/training/stacked/fields.py", "--config.{name}: {', '.join(found)}"): (
+        "the beginning of texts that say something of a field"
+    ),
     ("sft_jax/sources/locate.py", ". Install it again: `pip install --force-reinstall"): "it needs a package index",
 }
 

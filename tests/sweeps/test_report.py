@@ -13,6 +13,7 @@ from scipy import stats
 from sft_jax.evaluation.statistics import holm
 from sft_jax.runs.workdir import WorkdirError
 from sft_jax.sweeps.report.analysis import BaselineError, analyse
+from sft_jax.sweeps.report.comparing import compare_runs
 from sft_jax.sweeps.report.curves import curves_of
 from sft_jax.sweeps.report.plots import draw_sweep, is_spread
 from sft_jax.sweeps.report.quantities import LOGGED, USUAL, QuantityError, quantity_of
@@ -95,6 +96,15 @@ def test_a_baseline_that_is_no_setting(sweep, baseline, message):
         report_of(sweep, baseline=baseline)
 
 
+def test_a_baseline_that_several_are_like_gets_more_fields_as_advised(sweep):
+    with pytest.raises(BaselineError, match="name more fields") as error:
+        report_of(sweep, baseline={"rank": "8"})
+    one = re.search(r"settings are like that, as (.*); name more fields$", str(error.value))[1]
+    more = dict(pair.split("=") for pair in one.split(", "))
+    assert {"rank"} < more.keys()
+    assert report_of(sweep, baseline=more)[0]["baseline"] == one
+
+
 def test_the_best_is_told_from_the_next_or_not(tmp_path, sweep):
     found, _ = report_of(sweep)
     assert found["best"]["setting"] == "learning_rate=1e-4, rank=64"
@@ -173,8 +183,12 @@ def test_at_the_best_checkpoint_and_at_a_step(tmp_path):
     assert (value("final")["value"], value("final")["step"]) == (5.0, 20)
     assert (value("best")["value"], value("best")["step"]) == (4.0, 10)
     assert (value(5)["value"], value(5)["step"], value(5)["costs"]["tokens"]) == (4.5, 5, 5 * written.TOKENS_A_STEP)
-    with pytest.raises(QuantityError, match=r"--at=step 7: no run has held_out/loss there; near it, at steps 0, 5, 10"):
+    with pytest.raises(
+        QuantityError, match=r"--at=step 7: no run has held_out/loss there; near it, at steps 0, 5, 10"
+    ) as error:
         report_of(tmp_path, "held_out/loss", 7)
+    for step in map(int, re.search(r"at steps ([\d, ]+)", str(error.value))[1].split(", ")):
+        assert value(step)["step"] == step
 
 
 def test_any_metric_can_be_asked_for_and_what_there_is_is_named(sweep):
@@ -183,9 +197,14 @@ def test_any_metric_can_be_asked_for_and_what_there_is_is_named(sweep):
     found, _ = report_of(sweep, "speed/seconds_per_step")
     assert (found["better"], found["best"]) == (None, None)
     assert any("--better=higher or --better=lower" in note for note in found["notes"])
-    assert report_of(sweep, "speed/seconds_per_step", better=False)[0]["best"] is not None
-    with pytest.raises(QuantityError, match=r"--metric=held_out/los is in no run of .* held_out/loss"):
+    for better, said in ((False, "lower"), (True, "higher")):
+        found, _ = report_of(sweep, "speed/seconds_per_step", better=better)
+        assert (found["better"], found["best"] is not None) == (said, True)
+        assert not any("--better" in note for note in found["notes"])
+    with pytest.raises(QuantityError, match=r"--metric=held_out/los is in no run of .* held_out/loss") as error:
         report_of(sweep, "held_out/los")
+    for name in re.search(r"; there are (.*)$", str(error.value))[1].split(", "):
+        assert report_of(sweep, name)[0]["metric"] == name
 
 
 def test_scores_of_evaluations_in_the_runs(tmp_path):
@@ -205,6 +224,7 @@ def test_scores_of_evaluations_in_the_runs(tmp_path):
     assert curves == []
     with pytest.raises(QuantityError, match="leave out --at"):
         report_of(tmp_path, "evaluation/titles/sft/exact_match", at="best")
+    assert report_of(tmp_path, "evaluation/titles/sft/exact_match")[0] == found
     (folder / "results.json").write_text("{}")
     with pytest.raises(QuantityError, match=r"results\.json holds no results"):
         report_of(tmp_path, "evaluation/titles/sft/exact_match")
@@ -320,6 +340,15 @@ def test_directories_without_runs(tmp_path, make, message):
     make(tmp_path / "root")
     with pytest.raises(WorkdirError, match=message):
         report_of(tmp_path / "root")
+
+
+def test_in_the_place_of_a_run_its_directory_is_given_or_it_is_compared_as_advised(tmp_path):
+    names = written.write_sweep(tmp_path, {RANK: [4, 8], "seed": [0]})
+    first, second = (tmp_path / name for name in names)
+    with pytest.raises(WorkdirError, match=r"it is a run itself; give the directory that it lies in, or --compare$"):
+        report_of(first)
+    assert len(report_of(first.parent)[0]["settings"]) == 2
+    assert compare_runs(first, second, "steps").found["config"] == [{"field": RANK, "rank=4": 4, "rank=8": 8}]
 
 
 def terminal_text(found, width=100):

@@ -1,4 +1,4 @@
-"""The report's plots, as PNG: scores with intervals, quality against cost, differences, and how far weights moved.
+"""The report's plots, as PNG: scores with intervals, against cost and against the mix of weights; differences; drift.
 
 Drawn by matplotlib without a display. A method has the same colour wherever it stands.
 """
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.evaluation.figures import metric_name
+from sft_jax.evaluation.methods import mixes
 from sft_jax.evaluation.metrics import higher_is_better
 from sft_jax.evaluation.report.drawing import (
     COLORS,
@@ -43,6 +44,10 @@ def draw_plots(results: Mapping[str, Any]) -> list[Plot]:
             parts = {
                 "scores": (_scores_figure, f"{name}: {metric_name(task['primary'])} by method, 95 % intervals"),
                 "cost": (_cost_figure, f"{name}: {metric_name(task['primary'])} against tokens a request"),
+                "mix": (
+                    _mix_figure,
+                    f"{name}: {metric_name(task['primary'])} between the base's weights and the tuned ones",
+                ),
                 "differences": (_difference_figure, f"{name}: differences, 95 % intervals"),
             }
             for part, (draw, caption) in parts.items():
@@ -86,6 +91,22 @@ def _cost_figure(task: Mapping[str, Any], methods: Mapping[str, Any], title: str
     axes.set_ylabel(_metric_label(task["primary"]))
     axes.grid(**GRID)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def _mix_figure(task: Mapping[str, Any], methods: Mapping[str, Any], title: str) -> Any:
+    """A curve over the mix of base and tuned weights; None without one between them."""
+    scores = _primary_scores(task, methods)
+    curve = {mix: scores[name] for name, mix in mixes(list(scores)).items()}
+    if not any(0 < mix < 1 for mix in curve) or len(curve) < 2:
+        return None
+    figure, axes = figure_with_axes(4.2, title)
+    axes.plot(list(curve), [score["value"] for score in curve.values()], "o-", color=COLORS[0], markersize=6)
+    bounds = [(score.get("low", score["value"]), score.get("high", score["value"])) for score in curve.values()]
+    axes.fill_between(list(curve), *zip(*bounds, strict=True), color=COLORS[0], alpha=0.15, linewidth=0)
+    axes.set_xlabel("share of the update: 0 is the base, 1 the tuned model")
+    axes.set_ylabel(_metric_label(task["primary"]))
+    axes.grid(**GRID)
     return figure
 
 

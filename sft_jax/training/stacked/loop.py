@@ -202,7 +202,7 @@ def _check_batches(trials: Sequence[Trial]) -> None:
     Raises:
         NotStackableError: they are not.
     """
-    sources = {len(trial.data.plan.sources) for trial in trials}
+    sources = {max(1, len(trial.data.plan.sources)) for trial in trials}
     if len(sources) > 1:
         raise NotStackableError(
             f"--config.data.mixture: the runs have {sorted(sources)} sources, whose losses are measured apart; "

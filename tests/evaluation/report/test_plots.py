@@ -5,6 +5,7 @@ import io
 import pytest
 from PIL import Image
 
+from sft_jax.evaluation.methods import mixes
 from sft_jax.evaluation.report import plots
 from sft_jax.evaluation.report.plots import draw_plots, method_colors
 from tests.evaluation.report.made_results import EVIL, comparison, everything, method, results_of, score, task
@@ -45,6 +46,21 @@ def test_one_method_without_interval():
     (only,) = draw_plots(results_of({"base": "base"}, {"t": task({"base": {"exact_match": score(0.5, None)}})}))
     assert only.name == "task_t_scores"
     assert size(only)[1] > 100
+
+
+def test_weights_between_are_a_curve():
+    scores = {
+        "sft": 0.9,
+        "few_shot": 0.4,
+        "sft@0.5": {"exact_match": score(0.8, None)},
+        "base": 0.1,
+        "sft@0.5+rag": 0.5,
+    }
+    methods = {name: "tuned" if "sft" in name else "base" for name in scores}
+    drawn = {plot.name: plot for plot in draw_plots(results_of(methods, {"t": task(scores)}))}
+    assert "between the base's weights and the tuned ones" in drawn["task_t_mix"].caption
+    assert size(drawn["task_t_mix"])[1] > 100
+    assert mixes(list(scores)) == {"base": 0.0, "sft@0.5": 0.5, "sft": 1.0}
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,5 +1,6 @@
 """What is submitted, what sbatch is asked for, and what is found again; commands only say what SLURM would."""
 
+import dataclasses
 import io
 import json
 import os
@@ -216,6 +217,14 @@ def test_without_slurm_or_submitit_it_says_what_to_do(sweep, monkeypatch, tmp_pa
     with pytest.raises(SlurmError, match=r"submitit is not installed: pip install -r requirements-slurm\.txt"):
         start(sweep)
     assert not (sweep.root / "slurm").exists()
+
+
+def test_a_bucket_is_left_for_a_file_system_as_advised(fake, sweep):
+    in_bucket = dataclasses.replace(sweep, root=epath.Path("gs://bucket/sweep"))
+    with pytest.raises(SlurmError, match=r"^gs://bucket/sweep: .* give a --workdir on a file system that all hosts sh"):
+        start(in_bucket)
+    assert not fake.scripts
+    assert "Submitted 3 runs as job 7" in start(sweep)[1]
 
 
 def test_one_launcher_at_a_time(fake, sweep):

@@ -79,9 +79,9 @@ def test_a_group_that_fails_as_a_whole_stops_no_other(tmp_path, monkeypatch):
     assert trained == [[0, 1], [2, 3]]
     assert states(sweep) == [("failed", 1, "stacked")] * 2 + [("finished", 1, "stacked")] * 2
     for run in sweep.stated_runs[:2]:
-        assert read_result(sweep.run_dir(run.name)).error == "RuntimeError: no room for so many lanes"
+        assert read_result(sweep.run_dir(run.name)).error.startswith("no room for so many lanes")
         assert "Traceback" in (sweep.run_dir(run.name) / "log.txt").read_text()
-        assert f"{run.name}: failed at step 0: RuntimeError: no room for so many lanes" in shown
+        assert f"{run.name}: failed at step 0: no room for so many lanes" in shown
     assert launched(sweep, tmp_path, largest=2)[0] == 0
 
 

@@ -2,10 +2,14 @@
 
 import pytest
 
+from configs.sft import source
+from sft_jax.training import run
 from sft_jax.training.stacked import NotStackableError, fields, groups_of, run_stacked
 from sft_jax.training.stacked.fields import may_differ
 from tests import tiny
 from tests.models import families
+
+ONE_STEP = {"duration": "1 steps", "data.held_out": "", "checkpoint.best_metric": ""}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +84,40 @@ def test_slots_of_every_token_beside_fewer(tmp_path):
     assert [end.state for end in run_stacked(configs, [tmp_path / "a", tmp_path / "b"])] == ["finished"] * 2
 
 
+def test_other_numbers_of_sources(tmp_path):
+    """What a mixture mixes may differ, and how; not of how many sources the losses are measured."""
+    tiny.config(tmp_path)
+    paths = [tiny.write_rows(tmp_path / f"{seed}.jsonl", 24, seed=seed) for seed in (3, 4)]
+
+    def mixed(*weights):
+        config = tiny.config(tmp_path, "lora", **ONE_STEP).copy_and_resolve_references().unlock()
+        config.data.train = ""
+        for path, weight in zip(paths, weights, strict=False):
+            config.data.mixture[f"of_{path.stem}"] = source(str(path), weight=weight)
+        return config.lock()
+
+    workdirs = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(NotStackableError, match=r"the runs have \[1, 2\] sources, .*; expected as many in each$"):
+        run_stacked([mixed(1), mixed(1, 2)], workdirs)
+    assert not workdirs[0].exists()
+    assert [end.state for end in run_stacked([mixed(2, 1), mixed(1, 2)], workdirs)] == ["finished"] * 2
+
+
+def test_ranks_under_a_rule_that_looks_at_whole_matrices(tmp_path):
+    """They train in groups that agree in them, as the message says; or under a rule that takes entries one by one."""
+    configs = lambda rule: [
+        tiny.config(tmp_path, "lora", **ONE_STEP, **{"adapter.rank": rank, "optimizer.name": rule}) for rank in (2, 4)
+    ]
+    said = r"(?s)ranks may not differ under --config\.optimizer\.name=adam8bit, .*\nTrain them in groups that agree"
+    with pytest.raises(NotStackableError, match=said):
+        run_stacked(configs("adam8bit"), [tmp_path / "a", tmp_path / "b"])
+    groups = groups_of(configs("adam8bit"), lambda config: config, 8)
+    assert [[config.adapter.rank for config in group] for group in groups] == [[2], [4]]
+    for number, group in enumerate(groups):
+        assert [end.state for end in run_stacked(group, [tmp_path / str(number)])] == ["finished"]
+    assert len(groups_of(configs("adamw"), lambda config: config, 8)) == 1
+
+
 def test_groups(tmp_path):
     """In order, as large as they may be; what fits no other stays by itself."""
     changes = [
@@ -103,10 +141,10 @@ def test_experts_without_a_bound(tmp_path):
     """Those with one are trained; see docs/sweeps.md."""
     families.save(families.torch_model("mixtral"), tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
-    for name in ("train", "held_out"):
-        tiny.write_rows(tmp_path / f"{name}.jsonl", 24)
-    configs = lambda **changes: [tiny.config(tmp_path, "lora", duration="1 steps", seed=n, **changes) for n in (0, 1)]
+    tiny.write_rows(tmp_path / "train.jsonl", 24)
+    configs = lambda **changes: [tiny.config(tmp_path, "lora", seed=n, **ONE_STEP, **changes) for n in (0, 1)]
     workdirs = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(NotStackableError, match=r"--config\.experts\.capacity=0\.0: .*Give a bound"):
         run_stacked(configs(), workdirs)
     assert [end.state for end in run_stacked(configs(**{"experts.capacity": 1.25}), workdirs)] == ["finished"] * 2
+    assert run(configs()[0], tmp_path / "by itself").step == 1
