@@ -2,7 +2,7 @@
 
     python -m sft_jax.sweep --config=configs/sft.py:lora --sweep=experiments/lora_rank/sweep.py --workdir=runs/rank
     python -m sft_jax.sweep … --dry_run        # the runs, memory of their steps, and time by earlier runs
-    python -m sft_jax.sweep … --launcher=slurm --slurm_gpus=1
+    python -m sft_jax.sweep … --launcher=slurm --slurm_gpus=1      # --helpfull lists the flags of SLURM
 
 Started again it goes on: runs that are finished stay, those that failed or were interrupted continue from their
 checkpoints, and those that are new in the file are added. All of them are checked before the first starts.
@@ -35,7 +35,7 @@ _RETRIES = flags.DEFINE_integer(
 _STACK = flags.DEFINE_integer(
     "stack", 8, "Of --launcher=stacked: runs that train together in one program, at most.", lower_bound=1
 )
-_ONLY = flags.DEFINE_string("only", "", "Start only runs whose names match this pattern, as '*seed=0*'.")
+_ONLY = flags.DEFINE_string("only", "", "Start only runs whose names match this pattern, as '*seed=0-*'.")
 
 
 def main(_: list[str]) -> None:
@@ -47,7 +47,8 @@ def main(_: list[str]) -> None:
 
     from sft_jax.sweeps.statement import Statement
 
-    console = Console()
+    to_be_run = _LAUNCHER.value == "list" and not _DRY_RUN.value  # what stands on standard output
+    console = Console(stderr=to_be_run)
     statement = Statement.of(_SWEEP.value, flags.FLAGS[config_flag.NAME].config_filename, _CONFIG.value, _WORKDIR.value)
     if statement.search is not None:
         _check_search(type(statement.search).__name__)

@@ -4,7 +4,7 @@
     python -m sft_jax.sweep_run --workdir=runs/rank --run=rank=8,seed=0-3f9a2c1b
     python -m sft_jax.sweep_run --workdir=runs/rank --run=3 --distributed       # the same command on every host
 
-The first one writes the directory and says the names of the runs. A run that is done is left alone; one that was
+The first one writes the directory and prints a command for each run. A run that is done is left alone; one that was
 interrupted goes on. Exit status 0: the run is done; 1: it failed; 143: it was ended by SIGTERM and is saved.
 """
 
@@ -24,6 +24,7 @@ def main(_: list[str]) -> None:
     from sft_jax.runs.result import read_result
     from sft_jax.sweeps.directory import open_sweep
     from sft_jax.sweeps.executing import execute
+    from sft_jax.sweeps.hparams import show_session
     from sft_jax.sweeps.shared import Shared
 
     commands.start_jax(several_processes=True)
@@ -31,7 +32,9 @@ def main(_: list[str]) -> None:
     run = _chosen(sweep)
     end = read_result(sweep.run_dir(run.name))
     if end is None or not end.done:
-        end = execute(run, sweep.run_dir(run.name), Shared())
+        shown = lambda: show_session(sweep.root, run.name)  # listed while it runs, with its figures at its end
+        end = execute(run, sweep.run_dir(run.name), Shared(), on_start=lambda total_steps: shown())
+        shown()
     why = f": {end.error}" if end.error else ""
     print(f"{run.name}: {end.state} at step {end.step} of {end.total_steps}{why}")
     sys.exit(_STATUS.get(end.state, 1))

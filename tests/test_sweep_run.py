@@ -11,7 +11,9 @@ import pytest
 
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.result import FINISHED, RunEnd, read_result, write_result
+from sft_jax.runs.workdir import SESSION_END
 from sft_jax.sweeps.directory import claim_sweep, open_sweep
+from sft_jax.sweeps.hparams import EXPERIMENT
 from sft_jax.sweeps.status import read_status
 from tests import tiny
 
@@ -47,6 +49,7 @@ def test_a_run_by_its_place_and_by_its_name(sweep):
     assert f"{second.name}: finished at step 2 of 2" in done.stdout
     assert (read_result(sweep.run_dir(second.name)).done, read_status(sweep.run_dir(second.name)).attempts) == (True, 1)
     assert read_result(sweep.run_dir(first.name)) is None
+    assert (sweep.run_dir(second.name) / SESSION_END).exists()
 
     again = call(f"--workdir={sweep.root}", f"--run={second.name}")
     assert (again.returncode, again.stdout) == (0, done.stdout)
@@ -138,3 +141,8 @@ def test_the_list_has_a_command_for_each_run_that_is_not_done(tmp_path):
     assert call(*commands[0][3:]).returncode == 0
     left = call(*arguments, module="sft_jax.sweep").stdout.splitlines()
     assert [shlex.split(line) for line in left] == commands[1:]
+    assert (tmp_path / "runs" / EXPERIMENT).exists()
+    assert call(*commands[1][3:]).returncode == 0
+    done = call(*arguments, module="sft_jax.sweep")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Nothing is left to do" in done.stderr

@@ -9,16 +9,19 @@ Only the first experiment that TensorBoard finds counts, and it keeps what it re
 has to be started again.
 """
 
+import contextlib
 import datetime
 import io
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from sft_jax.runs.result import RunEnd, read_result
-from sft_jax.runs.workdir import SESSION, SESSION_END, write_whole
+from sft_jax.runs.workdir import SESSION, SESSION_END, WorkdirError, write_whole
 from sft_jax.sweeps.names import short_keys
 from sft_jax.sweeps.settings import Stated, exact_text, read_stated, setting_name
 from sft_jax.sweeps.status import RunStatus, read_status
@@ -76,6 +79,22 @@ def write_session(root: epath.PathLike, run: str) -> None:
         WorkdirError: the directory holds no sweep, or a file of it or of the run is damaged.
     """
     _write_session(epath.Path(root), read_stated(root), run)
+
+
+def show_session(root: epath.PathLike, run: str) -> None:
+    """`write_session` in the process that executes the run, the first of several."""
+    if jax.process_index() == 0:
+        with not_failing(lambda text: print(text, file=sys.stderr)):
+            write_session(root, run)
+
+
+@contextlib.contextmanager
+def not_failing(say: Callable[[str], object]) -> Iterator[None]:
+    """What cannot be written for TensorBoard in here is said, and runs go on."""
+    try:
+        yield
+    except (OSError, WorkdirError) as error:
+        say(f"TensorBoard's HParams are not up to date: {error}")
 
 
 def write_hparams(root: epath.PathLike) -> None:

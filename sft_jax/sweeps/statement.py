@@ -12,6 +12,7 @@ from rich.console import Console
 from sft_jax.sweeps import dry_run, files
 from sft_jax.sweeps.directory import SweepDirectory, claim_sweep, plan_sweep
 from sft_jax.sweeps.halving import check_halving, halve
+from sft_jax.sweeps.hparams import not_failing, write_hparams
 from sft_jax.sweeps.optimizing import check_trials, optimize, trials_at
 from sft_jax.sweeps.preparing import check_inputs, prepare
 from sft_jax.sweeps.problems import SweepError
@@ -101,7 +102,7 @@ class Statement:
         planned = self.check()
         names = [name for name in planned.stated if is_wanted(name)]
         if not names:
-            raise SweepError(f"--only matches none of the {len(planned.stated)} runs, as {planned.stated[0]}")
+            raise SweepError(f"--only matches none of the {len(planned.stated)} runs; the first is {planned.stated[0]}")
         if isinstance(self.search, Optuna):
             return optimize(self.search, self.root, self.overrides, self._claim, launch, console)
         sweep = self._claim(self.overrides)
@@ -110,6 +111,8 @@ class Statement:
         wanted = [run for run in sweep.stated_runs if run.name in names]
         todo = [run for run in wanted if read_status(sweep.run_dir(run.name)).state != "finished"]
         if not todo:
+            with not_failing(console.print):  # whoever finished the last one may have been killed before it wrote this
+                write_hparams(self.root)
             console.print(f"{self.root}: {dry_run.states_text(sweep, wanted)}. Nothing is left to do.", soft_wrap=True)
             return 0
         return launch(sweep, todo, None)

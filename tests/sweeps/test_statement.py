@@ -112,7 +112,7 @@ def test_a_mistake_is_found_before_anything_is_written(state, tmp_path, text, sa
 
 
 def test_a_pattern_that_matches_no_run_is_refused(state, tmp_path):
-    with pytest.raises(SweepError, match="--only matches none of the 4 runs, as learning_rate=1e-3,seed=0-"):
+    with pytest.raises(SweepError, match="--only matches none of the 4 runs; the first is learning_rate=1e-3,seed=0-"):
         state(GRID).run(Launcher(loss, 2, 8), lambda name: False, Console(quiet=True))
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,7 @@
-"""The launcher that starts nothing: it says the command of each run, for a scheduler of one's own."""
+"""The launcher that starts nothing: it prints the command of each run, for a scheduler of your own.
+
+It also brings TensorBoard's HParams up to date, as the other launchers do while they wait for their runs.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from sft_jax.sweeps.directory import SweepDirectory
+from sft_jax.sweeps.hparams import write_hparams
 from sft_jax.sweeps.runs import SweepRun
 
 
@@ -19,7 +23,11 @@ def launch(sweep: SweepDirectory, todo: Sequence[SweepRun], console: Console | N
 
     Returns:
         the exit status, 0.
+
+    Raises:
+        WorkdirError: a file of a run is damaged.
     """
+    write_hparams(sweep.root)
     console = console or Console()
     for run in todo:
         command = ["python", "-m", "sft_jax.sweep_run", f"--workdir={sweep.root}", f"--run={run.name}"]

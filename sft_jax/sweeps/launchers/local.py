@@ -16,7 +16,7 @@ from sft_jax.runs.result import read_result
 from sft_jax.runs.workdir import WorkdirError, is_remote, only_one
 from sft_jax.sweeps.directory import LAUNCHING, SweepDirectory
 from sft_jax.sweeps.executing import LOG
-from sft_jax.sweeps.hparams import write_experiment, write_session
+from sft_jax.sweeps.hparams import not_failing, write_experiment, write_session
 from sft_jax.sweeps.launchers.following import Following
 from sft_jax.sweeps.launchers.places import default_workers, places
 from sft_jax.sweeps.launchers.pool import Outcome, Pool
@@ -78,13 +78,14 @@ class _Watch:
         self._summarized, self._is_behind = time.monotonic(), False
 
     def _write(self, write: Callable[[], None]) -> None:
-        """Writes for TensorBoard; where that fails, runs go on, and it is said once."""
-        try:
+        """Writes for TensorBoard; where that fails, it is said once."""
+        with not_failing(self._complain):
             write()
-        except (OSError, WorkdirError) as error:
-            if not self._complained:
-                self._following.say(f"TensorBoard's HParams are not up to date: {error}")
-            self._complained = True
+
+    def _complain(self, text: str) -> None:
+        if not self._complained:
+            self._following.say(text)
+        self._complained = True
 
 
 def launch(

@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_jax.runs.result import PAUSED, read_result
-from sft_jax.runs.workdir import WorkdirError, is_remote, only_one
+from sft_jax.runs.workdir import is_remote, only_one
 from sft_jax.sweeps.directory import LAUNCHING, SweepDirectory
-from sft_jax.sweeps.hparams import write_hparams
+from sft_jax.sweeps.hparams import not_failing, write_hparams
 from sft_jax.sweeps.launchers.following import Following, MetricsTail
 from sft_jax.sweeps.launchers.slurm_queue import (
     DIRECTORY,
@@ -147,7 +147,8 @@ def launch(
         except KeyboardInterrupt:
             console.print("The jobs stay in the queue; the same command goes on following them.")
             raise
-    _write_hparams(sweep, console)
+    with not_failing(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)):
+        write_hparams(sweep.root)
     _show(sweep, jobs_of(read_submissions(root)), console)
     if not options.wait and options.stop_after is None:
         return 0
@@ -228,15 +229,6 @@ def _outside_of_jobs() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _write_hparams(sweep: SweepDirectory, console: Console) -> None:
-    """Brings what TensorBoard shows of the sweep up to date; where that fails, it is said."""
-    try:
-        write_hparams(sweep.root)
-    except (OSError, WorkdirError) as error:
-        say = f"TensorBoard's HParams are not up to date: {error}"
-        console.print(say, markup=False, highlight=False, soft_wrap=True)
 
 
 def _submitted(submission: Submission, root: Path) -> str:

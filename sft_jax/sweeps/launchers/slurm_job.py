@@ -17,10 +17,9 @@ from types import FrameType, TracebackType
 
 from sft_jax.compilations import keep_compilations
 from sft_jax.runs.result import FINISHED, INTERRUPTED, PAUSED, STOPPED_EARLY, read_result
-from sft_jax.runs.workdir import WorkdirError
 from sft_jax.sweeps.directory import open_sweep
 from sft_jax.sweeps.executing import execute
-from sft_jax.sweeps.hparams import write_session
+from sft_jax.sweeps.hparams import show_session
 from sft_jax.sweeps.launchers.slurm_queue import ask
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import read_status, write_status
@@ -85,19 +84,10 @@ class RunJob:
             Shared(),
             launcher="slurm",
             stop_after=self.stop_after,
-            on_start=lambda total_steps: self._write_session(),  # it is listed while it runs
+            on_start=lambda total_steps: show_session(self.root, self.name),  # it is listed while it runs
         )
-        self._write_session()
+        show_session(self.root, self.name)
         return end.state
-
-    def _write_session(self) -> None:
-        """Brings what TensorBoard's HParams show of the run up to date; where that fails, it is said."""
-        if int(os.environ.get("SLURM_PROCID", 0)) > 0:
-            return
-        try:
-            write_session(self.root, self.name)
-        except (OSError, WorkdirError) as error:
-            print(f"TensorBoard's HParams are not up to date: {error}", file=sys.stderr)
 
     def _requeue(self, notice: "Notice") -> None:
         """Puts the job back into the queue, which ends this process."""

@@ -18,7 +18,7 @@ from sft_jax.runs.result import INTERRUPTED, PAUSED, RunEnd, read_result, write_
 from sft_jax.runs.workdir import is_remote, only_one, with_date
 from sft_jax.sweeps.directory import LAUNCHING, SweepDirectory
 from sft_jax.sweeps.executing import AS_STATUS, LOG, error_text, execute, failed_end
-from sft_jax.sweeps.hparams import write_experiment, write_session
+from sft_jax.sweeps.hparams import not_failing, write_experiment, write_session
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import RunStatus, read_status, write_status
@@ -77,7 +77,8 @@ class _Launch:
         for number, group in enumerate(groups, start=1):
             self._say(f"Group {number} of {len(groups)}: {', '.join(run.name for run in group)}")
             ends |= self._train(group)
-            write_experiment(self._sweep.root)
+            with not_failing(self._say):
+                write_experiment(self._sweep.root)
             if any(end.state == INTERRUPTED for end in ends.values()):
                 break
         self._show_end(ends, len(left), time.monotonic() - started)
@@ -138,7 +139,8 @@ class _Launch:
             directory = self._sweep.run_dir(run.name)
             self._say(f"{run.name} trains by itself; what it says is in {directory / LOG}")
             ends[run.name] = execute(run, directory, self._shared, launcher="stacked", stop_after=self._stop_after)
-            write_session(self._sweep.root, run.name)
+            with not_failing(self._say):
+                write_session(self._sweep.root, run.name)
             if ends[run.name].state == INTERRUPTED:
                 break
         return ends
@@ -154,7 +156,8 @@ class _Launch:
     def _ended(self, run: SweepRun, status: RunStatus) -> None:
         write_status(self._sweep.run_dir(run.name), status)
         self._log(run, f"{status.state}, {status.ended}" + (f": {status.error}" if status.error else ""))
-        write_session(self._sweep.root, run.name)
+        with not_failing(self._say):
+            write_session(self._sweep.root, run.name)
 
     def _log(self, run: SweepRun, line: str) -> None:
         with (self._sweep.run_dir(run.name) / LOG).open("a") as file:
