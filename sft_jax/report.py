@@ -89,7 +89,7 @@ def _values(pairs: list[str]) -> dict[str, str]:
     """`["rank=8", "alpha=16"]` as a dict."""
     wrong = [pair for pair in pairs if "=" not in pair]
     if wrong:
-        raise ValueError(f"--baseline: {wrong[0]!r} is no field=value")
+        raise ValueError(f"--baseline: {wrong[0]!r} is not field=value")
     return {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}
 
 

@@ -61,9 +61,9 @@ def test_two_runs(sweep, tmp_path):
             "error: --at: not read here, it goes with the report of a sweep",
         ),
         (["a", "--at=last"], "error: --at='last': expected final, best or 'step N'"),
-        (["a", "--baseline=rank"], "error: --baseline: 'rank' is no field=value"),
+        (["a", "--baseline=rank"], "error: --baseline: 'rank' is not field=value"),
         (["a", "--metrics=x"], "error in the flags: Unknown command line flag 'metrics'"),
-        (["/nowhere"], "error: /nowhere is no directory"),
+        (["/nowhere"], "error: /nowhere is not a directory"),
     ],
 )
 def test_mistakes_are_said_in_one_line(arguments, message):

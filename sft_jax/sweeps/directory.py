@@ -108,7 +108,7 @@ def open_sweep(root: epath.PathLike) -> SweepDirectory:
     try:
         base = config_of(found["base"])
     except (AttributeError, TypeError, ValueError) as error:
-        raise WorkdirError(f"{path}: its base is no config ({error}); {DAMAGED}") from error
+        raise WorkdirError(f"{path}: its base is not a config ({error}); {DAMAGED}") from error
     runs = [_run_there(path, base, entry) for entry in found["runs"]]
     return SweepDirectory(
         root, found["sweep"], found["config"], base, runs, found.get("search"), tuple(run.name for run in runs)
@@ -119,7 +119,7 @@ def _run_there(path: epath.Path, base: ConfigDict, entry: Any) -> SweepRun:
     try:
         name, (overrides, config) = entry["name"], resolve(base, entry["overrides"])
     except (ConfigError, KeyError, TypeError, AttributeError) as error:
-        raise WorkdirError(f"{path}: {json.dumps(entry)} is no run of this sweep ({error}); {DAMAGED}") from error
+        raise WorkdirError(f"{path}: {json.dumps(entry)} is not a run of this sweep ({error}); {DAMAGED}") from error
     run = SweepRun(name, overrides, config)
     if not name.endswith(f"-{run.identity[:8]}"):
         raise WorkdirError(f"{path}: the overrides of run {name} are not those that it is named by; {DAMAGED}")

@@ -105,7 +105,7 @@ def estimate(prepared: Sequence[PreparedRun], logs: Sequence[RunLog]) -> Estimat
 def time_text(found: Estimate) -> str:
     """An estimate in words."""
     if not found.measured:
-        return "Time: no earlier runs in this directory by which it could be told."
+        return "Time: no earlier runs in this directory to estimate it from."
     measured = f"the steps of {found.measured} run{'s' if found.measured > 1 else ''} in this directory"
     text = (
         f"Time: about {duration_text(found.seconds)} of steps left, one run after the other, by {measured}; "
@@ -153,8 +153,8 @@ def show_runs(sweep: SweepDirectory, console: Console) -> None:
     console.print(states_text(sweep, runs), highlight=False)
     others = [run for run in sweep.runs if run.name not in sweep.stated]
     if others:
-        text = f"Beside them, stated by an earlier start and not any more: {states_text(sweep, others)}. They stay."
-        console.print(text, soft_wrap=True, highlight=False)
+        text = f"Also here, from an earlier start and no longer in the sweep file: {states_text(sweep, others)}."
+        console.print(f"{text} They stay.", soft_wrap=True, highlight=False)
 
 
 def show_search(search: Search, sweep: SweepDirectory, console: Console) -> None:

@@ -28,10 +28,10 @@ from sft_jax.sweeps.search_record import (
     refuse_unmeasured,
     write_record,
 )
+from sft_jax.sweeps.settings import SEED
 from sft_jax.training.durations import parse
 
 KIND = "rungs"
-_SEED = "seed"
 
 
 def check_halving(search: SuccessiveHalving, runs: Sequence[SweepRun]) -> int:
@@ -139,7 +139,7 @@ def _settings(runs: Mapping[str, SweepRun], names: Sequence[str]) -> list[list[s
     """Runs that differ in seed alone, together."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        setting = {field: value for field, value in runs[name].overrides.items() if field != _SEED}
+        setting = {field: value for field, value in runs[name].overrides.items() if field != SEED}
         groups.setdefault(json.dumps(setting, sort_keys=True, default=list), []).append(name)
     return list(groups.values())
 

@@ -115,7 +115,7 @@ def test_runs_that_are_not_at_their_end(tmp_path):
 
 def test_directories_that_are_no_two_runs(pair, tmp_path):
     (first, _), _ = pair
-    with pytest.raises(WorkdirError, match="is no run directory"):
+    with pytest.raises(WorkdirError, match="is not a run directory"):
         compare_runs(first, tmp_path, "steps")
     with pytest.raises(WorkdirError, match="are the same run"):
         compare_runs(first, first, "steps")

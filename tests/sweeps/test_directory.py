@@ -194,10 +194,10 @@ DAMAGES = [  # (what sweep.json becomes, what is said of it)
     (lambda found: "{", "is not valid JSON"),
     (lambda found: [], "no sweep, config, base, runs, as the file of a sweep has"),
     (lambda found: found | {"base": 3}, "no base, as the file of a sweep has"),
-    (lambda found: found | {"base": {"seed": 1, "seed.x": 2}}, "its base is no config"),
+    (lambda found: found | {"base": {"seed": 1, "seed.x": 2}}, "its base is not a config"),
     (lambda found: found | {"base": {"seed": 1}}, "the config has no field 'adapter'"),
-    (lambda found: found | {"runs": [{"name": "x"}]}, "is no run of this sweep ('overrides')"),
-    (lambda found: found | {"runs": [3]}, "3 is no run of this sweep"),
+    (lambda found: found | {"runs": [{"name": "x"}]}, "is not a run of this sweep ('overrides')"),
+    (lambda found: found | {"runs": [3]}, "3 is not a run of this sweep"),
     (lambda found: found | {"runs": [found["runs"][0] | {"overrides": {"lr": 1}}]}, "has no field 'lr'"),
     (
         lambda found: found | {"runs": [found["runs"][0] | {"overrides": {"seed": 7}}]},

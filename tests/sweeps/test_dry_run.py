@@ -120,7 +120,7 @@ def test_time_is_told_by_runs_with_the_same_program(prepared):
     """Four runs of 6 steps share a program, the fifth has one of its own; medians, of the steps that are left."""
     nothing = estimate(prepared, logs(*[(0, [])] * 5))
     assert (nothing.seconds, nothing.measured, nothing.unknown) == (0, 0, [1, 2, 3, 4, 5])
-    assert time_text(nothing) == "Time: no earlier runs in this directory by which it could be told."
+    assert time_text(nothing) == "Time: no earlier runs in this directory to estimate it from."
     some = estimate(prepared, logs((6, [2.0, 2.0, 90.0]), (4, [3.0, 2.0]), (0, []), (0, []), (0, [])))
     assert (some.seconds, some.measured, some.unknown) == ((2 + 6 + 6) * 2.0, 2, [5])
     assert time_text(some).startswith("Time: about 28 s of steps left, one run after the other, by the steps of 2 runs")
@@ -165,7 +165,7 @@ def test_runs_that_are_stated_no_more_are_counted_apart(sweep, base, capsys):
     show_runs(fewer, Console())
     out = capsys.readouterr().out
     assert "2 runs: 2 waiting" in out
-    assert "Beside them, stated by an earlier start and not any more: 3 runs: 3 waiting. They stay." in out
+    assert "Also here, from an earlier start and no longer in the sweep file: 3 runs: 3 waiting. They stay." in out
 
 
 def test_a_dry_run_has_all_of_it(sweep, prepared, capsys):

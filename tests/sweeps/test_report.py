@@ -86,9 +86,9 @@ def test_differences_to_the_baseline_are_paired_by_seed_and_corrected(sweep):
 @pytest.mark.parametrize(
     ("baseline", "message"),
     [
-        ({"alpha": "1"}, rf"alpha is no factor of this sweep; there are {LR}, {RANK}"),
-        ({"rank": "5"}, "no setting is like that"),
-        ({"rank": "8"}, "2 settings are like that"),
+        ({"alpha": "1"}, rf"alpha is not a factor of this sweep; there are {LR}, {RANK}"),
+        ({"rank": "5"}, "matches no setting"),
+        ({"rank": "8"}, "2 settings match"),
     ],
 )
 def test_a_baseline_that_is_no_setting(sweep, baseline, message):
@@ -99,7 +99,7 @@ def test_a_baseline_that_is_no_setting(sweep, baseline, message):
 def test_a_baseline_that_several_are_like_gets_more_fields_as_advised(sweep):
     with pytest.raises(BaselineError, match="name more fields") as error:
         report_of(sweep, baseline={"rank": "8"})
-    one = re.search(r"settings are like that, as (.*); name more fields$", str(error.value))[1]
+    one = re.search(r"settings match, (.*) for one; name more fields$", str(error.value))[1]
     more = dict(pair.split("=") for pair in one.split(", "))
     assert {"rank"} < more.keys()
     assert report_of(sweep, baseline=more)[0]["baseline"] == one
@@ -124,7 +124,7 @@ def test_with_fewer_than_three_seeds_nobody_can_tell(tmp_path, seeds):
     found, _ = report_of(tmp_path)
     best = found["best"]
     assert (best["next"]["seeds"], best["next"]["p_value"]) == (seeds, None)
-    assert re.search(rf"Nobody can tell .* {seeds} seeds? in common", list(verdicts_of(found))[-1])
+    assert re.search(rf"It cannot be told .* {seeds} seeds? in common", list(verdicts_of(found))[-1])
     assert by_name(found)["rank=64"]["difference"]["p_value"] is None
     assert by_name(found)["rank=64"]["difference"]["called"] is None
     assert (by_name(found)["rank=4"]["score"]["low"] is None) == (seeds == 1)
@@ -330,7 +330,7 @@ def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path, file, text
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: None, "is no directory"),
+        (lambda root: None, "is not a directory"),
         (lambda root: root.mkdir(), r"holds no sweep\.json and no run directories$"),
         (lambda root: (root.mkdir(), (root / "sweep.json").write_text("{")), r"sweep\.json is not the file of a sweep"),
         (lambda root: (root.mkdir(), (root / "config.json").write_text("{}")), "it is a run itself"),

@@ -24,7 +24,7 @@ from sft_jax.sweeps.report.quantities import COSTS, Quantity, Taken, metric_of_r
 from sft_jax.sweeps.report.reading import DONE, FAILED, Runs, SweptRun
 from sft_jax.sweeps.settings import exact_text, setting_name
 
-LEAST_SEEDS = 3  # with fewer, nobody can tell a difference from what seeds do
+LEAST_SEEDS = 3  # with fewer, a difference cannot be told from what seeds do
 
 Found = dict[str, Any]
 Group = list[tuple[SweptRun, Taken | None]]  # the runs of a setting with their values
@@ -122,14 +122,16 @@ def _baseline(runs: Runs, keys: Sequence[tuple[str, Any]], asked: Mapping[str, s
     paths = {key: path for path, key in short_keys(runs.factors).items()} | {path: path for path in runs.factors}
     unknown = [name for name in asked if name not in paths]
     if unknown:
-        raise BaselineError(f"--baseline: {unknown[0]} is no factor of this sweep; there are {', '.join(runs.factors)}")
+        raise BaselineError(
+            f"--baseline: {unknown[0]} is not a factor of this sweep; there are {', '.join(runs.factors)}"
+        )
     wanted = {paths[name]: value for name, value in asked.items()}
     fits = [name for name, values in keys if all(_is_same(dict(values)[path], value) for path, value in wanted.items())]
     text = ",".join(f"{name}={value}" for name, value in asked.items())
     if not fits:
-        raise BaselineError(f"--baseline={text}: no setting is like that; the first is {keys[0][0]}")
+        raise BaselineError(f"--baseline={text}: matches no setting; the first is {keys[0][0]}")
     if len(fits) > 1:
-        raise BaselineError(f"--baseline={text}: {len(fits)} settings are like that, as {fits[0]}; name more fields")
+        raise BaselineError(f"--baseline={text}: {len(fits)} settings match, {fits[0]} for one; name more fields")
     return fits[0]
 
 

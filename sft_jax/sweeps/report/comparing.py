@@ -65,7 +65,7 @@ def compare_runs(first: epath.PathLike, second: epath.PathLike, axis: str) -> Co
     directories = [epath.Path(first), epath.Path(second)]
     for directory in directories:
         if not (directory / CONFIG).exists():
-            raise WorkdirError(f"--compare: {directory} is no run directory: there is no {CONFIG} in it")
+            raise WorkdirError(f"--compare: {directory} is not a run directory: there is no {CONFIG} in it")
     if len({str(directory.resolve()) for directory in directories}) < 2:
         raise WorkdirError(f"--compare: {first} and {second} are the same run")
     names = _names(directories)

@@ -99,7 +99,7 @@ def read_runs(root: epath.PathLike, wanted: Collection[str]) -> Runs:
     """
     root = epath.Path(root)
     if not root.is_dir():
-        raise WorkdirError(f"{root} is no directory; give that of a sweep, or one that holds run directories")
+        raise WorkdirError(f"{root} is not a directory; give that of a sweep, or one that holds run directories")
     sweep, factors, fields = _of_sweep(root) if (root / SWEEP).exists() else _of_directories(root)
     best = [{of_run.get(name) for of_run in fields.values()} for name in _BEST]
     best_metric, best_is = (str(next(iter(values))) if len(values) == 1 else "" for values in best)

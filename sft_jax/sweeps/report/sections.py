@@ -58,8 +58,8 @@ def _against_next(best: str, following: Found, *, better: bool) -> str:
     if seeds < LEAST_SEEDS:
         shared = f"{seeds} seed{'' if seeds == 1 else 's'}"
         return (
-            f"Nobody can tell whether it is better than the next, {following['setting']}: "
-            f"they have {shared} in common, and telling takes {LEAST_SEEDS}"
+            f"It cannot be told whether it is better than the next, {following['setting']}: "
+            f"they have {shared} in common, and it takes {LEAST_SEEDS}"
         )
     rows = f" and {following['rows']:,} rows" if following["rows"] else ""
     over = f"{seeds} seeds{rows}; {p_text(following['p_value'])}"
