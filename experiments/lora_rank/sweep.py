@@ -1,7 +1,7 @@
 r"""Which rank does a LoRA need, and does the answer depend on the learning rate?
 
-    python -m sft_jax.sweep --config=configs/sft.py:lora --sweep=experiments/lora_rank/sweep.py --workdir=runs/lora_rank \
-        --config.data.train=train.jsonl --config.data.held_out=test.jsonl
+    python -m sft_jax.sweep --config=configs/sft.py:lora --sweep=experiments/lora_rank/sweep.py \
+        --workdir=runs/lora_rank --config.data.train=train.jsonl --config.data.held_out=test.jsonl
 
 Twelve runs: two ranks by two learning rates, each with three seeds. Alpha grows with the rank, so that the update has
 the same scale.
