@@ -126,6 +126,8 @@ def _damaged(path: epath.Path, why: str) -> WorkdirError:
 
 def _is_alive(status: RunStatus) -> bool:
     """True where the process that wrote the status still runs; another one that got its number since does not count."""
+    if status.pid is None:
+        return False
     try:
         os.kill(status.pid, 0)
     except ProcessLookupError:

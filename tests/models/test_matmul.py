@@ -22,6 +22,7 @@ SHAPES = {
     "ir,iq->rq": ((4, 2), (4, 2)),
     "rq,qo->ro": ((2, 2), (2, 3)),
     "bsd,vd->bsv": ((2, 5, 4), (7, 4)),  # tied head
+    "bsi,oi->bso": ((2, 5, 4), (3, 4)),  # projections of inference, whose kernels are transposed
     "bsd,dv->bsv": ((2, 5, 4), (4, 7)),  # head
 }
 

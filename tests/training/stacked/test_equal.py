@@ -1,5 +1,7 @@
 """Runs in one program are what they are by themselves: figures, weights, and what is in their directories."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -51,9 +53,14 @@ def test_four_runs_of_twenty_steps(mesh, tmp_path):
         ours, theirs = read_result(workdir), read_result(tmp_path / f"alone {number}")
         assert (ours.step, ours.total_steps, ours.counters) == (theirs.step, theirs.total_steps, theirs.counters)
         assert ours.best["step"] == theirs.best["step"]
-        files = [{path.name for path in folder.iterdir()} for folder in (workdir, tmp_path / f"alone {number}")]
-        assert files[0] == files[1]
-        assert (workdir / "config.json").read_text() == (tmp_path / f"alone {number}" / "config.json").read_text()
+        other = tmp_path / f"alone {number}"
+        assert files_of(workdir) == files_of(other)
+        assert (workdir / "config.json").read_text() == (other / "config.json").read_text()
+
+
+def files_of(workdir):
+    """The names in a directory; event files without the time at which they were begun."""
+    return sorted(re.sub(r"tfevents\.\d+", "tfevents", path.name) for path in workdir.iterdir())
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "pissa"])
@@ -77,8 +84,8 @@ def test_what_is_drawn_is_drawn_as_by_itself(layout, tmp_path):
         {"seed": 6, "adapter.dropout": 0.1, "objective.z_loss": 1e-3},
         {"seed": 5},
     )
-    configs = configs_of(tmp_path, changes, SHORT | {"execution.layer_layout": layout})
-    assert_same_runs(configs, tmp_path, rtol=2e-5)
+    configs = configs_of(tmp_path, changes, SHORT | {"execution.layer_layout": layout, "optimizer.epsilon": 1e-4})
+    assert_same_runs(configs, tmp_path)
 
 
 @pytest.mark.parametrize(
