@@ -32,6 +32,14 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/sweep.py", "needs the results of its jobs; give --wait"): NOT_WITH_A_SEARCH,
     ("sft_jax/sweeps/directory.py", "is not empty and holds no {FILE}"): SWEEP_OF_ANOTHER,
     ("sft_jax/sweeps/directory.py", "is the directory of another sweep"): SWEEP_OF_ANOTHER,
+    ("sft_jax/sweeps/directory.py", "is a file: give a new --workdir"): (
+        "sweeps/test_directory.py",
+        "test_a_file_in_the_place_of_the_directory_is_refused",
+    ),
+    ("sft_jax/sweeps/search_record.py", "Name one of them in get_search()"): (
+        "sweeps/test_halving.py",
+        "test_a_metric_that_runs_did_not_measure_ends_the_search",
+    ),
     ("sft_jax/sweeps/files.py", "expected a function"): NO_SWEEP,
     ("sft_jax/sweeps/files.py", "its get_sweep returned"): NO_SWEEP,
     ("sft_jax/sweeps/files.py", "its get_search returned"): NO_SWEEP,

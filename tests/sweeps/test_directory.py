@@ -170,6 +170,7 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
 def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path):
     (tmp_path / "sweep").write_text("")
     assert refused(tmp_path) == f"{tmp_path / 'sweep'} is a file: give a new --workdir"
+    assert claim(tmp_path / "new").runs
 
 
 def test_a_sweep_that_is_launched_takes_no_other_runs_meanwhile(tmp_path):

@@ -173,6 +173,8 @@ def test_a_metric_that_runs_did_not_measure_ends_the_search(tmp_path):
     with pytest.raises(SweepError, match=said):
         halve(search, sweep, launcher, QUIET)
     assert not (tmp_path / "sweep" / "search.json").exists()
+    assert SEARCH.metric == "held_out/nll"  # the one that is named, in another directory
+    assert halve(SEARCH, claimed(tmp_path / "other"), Launcher(loss, EVERY, TOTAL), QUIET) == 0
 
 
 METRICS = [
