@@ -24,7 +24,7 @@ from sft_jax.sweeps.report.write import write_sweep_report
 from tests.parsed_page import Parsed
 from tests.sweeps import written
 
-LR, RANK = "optimizer.learning_rate", "adapter.rank"
+LR, RANK, ALPHA = "optimizer.learning_rate", "adapter.rank", "adapter.alpha"
 
 
 def noisy(overrides, step):
@@ -245,6 +245,20 @@ def test_what_nothing_beats_in_quality_and_cost(tmp_path):
     assert [plot.name for plot in plots] == [
         *("curves", "against_sequences", "cost_tokens", "cost_supervised_tokens"),
     ]
+
+
+def test_fields_that_vary_together_are_one_factor(sweep):
+    """As in experiments/lora_rank, where alpha grows with the rank: two factors, and a heat map of them."""
+    found, curves = report_of(sweep)
+    found = {**found, "factors": [LR, RANK, ALPHA]}
+    found["settings"] = [
+        {**one, "values": {**one["values"], ALPHA: 2.0 * one["values"][RANK]}} for one in found["settings"]
+    ]
+    plots = {plot.name: plot for plot in draw_sweep(found, curves, "steps")}
+    assert [name for name in plots if "against" in name or name == "grid"] == [
+        *("against_learning_rate", "against_rank", "grid")
+    ]
+    assert "by learning_rate and rank (with alpha)" in plots["grid"].caption
 
 
 @pytest.mark.parametrize(

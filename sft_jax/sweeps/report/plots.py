@@ -48,18 +48,31 @@ def draw_sweep(found: Found, curves: Sequence[Curve], axis: str) -> list[Plot]:
     plots = [curves_plot(found["metric"], better, curves, axis, told)]
     scored = [setting for setting in found["settings"] if setting["score"] is not None]
     factors = [factor for factor in found["factors"] if len(_levels(scored, factor)) > 1]
-    keys = short_keys(found["factors"])
-    for factor in factors[:_MOST_FACTORS]:
-        caption = f"{_metric(found)} against {keys[factor]}: mean, interval and seeds"
-        figure = _factor_figure(found, scored, factor, keys, caption)
+    keys, together = short_keys(found["factors"]), _varied_together(scored, factors)
+    labels = {
+        factor: keys[factor] + (f" (with {', '.join(keys[other] for other in others)})" if others else "")
+        for factor, others in together.items()
+    }
+    for factor, others in list(together.items())[:_MOST_FACTORS]:
+        caption = f"{_metric(found)} against {labels[factor]}: mean, interval and seeds"
+        figure = _factor_figure(found, scored, (factor, *others), labels[factor], caption)
         plots.append(_plot(f"against {keys[factor]}", VARIED, figure, caption))
-    if len(factors) == 2:
-        caption = f"{_metric(found)} by {keys[factors[0]]} and {keys[factors[1]]}: means over seeds"
-        plots.append(_plot("grid", VARIED, _grid_figure(found, scored, factors, keys, caption), caption))
+    if len(together) == 2:
+        caption = f"{_metric(found)} by {' and '.join(labels.values())}: means over seeds"
+        plots.append(_plot("grid", VARIED, _grid_figure(found, scored, labels, caption), caption))
     for cost, front in found["fronts"].items():
         caption = f"{_metric(found)} against {COST_NAMES[cost]}; the line joins what nothing beats in both"
         plots.append(_plot(f"cost {cost}", COST, _cost_figure(found, scored, cost, front, caption), caption))
     return with_file_names([plot for plot in plots if plot is not None])
+
+
+def _varied_together(settings: Sequence[Found], factors: Sequence[str]) -> dict[str, list[str]]:
+    """Factors, each with those that have a value of their own for each of its values, and so are one with it."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for factor in factors:
+        texts = [exact_text(one["values"][factor]) for one in settings]
+        found.setdefault(tuple(map(texts.index, texts)), []).append(factor)
+    return {first: others for first, *others in found.values()}
 
 
 def is_spread(values: Sequence[float]) -> bool:
@@ -146,14 +159,15 @@ def _are_numbers(values: Any) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _factor_figure(found: Found, settings: Sequence[Found], factor: str, keys: Mapping[str, str], title: str) -> Any:
-    """The metric against a factor, a line for each combination of the others."""
+def _factor_figure(found: Found, settings: Sequence[Found], together: Sequence[str], label: str, title: str) -> Any:
+    """The metric against a factor, the first of those that vary together; a line for each combination of the others."""
+    factor = together[0]
     levels = _levels(settings, factor)
     numeric = _are_numbers(levels)
     place = (lambda value: float(value)) if numeric else lambda value: levels.index(value)
     lines: dict[str, list[Found]] = {}
     for one in settings:
-        others = {name: value for name, value in one["values"].items() if name != factor}
+        others = {name: value for name, value in one["values"].items() if name not in together}
         lines.setdefault(setting_name(others) if others else "", []).append(one)
     logarithmic = numeric and is_spread(levels)
     figure, axes = figure_with_axes(4.2, title)
@@ -171,7 +185,7 @@ def _factor_figure(found: Found, settings: Sequence[Found], factor: str, keys: M
         if few:
             style = {"color": color, "marker": MARKERS[number % len(MARKERS)], "linewidth": 1.2}
             axes.plot([], [], label=short_name(name), **style)
-    _along(axes, keys[factor], levels, numeric=numeric, logarithmic=logarithmic)
+    _along(axes, label, levels, numeric=numeric, logarithmic=logarithmic)
     axes.set_ylabel(_label(found))
     axes.grid(**GRID)
     if few:
@@ -207,10 +221,9 @@ def _along(axes: Any, name: str, levels: Sequence[Any], *, numeric: bool, logari
         axes.set_xlim(-0.5, len(levels) - 0.5)
 
 
-def _grid_figure(
-    found: Found, settings: Sequence[Found], factors: Sequence[str], keys: Mapping[str, str], title: str
-) -> Any:
-    """A heat map of two factors; None where it would have too many cells."""
+def _grid_figure(found: Found, settings: Sequence[Found], labels: Mapping[str, str], title: str) -> Any:
+    """A heat map of two factors, each with its label; None where it would have too many cells."""
+    factors = list(labels)
     rows, columns = (_levels(settings, factor) for factor in factors)
     if len(rows) * len(columns) > _MOST_CELLS:
         return None
@@ -223,7 +236,7 @@ def _grid_figure(
     figure.colorbar(image, ax=axes)
     for setter, levels, factor in ((axes.set_yticks, rows, factors[0]), (axes.set_xticks, columns, factors[1])):
         setter(range(len(levels)), [short_name(exact_text(level), 14) for level in levels])
-        (axes.set_ylabel if levels is rows else axes.set_xlabel)(literal(keys[factor]))
+        (axes.set_ylabel if levels is rows else axes.set_xlabel)(literal(labels[factor]))
     axes.spines[:].set_visible(False)
     middle = (np.nanmin(table) + np.nanmax(table)) / 2
     for row, column in itertools.product(range(len(rows)), range(len(columns))):
