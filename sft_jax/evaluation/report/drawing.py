@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,6 +80,11 @@ def make_logarithmic(axes: Any, values: Sequence[float]) -> None:
 def short_name(text: str, longest: int = 32) -> str:
     """Of a method, a layer or a comparison, short enough for an axis; matplotlib hides what begins with `_`."""
     return f" {literal(text, longest)}" if text.startswith("_") else literal(text, longest)
+
+
+def name_in_lines(text: str, width: int = 34) -> str:
+    """As `short_name`, for a legend: what tells long names apart may stand at their end."""
+    return "\n".join(textwrap.wrap(short_name(text, 4 * width), width))
 
 
 def literal(text: str, longest: int = 90) -> str:

@@ -17,6 +17,7 @@ from sft_jax.evaluation.report.drawing import (
     figure_with_axes,
     literal,
     make_logarithmic,
+    name_in_lines,
     png_of,
     short_name,
     with_file_names,
@@ -130,7 +131,7 @@ def curves_plot(
     for number, curve in enumerate(sorted((c for c in curves if c.name in told), key=lambda c: told.index(c.name))):
         color = COLORS[number % len(COLORS)]
         marker = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4} if len(curve.x) <= 30 else {}
-        axes.plot(curve.x, curve.mean, color=color, linewidth=1.8, label=short_name(curve.name), **marker)
+        axes.plot(curve.x, curve.mean, color=color, linewidth=1.8, label=name_in_lines(curve.name), **marker)
         if curve.seeds > 1:
             axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
     axes.set_ylabel(literal(metric) + IS_BETTER[better])
@@ -184,7 +185,7 @@ def _factor_figure(found: Found, settings: Sequence[Found], together: Sequence[s
             _draw_score(axes, where, one, color, MARKERS[number % len(MARKERS)] if few else "o")
         if few:
             style = {"color": color, "marker": MARKERS[number % len(MARKERS)], "linewidth": 1.2}
-            axes.plot([], [], label=short_name(name), **style)
+            axes.plot([], [], label=name_in_lines(name), **style)
     _along(axes, label, levels, numeric=numeric, logarithmic=logarithmic)
     axes.set_ylabel(_label(found))
     axes.grid(**GRID)
@@ -265,7 +266,7 @@ def _cost_figure(found: Found, settings: Sequence[Found], cost: str, front: Sequ
             axes.plot(one["costs"][cost], one["score"]["value"], "o", color=PALE, markersize=5, alpha=0.7)
     for number, one in enumerate(one for one in ordered if one["name"] in told):
         style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 8}
-        axes.plot(one["costs"][cost], one["score"]["value"], linestyle="", label=short_name(one["name"]), **style)
+        axes.plot(one["costs"][cost], one["score"]["value"], linestyle="", label=name_in_lines(one["name"]), **style)
     axes.set_xlabel(COST_NAMES[cost])
     costs = [one["costs"][cost] for one in there]
     if is_spread(costs):
