@@ -47,8 +47,9 @@ def _table(found: Mapping[str, Any]) -> Table:
     names = [keys[factor] for factor in factors] or ["setting"]
     for name in names:
         table.add_column(Text(visible(name)), style="bold", overflow="fold")
-    for name in ("mean [95 %]", "seeds", "difference", "p (Holm)"):
-        table.add_column(Text(name), justify="right")
+    # No bound of an interval is cut, in a narrow terminal either.
+    for name, width in (("mean [95 %]", 9), ("seeds", 5), ("difference", 10), ("p, Holm", 7)):
+        table.add_column(Text(name), justify="right", min_width=width)
     table.add_column("the setting is")
     for one in ordered[:_MOST_SETTINGS]:
         cells = list(setting_cells(found, one, ()))
