@@ -28,7 +28,7 @@ STOP, MAX_NEW_TOKENS, MAX_POSITIONS = ("stop", "max_new_tokens", "max_positions"
 
 _STEPS = 64  # tokens at most between two looks at which answers have ended
 _ROW_TOKENS = 1024  # of prompts that are read together, unless a single one is longer
-_SMALLEST_PROMPT = 64  # places of a slot for its prompt
+_SMALLEST_PROMPT = 16  # places of a slot for its prompt
 _REFILLED = 8  # slots are filled again when one of so many is free
 
 
