@@ -3,7 +3,7 @@
 What does not fit into the width of the terminal is in the files that write.py writes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -18,6 +18,14 @@ from sft_jax.evaluation.report.verdicts import UNDECIDED, WORSE, called, gate_te
 WIDTH = 120
 
 Results = Mapping[str, Any]
+Cost = tuple[str, Callable[[Mapping[str, Any]], str]]  # header, and what stands there of a method
+_COSTS: tuple[Cost, ...] = (
+    ("prompt\ntokens", lambda method: f"{method['prompt_tokens']:,.0f}"),
+    ("new\ntokens", lambda method: f"{method['generated_tokens']:,.0f}"),
+    ("seconds", lambda method: f"{method['seconds']:.2f}"),
+    ("training\ntokens, time", training_text),
+    ("weights\nchanged", changed_text),
+)
 _STYLES = {WORSE: "bold red", UNDECIDED: "dim"}
 
 
@@ -44,14 +52,17 @@ def terminal_report(results: Results, width: int = WIDTH) -> Group:
 
 
 def scores_table(title: str, task: Mapping[str, Any], methods: Mapping[str, Any], width: int = WIDTH) -> Table:
-    """A row for each method: primary metric with interval, as many others as `width` columns have space for, cost."""
-    others = metrics_shown(task)[1:]
+    """A row for each method: primary metric with interval, as many others as `width` columns have space for, cost.
+
+    Where there is no space for all of the cost either, that is cut, and not the names and the intervals.
+    """
+    others, costs = metrics_shown(task)[1:], len(_COSTS)
     console = Console(width=10_000)
-    for shown in range(len(others), 0, -1):
-        table = _scores_table(title, task, methods, others[:shown])
+    for shown, of_costs in [*((n, costs) for n in range(len(others), -1, -1)), *((0, n) for n in range(costs)[::-1])]:
+        table = _scores_table(title, task, methods, others[:shown], _COSTS[:of_costs])
         if Measurement.get(console, console.options, table).maximum <= width:
-            return table
-    return _scores_table(title, task, methods, [])
+            break
+    return table
 
 
 def comparisons_table(task: Mapping[str, Any], methods: Mapping[str, Any]) -> Table:
@@ -74,13 +85,15 @@ def _task_parts(title: str, task: Mapping[str, Any], methods: Mapping[str, Any],
     return [*parts, Text("")]
 
 
-def _scores_table(title: str, task: Mapping[str, Any], methods: Mapping[str, Any], others: Sequence[str]) -> Table:
+def _scores_table(
+    title: str, task: Mapping[str, Any], methods: Mapping[str, Any], others: Sequence[str], costs: Sequence[Cost]
+) -> Table:
     table = Table(title=Text(visible(f"{title}: {task['examples']:,} rows, 95 % intervals")), title_justify="left")
     table.add_column("method", style="bold", no_wrap=True)
     table.add_column(Text(visible(metric_name(task["primary"]))), justify="right", no_wrap=True)
     for metric in others:
         table.add_column(Text(visible("\n".join(metric_name(metric).split()))), justify="right", no_wrap=True)
-    for header in ("prompt\ntokens", "new\ntokens", "seconds", "training\ntokens, time", "weights\nchanged"):
+    for header, _ in costs:
         table.add_column(header, justify="right", no_wrap=True)
     for name, method in methods.items():
         if name not in task["scores"]:
@@ -88,8 +101,7 @@ def _scores_table(title: str, task: Mapping[str, Any], methods: Mapping[str, Any
         scores = task["scores"][name]
         cells = [name, score_text(scores.get(task["primary"]))]
         cells += [f"{scores[metric]['value']:.3f}" if metric in scores else ABSENT for metric in others]
-        cells += [f"{method['prompt_tokens']:,.0f}", f"{method['generated_tokens']:,.0f}", f"{method['seconds']:.2f}"]
-        table.add_row(*(Text(visible(cell)) for cell in (*cells, training_text(method), changed_text(method))))
+        table.add_row(*(Text(visible(cell)) for cell in (*cells, *(text_of(method) for _, text_of in costs))))
     return table
 
 
