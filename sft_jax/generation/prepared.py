@@ -46,8 +46,9 @@ def prepare(model: Decoder, variables: Tree) -> Prepared:
     are merged where products are in float32, which changes results by rounding alone (1e-6); in bfloat16 the sum would
     be rounded to 8 bits, and the adapter stays beside the weights, as in training. On a mesh, weights are split over
     `tensor` and whole on every device along the other axes, so that no token gathers them; the kernels of experts stay
-    split over `expert`. Projections of the same inputs become one, and the head and the kernels of the feed-forward
-    part are transposed (faster products on CPUs), unless adapters or a mesh need them as they are.
+    split over `expert`. On CPUs, projections of the same inputs become one, and the head and the kernels of the
+    feed-forward part are transposed, which makes products of few rows faster, unless adapters or a mesh need them as
+    they are. Elsewhere weights that are in the matmul dtype already take no second place in memory.
 
     Args:
         model: as it is evaluated.
@@ -58,7 +59,7 @@ def prepare(model: Decoder, variables: Tree) -> Prepared:
     copies = model.config.tie_embeddings and not {"embedding", new_tokens.NAME} & set(beside)
     copies = copies and model.execution.matmul_dtype != variables["params"]["embedding"].dtype
     mesh = jax.sharding.get_abstract_mesh()
-    lays_out = (merges or not beside) and (mesh.empty or mesh.shape["tensor"] == 1)
+    lays_out = _on_cpus(variables) and (merges or not beside) and (mesh.empty or mesh.shape["tensor"] == 1)
     variables = _for_products(model, merges, copies, lays_out, variables)
     if not mesh.empty:
         variables = jax.device_put(variables, _whole_but_for_tensor(variables, jax.sharding.get_mesh()))
@@ -67,6 +68,10 @@ def prepare(model: Decoder, variables: Tree) -> Prepared:
     return Prepared(
         model.clone(config=config, execution=execution, adapter=None if merges else model.adapter), variables
     )
+
+
+def _on_cpus(variables: Tree) -> bool:
+    return next(iter(variables["params"]["embedding"].devices())).platform == "cpu"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
