@@ -22,7 +22,7 @@ from sft_jax.sweeps.hparams import not_failing, write_experiment, write_session
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.status import RunStatus, read_status, write_status
-from sft_jax.training.stacked import NotStackableError, groups_of, run_stacked
+from sft_jax.training.stacked import groups_of, run_stacked
 
 LARGEST = 8  # runs of a group, by default
 
@@ -105,7 +105,7 @@ class _Launch:
                 devices=devices,
                 stop_after=self._stop_after,
             )
-        except (NotStackableError, ValueError) as error:  # raised before anything is computed
+        except ValueError as error:  # they are no one program, or one is refused: nothing is computed yet
             self._say(f"{error}\nThese runs train each by itself.")
             for run, status in zip(group, statuses, strict=True):
                 write_status(self._sweep.run_dir(run.name), status.ended_as("waiting"))
