@@ -1,4 +1,4 @@
-"""Compares attention in blocks with attention on whole score matrices: forward and backward, on this machine.
+"""Compares attention in blocks with the reference, all scores at once: forward and backward, on this machine.
 
     python -m benchmarks.attention [--rounds=8]
 
@@ -19,17 +19,17 @@ LAYERS = 4  # one after the other, as in a model
 
 def main(_: list[str]) -> None:
     """Times and prints."""
-    table = Table("sequences x tokens", "matmul", "whole, ms a layer", "blocked, ms a layer", "times as fast")
+    table = Table("sequences x tokens", "matmul", "reference, ms a layer", "blocked, ms a layer", "times as fast")
     for sequences, length in SHAPES:
         for dtype in ("float32", "bfloat16"):
-            whole, blocked = _time(sequences, length, dtype)
-            cells = (f"{1e3 * seconds / LAYERS:.1f}" for seconds in (whole, blocked))
-            table.add_row(f"{sequences} x {length}", dtype, *cells, f"{whole / blocked:.1f}")
+            reference, blocked = _time(sequences, length, dtype)
+            cells = (f"{1e3 * seconds / LAYERS:.1f}" for seconds in (reference, blocked))
+            table.add_row(f"{sequences} x {length}", dtype, *cells, f"{reference / blocked:.1f}")
     Console().print(table)
 
 
 def _time(sequences: int, length: int, dtype: str) -> list[float]:
-    """Best seconds of `LAYERS` layers, forward and backward, for whole and for blocked scores."""
+    """Best seconds of `LAYERS` layers, forward and backward, of the reference and in blocks."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -54,7 +54,7 @@ def _time(sequences: int, length: int, dtype: str) -> list[float]:
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
 
-    functions = [gradients("whole"), gradients("blocked")]
+    functions = [gradients("reference"), gradients("blocked")]
     best = [float("inf")] * len(functions)
     for _ in range(_ROUNDS.value + 1):  # the first compiles
         for index, function in enumerate(functions):

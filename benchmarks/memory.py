@@ -77,7 +77,7 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
     from sft_jax.data.batches import train_batches
     from sft_jax.preparation.run_data import load_data
     from sft_jax.runs.base import base_of
-    from sft_jax.sharding import make_mesh, platform_of, put_batch
+    from sft_jax.sharding import make_mesh, put_batch
     from sft_jax.training.held_out import held_out_metrics
     from sft_jax.training.optimizer import hyperparameters
     from sft_jax.training.setup import init_state, make_model, step_settings
@@ -90,7 +90,7 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
         make_mesh(config.mesh.to_dict(), jax.devices()),
     )
     model, settings = (
-        make_model(options_of(config), base.decoder, platform_of(mesh)),
+        make_model(options_of(config), base.decoder, mesh),
         step_settings(options_of(config), mesh),
     )
     batches = train_batches(data.examples, data.plan, start_step=0, end_step=_STEPS.value, normalize="tokens")
@@ -116,7 +116,10 @@ def _measure(data_directory: Path, arg: str, changes: dict[str, Any]) -> dict[st
 
 
 def _config(data_directory: Path, arg: str, changes: dict[str, Any]):
+    import jax
+
     from configs import sft
+    from sft_jax.runs.precision import with_dtypes
 
     config = sft.get_config(arg).copy_and_resolve_references()
     settings = {
@@ -131,7 +134,7 @@ def _config(data_directory: Path, arg: str, changes: dict[str, Any]):
         "execution.remat": "full",
     }
     config.update_from_flattened_dict(settings | changes)
-    return config
+    return with_dtypes(config, jax.default_backend())
 
 
 def _bytes(tree: Any) -> int:

@@ -152,7 +152,8 @@ def _memory(root: Path) -> None:
     from sft_jax.options import options_of
     from sft_jax.preparation.run_data import load_data
     from sft_jax.runs.base import base_of
-    from sft_jax.sharding import batch_sharding, make_mesh, platform_of
+    from sft_jax.runs.precision import with_dtypes
+    from sft_jax.sharding import batch_sharding, make_mesh
     from sft_jax.training.abstract import abstract_state
     from sft_jax.training.setup import make_model, step_settings
     from sft_jax.training.stacked.fields import options_of_all
@@ -160,12 +161,12 @@ def _memory(root: Path) -> None:
     from sft_jax.training.stacked.step import compile_stacked_step, stacked_batch_sharding
     from sft_jax.training.step import compile_train_step
 
-    options = [options_of(config) for config in _configs(root)]
+    options = [options_of(with_dtypes(config, jax.default_backend())) for config in _configs(root)]
     data, base, mesh = load_data(options[0]), base_of(options[0].model), make_mesh(options[0].mesh, jax.devices())
     batch = next(train_batches(data.examples, data.plan, threads=0))
 
     def program(of: Any) -> tuple:
-        model, settings = make_model(of, base.decoder, platform_of(mesh)), step_settings(of, mesh)
+        model, settings = make_model(of, base.decoder, mesh), step_settings(of, mesh)
         return model, settings, abstract_state(of, base.decoder, mesh, model.execution.layer_layout)
 
     def like(array: np.ndarray, sharding: Any, *axes: int) -> jax.ShapeDtypeStruct:

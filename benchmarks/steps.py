@@ -54,6 +54,7 @@ def ours(
     from configs import sft
     from sft_jax.options import options_of
     from sft_jax.runs.base import open_base
+    from sft_jax.runs.precision import with_dtypes
     from sft_jax.sharding import make_mesh, platform_of, put_batch
     from sft_jax.training.optimizer import hyperparameters
     from sft_jax.training.setup import init_state, make_model, step_settings
@@ -63,10 +64,10 @@ def ours(
     sequences, length = batches[0]["tokens"].shape
     sizes = {"batch.sequences": sequences, "data.sequence_length": length, "optimizer.learning_rate": learning_rate}
     config.update_from_flattened_dict({**sizes, **overrides})
-    options = options_of(config)
-    mesh = make_mesh(options.mesh, jax.devices())
+    mesh = make_mesh(config.mesh.to_dict(), jax.devices())
+    options = options_of(with_dtypes(config, platform_of(mesh)))
     base = open_base(MODEL)
-    model = make_model(options, base.decoder, platform_of(mesh))
+    model = make_model(options, base.decoder, mesh)
     with jax.set_mesh(mesh):
         state = init_state(options, base, model, mesh, hyperparameters(options, 0, 1000))
         train_step = compile_train_step(model, step_settings(options, mesh), state, mesh)

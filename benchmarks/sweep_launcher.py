@@ -26,20 +26,17 @@ _RUNS = flags.DEFINE_integer("runs", 200, "How many.", lower_bound=2)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes.", lower_bound=1)
 _TERMINAL = flags.DEFINE_bool("terminal", False, "Show a live table, as on a terminal, instead of lines.")
 WORKER = """
-import datetime, json, os, socket, sys
+import json, sys
 from pathlib import Path
 from sft_jax.sweeps.launchers import worker
+from sft_jax.sweeps.status import RunStatus, write_status
 
 def execute(name, answer):
     directory = Path(sys.argv[1]) / name
-    directory.mkdir(exist_ok=True)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    status = {"state": "finished", "attempts": 1, "pid": os.getpid(), "host": socket.gethostname()}
-    status |= {"launcher": "local", "started": now, "ended": now, "error": None}
+    write_status(directory, RunStatus().begun("local").ended_as("finished"))
     answer({"run": name, "total_steps": 1})
     metrics = {"step": 1, "train/loss": 1.0, "held_out/nll": 1.0}
     (directory / "metrics.jsonl").write_text(json.dumps(metrics) + "\\n")
-    (directory / "status.json").write_text(json.dumps(status))
     result = {"state": "finished", "step": 1, "total_steps": 1, "metrics": {"held_out/nll": 1.0}, "best": None}
     result |= {"counters": {}, "seconds": 0.1, "peak_memory_bytes": None, "error": None}
     (directory / "result.json").write_text(json.dumps(result))

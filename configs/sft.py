@@ -77,9 +77,10 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.batch.micro_batches = 1  # parts into which it is split to save memory; the numbers stay the same
 
     config.objective = ConfigDict()
-    config.objective.name = "cross_entropy"
+    config.objective.name = "cross_entropy"  # or of pairs of answers, see docs/preference.md and configs/preference.py
     config.objective.normalize = "tokens"  # or "examples": each example weighs the same
-    config.objective.label_smoothing = 0.0  # share of each target that goes to all tokens alike
+    # Share of each target that goes to all tokens alike; of pairs, the share whose label is taken to be wrong.
+    config.objective.label_smoothing = 0.0
     config.objective.z_loss = 0.0  # factor of log(Z)^2, which keeps logits from drifting
     # Factor of KL(base || model) on the supervised tokens, which keeps the model near what it started from; 0: none.
     # Under adapters the base is the same weights without them; without adapters it is a copy of what is trained, in
@@ -88,6 +89,13 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.objective.neftune_alpha = 0.0  # noise on embeddings in training (NEFTune: 5 to 15); 0: none
     config.objective.positions = "supervised"  # where the vocabulary head is computed; or "all"
     config.objective.head_chunk_tokens = 512  # of a device, at a time; 0: all at once
+
+    # Of objectives that compare the answers of pairs.
+    config.objective.beta = 0.1  # factor of the difference of scores
+    config.objective.margin = 0.0  # of simpo: by how much the scores are to differ (its gamma)
+    config.objective.per_token = False  # scores are means over tokens, not sums
+    config.objective.tail_weight = 1.0  # of tokens beyond the length of the shorter answer (LD-DPO)
+    config.objective.sft_weight = 0.0  # factor of the negative log-likelihood a token of the chosen answer
 
     config.experts = ConfigDict()  # of models that have some
     config.experts.balance_loss = 0.001  # factor of the loss that spreads tokens over experts; 0: none
@@ -104,7 +112,10 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.adapter.alpha = 32.0
     config.adapter.scaling = "rank"  # the update is scaled by alpha / rank; "sqrt_rank": by alpha / sqrt(rank), rsLoRA
     config.adapter.dropout = 0.0  # share of an adapter's inputs that is left out in training
-    config.adapter.targets = ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)")
+    config.adapter.targets = (
+        "(attention|delta)/(query|key|value|output_gate|out|(query|key_value)_[ab])",
+        "(ffn|experts|shared)/(gate|up|down)",
+    )
     # Embeddings of config.model.new_tokens are trained beside the adapter; with method "none" they alone.
     config.adapter.train_new_tokens = False
 
@@ -123,7 +134,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.optimizer.epsilon = 1e-8  # of every kind of Adam
     config.optimizer.momentum = 0.95  # of muon
     config.optimizer.decay_power = 0.8  # of adafactor: its second moment forgets at rate step^-power
-    config.optimizer.weight_decay = 0.01  # not on norms and biases
+    config.optimizer.weight_decay = 0.01  # not on norms, biases and sinks
     # Parameters with numbers of their own, the first group that matches: ("embedding: learning_rate_factor=0.1",
     # "layers/.*: weight_decay=0.1"). ("adapters/.*/b: learning_rate_factor=16",) is LoRA+.
     config.optimizer.groups = ()
@@ -138,20 +149,34 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Of trained weights and their moments. In "bfloat16" they take half the memory, and updates are rounded to them
     # stochastically, by bits that follow from seed and step; a moving average and adapters are always in float32.
     config.precision.params = "float32"
-    config.precision.frozen = "float32"  # of weights under adapters, and of the copy for config.objective.kl_to_base
+    # Of weights under adapters, and of the copy for config.objective.kl_to_base. "auto" is "bfloat16" on accelerators
+    # and "float32" on CPUs when the run begins, and stays that wherever it goes on or its result is used.
+    config.precision.frozen = "auto"
     config.precision.quantized = "none"  # kernels under adapters in few bits: "int8", or "nf4" as in QLoRA
     config.precision.matmul = "bfloat16"  # inputs of matrix products; accumulated in float32
-    config.precision.activations = "float32"  # between matrix products; "bfloat16" halves that memory on accelerators
+    config.precision.activations = "auto"  # between matrix products; "auto" as above, or "float32", "bfloat16"
+    # In which gradients of matrices are summed over devices, and those of layers' kernels kept up to the optimizer.
+    # "bfloat16" halves what devices exchange, saves two bytes a trained parameter of the layers, and rounds each
+    # product's gradient to 8 bits. Micro-batches are still summed in float32: their sum takes four bytes a parameter.
+    config.precision.gradients = "float32"
 
     config.execution = ConfigDict()
     config.execution.layer_layout = "auto"  # or "scan", "unrolled"
-    config.execution.remat = "auto"  # or "none", "full", "dots", "dots_no_batch"
-    config.execution.attention = "blocked"  # or "whole": all scores of a layer at once, to compare with
+    # What the backward pass computes again: "none" (nothing), "full" (all of a layer but its input), or all but what is
+    # named: "attention" (what attention gives), "attention_products" (and the projections around it), "products" (and
+    # those of the feed-forward part). "auto": the least for which there is memory.
+    config.execution.remat = "auto"
+    # True: on GPUs the step is compiled to the same bits each time, without sums in any order; slower. Without it a run
+    # there does not go on exactly as if it had not been stopped. TPUs and CPUs do so anyway.
+    config.execution.deterministic = False
+    # "auto": by platform, "blocked" (CPUs), "splash" (TPUs), "triton" (GPUs); or "reference": all scores at once.
+    config.execution.attention = "auto"
 
     config.mesh = ConfigDict()
     config.mesh.replica = 1  # sequences are split over it, parameters are not
     config.mesh.fsdp = -1  # sequences and parameters are split over it; -1: the devices that are left
     config.mesh.expert = 1  # experts of a mixture are split over it; everything else as over fsdp
+    config.mesh.context = 1  # the tokens of a sequence are split over it, for long ones, and parameters as over fsdp
     config.mesh.tensor = 1  # heads, feed-forward width and vocabulary are split over it
 
     config.evaluation = evaluation()
@@ -175,12 +200,17 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.profile.steps = 3
 
     # Copies of some defaults. A value that differs from its default was asked for, and is refused where nothing would
-    # read it: by the optimizer or schedule, without adapters, a mixture, a corpus, new tokens or frozen weights, or
-    # where an adapter to begin with brings its own.
+    # read it: by the objective, optimizer or schedule, without adapters, a mixture, a corpus, new tokens or frozen
+    # weights, or where an adapter to begin with brings its own.
     config.defaults = ConfigDict()
     config.defaults.model = _copied(config.model, "new_tokens_in_contents")
     config.defaults.data = _copied(config.data, "mixture_packing")
     config.defaults.data.retrieval = _copied(config.data.retrieval, *config.data.retrieval)
+    config.defaults.objective = _copied(
+        config.objective,
+        *("normalize", "label_smoothing", "z_loss", "kl_to_base", "positions"),
+        *("beta", "margin", "per_token", "tail_weight", "sft_weight"),
+    )
     config.defaults.precision = _copied(config.precision, "frozen")
     config.defaults.optimizer = _copied(config.optimizer, "final_share", "betas", "epsilon", "momentum", "decay_power")
     config.defaults.adapter = _copied(
@@ -317,7 +347,7 @@ def reading() -> ConfigDict:
     config.label = "unanimous"  # that counts where several people annotated a row; or "majority", "adjudicated"
     config.ties = "error"  # where there is no majority; or "first" of the labels with most votes
     config.adjudicator = ""  # whose label counts under "adjudicated"; empty: the one marked as ground truth
-    config.preference = "pairs"  # as they are, which is refused in training; "chosen": the chosen answers are imitated
+    config.preference = "pairs"  # as they are, for objectives of pairs; "chosen": the chosen answers are imitated
     # What rows of text and segments end with: "eos": the end token, which is trained, so that the model learns to stop
     # there; "none": their own last token; empty: the same, with a warning.
     config.text_end = ""

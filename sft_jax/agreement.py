@@ -12,16 +12,22 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from jax._src import distributed
+from jax.experimental import multihost_utils
+
+from sft_jax.peers import Place, watched
 
 _PATIENCE_MS = 7 * 24 * 3600 * 1000  # for a process that works; that one is dead, JAX notices by itself
 _GRACE_MS = 10 * 1000  # of a process that has failed, for the others to come where they can hear it
 _NAMED = 3  # processes that an error names
+_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
 _numbers = itertools.count()  # every process counts the same: all take part in everything here, in one order
 
 
@@ -58,14 +64,17 @@ def agreed() -> Iterator[None]:
 def ending_together() -> Iterator[None]:
     """In here, an error of one process ends the others wherever they are, with its reason and exit status 1.
 
-    All processes enter it, at the same place of the program. An error that all have agreed upon is left to each.
+    All processes enter it, at the same place of the program. An error that all have agreed upon is left to each. A
+    process that dies without a word ends the others too (`peers.py`).
     """
     if jax.process_count() == 1:
         yield
         return
-    watch = _Watch(f"sft_jax/failed/{next(_numbers)}")
+    number = next(_numbers)
+    watch = _Watch(f"sft_jax/failed/{number}")
     try:
-        yield
+        with watched(_place(f"sft_jax/peers/{number}"), is_symptom=_is_of_the_runtime):
+            yield
     except BaseException as error:
         watch.stop()
         if not getattr(error, "known_to_all", False):
@@ -73,6 +82,54 @@ def ending_together() -> Iterator[None]:
             _known(error)
         raise
     watch.stop()
+
+
+def _is_of_the_runtime(error: BaseException) -> bool:
+    """Whether an error, or one that it comes of, is a status of XLA: a `JaxRuntimeError` or, of some calls, a
+    `ValueError` that begins with the status."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return any(isinstance(one, jax.errors.JaxRuntimeError) or _STATUS.match(str(one)) for one in chain)
+
+
+def _place(name: str) -> Place:
+    """This process among the others, where process 0 says under `name` how it is reached."""
+    client, coordinator = _client(), distributed.global_state.coordinator_address
+    return Place(
+        index=jax.process_index(),
+        count=jax.process_count(),
+        host=coordinator.rpartition(":")[0].strip("[]"),
+        publish=lambda text: client.key_value_set(name, text),
+        find=lambda: client.blocking_key_value_get(name, _PATIENCE_MS),
+    )
+
+
+def exchanged(said: str) -> list[str]:
+    """What every process says, in the order of their numbers: a few lines of text each.
+
+    All processes come here, at the same place of the program; what may fail before is done inside `agreed`.
+    """
+    if jax.process_count() == 1:
+        return [said]
+    name, client = f"sft_jax/exchanged/{next(_numbers)}", _client()
+    client.key_value_set(f"{name}/{jax.process_index()}", said)
+    return [client.blocking_key_value_get(f"{name}/{i}", _PATIENCE_MS) for i in range(jax.process_count())]
+
+
+def gathered(content: bytes) -> list[bytes]:
+    """The bytes of every process, in the order of their numbers: megabytes, which the devices pass on to one another.
+
+    All processes come here, at the same place of the program; what may fail before is done inside `agreed`.
+    """
+    if jax.process_count() == 1:
+        return [content]
+    sizes = multihost_utils.process_allgather(np.int32(len(content)))
+    # As long as the longest, rounded up: few lengths make few programs.
+    padded = np.zeros(1 << max(10, int(sizes.max() - 1).bit_length()), np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    found = multihost_utils.process_allgather(padded)
+    return [found[number, :size].tobytes() for number, size in enumerate(sizes)]
 
 
 class _Watch:
@@ -126,7 +183,7 @@ def _verdict(name: str, reason: str, timeout_ms: int) -> dict[int, str]:
     return {int(process): reason for process, reason in found.items()}
 
 
-def _client() -> distributed._jax.DistributedRuntimeClient:
+def _client() -> "distributed._jax.DistributedRuntimeClient":
     client = distributed.global_state.client
     if client is None:
         raise RuntimeError("there are several processes, but jax.distributed.initialize() was not called")

@@ -11,12 +11,19 @@ from absl import app, flags, logging
 
 from sft_jax import config_flag
 from sft_jax.failures import is_said_again, message_of
+from sft_jax.restarting import end_with_supervisor, supervise, this_command
 
 _DEBUG = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; found by JAX on TPU pods and SLURM.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "With --distributed, elsewhere: host:port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+_RESTARTS = flags.DEFINE_integer(
+    "restarts",
+    0,
+    "With --distributed, on every host: how often the run is started again when a process of it has died.",
+    lower_bound=0,
+)
 _WHERE = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
 _LISTED = "--helpfull lists them"
 _PATIENCE_SECONDS = 60  # of a process that cannot start, for the others to come where they can hear why
@@ -44,7 +51,7 @@ def start_jax(several_processes: bool = False) -> None:
         with agreed():
             pass  # a process with a mistake in its flags joins to say so
     else:
-        refuse_unread([holder.name for holder in _WHERE], "--distributed")
+        refuse_unread([holder.name for holder in (*_WHERE, _RESTARTS)], "--distributed")
     keep_compilations()
 
 
@@ -64,7 +71,7 @@ def _tell_others(arguments: list[str], message: str) -> None:
         message: what is wrong with them.
     """
     joining = flags.FlagValues()
-    for holder in (_DISTRIBUTED, *_WHERE):
+    for holder in (_DISTRIBUTED, _RESTARTS, *_WHERE):
         joining[holder.name] = flags.FLAGS[holder.name]
     try:
         joining(flags.FLAGS.read_flags_from_files(arguments), known_only=True)
@@ -91,7 +98,7 @@ def refuse_several_processes() -> None:
     """
     if _DISTRIBUTED.value:
         raise ValueError("--distributed: this command runs in one process, with all devices of its host")
-    refuse_unread([holder.name for holder in _WHERE], "--distributed, in training")
+    refuse_unread([holder.name for holder in (*_WHERE, _RESTARTS)], "--distributed, in training")
 
 
 def refuse_unread(names: Iterable[str], goes_with: str) -> None:
@@ -117,6 +124,7 @@ def run(main: Callable[[list[str]], None], several_processes: bool = False, posi
         several_processes: it can be one of several processes, which are told of flags with which this one cannot start.
         positional: it takes arguments without a name, before, between and behind flags.
     """
+    end_with_supervisor()
     flags.FLAGS.set_gnu_getopt(positional)
 
     def parsed(arguments: list[str]) -> list[str]:
@@ -133,6 +141,8 @@ def run(main: Callable[[list[str]], None], several_processes: bool = False, posi
             sys.exit(1)
 
     def checked(arguments: list[str]) -> None:
+        if several_processes and _DISTRIBUTED.value and _RESTARTS.value:
+            sys.exit(supervise(this_command(), _RESTARTS.value))
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries announce themselves at INFO
         if not _DEBUG.value:

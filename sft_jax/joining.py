@@ -3,14 +3,16 @@
 import os
 import re
 import socket
+from typing import Any
 
 import jax
 
+HEARTBEAT_SECONDS = 60  # without any, JAX takes a process for dead; most deaths are noticed at once (`peers.py`)
 _PORTS, _FIRST_PORT = 2**12, 2**16 - 2**12  # as JAX chooses one for a job of SLURM
 
 
 def join(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, **more: int
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, **more: Any
 ) -> None:
     """Joins the other processes; what is not given, JAX finds out by itself.
 
@@ -23,8 +25,10 @@ def join(
         process_id: which one this is, from 0.
         more: for `jax.distributed.initialize`.
     """
-    devices = {"local_device_ids": []} if _one_task_a_host() else {}  # none named: all
-    jax.distributed.initialize(coordinator or _coordinator(), num_processes, process_id, **devices, **more)
+    more = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS} | more
+    if _one_task_a_host():
+        more["local_device_ids"] = []  # none named: all
+    jax.distributed.initialize(coordinator or _coordinator(), num_processes, process_id, **more)
 
 
 def _one_task_a_host() -> bool:

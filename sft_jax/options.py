@@ -87,6 +87,7 @@ class PrecisionOptions:
     quantized: str
     matmul: str
     activations: str
+    gradients: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +159,11 @@ class ObjectiveOptions:
     neftune_alpha: float
     positions: str
     head_chunk_tokens: int
+    beta: float
+    margin: float
+    per_token: bool
+    tail_weight: float
+    sft_weight: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +180,7 @@ class ExecutionOptions:
 
     layer_layout: str
     remat: str
+    deterministic: bool
     attention: str
 
 

@@ -1,7 +1,7 @@
 """Where arrays live: the device mesh, the table from parameter path to PartitionSpec, and the placing of batches."""
 
+import collections
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,47 +11,24 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sft_jax.models.partitioning import BATCH_AXES, MESH_AXES, PARAM_AXES, fit_spec
+from sft_jax.data.batches import PER_SLOT
+from sft_jax.models.context import dealt_order
+from sft_jax.models.partitioning import BATCH_AXES, MESH_AXES, spec_of
 
 Tree = Any
 
-_STORED = r"(/(values|codes|block))?$"  # a kernel, or what stands for it in few bits
-
-# First match wins; matched at the end of the path, so that moments and adapters follow their parameters.
-# Specs are for one layer; stacked layers get a leading None.
-PARTITION_RULES: tuple[tuple[str, P], ...] = (
-    # The vocabulary over fsdp, the model dimension over tensor: a lookup gathers tokens, without moving dimensions.
-    (r"embedding$", P(PARAM_AXES, "tensor")),
-    (r"head$", P(PARAM_AXES, "tensor")),
-    (r"block_(scale|mean)$", P()),
-    (r"experts/(gate|up)/kernel" + _STORED, P("expert", "fsdp", "tensor")),
-    (r"experts/down/kernel" + _STORED, P("expert", "tensor", "fsdp")),
-    (r"experts/(gate|up|down)/(constant_)?a$", P("expert", "fsdp", None)),
-    (r"experts/(gate|up|down)/(constant_)?b$", P("expert", None, "fsdp")),
-    (r"router/kernel" + _STORED, P(PARAM_AXES, None)),
-    (r"(query|key|value|gate|up)/kernel" + _STORED, P(PARAM_AXES, "tensor")),
-    (r"(out|down)/kernel" + _STORED, P("tensor", PARAM_AXES)),
-    (r"(query|key|value|gate|up)/bias$", P("tensor")),
-    (r"/(constant_)?a$", P(PARAM_AXES, None)),
-    (r"/(constant_)?b$", P(None, PARAM_AXES)),
-    (r"(scale|bias|dropout|magnitude)$", P()),
-    (r"^effect/", P()),
-    (r"/(count|v|v_row|v_col)$", P()),  # of Adafactor, which keeps whole second moments of small arrays only
-)
-_STACKED = re.compile(r"(^|/)layers/")
-
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
-    """The mesh `replica, fsdp, expert, tensor`; an axis of size -1 takes the devices that are left.
+    """The mesh `replica, fsdp, expert, context, tensor`; an axis of size -1 takes the devices that are left.
 
     Args:
-        sizes: of each axis, as `config.mesh` has them.
+        sizes: of each axis, as `config.mesh` has them; 1 where it is not given.
         devices: `jax.devices()`, some of them, or those of a topology that is not here.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices, or these are more than one TPU slice.
+        ValueError: the sizes do not multiply to the number of devices, or TPU slices are not equally large.
     """
-    sizes = {axis: sizes[axis] for axis in MESH_AXES}
+    sizes = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
     asked = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
@@ -68,18 +45,47 @@ def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     """The devices as an array of the mesh's shape, by how they are wired.
 
     As `jax.make_mesh` does it, but an axis of the mesh may also be a part of an axis of the torus: without that there
-    are no places for `tensor=2` on 4 x 4 chips.
+    are no places for `tensor=2` on 4 x 4 chips. Of several TPU slices the first axes, those that exchange the least, go
+    from slice to slice (`over_slices`). GPUs are in the order of their hosts, so that the last axes lie within one.
 
     Args:
         sizes: of the mesh's axes; those that exchange the most come last.
         devices: as JAX gives them (`Any`, as in `mesh_utils`: what they say of their places is all that counts).
 
     Raises:
-        ValueError: they are more than one TPU slice.
+        ValueError: TPU slices of which the devices are not equally many of each.
     """
-    if devices[0].platform == "tpu" and len({device.slice_index for device in devices}) > 1:
-        raise ValueError("the devices are several TPU slices; a run takes the devices of one")
-    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if devices[0].platform == "gpu":
+        place = lambda device: (getattr(device, "slice_index", 0), device.process_index, device.id)
+        return np.asarray(sorted(devices, key=place), dtype=object).reshape(sizes)
+    if devices[0].platform != "tpu":
+        return np.asarray(devices, dtype=object).reshape(sizes)
+    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if len(set(slices.values())) > 1:
+        each = ", ".join(f"{count} of slice {index}" for index, count in sorted(slices.items()))
+        raise ValueError(f"the run has {each}; give as many devices of each TPU slice")
+    outer = over_slices(sizes, len(slices))
+    inner = [size // parts for size, parts in zip(sizes, outer, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+def over_slices(sizes: Sequence[int], slices: int) -> list[int]:
+    """Into how many parts each axis of the mesh is cut by the network between TPU slices.
+
+    The first axes take as much of it as they can. Worked example: 4 slices and axes of 2, 8 and 4 give 2, 2 and 1: the
+    first axis goes from slice to slice, the second within pairs of slices and within each slice.
+
+    Args:
+        sizes: of the mesh's axes; their product is a multiple of `slices`.
+        slices: how many.
+    """
+    parts = []
+    for size in sizes:
+        parts.append(math.gcd(size, slices))
+        slices //= parts[-1]
+    return parts
 
 
 def inference_mesh(devices: Sequence[Any], tensor: int = 1) -> Mesh:
@@ -100,21 +106,6 @@ def inference_mesh(devices: Sequence[Any], tensor: int = 1) -> Mesh:
 def platform_of(mesh: Mesh) -> str:
     """`cpu`, `gpu` or `tpu`."""
     return mesh.devices.flat[0].platform
-
-
-def spec_of(path: str, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:
-    """The PartitionSpec of the array at `path`; axes that do not divide their dimension are dropped.
-
-    Raises:
-        ValueError: no rule of the table matches a path that is not a scalar's.
-    """
-    if not shape:
-        return P()
-    for pattern, spec in PARTITION_RULES:
-        if re.search(pattern, path):
-            stacked = P(None, *spec) if _STACKED.search(path) else spec
-            return fit_spec(stacked, shape, dict(axis_sizes))
-    raise ValueError(f"no rule in PARTITION_RULES matches the parameter {path!r} of shape {shape}")
 
 
 def placement(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
@@ -143,8 +134,8 @@ def path_string(path: tuple) -> str:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sequences of the batch over the axes that split it; all other dimensions whole."""
-    return NamedSharding(mesh, P(BATCH_AXES))
+    """Sequences of the batch over the axes that split it, what each consists of over `context`."""
+    return NamedSharding(mesh, P(BATCH_AXES, "context"))
 
 
 def data_shards(mesh: Mesh) -> int:
@@ -156,21 +147,23 @@ def shards_asked(sizes: Mapping[str, int], devices: int) -> int:
     """`data_shards` of the mesh that `make_mesh` makes of so many devices; of a mesh that it refuses, about that."""
     known = math.prod(size for size in sizes.values() if size > 0)
     left = max(1, devices // known)
-    return math.prod(size if size > 0 else left for size in (sizes[axis] for axis in BATCH_AXES))
+    return math.prod(size if size > 0 else left for size in (sizes.get(axis, 1) for axis in BATCH_AXES))
 
 
 def sequences_here(mesh: Mesh, sequences: int) -> list[int]:
     """Which of the `sequences` of a batch the devices of this process hold, ascending.
 
-    Processes that differ only along an axis that does not split the batch (`tensor`) hold the same ones. Where devices
-    are arranged by how they are wired, the sequences of a process need not follow one another.
+    Processes that differ only along an axis that does not split the batch (`tensor`) hold the same ones, and so do
+    those that hold other tokens of them (`context`). Where devices are arranged by how they are wired, the sequences of
+    a process need not follow one another.
     """
-    held = batch_sharding(mesh).addressable_devices_indices_map((sequences,)).values()
+    held = NamedSharding(mesh, P(BATCH_AXES)).addressable_devices_indices_map((sequences,)).values()
     return sorted({sequence for (index,) in held for sequence in range(*index.indices(sequences))})
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch, of which `batch` has the sequences that this process holds (`sequences_here`)."""
+    """The global batch, dealt out (`dealt_batch`), of which `batch` has the sequences that this process holds whole
+    (`sequences_here`)."""
     sharding, shards = batch_sharding(mesh), data_shards(mesh)
     held = sequences_here(mesh, shards)  # with one sequence a shard, the numbers of the shards
 
@@ -180,8 +173,36 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
         def shard(index: tuple[slice, ...]) -> np.ndarray:
             place = held.index(index[0].indices(sequences)[0] // size)
-            return own[place * size : (place + 1) * size]
+            return own[place * size : (place + 1) * size, index[1]]
 
         return jax.make_array_from_callback((sequences, *own.shape[1:]), sharding, shard)
 
-    return {name: put(array) for name, array in batch.items()}
+    return {name: put(array) for name, array in dealt_batch(batch, mesh.shape["context"]).items()}
+
+
+def dealt_batch(batch: Mapping[str, np.ndarray], parts: int) -> dict[str, np.ndarray]:
+    """The batch with the tokens of each sequence in the order in which they are dealt out to the axis `context`.
+
+    So are slots for targets where each token has one. Where there are fewer they stay in order, and are filled up with
+    slots of weight 0 to as many for each device, but never to as many as tokens: that says that slot i is token i's.
+
+    Args:
+        batch: as `assemble` makes it.
+        parts: devices of the axis; 1 leaves the batch as it is.
+
+    Raises:
+        ValueError: sequences of this length cannot be dealt out to so many.
+    """
+    if parts == 1:
+        return dict(batch)
+    length, slots = batch["tokens"].shape[1], batch["targets"].shape[1]
+    order = dealt_order(length, parts)
+    place = np.argsort(order).astype(np.int32)  # of each token among those that are dealt out
+    made = {name: array if name in PER_SLOT else array[:, order] for name, array in batch.items()}
+    made["target_slots"] = place[batch["target_slots"]]
+    if slots == length:
+        return made | {name: made[name][:, order] for name in PER_SLOT if name in made}
+    filled = -(-slots // parts) * parts
+    filled += parts if filled == length else 0
+    more = [(0, 0), (0, filled - slots)]
+    return made | {name: np.pad(made[name], more) for name in PER_SLOT if name in made}

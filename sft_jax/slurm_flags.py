@@ -21,6 +21,9 @@ _WARNING_SECONDS = flags.DEFINE_integer(
 _MAX_TIMEOUTS = flags.DEFINE_integer(
     "slurm_max_timeouts", 3, "How often a job whose time is over goes back into the queue.", lower_bound=0
 )
+_MAX_RESTARTS = flags.DEFINE_integer(
+    "slurm_max_restarts", 3, "How often a job goes back because a process of its run died.", lower_bound=0
+)
 _ARRAY_PARALLELISM = flags.DEFINE_integer("slurm_array_parallelism", 256, "Runs at a time, at most.", lower_bound=1)
 _SETUP = flags.DEFINE_multi_string("slurm_setup", [], "A shell command before the run, as 'module load cuda'.")
 _OPTION = flags.DEFINE_multi_string("slurm_option", [], "Any other option of sbatch, as mail-type=END.")
@@ -28,7 +31,7 @@ _WAIT = flags.DEFINE_bool("wait", False, "Follow the jobs to their end; Ctrl-C l
 
 _HOLDERS = (
     *(_PARTITION, _ACCOUNT, _QOS, _CONSTRAINT, _NODES, _GPUS, _CPUS, _MEM, _MINUTES, _WARNING_SECONDS),
-    *(_MAX_TIMEOUTS, _ARRAY_PARALLELISM, _SETUP, _OPTION, _WAIT),
+    *(_MAX_TIMEOUTS, _MAX_RESTARTS, _ARRAY_PARALLELISM, _SETUP, _OPTION, _WAIT),
 )
 # Options of sbatch by which a job is found again, or that other flags set.
 _TAKEN = {
@@ -97,6 +100,7 @@ def options(stop_after: int | None = None):
         minutes=_MINUTES.value,
         warning_seconds=_WARNING_SECONDS.value,
         max_timeouts=_MAX_TIMEOUTS.value,
+        max_restarts=_MAX_RESTARTS.value,
         array_parallelism=_ARRAY_PARALLELISM.value,
         setup=tuple(_SETUP.value),
         more=_more(),

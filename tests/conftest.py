@@ -8,6 +8,7 @@ from importlib.metadata import version
 from tests import xla_flags
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["JAX_PLATFORMS"] = "cpu"  # also where JAX's plugins for other devices are installed
 # Emulated devices wait for one another; on a loaded machine longer than the default.
 # And what tiny models run needs no optimisation: compiling is most of the time of a test.
 xla_flags.add(
@@ -22,6 +23,7 @@ xla_flags.add(
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax  # noqa: E402 (flags come first)
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -31,14 +33,19 @@ from tests import type_checks  # noqa: E402 (devices come first)
 type_checks.install("sft_jax")
 
 from sft_jax import emulation  # noqa: E402
+from sft_jax.planning import topologies  # noqa: E402
 from tests import compilations  # noqa: E402
 from tests.models import family_table  # noqa: E402
 
+if topologies.has_compiler("tpu") or topologies.has_compiler("gpu"):
+    topologies.prepare()
+    # What the compilers warn of is looked at; they read this when they are loaded.
+    os.environ |= dict.fromkeys(("TF_CPP_MIN_LOG_LEVEL", "TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"), "1")
 emulation.reserve_threads()
 compilations.share()
 
 
-pytest_plugins = ("tests.byte_tokenizers",)
+pytest_plugins = ("tests.byte_tokenizers", "tests.children", "tests.time_limit")
 
 
 def pytest_addoption(parser):
@@ -48,6 +55,14 @@ def pytest_addoption(parser):
 def pytest_report_header():
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "numpy", "transformers"))
     return f"versions: Python {platform.python_version()}, {packages}"
+
+
+def pytest_runtest_setup(item):
+    """Leaves out what compiles for hardware whose compiler is not installed."""
+    marker = item.get_closest_marker("compilers")
+    for platform_name in (marker.args or ("tpu", "gpu")) if marker else ():
+        if not topologies.has_compiler(platform_name):
+            pytest.skip(f"the compiler for a {platform_name.upper()} is not installed: make plan-test")
 
 
 def pytest_collection_finish():

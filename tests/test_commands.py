@@ -16,6 +16,7 @@ def call(module, *arguments):
 
 
 EVALUATE = ("sft_jax.evaluate", "--model=m", "--data=d", "--out=o")
+PLAN_FOR = ("sft_jax.plan", "--config=configs/sft.py")
 TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
 
 
@@ -36,7 +37,7 @@ TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
         (("sft_jax.train", "--config=configs/sft.py:lorra", "--workdir=never_made"), "give ':full' or ':lora'"),
         (
             ("sft_jax.train", "--config=configs/none.py", "--workdir=never_made"),
-            "configs there are: quickstart.py, sft.py",
+            "In configs there are: llama3.py, mixtral.py, preference.py, quickstart.py, sft.py, smollm2.py",
         ),
         (
             ("sft_jax.evaluate", "--model=m", "--data=d", "--out=o", "--scorer=best"),
@@ -46,6 +47,8 @@ TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
             ("sft_jax.export", "--checkpoint=runs/none", "--out=never_made"),
             "'runs/none' is not a local file or directory",
         ),
+        ((*PLAN_FOR, "--topology=v9:4x4"), "--topology=v9:4x4: no hardware is called 'v9'. There are v4, v5e, v5p"),
+        ((*PLAN_FOR, "--topology=h100:12"), "hosts have 8 of these; give fewer, or a multiple of that"),
         (("sft_jax.export", "--checkpoint=m", "--out=never_made", "--format=onnx"), "hf|merged|peft"),
         (("sft_jax.export", "--checkpoint=m", "--out=tests"), "--out=tests exists; give another directory, or --force"),
         (("sft_jax.export", "--checkpoint=m", "--out=tests", "--force"), "--force does not replace it"),
@@ -61,6 +64,7 @@ def test_a_mistake_is_one_message(arguments, message):
 
 PREVIEW = ("sft_jax.preview", "--config=configs/sft.py")
 GENERATE = ("sft_jax.generate", "--model=m")
+PLAN = (*PLAN_FOR, "--topology=cpu:2")
 EXPORT = ("sft_jax.export", "--checkpoint=m", "--out=never_made")
 
 
@@ -80,6 +84,9 @@ EXPORT = ("sft_jax.export", "--checkpoint=m", "--out=never_made")
         ((*PREVIEW, "--rows=10"), "--rows"),
         ((*PREVIEW, "--force"), "--force"),
         ((*PREVIEW, "--process_id=0"), "--process_id"),
+        ((*PLAN, "--csv=x"), "--csv"),
+        ((*PLAN, "--data", "--tokens=1e6"), "--tokens"),
+        ((*PLAN, "--data", "--supervised_share=0.5"), "--supervised_share"),
         ((*EXPORT, "--format=peft", "--max_shard_gb=1"), "--max_shard_gb"),
         ((*TRAIN, "--coordinator=localhost:1"), "--coordinator"),
     ],
@@ -87,11 +94,12 @@ EXPORT = ("sft_jax.export", "--checkpoint=m", "--out=never_made")
 def test_no_flag_is_accepted_and_ignored(arguments, unread):
     done = call(*arguments)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {unread}: not read here, it goes with --"), done.stderr
+    needs = "a plan without --data; leave it out" if arguments[: len(PLAN)] == PLAN and "--data" in arguments else "--"
+    assert done.stderr.startswith(f"error: {unread}: not read here, it goes with {needs}"), done.stderr
     assert not (ROOT / "never_made").exists()
 
 
-@pytest.mark.parametrize("command", [PREVIEW, GENERATE, EXPORT])
+@pytest.mark.parametrize("command", [PREVIEW, GENERATE, EXPORT, PLAN])
 def test_commands_of_one_process_refuse_to_be_one_of_several(command):
     done = call(*command, "--distributed")
     assert done.returncode == 1

@@ -14,10 +14,12 @@ import pytest
 from configs import sft
 from sft_jax import config_flag, options
 from sft_jax.data.reading import Reading
+from sft_jax.objectives import compares_pairs
 from sft_jax.options import (
     DataOptions,
     EvaluationOptions,
     FewShotOptions,
+    ObjectiveOptions,
     PromptingOptions,
     SourceOptions,
     TaskOptions,
@@ -25,16 +27,17 @@ from sft_jax.options import (
 from sft_jax.runs.workdir import flatten
 from sft_jax.training import run
 from sft_jax.training.checks import CHECKS, check_config
-from tests import tiny
+from tests import preferences, tiny
 from tests.command_line import config_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-ARGUMENTS = {"sft": ("full", "lora"), "quickstart": ("",)}
+ARGUMENTS = {"sft": ("full", "lora"), "preference": ("full", "lora")}  # of others, those of their table SHIPPED
 
 
 def every_config():
     names = [path.stem for path in sorted(CONFIGS.glob("*.py")) if path.stem != "__init__"]
-    return [(name, arg) for name in names for arg in ARGUMENTS.get(name, ("",))]
+    shipped = {name: getattr(importlib.import_module(f"configs.{name}"), "SHIPPED", ("",)) for name in names}
+    return [(name, arg) for name in names for arg in ARGUMENTS.get(name, shipped[name])]
 
 
 def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.ConfigDict:
@@ -43,15 +46,24 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
     config = config.copy_and_resolve_references().unlock()
     config.model.source = tiny_config.model.source
     config.data.train, config.data.held_out = tiny_config.data.train, tiny_config.data.held_out
+    if compares_pairs(config.objective.name):
+        of_pairs = preferences.config(root)
+        config.data.train, config.data.held_out = of_pairs.data.train, of_pairs.data.held_out
     config.data.sequence_length, config.data.cache = 128, ""
-    config.batch.sequences = 8
+    config.batch.sequences, config.batch.micro_batches = 8, 1
     config.duration = "1 steps"
     config.evaluation.sample_tokens = min(config.evaluation.sample_tokens, 4)
     config.evaluation.samples = min(config.evaluation.samples, 1)
     return config.lock()
 
 
-@pytest.mark.parametrize(("name", "arg"), every_config())
+def tried():
+    """Every config; those for one model and hardware are many."""
+    for_all = ("quickstart", "sft", "preference")
+    return [pytest.param(name, arg, marks=() if name in for_all else pytest.mark.slow) for name, arg in every_config()]
+
+
+@pytest.mark.parametrize(("name", "arg"), tried())
 def test_every_config_takes_a_step(name, arg, tmp_path):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config(arg) if arg else module.get_config()
@@ -63,7 +75,7 @@ def test_every_config_takes_a_step(name, arg, tmp_path):
 
 
 def test_configs_refuse_an_unknown_argument():
-    for name, _ in every_config():
+    for name in {name for name, _ in every_config()}:
         with pytest.raises(ValueError, match=f"configs/{name}.py:nonsense"):
             importlib.import_module(f"configs.{name}").get_config("nonsense")
 
@@ -129,10 +141,11 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         (TaskOptions, "loss"),
         (TaskOptions, "relevant_column"),
     }  # these are read by `python -m sft_jax.evaluate` alone
-    assert unread == of_mixtures | of_methods | {(DataOptions, "mixture_packing")}
+    of_pairs = {(ObjectiveOptions, name) for name in ("beta", "margin", "per_token", "tail_weight", "sft_weight")}
+    assert unread == of_mixtures | of_methods | of_pairs | {(DataOptions, "mixture_packing")}
 
 
-@pytest.mark.parametrize("name", ["sft"])
+@pytest.mark.parametrize("name", ["sft", "preference"])
 def test_every_number_and_name_is_checked(name):
     """What no run can have is found before anything is read: all fields but free text, booleans, durations, meshes."""
     config = importlib.import_module(f"configs.{name}").get_config("lora")
@@ -144,12 +157,15 @@ def test_every_number_and_name_is_checked(name):
         "mesh.replica",
         "mesh.fsdp",
         "mesh.expert",
+        "mesh.context",
         "mesh.tensor",
         "model.source",
         "model.revision",
         "model.chat_template",
         "model.new_tokens",
         "model.new_tokens_in_contents",
+        "execution.deterministic",
+        "objective.per_token",
         "data.train",
         "data.held_out",
         "data.cache",
@@ -245,7 +261,13 @@ BAD = [
     ("data.max_examples_per_sequence", -1, "must be at least 0"),
     ("batch.sequences", 0, "must be at least 1"),
     ("batch.micro_batches", 3, "batch.sequences=8 must be a multiple of --config.batch.micro_batches=3 x 8"),
-    ("objective.name", "dpo", "must be one of cross_entropy"),
+    ("objective.name", "bpo", "must be one of cross_entropy, dpo, "),
+    ("objective.beta", 0.0, "must be above 0"),
+    ("objective.margin", -1.0, "must be at least 0"),
+    ("objective.tail_weight", 1.5, "must lie between 0 and 1"),
+    ("objective.sft_weight", -0.1, "must be at least 0"),
+    ("objective.beta", 0.5, "is not read by --config.objective.name=cross_entropy"),
+    ("objective.per_token", True, "is not read by --config.objective.name=cross_entropy"),
     ("objective.normalize", "rows", "must be one of tokens, examples"),
     ("objective.label_smoothing", 1.0, "must lie in [0, 1)"),
     ("objective.positions", "some", "must be one of supervised, all"),
@@ -258,7 +280,7 @@ BAD = [
     ("optimizer.schedule", "cosin", "must be one of constant, linear, cosine"),
     ("optimizer.warmup", "3 minutes", "is not a duration"),
     ("precision.matmul", "bf16", "must be one of float32, bfloat16"),
-    ("execution.remat", "some", "must be one of auto, none, full"),
+    ("execution.remat", "some", "must be one of auto, none, products"),
     ("evaluation.batch_sequences", 0, "must be at least 1"),
     ("evaluation.every", "5 percent", "percent of the run makes no sense here"),
     ("checkpoint.keep_last", 0, "must be at least 1"),

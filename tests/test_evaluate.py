@@ -13,6 +13,7 @@ import pytest
 
 from sft_jax.training import run
 from tests import tiny
+from tests.patience import PATIENCE_SECONDS
 
 DRIVER, ROOT = Path(__file__).with_name("evaluate_driver.py"), Path(__file__).parents[1]
 ROWS = 6
@@ -89,7 +90,7 @@ def called(root: Path, specs: list[dict]) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen) -> list[dict]:
-    return json.loads(process.communicate(timeout=500)[0].splitlines()[-1])
+    return json.loads(process.communicate(timeout=PATIENCE_SECONDS)[0].splitlines()[-1])
 
 
 def flags(root: Path, out: str, *arguments: str, model: str = "run", data: str = "rows.jsonl") -> list[str]:

@@ -55,7 +55,7 @@ def python(*arguments, **environment):
 
 
 def test_the_commands():
-    assert {"evaluate", "export", "generate", "harness", "preview", "sweep", "train"} <= set(COMMANDS)
+    assert {"evaluate", "export", "generate", "harness", "plan", "preview", "sweep", "train"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -74,6 +74,7 @@ def test_help_imports_nothing_heavy_and_says_nothing_else(command):
         "generation",
         "training",
         "retrieval",
+        "planning.asked",
         "preparation.inspection",
         "evaluation.side_by_side",
         "evaluation.results",

@@ -28,7 +28,7 @@ def project(tmp_path):
 
 
 def make(project, *arguments):
-    return subprocess.run(["make", *arguments], cwd=project, capture_output=True, text=True)
+    return subprocess.run(["make", "--no-print-directory", *arguments], cwd=project, capture_output=True, text=True)
 
 
 def test_each_python_has_an_environment(project):
@@ -49,6 +49,29 @@ def test_the_core_tests_on_another_python_leave_the_environment_in_use(project):
     assert done.returncode == 0, done.stderr
     assert "3.12 runs the tests" in done.stdout
     assert (project / ".venv").readlink() == Path(".venv-3.11")
+
+
+def test_tests_that_need_compilers_have_an_environment_on_top_of_the_other(project):
+    """Its Python sees the packages of the other one, and what is installed goes into its own."""
+    done = make(project, "--dry-run", "plan-test", "PYTHON=./python3.11")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert ".venv-3.11/bin/python -m venv --without-pip --clear .venv-3.11-compilers" in lines
+    (install,) = (line for line in lines if "requirements-plan.txt" in line)
+    assert install.startswith(".venv-3.11/bin/python -m pip --python .venv-3.11-compilers/bin/python install")
+    assert lines[-1].startswith(".venv-3.11-compilers/bin/python -m pytest")
+    assert lines[-1].endswith("-m compilers tests")
+
+
+def test_slow_tests_are_apart_and_may_have_a_limit(project):
+    """Every test is in one of the two, and `.ci/run` has both."""
+    said = lambda *arguments: make(project, "--dry-run", *arguments).stdout.splitlines()[-1]
+    assert said("test").endswith('-m "not slow"')
+    assert said("test-slow").rstrip().endswith("-m slow")
+    assert said("test-slow", "MINUTES=20").endswith("-m slow --minutes=20")
+    called = (ROOT / ".ci" / "run").read_text()
+    assert "make test\n" in called
+    assert 'make test-slow MINUTES="$left"\n' in called
 
 
 def test_the_core_tests_are_there():

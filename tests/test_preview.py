@@ -51,6 +51,9 @@ def test_the_command(data, tmp_path):
     assert "1 held-out row is also in the training data" in page
     numbers = json.loads((tmp_path / "out" / "report.json").read_text())
     assert numbers["examples"] == 31
+    assert numbers["chat_templates"]["default"]["earlier answers"] == "stay as they were written"
+    assert "chat template, system message" in done.stdout
+    assert "chat template, system message" in page
     assert numbers["cleaning"]["dropped_rows"] == 1
     assert numbers["verdict"]["decision"] == "clean_first"
     dropped = [json.loads(line) for line in (tmp_path / "clean" / "dropped.jsonl").read_text().splitlines()]

@@ -16,6 +16,7 @@ from sft_jax.sweeps.directory import claim_sweep, open_sweep
 from sft_jax.sweeps.hparams import EXPERIMENT
 from sft_jax.sweeps.status import read_status
 from tests import tiny
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[1]
 SWEEP = """
@@ -111,7 +112,7 @@ def test_one_run_on_two_hosts(sweep):
         )
         for i in range(2)
     ]
-    said = [process.communicate(timeout=500)[0] for process in started]
+    said = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert all(f"{name}: finished at step 2 of 2" in text for text in said)
     assert (read_result(sweep.run_dir(name)).state, read_status(sweep.run_dir(name)).attempts) == ("finished", 1)

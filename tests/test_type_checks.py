@@ -2,10 +2,12 @@
 
 import collections
 import dataclasses
+import functools
+import inspect
 import io
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import IO, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import IO, Any, Literal, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeVar
 
 import jax
 import numpy as np
@@ -36,25 +38,49 @@ class Sized(Protocol):
 class Box:
     size: int
 
+    def scaled(self, by): ...
+
 
 class LargerBox(Box): ...
 
 
-Row = TypeVar("Row")
+@functools.wraps(lambda x: x)
+def wrapping(*arguments): ...
+
+
+class Signed:
+    def __call__(self, x): ...
+
+
+def unsigned(*arguments): ...
+
+
+unsigned.__signature__ = inspect.signature(wrapping)
+
+
+class Sizes(NamedTuple):
+    a: Float[np.ndarray, " n"]
+    b: Float[np.ndarray, " n"]
+
+
+Row, BoxKind, Number = TypeVar("Row"), TypeVar("BoxKind", bound=Box), TypeVar("Number", int, float)
 VALUES = [
     *(None, True, 3, 2.5, 1j, "a", b"a", bytearray(b"a"), np.float64(1), np.int64(1), np.zeros(2), np.zeros((2, 3))),
     *([], [1, 2], [1, "a"], ["a"], (), (1,), (1, "a"), (1, 2, 3), ("a", (1, 2)), {1}, {"a"}, frozenset({1})),
     *({}, {"a": 1}, {"a": "b"}, {1: 2}, {"name": "a"}, OrderedDict(a=1), range(3), iter([1]), io.StringIO()),
     *(Pair("a"), Pair("a", (1, 2)), Pair(1), Pair("a", ("b",)), Plain(0, 1.0)),
     *(Box(1), LargerBox(1), Box, LargerBox, int),
-    *(len, lambda: 1, lambda x: x, lambda x, y: x, lambda *, key: key),
+    *(len, lambda: 1, lambda x: x, lambda x, y: x, lambda *, key: key, lambda x, y=1: x, lambda x, *more: x),
+    *(functools.partial(lambda x, y: x, 1), functools.partial(lambda x, y: x, y=1), functools.partial(lambda: 1, 1)),
+    *(Box(1).scaled, Box.scaled, wrapping, jax.jit(wrapping), functools.partial(wrapping, 1), Signed(), unsigned),
 ]
 TYPES = [
     *(Any, None, object, bool, int, float, complex, str, bytes, type, list, dict, tuple, set, np.ndarray, np.float64),
     *(list[int], list[Any], list[list[int]], tuple[int], tuple[int, str], tuple[int, ...], tuple[()], set[int]),
     *(dict[str, int], dict[str, Any], Mapping[str, int], Sequence[int], Sequence[str], Set[int], frozenset[int]),
     *(int | None, int | str, list[int] | tuple[int, ...] | None, Literal["a", 3], Literal[True] | str, Iterator[int]),
-    *(Callable, Callable[..., int], Callable[[int], int], Callable[[], int] | None, type[Box], Row, IO[str]),
+    *(Callable, Callable[..., int], Callable[[int], int], Callable[[], int] | None, Callable[[int, str], int]),
+    *(type[Box], type[Row], type[BoxKind], type[Number], type[int | str], Row, BoxKind, Number, IO[str], SupportsIndex),
     *(Pair, Plain, Named, Sized, Box, list[Pair], dict[str, Pair | int], jax.Array, Float[np.ndarray, "a b"]),
 ]
 
@@ -91,9 +117,17 @@ def accepts(function, value) -> bool:
         (Mapping[str, int], {"a": 1}),
         (dict[str, tuple[int, str]], {"a": (1, "b")}),
         (Literal["a"], "a"),
+        (Callable[[int], int], wrapping),
+        (Callable[[int], int], Box(1).scaled),
+        (Callable[[int], int], functools.partial(lambda x, y: x, 1)),
+        (Row, 3),
+        (BoxKind, LargerBox(1)),
+        (Sized, []),
+        (type[BoxKind], LargerBox),
+        (SupportsIndex, 3),
         (Float[np.ndarray, "a b"], np.zeros((2, 3))),
     ],
-    ids=str,
+    ids=lambda value: str(value).partition(" at 0x")[0],  # the same in every process
 )
 def test_the_ordinary_is_not_asked_for(expected, value, monkeypatch):
     def takes(value): ...
@@ -127,6 +161,13 @@ def test_dimensions_are_one_number_in_a_call():
         product(np.zeros((2, 3)), np.zeros((4, 4)))
 
     @checked
+    def of_a_tuple(sizes: Sizes) -> None: ...
+
+    of_a_tuple(Sizes(np.zeros(2), np.zeros(2)))
+    with pytest.raises(TypeCheckError, match="parameter 'sizes'"):
+        of_a_tuple(Sizes(np.zeros(2), np.zeros(3)))
+
+    @checked
     def wrong(a: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         return a[1:]
 
@@ -136,10 +177,10 @@ def test_dimensions_are_one_number_in_a_call():
 
 def test_the_package_is_checked():
     """What an import hook decorates is decorated with this."""
-    from sft_jax.models.rope import layer_kinds
+    from sft_jax.models.rope import rotary_of
 
-    with pytest.raises(TypeCheckError, match="parameter 'config'"):
-        layer_kinds("not a config")
+    with pytest.raises(TypeCheckError, match="parameter 'layer'"):
+        rotary_of("not a config")
 
 
 def test_what_is_not_plain_is_given_once():
@@ -147,12 +188,12 @@ def test_what_is_not_plain_is_given_once():
     calls = []
 
     @checked
-    def sized(values: list[int]) -> Sized:
+    def sized(values: list[int]) -> Literal[1, 2]:
         calls.append(len(values))
-        return values
+        return len(values)
 
     for _ in range(3):
-        assert sized([1, 2]) == [1, 2]
+        assert sized([1, 2]) == 2
     assert calls == [2, 2, 2]
     with pytest.raises(TypeCheckError, match="parameter 'values'"):
         sized(["a"])
@@ -169,3 +210,11 @@ def test_functions_made_anew_keep_their_own_types():
     made(str)("a")
     with pytest.raises(TypeCheckError):
         made(str)(1)
+
+
+def test_dataclasses_of_the_package_are_checked():
+    from sft_jax.models.config import AdapterSpec
+
+    assert AdapterSpec("lora", dropout=True).dropout
+    with pytest.raises(TypeCheckError, match="parameter 'dropout'"):
+        AdapterSpec("lora", dropout="yes")

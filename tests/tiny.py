@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from configs import sft
 from sft_jax.options import AdapterOptions, options_of
+from sft_jax.runs.precision import with_dtypes
 
 CHATML = (
     "{% for message in messages %}"
@@ -132,4 +133,4 @@ def config(root: Path, arg: str = "full", **overrides: object) -> ConfigDict:
     made.checkpoint.every = "2 steps"
     made.objective.head_chunk_tokens = 16
     made.update_from_flattened_dict(overrides)
-    return made.lock()
+    return with_dtypes(made, "cpu")  # as at the start of a run

@@ -10,12 +10,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float32, Int, Int32, Shaped
 
 from sft_jax.data.packing import get_packing
 from sft_jax.data.packing.bins import Bin, Bins, Bounds
 from sft_jax.data.plan import PackPlan
-from sft_jax.data.tokenized import TokenizedExamples
+from sft_jax.data.tokenized import ExampleBranches, TokenizedExamples
 from sft_jax.data.tokenized.columns import Labels
 
 Batch = dict[str, Shaped[np.ndarray, "sequences _"]]
@@ -23,7 +23,8 @@ TokenWeights = Float32[np.ndarray, "sequences tokens"]
 OwnSequences = Sequence[int] | None
 
 NORMALIZE = ("tokens", "examples")
-PER_SLOT = ("target_slots", "targets", "weights", "slices")  # arrays of a batch [B, P]; the others are [B, S]
+# Arrays of a batch [B, P]; the others are [B, S].
+PER_SLOT = ("target_slots", "targets", "weights", "slices", "branches", "reference")
 
 
 def assemble(
@@ -47,6 +48,15 @@ def assemble(
     With sequence_targets == sequence_length slot i is position i: targets are the next tokens, where the weight is not
     0.
 
+    An example with branches, a trunk [5, 6, 7] that goes on as [8, 9] or as [3, 4], all of these trained:
+        tokens        5 6 7 8 9 3 4
+        positions     0 1 2 3 4 3 4   those of a branch go on from the trunk
+        segment_ids   1 1 1 2 2 3 3   trunk and branches are segments
+        parents       1 1 1 1 1 1 1   a second segment that a token sees, its own where there is none
+        target_slots  2 3 2 5         the last slot of the trunk predicts the first token of each branch
+        targets       8 9 3 4
+        branches      1 1 2 2         of the sequence, counted on from example to example; 0 is an unused slot
+
     Args:
         examples: the tokenized data.
         bins: B arrays of example indices; an empty one gives a sequence of padding.
@@ -58,25 +68,50 @@ def assemble(
 
     Returns:
         tokens, positions, segment_ids: int32 [B, S]; target_slots, targets: int32 [B, P]; weights: float32 [B, P]; with
-        `slices` the number of each target's slice: int32 [B, P].
+        `slices` the number of each target's slice: int32 [B, P]; where examples have branches also parents: int32
+        [B, S], and branches: int32 [B, P]; where they have a reference also that: float32 [B, P].
 
     Raises:
-        ValueError: unknown `normalize`, or a bin that exceeds a bound.
+        ValueError: unknown `normalize`, a bin that exceeds a bound, or branches where slot i is position i.
     """
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}.")
-    batch = _empty_batch(len(bins), sequence_length, sequence_targets)
     codes = None if slices is None else slices.codes
-    if codes is not None:
-        batch["slices"] = np.zeros((len(bins), sequence_targets), np.int32)
+    with_branches = examples.branches is not None
+    if with_branches and sequence_targets == sequence_length:
+        raise ValueError(
+            f"examples have branches, and {sequence_targets} target slots of {sequence_length} tokens say that slot i "
+            "is position i; give another number"
+        )
+    batch = empty_batch(
+        len(bins), sequence_length, sequence_targets, with_slices=codes is not None, with_branches=with_branches
+    )
+    if examples.reference is not None:
+        batch["reference"] = np.zeros_like(batch["weights"])
     for number, members in enumerate(bins):
         _fill_sequence({name: array[number] for name, array in batch.items()}, examples, members, normalize, codes)
     return batch
 
 
-def _empty_batch(count: int, sequence_length: int, sequence_targets: int) -> Batch:
+def empty_batch(
+    count: int,
+    sequence_length: int,
+    sequence_targets: int,
+    *,
+    with_slices: bool = False,
+    with_branches: bool = False,
+) -> Batch:
+    """`count` sequences of padding, as `assemble` makes them.
+
+    Args:
+        count: of sequences.
+        sequence_length: S.
+        sequence_targets: P.
+        with_slices: whether slices of the data are measured apart.
+        with_branches: whether examples have branches.
+    """
     slots = np.arange(sequence_targets) if sequence_targets == sequence_length else np.zeros(sequence_targets)
-    return {
+    batch = {
         "tokens": np.zeros((count, sequence_length), np.int32),
         "positions": np.tile(np.arange(sequence_length, dtype=np.int32), (count, 1)),
         "segment_ids": np.zeros((count, sequence_length), np.int32),
@@ -84,6 +119,9 @@ def _empty_batch(count: int, sequence_length: int, sequence_targets: int) -> Bat
         "targets": np.zeros((count, sequence_targets), np.int32),
         "weights": np.zeros((count, sequence_targets), np.float32),
     }
+    more = {"slices": sequence_targets} if with_slices else {}
+    more |= {"parents": sequence_length, "branches": sequence_targets} if with_branches else {}
+    return batch | {name: np.zeros((count, size), np.int32) for name, size in more.items()}
 
 
 def _fill_sequence(
@@ -92,27 +130,51 @@ def _fill_sequence(
     """Writes the examples of one bin into one sequence, whose arrays are views of the batch."""
     sequence_length, sequence_targets = len(sequence["tokens"]), len(sequence["targets"])
     every_position = sequence_targets == sequence_length
-    begin, used = 0, 0
-    for segment, member in enumerate(members, 1):
+    begin, used, segments, branches = 0, 0, 0, 0
+    for member in members:
         tokens, weights = examples.example(member)
         end = begin + len(tokens)
-        at = np.flatnonzero(weights[1:])  # the state at `at` predicts token at + 1
-        if end > sequence_length or (not every_position and used + len(at) > sequence_targets):
+        targets = 1 + np.flatnonzero(weights[1:])
+        at, count = targets - 1, len(targets)  # the state at `at` predicts the token behind it
+        if end > sequence_length or (not every_position and used + count > sequence_targets):
             raise ValueError(
                 f"Examples {[examples.ids[i] for i in members]} do not fit into {sequence_length} tokens and "
                 f"{sequence_targets} targets."
             )
         sequence["tokens"][begin:end] = tokens
         sequence["positions"][begin:] = np.arange(sequence_length - begin)
-        sequence["segment_ids"][begin:end] = segment
-        slots = begin + at if every_position else slice(used, used + len(at))
+        sequence["segment_ids"][begin:end] = segments + 1
+        slots = begin + at if every_position else slice(used, used + count)
+        if "parents" in sequence:
+            sequence["parents"][begin:end] = segments + 1
+        if (branch := examples.branches_of(member)) is not None:
+            at = _predictors(branch, targets)
+            sequence["positions"][begin:end] = _positions(branch)
+            sequence["segment_ids"][begin:end] += branch
+            sequence["branches"][slots] = branches + branch[targets]
+            segments, branches = segments + int(branch[-1]), branches + int(branch[-1])
         sequence["target_slots"][slots] = begin + at
-        sequence["targets"][slots] = tokens[at + 1]
+        sequence["targets"][slots] = tokens[targets]
         if codes is not None:
             sequence["slices"][slots] = codes[member]
-        chosen = weights[at + 1]
+        if examples.reference is not None:
+            sequence["reference"][slots] = examples.reference[slice(*examples.target_offsets[member : member + 2])]
+        chosen = weights[targets]
         sequence["weights"][slots] = chosen if normalize == "tokens" else chosen / chosen.sum()
-        begin, used = end, used + len(at)
+        begin, used, segments = end, used + count, segments + 1
+
+
+def _positions(branch: ExampleBranches) -> Int32[np.ndarray, "tokens"]:
+    """Positions of the tokens of an example with branches, each of which goes on from the trunk."""
+    starts = np.searchsorted(branch, np.arange(int(branch[-1]) + 1))
+    within = np.arange(len(branch)) - starts[branch]
+    return (within + np.where(branch > 0, starts[1], 0)).astype(np.int32)
+
+
+def _predictors(branch: ExampleBranches, targets: Int[np.ndarray, "targets"]) -> Int[np.ndarray, "targets"]:
+    """The place in the example whose state predicts each target: the token before it in its branch or in the trunk."""
+    begins = branch[targets] != branch[targets - 1]
+    return np.where(begins, np.count_nonzero(branch == 0) - 1, targets - 1)
 
 
 def train_batches(
@@ -235,5 +297,12 @@ def trained_tokens(batch: Batch) -> TokenWeights:
     """The weight of each token of the batch as a target, laid out like `tokens`: for people and tests."""
     laid_out = np.zeros(batch["tokens"].shape, np.float32)
     sequences, slots = np.nonzero(batch["weights"])
-    laid_out[sequences, batch["target_slots"][sequences, slots] + 1] = batch["weights"][sequences, slots]
+    places = batch["target_slots"][sequences, slots] + 1
+    if "branches" in batch:
+        for number, (sequence, slot) in enumerate(zip(sequences, slots, strict=True)):
+            if branch := batch["branches"][sequence, slot]:
+                segments, parents = batch["segment_ids"][sequence], batch["parents"][sequence]
+                own = np.unique(segments[segments != parents])[branch - 1]
+                places[number] = max(places[number], np.argmax(segments == own))  # not behind the trunk's last slot
+    laid_out[sequences, places] = batch["weights"][sequences, slots]
     return laid_out

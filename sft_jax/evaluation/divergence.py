@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from sft_jax.data.tokenized import TokenizedExamples
-from sft_jax.evaluation.held_out_loss import sums_by_example
+from sft_jax.evaluation.held_out_loss import head_chunk_of, sums_by_example
 from sft_jax.evaluation.scoring import Outcome
 from sft_jax.evaluation.statistics import Score, bootstrap_interval, ratio_of_sums
 from sft_jax.models.decoder import Decoder
@@ -39,7 +39,7 @@ def example_divergences(
     mesh: Mesh,
     *,
     batch_sequences: int = 8,
-    head_chunk: int = 128,
+    head_chunk_tokens: int = 512,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """One outcome for each example; call it inside `jax.set_mesh`.
@@ -54,7 +54,7 @@ def example_divergences(
         examples: the probe data, in tokens of that vocabulary.
         mesh: the mesh in force.
         batch_sequences: examples at a time, each a sequence of its own; rounded up so that the mesh divides it.
-        head_chunk: targets of an example whose logits, of both models, are there at a time.
+        head_chunk_tokens: of a device, whose logits, of both models, are there at a time; 0: those of all.
         progress: called with (examples done, examples in all).
 
     Raises:
@@ -62,7 +62,8 @@ def example_divergences(
     """
     _check_vocabularies(base, tuned)
     models, weights = (base.model, tuned.model), (base.variables, tuned.variables)
-    sums_of = functools.partial(_example_sums, models, head_chunk, weights)
+    chunk = head_chunk_of(head_chunk_tokens, batch_sequences, mesh)
+    sums_of = functools.partial(_example_sums, models, chunk, weights)
     every = sums_by_example(sums_of, examples, mesh, batch_sequences=batch_sequences, progress=progress)
     names = (*METRICS.values(), WEIGHT)
     return [dict(zip(names, map(float, row), strict=True)) for row in every]
@@ -105,16 +106,13 @@ def _example_sums(
             models[0].apply(heads[0], hidden, method="head"),
             models[1].apply(heads[1], other, method="head"),
         )
+        of_each = jax.vmap(lambda divergence, weights: sum_and_count(divergence[None], weights[None]))
         return {
-            "kl_base_tuned": sum_and_count(kl_divergence(of_base, of_tuned), used),
-            "kl_tuned_base": sum_and_count(kl_divergence(of_tuned, of_base), used),
+            "kl_base_tuned": of_each(kl_divergence(of_base, of_tuned), used),
+            "kl_tuned_base": of_each(kl_divergence(of_tuned, of_base), used),
         }
 
-    def one_example(example: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-        hidden, other, targets, used = (x[None] for x in example)
-        heads = tuple(map(head_weights, weights))
-        found = over_chunks(both, {}, heads, hidden, targets, used, head_chunk, (other,))
-        return found["kl_base_tuned"][0], *found["kl_tuned_base"]
-
-    hidden = tuple(states(model, variables) for model, variables in zip(models, weights, strict=True))
-    return jax.lax.map(one_example, (*hidden, batch["targets"], batch["weights"]))
+    hidden, other = (states(model, variables) for model, variables in zip(models, weights, strict=True))
+    heads, targets, used = tuple(map(head_weights, weights)), batch["targets"], batch["weights"]
+    found = over_chunks(both, {}, heads, hidden, targets, used, head_chunk, (other,))
+    return found["kl_base_tuned"][0], *found["kl_tuned_base"]

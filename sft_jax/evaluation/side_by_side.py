@@ -317,5 +317,10 @@ def _tokenized(records: Sequence[Record], loaded: Loaded) -> TokenizedExamples:
     examples, dropped = tokenize_records(list(records), loaded.renderer, max_example_tokens=2**30)
     if dropped:
         raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
+    if examples.branches is not None:
+        raise ValueError(
+            f"{examples.ids[int(examples.branch_counts.argmax())]}: a pair of answers has no loss of a reference; "
+            "measure without it, or read the chosen answers, --config.data.reading.preference=chosen"
+        )
     check_sizes(loaded.model.config, examples, remedy="Measure without such rows, or without the loss")
     return examples

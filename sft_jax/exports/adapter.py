@@ -66,7 +66,14 @@ def export_adapter(
         before = _logits(source, variables, source.adapter, golden)
         try:
             fields, tensors = peft_adapter(
-                _arrays(variables), settings, source.base.hf_config, source.decoder, name, revision, dtype
+                _arrays(variables),
+                settings,
+                source.base.hf_config,
+                source.decoder,
+                name,
+                revision,
+                dtype,
+                source.base.wrapper,
             )
         except ValueError as error:
             raise ExportError(f"{source.name}: {error}") from error
@@ -126,7 +133,7 @@ def _check_tensors(directory: epath.Path, tensors: dict[str, PendingTensor]) -> 
 
 def _reread(directory: epath.Path, source: ExportSource, params: Tree) -> tuple[Tree, AdapterSpec]:
     """(variables, adapter) of the directory beside the base's parameters."""
-    loaded = load_peft_adapter(open_peft_adapter(directory), source.base.hf_config, source.decoder)
+    loaded = load_peft_adapter(open_peft_adapter(directory), source.base.hf_config, source.decoder, source.base.wrapper)
     hyper = {name: jnp.float32(value) for name, value in loaded.settings.hyper().items()}
     arrays = jax.tree.map(jnp.asarray, loaded.in_layout("unrolled"))
     return {"params": params, adapters.COLLECTION: scaled_adapters(arrays, hyper)}, AdapterSpec(loaded.settings.method)

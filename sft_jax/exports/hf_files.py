@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from sft_jax.models.config import DecoderConfig
+from sft_jax.sources.hub import PROCESSOR_FILES
 from sft_jax.sources.huggingface import read_json
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
@@ -16,10 +17,17 @@ CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.
 _SENTENCEPIECE = "tokenizer.model"
 _CLASS = "PreTrainedTokenizerFast"
 _OF_ELSEWHERE = ("_name_or_path",)
+# Layers of multi-token prediction, which are not written but among the rest of a wrapper.
+_LEFT_ASIDE = ("mtp_num_hidden_layers", "num_mtp_layers", "num_nextn_predict_layers")
 
 
 def model_config(
-    hf_config: dict[str, Any], decoder: DecoderConfig, stop_ids: Sequence[int], tokenizer: Any, dtype: str
+    hf_config: dict[str, Any],
+    decoder: DecoderConfig,
+    stop_ids: Sequence[int],
+    tokenizer: Any,
+    dtype: str,
+    wrapped: bool = False,
 ) -> dict[str, Any]:
     """`config.json`: the source's, with what changed.
 
@@ -29,9 +37,12 @@ def model_config(
         stop_ids: ids that end an answer.
         tokenizer: has the ids of its special tokens.
         dtype: of the weights.
+        wrapped: it is the text part of a wrapper, with all of which it is written.
     """
     config = {name: value for name, value in hf_config.items() if name not in _OF_ELSEWHERE}
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    if not wrapped:
+        config |= {name: 0 for name in _LEFT_ASIDE if config.get(name)}
     return config | {"vocab_size": decoder.vocab_size} | _special_ids(stop_ids, tokenizer)
 
 
@@ -82,6 +93,13 @@ def write_tokenizer(directory: epath.Path, tokenizer: PreTrainedTokenizerBase, s
     write_json(path, json.loads(path.read_text()) | {"tokenizer_class": _CLASS})
     if source is not None and (source / _SENTENCEPIECE).exists():
         (directory / _SENTENCEPIECE).write_bytes((source / _SENTENCEPIECE).read_bytes())
+
+
+def copy_processor(directory: epath.Path, source: epath.Path) -> None:
+    """What turns images and sound into inputs, as the source has it."""
+    for name in PROCESSOR_FILES:
+        if (source / name).exists():
+            (directory / name).write_bytes((source / name).read_bytes())
 
 
 def _templates_in_config(tokenizer: PreTrainedTokenizerBase, source: epath.Path | None) -> bool:

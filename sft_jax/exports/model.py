@@ -13,14 +13,15 @@ from sft_jax.exports import hf_files
 from sft_jax.exports.directory import GOLDEN, ExportError, files_in, filled
 from sft_jax.exports.golden import Golden, golden_logits, golden_of
 from sft_jax.exports.model_card import mix_note, model_card
-from sft_jax.exports.proof import Drift, check_drift, check_files, check_weights, drift
+from sft_jax.exports.proof import Drift, check_drift, check_files, check_rest, check_weights, drift
 from sft_jax.exports.source import ExportSource, merged_weights, source_directory
 from sft_jax.models.config import Execution
 from sft_jax.models.decoder import Decoder
-from sft_jax.models.storing import WeightMaker, pending_tensors
+from sft_jax.models.storing import WeightMaker, pending_tensors, put_back
 from sft_jax.runs.base import open_base
 from sft_jax.sources.huggingface import INDEX
 from sft_jax.sources.safetensors_writer import PendingTensor, index_of, split_into_shards, write_safetensors
+from sft_jax.sources.wrappers import Wrapper
 
 Tree = Any
 ProgressFor = Callable[[str, int], Callable[[int, int], None]]  # (title, in all) -> callback(done, in all)
@@ -83,10 +84,11 @@ def export_model(
         variables = source.variables(mesh)
         before = _logits(source, variables, golden)
         weights = merged_weights(variables, source.adapter)
-        hf_config = hf_files.model_config(
-            source.base.hf_config, source.decoder, golden.stop_ids, source.tokenizer, dtype
-        )
+        wrapper, parts = source.base.wrapper, (source.decoder, golden.stop_ids, source.tokenizer, dtype)
+        hf_config = hf_files.model_config(source.base.hf_config, *parts, wrapped=wrapper is not None)
         tensors = pending_tensors(weights, hf_config, source.decoder, dtype)
+        if wrapper is not None:
+            tensors = put_back(tensors, wrapper, hf_config, source.decoder)
         _write_weights(staging, tensors, max_shard_bytes, progress)
         _write_files(staging, source, hf_config, golden)
         _check_weights(staging, weights, hf_config, source, tensors, progress)
@@ -140,11 +142,13 @@ def _write_weights(
 
 
 def _write_files(staging: epath.Path, source: ExportSource, hf_config: dict, golden: Golden) -> None:
-    directory = source_directory(source)
-    hf_files.write_json(staging / hf_files.CONFIG, hf_config)
+    directory, wrapper = source_directory(source), source.base.wrapper
+    hf_files.write_json(staging / hf_files.CONFIG, hf_config if wrapper is None else wrapper.config_with(hf_config))
     generation = hf_files.generation_config(directory, golden.stop_ids, source.tokenizer)
     hf_files.write_json(staging / hf_files.GENERATION_CONFIG, generation)
     hf_files.write_tokenizer(staging, source.tokenizer, directory)
+    if wrapper is not None:
+        hf_files.copy_processor(staging, epath.Path(wrapper.directory))
 
 
 def _check_weights(
@@ -157,6 +161,8 @@ def _check_weights(
 ) -> None:
     compared = _Counter(progress, "comparing, MB", sum(tensor.num_bytes for tensor in tensors.values()))
     check_weights(staging, weights, hf_config, source.decoder, compared)
+    if source.base.wrapper is not None:
+        check_rest(staging, source.base.wrapper, compared)
 
 
 class _Counter:
@@ -178,11 +184,20 @@ def _megabytes(num_bytes: int) -> int:
 def _notes(source: ExportSource, dtype: str, measured: Drift) -> list[str]:
     merged = [] if source.adapter is None else [f"Merged in float32: {source.adapter}."]
     mixed = [mix_note(source.mix)] if source.mix != 1 else []
+    wrapper = source.base.wrapper
     return [
         *mixed,
         *merged,
         f"Weights in {dtype}.",
+        *([] if wrapper is None else [_untouched(wrapper)]),
         f"Logits along the golden conversation, before and after: at most {measured.logits:.3g} apart "
         f"({measured.relative:.3g} of their standard deviation); same likeliest token at {measured.same_choice:.1%} of "
         "positions.",
     ]
+
+
+def _untouched(wrapper: Wrapper) -> str:
+    parts = " and ".join(f"{count} tensors of {what}" for what, count in wrapper.skipped().items())
+    return (
+        f"Text alone was trained on: {parts or 'no tensors'} are those of the base, bit for bit, in the dtype they had."
+    )

@@ -44,7 +44,8 @@ def mix_note(mix: float) -> str:
 
 
 def _front_matter(source: ExportSource, kind: str) -> str:
-    fields = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": "text-generation"}
+    task = "text-generation" if source.base.wrapper is None else "image-text-to-text"
+    fields = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": task}
     if _is_hub_name(source.base.name):
         fields["base_model"] = source.base.name
     tags = ["sft"] + ([source.adapter.method] if source.adapter and source.adapter.method != "none" else [])
@@ -82,6 +83,7 @@ def _origin(source: ExportSource) -> str:
 
 def _usage(source: ExportSource, golden: Golden, kind: str) -> str:
     adapted = kind == "adapter"
+    loader = "AutoModelForCausalLM" if source.base.wrapper is None else "AutoModelForImageTextToText"
     model = _short(source.base.name) if adapted else "DIRECTORY"
     stops = ", ".join(f"{i} ({source.tokenizer.convert_ids_to_tokens(i)})" for i in golden.stop_ids)
     return "\n".join(
@@ -89,10 +91,10 @@ def _usage(source: ExportSource, golden: Golden, kind: str) -> str:
             "## Use",
             "",
             "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {loader}, AutoTokenizer",
             *(["from peft import PeftModel"] if adapted else []),
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("{model}")',
+            f'model = {loader}.from_pretrained("{model}")',
             *(['model = PeftModel.from_pretrained(model, "DIRECTORY")'] if adapted else []),
             'tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")',
             "```",

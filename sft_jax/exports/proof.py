@@ -17,10 +17,12 @@ from sft_jax.exports.directory import ExportError, files_in
 from sft_jax.exports.golden import Golden
 from sft_jax.exports.hf_files import CONFIG, GENERATION_CONFIG
 from sft_jax.models.config import DecoderConfig
+from sft_jax.models.families import get_family
 from sft_jax.models.storing import WeightMaker, make_weight, stored_rules
 from sft_jax.sources.checkpoint import open_checkpoint
 from sft_jax.sources.huggingface import read_json
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
+from sft_jax.sources.wrappers import Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,8 @@ def check_weights(
     """
     checkpoint = open_checkpoint(directory)
     rules = stored_rules(weights, hf_config, decoder)
-    unknown = checkpoint.tensors.keys() ^ {rule.source for rule in rules}
+    copies = {rule.source for rule in get_family(hf_config).tensor_table(decoder) if rule.path is None}
+    unknown = (checkpoint.tensors.keys() - copies) ^ {rule.source for rule in rules}
     if unknown:
         raise ExportError(f"{directory}: the tensors {sorted(unknown)[:5]} are only on one side of the comparison")
     for rule in rules:
@@ -91,6 +94,29 @@ def check_weights(
             raise ExportError(f"{directory}: {rule.source} reads back as other numbers than were written")
         check_finite(rule.source, expected)
         progress(expected.nbytes)
+
+
+def check_rest(directory: epath.Path, wrapper: Wrapper, progress: Callable[[int], None]) -> None:
+    """Reads a multimodal checkpoint back: the names are the source's, what is not of its text model has the same bits.
+
+    Args:
+        directory: what was written.
+        wrapper: of the source.
+        progress: told the bytes of each tensor after it is compared.
+
+    Raises:
+        ExportError: it is another.
+    """
+    found = open_checkpoint(directory).wrapper.tensors
+    if differing := sorted(found.keys() ^ wrapper.tensors.keys()):
+        raise ExportError(f"{directory}: the tensors {differing[:5]} are in it or in its source alone")
+    for name, entry in wrapper.tensors.items():
+        if wrapper.kind.what_is_skipped(name):
+            before, after = entry.load(), found[name].load()
+            same = (before.dtype, before.shape) == (after.dtype, after.shape)
+            if not same or not np.array_equal(before.ravel().view(np.uint8), after.ravel().view(np.uint8)):
+                raise ExportError(f"{directory}: {name} is not what it is in the source")
+            progress(before.nbytes)
 
 
 def check_finite(name: str, stored: np.ndarray) -> None:

@@ -18,6 +18,7 @@ Dimensions: B slots, R rows of prompts (each fills slots of one part of the batc
 shared beginning, T places of a slot, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -26,8 +27,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.generation.sampling import Sampling, choose
-from sft_jax.models.cache import Cache, init_cache
-from sft_jax.models.decoder import Decoder, Rotations
+from sft_jax.models.cache import Cache, DeltaCache, LayerCache, init_cache, map_layers, of_attention
+from sft_jax.models.decoder import Decoder
+from sft_jax.models.decoder_layer import Rotations
 from sft_jax.models.partitioning import BATCH_AXES, constrain
 
 Tree = Any
@@ -40,7 +42,8 @@ class Slots:
 
     Attributes:
         prompts: keys and values of the shared beginning and of the prompt behind it; None within `decode`.
-        cache: those of the answer; its length is the place where the next tokens are written.
+        cache: those of the answer; its length is the place where the next tokens are written. Layers with a state have
+            that here, of beginning, prompt and answer together.
         token: token chosen last, not yet in the cache.
         length: tokens in both caches.
         count: tokens of the answer chosen so far, the stop token included.
@@ -117,8 +120,9 @@ def empty_slots(model: Decoder, prefix: Cache, slots: int, new: int, prompt: int
     def with_beginning(own: Array, read: Array) -> Array:
         return jax.lax.dynamic_update_slice(own, jnp.repeat(read, slots, axis=read.ndim - 4), (0,) * own.ndim)
 
+    beginnings = jax.tree.map(with_beginning, *map(of_attention, (prompts.layers, prefix.layers)))
     return Slots(
-        prompts=prompts.replace(layers=jax.tree.map(with_beginning, prompts.layers, prefix.layers), length=None),
+        prompts=prompts.replace(layers=beginnings, length=None),
         cache=cache,
         token=jnp.zeros(slots, jnp.int32),
         length=jnp.zeros(slots, jnp.int32),
@@ -134,8 +138,25 @@ def empty_slots(model: Decoder, prefix: Cache, slots: int, new: int, prompt: int
 
 def _split(cache: Cache) -> Cache:
     """Split over the mesh in force: the batch, and heads over `tensor`."""
-    spec = lambda own: [None] * (own.ndim - 4) + [BATCH_AXES, "tensor", None, None]
-    return cache.replace(layers=jax.tree.map(lambda own: constrain(own, *spec(own)), cache.layers))
+
+    def split(axes: tuple[str | None, ...], own: Array) -> Array:
+        return constrain(own, *[None] * (own.ndim - len(axes) - 1), BATCH_AXES, *axes)
+
+    return cache.replace(layers=_by_array(split, cache.layers))
+
+
+_AXES = {"state": ("tensor", None, None), "inputs": (None, None), "segment": ()}  # behind that of the batch
+
+
+def _by_array(function: Callable[..., Array], *layers: Tree) -> Tree:
+    """`function` of the arrays of caches, and of the axes of the mesh that split theirs behind that of the batch."""
+
+    def of_layer(first: LayerCache | DeltaCache, *others: LayerCache | DeltaCache) -> LayerCache | DeltaCache:
+        arrays = {name: [getattr(layer, name) for layer in (first, *others)] for name in vars(first)}
+        axes_of = lambda name: _AXES.get(name, ("tensor", None, None))
+        return first.replace(**{name: function(axes_of(name), *each) for name, each in arrays.items()})
+
+    return map_layers(of_layer, *layers)
 
 
 def fill(
@@ -152,20 +173,27 @@ def fill(
     """Reads prompts into slots, and chooses the first token of their answers; the other slots stay as they are."""
     rows = prompts.tokens.shape[0]
     repeated = prefix.replace(
-        layers=jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=leaf.ndim - 4), prefix.layers),
+        layers=_by_array(lambda axes, own: jnp.repeat(own, rows, axis=own.ndim - len(axes) - 1), prefix.layers),
         positions=jnp.repeat(prefix.positions, rows, axis=0),
         segments=jnp.repeat(prefix.segments, rows, axis=0),
     )
     parents = jnp.where(prompts.segments == PADDING, PADDING, PREFIX)
+    ends = prompts.start + jnp.maximum(prompts.length - 1, 0)
     hidden, read = model.apply(
-        variables, prompts.tokens, prompts.positions, prompts.segments, repeated, parents=parents, method="hidden"
+        variables,
+        prompts.tokens,
+        prompts.positions,
+        prompts.segments,
+        repeated,
+        parents=parents,
+        ends=ends.reshape(rows, -1),
+        method="hidden",
     )
     shared, fresh = prefix.positions.shape[1], prompts.length > 0
-    last = _of_slots(hidden, (prompts.start + jnp.maximum(prompts.length - 1, 0))[:, None])
+    last = _of_slots(hidden, ends[:, None])
     begun = slots.replace(
         prompts=_with_prompts(slots.prompts, read, prompts),
-        # What an earlier answer left is seen no more.
-        cache=slots.cache.replace(segments=jnp.where(fresh[:, None], PADDING, slots.cache.segments)),
+        cache=_with_states(slots.cache, read, fresh),
         length=jnp.where(fresh, shared + prompts.length, slots.length),
         count=jnp.where(fresh, 0, slots.count),
         limit=jnp.where(fresh, prompts.limit, slots.limit),
@@ -183,12 +211,30 @@ def _of_slots(rows: Array, places: Int[Array, "B W"]) -> Array:
     return taken.reshape(*places.shape, *rows.shape[2:])
 
 
+def _with_states(cache: Cache, read: Cache, fresh: Bool[Array, "B"]) -> Cache:
+    """The cache of answers, in fresh slots with the states after the prompts; what an earlier one left is unseen."""
+
+    def of_layer(own: LayerCache | DeltaCache, new: LayerCache | DeltaCache) -> LayerCache | DeltaCache:
+        if isinstance(own, LayerCache):
+            return own
+        new = new.replace(segment=jnp.full_like(new.segment, PREFIX))  # in its slot, an answer has no other beside it
+
+        def chosen(axes: tuple[str | None, ...], own: Array, new: Array) -> Array:
+            slots = fresh.reshape((1,) * (own.ndim - len(axes) - 1) + fresh.shape + (1,) * len(axes))
+            return jnp.where(slots, new, own)
+
+        return _by_array(chosen, own, new)
+
+    layers = map_layers(of_layer, cache.layers, read.layers)
+    return cache.replace(layers=layers, segments=jnp.where(fresh[:, None], PADDING, cache.segments))
+
+
 def _with_prompts(cache: Cache, read: Cache, prompts: Prompts) -> Cache:
     """The cache of prompts, with those that were read in the slots that they fill."""
     fresh, offsets = prompts.length[:, None] > 0, jnp.arange(cache.positions.shape[1])[None]
     seen = offsets < read.positions.shape[1] - prompts.tokens.shape[1] + prompts.length[:, None]
     return cache.replace(
-        layers=jax.tree.map(lambda own, new: _copied(own, new, prompts), cache.layers, read.layers),
+        layers=jax.tree.map(lambda own, new: _copied(own, new, prompts), cache.layers, of_attention(read.layers)),
         positions=jnp.where(fresh, offsets, cache.positions),
         segments=jnp.where(fresh, jnp.where(seen, PREFIX, PADDING), cache.segments),
     )

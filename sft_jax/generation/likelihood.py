@@ -2,7 +2,8 @@
 
 A prompt is read once for all of its continuations: each is a segment of its own that sees the prompt and itself. The
 last token of a continuation predicts nothing, and is not read. Several prompts share a row, and only the positions that
-predict a token of a continuation go through the head.
+predict a token of a continuation go through the head. Where rotary frequencies change with the length of a text
+(LongRoPE), a prompt is read twice if some of its continuations make a long text of it, and others a short one.
 
 Dimensions: R rows, S tokens of a row, N predicted tokens of a row, V vocabulary.
 """
@@ -21,7 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from sft_jax.generation.prepared import Prepared
 from sft_jax.generation.prompts import check_tokens
 from sft_jax.generation.sizes import on_host, put, rounded_size, shards
-from sft_jax.models import positions
+from sft_jax.models import positions, rope
+from sft_jax.models.attention.choice import backend_with_parents
 from sft_jax.models.decoder import Decoder
 
 Tokens = Int32[np.ndarray, "_"]
@@ -95,7 +97,7 @@ def loglikelihoods(
     total = sum(len(of_prompt) for of_prompt in continuations)
     found: list[list[Likelihood]] = [[None] * len(of_prompt) for of_prompt in continuations]
     done = 0
-    for rows, owners in _packed(prompts, continuations, shards()):
+    for rows, owners in _packed(prompts, continuations, shards(), rope.short_positions(prepared.model.config)):
         logprobs, best = on_host(_predicted(prepared.model, prepared.variables, rows))
         for number, of_row in enumerate(owners):
             for prompt, continuation, first, end in of_row:
@@ -156,14 +158,21 @@ class _Row:
         self.predictors: list[int] = []
         self.targets: list[int] = []
         self.owners: list[tuple[int, int, int, int]] = []  # prompt, continuation, its first predicted token, their end
-        self.used, self._segment, self._prompt, self._end = 0, 0, -1, 0
+        self.used, self._segment, self._prompt, self._end = 0, 0, None, 0
 
-    def room_for(self, number: int, prompt: Tokens, continuation: Tokens) -> int:
+    def room_for(self, number: tuple[int, bool], prompt: Tokens, continuation: Tokens) -> int:
         """Tokens that it would have with one more continuation."""
         return self.used + _read(prompt[:0] if number == self._prompt else prompt, continuation)
 
-    def add(self, number: int, place: int, prompt: Tokens, continuation: Tokens) -> None:
-        """Adds a continuation, and its prompt if that is not the one before."""
+    def add(self, number: tuple[int, bool], place: int, prompt: Tokens, continuation: Tokens) -> None:
+        """Adds a continuation, and its prompt if that is not the one before.
+
+        Args:
+            number: of the prompt, and whether the text is a long one.
+            place: of the continuation among those of the prompt.
+            prompt: its tokens.
+            continuation: its tokens.
+        """
         if number != self._prompt:
             self._prompt, self._own = number, self._segment + _PROMPT
             self._append(prompt, 0, parent=0)
@@ -171,7 +180,7 @@ class _Row:
         first = len(self.targets)
         self.predictors += [self._end, *range(self.used, self.used + len(continuation) - 1)]
         self.targets += continuation.tolist()
-        self.owners.append((number, place, first, len(self.targets)))
+        self.owners.append((number[0], place, first, len(self.targets)))
         self._append(continuation[:-1], len(prompt), parent=self._own)
 
     def _append(self, tokens: Tokens, position: int, parent: int) -> None:
@@ -184,18 +193,23 @@ class _Row:
 
 
 def _packed(
-    prompts: Sequence[Tokens], continuations: Sequence[Sequence[Tokens]], count: int
+    prompts: Sequence[Tokens], continuations: Sequence[Sequence[Tokens]], count: int, short: int | None
 ) -> Iterator[tuple[_Rows, list[list[tuple[int, int, int, int]]]]]:
-    """Batches of `count` rows, and in each row which predicted tokens are whose."""
+    """Batches of `count` rows, and in each row which predicted tokens are whose.
+
+    Texts of more than `short` tokens share no prompt with others.
+    """
     longest = max(
         (_read(prompt, one) for prompt, of in zip(prompts, continuations, strict=True) for one in of), default=0
     )
     size, rows = rounded_size(max(longest, _ROW_TOKENS)), [_Row()]
     for number, (prompt, of_prompt) in enumerate(zip(prompts, continuations, strict=True)):
-        for place, continuation in enumerate(of_prompt):
-            if rows[-1].used and rows[-1].room_for(number, prompt, continuation) > size:
+        is_long = [short is not None and _read(prompt, continuation) > short for continuation in of_prompt]
+        for place in sorted(range(len(of_prompt)), key=is_long.__getitem__):
+            read_with, continuation = (number, is_long[place]), of_prompt[place]
+            if rows[-1].used and rows[-1].room_for(read_with, prompt, continuation) > size:
                 rows.append(_Row())
-            rows[-1].add(number, place, prompt, continuation)
+            rows[-1].add(read_with, place, prompt, continuation)
     for start in range(0, len(rows) if rows[0].used else 0, count):
         batch = rows[start : start + count]
         predicted = -(-max(len(row.targets) for row in batch) // _HEAD_TOKENS) * _HEAD_TOKENS
@@ -221,7 +235,12 @@ def _padded(parts: Sequence[Any], width: int) -> Int32[np.ndarray, "width"]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predicted(model: Decoder, variables: Any, rows: _Rows) -> tuple[Float[Array, "R N"], Bool[Array, "R N"]]:
-    """The log-probability of each predicted token, and whether it is the most likely one."""
+    """The log-probability of each predicted token, and whether it is the most likely one.
+
+    Continuations have their prompt as parent, so the model's kernels are not those that read them.
+    """
+    backend = backend_with_parents(model.execution.attention_backend)
+    model = model.clone(execution=dataclasses.replace(model.execution, attention_backend=backend))
     hidden, _ = model.apply(
         variables, rows.tokens, rows.positions, rows.segments, parents=rows.parents, method="hidden"
     )

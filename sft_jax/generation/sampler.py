@@ -4,6 +4,10 @@ Everything that generates goes through `Sampler.generate`: evaluations inside a 
 answers. Those that may become longest are begun first, so that at the end no slot waits long for another; of these the
 ones with the longest prompts, so that later the slots can be shorter. Which prompt shares the slots with which changes
 no answer.
+
+Where rotary frequencies change with the length of a text (LongRoPE), an answer with which a text becomes a long one is
+read again, with its prompt, and goes on with the frequencies of long texts. So each token is chosen as if the text
+before it were read as a whole, and `generate` of transformers does the same.
 """
 
 import dataclasses
@@ -19,6 +23,7 @@ from sft_jax.generation.prepared import Prepared
 from sft_jax.generation.prompts import check_prompts, shared_tokens
 from sft_jax.generation.sampling import Sampling
 from sft_jax.generation.sizes import SMALLEST, on_host, put, rounded_size, shards
+from sft_jax.models import rope
 from sft_jax.models.cache import Cache
 
 Prompt = Int32[np.ndarray, "_"]  # prompts differ in length
@@ -53,19 +58,46 @@ class Generated:
         """True if the model ended it."""
         return self.finish_reason == STOP
 
+    def followed_by(self, rest: "Generated") -> "Generated":
+        """This answer, which was not at its end, with the rest of it."""
+        tokens, logprobs = (
+            np.concatenate(both) for both in ((self.tokens, rest.tokens), (self.logprobs, rest.logprobs))
+        )
+        return Generated(tokens, logprobs, rest.finish_reason)
+
 
 OnAnswer = Callable[[int, int, Generated], None]  # (prompt, sample, answer)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """An answer that is asked for: which, its prompt without the shared beginning, and its limit."""
+    """An answer that is asked for: which, its prompt (on the board without the shared beginning), and its limit."""
 
     prompt: int
     sample: int
     rest: Prompt
     identity: tuple[int, int]
     limit: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Which answer it is."""
+        return self.prompt, self.sample
+
+    def while_short(self, short: int) -> "_Request":
+        """The part of it whose tokens are chosen from texts of at most `short` tokens."""
+        return dataclasses.replace(self, limit=min(self.limit, short + 1 - len(self.rest)))
+
+    def continued(self, begun: Generated) -> "_Request | None":
+        """The rest of it, which draws from randomness of its own; None where the beginning is all."""
+        if begun.stopped or len(begun.tokens) == self.limit:
+            return None
+        return dataclasses.replace(
+            self,
+            rest=np.concatenate([self.rest, begun.tokens]),
+            identity=(self.identity[0], -1 - self.sample),
+            limit=self.limit - len(begun.tokens),
+        )
 
 
 # Of the module, so that all samplers of a model share what is compiled.
@@ -151,8 +183,18 @@ class Sampler:
         """
         _check(prepared, [prompt], [max_new_tokens], [0], 1)
         limit = min(max_new_tokens, prepared.model.config.max_positions - len(prompt))
-        request = _Request(0, 0, prompt, (0, 0), limit)
-        board = _Board(prepared, [request], prompt[:0], self._slots_on_mesh(1), seed, self._options)
+        request, short = _Request(0, 0, prompt, (0, 0), limit), rope.short_positions(prepared.model.config)
+        if short is None or len(prompt) > short:
+            yield from self._growing(prepared.for_texts_of(len(prompt)), request, seed, steps)
+            return
+        for begun in self._growing(prepared.for_texts_of(short), request.while_short(short), seed, steps):
+            yield begun
+        if (rest := request.continued(begun)) is not None:
+            for answer in self._growing(prepared.for_texts_of(len(rest.rest)), rest, seed, steps):
+                yield begun.followed_by(answer)
+
+    def _growing(self, prepared: Prepared, request: _Request, seed: int, steps: int) -> Iterator[Generated]:
+        board = _Board(prepared, [request], request.rest[:0], self._slots_on_mesh(1), seed, self._options)
         board.fill([request])
         while not board.is_done(0):
             yield board.answer(0)
@@ -171,17 +213,38 @@ class Sampler:
         seed: int,
         example_ids: Sequence[int],
     ) -> Iterator[tuple[_Request, Generated]]:
-        shared = shared_tokens(prompts)
-        known = prepared.model.config.max_positions
+        known, short = prepared.model.config.max_positions, rope.short_positions(prepared.model.config)
         room = lambda index: min(limits[index], known - len(prompts[index]))  # no answer goes beyond the last position
-        order = sorted(range(len(prompts)), key=lambda index: (room(index), len(prompts[index])), reverse=True)
-        queue = [
-            _Request(index, sample, prompts[index][shared:], (int(example_ids[index]), sample), room(index))
-            for index in order
+        asked = {
+            (index, sample): _Request(index, sample, prompt, (int(example_ids[index]), sample), room(index))
+            for index, prompt in enumerate(prompts)
             for sample in range(samples)
-        ]
+        }
+        if short is None:
+            yield from self._in_slots(prepared, list(asked.values()), seed)
+            return
+        beginnings = [request.while_short(short) for request in asked.values() if len(request.rest) <= short]
+        long, begun = [request for request in asked.values() if len(request.rest) > short], {}
+        for request, answer in self._in_slots(prepared.for_texts_of(short), beginnings, seed):
+            if (rest := asked[request.key].continued(answer)) is None:
+                yield request, answer
+            else:
+                long.append(rest)
+                begun[request.key] = answer
+        for request, answer in self._in_slots(prepared.for_texts_of(short + 1), long, seed):
+            yield request, begun[request.key].followed_by(answer) if request.key in begun else answer
+
+    def _in_slots(
+        self, prepared: Prepared, requests: list[_Request], seed: int
+    ) -> Iterator[tuple[_Request, Generated]]:
+        if not requests:
+            return
+        shared = shared_tokens([request.rest for request in requests])
+        prefix = requests[0].rest[:shared]
+        order = sorted(requests, key=lambda request: (request.limit, len(request.rest)), reverse=True)
+        queue = [dataclasses.replace(request, rest=request.rest[shared:]) for request in order]
         count = self._slots_on_mesh(min(self._slots, len(queue)))
-        board = _Board(prepared, queue, prompts[0][:shared], count, seed, self._options)
+        board = _Board(prepared, queue, prefix, count, seed, self._options)
         while queue or board.active:
             if queue and board.free >= min(len(queue), -(-count // _REFILLED)):
                 queue = board.fill(queue)
@@ -347,15 +410,14 @@ class _Row:
     def __init__(self):
         self.used = 0
         self.prompts: list[tuple[int, Prompt, list[tuple[int, _Request]]]] = []
-        self._last = -1
 
     def take(self, request: _Request, slot: int, size: int) -> bool:
         """Adds a request; False where its prompt has no room."""
-        if request.prompt == self._last:
+        if self.prompts and np.array_equal(self.prompts[-1][1], request.rest):
             self.prompts[-1][2].append((slot, request))
             return True
         if self.used + len(request.rest) > size:
             return False
         self.prompts.append((self.used, request.rest, [(slot, request)]))
-        self.used, self._last = self.used + len(request.rest), request.prompt
+        self.used += len(request.rest)
         return True

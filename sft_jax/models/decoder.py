@@ -7,224 +7,95 @@ L layers.
 import functools
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sft_jax.models import adapters, rope
+from sft_jax.models import adapters, per_layer, probes, rope, sharing
 from sft_jax.models.adapters import new_tokens
-from sft_jax.models.attention import attention
-from sft_jax.models.blocked_attention import KEPT
-from sft_jax.models.cache import Cache, LayerCache, write
+from sft_jax.models.cache import Cache, OfLayer, write
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
-from sft_jax.models.experts import ROUTING, Experts
-from sft_jax.models.layers import Linear, Norm, activated, adapted, gated
+from sft_jax.models.decoder_layer import Context, Layer, Rotations
+from sft_jax.models.experts import ROUTING
+from sft_jax.models.layers import Norm, adapted, weight_of
+from sft_jax.models.layouts import SCAN, UNROLLED, resolved, spans_in
+from sft_jax.models.lookup import look_up
 from sft_jax.models.matmul import einsum
 from sft_jax.models.partitioning import BATCH_AXES, constrain
+from sft_jax.models.remat import saving_policy
 from sft_jax.models.visibility import Visibility
 
-QUERY_KEY_VALUE, GATE_UP = ("query", "key", "value"), ("gate", "up")  # projections of the same inputs
-
 Tokens = Int[Array | np.ndarray, "B S"]
-Rotations = tuple[Float[Array, "R B S 1 half"], Float[Array, "R B S 1 half"]]
-
-_REMAT_POLICIES = {
-    "full": None,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(KEPT)
-    ),
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
-@flax.struct.dataclass
-class LayerValues:
-    """In what a layer differs from the others: numbers, so that all layers are one program, scanned or not.
-
-    Attributes:
-        window: positions a query sees.
-        rope: which of the model's rotations is that of queries and keys.
-    """
-
-    window: Int[Array | np.ndarray, "*L"]
-    rope: Int[Array | np.ndarray, "*L"]
-
-
-def layer_values(config: DecoderConfig) -> LayerValues | None:
-    """The values of all layers, [L] each; None where the layers do not differ."""
-    kinds = rope.layer_kinds(config)
-    if not any(config.layer_windows) and len(set(kinds)) == 1:
-        return None
-    everything = np.iinfo(np.int32).max
-    windows = [window or everything for window in config.layer_windows or (0,) * config.num_layers]
-    index = [sorted(set(kinds)).index(kind) for kind in kinds]
-    return LayerValues(np.asarray(windows, np.int32), np.asarray(index, np.int32))
-
-
-@flax.struct.dataclass
-class Context:
-    """What every layer of one forward pass shares; R rotations, one for each kind of layer."""
-
-    cos: Float[Array, "R B S 1 half"]
-    sin: Float[Array, "R B S 1 half"]
-    visibility: Visibility
-    write_at: Int[Array, ""] | None
-
-    def rotation(self, values: LayerValues | None) -> tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]:
-        """Cosine and sine for a layer."""
-        if values is None:
-            return self.cos[0], self.sin[0]
-        return jnp.take(self.cos, values.rope, axis=0), jnp.take(self.sin, values.rope, axis=0)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
-
-    config: DecoderConfig
-    execution: Execution
-    adapter: AdapterSpec | None
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        context: Context,
-        values: LayerValues | None,
-        cache: LayerCache | None,
-        before: LayerCache | None,
-    ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
-        """Mixes positions; with a cache, keys and values are written at `context.write_at`, and older ones read too.
-
-        Those of `before` are only read.
-        """
-        config, execution = self.config, self.execution
-        query, key, value = self._joined(x) if execution.prepared else self._apart(x)
-        query, key = self._normed("query_norm", query), self._normed("key_norm", key)
-        if not config.learned_positions:
-            cos, sin = context.rotation(values)
-            query, key = rope.rotate(query, cos, sin), rope.rotate(key, cos, sin)
-        if cache is not None:
-            cache = cache.written(key, value, context.write_at)
-            key, value = cache.slots_first()
-        mixed = attention(
-            query,
-            key,
-            value,
-            context.visibility,
-            execution.matmul_dtype,
-            execution.attention_backend,
-            window=None if values is None else values.window,
-            scale=config.query_scale,
-            softcap=config.attention_softcap,
-            before=None if before is None else before.slots_first(),
-        )
-        mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_dim)
-        out = Linear(config.model_dim, config.out_bias, execution, self.adapter, name="out")
-        return out(mixed), cache
-
-    def _apart(self, x: Array) -> tuple[Array, Array, Array]:
-        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
-        named = zip(QUERY_KEY_VALUE, (heads, kv_heads, kv_heads), strict=True)
-        return tuple(self._projected(name, x, number) for name, number in named)
-
-    def _joined(self, x: Array) -> tuple[Array, Array, Array]:
-        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
-        together = self._projected("_".join(QUERY_KEY_VALUE), x, heads + 2 * kv_heads)
-        return tuple(jnp.split(together, (heads, heads + kv_heads), axis=2))
-
-    def _projected(self, name: str, x: Array, heads: int) -> Array:
-        width = heads * self.config.head_dim
-        flat = Linear(width, self.config.qkv_bias, self.execution, self.adapter, name=name)(x)
-        split = flat.reshape(*x.shape[:2], heads, self.config.head_dim)
-        return constrain(split, BATCH_AXES, None, "tensor", None)
-
-    def _normed(self, name: str, heads: Float[Array, "B S H N"]) -> Float[Array, "B S H N"]:
-        if self.config.qk_norm == "none":
-            return heads
-        if self.config.qk_norm == "head":
-            return Norm(self.config, name=name)(heads)
-        return Norm(self.config, name=name)(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
-
-
-class FeedForward(nn.Module):
-    """down(activation(gate(x)) * up(x)) (Shazeer 2020), or without a gate down(activation(up(x)))."""
-
-    config: DecoderConfig
-    execution: Execution
-    adapter: AdapterSpec | None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        """The result, each position by itself."""
-        config = self.config
-
-        def linear(name: str, features: int) -> Linear:
-            transposed = self.execution.prepared
-            return Linear(features, config.ffn_bias, self.execution, self.adapter, transposed, name=name)
-
-        if config.ffn_gated:
-            if self.execution.prepared:
-                gate, up = jnp.split(linear("_".join(GATE_UP), 2 * config.ffn_dim)(x), 2, axis=-1)
-            else:
-                gate, up = (linear(name, config.ffn_dim)(x) for name in GATE_UP)
-            inner = gated(gate, up, config.activation)
-        else:
-            inner = activated(linear("up", config.ffn_dim)(x), config.activation)
-        return linear("down", config.model_dim)(constrain(inner, BATCH_AXES, None, "tensor"))
 
 
 class PositionEmbedding(nn.Module):
     """A learned vector for each position."""
 
     config: DecoderConfig
+    execution: Execution
 
     @nn.compact
     def __call__(self, positions: Tokens) -> Float[Array, "B S D"]:
         """The vectors of these positions."""
         shape = (self.config.max_positions, self.config.model_dim)
-        return jnp.take(self.param("embedding", nn.initializers.normal(0.02), shape), positions, axis=0)
+        table = self.param("embedding", nn.initializers.normal(0.02), shape)
+        return look_up(table, positions, self.execution.activation_dtype, weight_of(self, "embedding", shape))
 
 
-class Layer(nn.Module):
-    """One transformer layer: attention and feed-forward, each added to the residual stream, with norms around them."""
+class Period(nn.Module):
+    """The layers of one period of a pattern, one after the other.
 
-    config: DecoderConfig
+    Attributes:
+        kinds: the config of each (`DecoderConfig.of_layer`).
+        execution: how they are executed.
+        adapter: what may be beside their kernels.
+        repeated: whether the pattern has several periods.
+    """
+
+    kinds: tuple[DecoderConfig, ...]
     execution: Execution
     adapter: AdapterSpec | None
+    repeated: bool
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B S D"],
         context: Context,
-        values: LayerValues | None,
-        cache: LayerCache | None,
-        before: LayerCache | None,
-    ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
-        """Attention, then feed-forward; both from the same input where the norms are `parallel`."""
-        parts = (self.config, self.execution, self.adapter)
-        with jax.named_scope("attention"):
-            read = self._before("attention", x)
-            mixed, cache = Attention(*parts, name="attention")(read, context, values, cache, before)
-            mixed = self._after("attention", mixed)
-            between = constrain(x + mixed, BATCH_AXES, None, None)
-        with jax.named_scope("ffn"):
-            read = self._before("ffn", x if self.config.norm_placement == "parallel" else between)
-            if self.config.num_experts:
-                added = Experts(*parts, name="experts")(read, context.visibility.query_segments > 0)
-            else:
-                added = FeedForward(*parts, name="ffn")(read)
-            added = self._after("ffn", added)
-            return constrain(between + added, BATCH_AXES, None, None), cache
+        caches: tuple[OfLayer, ...] | None,
+        before: tuple[OfLayer, ...] | None,
+        parts: Float[Array, "period B S P"] | None,
+    ) -> tuple[Float[Array, "B S D"], tuple[OfLayer | sharing.Given, ...]]:
+        """All of them; the caches are theirs, and so are the parts of a second embedding."""
+        layer, updated = _layer_class(self.execution, self.repeated), []
+        for place, kind in enumerate(self.kinds):
+            own = (None if each is None else each[place] for each in (caches, before, parts))
+            module = layer(kind, self.execution, self.adapter, name=f"layer_{place}")
+            x, returned = module(x, context, *own)
+            context = context.replace(shared=sharing.taken(context.shared, returned)[0])
+            updated.append(returned)
+        return x, tuple(updated)
 
-    def _before(self, name: str, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        return x if self.config.norm_placement == "post" else Norm(self.config, name=f"{name}_norm")(x)
 
-    def _after(self, name: str, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        placed = self.config.norm_placement in ("post", "both")
-        return Norm(self.config, name=f"{name}_post_norm")(x) if placed else x
+def _layer_class(execution: Execution, scanned: bool) -> type[nn.Module]:
+    """`Layer`, with what its backward pass computes again."""
+    if execution.remat == "none":
+        return Layer
+    # A scan keeps the compiler from merging what is computed again with what was computed first.
+    return nn.remat(Layer, policy=saving_policy(execution.remat), prevent_cse=not scanned)
+
+
+def _scan(block: type[nn.Module], length: int) -> type[nn.Module]:
+    """So many blocks one after the other, whose parameters and caches are stacked."""
+    return nn.scan(
+        block,
+        variable_axes={"params": 0, adapters.COLLECTION: 0, probes.COLLECTION: 0, ROUTING: 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast, 0, 0, 0),
+        out_axes=0,
+        length=length,
+    )
 
 
 class Decoder(nn.Module):
@@ -240,33 +111,40 @@ class Decoder(nn.Module):
     execution: Execution = Execution()
     adapter: AdapterSpec | None = None
 
+    @property
+    def layout(self) -> str:
+        """How its parameters lie (`layouts`)."""
+        return resolved(self.execution.layer_layout, self.config)
+
     def setup(self):
         config, execution = self.config, self.execution
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab_size, config.model_dim))
         if config.learned_positions:
-            self.position_embedding = PositionEmbedding(config)
+            self.position_embedding = PositionEmbedding(config, execution)
         if not config.tie_embeddings:
             shape = (config.model_dim, config.vocab_size)
             shape = shape[::-1] if execution.prepared else shape
             self.head_kernel = self.param("head", nn.initializers.lecun_normal(), shape)
-        layer = Layer
-        if execution.remat != "none":
-            # A scan keeps the compiler from merging what is computed again with what was computed first.
-            separate = execution.layer_layout == "unrolled"
-            layer = nn.remat(layer, policy=_REMAT_POLICIES[execution.remat], prevent_cse=separate)
-        arguments = (config, execution, self.adapter)
-        if execution.layer_layout == "scan":
-            self.layers = nn.scan(
-                layer,
-                variable_axes={"params": 0, adapters.COLLECTION: 0, ROUTING: 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, 0, 0, 0),
-                out_axes=0,
-                length=config.num_layers,
-            )(*arguments)
-        else:
-            self.layers = [layer(*arguments) for _ in range(config.num_layers)]
+        if config.per_layer_dim:
+            self.per_layer = per_layer.PerLayerInputs(config, execution, self.adapter)
+        self.blocks = self._blocks()
         self.final_norm = Norm(config)
+
+    def _blocks(self) -> tuple[nn.Module, ...]:
+        """The modules that a pass goes through one after the other: layers, or scans over them."""
+        layout = self.layout
+        kinds = [self.config.of_layer(number) for number in range(self.config.num_layers)]
+        parts = (self.execution, self.adapter)
+        if layout == UNROLLED:
+            self.layers = [_layer_class(self.execution, scanned=False)(kind, *parts) for kind in kinds]
+            return tuple(self.layers)
+        if layout == SCAN:
+            self.layers = _scan(_layer_class(self.execution, scanned=len(kinds) > 1), len(kinds))(kinds[0], *parts)
+            return (self.layers,)
+        for span in spans_in(layout):
+            own = tuple(kinds[span.start : span.start + span.period])
+            setattr(self, span.name, _scan(Period, span.length)(own, *parts, span.length > 1))
+        return tuple(getattr(self, span.name) for span in spans_in(layout))
 
     def hidden(
         self,
@@ -278,6 +156,8 @@ class Decoder(nn.Module):
         parents: Tokens | None = None,
         rotations: Rotations | None = None,
         before: Cache | None = None,
+        dealt: int = 1,
+        ends: Int[Array | np.ndarray, "B E"] | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens added.
 
@@ -292,9 +172,14 @@ class Decoder(nn.Module):
                 several segments share. By default none.
             rotations: those of the positions, where they are known already.
             before: with a cache that has room, another one, in front of it, which is only read.
+            dealt: the tokens stand in the order in which sequences are dealt out to so many devices
+                (`context.dealt_order`); 1 is from first to last.
+            ends: with a cache, tokens of each row: what layers with a state keep is that of the B E texts up to them,
+                one row after the other. By default it is that of the text that each row ends with.
 
         Raises:
-            ValueError: no positions are given, and there are more tokens than learned ones.
+            ValueError: no positions are given, and there are more tokens than learned ones; or there is a cache, and
+                rotary frequencies change with the length of a text (`rope.of_length`).
         """
         tokens, positions, segment_ids, parents = jax.tree.map(jnp.asarray, (tokens, positions, segment_ids, parents))
         if positions is None:
@@ -302,30 +187,46 @@ class Decoder(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
-        rotations = self.rotations(positions) if rotations is None else rotations
-        context, cache = self._context(positions, segment_ids, parents, cache, before, rotations)
+        if rotations is None:
+            texts = (segment_ids if parents is None else parents) if cache is None else None
+            rotations = self.rotations(positions, texts)
+        context, cache = self._context(positions, segment_ids, parents, cache, before, rotations, dealt)
+        context = context.replace(ends=ends)
         with jax.named_scope("embedding"):
             # Padding may count on beyond the last position: it is masked, but its index must be valid.
             x = self._embedded(tokens, jnp.where(segment_ids > 0, positions, 0))
             x = (x if noise is None else x + noise).astype(self.execution.activation_dtype)
-            x = constrain(x, BATCH_AXES, None, None)
-        layer_caches, values = None if cache is None else cache.layers, layer_values(self.config)
-        layers_before = None if before is None else before.layers
-        if self.execution.layer_layout == "scan":
-            x, layer_caches = self.layers(x, context, values, layer_caches, layers_before)
-        else:
-            updated = []
-            for index, layer in enumerate(self.layers):
-                own = jax.tree.map(lambda numbers, index=index: np.asarray(numbers[index]), values)
-                of_layer = lambda caches, index=index: None if caches is None else caches[index]
-                x, layer_cache = layer(x, context, own, of_layer(layer_caches), of_layer(layers_before))
-                updated.append(layer_cache)
-            layer_caches = tuple(updated)
+            x = constrain(x, BATCH_AXES, "context", None)
+        x, layer_caches = self._through_layers(x, context, cache, before, self._parts(tokens, x))
         if cache is not None:
             length = None if cache.length is None else cache.length + tokens.shape[1]
             cache = cache.replace(layers=layer_caches, length=length)
         with jax.named_scope("final_norm"):
             return self.final_norm(x), cache
+
+    def _parts(self, tokens: Tokens, embedded: Float[Array, "B S D"]) -> tuple[Array | None, ...]:
+        """What each block is given of a second embedding, where the model has one."""
+        if not self.config.per_layer_dim:
+            return (None,) * len(self.blocks)
+        with jax.named_scope(per_layer.NAME):
+            parts = self.per_layer(tokens, embedded)
+        if self.layout == SCAN:
+            return (parts,)
+        if self.layout == UNROLLED:
+            return tuple(parts)
+        of_span = lambda span: parts[span.start : span.stop].reshape(span.length, span.period, *parts.shape[1:])
+        return tuple(of_span(span) for span in spans_in(self.layout))
+
+    def _through_layers(self, x, context, cache, before, parts):
+        """What the layers make of `x`, and their caches with these tokens added."""
+        updated = []
+        for index, block in enumerate(self.blocks):
+            own, own_before = (None if caches is None else caches.layers[index] for caches in (cache, before))
+            x, returned = block(x, context, own, own_before, parts[index])
+            shared, block_cache = sharing.taken(context.shared, returned, stacked=self.layout != UNROLLED)
+            context = context.replace(shared=shared)
+            updated.append(block_cache)
+        return x, tuple(updated)
 
     def _embedded(self, tokens: Tokens, positions: Tokens) -> Float[Array, "B S D"]:
         x = self._looked_up(tokens)
@@ -336,11 +237,12 @@ class Decoder(nn.Module):
         return x
 
     def _looked_up(self, tokens: Tokens) -> Float[Array, "B S D"]:
-        x, arrays = jnp.take(self.embedding, tokens, axis=0), self._adapter_of("embedding")
+        arrays = self._adapter_of("embedding")
+        x = self._rows("embedding", self.embedding, tokens)
 
         def matmul(inputs: Array, weight: Array) -> Array:
             if inputs is tokens:
-                return jnp.take(weight, tokens, axis=0)
+                return self._rows("embedding/a", weight, tokens)
             return self._einsum("bsi,io->bso", inputs, weight)
 
         if arrays is not None:
@@ -348,7 +250,11 @@ class Decoder(nn.Module):
         of_new_tokens = self._of_new_tokens()
         if of_new_tokens is None:
             return x
-        return new_tokens.look_up(x, tokens, of_new_tokens["embedding"], self.adapter.first_new_token)
+        own = constrain(of_new_tokens["embedding"], None, None)
+        return new_tokens.look_up(x, tokens, own, self.adapter.first_new_token)
+
+    def _rows(self, name: str, table: Float[Array, "V D"], tokens: Tokens) -> Float[Array, "B S D"]:
+        return look_up(table, tokens, self.execution.activation_dtype, weight_of(self, name, table.shape))
 
     def _of_new_tokens(self) -> dict[str, Array] | None:
         """Embeddings of new tokens, and their columns of the head, which are used in place of the frozen ones."""
@@ -365,20 +271,26 @@ class Decoder(nn.Module):
     def _einsum(self, spec: str, x: Array, weight: Array) -> Float[Array, "..."]:
         return einsum(spec, x, weight, self.execution.matmul_dtype, "float32")
 
-    def rotations(self, positions: Tokens) -> Rotations:
-        """Cosine and sine by which queries and keys at these positions are rotated, for each kind of layer."""
-        kinds = sorted(set(rope.layer_kinds(self.config)))
-        rotations = [
-            rope.rotation(positions, rope.frequencies(self.config, kind), rope.magnitude(self.config, kind))
-            for kind in kinds
-        ]
-        return tuple(jnp.stack(tables) for tables in zip(*rotations, strict=True))
+    def rotations(self, positions: Tokens, texts: Tokens | None = None) -> Rotations:
+        """Cosine and sine by which queries and keys at these positions are rotated, for each of `rope.rotaries`.
 
-    def _context(self, positions, segment_ids, parents, cache, before, rotations):
-        cos, sin = rotations
+        Args:
+            positions: of the tokens in their texts.
+            texts: number of the text that a token belongs to, where these tokens are all there is of their texts.
+
+        Raises:
+            ValueError: frequencies change with the length of a text, and there are no `texts`.
+        """
+        return tuple(
+            rope.rotation(positions, rope.frequencies_of_texts(rotary, positions, texts), rope.magnitude(rotary))
+            for rotary in rope.rotaries(self.config)
+        )
+
+    def _context(self, positions, segment_ids, parents, cache, before, rotations, dealt):
+        rotaries, growth = rope.rotaries(self.config), _query_growth(self.config, positions)
         if cache is None:
-            visibility = Visibility(positions, positions, segment_ids, segment_ids, parents, in_order=True)
-            return Context(cos, sin, visibility, None), None
+            visibility = Visibility(positions, positions, segment_ids, segment_ids, parents, in_order=True, dealt=dealt)
+            return Context(rotations, rotaries, visibility, None, growth), None
         cache = cache.replace(
             positions=write(cache.positions, positions, cache.length),
             segments=write(cache.segments, segment_ids, cache.length),
@@ -387,7 +299,7 @@ class Decoder(nn.Module):
         if before is not None:
             keys = (jnp.concatenate([before.positions, keys[0]], 1), jnp.concatenate([before.segments, keys[1]], 1))
         visibility = Visibility(positions, keys[0], segment_ids, keys[1], parents, grown, grown)
-        return Context(cos, sin, visibility, cache.length), cache
+        return Context(rotations, rotaries, visibility, cache.length, growth), cache
 
     def head(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Float32 logits of hidden states."""
@@ -400,6 +312,8 @@ class Decoder(nn.Module):
             if of_new_tokens is not None:
                 own = self._einsum(spec, hidden, of_new_tokens[name])
                 logits = new_tokens.in_logits(logits, own, self.adapter.first_new_token)
+            if self.config.logit_scale != 1.0:
+                logits = logits * self.config.logit_scale
             cap = self.config.final_softcap
             return cap * jnp.tanh(logits / cap) if cap else logits
 
@@ -431,6 +345,13 @@ class Decoder(nn.Module):
     ) -> Float[Array, "B S V"]:
         """Float32 logits of every position; the arguments of `hidden`."""
         return self.head(self.hidden(tokens, positions, segment_ids)[0])
+
+
+def _query_growth(config: DecoderConfig, positions: Tokens) -> Float[Array, "B S 1 1"] | None:
+    if not config.query_growth:
+        return None
+    passed = (positions // config.query_growth_positions).astype(jnp.float32)
+    return (1.0 + config.query_growth * jnp.log1p(passed))[:, :, None, None]
 
 
 def _check_length(config: DecoderConfig, length: int) -> None:

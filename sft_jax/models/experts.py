@@ -9,25 +9,32 @@ that finds no place skips that expert.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from sft_jax.models import adapters
 from sft_jax.models.config import AdapterSpec, DecoderConfig, Execution
-from sft_jax.models.layers import Linear, Matmul, adapted, gated, stored_kernel
-from sft_jax.models.matmul import einsum, grouped_matmul
-from sft_jax.models.partitioning import BATCH_AXES, constrain, fit_spec
+from sft_jax.models.context import dealt, natural
+from sft_jax.models.layers import Linear, adapted, gated, probe_of_kernel, stored_kernel, unscaled_norm, weight_of
+from sft_jax.models.matmul import Weight, einsum, grouped_matmul
+from sft_jax.models.partitioning import BATCH_AXES, constrain, context_parts, fit_spec, gather_own
 from sft_jax.models.quantization import dequantized
+from sft_jax.models.variables import CORRECTION
 
 ROUTING = "routing"  # the collection that holds a `Routing` of each layer, where `apply` is asked for it
 
-Weights = dict[str, dict[str, Array]]  # projection -> its kernel [E, I, O], and what an adapter has beside it
+_SMALLEST_SUM = 1e-20  # added where weights are divided by their sum: sigmoids may all be 0
+
+# projection -> its kernel [E, I, O], its probe and bias [E, O] where there are any, and what an adapter has beside it
+Weights = dict[str, dict[str, Array]]
 Keys = dict[str, PRNGKeyArray]  # projection -> key of adapter dropout; empty without
 
 
@@ -37,7 +44,8 @@ class Routing:
 
     Attributes:
         chosen: how many tokens chose each expert.
-        probability: sum of the router's probabilities of each expert.
+        probability: sum of the router's probabilities of each expert: its scores, divided by their sum over experts
+            where they are sigmoids (DeepSeek-AI 2024, https://arxiv.org/abs/2412.19437, eq. 17 to 20).
     """
 
     chosen: Float[Array, "*L E"]
@@ -56,13 +64,18 @@ class _ExpertKernel(nn.Module):
 
     shape: tuple[int, int, int]
     dtype: str  # in which it is read where it is stored in few bits
+    use_bias: bool
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
         kernel = stored_kernel(self)
         if kernel is None:
             kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), self.shape)
-        return {"kernel": dequantized(kernel, self.dtype), **self.variables.get(adapters.COLLECTION, {})}
+        probe = probe_of_kernel(self)
+        kernels = {"kernel": dequantized(kernel, self.dtype)} | ({} if probe is None else {"probe": probe})
+        if self.use_bias:
+            kernels["bias"] = self.param("bias", nn.initializers.zeros_init(), (self.shape[0], self.shape[2]))
+        return {**kernels, **self.variables.get(adapters.COLLECTION, {})}
 
 
 class Experts(nn.Module):
@@ -73,16 +86,25 @@ class Experts(nn.Module):
     adapter: AdapterSpec | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], used: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
-        """Acts on each position alone; `used` is False for padding, which is not counted."""
+    def __call__(
+        self, x: Float[Array, "B S D"], used: Bool[Array, "B S"], routed: Float[Array, "B S D"] | None = None
+    ) -> Float[Array, "B S D"]:
+        """Acts on each position alone.
+
+        Args:
+            x: what experts read.
+            used: False for padding, which is not counted.
+            routed: what the router reads; by default `x`.
+        """
         config, keys, dtype = self.config, {}, self.execution.matmul_dtype
-        weights, chosen = self._route(x, used)
+        weights, chosen = self._route(x if routed is None else routed, used)
         inward = (config.num_experts, config.model_dim, config.ffn_dim)
         shapes = {"gate": inward, "up": inward, "down": (config.num_experts, config.ffn_dim, config.model_dim)}
-        params = {name: _ExpertKernel(shape, dtype, name=name)() for name, shape in shapes.items()}
+        params = {name: _ExpertKernel(shape, dtype, config.ffn_bias, name=name)() for name, shape in shapes.items()}
         if self.adapter is not None and self.adapter.dropout:
             keys = {name: self.make_rng("dropout") for name in shapes}
-        parts = (config, self.execution, self.adapter)
+        lie = {name: weight_of(self, f"{name}/kernel", shape) for name, shape in shapes.items()}
+        parts = (config, self.execution, self.adapter, lie)
         if config.expert_capacity:
             return _bounded(parts, params, keys, x, chosen, weights, used)
         return _unbounded(parts, params, keys, x, chosen, weights)
@@ -90,30 +112,90 @@ class Experts(nn.Module):
     def _route(self, x: Array, used: Array) -> tuple[Float[Array, "B S X"], Int[Array, "B S X"]]:
         """Weights and numbers of the experts that each token takes; computed in float32."""
         config = self.config
-        logits = Linear(config.num_experts, False, Execution(), self.adapter, name="router")(x.astype(jnp.float32))
-        probabilities = jax.nn.softmax(logits, axis=-1)
-        weights, chosen = jax.lax.top_k(probabilities, config.experts_per_token)
-        if config.normalize_expert_weights:
-            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        exactly = Execution(gathers_weights=self.execution.gathers_weights)
+        x = x.astype(jnp.float32)
+        if config.router_scales:
+            scale = self._scale("router_scale", config.model_dim) * config.model_dim**-0.5
+            x = unscaled_norm(x, config.norm_eps) * scale[None, None]
+        logits = Linear(config.num_experts, config.router_bias, exactly, self.adapter, name="router")(x)
+        scores = jax.nn.softmax(logits, axis=-1) if config.router_scoring == "softmax" else jax.nn.sigmoid(logits)
+        weights, chosen = taken_experts(config, scores, self._correction())
+        if config.router_scales:
+            weights = weights * jnp.take(self._scale("expert_scale", config.num_experts), chosen)
+        probabilities = scores
+        if config.router_scoring == "sigmoid":
+            probabilities = scores / (jnp.sum(scores, axis=-1, keepdims=True) + _SMALLEST_SUM)
         ones = jnp.sum(jax.nn.one_hot(chosen, config.num_experts, dtype=jnp.float32), axis=2)
         sums = (jnp.sum(jnp.where(used[..., None], part, 0.0), axis=(0, 1)) for part in (ones, probabilities))
         self.sow(ROUTING, "sums", Routing(*sums), reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return weights, chosen
 
+    def _scale(self, name: str, width: int) -> Float[Array, "width"]:
+        return self.param(name, nn.initializers.ones_init(), (width,)).astype(jnp.float32)
 
-def _feed_forward(parts, matmul: Matmul, params: Weights, keys: Keys, x: Float[Array, "*B D"]) -> Array:
-    """down(activation(gate(x)) * up(x)), where `matmul` multiplies each token by the weights of its expert."""
-    config, execution, adapter = parts
+    def _correction(self) -> Float[Array, "E"] | None:
+        if not self.config.router_correction:
+            return None
+        zeros = nn.initializers.zeros_init()
+        return jax.lax.stop_gradient(self.param(CORRECTION, zeros, (self.config.num_experts,), jnp.float32))
+
+
+def taken_experts(
+    config: DecoderConfig, scores: Float[Array, "B S E"], correction: Float[Array, "E"] | None
+) -> tuple[Float[Array, "B S X"], Int[Array, "B S X"]]:
+    """Weights and numbers of the experts that each token takes, by the router's scores.
+
+    Args:
+        config: how many, of how many groups, and what becomes of their scores.
+        scores: float32.
+        correction: added to the scores for the choice alone; None is nothing.
+    """
+    offered = scores if correction is None else scores + correction.astype(jnp.float32)[None, None]
+    if config.expert_groups_taken < config.expert_groups:
+        offered = _of_best_groups(offered, config.expert_groups, config.expert_groups_taken)
+    _, chosen = jax.lax.top_k(offered, config.experts_per_token)
+    weights = jnp.take_along_axis(scores, chosen, axis=-1)
+    if config.normalize_expert_weights:
+        weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + _SMALLEST_SUM)
+    return weights * config.expert_weight_scale, chosen
+
+
+def _of_best_groups(scores: Float[Array, "B S E"], groups: int, taken: int) -> Float[Array, "B S E"]:
+    """-inf outside of the groups whose two best scores have the largest sum."""
+    by_group = scores.reshape(*scores.shape[:2], groups, -1)
+    best = jnp.sum(jax.lax.top_k(by_group, 2)[0], axis=-1)
+    is_taken = jnp.any(jax.nn.one_hot(jax.lax.top_k(best, taken)[1], groups, dtype=bool), axis=2)
+    return jnp.where(is_taken[..., None], by_group, -jnp.inf).reshape(scores.shape)
+
+
+def _feed_forward(
+    parts,
+    matmul: Callable,
+    biased: Callable[[Array, Array], Array],
+    params: Weights,
+    keys: Keys,
+    x: Float[Array, "*B D"],
+    whole: Callable | None = None,
+) -> Array:
+    """down(activation(gate(x)) * up(x)), where `matmul` multiplies each token by the weights of its expert.
+
+    Its third argument says how these lie, where they are the kernels, and its fourth is their probe; `biased` adds to
+    each token the bias of its expert; the second of
+    `whole`, which gathers a kernel of which this device has a part, for adapters that read it, is as the third.
+    """
+    config, execution, adapter, lie = parts
 
     def project(name: str, x: Array) -> Array:
         arrays = dict(params[name])
-        kernel = arrays.pop("kernel")
-        output = matmul(x, kernel).astype(execution.activation_dtype)
-        if adapter is None or not arrays:
-            return output
-        return adapted(adapter, x, kernel, output, arrays, matmul, keys.get(name))
+        kernel, probe, bias = arrays.pop("kernel"), arrays.pop("probe", None), arrays.pop("bias", None)
+        output = matmul(x, kernel, lie[name], probe).astype(execution.activation_dtype)
+        if adapter is not None and arrays:
+            kernel = kernel if whole is None else whole(kernel, lie[name])
+            output = adapted(adapter, x, kernel, output, arrays, matmul, keys.get(name))
+        output = output if bias is None else biased(output, bias)
+        return checkpoint_name(output, name)  # for `remat.SAVED`
 
-    return project("down", gated(project("gate", x), project("up", x), config.activation))
+    return project("down", gated(project("gate", x), project("up", x), config))
 
 
 # Without a bound.
@@ -125,15 +207,21 @@ def _unbounded(parts, params, keys, x, chosen, weights):
     if mesh.empty:
         return _serve(parts, params, keys, x, chosen, weights, 0)
     sizes = dict(mesh.shape)
-    tokens = fit_spec(P(BATCH_AXES, None, None), x.shape, sizes)
+    tokens = fit_spec(P(BATCH_AXES, "context", None), x.shape, sizes)
     specs = {name: _weight_specs(name, arrays, sizes) for name, arrays in params.items()}
     held, _, inner = specs["up"]["kernel"]
+    for name, weight in parts[-1].items():
+        if weight is not None:  # each device has what it stores, and gathers the rest for the product
+            specs[name] |= {label: weight.stored for label in ("kernel", "probe") if label in specs[name]}
     exchanged = held if tokens[0] else None
 
     def on_device(params, keys, x, chosen, weights):
         if exchanged:
             gather = functools.partial(jax.lax.all_gather, axis_name=exchanged, axis=0, tiled=True)
             x, chosen, weights = gather(x), gather(chosen), gather(weights)
+        if inner and "bias" in params["down"]:  # counted once, on one of the devices that share the inner width
+            own = jnp.where(jax.lax.axis_index(inner) == 0, params["down"]["bias"], 0)
+            params = params | {"down": params["down"] | {"bias": own}}
         first = jax.lax.axis_index(held) * params["up"]["kernel"].shape[0] if held else 0
         mixed = _serve(parts, params, _own_keys(keys, mesh.axis_names), x, chosen, weights, first)
         if inner:
@@ -152,9 +240,10 @@ def _unbounded(parts, params, keys, x, chosen, weights):
 def _weight_specs(name: str, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, P]:
     """Experts over `expert`, their inner width over `tensor`; `a` [E, I, r] and `b` [E, r, O] follow their kernel.
 
-    So do the constants of both that an adapter may have.
+    So do the constants of both that an adapter may have, and biases [E, O].
     """
-    inner = {"kernel": 1, "a": 1, "constant_a": 1} if name == "down" else {"kernel": 2, "b": 2, "constant_b": 2}
+    inner = {"kernel": 2, "b": 2, "constant_b": 2, "bias": 1}
+    inner = {"kernel": 1, "a": 1, "constant_a": 1} if name == "down" else inner
     axes = {label: ["expert"] + [None] * (array.ndim - 1) if array.ndim else [] for label, array in arrays.items()}
     for label, axis in inner.items():
         if label in axes:
@@ -172,16 +261,22 @@ def _own_keys(keys: Keys, axis_names: tuple[str, ...]) -> Keys:
 def _serve(parts, params, keys, x, chosen, weights, first):
     """What the experts `first`, `first + 1`, … whose weights are in `params` contribute to the tokens `x`."""
     (batch, length, width), takes = x.shape, chosen.shape[-1]
-    count, matmul_dtype = params["up"]["kernel"].shape[0], parts[1].matmul_dtype
+    count, execution = params["up"]["kernel"].shape[0], parts[1]
     number = chosen.reshape(-1) - first
     number = jnp.where((number >= 0) & (number < count), number, count)  # those held elsewhere are sorted to the end
     order = jnp.argsort(number, stable=True)
     sizes = jnp.bincount(number, length=count).astype(jnp.int32)
 
-    def matmul(inputs: Array, kernels: Array) -> Array:
-        return grouped_matmul(inputs, kernels, sizes, matmul_dtype, "float32")
+    def matmul(inputs: Array, kernels: Array, weight: Weight | None = None, probe: Array | None = None) -> Array:
+        return grouped_matmul(inputs, kernels, sizes, execution.matmul_dtype, execution.product_dtype, weight, probe)
 
-    served = _feed_forward(parts, matmul, params, keys, jnp.take(x.reshape(-1, width), order // takes, axis=0))
+    def biased(outputs: Array, biases: Array) -> Array:
+        rows = jnp.take(number, order)  # those held elsewhere stay zero
+        return outputs + jnp.take(biases.astype(outputs.dtype), rows, axis=0, mode="fill", fill_value=0)
+
+    whole = lambda kernel, weight: kernel if weight is None else gather_own(kernel, weight.stored)
+    taken = jnp.take(x.reshape(-1, width), order // takes, axis=0)
+    served = _feed_forward(parts, matmul, biased, params, keys, taken, whole)
     served = jnp.take(served, jnp.argsort(order), axis=0).reshape(batch, length, takes, width)
     return _weighted(served, weights, x.dtype)
 
@@ -195,11 +290,14 @@ def _weighted(served: Float[Array, "B S X D"], weights: Float[Array, "B S X"], d
 
 def _bounded(parts, params, keys, x, chosen, weights, used):
     """Tokens go to places [B, E, C] and back; first choices before second ones, earlier tokens before later ones."""
-    config, execution, _ = parts
+    config, execution, *_ = parts
     batch, length, width = x.shape
     share = length * config.experts_per_token / config.num_experts
     places = min(length, math.ceil(config.expert_capacity * share))
-    place = _places(chosen, used, config.num_experts)  # [B, S, X]
+    dealt_to = context_parts()
+    # Which token comes first is a matter of the sequence, not of how it is dealt out.
+    in_order = (natural(x, dealt_to) for x in (chosen, used))
+    place = dealt(_places(*in_order, config.num_experts), dealt_to)  # [B, S, X]
     found = used[..., None] & (place < places)
     slot = jnp.where(found, chosen * places + place, config.num_experts * places)
     tokens = jnp.broadcast_to(jnp.arange(length)[None, :, None], slot.shape)
@@ -210,12 +308,16 @@ def _bounded(parts, params, keys, x, chosen, weights, used):
     taken = jnp.take_along_axis(padded, table[..., None], axis=1)
     taken = taken.reshape(batch, config.num_experts, places, width)
 
-    def matmul(inputs: Array, kernels: Array) -> Array:
-        return einsum("ebci,eio->ebco", inputs, kernels, execution.matmul_dtype, "float32")
+    def matmul(inputs: Array, kernels: Array, weight: Weight | None = None, probe: Array | None = None) -> Array:
+        dtypes = execution.matmul_dtype, execution.product_dtype
+        return einsum("ebci,eio->ebco", inputs, kernels, *dtypes, weight, probe)
+
+    def biased(outputs: Array, biases: Array) -> Array:
+        return outputs + biases.astype(outputs.dtype)[:, None, None]
 
     # Experts first: with another axis before theirs, CPUs have no matrix product in bfloat16.
-    taken = constrain(jnp.moveaxis(taken, 1, 0), "expert", ("replica", "fsdp"), None, None)
-    served = _feed_forward(parts, matmul, params, keys, taken)
+    taken = constrain(jnp.moveaxis(taken, 1, 0), "expert", ("replica", "fsdp"), "context", None)
+    served = _feed_forward(parts, matmul, biased, params, keys, taken)
     served = jnp.moveaxis(served, 0, 1).reshape(batch, -1, width)
     back = jnp.take_along_axis(served, jnp.minimum(slot, served.shape[1] - 1).reshape(batch, -1, 1), axis=1)
     back = back.reshape(*slot.shape, width)

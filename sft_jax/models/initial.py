@@ -6,17 +6,19 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
 from jaxtyping import Array, Key
 
-from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
+from sft_jax.models.config import DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
+from sft_jax.models.layouts import SCAN, UNROLLED, is_stacked, numbers_of, of_one_layer, resolved, to_layout
 
 
 def init_params(
     config: DecoderConfig,
-    layout: LayerLayout,
+    layout: str,
     dtype: str,
     sharding: Callable[[str, tuple[int, ...]], Sharding],
     seed: int,
@@ -35,18 +37,22 @@ def init_params(
         deviation: standard deviation of weights and embeddings.
     """
     arrays = {}
-    for path, leaf in flatten_dict(parameter_shapes(config), sep="/").items():
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
-        for name, shape, keys in _pieces(path, leaf.shape, key, layout):
-            arrays[name] = _maker(path, shape, config, deviation, dtype, sharding(name, shape))(keys)
+    for path, leaf in flatten_dict(parameter_shapes(config, layout), sep="/").items():
+        one, numbers = of_one_layer(path), numbers_of(path, leaf.shape[0])
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(one.encode()))
+        if numbers is not None:  # a layer has a key of its own
+            keys = jax.random.split(key, config.num_layers)
+            key = keys[np.asarray(numbers)] if is_stacked(path) else keys[numbers[0]]
+        arrays[path] = _maker(one, leaf.shape, config, deviation, dtype, sharding(path, leaf.shape))(key)
     return unflatten_dict(arrays, sep="/")
 
 
 @functools.lru_cache(maxsize=16)  # a run asks several times, and so does each of the next ones
-def parameter_shapes(config: DecoderConfig) -> dict:
-    """Shapes of the parameters in the stacked layout, float32."""
-    model = Decoder(config, Execution(layer_layout="scan"))
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+def parameter_shapes(config: DecoderConfig, layout: str = SCAN) -> dict:
+    """Shapes of the parameters, float32; `scan` is the layout of this decoder."""
+    model = Decoder(config, Execution(layer_layout=UNROLLED))
+    make = lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return jax.eval_shape(lambda: to_layout(make(), resolved(layout, config)))
 
 
 @functools.lru_cache(maxsize=64)  # the layers of a model that are arrays of their own have one program together
@@ -57,24 +63,20 @@ def _maker(
     return jax.jit(make, out_shardings=sharding)
 
 
-def _pieces(path: str, shape: tuple[int, ...], key: Key[Array, ""], layout: LayerLayout):
-    """(path, shape, keys) of each array that is made of a stacked one; a layer has a key of its own."""
-    if not path.startswith("layers/"):
-        return [(path, shape, key)]
-    keys = jax.random.split(key, shape[0])
-    if layout == "scan":
-        return [(path, shape, keys)]
-    rest = path.removeprefix("layers/")
-    return [(f"layers_{number}/{rest}", shape[1:], keys[number]) for number in range(shape[0])]
-
-
 def _values(
     path: str, shape: tuple[int, ...], keys: Key[Array, "*L"], config: DecoderConfig, deviation: float
 ) -> Array:
+    if path.endswith("delta/a_log"):  # as Mamba 2 has it
+        return _drawn(keys, shape, lambda key, shape: jnp.log(jax.random.uniform(key, shape, minval=0.01, maxval=16.0)))
+    if path.endswith(("delta/dt_bias", "delta/norm/scale")):
+        return jnp.ones(shape, jnp.float32)
     if path.endswith("scale"):
         return jnp.full(shape, 1.0 - config.norm_offset, jnp.float32)
     if path.endswith("bias"):
         return jnp.zeros(shape, jnp.float32)
-    if keys.ndim:
-        return deviation * jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys)
-    return deviation * jax.random.normal(keys, shape)
+    return deviation * _drawn(keys, shape, jax.random.normal)
+
+
+def _drawn(keys: Key[Array, "*L"], shape: tuple[int, ...], draw: Callable[..., Array]) -> Array:
+    """Of each layer from its own key."""
+    return jax.vmap(lambda key: draw(key, shape[1:]))(keys) if keys.ndim else draw(keys, shape)

@@ -2,25 +2,29 @@
 
 import functools
 import os
-import re
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
+from sft_jax.agreement import agreed
+from sft_jax.models.config import DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.families import get_family
 from sft_jax.models.families.tables import ConfigReader, TensorRule
 from sft_jax.models.initial import init_params
+from sft_jax.models.layouts import place_in, resolved
 from sft_jax.models.quantization import quantize, quantized_tree
+from sft_jax.models.shares import RowReader, Share, read_share
+from sft_jax.models.variables import is_buffer
 from sft_jax.sources import PretrainedCheckpoint, open_checkpoint
 
+DtypeOf = Callable[[str, np.dtype], str]  # from the path of a parameter and the dtype that it is stored in
 ShardingOf = Callable[[str, tuple[int, ...]], Sharding]
-_LAYER = re.compile(r"layers_(?P<number>\d+)/(?P<rest>.+)")
 
 
 def load_pretrained(
@@ -50,7 +54,7 @@ def load_pretrained(
     checkpoint = open_checkpoint(source, revision)
     execution = execution or Execution()
     model = Decoder(decoder_config(checkpoint), execution)
-    return model, load_params(checkpoint, model.config, execution.layer_layout, dtype, on_one(jax.devices()[0]))
+    return model, load_params(checkpoint, model.config, model.layout, dtype, on_one(jax.devices()[0]))
 
 
 def decoder_config(checkpoint: PretrainedCheckpoint) -> DecoderConfig:
@@ -59,10 +63,19 @@ def decoder_config(checkpoint: PretrainedCheckpoint) -> DecoderConfig:
     Raises:
         ValueError: its config asks for what is not implemented, or holds what no model has; names the field.
     """
+    wrapper = checkpoint.wrapper
+    try:
+        if wrapper is not None:
+            outer = ConfigReader(wrapper.config)
+            outer.skip(wrapper.kind.text_config, "tie_word_embeddings", *wrapper.kind.fields)
+            outer.finish()
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.location}: {error}") from error
+    where = checkpoint.location if wrapper is None else f"{checkpoint.location}: {wrapper.kind.text_config}"
     try:
         return get_family(checkpoint.config).decoder_config(checkpoint.config)
     except ValueError as error:
-        raise ValueError(f"{checkpoint.location}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
 
 
 def on_one(device: jax.Device) -> ShardingOf:
@@ -74,76 +87,112 @@ def on_one(device: jax.Device) -> ShardingOf:
 def load_params(
     checkpoint: PretrainedCheckpoint,
     config: DecoderConfig,
-    layout: LayerLayout,
-    dtype: str,
+    layout: str,
+    dtype: str | DtypeOf,
     sharding: ShardingOf,
     quantized: str = "none",
 ) -> dict:
     """The parameters of a checkpoint as a nested dict in `layout`.
 
     Tensors are read one after the other and go to their devices at once, into their place in the stack where layers are
-    scanned: beside the result, the host holds one tensor at a time.
+    scanned. Of several hosts each reads an equal share of each tensor, and their devices exchange what they need
+    (`shares.py`): beside the result, a host holds its share of one tensor at a time.
 
     Args:
         checkpoint: what was opened.
         config: its decoder.
-        layout: layer layout of the result.
-        dtype: dtype of the result.
+        layout: layer layout of the result; `scan` is that of this decoder.
+        dtype: dtype of the result, or of each parameter; a tensor goes to the devices in no other.
         sharding: where the array of a path and shape lives.
         quantized: `int8` or `nf4` for kernels in few bits (`models/quantization.py`), quantized one by one.
 
     Raises:
         ValueError: tensors that are missing, unknown or of another shape; all are named.
     """
+    layout = resolved(layout, config)
     if checkpoint.random_seed is not None:
         deviation = ConfigReader(checkpoint.config).get("initializer_range", 0.02)
-        params = init_params(config, layout, dtype, sharding, checkpoint.random_seed, deviation)
-        return placed_quantized(params, quantized, sharding)
+        made_in = dtype if isinstance(dtype, str) else "float32"
+        params = init_params(config, layout, made_in, sharding, checkpoint.random_seed, deviation)
+        return placed_quantized(cast(params, dtype), quantized, sharding)
     rules = get_family(checkpoint.config).tensor_table(config)
     _check_table(checkpoint, rules)
+    if checkpoint.wrapper is not None and jax.process_index() == 0:
+        _say(checkpoint.wrapper.summary())
     arrays: dict[str, jax.Array] = {}
-    for rule in rules:
+    rows = RowReader(checkpoint.tensors)
+    for rule in sorted(rules, key=lambda rule: rule.source):  # those of one tensor follow one another: it is read once
         if rule.path is None:
             _check_ignored(checkpoint, rule)
             continue
-        read = rule.read(checkpoint.tensors[rule.source].load()).astype(jnp.dtype(dtype))
         stem, place = place_of(rule, layout, config.num_layers)
-        for name, array in _stored(rule.path, read, quantized).items():
-            path, shape = stem + name, (*(count for _, count in place), *array.shape)
+        counts = tuple(count for _, count in place)
+        held_in = _dtype_of(dtype, rule.path, checkpoint.tensors[rule.source].dtype)
+        share = read_share(rule, rows, jnp.dtype(held_in), functools.partial(_of_piece, sharding, stem, counts))
+        for name, piece in _stored(rule.path, share, quantized).items():
+            path, target = stem + name, _of_piece(sharding, stem + name, counts, piece.shape)
             if not place:
-                arrays[path] = _put(array, sharding(path, shape))
+                arrays[path] = _placed(piece, target)
                 continue
             whole = arrays.pop(path, None)
             if whole is None:
-                whole = _empty(shape, array.dtype, sharding(path, shape))()
-            placed = _put(array, _without_leading(whole.sharding, len(place)))
-            arrays[path] = _writer(whole.sharding, len(place))(whole, placed, *(number for number, _ in place))
+                shape = (*counts, *piece.shape)
+                whole = _empty(shape, piece.array.dtype, sharding(path, shape))()
+            write = _writer(whole.sharding, target, len(place))
+            arrays[path] = write(whole, piece, *(number for number, _ in place))
     return unflatten_dict({tuple(path.split("/")): array for path, array in arrays.items()})
 
 
-def _stored(path: str, array: np.ndarray, quantized: str) -> dict[str, np.ndarray]:
-    """What is kept of a tensor, by what its path is continued with: itself, or a kernel in few bits."""
+@functools.cache
+def _say(line: str) -> None:
+    """Once in a process: a model may be loaded several times, and is read back after an export."""
+    logging.warning("%s", line)
+
+
+def cast(params: dict, dtype: str | DtypeOf) -> dict:
+    """The parameters in this dtype, or each in its own; buffers in float32."""
+    flat = flatten_dict(params, sep="/")
+    made = {path: leaf.astype(_dtype_of(dtype, path, leaf.dtype)) for path, leaf in flat.items()}
+    return unflatten_dict(made, sep="/")
+
+
+def _dtype_of(dtype: str | DtypeOf, path: str, stored: np.dtype) -> str:
+    if is_buffer(path):
+        return "float32"
+    return dtype if isinstance(dtype, str) else dtype(path, stored)
+
+
+def _of_piece(sharding: ShardingOf, path: str, counts: tuple[int, ...], shape: tuple[int, ...]) -> Sharding:
+    """Of a piece of the parameter at `path`, which has leading axes of the sizes `counts` beside."""
+    whole = sharding(path, (*counts, *shape))
+    if not isinstance(whole, NamedSharding):
+        return whole
+    return NamedSharding(whole.mesh, PartitionSpec(*whole.spec[len(counts) :]))
+
+
+def _stored(path: str, share: Share, quantized: str) -> dict[str, Share]:
+    """What is kept of a tensor, by what its path is continued with: itself, or a kernel in few bits.
+
+    Scales are of whole columns and of the whole kernel: to quantize it, every device has all of it for a while.
+    """
     if quantized == "none" or not path.endswith("/kernel"):
-        return {"": array}
-    return {f"/{name}": np.asarray(leaf) for name, leaf in _quantize(array, quantized).items()}
+        return {"": share}
+    sharding = share.array.sharding
+    whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+    leaves = _quantizer(whole, quantized)(_placed(share, whole))
+    return {f"/{name}": Share(leaf, leaf.shape, None) for name, leaf in leaves.items()}
 
 
-_quantize = jax.jit(quantize, static_argnums=1)
+@functools.cache
+def _quantizer(sharding: Sharding, kind: str) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """A program of its own, from a whole kernel to whole arrays: split, its sums would be rounded in another order."""
+    return jax.jit(functools.partial(quantize, kind=kind), in_shardings=sharding, out_shardings=sharding)
 
 
-def place_of(rule: TensorRule, layout: LayerLayout, num_layers: int) -> tuple[str, list[tuple[int, int]]]:
+def place_of(rule: TensorRule, layout: str, num_layers: int) -> tuple[str, list[tuple[int, int]]]:
     """The parameter that a tensor goes to, and where in it: (number, count) along each leading axis that has pieces."""
-    layer, parts = _LAYER.match(rule.path), [] if rule.part is None else [rule.part]
-    if layer is None or layout == "unrolled":
-        return rule.path, parts
-    return f"layers/{layer['rest']}", [(int(layer["number"]), num_layers), *parts]
-
-
-def _without_leading(sharding: Sharding, count: int) -> Sharding:
-    """Of one piece along the first `count` axes."""
-    if not isinstance(sharding, NamedSharding):
-        return sharding
-    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[count:]))
+    path, in_stack = place_in(layout, rule.path, num_layers)
+    return path, [pair for pair in (in_stack, rule.part) if pair is not None]
 
 
 def placed_quantized(params: dict, quantized: str, sharding: ShardingOf) -> dict:
@@ -156,9 +205,16 @@ def placed_quantized(params: dict, quantized: str, sharding: ShardingOf) -> dict
     return jax.jit(make, out_shardings=out)(params)
 
 
-def _put(array: np.ndarray, sharding: Sharding) -> jax.Array:
-    """Each device takes its part."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+def _placed(share: Share, sharding: Sharding) -> jax.Array:
+    """Where it is wanted; what lies there already stays."""
+    if share.array.sharding.is_equivalent_to(sharding, share.array.ndim) and share.array.shape == share.shape:
+        return share.array
+    return _placer(sharding)(share)
+
+
+@functools.cache
+def _placer(sharding: Sharding) -> Callable[[Share], jax.Array]:
+    return jax.jit(lambda share: share.placed(sharding))
 
 
 @functools.cache
@@ -167,10 +223,11 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> Calla
 
 
 @functools.cache
-def _writer(sharding: Sharding, leading: int) -> Callable[..., jax.Array]:
+def _writer(sharding: Sharding, of_piece: Sharding, leading: int) -> Callable[..., jax.Array]:
     """Writes one piece (of one layer, of one expert) into the whole, in place."""
 
-    def write(whole, piece, *numbers):
+    def write(whole, share, *numbers):
+        piece = share.placed(of_piece)
         piece = piece.reshape((1,) * leading + piece.shape)
         return jax.lax.dynamic_update_slice(whole, piece, (*numbers, *(0,) * (whole.ndim - leading)))
 
@@ -179,29 +236,36 @@ def _writer(sharding: Sharding, leading: int) -> Callable[..., jax.Array]:
 
 def _check_table(checkpoint: PretrainedCheckpoint, rules: list[TensorRule]) -> None:
     """All that is wrong with the tensors of a checkpoint, raised together."""
-    problems = []
+    problems, stored = [], checkpoint.stored_name
     for rule in rules:
         entry = checkpoint.tensors.get(rule.source)
         if entry is None:
             if rule.required:
-                problems.append(f"{rule.source} is missing (expected shape {rule.shape})")
+                problems.append(f"{stored(rule.source)} is missing (expected shape {rule.shape})")
         elif tuple(entry.shape) != rule.shape:
-            problems.append(f"{rule.source} has shape {tuple(entry.shape)}, expected {rule.shape}")
+            problems.append(f"{stored(rule.source)} has shape {tuple(entry.shape)}, expected {rule.shape}")
         elif rule.path is not None and not jnp.issubdtype(entry.dtype, jnp.floating):
-            problems.append(f"{rule.source} holds {entry.dtype}, expected floating-point numbers")
+            problems.append(f"{stored(rule.source)} holds {entry.dtype}, expected floating-point numbers")
     known = {rule.source for rule in rules}
     problems = list(dict.fromkeys(problems))  # a stored tensor may be several parameters
-    problems += [f"{name} is not used by this model family" for name in checkpoint.tensors if name not in known]
+    problems += [f"{stored(name)} is not used by this model family" for name in checkpoint.tensors if name not in known]
     if problems:
         listed = "\n  ".join(problems[:20]) + (f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise ValueError(f"{checkpoint.location} does not match its config.json:\n  {listed}")
 
 
 def _check_ignored(checkpoint: PretrainedCheckpoint, rule: TensorRule) -> None:
+    """Compares a duplicate with what it must equal, each process some of the rows."""
     if not rule.equal_to or rule.source not in checkpoint.tensors:
         return
-    if not np.array_equal(checkpoint.tensors[rule.source].load(), checkpoint.tensors[rule.equal_to].load()):
-        raise ValueError(
-            f"{checkpoint.location}: {rule.source} differs from {rule.equal_to}, although {rule.ignored}; set "
-            "tie_word_embeddings to false in config.json to load it as a head of its own"
-        )
+    ours, theirs = checkpoint.tensors[rule.equal_to], checkpoint.tensors[rule.source]
+    start, stop = (
+        ours.rows * number // jax.process_count() for number in (jax.process_index(), jax.process_index() + 1)
+    )
+    with agreed():
+        if not np.array_equal(theirs.read(start, stop), ours.read(start, stop)):
+            raise ValueError(
+                f"{checkpoint.location}: {checkpoint.stored_name(rule.source)} differs from "
+                f"{checkpoint.stored_name(rule.equal_to)}, although {rule.ignored}; set tie_word_embeddings to false "
+                "in config.json to load it as a head of its own"
+            )

@@ -20,12 +20,13 @@ from flax.traverse_util import flatten_dict
 
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families.tables import TensorRule
-from sft_jax.models.layouts import layout_of
+from sft_jax.models.layouts import SCAN, UNROLLED, layout_of, resolved
 from sft_jax.models.loading import place_of
 from sft_jax.models.peft_modules import HEAD, PeftModule, peft_modules, weight_path
 from sft_jax.options import AdapterOptions
 from sft_jax.sources.peft import PREFIX
 from sft_jax.sources.safetensors_writer import PendingTensor
+from sft_jax.sources.wrappers import Layout, Wrapper
 
 Tree = Any
 _TIED_BY_PEFT = "embed_tokens"  # the only name of a tied embedding that `peft` knows
@@ -70,6 +71,7 @@ def peft_adapter(
     base_name: str,
     revision: str | None = None,
     dtype: str = "float32",
+    wrapper: Wrapper | None = None,
 ) -> tuple[dict, dict[str, PendingTensor]]:
     """(adapter_config.json, tensors of adapter_model.safetensors by name) that `peft` loads as the same function.
 
@@ -84,13 +86,15 @@ def peft_adapter(
         base_name: of the base model, from which `peft` loads it: a directory or a hub name.
         revision: of a hub name.
         dtype: dtype of the tensors.
+        wrapper: around the text model that they adapt, where that is no model of its own.
 
     Raises:
         ValueError: adapters that `peft` has no words for (DoRA beside a part of a stored layer or beside a router), or
             beside no weight of this model; all are named.
     """
     arrays = _Arrays(adapters, settings, config)
-    modules = list(_beside(arrays, hf_config, config))
+    layout = None if wrapper is None else wrapper.kind.layouts[0]
+    modules = list(_beside(arrays, hf_config, config, layout))
     _check(modules, arrays)
     names = {adapted.module.name for adapted in modules}
     stored, tensors, fields = np.dtype(jnp.dtype(dtype)), {}, {}
@@ -103,7 +107,10 @@ def peft_adapter(
             made[f"{HEAD}.lora_A.weight"] = ((sum(ranks), module.fan_out), lambda it=adapted: it.b().T)
             made[f"{HEAD}.lora_B.weight"] = ((module.fan_in, sum(ranks)), lambda it=adapted: it.a().T)
         tensors |= {PREFIX + name: _pending(shape, stored, make) for name, (shape, make) in made.items()}
-    return _config(fields, modules, settings, config, base_name, revision), tensors
+    said = _config(fields, modules, settings, config, base_name, revision)
+    if wrapper is not None:  # towers have layers of the same names
+        said["exclude_modules"] = rf"(.*\.)?({'|'.join(wrapper.kind.skipped)})\..*"
+    return said, tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +130,15 @@ class _Arrays:
         """Paths of the weights with adapters, in the layout of the tree."""
         return {path.rpartition("/")[0] for path in self.flat}
 
+    @functools.cached_property
+    def layout(self) -> str:
+        """Of the tree, which may lack layers."""
+        found = layout_of(self.tree) or UNROLLED
+        return found if found in (SCAN, UNROLLED) else resolved(SCAN, self.config)
+
     def path(self, rule: TensorRule) -> tuple[str, tuple[int, ...]]:
         """(path of an adapter in the tree, index of its layer and expert in the arrays there)."""
-        path, place = place_of(rule, layout_of(self.tree) or "unrolled", self.config.num_layers)
+        path, place = place_of(rule, self.layout, self.config.num_layers)
         return path.removesuffix("/kernel"), tuple(number for number, _ in place)
 
     def rank(self, rule: TensorRule) -> int:
@@ -219,8 +232,8 @@ class _Adapted:
         return made
 
 
-def _beside(arrays: _Arrays, hf_config: dict, config: DecoderConfig) -> Iterator[_Adapted]:
-    for module in peft_modules(hf_config, config):
+def _beside(arrays: _Arrays, hf_config: dict, config: DecoderConfig, layout: Layout | None) -> Iterator[_Adapted]:
+    for module in peft_modules(hf_config, config, layout):
         rules = tuple(rule for rule in module.rules if arrays.path(rule)[0] in arrays.weights)
         if rules:
             yield _Adapted(module, rules, arrays)
@@ -281,7 +294,9 @@ def _config(
         "use_dora": settings.method == "dora",
         "init_lora_weights": True,
         "bias": "none",
-        "fan_in_fan_out": any(rule.transposed for adapted in modules for rule in adapted.rules),
+        "fan_in_fan_out": any(
+            rule.transposed for adapted in modules if not adapted.module.parameter for rule in adapted.rules
+        ),
         "ensure_weight_tying": tied == [_TIED_BY_PEFT],
         "modules_to_save": None,
     }

@@ -19,14 +19,15 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sft_jax.models.config import DecoderConfig, LayerLayout
+from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families.tables import TensorRule
-from sft_jax.models.layouts import to_layout
+from sft_jax.models.layouts import SCAN, resolved, to_layout, without_layers
 from sft_jax.models.loading import place_of
 from sft_jax.models.peft_adapters import AdapterSettings
 from sft_jax.models.peft_modules import HEAD, PeftModule, older_modules, peft_modules
 from sft_jax.sources.peft import PeftAdapter
 from sft_jax.sources.tensors import TensorEntry
+from sft_jax.sources.wrappers import Wrapper, renamed_module
 
 Tree = Any
 _TENSOR = re.compile(
@@ -59,14 +60,14 @@ class LoadedAdapter:
     arrays: Tree
     copies: Mapping[str, TensorEntry]
 
-    def in_layout(self, layout: LayerLayout) -> Tree:
+    def in_layout(self, layout: str) -> Tree:
         """The arrays in a layer layout."""
         return to_layout(self.arrays, layout)
 
     def ranks(self) -> dict[str, int]:
         """Name of the weight (`attention/query`, `embedding`) -> rank."""
         flat = flatten_dict(self.arrays, sep="/")
-        return {p.removeprefix("layers/")[:-2]: leaf.shape[-1] for p, leaf in flat.items() if p.endswith("/a")}
+        return {without_layers(path)[:-2]: leaf.shape[-1] for path, leaf in flat.items() if path.endswith("/a")}
 
     def check_copies(self, params: Tree, location: str) -> None:
         """Checks that weights which the directory brings are those of the base model.
@@ -108,29 +109,33 @@ class _Piece:
     scale: float
 
 
-def load_peft_adapter(adapter: PeftAdapter, hf_config: dict, config: DecoderConfig) -> LoadedAdapter:
+def load_peft_adapter(
+    adapter: PeftAdapter, hf_config: dict, config: DecoderConfig, wrapper: Wrapper | None = None
+) -> LoadedAdapter:
     """Reads the tensors of an adapter directory.
 
     Args:
         adapter: what was opened.
         hf_config: of the base model; names the family.
         config: the decoder it adapts.
+        wrapper: around the text model that it adapts, where that is no model of its own.
 
     Raises:
         ValueError: a tensor that is missing, has no place in this model, or has another shape than the config says; a
             tied embedding without its head; DoRA that leaves out layers. All such tensors are named at once.
     """
     settings = AdapterSettings("dora" if adapter.dora else "lora", adapter.alpha, adapter.rslora, adapter.dropout)
-    found, copies, problems = _modules_of(adapter, hf_config, config)
+    found, copies, problems = _modules_of(adapter, hf_config, config, wrapper)
     problems += _tied_problems(adapter, found, config)
     _raise(adapter, problems)
     if config.tie_embeddings:
-        found = [one for one in found if one.module.module != HEAD]
+        found = [one for one in found if not one.module.is_head]
     pieces: dict[str, dict[tuple[int, ...], _Piece]] = {}
     counts: dict[str, tuple[int, ...]] = {}
+    layout = resolved(SCAN, config)
     for one in found:
         for rule, piece in _pieces(one):
-            path, place = place_of(rule, "scan", config.num_layers)
+            path, place = place_of(rule, layout, config.num_layers)
             pieces.setdefault(path.removesuffix("/kernel"), {})[tuple(number for number, _ in place)] = piece
             counts[path.removesuffix("/kernel")] = tuple(count for _, count in place)
     if adapter.dora:
@@ -158,18 +163,20 @@ def _raise(adapter: PeftAdapter, problems: list[str]) -> None:
 
 
 def _modules_of(
-    adapter: PeftAdapter, hf_config: dict, config: DecoderConfig
+    adapter: PeftAdapter, hf_config: dict, config: DecoderConfig, wrapper: Wrapper | None
 ) -> tuple[list[_Found], dict[str, TensorEntry], list[str]]:
     """(modules with their tensors, copies of weights by our path, what is wrong)."""
-    modules = peft_modules(hf_config, config)
+    layout = {} if wrapper is None else wrapper.kind.layout_of(adapter.tensors)
+    modules = peft_modules(hf_config, config, layout)
     adapted = {module.name for module in modules if module.parameter and adapter.targets_parameter(module.name)}
-    by_prefix = {module.module: module for module in older_modules(hf_config, config)}
+    by_prefix = {module.module: module for module in older_modules(hf_config, config, layout)}
     for module in modules:
         if not module.parameter or module.name in adapted:
             by_prefix[module.tensors(adapted)] = module
     if config.tie_embeddings:
         embedding = next(module for module in modules if module.embedding)
-        by_prefix[HEAD] = PeftModule(HEAD, "", (), embedding.fan_out, embedding.fan_in)
+        head = renamed_module(HEAD, layout)
+        by_prefix[head] = PeftModule(head, "", (), embedding.fan_out, embedding.fan_in)
     grouped: dict[str, dict[str, TensorEntry]] = collections.defaultdict(dict)
     copies, problems = {}, []
     for name, entry in adapter.tensors.items():
@@ -179,9 +186,10 @@ def _modules_of(
             if bool(match["looked_up"]) > module.embedding or (bool(match["array"]) and module.embedding):
                 problems.append(f"{name}: expected tensors of {'an embedding' if module.embedding else 'a layer'}")
             grouped[match["module"]][match["array"] or match["looked_up"] or "M"] = entry
-        elif copy and copy["module"] in by_prefix and by_prefix[copy["module"]].name in (HEAD, _embedding(modules)):
-            path = "embedding" if copy["module"] != HEAD or config.tie_embeddings else "head"
-            copies[path] = entry
+        elif copy and (module := by_prefix.get(copy["module"])) and (module.is_head or module.embedding):
+            copies["embedding" if module.embedding or config.tie_embeddings else "head"] = entry
+        elif wrapper is not None and (what := wrapper.kind.what_is_skipped(name)):
+            problems += _of_another_part(name, entry, what)
         else:
             problems.append(f"{name} has no place in this model ({hf_config.get('model_type')})")
     found = []
@@ -192,8 +200,12 @@ def _modules_of(
     return found, copies, problems
 
 
-def _embedding(modules: list[PeftModule]) -> str:
-    return next((module.name for module in modules if module.embedding), "")
+def _of_another_part(name: str, entry: TensorEntry, what: str) -> list[str]:
+    """An adapter of a part that is not read must be as it began: text trains none there, whatever `peft` adapted."""
+    begins = match["array"] or match["looked_up"] if (match := _TENSOR.fullmatch(name)) else None
+    if begins == "A" or (begins == "B" and not entry.load().any()):
+        return []
+    return [f"{name} is trained and of {what}, which is not read; merge it with peft (`merge_and_unload`)"]
 
 
 def _found(
@@ -222,7 +234,9 @@ def _found(
 
 def _tied_problems(adapter: PeftAdapter, found: list[_Found], config: DecoderConfig) -> list[str]:
     """Where embedding and head are one weight, so must their adapters be."""
-    there = {"embedding" if one.module.embedding else one.module.module: one for one in found}
+    there = {
+        "embedding" if one.module.embedding else HEAD if one.module.is_head else one.module.module: one for one in found
+    }
     if not config.tie_embeddings or not {"embedding", HEAD} & there.keys():
         return []
     if there.keys() >= {"embedding", HEAD}:

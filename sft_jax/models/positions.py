@@ -6,7 +6,7 @@ Users may raise the limit of a model with rotary embeddings, which extend to any
 import dataclasses
 from typing import Any
 
-from sft_jax.models.config import DecoderConfig, DynamicScaling, YarnScaling
+from sft_jax.models.config import DecoderConfig, DynamicScaling, LongRopeScaling, YarnScaling
 
 HF_FIELD = "max_position_embeddings"
 
@@ -30,8 +30,8 @@ def advice(decoder: DecoderConfig) -> str:
 def with_positions(decoder: DecoderConfig, hf_config: dict[str, Any], count: int) -> tuple[DecoderConfig, dict]:
     """A decoder that knows `count` positions, and its Hugging Face config.
 
-    The rotary frequencies stay what they are. YaRN's may be given as a share of `max_position_embeddings`: what follows
-    from it is then written out.
+    The rotary frequencies stay what they are. YaRN and LongRoPE may take a part of theirs from
+    `max_position_embeddings`: what follows from it is then written out.
 
     Args:
         decoder: what the checkpoint says.
@@ -45,15 +45,16 @@ def with_positions(decoder: DecoderConfig, hf_config: dict[str, Any], count: int
         return decoder, hf_config
     if reason := why_fixed(decoder):
         raise ValueError(f"the model knows {decoder.max_positions} positions, not {count}: {reason}; leave it at 0")
-    pinned = hf_config
-    if isinstance(decoder.rope_scaling, YarnScaling):
-        pinned = _with_yarn(hf_config, decoder.rope_scaling)
+    pinned, scaling = hf_config, decoder.rope_scaling
+    if isinstance(scaling, YarnScaling):
+        follows = {"factor": scaling.factor, "original_max_position_embeddings": scaling.original_max_positions}
+        pinned = _with(hf_config, ("yarn",), follows)
+    if isinstance(scaling, LongRopeScaling):
+        pinned = _with(hf_config, ("longrope", "su"), {"attention_factor": scaling.attention_factor})
     return dataclasses.replace(decoder, max_positions=count), pinned | {HF_FIELD: count}
 
 
-def _with_yarn(fields: dict[str, Any], scaling: YarnScaling) -> dict[str, Any]:
-    """The fields, with those that YaRN's frequencies follow from in each object that asks for it."""
-    made = {name: _with_yarn(value, scaling) if isinstance(value, dict) else value for name, value in fields.items()}
-    if "yarn" in (fields.get("rope_type"), fields.get("type")):
-        made |= {"factor": scaling.factor, "original_max_position_embeddings": scaling.original_max_positions}
-    return made
+def _with(fields: dict[str, Any], kinds: tuple[str, ...], follows: dict[str, Any]) -> dict[str, Any]:
+    """The fields, with those of `follows` in each object that asks for a rope of one of the kinds."""
+    made = {name: _with(value, kinds, follows) if isinstance(value, dict) else value for name, value in fields.items()}
+    return made | follows if {fields.get("rope_type"), fields.get("type")} & set(kinds) else made

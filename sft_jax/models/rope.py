@@ -1,44 +1,118 @@
 """Rotary position embeddings (Su et al. 2021), in the half-split form that Hugging Face checkpoints use."""
 
+import dataclasses
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from sft_jax.models.config import DecoderConfig, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
-
-NONE, GLOBAL, LOCAL = 0, 1, 2  # how a layer rotates: not at all, with the model's base, with that of windowed layers
-
-
-def layer_kinds(config: DecoderConfig) -> tuple[int, ...]:
-    """NONE, GLOBAL or LOCAL for each layer."""
-    if config.learned_positions:
-        return (NONE,) * config.num_layers
-    rotates = config.rope_layers or (True,) * config.num_layers
-    windows = config.layer_windows or (0,) * config.num_layers
-    local = [bool(window and config.local_rope_theta) for window in windows]
-    return tuple(
-        (LOCAL if is_local else GLOBAL) if rotated else NONE for rotated, is_local in zip(rotates, local, strict=True)
-    )
+from sft_jax.models.config import (
+    DecoderConfig,
+    FactorScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 
-def frequencies(config: DecoderConfig, kind: int = GLOBAL) -> Float[np.ndarray, "half"]:
-    """Angular frequency of each pair of a head, radians per position, float32; NONE has zeros."""
-    dim = config.rope_dim or config.head_dim
-    exponents = np.arange(dim // 2, dtype=np.float64) * 2 / dim
-    if kind == NONE:
-        return np.zeros(dim // 2, np.float32)
-    if kind == LOCAL:
-        return (1.0 / config.local_rope_theta**exponents).astype(np.float32)
-    inverse = 1.0 / config.rope_theta**exponents
-    return _scaled(inverse, config.rope_scaling, config.rope_theta).astype(np.float32)
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """How a layer rotates queries and keys.
+
+    Attributes:
+        theta: base of the frequencies.
+        dim: leading part of a head that is rotated.
+        scaling: how the frequencies are stretched.
+    """
+
+    theta: float
+    dim: int
+    scaling: RopeScaling | None = None
 
 
-def magnitude(config: DecoderConfig, kind: int = GLOBAL) -> float:
+def rotary_of(layer: DecoderConfig) -> Rotary | None:
+    """How the layer of a config of one layer (`DecoderConfig.of_layer`) rotates; None where it does not."""
+    if layer.learned_positions or (layer.rope_layers and not layer.rope_layers[0]):
+        return None
+    dim = layer.rope_dim or layer.head_dim
+    if layer.window and layer.local_rope_theta:
+        return Rotary(layer.local_rope_theta, dim)
+    return Rotary(layer.rope_theta, dim, layer.rope_scaling)
+
+
+@functools.lru_cache(maxsize=64)
+def rotaries(config: DecoderConfig) -> tuple[Rotary, ...]:
+    """The rotations that the layers of a decoder have, each once, in the order of the layers."""
+    found = (rotary_of(config.of_layer(index)) for index in range(config.num_layers))
+    return tuple(dict.fromkeys(rotary for rotary in found if rotary is not None))
+
+
+def frequencies(rotary: Rotary) -> Float[np.ndarray, "half"]:
+    """Angular frequency of each pair of a head, radians per position, float32.
+
+    Raises:
+        ValueError: they change with the length of a text (`of_length` says which).
+    """
+    exponents = np.arange(rotary.dim // 2, dtype=np.float64) * 2 / rotary.dim
+    return _scaled(1.0 / rotary.theta**exponents, rotary.scaling, rotary.theta).astype(np.float32)
+
+
+def magnitude(rotary: Rotary) -> float:
     """Factor on cosine and sine."""
+    return getattr(rotary.scaling, "attention_factor", 1.0)
+
+
+def short_positions(config: DecoderConfig) -> int | None:
+    """Tokens of the longest text with the frequencies of short ones; None where all texts have the same."""
     scaling = config.rope_scaling
-    return scaling.attention_factor if kind == GLOBAL and isinstance(scaling, YarnScaling) else 1.0
+    return scaling.short_positions if isinstance(scaling, LongRopeScaling) else None
+
+
+def of_length(config: DecoderConfig, tokens: int) -> DecoderConfig:
+    """The decoder for texts of so many tokens alone, whose frequencies are the same in all of them."""
+    if short_positions(config) is None:
+        return config
+    return dataclasses.replace(config, rope_scaling=config.rope_scaling.of_length(tokens))
+
+
+def frequencies_of_texts(
+    rotary: Rotary, positions: Int[Array, "B S"], texts: Int[Array, "B S"] | None
+) -> Float[Array | np.ndarray, "*BS half"]:
+    """The frequencies of all tokens, or of each where they change with the length of its text.
+
+    The length of a text is that of itself alone, as transformers counts it where a text is a batch of its own.
+
+    Args:
+        rotary: how a layer rotates.
+        positions: of the tokens in their texts.
+        texts: number of the text that a token belongs to; None where the tokens are not all there is of them.
+
+    Raises:
+        ValueError: they change with a length that is not known.
+    """
+    if not isinstance(rotary.scaling, LongRopeScaling):
+        return frequencies(rotary)
+    if texts is None:
+        raise ValueError(
+            "with a cache the length of a text is not known, by which this model's rotary frequencies change "
+            "(LongRoPE); take the decoder for texts of one kind of length (rope.of_length)"
+        )
+    limit = rotary.scaling.short_positions
+    of_texts = lambda tokens: dataclasses.replace(rotary, scaling=rotary.scaling.of_length(tokens))
+    short, long = (frequencies(of_texts(tokens)) for tokens in (limit, limit + 1))
+    return jnp.where(_beyond(limit, positions, texts)[:, :, None], long[None, None], short[None, None])
+
+
+def _beyond(limit: int, positions: Int[Array, "B S"], texts: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+    """Whether any token of the text that a token belongs to is at position `limit` or behind it."""
+    reaching = jnp.where(positions >= limit, texts, -1)
+    return jax.vmap(lambda row, found: jnp.isin(row, found, method="sort"))(texts, reaching)
 
 
 def _scaled(inverse: np.ndarray, scaling: RopeScaling | None, theta: float) -> np.ndarray:
@@ -48,6 +122,13 @@ def _scaled(inverse: np.ndarray, scaling: RopeScaling | None, theta: float) -> n
         return _scale_llama3(inverse, scaling)
     if isinstance(scaling, YarnScaling):
         return _scale_yarn(inverse, scaling, theta)
+    if isinstance(scaling, FactorScaling):
+        return inverse / np.asarray(scaling.factors)
+    if isinstance(scaling, ProportionalScaling):
+        rotated = int(scaling.share * 2 * len(inverse) // 2)
+        return np.where(np.arange(len(inverse)) < rotated, inverse / scaling.factor, 0.0)
+    if isinstance(scaling, LongRopeScaling):
+        raise ValueError("the frequencies of LongRoPE are of texts of a length: take those of rope.of_length")
     return inverse
 
 
@@ -76,22 +157,37 @@ def _scale_yarn(inverse: np.ndarray, scaling: YarnScaling, theta: float) -> np.n
 
 
 def rotation(
-    positions: Int[Array, "B S"], inverse: Float[np.ndarray, "half"], magnitude: float = 1.0
+    positions: Int[Array, "B S"], inverse: Float[Array | np.ndarray, "*BS half"], magnitude: float = 1.0
 ) -> tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]:
-    """Cosine and sine of every position's angles, float32, ready to broadcast over heads."""
-    angles = positions[:, :, None].astype(jnp.float32) * jnp.asarray(inverse)[None, None, :]
+    """Cosine and sine of every position's angles, float32, ready to broadcast over heads.
+
+    Args:
+        positions: of the tokens.
+        inverse: frequencies, of all tokens or of each.
+        magnitude: factor on both.
+    """
+    inverse = jnp.asarray(inverse) if inverse.ndim == 3 else jnp.asarray(inverse)[None, None, :]
+    angles = positions[:, :, None].astype(jnp.float32) * inverse
     return magnitude * jnp.cos(angles)[:, :, None, :], magnitude * jnp.sin(angles)[:, :, None, :]
 
 
 def rotate(
-    x: Float[Array, "B S H N"], cos: Float[Array, "B S 1 half"], sin: Float[Array, "B S 1 half"]
+    x: Float[Array, "B S H N"],
+    cos: Float[Array, "B S 1 half"],
+    sin: Float[Array, "B S 1 half"],
+    interleaved: bool = False,
 ) -> Float[Array, "B S H N"]:
     """Rotates the pairs (i, i + R/2) of the first R parts of every head by the angles of its position (R is 2 half).
 
-    Keeps the dtype of `x`.
+    Keeps the dtype of `x`. With `interleaved`, the pairs are (2 i, 2 i + 1), and stand in the result as the others do:
+    of queries and keys alike, so that their products are the same.
     """
     half = cos.shape[-1]
     wide = x.astype(jnp.float32)
-    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    rest = wide[..., 2 * half :]
+    if interleaved:
+        first, second = wide[..., 0 : 2 * half : 2], wide[..., 1 : 2 * half : 2]
+    else:
+        first, second = wide[..., :half], wide[..., half : 2 * half]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
     return rotated.astype(x.dtype)

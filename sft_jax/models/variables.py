@@ -10,9 +10,13 @@ from jaxtyping import Array, Float
 
 from sft_jax.models import adapters
 from sft_jax.models.adapters import new_tokens
+from sft_jax.models.layouts import is_stacked, of_one_layer
 from sft_jax.models.quantization import dequantized_tree
 
 Tree = Any
+CORRECTION = "correction_bias"  # of a router
+OUTPUT_SCALE = "output_scale"  # of a layer
+_KERNEL_OF_LAYER = re.compile(r"layers/(?!.*router/).*/kernel")
 
 
 def split(tree: Tree, is_trained: Callable[[str], bool]) -> tuple[Tree, Tree]:
@@ -24,19 +28,31 @@ def split(tree: Tree, is_trained: Callable[[str], bool]) -> tuple[Tree, Tree]:
 
 
 def canonical_path(path: str) -> str:
-    """The name of a parameter in either layer layout, as patterns in a config see it.
+    """The name of a parameter in every layer layout, as patterns in a config see it.
 
     `params/layers_3/ffn/up/kernel` and `params/layers/ffn/up/kernel` are both `layers/ffn/up/kernel`; adapters keep
     their collection: `adapters/layers/ffn/up/a`.
     """
-    return re.sub(r"(^|/)layers_\d+/", r"\1layers/", path).removeprefix("params/")
+    return of_one_layer(path).removeprefix("params/")
+
+
+def is_buffer(path: str) -> bool:
+    """True for parameters that no run trains, and that are float32 whatever the dtype of the weights: a router's
+    corrections, which pretraining moved by how often each expert was chosen, and no gradient reaches; and the numbers
+    that layers of Gemma 4 multiply their outputs by."""
+    return path.endswith((f"/{CORRECTION}", f"/{OUTPUT_SCALE}"))
+
+
+def is_kernel_of_layer(path: str) -> bool:
+    """True for kernels of layers, but for those of routers, which are small and computed with in float32."""
+    return _KERNEL_OF_LAYER.fullmatch(canonical_path(path)) is not None
 
 
 def matrix_axes(path: str, ndim: int) -> int:
     """How many of the last axes of a parameter are one matrix, or vector; those before count layers and experts."""
-    if path.endswith(("/scale", "/bias", "/magnitude")):
+    if path.endswith(("/scale", "/bias", "/sinks", "/magnitude", "/a_log", "/dt_bias")):
         return 1
-    return min(2, ndim - ("/layers/" in path))
+    return min(2, ndim - is_stacked(path))
 
 
 def merge(trained: Tree, frozen: Tree) -> Tree:
@@ -60,7 +76,7 @@ def scaled_adapters(arrays: Tree, hyper: dict[str, Array]) -> Tree:
     flat, added = flatten_dict(arrays), {}
     for path, leaf in flat.items():
         if path[-1] == "a":
-            stack = leaf.shape[:1] if path[0] == "layers" else ()
+            stack = leaf.shape[:1] if is_stacked("/".join(path)) else ()
             scale = adapter_scale(hyper, hyper.get(rank_name("/".join(path[:-1])), leaf.shape[-1]))
             added[(*path[:-1], "scale")] = jnp.broadcast_to(scale, stack)
             added[(*path[:-1], "dropout")] = jnp.broadcast_to(hyper["adapter_dropout"], stack)

@@ -1,7 +1,6 @@
 """Which keys each query sees, as one small structure that every attention takes."""
 
 import flax.struct
-import numpy as np
 from jaxtyping import Array, Bool, Int
 
 
@@ -20,6 +19,8 @@ class Visibility:
         query_parents: a second segment that each query sees; None where none does.
         in_order: queries are the last slots of the keys, and no query sees a slot behind its own.
         grown: in order, of a cache that grows: for inference alone.
+        dealt: queries and keys stand in the order in which a sequence is dealt out to so many devices
+            (`context.dealt_order`); 1 is from first to last, and `in_order` speaks of the slots put back into it.
     """
 
     query_positions: Int[Array, "B S"]
@@ -29,16 +30,17 @@ class Visibility:
     query_parents: Int[Array, "B S"] | None = None
     in_order: bool = flax.struct.field(pytree_node=False, default=False)
     grown: bool = flax.struct.field(pytree_node=False, default=False)
+    dealt: int = flax.struct.field(pytree_node=False, default=1)
 
     def mask(
         self,
-        window: Int[Array | np.ndarray, ""] | int | None = None,
+        window: int = 0,
         queries: slice = slice(None),
         keys: slice = slice(None),
     ) -> Bool[Array, "B s t"]:
-        """True where the query (second axis) sees the key (third axis), which lies less than `window` behind it.
+        """True where the query (second axis) sees the key (third axis), which lies in its window.
 
-        `queries` and `keys` take some of them.
+        `window` is how many positions it sees, itself included, 0 all; `queries` and `keys` take some of them.
         """
         of_query = lambda array: array[:, queries, None]
         of_key = lambda array: array[:, None, keys]
@@ -47,4 +49,4 @@ class Visibility:
         if self.query_parents is not None:
             same |= of_query(self.query_parents) == of_key(self.key_segments)
         seen = (behind >= 0) & same
-        return seen if window is None else seen & (behind < window)
+        return seen & (behind < window) if window else seen

@@ -92,7 +92,16 @@ def grown(decoder: DecoderConfig, new_token_ids: range) -> DecoderConfig:
     Its vocabulary size stays as it is where it is enough. Otherwise it grows to a number that the same powers of two
     divide, up to 128, so that the vocabulary is split over devices as before: 49,152 with ids up to 49,153 becomes
     49,280.
+
+    Raises:
+        ValueError: tokens have a second embedding, of which new ones have none.
     """
+    if decoder.per_layer_dim and new_token_ids:
+        raise ValueError(
+            f"{_FLAG}: this model has a second embedding of each token, with a part for each layer "
+            "(hidden_size_per_layer_input, as Gemma 4 E2B and E4B); new tokens are not implemented for it. Use tokens "
+            "that it has, as <unused0>"
+        )
     if new_token_ids.stop <= decoder.vocab_size:
         return decoder
     unit = math.gcd(decoder.vocab_size, _ROUND)

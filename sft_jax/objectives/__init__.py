@@ -1,23 +1,39 @@
-"""Objectives: pure functions from logits to the loss that is minimised and to other metrics, as sums and counts.
+"""Objectives: pure functions to the loss that is minimised and to other metrics, as sums and counts.
 
-A new objective is one file with a function of the form of `cross_entropy` plus its line in `OBJECTIVES`:
+An objective of logits sees each target by itself. A new one is one file with a function of the form of `cross_entropy`
+plus its line in `OBJECTIVES`:
 
     def objective(logits, targets, weights, settings) -> dict[str, tuple[sum, count]]
 
 `logits` float32 [B, S, V], `targets` int32 [B, S], `weights` float32 [B, S] (0 where nothing is trained), `settings`
-its numbers, which are arrays, or None for a term that the run has not (`Settings`). The entry
-`loss` is minimised: sum / count over the whole optimizer step, all devices and micro-batches included. Every entry is
-logged the same way. `count` must not depend on the parameters.
+its numbers, which are arrays, or None for a term that the run has not (`Settings`). It is called for parts of a batch,
+by some slots and by the sequences of a device: it must not compare one with another.
+
+An objective of pairs (`preference`) sees what the model gives whole answers, and compares the two of a pair:
+
+    def objective(log_probabilities, reference, weights, branches, settings) -> dict[str, tuple[sum, count]]
+
+All but `settings` are [B, P]: of each target its log-probability (float32), that of the reference (None for a method
+without), its weight, and the branch of its sequence that it belongs to. It is called for some sequences, and must not
+compare one with another; the answers of a pair are in one. A new method is a loss of two scores (`pair_losses`) plus
+its line in `METHODS`.
+
+The entry `loss` is minimised: sum / count over the whole optimizer step, all devices and micro-batches included. Every
+entry is logged the same way. `count` must not depend on the parameters.
 """
 
+import collections
 from collections.abc import Callable
 
 from sft_jax.objectives.cross_entropy import Settings, cross_entropy
+from sft_jax.objectives.pair_losses import PreferenceSettings
+from sft_jax.objectives.preference import METHODS, objective_of
 
 SumCount = tuple
 Objective = Callable[..., dict[str, SumCount]]
 
 OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy}
+KNOWN = collections.ChainMap(METHODS, OBJECTIVES)  # of pairs and of logits, by their names
 
 
 def get_objective(name: str) -> Objective:
@@ -26,9 +42,30 @@ def get_objective(name: str) -> Objective:
     Raises:
         ValueError: there is none.
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(OBJECTIVES))}")
-    return OBJECTIVES[name]
+    if name not in KNOWN:
+        raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(KNOWN))}")
+    return objective_of(METHODS[name]) if compares_pairs(name) else OBJECTIVES[name]
 
 
-__all__ = ["OBJECTIVES", "Objective", "Settings", "cross_entropy", "get_objective"]
+def compares_pairs(name: str) -> bool:
+    """Whether the objective of that name compares the answers of pairs; others imitate."""
+    return name in METHODS
+
+
+def has_reference(name: str) -> bool:
+    """Whether its scores are relative to what the run begins with."""
+    return name in METHODS and METHODS[name].reference
+
+
+__all__ = [
+    "KNOWN",
+    "METHODS",
+    "OBJECTIVES",
+    "Objective",
+    "PreferenceSettings",
+    "Settings",
+    "compares_pairs",
+    "cross_entropy",
+    "get_objective",
+    "has_reference",
+]

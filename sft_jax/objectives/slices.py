@@ -12,7 +12,7 @@ LOSS_BY_SLICE = "loss_by_slice"  # the metric: a sum and a count for each slice
 
 def loss_by_slice(
     objective: Callable[[Array, Array, Array], dict[str, tuple[Array, Array]]],
-    logits: Float[Array, "B P V"],
+    logits: Float[Array, "B P *V"],
     targets: Int[Array, "B P"],
     weights: Float[Array, "B P"],
     slices: Int[Array, "B P"],

@@ -6,8 +6,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
+from sft_jax.agreement import agreed
 from sft_jax.audit.checks import CheckedData, LearningCurve, chosen_checks, run_checks
 from sft_jax.audit.findings import Finding, most_severe_first
 from sft_jax.audit.report import DataReport, data_report, token_pieces
@@ -16,16 +18,19 @@ from sft_jax.data.cleaning import Sink, dropped_by_a_step, names_of_steps
 from sft_jax.data.packing import PackingReport, packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan, mixture_capacity
 from sft_jax.data.plan.mixture import Mixture
+from sft_jax.data.reading import flags_of_source
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import Tokenized, TokenizedExamples, dropped_where
 from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenizing import NoExamplesError, nothing_left
 from sft_jax.models.vocabulary import with_new_tokens
+from sft_jax.objectives import compares_pairs
 from sft_jax.options import DataOptions, ModelOptions, Options
 from sft_jax.preparation.measured import Measured, held_out_of, read_measured, too_long_advice
 from sft_jax.preparation.mixing import mixture_of, reader_of
 from sft_jax.preparation.retrieved import retriever_of
+from sft_jax.preparation.together import read_the_same
 from sft_jax.preparation.train_examples import (
     CHECKED_RECORDS,
     ProgressFor,
@@ -190,6 +195,8 @@ class ReadData:
     def planned(self, options: Options, curve: LearningCurve | None = None, also: FindingsOfRun | None = None) -> Data:
         """The data of a run that reads this; `curve` and `also` as in `load_data`."""
         tokenized, examples, thorough = self.tokenized, self.tokenized.examples, self.checked is not None
+        for rows in (examples, self.held_out):
+            check_objective_reads(options, rows)
         plan = _plan(options, examples)
         findings = list(self.findings)
         if also is not None:
@@ -209,6 +216,7 @@ class ReadData:
             findings=findings,
             verdict=verdict(self.checked, findings, curve) if thorough else None,
             in_short=not thorough,
+            templates=self.renderer.template_properties() if thorough else None,
         )
         return Data(
             self.renderer,
@@ -235,20 +243,22 @@ def read_data(
     if not (options.data.train or options.data.mixture):
         raise ValueError("--config.data.train is empty; give a file, a pattern, a saved data set or a name of the hub")
     show = progress or silent
-    renderer, reader = make_renderer(options.model, options.data), reader_of(options.data)
-    measured = read_measured(options.data, reader.files)
-    retriever = retriever_of(options.data.retrieval, cache_directory(options.data.cache))
-    keep = None if thorough else CHECKED_RECORDS
-    records = TrainingRecords(options.data, measured.context, keep, on_change, reader, retriever)
+    with agreed():  # what one process cannot read ends all, before they need one another
+        renderer, reader = make_renderer(options.model, options.data), reader_of(options.data)
+        measured = read_measured(options.data, reader.files)
+        retriever = retriever_of(options.data.retrieval, cache_directory(options.data.cache))
+        keep = None if thorough else CHECKED_RECORDS
+        records = TrainingRecords(options.data, measured.context, keep, on_change, reader, retriever)
     cache = cache_directory(options.data.cache) if records.reader.files and not thorough else None
     cache_of_findings = None if measured.digests is None else cache
     cache_of_examples = cache_of_findings if options.data.cleaning else cache
+    shared = read_the_same(records.reader.files)
     # Where nothing is kept, the files are not read for a key.
     key = {}
     if cache_of_examples is not None:
-        key = examples_key_of(options.data, records, renderer, measured.digests or [], show)
+        key = examples_key_of(options.data, records, renderer, measured.digests or [], show, shared)
     try:
-        tokenized, origin = training_examples(options, records, renderer, show, cache_of_examples, key)
+        tokenized, origin = training_examples(options, records, renderer, show, cache_of_examples, key, shared)
     except NoExamplesError as error:
         raise NoExamplesError(f"{error}{too_long_advice(options.data, error)}") from error
     _check_sources(options.data, tokenized)
@@ -289,6 +299,31 @@ def _check_sources(options: DataOptions, tokenized: Tokenized) -> None:
         error = nothing_left(len(dropped), dropped)
         where = f"the source {name!r} of the mixture has no row that can be trained on; mend it or remove it."
         raise NoExamplesError(f"{where} {error}{too_long_advice(options, error)}", error.longest)
+
+
+def check_objective_reads(options: Options, examples: TokenizedExamples | None) -> None:
+    """Checks that the rows are what the objective learns from.
+
+    Raises:
+        ValueError: one is a pair of answers and the objective imitates, or the reverse; names it and the flags.
+    """
+    pairs = compares_pairs(options.objective.name)
+    wrong = np.zeros(0) if examples is None else (examples.branch_counts == 2) != pairs
+    if not wrong.any():
+        return
+    row = int(wrong.argmax())
+    if pairs:
+        raise ValueError(
+            f"{examples.ids[row]}: --config.objective.name={options.objective.name} compares two answers to a prompt, "
+            'and this row is no such pair. Expected {"prompt", "chosen", "rejected"} (docs/data.md), read by '
+            f"{flags_of_source(examples.sources[row])}preference=pairs; --config=configs/sft.py imitates answers"
+        )
+    raise ValueError(
+        f"{examples.ids[row]}: a pair of answers is not an example to imitate, and "
+        f"--config.objective.name={options.objective.name} imitates. "
+        f"{flags_of_source(examples.sources[row])}preference=chosen takes the chosen answers; "
+        "--config=configs/preference.py compares the two"
+    )
 
 
 def _plan(options: Options, examples: TokenizedExamples) -> PackPlan:
@@ -360,6 +395,13 @@ def _records_per_check(records: int, thorough: bool) -> dict[str, int]:
 def _sequence_targets(examples: TokenizedExamples, options: Options, mixture: Mixture | None = None) -> int:
     if options.objective.positions == "all":
         return options.data.sequence_length
+    slots = _slots_of_targets(examples, options, mixture)
+    # Where slot i would be position i, the last of a trunk would have one slot for all branches.
+    is_every_position = slots == options.data.sequence_length
+    return slots + 1 if is_every_position and examples.branches is not None else slots
+
+
+def _slots_of_targets(examples: TokenizedExamples, options: Options, mixture: Mixture | None) -> int:
     sizes = (options.data.sequence_length, options.data.supervised_quantile)
     how = {"packing": options.data.packing, "max_examples_per_sequence": options.data.max_examples_per_sequence}
     if mixture is None:

@@ -18,13 +18,21 @@ from sft_jax.data.records import DroppedRow, Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized import Tokenized
 from sft_jax.data.tokenized.cache import cached_examples, cached_json
-from sft_jax.data.tokenized.cache_key import NOT_IN_EXAMPLES, check_unchanged, code_digest, examples_key, source_digest
-from sft_jax.data.tokenized.example_store import ExampleStoreWriter
-from sft_jax.data.tokenizing.streaming import write_examples
+from sft_jax.data.tokenized.cache_key import (
+    NOT_IN_EXAMPLES,
+    check_unchanged,
+    code_digest,
+    examples_key,
+    file_digests,
+    source_digest,
+)
+from sft_jax.data.tokenized.example_store import ExampleStoreWriter, ExampleTally
+from sft_jax.data.tokenizing.streaming import Turns, write_examples
 from sft_jax.data.tokenizing.workers import worker_count
 from sft_jax.options import DataOptions, Options
 from sft_jax.preparation.mixing import reader_of, readings_of_sources
 from sft_jax.preparation.retrieved import Retriever
+from sft_jax.preparation.together import check_unchanged_together, digests_together, examples_together, turns
 from sft_jax.progress import ProgressBar, silent
 
 ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how many there are, see `ProgressBar`
@@ -32,7 +40,15 @@ ProgressFor = Callable[[str, int | None], ProgressBar]  # of a title, and how ma
 CHECKED_RECORDS = 20_000  # that checks at the start of a run look at: so many take some 60 MB
 
 # Files of this folder on which examples depend: what is read, what rows are cleaned of, passages, the renderer.
-_WIRING = ("benchmarks.py", "measured.py", "mixing.py", "retrieved.py", "run_data.py", "train_examples.py")
+_WIRING = (
+    "benchmarks.py",
+    "measured.py",
+    "mixing.py",
+    "retrieved.py",
+    "run_data.py",
+    "together.py",
+    "train_examples.py",
+)
 
 
 class TrainingRecords:
@@ -115,6 +131,7 @@ def training_examples(
     show: ProgressFor,
     cache: Path | None,
     key: dict[str, Any],
+    shared: bool = False,
 ) -> tuple[Tokenized, str]:
     """The examples of the records, and in words where they come from.
 
@@ -125,25 +142,30 @@ def training_examples(
         show: makes a progress callback.
         cache: directory of the cache; None for none.
         key: from `examples_key_of`; not looked at without a cache.
+        shared: several processes read the same files, and make the examples together.
 
     Raises:
         ValueError: a file changed while it was read; see also `write_examples`.
     """
 
-    def write(writer: ExampleStoreWriter) -> Mapping[str, Any]:
+    def write(writer: ExampleStoreWriter | ExampleTally) -> Mapping[str, Any]:
         workers = worker_count(options.loader.tokenize_workers)
         bar = functools.cache(lambda: show("tokenizing", None))  # shown when cleaning has looked at all rows
         report = lambda work: bar().update(work.share, work.speed(), within=True)
         share = lambda: records.reader.share
-        work = write_examples(writer, records, renderer, options.data.sequence_length, workers, report, share)
+        longest, own = options.data.sequence_length, turns() if shared else Turns()
+        work = write_examples(writer, records, renderer, longest, workers, report, share, own)
         bar().update(work.share, work.speed())
         writer.check(records.reader.rows)
         if cache is not None:  # what was read must be what the entry is named after
-            check_unchanged(records.reader.files, key["files"])
+            check = check_unchanged_together if shared else check_unchanged
+            check(records.reader.files, key["files"])
         made = {"records": work.records, "tokens": work.tokens, "seconds": work.seconds, "workers": work.workers}
         read = {"read": records.notes, "unread_options": records.reader.unread_options}
         return read | {"cleaning": cleaning_values(records.log), "made": made}
 
+    if shared:
+        return examples_together(cache, key, write)
     waiting = lambda: show("waiting for a process that tokenizes the same data", 0)
     return cached_examples(cache, key, write, waiting)
 
@@ -154,6 +176,7 @@ def examples_key_of(
     renderer: ConversationRenderer,
     compared_with: Sequence[Sequence[str]],
     show: ProgressFor = silent,
+    shared: bool = False,
 ) -> dict[str, Any]:
     """What the training examples depend on.
 
@@ -163,12 +186,15 @@ def examples_key_of(
         renderer: the chat template and tokenizer.
         compared_with: digests of the held-out and benchmark files that cleaning steps may look at.
         show: makes a progress callback.
+        shared: several processes have the same files, and hash each once.
     """
     bar = functools.cache(lambda: show("hashing files", None))  # shown where there is much to read
     depends_on = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_IN_EXAMPLES}
     depends_on["sources"] = readings_of_sources(options)
     depends_on["retrieval"] = records.retriever and records.retriever.depends_on
-    key = examples_key(records.reader.files, renderer, depends_on, lambda share: bar().update(share))
+    digests_of = digests_together if shared else file_digests
+    files = digests_of(records.reader.files, lambda share: bar().update(share))
+    key = examples_key(files, renderer, depends_on)
     key["compared_with"] = list(map(list, compared_with)) if options.cleaning else []
     return key | {"wiring": wiring_digest()}
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, UInt32
 from sft_jax.models import adapters
 from sft_jax.models.adapters import new_tokens
 from sft_jax.models.config import AdapterSpec
-from sft_jax.models.layouts import to_layout
+from sft_jax.models.layouts import to_layout, without_layers
 from sft_jax.models.variables import adapter_scale
 from sft_jax.options import AdapterOptions
 
@@ -23,21 +23,20 @@ Seed = int | UInt32[Array, ""]
 OUTSIDE = ("embedding", "head")  # weights that are no projection of a layer
 
 
-def weight_names(paths: Iterable[str]) -> dict[str, str]:
+def weight_names(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """What an adapter can be beside, by the name that patterns are about: `attention/query`, `embedding`, `head`.
 
     Args:
         paths: paths of parameters in the stacked layout.
 
     Returns:
-        name -> path of the weight (`layers/attention/query/kernel`).
+        name -> paths of the weight (`layers/attention/query/kernel`), one for each stack of layers that has it.
     """
-    names = {}
+    names: dict[str, tuple[str, ...]] = {}
     for path in paths:
-        if path in OUTSIDE:
-            names[path] = path
-        elif path.endswith("/kernel"):
-            names[path.removesuffix("/kernel").removeprefix("layers/")] = path
+        if path in OUTSIDE or path.endswith("/kernel"):
+            name = without_layers(path).removesuffix("/kernel")
+            names[name] = (*names.get(name, ()), path)
     return names
 
 
@@ -156,12 +155,12 @@ def init_adapters(params: Tree, adapter: AdapterOptions, hyper: dict[str, Array]
     names = weight_names(flat)
     made, key = {}, jax.random.key(seed)
     for name, rank in adapter_ranks(names, adapter).items():
-        path = names[name]
         _check_method(adapter.method, name, tied="head" not in flat)
-        weight_path = path.removesuffix("/kernel")
-        path_key = jax.random.fold_in(key, zlib.crc32(weight_path.encode()))
         init = method.init_embedding if name == "embedding" else method.init
-        made[weight_path] = init(path_key, flat[path], rank, adapter_scale(hyper, rank))
+        for path in names[name]:
+            weight_path = path.removesuffix("/kernel")
+            path_key = jax.random.fold_in(key, zlib.crc32(weight_path.encode()))
+            made[weight_path] = init(path_key, flat[path], rank, adapter_scale(hyper, rank))
     return to_layout(unflatten_dict(made, sep="/"), layout)
 
 

@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from sft_jax.models import adapters, positions
-from sft_jax.models.config import AdapterSpec, DecoderConfig, LayerLayout
+from sft_jax.models.config import AdapterSpec, DecoderConfig
 from sft_jax.models.layouts import to_layout
-from sft_jax.models.loading import decoder_config, load_params, placed_quantized
+from sft_jax.models.loading import DtypeOf, cast, decoder_config, load_params, placed_quantized
 from sft_jax.models.peft_loading import load_peft_adapter
-from sft_jax.models.variables import merge, merge_adapters, scaled_adapters, split, variables
+from sft_jax.models.variables import is_buffer, merge, merge_adapters, scaled_adapters, split, variables
 from sft_jax.models.vocabulary import add_new_tokens, grown, resized, with_new_tokens
 from sft_jax.options import ModelOptions, WeightOptions, weight_options
 from sft_jax.runs.adapting import adapter_hyperparameters, adapter_spec, has_adapters
@@ -36,6 +37,7 @@ from sft_jax.sharding import abstract_like, placement, shardings_of
 from sft_jax.sources import load_tokenizer, open_checkpoint
 from sft_jax.sources.peft import is_peft_directory, open_peft_adapter
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
+from sft_jax.sources.wrappers import Wrapper
 
 Tree = Any
 _MADE_OF = ("source", "revision", "max_positions", "new_tokens")  # of the options of a model: what a base follows from
@@ -50,13 +52,14 @@ class Base:
         name: what was asked for, with the step that was found in a run.
         location: file or directory.
         decoder: what they are weights of.
-        hf_config: the same as a Hugging Face config.
+        hf_config: the same as a Hugging Face config; of a multimodal wrapper, that of its text model.
         fingerprint: changes with the weights.
         revision: commit hash on the hub; None for other sources.
-        params: (layer layout, dtype, mesh, quantized) -> the parameters, on their devices; `quantized` is `none`, or
-            how kernels are stored in few bits.
+        params: (layer layout, dtype, mesh, quantized) -> the parameters, on their devices; `dtype` may be that of each
+            (`DtypeOf`), and `quantized` is `none`, or how kernels are stored in few bits.
         new_token_ids: ids of the new tokens that a run adds (`base_of`); none of a source alone.
         made_for: the options that `base_of` made it of; None of a source alone.
+        wrapper: what is around the text model that they are weights of; None where it is a model of its own.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Base:
     params: Callable[..., Tree]
     new_token_ids: range = range(0)
     made_for: ModelOptions | None = None
+    wrapper: Wrapper | None = None
 
     @property
     def origin(self) -> dict[str, str | None]:
@@ -140,13 +144,15 @@ class FinishedRun:
         made_of = [environment["fingerprints"], environment.get("config", self.config.to_dict())]
         return hashlib.sha256(json.dumps([*made_of, self.step], sort_keys=True, default=list).encode()).hexdigest()
 
-    def trained(self, layout: LayerLayout, mesh: Mesh, weights: str = "trained") -> Tree:
+    def trained(self, layout: str, mesh: Mesh, weights: str = "trained", dtype: str | DtypeOf = "float32") -> Tree:
         """{"params": …} or {"adapters": …}: what was trained.
 
         Args:
             layout: layer layout wanted; layers of which only the last were trained cannot be stacked.
             mesh: where the arrays go.
             weights: `trained`, the result of training, or `ema`, its average over the steps.
+            dtype: of parameters, where it is narrower than the saved one: each shard is cast on the host, before it is
+                placed. Adapters are as they were saved, and so is what an average has to be computed from.
 
         Raises:
             ValueError: the run kept no average.
@@ -156,8 +162,10 @@ class FinishedRun:
         try:
             shapes, constants = saved_shapes(self.options, self.base.decoder, checkpoints.position(self.step).layout)
             wanted = {}
-            for part in parts_of(self.options.optimizer, self.options.ema, weights):
+            parts = parts_of(self.options.optimizer, self.options.ema, weights)
+            for part in parts:
                 like = jax.tree.map(in_float32, shapes) if part == "ema" else shapes
+                like = _narrowed(like, dtype) if len(parts) == 1 else like
                 wanted[part] = abstract_like(like, shardings_of(like, mesh))
             if constants:
                 wanted[CONSTANTS] = abstract_like(constants, shardings_of(constants, mesh))
@@ -168,19 +176,24 @@ class FinishedRun:
             checkpoints.close()
         return {name: to_layout(tree, layout) for name, tree in chosen.items()}
 
-    def variables(self, layout: LayerLayout, mesh: Mesh, weights: str = "trained") -> Tree:
-        """What the decoder's `apply` takes, adapters beside their weights; `weights` as in `trained`."""
+    def variables(self, layout: str, mesh: Mesh, weights: str = "trained", dtype: str | DtypeOf = "float32") -> Tree:
+        """What the decoder's `apply` takes, adapters beside their weights; `weights` and `dtype` as in `trained`.
+
+        Between base and result, and where adapters are merged for that, `dtype` is not heeded: it takes float32.
+        """
         # Where only the last layers were trained, they meet the frozen ones before all are stacked.
         options = self.options
-        through: LayerLayout = "unrolled" if options.trained.last_layers else layout
-        trained, frozen, precision = self.trained(through, mesh, weights), {}, options.precision
+        through: str = "unrolled" if options.trained.last_layers else layout
+        dtype = dtype if self.mix == 1 else "float32"
+        trained, frozen, precision = self.trained(through, mesh, weights, dtype), {}, options.precision
         predicate = trained_predicate(options.adapter, options.trained, self.base.decoder.num_layers)
         if not trains_all_weights(options.adapter, options.trained):
             params = {"params": self.base.params(through, precision.frozen, mesh, precision.quantized)}
             _, frozen = split(params, predicate)
         adapted = has_adapters(options.adapter)
         if self.mix != 1 and not adapted:
-            start, _ = split({"params": self.base.params(through, "float32", mesh)}, predicate)
+            kept = lambda path: predicate(path) or is_buffer(path)
+            start, _ = split({"params": self.base.params(through, "float32", mesh)}, kept)
             trained = between(start, trained, self.mix)
         tree = variables(trained, frozen, adapter_hyperparameters(options.adapter))
         if self.mix != 1 and adapted:
@@ -188,14 +201,31 @@ class FinishedRun:
         return {name: to_layout(subtree, layout) for name, subtree in tree.items()}
 
     def params(
-        self, layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none", weights: str = "trained"
+        self,
+        layout: str,
+        dtype: str | DtypeOf,
+        mesh: Mesh,
+        quantized: str = "none",
+        weights: str = "trained",
     ) -> Tree:
         """The parameters, with adapters merged into them; `weights` as in `trained`."""
-        tree = self.variables(layout, mesh, weights)
         if self.adapter is not None:
-            return _merged(tree, self.adapter, dtype, mesh, quantized)
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), tree["params"])
-        return placed_quantized(cast, quantized, placement(mesh))
+            return _merged(self.variables(layout, mesh, weights), self.adapter, dtype, mesh, quantized)
+        tree = self.variables(layout, mesh, weights, dtype)
+        return placed_quantized(cast(tree["params"], dtype), quantized, placement(mesh))
+
+
+def _narrowed(shapes: Tree, dtype: str | DtypeOf) -> Tree:
+    """Parameters among what was trained in another dtype, where that has fewer bits."""
+
+    def narrowed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        wanted = jnp.dtype(dtype if isinstance(dtype, str) else dtype(path, leaf.dtype))
+        return leaf.update(dtype=wanted) if wanted.itemsize < leaf.dtype.itemsize else leaf
+
+    if "params" not in shapes:
+        return shapes
+    flat = flatten_dict(shapes["params"], sep="/")
+    return shapes | {"params": unflatten_dict({path: narrowed(path, leaf) for path, leaf in flat.items()}, sep="/")}
 
 
 def open_base(source: str, revision: str | None = None) -> Base:
@@ -216,13 +246,14 @@ def open_base(source: str, revision: str | None = None) -> Base:
             fingerprint=run.fingerprint(),
             revision=None,
             params=run.params,
+            wrapper=run.base.wrapper,
         )
     if is_peft_directory(source):
         return _merged_base(source, revision)
     checkpoint = open_checkpoint(source, revision)
     decoder = decoder_config(checkpoint)
 
-    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+    def params(layout: str, dtype: str | DtypeOf, mesh: Mesh, quantized: str = "none") -> Tree:
         return load_params(checkpoint, decoder, layout, dtype, placement(mesh), quantized)
 
     return Base(
@@ -233,6 +264,7 @@ def open_base(source: str, revision: str | None = None) -> Base:
         fingerprint=checkpoint.fingerprint,
         revision=checkpoint.revision,
         params=params,
+        wrapper=checkpoint.wrapper,
     )
 
 
@@ -243,9 +275,9 @@ def _merged_base(source: str, revision: str | None) -> Base:
         wrong = f"a revision ({revision}) is for hub names" if revision else "it names no base_model_name_or_path"
         raise ValueError(f"{source} is a PEFT adapter, and {wrong}: see its adapter_config.json")
     base = open_base(adapter.base, adapter.revision)
-    loaded = load_peft_adapter(adapter, base.hf_config, base.decoder)
+    loaded = load_peft_adapter(adapter, base.hf_config, base.decoder, base.wrapper)
 
-    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+    def params(layout: str, dtype: str | DtypeOf, mesh: Mesh, quantized: str = "none") -> Tree:
         tree = {"params": base.params(layout, "float32", mesh)}
         loaded.check_copies(tree["params"], source)
         hyper = {name: jnp.float32(value) for name, value in loaded.settings.hyper().items()}
@@ -258,12 +290,12 @@ def _merged_base(source: str, revision: str | None) -> Base:
     )
 
 
-def _merged(tree: Tree, adapter: AdapterSpec, dtype: str, mesh: Mesh, quantized: str) -> Tree:
+def _merged(tree: Tree, adapter: AdapterSpec, dtype: str | DtypeOf, mesh: Mesh, quantized: str) -> Tree:
     """Parameters with the adapters beside them merged into them."""
     merge = lambda tree: merge_adapters(tree, adapter.method, adapter.first_new_token)
     shardings = shardings_of({"params": jax.eval_shape(merge, tree)}, mesh)["params"]
     params = jax.jit(merge, out_shardings=shardings)(tree)
-    return placed_quantized(jax.tree.map(lambda leaf: leaf.astype(dtype), params), quantized, placement(mesh))
+    return placed_quantized(cast(params, dtype), quantized, placement(mesh))
 
 
 def base_of(model: ModelOptions) -> Base:
@@ -280,7 +312,7 @@ def base_of(model: ModelOptions) -> Base:
     new = add_new_tokens(load_base_tokenizer(source, revision), model.new_tokens)
     decoder = grown(base.decoder, new)
 
-    def params(layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+    def params(layout: str, dtype: str | DtypeOf, mesh: Mesh, quantized: str = "none") -> Tree:
         return resized(base.params(layout, dtype, mesh, quantized), decoder, new, placement(mesh))
 
     hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}

@@ -1,8 +1,9 @@
 """Checkpoints: the one module that knows orbax (its v1 interface still moves).
 
 A checkpoint holds what training changes: trained parameters, their average, moments, counters, and the position in the
-pack plan; and the constants of adapter methods that have some. Frozen parameters stay in the pretrained checkpoint they
-come from. The layer layout is recorded and converted on restore; any mesh and any number of processes can restore.
+pack plan; and the constants of adapter methods that have some, or without adapters the model's buffers. Frozen
+parameters stay in the pretrained checkpoint they come from. The layer layout is recorded and converted on restore; any
+mesh and any number of processes can restore.
 
 What is read is compared with the digests that were written when it was saved (`digests.py`): a damaged checkpoint is
 an error that says which it is and what there is beside it. No other one is taken in its place.
@@ -31,7 +32,7 @@ from sft_jax.sharding import abstract_like, shardings_of
 Tree = Any
 DIRECTORY = "checkpoints"
 _FAILURES = (KeyError, ValueError, OSError)  # orbax wraps whatever fails in a KeyError of its own
-CONSTANTS = "constants"  # name in a checkpoint of what adapters have that is frozen: only where a method has some
+CONSTANTS = "constants"  # name in a checkpoint of what is frozen and yet in it, where anything is (`kept_of_frozen`)
 _SLICE_BYTES = 1 << 20  # from this size on, copies of an array write a part of it each
 
 

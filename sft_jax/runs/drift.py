@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from sft_jax.models import adapters
 from sft_jax.models.adapters import new_tokens
 from sft_jax.models.config import AdapterSpec
+from sft_jax.models.layouts import numbers_of
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.variables import canonical_path, merge_adapters
 from sft_jax.runs.base import FinishedRun
@@ -56,10 +57,10 @@ def weight_drift(run: FinishedRun, mesh: Mesh, weights: str = "trained") -> list
 
 def _row(path: str, norm: float, change: float) -> Row:
     name = canonical_path(path)
-    layer = int(path.split("/")[0].removeprefix("layers_")) if path.startswith("layers_") else None
+    layers = numbers_of(path, 1)
     relative = change / norm if norm else None
     return {
-        "layer": layer,
+        "layer": None if layers is None else layers[0],
         "weight": name.removeprefix("layers/"),
         "norm": norm,
         "change": change,

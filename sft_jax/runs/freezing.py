@@ -7,16 +7,16 @@ from typing import Any
 import jax
 
 from sft_jax.models import adapters
-from sft_jax.models.config import DecoderConfig, LayerLayout
+from sft_jax.models.config import DecoderConfig
 from sft_jax.models.initial import parameter_shapes
-from sft_jax.models.layouts import to_layout
+from sft_jax.models.layouts import is_stacked, numbers_of, to_layout
+from sft_jax.models.loading import cast
 from sft_jax.models.quantization import quantized_tree
-from sft_jax.models.variables import canonical_path, split
+from sft_jax.models.variables import canonical_path, is_buffer, split
 from sft_jax.options import AdapterOptions, TrainedOptions, WeightOptions
 from sft_jax.runs.adapting import adapter_hyperparameters, has_adapters, init_beside
 
 Tree = Any
-_LAYER = re.compile(r"(?:^|/)layers_(\d+)/")
 
 
 def trained_predicate(adapter: AdapterOptions, trained: TrainedOptions, num_layers: int) -> Callable[[str], bool]:
@@ -24,23 +24,30 @@ def trained_predicate(adapter: AdapterOptions, trained: TrainedOptions, num_laye
 
     Adapters are, but for their constants. Of the weights: none beside adapters; otherwise those that match one of
     `trained.weights`, all where it is empty, and of those only what lies in the last `trained.last_layers` layers,
-    where that is not 0.
+    where that is not 0. Buffers never are.
     """
     patterns, last, adapted = trained.weights, trained.last_layers, has_adapters(adapter)
 
     def is_trained(path: str) -> bool:
         if adapted:
             return adapters.is_trained(path)
-        layer = _LAYER.search(path)
-        if last and (layer is None or int(layer[1]) < num_layers - last):
+        if is_buffer(path):
+            return False
+        if last and not _is_of_last(path, last, num_layers):
             return False
         return not patterns or any(re.fullmatch(pattern, canonical_path(path)) for pattern in patterns)
 
     return is_trained
 
 
+def _is_of_last(path: str, last: int, num_layers: int) -> bool:
+    """Whether a weight is of one of the last layers, which are not stacked."""
+    layers = None if is_stacked(path) else numbers_of(path, 1)
+    return layers is not None and layers[0] >= num_layers - last
+
+
 def trains_all_weights(adapter: AdapterOptions, trained: TrainedOptions) -> bool:
-    """True for full fine-tuning: no weight is frozen."""
+    """True for full fine-tuning: no weight is frozen but buffers, which checkpoints of the run hold."""
     return not (has_adapters(adapter) or trained.weights or trained.last_layers)
 
 
@@ -49,7 +56,7 @@ def base_dtype(options: WeightOptions) -> str:
     return options.precision.frozen if has_adapters(options.adapter) else options.precision.params
 
 
-def weight_shapes(options: WeightOptions, decoder: DecoderConfig, layout: LayerLayout) -> tuple[Tree, Tree]:
+def weight_shapes(options: WeightOptions, decoder: DecoderConfig, layout: str) -> tuple[Tree, Tree]:
     """(trained, frozen): shapes and dtypes of {"params": …, "adapters": …} as the state of a run holds them.
 
     Args:
@@ -62,7 +69,7 @@ def weight_shapes(options: WeightOptions, decoder: DecoderConfig, layout: LayerL
     """
 
     def make(params: Tree) -> Tree:
-        stored = jax.tree.map(lambda leaf: leaf.astype(base_dtype(options)), params)
+        stored = cast(params, base_dtype(options))
         if options.precision.quantized != "none":
             stored = quantized_tree(stored, options.precision.quantized)
         tree = {"params": to_layout(stored, layout)}
@@ -77,11 +84,18 @@ def weight_shapes(options: WeightOptions, decoder: DecoderConfig, layout: LayerL
         trained_predicate(options.adapter, options.trained, decoder.num_layers),
     )
     if not has_adapters(options.adapter):
-        frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, options.precision.frozen), frozen)
+        frozen = jax.eval_shape(lambda tree: cast(tree, options.precision.frozen), frozen)
     return trained, frozen
 
 
-def saved_shapes(options: WeightOptions, decoder: DecoderConfig, layout: LayerLayout) -> tuple[Tree, Tree]:
-    """What `weight_shapes` says of what a checkpoint holds: what is trained, and the constants of adapters."""
+def saved_shapes(options: WeightOptions, decoder: DecoderConfig, layout: str) -> tuple[Tree, Tree]:
+    """What `weight_shapes` says of what a checkpoint holds: what is trained, and what of the rest it keeps."""
     trained, frozen = weight_shapes(options, decoder, layout)
-    return trained, {name: tree for name, tree in frozen.items() if name == adapters.COLLECTION}
+    return trained, kept_of_frozen(trained, frozen)
+
+
+def kept_of_frozen(trained: Tree, frozen: Tree) -> Tree:
+    """What of the frozen part checkpoints hold: the constants of adapters; without adapters the model's buffers."""
+    if adapters.COLLECTION in trained:
+        return {name: tree for name, tree in frozen.items() if name == adapters.COLLECTION}
+    return split(frozen, is_buffer)[0]

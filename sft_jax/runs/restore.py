@@ -10,7 +10,9 @@ from jax.sharding import Mesh
 
 from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.data.tokenized.cache_key import code_digest
-from sft_jax.models.config import Execution
+from sft_jax.generation.prepared import dtypes_for_inference
+from sft_jax.models.attention.choice import choose_backend
+from sft_jax.models.config import DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
 from sft_jax.runs.base import FinishedRun, load_base_tokenizer, open_base, open_run, with_positions
 from sft_jax.runs.checkpoints import DIRECTORY
@@ -66,21 +68,27 @@ def load_for_inference(
     """
     # One layer after the other is read faster token by token on CPU; scanned layers compile faster elsewhere.
     layout = "unrolled" if platform_of(mesh) == "cpu" else "scan"
-    execution = Execution(matmul_dtype=matmul_dtype, layer_layout=layout)
     renderer = ConversationRenderer(load_base_tokenizer(source))
+
+    def executed(decoder: DecoderConfig) -> Execution:
+        attention = choose_backend("auto", platform_of(mesh), decoder, matmul_dtype)
+        return Execution(matmul_dtype=matmul_dtype, layer_layout=layout, attention_backend=attention)
+
     run = open_run(source, mix)
     if run is not None:
-        model = Decoder(with_positions(run.base, max_positions, _FLAG).decoder, execution, run.adapter)
+        decoder = with_positions(run.base, max_positions, _FLAG).decoder
+        model = Decoder(decoder, executed(decoder), run.adapter)
         name = run.name if weights == "trained" else f"{run.name} ({weights})"
         fingerprint = _fingerprint(run.fingerprint() + _digest_of(run), weights, mix, model, renderer)
-        return Loaded(name, model, run.variables(layout, mesh, weights), renderer, fingerprint)
+        variables = run.variables(model.layout, mesh, weights, dtypes_for_inference(model))
+        return Loaded(name, model, variables, renderer, fingerprint)
     if weights != "trained":
         raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
     if mix != 1:
         raise ValueError(f"--mix={mix} is for runs, and {source} is a pretrained checkpoint")
     base = with_positions(open_base(source), max_positions, _FLAG)
-    variables = {"params": base.params(layout, "float32", mesh)}
-    model = Decoder(base.decoder, execution)
+    model = Decoder(base.decoder, executed(base.decoder))
+    variables = {"params": base.params(model.layout, dtypes_for_inference(model), mesh)}
     return Loaded(source, model, variables, renderer, _fingerprint(base.fingerprint, weights, mix, model, renderer))
 
 

@@ -61,6 +61,9 @@ MAY_CHANGE = (
     "evaluation.slots",
     *OF_OTHER_COMMANDS,
 )
+AUTO = "auto"
+# Dtypes that the platform decides where a config says `auto`. Asked for like that, they are those of the run there.
+BY_PLATFORM = ("precision.activations", "precision.frozen")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 
 
@@ -95,8 +98,13 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return [
         f"{name}: {found.get(name, '(absent)')!r} there, {wanted.get(name, '(absent)')!r} asked for"
         for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name) and not _may_change(name)
+        if found.get(name) != wanted.get(name) and not _may_change(name) and not _is_taken_over(name, wanted)
     ]
+
+
+def _is_taken_over(name: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether what is asked for is whatever the run there has."""
+    return name in BY_PLATFORM and wanted.get(name) == AUTO
 
 
 def is_unclaimed(path: epath.Path) -> bool:
@@ -349,8 +357,9 @@ def record_environment(
     model: dict[str, str | None],
     devices: Sequence[jax.Device],
     config: ml_collections.ConfigDict,
+    chosen: Mapping[str, str],
 ) -> None:
-    """Writes versions, devices, git commit and what the run starts from; keeps those of earlier starts.
+    """Writes versions, devices, git commit, what the run starts from and how it is executed; keeps earlier starts'.
 
     Args:
         workdir: the run's directory.
@@ -358,6 +367,7 @@ def record_environment(
         model: the base model's source, where it was found, and its commit on the hub if it is from there.
         devices: of the run, in all processes.
         config: the run's; that of the first start is kept: others know the run by it, whatever becomes of config.json.
+        chosen: what the platform decides, where the config leaves it to it.
     """
     path = workdir / ENVIRONMENT
     before = json.loads(path.read_text()) if path.exists() else None
@@ -371,6 +381,7 @@ def record_environment(
         "devices": [str(device) for device in devices],
         "device_kind": devices[0].device_kind,
         "processes": jax.process_count(),
+        "chosen": dict(chosen),
         "git": git_state(),
         "model": model,
         "fingerprints": fingerprints,

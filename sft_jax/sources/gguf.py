@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import Float32
 
 from sft_jax.sources.gguf_architectures import ARCHITECTURES, Architecture, shared_config
+from sft_jax.sources.gguf_experts import is_of_experts
 from sft_jax.sources.gguf_file import GgufFile, read_gguf, tensor_entry
 from sft_jax.sources.gguf_metadata import ModelMetadata
 from sft_jax.sources.tensors import SourceError, TensorEntry
@@ -36,7 +37,7 @@ def read_checkpoint(path: epath.Path) -> tuple[dict, dict[str, TensorEntry], lis
         )
     architecture = ARCHITECTURES[metadata.architecture]
     _check_supported(metadata, architecture)
-    config = architecture.config(metadata, shared_config(metadata))
+    config = architecture.config(metadata, shared_config(metadata, architecture.partial_rope))
     return config, _tensors(file, architecture, config), [path]
 
 
@@ -52,8 +53,11 @@ def undo_rope_permutation(weight: Float32[np.ndarray, "..."], num_heads: int) ->
 
 def _check_supported(metadata: ModelMetadata, architecture: Architecture) -> None:
     file = metadata.file
-    if metadata.get("expert_count", 0):
-        raise SourceError(f"{file.path}: is a mixture of experts, which is not supported for GGUF files.")
+    if metadata.get("expert_count", 0) and architecture.experts is None:
+        raise SourceError(
+            f"{file.path}: is a mixture of experts, which is not supported for GGUF files of this architecture. "
+            + _INSTEAD
+        )
     if file.metadata.get("split.count", 1) != 1:
         raise SourceError(
             f"{file.path}: is one part of a split GGUF file. Join the parts with `llama-gguf-split --merge`."
@@ -68,8 +72,10 @@ def _check_supported(metadata: ModelMetadata, architecture: Architecture) -> Non
 
 
 def _tensors(file: GgufFile, architecture: Architecture, config: dict) -> dict[str, TensorEntry]:
-    tensors, unknown = {}, []
+    tensors, unknown = {} if architecture.experts is None else architecture.experts(file), []
     for name, tensor in file.tensors.items():
+        if architecture.experts is not None and is_of_experts(name):
+            continue
         match = _TENSOR_NAME.fullmatch(name)
         part, layer, kind = match.group("part", "layer", "kind") if match else (name, None, "")
         if layer is None and part in architecture.read_by_config:
@@ -82,9 +88,10 @@ def _tensors(file: GgufFile, architecture: Architecture, config: dict) -> dict[s
         if architecture.interleaved_rope and part in ("attn_q", "attn_k"):
             entry = _unpermuted(file, name, entry, config, part)
         if architecture.one_plus_norms and part.endswith("norm"):
-            entry = TensorEntry(entry.shape, entry.dtype, functools.partial(_load_minus_one, entry))
+            entry = TensorEntry(entry.shape, entry.dtype, functools.partial(_read_minus_one, entry))
         prefix = "" if layer is None else f"model.layers.{layer}."
-        tensors[f"{prefix}{known[part]}.{kind}"] = entry
+        suffix = "" if part in architecture.bare else f".{kind}"
+        tensors[f"{prefix}{known[part]}{suffix}"] = entry
     if unknown:
         raise SourceError(
             f"{file.path}: {len(unknown)} tensors are not part of a {config['model_type']} model: "
@@ -99,12 +106,16 @@ def _unpermuted(file: GgufFile, name: str, entry: TensorEntry, config: dict, par
         raise SourceError(
             f"{file.path}: {name} has {entry.shape[0]} rows; expected {heads} heads x {config['head_dim']}."
         )
-    return TensorEntry(entry.shape, entry.dtype, functools.partial(_load_unpermuted, entry, heads))
+    return TensorEntry(entry.shape, entry.dtype, functools.partial(_read_unpermuted, entry, heads))
 
 
-def _load_unpermuted(entry: TensorEntry, num_heads: int) -> np.ndarray:
-    return undo_rope_permutation(entry.load(), num_heads)
+def _read_unpermuted(entry: TensorEntry, num_heads: int, start: int, stop: int) -> np.ndarray:
+    """Of the heads that the rows are of, all rows are read."""
+    width = entry.rows // num_heads
+    first, after = start // width, -(-stop // width)
+    heads = undo_rope_permutation(entry.read(first * width, after * width), after - first)
+    return heads[start - first * width : stop - first * width]
 
 
-def _load_minus_one(entry: TensorEntry) -> np.ndarray:
-    return entry.load() - np.float32(1.0)
+def _read_minus_one(entry: TensorEntry, start: int, stop: int) -> np.ndarray:
+    return entry.read(start, stop) - np.float32(1.0)

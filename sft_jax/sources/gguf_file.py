@@ -27,7 +27,7 @@ from sft_jax.sources.tensors import (
     file_size,
     is_whole,
     opened,
-    read_span,
+    read_rows,
 )
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -247,17 +247,21 @@ def _tensor(path: epath.Path, size: int, name: str, shape: tuple[int, ...], type
 
 
 def tensor_entry(path: epath.Path, tensor: GgufTensor) -> TensorEntry:
-    """An entry whose `load` gives the dequantized tensor, float32; SourceError if the type has no dequantizer."""
+    """An entry of the dequantized tensor, float32; reading it raises SourceError if the type has no dequantizer."""
     return TensorEntry(tensor.shape, np.dtype(np.float32), functools.partial(_dequantize, path, tensor))
 
 
-def _dequantize(path: epath.Path, tensor: GgufTensor) -> np.ndarray:
-    content = read_span(path, tensor.offset, tensor.num_bytes)
+def _dequantize(path: epath.Path, tensor: GgufTensor, start: int, stop: int) -> np.ndarray:
+    if tensor.type not in _PLAIN and len(tensor.shape) == 1:  # blocks lie along the last axis, here the only one
+        as_row = dataclasses.replace(tensor, shape=(1, *tensor.shape))
+        return _dequantize(path, as_row, 0, 1)[0, start:stop]
+    content = read_rows(path, tensor.offset, tensor.num_bytes, tensor.shape, start, stop)
+    shape = (stop - start, *tensor.shape[1:])
     if tensor.type in _PLAIN:
-        return content.view(_PLAIN[tensor.type]).reshape(tensor.shape).astype(np.float32, copy=False)
-    rows = content.reshape(*tensor.shape[:-1], -1)
+        return content.view(_PLAIN[tensor.type]).reshape(shape).astype(np.float32, copy=False)
+    rows = content.reshape(*shape[:-1], -1)
     try:
-        return gguf.dequantize(rows, tensor.type).reshape(tensor.shape)
+        return gguf.dequantize(rows, tensor.type).reshape(shape)
     except NotImplementedError as error:
         raise SourceError(
             f"{path}: {tensor.name!r} has the type {tensor.type.name}, which the gguf library cannot dequantize. "

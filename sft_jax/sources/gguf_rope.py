@@ -10,6 +10,7 @@ from sft_jax.sources.gguf_metadata import ModelMetadata
 from sft_jax.sources.tensors import SourceError
 
 ROPE_FREQS = "rope_freqs"  # the tensor, in files of Llama 3.1 and later
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long", "rope_factors_short"  # those of LongRoPE, in files of Phi-3
 KEYS = frozenset(
     {
         "rope.freq_base",
@@ -58,6 +59,28 @@ def _yarn(metadata: ModelMetadata) -> dict:
         "original_max_position_embeddings": metadata.integer("rope.scaling.original_context_length"),
         "beta_fast": metadata.real("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": metadata.real("rope.scaling.yarn_beta_slow", 1.0),
+    }
+
+
+def longrope(metadata: ModelMetadata) -> dict | None:
+    """`rope_scaling` of a Phi-3: LongRoPE where the file has its factors, else None.
+
+    Raises:
+      SourceError: it has the factors of long texts alone, or of short ones.
+    """
+    file, stored = metadata.file, {"long_factor": LONG_FACTORS, "short_factor": SHORT_FACTORS}
+    found = {key: f"{name}.weight" in file.tensors for key, name in stored.items()}
+    if not any(found.values()):
+        return None
+    if not all(found.values()):
+        raise SourceError(f"{file.path}: has one of the tensors {' and '.join(stored.values())}; expected both.")
+    factors = {
+        key: tensor_entry(file.path, file.tensors[f"{name}.weight"]).load().ravel() for key, name in stored.items()
+    }
+    return {
+        "rope_type": "longrope",
+        "attention_factor": metadata.real("rope.scaling.attn_factor"),
+        **{key: [float(str(value)) for value in values] for key, values in factors.items()},
     }
 
 

@@ -23,6 +23,21 @@ _LLAMA3_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN35_SPLIT = _QWEN2_SPLIT.replace(r"]?\p{L}+", r"]?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)
+
+
+def _cased_split(endings: str, numbers: str) -> str:
+    """A pattern that cuts words before a capital behind a small letter; `endings` go with the word before them."""
+    capital, small = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    before = r"[^\r\n\p{L}\p{N}]?"
+    words = f"{before}{capital}*{small}+{endings}|{before}{capital}+{small}*{endings}"
+    return rf"{words}|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+_TEKKEN_SPLIT = _cased_split("", r"\p{N}")
+_GPT4O_SPLIT = _cased_split(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}")
 _ADVICE = "Use the model's Hugging Face directory (with tokenizer.json) instead."
 
 
@@ -40,17 +55,13 @@ class _Splitting:
 
 _GPT2 = _Splitting(before=(), gpt2_regex=True)
 _DIGITS = _Splitting(before=(pre_tokenizers.Digits(individual_digits=True),), gpt2_regex=True)
-_LLAMA3 = _Splitting(
-    before=(pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),),
-    gpt2_regex=False,
-    ignore_merges=True,
-    add_bos=True,
-)
-_QWEN2 = _Splitting(
-    before=(pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),),
-    gpt2_regex=False,
-    composed=True,
-)
+
+
+def _split(pattern: str, **fields: bool) -> _Splitting:
+    return _Splitting((pre_tokenizers.Split(Regex(pattern), behavior="isolated"),), gpt2_regex=False, **fields)
+
+
+_LLAMA3 = _split(_LLAMA3_SPLIT, ignore_merges=True, add_bos=True)
 SPLITTINGS = {
     "gpt-2": _GPT2,
     "smollm": _DIGITS,
@@ -58,7 +69,12 @@ SPLITTINGS = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
-    "qwen2": _QWEN2,
+    "qwen2": _split(_QWEN2_SPLIT, composed=True),
+    "qwen35": _split(_QWEN35_SPLIT, composed=True),
+    "refact": _DIGITS,  # Granite
+    "dbrx": _split(_LLAMA3_SPLIT),  # OLMo 2 and 3
+    "gpt-4o": _split(_GPT4O_SPLIT),  # gpt-oss, Phi-4-mini
+    "tekken": _split(_TEKKEN_SPLIT, ignore_merges=True, add_bos=True),  # Mistral
 }
 
 

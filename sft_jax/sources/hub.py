@@ -27,6 +27,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 TEMPLATE_FOLDER = "additional_chat_templates"  # of chat templates that have names
 
 _OFFLINE_ADVICE = (
@@ -47,7 +48,7 @@ def download(repository: str, revision: str | None, with_weights: bool) -> epath
       SourceError: no connection and not in the cache, no such repository or revision, access not granted, or an
         index of shards that is damaged.
     """
-    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja"]
+    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *PROCESSOR_FILES, f"{TEMPLATE_FOLDER}/*.jinja"]
     patterns += WEIGHT_FILES if with_weights else ()
     directory = _snapshot(repository, revision, patterns)
     if not with_weights or (directory / huggingface.WEIGHTS).exists():

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from sft_jax.sources import mxfp4, stacked_experts
 from sft_jax.sources.tensors import (
     MAX_HEADER_BYTES,
     SourceError,
@@ -24,13 +25,14 @@ from sft_jax.sources.tensors import (
     check_shape,
     file_size,
     is_whole,
+    read_rows,
     read_span,
 )
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_DTYPES = {
+DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -57,15 +59,25 @@ def read_checkpoint(directory: epath.Path) -> tuple[dict, dict[str, TensorEntry]
     config = read_config(directory)
     if (directory / WEIGHTS).exists():
         path = directory / WEIGHTS
-        return config, read_safetensors(path), [directory / "config.json", path]
-    if (directory / INDEX).exists():
+        tensors, files = read_safetensors(path), [path]
+    elif (directory / INDEX).exists():
         tensors, shards = _read_shards(directory)
-        return config, tensors, [directory / "config.json", directory / INDEX, *shards]
-    raise SourceError(_missing_weights(directory))
+        files = [directory / INDEX, *shards]
+    else:
+        raise SourceError(_missing_weights(directory))
+    if config["model_type"] in mxfp4.MODEL_TYPES:
+        tensors = mxfp4.decoded(tensors, str(directory))
+    if config["model_type"] in stacked_experts.MODEL_TYPES:
+        tensors = stacked_experts.one_by_one(tensors)
+    return config, tensors, [directory / "config.json", *files]
 
 
 def read_config(directory: epath.Path) -> dict:
-    """The config.json of a directory. Raises SourceError if it is missing, not JSON, or has no model_type."""
+    """The config.json of a directory, which no longer says that weights are in few bits where they are decoded.
+
+    Raises:
+      SourceError: it is missing, not JSON, has no model_type, or is of weights in few bits that are not read.
+    """
     path = directory / "config.json"
     if not path.exists():
         found = sorted(file.name for file in directory.glob("*.gguf"))
@@ -74,6 +86,8 @@ def read_config(directory: epath.Path) -> dict:
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise SourceError(f'{path}: has no "model_type"; expected the config.json that transformers writes.')
+    if mxfp4.is_read(config):
+        del config["quantization_config"]
     if config.get("quantization_config"):
         raise SourceError(f"{path}: {_quantized(config['quantization_config'])}")
     return config
@@ -223,12 +237,12 @@ def _entry(path: epath.Path, name: str, fields: object, data_start: int, size: i
         raise SourceError(f"{path}: the header's entry of {name!r} is damaged: {reprlib.repr(fields)}.")
     shape, begin, end = numbers
     dtype_name = fields["dtype"]
-    if dtype_name not in _DTYPES:
+    if dtype_name not in DTYPES:
         raise SourceError(
-            f"{path}: {name!r} has the dtype {dtype_name}; supported are {', '.join(_DTYPES)}. "
+            f"{path}: {name!r} has the dtype {dtype_name}; supported are {', '.join(DTYPES)}. "
             "Use a checkpoint that is not quantized."
         )
-    dtype = _DTYPES[dtype_name]
+    dtype = DTYPES[dtype_name]
     check_shape(path, name, shape)
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise SourceError(
@@ -239,7 +253,7 @@ def _entry(path: epath.Path, name: str, fields: object, data_start: int, size: i
             f"{path}: the file is truncated: it has {size} bytes and {name!r} would end at {data_start + end}. "
             "Copy or download it again."
         )
-    read = functools.partial(_load, path, data_start + begin, end - begin, shape, dtype)
+    read = functools.partial(_read, path, data_start + begin, end - begin, shape, dtype)
     return begin, end, TensorEntry(shape, dtype, read)
 
 
@@ -255,8 +269,11 @@ def _numbers(fields: object) -> tuple[tuple[int, ...], int, int] | None:
     return tuple(shape), *offsets
 
 
-def _load(path: epath.Path, offset: int, num_bytes: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    return read_span(path, offset, num_bytes).view(dtype).reshape(shape)
+def _read(
+    path: epath.Path, offset: int, num_bytes: int, shape: tuple[int, ...], dtype: np.dtype, start: int, stop: int
+) -> np.ndarray:
+    content = read_rows(path, offset, num_bytes, shape, start, stop).view(dtype)
+    return content.reshape(stop - start, *shape[1:]) if shape else content.reshape(())
 
 
 def _missing_weights(directory: epath.Path) -> str:

@@ -186,7 +186,7 @@ def _is_targeted(tensor: str, config: dict) -> bool:
     module = re.split(r"\.(?:lora_|base_layer\.)", tensor, maxsplit=1)[0]
     if any(f".{module}.".endswith(f".{target.rpartition('.')[0]}.") for target in parameters):
         return True
-    if config.get("ensure_weight_tying") and module in ("lm_head", "embed_out"):
+    if config.get("ensure_weight_tying") and module.rpartition(".")[2] in ("lm_head", "embed_out"):
         return True  # it comes with the embedding
     if targets == "all-linear":
         return True

@@ -5,7 +5,7 @@ import hashlib
 import json
 from urllib.parse import parse_qsl
 
-from sft_jax.sources.tensors import SourceError
+from sft_jax.sources.tensors import SourceError, is_whole
 
 PREFIX = "random:"
 
@@ -53,6 +53,16 @@ def _value(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def overridden(config: dict, overrides: dict[str, object]) -> dict:
+    """A config.json with fields replaced; of fewer layers than it has, the types are those of the first."""
+    made, count = config | overrides, overrides.get("num_hidden_layers")
+    for field in ("layer_types", "mlp_layer_types"):
+        kinds = config.get(field)
+        if field not in overrides and isinstance(kinds, list) and is_whole(count, 1, len(kinds)):
+            made[field] = kinds[:count]
+    return made
 
 
 def fingerprint(config: dict, seed: int) -> str:

@@ -10,15 +10,12 @@ import json
 import math
 from collections.abc import Callable, Mapping
 
-import ml_dtypes
 import numpy as np
 from etils import epath
 
-DTYPE_NAMES = {
-    np.dtype(np.float32): "F32",
-    np.dtype(np.float16): "F16",
-    np.dtype(ml_dtypes.bfloat16): "BF16",
-}
+from sft_jax.sources.huggingface import DTYPES
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _METADATA = {"format": "pt"}  # transformers refuses files that do not say which framework's layout they have
 _ALIGNMENT = 8  # of the data, as the safetensors library has it
 
@@ -29,7 +26,7 @@ class PendingTensor:
 
     Attributes:
         shape: of the array.
-        dtype: float32, float16 or bfloat16.
+        dtype: one that is read too.
         make: makes the array; called once, when its turn comes.
     """
 
@@ -50,12 +47,14 @@ def write_safetensors(
 
     Args:
         path: the file; one that is there is replaced.
-        tensors: by name, in the order in which they are made and written.
+        tensors: by name. They are made and written in their order, those of large elements first, so that each begins
+            at a multiple of the size of its elements, as torch wants it.
         progress: told the bytes of each tensor after it is written.
 
     Raises:
         ValueError: a tensor is made of another shape or dtype than it was announced with.
     """
+    tensors = dict(sorted(tensors.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize))
     with path.open("wb") as file:
         file.write(_header(tensors))
         for name, pending in tensors.items():
@@ -66,6 +65,7 @@ def write_safetensors(
                     f"{np.dtype(pending.dtype)}{list(pending.shape)}"
                 )
             file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            del array  # before the next one is made
             progress(pending.num_bytes)
 
 
@@ -100,7 +100,7 @@ def _header(tensors: Mapping[str, PendingTensor]) -> bytes:
     entries, begin = {"__metadata__": _METADATA}, 0
     for name, pending in tensors.items():
         end = begin + pending.num_bytes
-        dtype = DTYPE_NAMES[np.dtype(pending.dtype)]
+        dtype = _DTYPE_NAMES[np.dtype(pending.dtype)]
         entries[name] = {"dtype": dtype, "shape": list(pending.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()

@@ -1,7 +1,7 @@
 """A tensor that is still in its file, and the error that every reader of this package raises.
 
-The readers of safetensors and GGUF files describe each tensor by a `TensorEntry`; the model layer loads them one at a
-time, and nothing is read before that.
+The readers of safetensors and GGUF files describe each tensor by a `TensorEntry`; the model layer reads them one at a
+time, each host some of the rows, and nothing is read before that.
 
 A header may be wrong or malicious: the sizes it states are compared with that of the file before memory is allocated.
 """
@@ -31,21 +31,27 @@ class TensorEntry:
     Attributes:
       shape: of the array that `load` returns.
       dtype: of the array that `load` returns (NumPy's, or `ml_dtypes.bfloat16`).
-      read: reads (and dequantizes) the tensor from its file.
+      read: reads (and dequantizes) the rows from the first number to before the second from its file, and nothing
+        else; rows lie along the first axis, and a scalar is one row.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[], np.ndarray] = dataclasses.field(repr=False)
+    read: Callable[[int, int], np.ndarray] = dataclasses.field(repr=False)
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def rows(self) -> int:
+        """Size of the first axis; 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
     def load(self) -> np.ndarray:
         """A new, writable array of `shape` and `dtype`. Nothing is cached. Raises SourceError."""
-        return self.read()
+        return self.read(0, self.rows)
 
 
 def is_whole(value: object, smallest: int = 0, largest: int = 2**63 - 1) -> bool:
@@ -100,6 +106,23 @@ def file_size(path: epath.Path) -> int:
     if stat.is_directory:
         raise SourceError(f"{path}: is a directory; expected a file.")
     return stat.length
+
+
+def read_rows(
+    path: epath.Path, offset: int, num_bytes: int, shape: tuple[int, ...], start: int, stop: int
+) -> np.ndarray:
+    """Some rows of a tensor as they are stored, uint8, one after the other. Raises SourceError if the file ends early.
+
+    Args:
+      path: the file.
+      offset: where in it the tensor begins, in bytes.
+      num_bytes: of the whole tensor.
+      shape: of the whole tensor.
+      start: number of the first row.
+      stop: number of the row after the last.
+    """
+    row_bytes = num_bytes // max(1, shape[0]) if shape else num_bytes
+    return read_span(path, offset + start * row_bytes, (stop - start) * row_bytes)
 
 
 def read_span(path: epath.Path, offset: int, num_bytes: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from sft_jax.sources.tensors import SourceError
 from sft_jax.sources.transformers_types import PreTrainedTokenizerFast
 
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_OF_PROCESSORS = "chat_template.json"  # {"chat_template": …}, as processors of multimodal models were saved
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
@@ -74,6 +75,8 @@ def _read_directory(directory: epath.Path) -> PreTrainedTokenizerFast:
             f"{directory}: transformers reads its tokenizer as {type(tokenizer).__name__}, which is written in Python "
             "and cannot tell where in the text a token lies. Save one with a tokenizer.json (`save_pretrained`)."
         )
+    if tokenizer.chat_template is None and (directory / _OF_PROCESSORS).exists():
+        tokenizer.chat_template = read_json(directory / _OF_PROCESSORS).get("chat_template")
     _check_templates(tokenizer.chat_template, directory)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

@@ -15,17 +15,18 @@ from sft_jax.data.reading import held_out_reading_of
 from sft_jax.options import Options, options_of
 from sft_jax.preparation.mixing import reader_of
 from sft_jax.runs.base import Base
-from sft_jax.sharding import make_mesh, shards_asked
+from sft_jax.runs.precision import with_dtypes
+from sft_jax.sharding import make_mesh, platform_of, shards_asked
 from sft_jax.sweeps.problems import Problems
 from sft_jax.sweeps.runs import SweepRun
 from sft_jax.sweeps.shared import Shared
 from sft_jax.training.durations import run_steps
 from sft_jax.training.initial_adapter import open_initial_adapter
-from sft_jax.training.memory import StepProgram, step_program
-from sft_jax.training.setup import make_model, sequences_at_once
+from sft_jax.training.memory import StepProgram, batch_sizes, step_program
+from sft_jax.training.setup import sequences_at_once, trained_decoder
 from sft_jax.training.trained_parameters import check_trained
 
-_ANY_PLATFORM = "cpu"  # by which only execution is chosen
+_ANY_PLATFORM = "cpu"  # by which only dtypes and execution are chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,8 @@ def check_inputs(runs: Sequence[SweepRun], shared: Shared) -> None:
     problems, looked_at = Problems(), set()
     for number, run in enumerate(runs, start=1):
         try:
-            options, base = _opened(run.config, shared)
-            make_model(options, base.decoder, _ANY_PLATFORM, base.new_token_ids)
+            options, base = _opened(run.config, shared, _ANY_PLATFORM)
+            trained_decoder(options, base.decoder)
             sequences_at_once(options, shards_asked(options.mesh, devices=1))
             data = options.data
             if repr(data) not in looked_at:
@@ -87,9 +88,10 @@ def prepare(
     problems, prepared = Problems(), []
     for number, run in enumerate(runs, start=1):
         try:
-            options, base = _opened(run.config, shared)
+            mesh = make_mesh(run.config.mesh.to_dict(), devices)
+            options, base = _opened(run.config, shared, platform_of(mesh))
             data = shared.data(options, len(devices), console)
-            program = step_program(options, base, data, make_mesh(options.mesh, devices))
+            program = step_program(options, base.decoder, batch_sizes(data), mesh, base.new_token_ids)
             prepared.append(PreparedRun(run, program, run_steps(options.duration, data.plan)))
         except (ValueError, OSError) as error:
             problems.add(number, error)
@@ -97,8 +99,9 @@ def prepare(
     return prepared
 
 
-def _opened(config: ConfigDict, shared: Shared) -> tuple[Options, Base]:
+def _opened(config: ConfigDict, shared: Shared, platform: str) -> tuple[Options, Base]:
     """The options of a run, with what an adapter to begin with says of itself, and its base."""
+    config = with_dtypes(config, platform)
     options = options_of(config)
     base = shared.base(options.model)
     initial = open_initial_adapter(options.adapter, base)

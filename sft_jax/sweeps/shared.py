@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from sft_jax.models.config import LayerLayout
 from sft_jax.options import ModelOptions, Options
 from sft_jax.preparation.run_data import Data
 from sft_jax.runs.base import Base, base_of
@@ -78,7 +77,7 @@ class _KeptWeights:
         self._asked: tuple | None = None
         self._kept: Tree = None
 
-    def __call__(self, layout: LayerLayout, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
+    def __call__(self, layout: str, dtype: str, mesh: Mesh, quantized: str = "none") -> Tree:
         asked = (layout, dtype, mesh, quantized)
         if asked == self._asked:
             return jax.tree.map(lambda kept: jax.device_put(*kept), self._kept, is_leaf=_is_kept)

@@ -35,6 +35,7 @@ class RunStatus:
         started: when the latest attempt was, in ISO 8601 with seconds.
         ended: when it ended; None while it runs.
         error: why it failed.
+        lost: how often, since it was submitted, one of its processes died and it went back into a queue.
     """
 
     state: State = "waiting"
@@ -45,10 +46,12 @@ class RunStatus:
     started: str | None = None
     ended: str | None = None
     error: str | None = None
+    lost: int = 0
 
     def begun(self, launcher: Launcher) -> "RunStatus":
         """The status of the next attempt, in this process."""
-        return RunStatus("running", self.attempts + 1, os.getpid(), socket.gethostname(), launcher, now())
+        here = (os.getpid(), socket.gethostname())
+        return RunStatus("running", self.attempts + 1, *here, launcher, now(), lost=self.lost)
 
     def ended_as(self, state: State, error: str | None = None) -> "RunStatus":
         """The status of this attempt at its end."""

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from sft_jax.models.config import DecoderConfig, LayerLayout
+from sft_jax.models.config import DecoderConfig
 from sft_jax.options import Options
 from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import weight_shapes
@@ -26,7 +26,7 @@ Tree = Any
 _GIVEN = ("trained", "frozen", "hyper", "seed", "base")
 
 
-def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout: LayerLayout) -> TrainState:
+def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout: str) -> TrainState:
     """Shapes, dtypes and shardings of the whole train state.
 
     Args:

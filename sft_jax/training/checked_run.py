@@ -13,11 +13,13 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.options import Options, options_of
 from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.base import Base, base_of
+from sft_jax.runs.precision import with_dtypes
 from sft_jax.sharding import make_mesh, platform_of
 from sft_jax.training.checks import check_config
 from sft_jax.training.initial_adapter import InitialAdapter, open_initial_adapter
 from sft_jax.training.setup import make_model, step_settings
 from sft_jax.training.step import StepSettings
+from sft_jax.training.step_memory import common_device_bytes
 from sft_jax.training.trained_parameters import check_trained
 
 
@@ -26,7 +28,8 @@ class CheckedRun:
     """A config whose parts fit together.
 
     Attributes:
-        config: as it was given, with what an adapter to begin with brings and the date that templates are told.
+        config: as it was given, with dtypes in the place of `auto`, what an adapter to begin with brings, and the date
+            that templates are told.
         options: the same, as dataclasses.
         devices: of the run.
         mesh: of these devices.
@@ -60,17 +63,19 @@ def check_run(
     Raises:
         ValueError: they do not; names the flag.
     """
+    memory = common_device_bytes(devices)
     with agreed():  # what one process refuses, all refuse
         check_config(config)
+        mesh = make_mesh(options_of(config).mesh, devices)
+        config = with_dtypes(config, platform_of(mesh), workdirs.config_there(workdir))
         options = options_of(config)
-        mesh = make_mesh(options.mesh, devices)
         settings = step_settings(options, mesh)
         base = base_of(options.model) if base is None else base
         initial = open_initial_adapter(options.adapter, base)
         if initial is not None:  # it brings options of its own
             config = initial.in_config(config)
             options = options_of(config)
-        model = make_model(options, base.decoder, platform_of(mesh), base.new_token_ids)
+        model = make_model(options, base.decoder, mesh, base.new_token_ids, memory=memory)
         check_trained(options, base.decoder)
     config = workdirs.with_date(workdir, config)
     return CheckedRun(config, options_of(config), devices, mesh, settings, base, initial, model)

@@ -26,7 +26,7 @@ from sft_jax.models.adapters import METHODS
 from sft_jax.models.config import ATTENTION_BACKENDS, FLOAT_DTYPES, REMAT_POLICIES
 from sft_jax.models.quantization import KINDS
 from sft_jax.models.vocabulary import problems_of
-from sft_jax.objectives import OBJECTIVES
+from sft_jax.objectives import KNOWN
 from sft_jax.options import Options, options_of
 from sft_jax.preparation.mixing import malformed_sources, problems_in_mixture
 from sft_jax.preparation.retrieved import problems_in_retrieval
@@ -34,9 +34,10 @@ from sft_jax.retrieval import METHODS as METHODS_OF_SEARCH
 from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import trains_all_weights
 from sft_jax.runs.saved_config import known_fields, unknown_fields
-from sft_jax.runs.workdir import flatten
+from sft_jax.runs.workdir import AUTO, flatten
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import SCHEDULES
+from sft_jax.training.pair_checks import problems_of_pairs, unread_objective_options
 from sft_jax.training.update_rules import RULES, unread_options
 
 Check = tuple[Callable[[Any], bool], str]
@@ -96,11 +97,15 @@ CHECKS: dict[str, Check] = {
     **{f"data.masking.{name}": _one_of(*known) for name, known in masking.CHOICES.items()},
     "batch.sequences": _at_least(1),
     "batch.micro_batches": _at_least(1),
-    "objective.name": _known(OBJECTIVES),
+    "objective.name": _known(KNOWN),
     "objective.normalize": _one_of(*NORMALIZE),
     "objective.label_smoothing": _BELOW_ONE,
     "objective.z_loss": _at_least(0),
     "objective.kl_to_base": _at_least(0),
+    "objective.beta": _ABOVE_ZERO,
+    "objective.margin": _at_least(0),
+    "objective.tail_weight": _SHARE,
+    "objective.sft_weight": _at_least(0),
     "objective.neftune_alpha": _at_least(0),
     "objective.positions": _one_of("supervised", "all"),
     "objective.head_chunk_tokens": _at_least(0),
@@ -125,13 +130,20 @@ CHECKS: dict[str, Check] = {
     "optimizer.max_skipped_in_a_row": _at_least(1),
     "ema.decay": _BELOW_ONE,
     "precision.params": _one_of(*_COMPUTE_DTYPES),
-    "precision.frozen": _one_of(*FLOAT_DTYPES),
+    "precision.frozen": _one_of(AUTO, *FLOAT_DTYPES),
     "precision.quantized": _one_of(*KINDS),
     "precision.matmul": _one_of(*_COMPUTE_DTYPES),
-    "precision.activations": _one_of(*_COMPUTE_DTYPES),
-    "execution.layer_layout": _one_of("auto", "scan", "unrolled"),
-    "execution.remat": _one_of("auto", *REMAT_POLICIES),
-    "execution.attention": _one_of(*ATTENTION_BACKENDS),
+    "precision.activations": _one_of(AUTO, *_COMPUTE_DTYPES),
+    "precision.gradients": _one_of(*_COMPUTE_DTYPES),
+    "execution.layer_layout": _one_of(AUTO, "scan", "unrolled"),
+    "execution.remat": (
+        lambda value: value in (AUTO, *REMAT_POLICIES),
+        f"must be one of {', '.join([AUTO, *REMAT_POLICIES])} (dots, dots_no_batch: now products)",
+    ),
+    "execution.attention": (
+        lambda value: value in (AUTO, *ATTENTION_BACKENDS),
+        f"must be one of {', '.join([AUTO, *ATTENTION_BACKENDS])} (whole: now reference)",
+    ),
     "evaluation.patience": _at_least(0),
     "evaluation.batch_sequences": _at_least(1),
     "evaluation.samples": _at_least(0),
@@ -282,6 +294,16 @@ def _params_dtype(options: Options) -> list[str]:
     ]
 
 
+def _gradients_dtype(options: Options) -> list[str]:
+    precision = options.precision
+    if precision.gradients == "float32" or precision.matmul != "float32":
+        return []
+    return [
+        f"--config.precision.gradients={precision.gradients} rounds what products in float32 were asked for to give "
+        "exactly; leave it at float32, or give --config.precision.matmul=bfloat16"
+    ]
+
+
 def _cleaning(options: Options) -> list[str]:
     return cleaning.problems_of(options.data.cleaning)
 
@@ -371,6 +393,7 @@ def _reading(options: Options) -> list[str]:
 UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
     _unread_optimizer_options,
     _unread_adapter_options,
+    unread_objective_options,
     _unread_final_share,
     _unread_frozen,
     _unread_in_contents,
@@ -381,10 +404,12 @@ TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _schedule_free,
     _ema,
     _patience,
+    problems_of_pairs,
     _groups,
     _trained_weights,
     _quantized,
     _params_dtype,
+    _gradients_dtype,
     _cleaning,
     _new_tokens,
     _held_out_split,

@@ -6,7 +6,6 @@ after the first few steps, and at the end: a run in which nothing moves is stopp
 named.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Int32
 
+from sft_jax.models.layouts import is_stacked, numbers_of
 from sft_jax.models.variables import canonical_path
 from sft_jax.options import OptimizerOptions
 from sft_jax.training.groups import group_of, parse_groups
@@ -26,7 +26,6 @@ Part = tuple[str, int | None]  # canonical path, and the layer where it lies in 
 
 LOOK_AFTER = 5  # good steps; `a` of LoRA has no gradient at the first, since `b` is 0
 _SHOWN = 10  # arrays that a message names
-_LAYER = re.compile(r"/layers_(\d+)/")
 
 
 class NoEffectError(RuntimeError):
@@ -41,16 +40,19 @@ def squares(tree: Tree) -> dict[str, Array]:
     Args:
         tree: like the trained parameters.
     """
-    found: dict[str, list[tuple[int, Array]]] = {}
+    found: dict[str, list[tuple[list[int], Array]]] = {}
     for path, leaf in flatten_dict(tree, sep="/").items():
-        own = _LAYER.search(f"/{path}")
-        axes = tuple(range(1 if _is_stacked(path) else 0, leaf.ndim))
+        axes = tuple(range(1 if is_stacked(path) else 0, leaf.ndim))
         square = jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=axes).reshape(-1)
-        found.setdefault(canonical_path(path), []).append((int(own[1]) if own else 0, square))
-    return {
-        name: jnp.concatenate([square for _, square in sorted(found[name], key=lambda pair: pair[0])])
-        for name in sorted(found)
-    }
+        found.setdefault(canonical_path(path), []).append((_layers_of(path, leaf.shape), square))
+    return {name: _in_order(found[name]) for name in sorted(found)}
+
+
+def _in_order(of_layers: Sequence[tuple[list[int], Array]]) -> Array:
+    """One array of (layers, an entry for each), in the order of the layers."""
+    together = jnp.concatenate([entries for _, entries in of_layers])
+    numbers = [number for layers, _ in of_layers for number in layers]
+    return together if numbers == sorted(numbers) else together[np.argsort(numbers)]
 
 
 def parts(tree: Tree) -> list[Part]:
@@ -58,16 +60,17 @@ def parts(tree: Tree) -> list[Part]:
     found: set[tuple[str, int]] = set()
     in_layers: set[str] = set()
     for path, leaf in flatten_dict(tree, sep="/").items():
-        name, own = canonical_path(path), _LAYER.search(f"/{path}")
-        if own or _is_stacked(path):
+        name = canonical_path(path)
+        if numbers_of(path, 1) is not None:
             in_layers.add(name)
-        layers = range(leaf.shape[0]) if _is_stacked(path) else [int(own[1]) if own else 0]
-        found |= {(name, layer) for layer in layers}
+        found |= {(name, layer) for layer in _layers_of(path, leaf.shape)}
     return [(name, layer if name in in_layers else None) for name, layer in sorted(found)]
 
 
-def _is_stacked(path: str) -> bool:
-    return "/layers/" in path
+def _layers_of(path: str, shape: tuple[int, ...]) -> list[int]:
+    """Those that an array is of; of what is outside of layers [0]."""
+    numbers = numbers_of(path, shape[0] if shape else 1)
+    return [0] if numbers is None else list(numbers)
 
 
 def no_counts(trained: Tree) -> dict[str, Int32[Array, "parts"]]:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
+from sft_jax.models.layouts import is_stacked
 from sft_jax.models.variables import matrix_axes
 from sft_jax.sharding import path_string
 
@@ -86,8 +87,8 @@ def scale_by_adam(
                 return direction, mu, mu_scale, nu, nu_scale
             arrays = (gradient, mu, mu_scale, nu, nu_scale)
             # One layer of a stack at a time: what is in float32 meanwhile is a layer's, not the model's.
-            stacked = "/layers/" in path_string(path)
-            return jax.lax.map(lambda layer: in_codes(*layer), arrays) if stacked else in_codes(*arrays)
+            by_layer = is_stacked(path_string(path))
+            return jax.lax.map(lambda layer: in_codes(*layer), arrays) if by_layer else in_codes(*arrays)
 
         direction, *moments = _unzip(updates, one, state.mu, state.mu_scale, state.nu, state.nu_scale)
         return direction, EightBitAdamState(count, *moments)

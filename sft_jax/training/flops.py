@@ -1,22 +1,6 @@
-"""Arithmetic of a step, and peak rates of known devices, for model FLOPs utilisation (MFU)."""
+"""Arithmetic that a step needs, for model FLOPs utilisation (MFU)."""
 
 from sft_jax.models.config import DecoderConfig
-
-# Dense bf16 FLOP/s of one device, by jax's device_kind, from the makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def train_flops(
@@ -32,7 +16,7 @@ def train_flops(
 
     Forward and input gradient cost 2 operations each per weight and token; the weight gradient 2 more where the weights
     are trained. Attention is counted over the full length of a sequence, without the causal half (PaLM, Chowdhery et
-    al. 2022).
+    al. 2022), and the delta rule as it is token by token.
 
     Args:
         config: the decoder.
@@ -44,11 +28,13 @@ def train_flops(
     """
     layers, head = config.matmul_params()
     passes = (6 if train_weights else 4) + (2 if base_pass else 0)
-    attention = (16 if base_pass else 12) * config.num_layers * config.num_heads * config.head_dim * sequence_length
-    return passes * (layers * tokens + head * targets) + attention * tokens
+    kinds = (config.of_layer(number) for number in range(config.num_layers))
+    mixing = (4 if base_pass else 3) * sum(_mixing_flops(kind, sequence_length) for kind in kinds)
+    return passes * (layers * tokens + head * targets) + mixing * tokens
 
 
-def peak_flops(device_kind: str, devices: int) -> float | None:
-    """Peak FLOP/s of `devices` devices; None where the kind is not known."""
-    peak = PEAK_FLOPS.get(device_kind)
-    return None if peak is None else peak * devices
+def _mixing_flops(kind: DecoderConfig, sequence_length: int) -> int:
+    """Of a token in the forward pass of a layer, between its projections: of scores, or of the update of a state."""
+    if kind.mixer == "delta":
+        return 6 * kind.delta_value_heads * kind.delta_key_dim * kind.delta_value_dim  # it is read twice, and written
+    return 2 * kind.num_heads * (kind.head_dim + kind.value_width) * sequence_length

@@ -18,7 +18,7 @@ class Group:
     Attributes:
         pattern: regular expression that a canonical path matches from its start to its end.
         learning_rate_factor: their learning rate as a multiple of the run's.
-        weight_decay: theirs, norms and biases included; None leaves that of the run.
+        weight_decay: theirs, norms, biases and sinks included; None leaves that of the run.
     """
 
     pattern: str

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sft_jax.data.batches import held_out_batches, held_out_bins, slices_if_several
-from sft_jax.data.conversations import Chat
+from sft_jax.data.conversations import Chat, Preference
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.dispatch import one_late
 from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Prepared, Sampler, prepare, problem_of_prompt
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import variables
-from sft_jax.objectives import Settings, get_objective
+from sft_jax.objectives import PreferenceSettings, Settings, compares_pairs, get_objective
+from sft_jax.objectives.head import chunk_of
 from sft_jax.objectives.kl import KL_TO_BASE
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.options import EvaluationOptions, ObjectiveOptions, Options, WeightOptions
@@ -41,11 +44,12 @@ def mean_metrics(
 ) -> dict[str, float]:
     """Each metric as its sum over its count, over all batches; sums are added up in float64 on the host.
 
-    Where the step measures slices apart, `groups` are their names.
+    The devices do not wait for the host between batches (`one_late`). Where the step measures slices apart, `groups`
+    are their names.
     """
     totals: dict[str, np.ndarray] = {}
-    for batch in batches:
-        for name, pair in jax.device_get(step(state, put_batch(batch, mesh))).items():
+    for metrics in one_late(step(state, put_batch(batch, mesh)) for batch in batches):
+        for name, pair in jax.device_get(metrics).items():
             totals[name] = totals.get(name, 0.0) + np.array(pair, np.float64)
     sums_and_counts = totals.pop(LOSS_BY_SLICE, None)
     by_group = None if sums_and_counts is None else tuple(sums_and_counts)
@@ -65,10 +69,9 @@ def held_out_metrics(
 
     Where they have groups, the loss of each is `held_out/loss/<group>`.
 
-    `progress` is called with (batches done, batches in all).
+    `progress` is called with (batches dispatched, batches in all).
     """
-    shards = data_shards(mesh)
-    batch_sequences = -(-options.evaluation.batch_sequences // shards) * shards
+    batch_sequences = _sequences_at_once(options.evaluation, mesh) * data_shards(mesh)
     sizes = (data.held_out, options.data.sequence_length, data.held_out_targets)
     how = {"packing": options.data.packing, "max_examples_per_sequence": options.data.max_examples_per_sequence}
     batches = held_out_batches(
@@ -83,6 +86,26 @@ def held_out_metrics(
         batches = _counted(batches, -(-len(bins) // batch_sequences), progress)
     means = mean_metrics(step, state, batches, mesh, data.held_out.groups.names)
     return {f"held_out/{name}": value for name, value in means.items()}
+
+
+def _sequences_at_once(options: EvaluationOptions, mesh: Mesh) -> int:
+    """The sequences of a batch on a device."""
+    return -(-options.batch_sequences // data_shards(mesh))
+
+
+def held_out_settings(options: Options, settings: StepSettings, data: Data, mesh: Mesh) -> StepSettings:
+    """The settings of the evaluation step: the head's chunks are those of its own batches, groups are measured apart.
+
+    Args:
+        options: of the run.
+        settings: of the train step.
+        data: of the run.
+        mesh: on which it runs.
+    """
+    groups = slices_if_several(data.held_out.groups) if data.held_out is not None else None
+    at_once = _sequences_at_once(options.evaluation, mesh)
+    chunk = chunk_of(options.objective.head_chunk_tokens, at_once)
+    return dataclasses.replace(settings, head_chunk=chunk, slices=len(groups.names) if groups else 0)
 
 
 def check_best_metric(options: Options, data: Data, vocab_size: int, evaluators: Collection[str] = ()) -> None:
@@ -136,6 +159,8 @@ def _held_out_names(options: ObjectiveOptions, data: Data, vocab_size: int) -> s
 
 def names_by_objective(options: ObjectiveOptions, vocab_size: int = 2) -> set[str]:
     """What `held_out_metrics` measures of held-out rows, whichever they are; of rows in groups the loss of each too."""
+    if compares_pairs(options.name):
+        return {f"held_out/{name}" for name in _preference_metrics(options)}
     settings = Settings(options.label_smoothing or None, options.z_loss or None)
     objective = functools.partial(get_objective(options.name), settings=settings)
     shapes = [
@@ -144,6 +169,13 @@ def names_by_objective(options: ObjectiveOptions, vocab_size: int = 2) -> set[st
     ]
     of_base = {KL_TO_BASE} if options.kl_to_base else set()
     return {f"held_out/{name}" for name in {*jax.eval_shape(objective, *shapes), *of_base}}
+
+
+def _preference_metrics(options: ObjectiveOptions) -> set[str]:
+    slots, branches = jax.ShapeDtypeStruct((1, 2), "float32"), jax.ShapeDtypeStruct((1, 2), "int32")
+    settings = PreferenceSettings(options.beta, label_smoothing=options.label_smoothing)
+    objective = functools.partial(get_objective(options.name), settings=settings)
+    return set(jax.eval_shape(objective, slots, slots, slots, branches))
 
 
 def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int], None]) -> Iterator[dict]:
@@ -161,7 +193,8 @@ class Samples:
 
     def __init__(self, decoder: DecoderConfig, data: Data, options: EvaluationOptions):
         """Chooses the prompts."""
-        records = [record for record in data.held_out_records if last_answer(record)][: options.samples]
+        answered = map(_with_chosen, data.held_out_records)
+        records = list(itertools.islice((record for record in answered if last_answer(record)), options.samples))
         self.count = len(records)
         self._pairs = [split_prompt(record, data.renderer) for record in records]
         # An example that is cut to fit into a sequence has a prompt that is not.
@@ -196,6 +229,14 @@ def split_prompt(record: Record, renderer: ConversationRenderer) -> tuple[np.nda
     ids = renderer.render_prompt(before, record.example.tools)
     reference = renderer.answer_text(record.conversation[: last + 1], record.example.tools)
     return ids, before[-1].content if before else "", reference
+
+
+def _with_chosen(record: Record) -> Record:
+    """The record; of a pair of answers, the conversation of its prompt and the chosen one."""
+    pair = record.example
+    if not isinstance(pair, Preference):
+        return record
+    return dataclasses.replace(record, example=Chat(pair.prompt + pair.chosen, pair.tools))
 
 
 def last_answer(record: Record) -> int:
@@ -265,12 +306,11 @@ def compile_evaluation(
         tasks: of the config.
 
     Returns:
-        (state, progress, step) -> (scalars, texts) by name; `progress` is called with (batches done, batches in all),
-        tasks are measured where a step is given.
+        (state, progress, step) -> (scalars, texts) by name; `progress` is called with (batches dispatched, batches in
+        all), tasks are measured where a step is given.
     """
     model = in_use(model)
-    groups = slices_if_several(data.held_out.groups) if data.held_out is not None else None
-    settings = dataclasses.replace(settings, slices=len(groups.names) if groups else 0)
+    settings = held_out_settings(options, settings, data, mesh)
     measured, eval_step = compile_for_evaluation(options, state), compile_eval_step(model, settings, state, mesh)
     samples = Samples(model.config, data, options.evaluation)
 

@@ -8,7 +8,6 @@ import ml_collections
 from jax.sharding import Mesh
 
 from sft_jax.models import adapters
-from sft_jax.models.config import LayerLayout
 from sft_jax.models.peft_loading import LoadedAdapter, load_peft_adapter
 from sft_jax.options import AdapterOptions
 from sft_jax.runs.base import Base
@@ -67,7 +66,7 @@ class InitialAdapter:
             "targets": tuple(sorted(ranks)),
         }
 
-    def placed(self, params: Tree, layout: LayerLayout, mesh: Mesh) -> Tree:
+    def placed(self, params: Tree, layout: str, mesh: Mesh) -> Tree:
         """The adapters on their devices, float32, in a layer layout.
 
         Args:
@@ -82,7 +81,7 @@ class InitialAdapter:
         return place_adapters(self.loaded, layout, mesh)
 
 
-def place_adapters(loaded: LoadedAdapter, layout: LayerLayout, mesh: Mesh) -> Tree:
+def place_adapters(loaded: LoadedAdapter, layout: str, mesh: Mesh) -> Tree:
     """The arrays of an adapter on their devices."""
     arrays = loaded.in_layout(layout)
     shardings = shardings_of({adapters.COLLECTION: arrays}, mesh)[adapters.COLLECTION]
@@ -104,9 +103,8 @@ def open_initial_adapter(options: AdapterOptions, base: Base) -> InitialAdapter 
             "give --config=configs/sft.py:lora"
         )
     adapter = open_peft_adapter(options.initial)
-    return InitialAdapter(
-        adapter.location, adapter.fingerprint, load_peft_adapter(adapter, base.hf_config, base.decoder)
-    )
+    loaded = load_peft_adapter(adapter, base.hf_config, base.decoder, base.wrapper)
+    return InitialAdapter(adapter.location, adapter.fingerprint, loaded)
 
 
 def _same(one: Any, other: Any) -> bool:

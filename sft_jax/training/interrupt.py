@@ -12,6 +12,8 @@ from types import FrameType, TracebackType
 import jax
 from jax.experimental import multihost_utils
 
+from sft_jax import leaving
+
 
 class StopRequest:
     """A context in which signals are noted instead of obeyed. Use it in the main thread; elsewhere it does nothing."""
@@ -25,6 +27,8 @@ class StopRequest:
             # A handler of ours would replace jax's.
             numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
             self._before = {number: signal.signal(number, self._note) for number in numbers}
+            if (earlier := leaving.came()) is not None:
+                self._note(earlier, None)
         return self
 
     def __exit__(

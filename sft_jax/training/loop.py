@@ -23,6 +23,7 @@ from sft_jax.runs.base import Base
 from sft_jax.sharding import put_batch
 from sft_jax.training.checked_run import check_run
 from sft_jax.training.ending import RunResult
+from sft_jax.training.gradient_check import check_micro_batches
 from sft_jax.training.held_out import Evaluator
 from sft_jax.training.interrupt import StopRequest
 from sft_jax.training.profiler import Profiler
@@ -60,6 +61,7 @@ def run(
         ValueError: bad config or bad data; names the flag, or the file and row. Or `data` or `base` was made of
             another config.
         DataFindingsError: data with findings that `config.data.fail_on` does not let through.
+        WrongGradientError: on these devices gradients of micro-batches do not add up.
         DivergedError: too many steps in a row without a finite loss and gradient.
         NoEffectError: the steps change nothing.
         OtherProcessError: one of several processes refused what this one would not have.
@@ -85,10 +87,16 @@ def run(
             return trial.found_over()
         if not trial.is_over and stop_after is not None and trial.step >= stop_after:
             return trial.paused()
-        trial.describe_start()
+        trial.describe_start(model)
+
+        # ---- Check: gradients add up on these devices --------------------------------------------------------------
+        check_micro_batches(options, checked.base, model, checked.settings, mesh)
 
         # ---- State: weights, adapters and moments on their devices -------------------------------------------------
         state = init_state(options, checked.base, model, mesh, trial.hyper, checked.initial)
+
+        # ---- Reference: of objectives that compare the policy with what the run begins with ------------------------
+        trial.take_reference(state)
 
         # ---- Compile -----------------------------------------------------------------------------------------------
         train_settings = dataclasses.replace(checked.settings, slices=len(trial.data.plan.sources))

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sft_jax.data.batches import assemble, slices_if_several
+from sft_jax.data.batches import empty_batch
+from sft_jax.models.config import DecoderConfig
+from sft_jax.models.decoder import Decoder
+from sft_jax.objectives import compares_pairs, has_reference
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data
-from sft_jax.runs.base import Base
-from sft_jax.sharding import batch_sharding, platform_of
+from sft_jax.sharding import batch_sharding, dealt_batch
 from sft_jax.training.abstract import abstract_state
 from sft_jax.training.programs import Signature, signature_of
 from sft_jax.training.setup import make_model, step_settings
@@ -30,6 +32,7 @@ class StepProgram:
         state: shapes of what it is given.
         batch: likewise.
         mesh: on which it runs.
+        model: the decoder that it trains.
     """
 
     step: Step
@@ -37,45 +40,72 @@ class StepProgram:
     state: Tree = dataclasses.field(compare=False)
     batch: Tree = dataclasses.field(compare=False)
     mesh: Mesh = dataclasses.field(compare=False)
+    model: Decoder = dataclasses.field(compare=False)
 
     def memory(self) -> int:
         """Bytes that the compiled step needs of each device, state and batch included; compiles it."""
+        return step_bytes(self.lowered().compile().memory_analysis())
+
+    def lowered(self) -> jax.stages.Lowered:
+        """The program, for the compiler of the mesh's devices."""
         with jax.set_mesh(self.mesh):
-            return step_bytes(self.step.lower(self.state, self.batch).compile().memory_analysis())
+            return self.step.lower(self.state, self.batch)
 
 
-def step_program(options: Options, base: Base, data: Data, mesh: Mesh) -> StepProgram:
+@dataclasses.dataclass(frozen=True)
+class BatchSizes:
+    """What of the data the program of a step depends on.
+
+    Attributes:
+        sequence_length: tokens S of a sequence.
+        sequence_targets: its slots P for targets.
+        slices: of the data, whose loss is measured apart; 0 for none.
+    """
+
+    sequence_length: int
+    sequence_targets: int
+    slices: int = 0
+
+
+def batch_sizes(data: Data) -> BatchSizes:
+    """Those of a run's batches."""
+    return BatchSizes(data.plan.sequence_length, data.plan.sequence_targets, len(data.plan.sources))
+
+
+def step_program(
+    options: Options, decoder: DecoderConfig, sizes: BatchSizes, mesh: Mesh, new_token_ids: range = range(0)
+) -> StepProgram:
     """The train step of a run.
 
     Args:
         options: of the run, with what an adapter to begin with says of itself.
-        base: of its model.
-        data: of its data.
-        mesh: on which it would run.
+        decoder: of the base, with the embeddings of its new tokens.
+        sizes: of its batches.
+        mesh: on which it would run; its devices need not be there.
+        new_token_ids: ids of the new tokens.
 
     Raises:
         ValueError: adapters have no place in this model, or sequences, micro-batches and mesh do not divide.
     """
-    model = make_model(options, base.decoder, platform_of(mesh), base.new_token_ids)
-    settings = dataclasses.replace(step_settings(options, mesh), slices=len(data.plan.sources))
-    state = abstract_state(options, base.decoder, mesh, model.execution.layer_layout)
-    batch = _abstract_batch(options, data, mesh)
-    return StepProgram(compile_train_step(model, settings, state, mesh), signature_of(batch), state, batch, mesh)
+    model = make_model(options, decoder, mesh, new_token_ids)
+    settings = dataclasses.replace(step_settings(options, mesh), slices=sizes.slices)
+    state = abstract_state(options, decoder, mesh, model.layout)
+    batch = _abstract_batch(options, sizes, mesh)
+    step = compile_train_step(model, settings, state, mesh)
+    return StepProgram(step, signature_of(batch), state, batch, mesh, model)
 
 
-def _abstract_batch(options: Options, data: Data, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract_batch(options: Options, sizes: BatchSizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the global batch."""
-    plan, sharding = data.plan, batch_sharding(mesh)
-    sequence = assemble(
-        data.examples,
-        [np.zeros(0, np.int64)],  # a sequence of padding
-        sequence_length=plan.sequence_length,
-        sequence_targets=plan.sequence_targets,
-        slices=slices_if_several(data.examples.sources),
-    )
+    sharding, pairs = batch_sharding(mesh), compares_pairs(options.objective.name)
+    # As for the data of a run (`run_data`): with as many slots as tokens each token would have its own.
+    slots = sizes.sequence_targets + (pairs and sizes.sequence_targets == sizes.sequence_length)
+    one = empty_batch(1, sizes.sequence_length, slots, with_slices=sizes.slices > 0, with_branches=pairs)
+    if has_reference(options.objective.name):
+        one["reference"] = np.zeros((1, slots), np.float32)
     return {
         name: jax.ShapeDtypeStruct((options.batch.sequences, *array.shape[1:]), array.dtype, sharding=sharding)
-        for name, array in sequence.items()
+        for name, array in dealt_batch(one, mesh.shape["context"]).items()
     }
 
 

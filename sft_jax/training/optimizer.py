@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from sft_jax.objectives import compares_pairs
 from sft_jax.options import OptimizerOptions, Options
 from sft_jax.runs.adapting import adapter_hyperparameters
 from sft_jax.sharding import path_string
@@ -21,8 +22,9 @@ from sft_jax.training.update_rules import RULES, Hyperparameters
 
 Tree = Any
 
+PREFERENCE_NUMBERS = ("beta", "margin", "tail_weight", "sft_weight")  # beside label smoothing
 SCHEDULES = ("constant", "linear", "cosine")
-_NO_DECAY = re.compile(r"(scale|bias|magnitude)$")
+_NO_DECAY = re.compile(r"(scale|bias|sinks|magnitude|a_log)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,8 @@ def hyperparameters(options: Options, warmup_steps: int, total_steps: int) -> Hy
         "label_smoothing": options.objective.label_smoothing,
         "z_loss": options.objective.z_loss,
     }
+    if compares_pairs(options.objective.name):
+        values |= {name: getattr(options.objective, name) for name in PREFERENCE_NUMBERS}
     for index, group in enumerate(parse_groups(optimizer.groups)):
         values[f"group_{index}_learning_rate_factor"] = group.learning_rate_factor
         if group.weight_decay is not None:
@@ -116,7 +120,7 @@ def make_optimizer(
 def _descend(patterns: tuple[str, ...], hyper: Hyperparameters, rate: Float[Array, ""]) -> optax.GradientTransformation:
     """From a direction to the change of the parameters: -rate (direction + decay parameter), by group.
 
-    Norms and biases do not decay, unless their group says so.
+    Norms, biases and sinks do not decay, unless their group says so.
     """
 
     def change(path: tuple, direction: Array, param: Array) -> Array:

@@ -11,6 +11,7 @@ from etils import epath
 
 from sft_jax.agreement import agreed
 from sft_jax.data.plan import PackPlan
+from sft_jax.hardware import peak_flops
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.options import Options
@@ -19,7 +20,7 @@ from sft_jax.progress import figures
 from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import trains_all_weights
 from sft_jax.runs.metric_log import MetricLog
-from sft_jax.training.flops import peak_flops, train_flops
+from sft_jax.training.flops import train_flops
 from sft_jax.training.gap import LOSS_WEIGHT, Gap
 
 SKIPPED = "skipped_steps.jsonl"

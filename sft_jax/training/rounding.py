@@ -9,7 +9,6 @@ The random bits are a function of seed, step, name of the array, and number of t
 either layer layout, and after a resume.
 """
 
-import re
 import zlib
 from typing import Any
 
@@ -17,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float32, Key, UInt32
 
+from sft_jax.models.layouts import is_stacked, numbers_of
 from sft_jax.models.variables import canonical_path
 from sft_jax.sharding import path_string
 
 Tree = Any
 _STREAM = zlib.crc32(b"stochastic rounding")  # beside those of dropout and noise
-_LAYER, _STACKED = re.compile(r"(?:^|/)layers_(\d+)/"), re.compile(r"(?:^|/)layers/")
 _LOW_BITS = 16  # that float32 has and bfloat16 has not
 
 
@@ -51,11 +50,11 @@ def kept_like(new: Tree, old: Tree, key: Key[Array, ""]) -> Tree:
             return leaf.astype(like.dtype)
         name = path_string(path)
         own = jax.random.fold_in(key, zlib.crc32(canonical_path(name).encode()))
-        if _STACKED.search(name):
-            keys = jax.vmap(lambda layer: jax.random.fold_in(own, layer))(jnp.arange(leaf.shape[0]))
+        layers = numbers_of(name, leaf.shape[0] if leaf.ndim else 1)
+        if is_stacked(name):
+            keys = jax.vmap(lambda layer: jax.random.fold_in(own, layer))(jnp.asarray(layers))
             return jax.vmap(round_stochastically)(leaf, keys)
-        layer = _LAYER.search(name)
-        return round_stochastically(leaf, own if layer is None else jax.random.fold_in(own, int(layer[1])))
+        return round_stochastically(leaf, own if layers is None else jax.random.fold_in(own, layers[0]))
 
     return jax.tree_util.tree_map_with_path(one, new, old)
 

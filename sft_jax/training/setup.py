@@ -12,69 +12,164 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding
 
 from sft_jax.models import adapters
-from sft_jax.models.config import DecoderConfig, Execution, LayerLayout
+from sft_jax.models.attention.choice import backend_with_parents, choose_backend
+from sft_jax.models.config import DecoderConfig, Execution
+from sft_jax.models.context import check_length
 from sft_jax.models.decoder import Decoder
-from sft_jax.models.layouts import to_layout
+from sft_jax.models.layouts import resolved, to_layout
+from sft_jax.models.loading import cast
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.variables import canonical_path, merge, split
-from sft_jax.objectives import get_objective
-from sft_jax.options import AdapterOptions, Options
+from sft_jax.objectives import compares_pairs, get_objective
+from sft_jax.objectives.head import chunk_of
+from sft_jax.options import AdapterOptions, ObjectiveOptions, Options
 from sft_jax.runs.adapting import adapter_spec, arrays_of, has_adapters, init_beside
 from sft_jax.runs.base import Base
-from sft_jax.runs.freezing import base_dtype, trained_predicate
-from sft_jax.sharding import data_shards
+from sft_jax.runs.freezing import base_dtype, trained_predicate, trains_all_weights
+from sft_jax.runs.workdir import AUTO
+from sft_jax.sharding import data_shards, platform_of
 from sft_jax.training.abstract import abstract_rest, abstract_state, init_rest, keeps_base, placed_as_described
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, optimizer_settings
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.state import TrainState, seed_array
-from sft_jax.training.step import StepSettings
+from sft_jax.training.step import PreferenceTerms, StepSettings
+from sft_jax.training.step_memory import least_recomputed
 from sft_jax.training.update_rules import RULES, Rule
 
 Tree = Any
+
+
 _SCAN_TOKENS = 1024  # of a micro-batch, see `resolve_execution`
 
 
-def resolve_execution(options: Options, platform: str) -> Execution:
-    """How the decoder runs; `auto` takes what was measured faster (see benchmarks/).
+def resolve_execution(
+    options: Options, decoder: DecoderConfig, mesh: Mesh, runs: int = 1, memory: int | None = None
+) -> Execution:
+    """How the decoder runs; `auto` takes what was measured faster (see benchmarks/), or what fits.
 
-    On accelerators: scanned layers (compile time) and full remat (memory). On CPU: unrolled without remat for full
-    fine-tuning and for small batches under adapters; above `_SCAN_TOKENS`, adapters are no slower with scan and full
-    remat, in much less memory. Where only the last layers are trained they are never scanned: stacked layers are one
-    array, trained or not.
+    On accelerators: scanned layers (compile time), and of what a layer may save for the backward pass as much as fits
+    beside the state (`least_recomputed`). On CPU: unrolled without remat for full fine-tuning and for small batches
+    under adapters; above `_SCAN_TOKENS`, adapters are no slower with scan and full remat, in much less memory. Where
+    only the last layers are trained they are never scanned: stacked layers are one array, trained or not.
+
+    Args:
+        options: of the run.
+        decoder: that is trained.
+        mesh: on which.
+        runs: that are trained in one program.
+        memory: bytes that a program can have of a device; by default as this process knows them.
+
+    Raises:
+        ValueError: attention by a backend that cannot compute it here.
     """
-    layout, remat = options.execution.layer_layout, options.execution.remat
+    layout, remat, platform = options.execution.layer_layout, options.execution.remat, platform_of(mesh)
+    backend = choose_backend(options.execution.attention, platform, decoder, options.precision.matmul)
+    if compares_pairs(options.objective.name):
+        backend = backend_of_pairs(options.execution.attention, backend)
     tokens = options.batch.sequences * options.data.sequence_length // options.batch.micro_batches
     save_memory = platform != "cpu" or (has_adapters(options.adapter) and tokens > _SCAN_TOKENS)
     scanned = save_memory and not options.trained.last_layers
-    return Execution(
+    execution = Execution(
         matmul_dtype=options.precision.matmul,
         activation_dtype=options.precision.activations,
-        layer_layout=("scan" if scanned else "unrolled") if layout == "auto" else layout,
-        remat=("full" if save_memory else "none") if remat == "auto" else remat,
-        attention_backend=options.execution.attention,
+        product_dtype=product_dtype(options.precision.matmul, options.precision.activations, platform),
+        gradient_dtype=options.precision.gradients,
+        gathers_weights=True,
+        layer_layout=("scan" if scanned else "unrolled") if layout == AUTO else layout,
+        remat=("full" if save_memory else "none") if remat == AUTO else remat,
+        attention_backend=backend,
     )
+    if remat != AUTO or platform == "cpu":
+        return execution
+    return dataclasses.replace(execution, remat=least_recomputed(options, decoder, mesh, execution, runs, memory))
 
 
-def make_model(options: Options, decoder: DecoderConfig, platform: str, new_token_ids: range = range(0)) -> Decoder:
+def backend_of_pairs(asked: str, chosen: str) -> str:
+    """The backend for pairs of answers, which share their prompt: one that `auto` chose gives way to one that can.
+
+    Raises:
+        ValueError: one is asked for that cannot say so; names the flag.
+    """
+    able = backend_with_parents(chosen)
+    if able != chosen and asked == chosen:
+        raise ValueError(
+            f"--config.execution.attention={asked}: the answers of a pair share their prompt in a sequence, which its "
+            f"kernels cannot say; give auto or {able}"
+        )
+    return able
+
+
+def product_dtype(matmul: str, activations: str, platform: str) -> str:
+    """The dtype in which matrix products give their results.
+
+    Accelerators accumulate in float32 and round on the way out: a product in the activations' dtype makes no float32
+    array, and a saved one takes half the memory. On CPUs bfloat16 inputs are fast with a float32 result alone.
+    """
+    return activations if platform != "cpu" and matmul == "bfloat16" else "float32"
+
+
+def make_model(
+    options: Options,
+    decoder: DecoderConfig,
+    mesh: Mesh,
+    new_token_ids: range = range(0),
+    runs: int = 1,
+    memory: int | None = None,
+) -> Decoder:
     """The decoder with its adapters, for training; `in_use` is what to measure.
 
     Args:
         options: of the run.
         decoder: of the base.
-        platform: of the devices it runs on (`sharding.platform_of`).
+        mesh: on which it is trained.
         new_token_ids: ids of the new tokens.
+        runs: that are trained in one program.
+        memory: bytes that a program can have of a device; by default as this process knows them.
+
+    Raises:
+        ValueError: a bound on experts for a model that has none.
+    """
+    decoder = trained_decoder(options, decoder)
+    spec = adapter_spec(options.adapter, new_token_ids, training=True)
+    return Decoder(decoder, resolve_execution(options, decoder, mesh, runs, memory), spec)
+
+
+def trained_decoder(options: Options, decoder: DecoderConfig) -> DecoderConfig:
+    """The base's decoder with what only training has, a bound on experts.
 
     Raises:
         ValueError: a bound on experts for a model that has none.
     """
     capacity = options.experts.capacity
-    if capacity:
-        if not decoder.num_experts:
-            raise ValueError(f"--config.experts.capacity={capacity}: this model has no experts")
-        decoder = dataclasses.replace(decoder, expert_capacity=capacity)
-    spec = adapter_spec(options.adapter, new_token_ids, training=True)
-    return Decoder(decoder, resolve_execution(options, platform), spec)
+    if not capacity:
+        return decoder
+    if not decoder.num_experts:
+        raise ValueError(f"--config.experts.capacity={capacity}: this model has no experts")
+    return dataclasses.replace(decoder, expert_capacity=capacity)
+
+
+def chosen_by_platform(options: Options, model: Decoder, platform: str) -> dict[str, str]:
+    """What a config may leave to the platform, by what it is of: as the run has it, whoever decided.
+
+    Args:
+        options: of the run, with plain dtypes.
+        model: as it is trained.
+        platform: on which.
+    """
+    execution = model.execution
+    of_likelihoods = backend_with_parents(execution.attention_backend)
+    chosen = {"activations": execution.activation_dtype}
+    if keeps_base(options) or not trains_all_weights(options.adapter, options.trained):
+        chosen["frozen weights"] = options.precision.frozen
+    return chosen | {
+        "layers": "scanned" if execution.layer_layout == "scan" else "unrolled",
+        "remat": execution.remat,
+        "attention": execution.attention_backend,
+        **({"attention of likelihoods": of_likelihoods} if of_likelihoods != execution.attention_backend else {}),
+        # What nobody can choose is said too, in case it was asked for.
+        "deterministic": ("yes" if options.execution.deterministic else "no") if platform == "gpu" else "always",
+    }
 
 
 def in_use(model: Decoder) -> Decoder:
@@ -106,22 +201,36 @@ def step_settings(options: Options, mesh: Mesh) -> StepSettings:
     """What is static in the compiled step.
 
     Raises:
-        ValueError: sequences, micro-batches and mesh do not divide; names the flags.
+        ValueError: sequences, micro-batches, the length of a sequence and mesh do not divide; names the flags.
     """
     at_once = sequences_at_once(options, data_shards(mesh))
+    check_length(options.data.sequence_length, mesh.shape["context"])
     objective = options.objective
     return StepSettings(
+        preference=_preference_terms(objective) if compares_pairs(objective.name) else None,
         objective=get_objective(objective.name),
         optimizer=optimizer_settings(options.optimizer),
         label_smoothing=objective.label_smoothing > 0,
         z_loss=objective.z_loss > 0,
         schedule=options.optimizer.schedule,
         micro_batches=options.batch.micro_batches,
-        head_chunk=max(1, objective.head_chunk_tokens // at_once) if objective.head_chunk_tokens else 0,
+        head_chunk=chunk_of(objective.head_chunk_tokens, at_once),
         noise=objective.neftune_alpha > 0,
         kl_to_base=objective.kl_to_base > 0,
         balance=options.experts.balance_loss > 0,
+        deterministic=options.execution.deterministic and platform_of(mesh) == "gpu",
     )
+
+
+def _preference_terms(objective: ObjectiveOptions) -> PreferenceTerms:
+    """What the method of `config.objective` has: a term whose number changes nothing is left out."""
+    terms = {
+        "margin": objective.margin != 0,
+        "label_smoothing": objective.label_smoothing > 0,
+        "tail_weight": objective.tail_weight != 1,
+        "sft_weight": objective.sft_weight > 0,
+    }
+    return PreferenceTerms(("beta", *(name for name, used in terms.items() if used)), objective.per_token)
 
 
 def init_state(
@@ -137,19 +246,20 @@ def init_state(
     Pretrained weights are read on the host, then placed, and so is an adapter to begin with; fresh adapters and moments
     are made where they live.
     """
-    layout = model.execution.layer_layout
+    layout = model.layout
     abstract = abstract_state(options, base.decoder, mesh, layout)
     hyper, seed = placed_as_described((abstract.hyper, abstract.seed), (hyper, seed_array(options.seed)))
     tree = {"params": base.params(layout, base_dtype(options), mesh, options.precision.quantized)}
     if has_adapters(options.adapter):
         beside = merge(abstract.trained, abstract.frozen)[adapters.COLLECTION]
-        make = functools.partial(_fresh_adapters, options.adapter, layout, base.new_token_ids)
+        stacked = resolved("scan", base.decoder)
+        make = functools.partial(_fresh_adapters, options.adapter, (stacked, layout), base.new_token_ids)
         tree[adapters.COLLECTION] = make(beside, tree["params"], seed, hyper)
     if initial is not None:
         tree[adapters.COLLECTION] |= initial.placed(tree["params"], layout, mesh)
     trained, frozen = split(tree, trained_predicate(options.adapter, options.trained, base.decoder.num_layers))
     if not has_adapters(options.adapter):  # the base was read in the dtype of what is trained
-        frozen = jax.tree.map(lambda leaf: leaf.astype(options.precision.frozen), frozen)
+        frozen = cast(frozen, options.precision.frozen)
     kept = _copied(trained, options.precision.frozen) if keeps_base(options) else {}
     return fresh_state(abstract, trained, frozen, hyper, seed, optimizer_settings(options.optimizer), kept)
 
@@ -167,14 +277,14 @@ def _copier(trained: Signature, dtype: str) -> Callable[[Tree], Tree]:
 
 def _fresh_adapters(
     adapter: AdapterOptions,
-    layout: LayerLayout,
+    layouts: tuple[str, str],
     new_token_ids: range,
     abstract: Tree,
     params: Tree,
     seed: jax.Array,
     hyper: dict[str, jax.Array],
 ) -> Tree:
-    """What is trained beside the weights at step 0, as `abstract` says.
+    """What is trained beside the weights at step 0, as `abstract` says; made in the first layout, and then the second.
 
     Where kernels are read for it, one weight (of all layers) after the other: so no more than one is dequantized, or
     taken apart by PiSSA, at a time. All in one program would also set several decompositions and collectives side by
@@ -190,7 +300,7 @@ def _fresh_adapters(
     made: dict[str, jax.Array] = {}
     for paths in by_program.values():
         places = tuple((path, shardings[path]) for path in paths)
-        make = _adapter_maker(arrays_of(adapter), method, layout, new_token_ids, places)
+        make = _adapter_maker(arrays_of(adapter), method, layouts, new_token_ids, places)
         made |= jax.block_until_ready(make(params, seed, hyper))
     return unflatten_dict(made, sep="/")
 
@@ -199,15 +309,16 @@ def _fresh_adapters(
 def _adapter_maker(
     adapter: AdapterOptions,
     method: ModuleType | None,
-    layout: LayerLayout,
+    layouts: tuple[str, str],
     new_token_ids: range,
     places: tuple[tuple[str, Sharding], ...],
 ) -> Callable[[Tree, jax.Array, dict[str, jax.Array]], dict[str, jax.Array]]:
     """Makes those arrays, each where it lives, of (parameters, seed, hyperparameters)."""
     del method  # which is looked up by name
+    stacked, layout = layouts
 
     def fresh_adapters(params: Tree, seed: jax.Array, hyper: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        kernels = to_layout(dequantized_tree(params), "scan")
+        kernels = to_layout(dequantized_tree(params), stacked)
         made = flatten_dict(init_beside(kernels, adapter, seed, hyper, layout, new_token_ids), sep="/")
         return {path: made[path] for path, _ in places}
 

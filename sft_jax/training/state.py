@@ -7,8 +7,9 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
-from sft_jax.models import adapters
+from sft_jax.models.variables import merge
 from sft_jax.runs.checkpoints import CONSTANTS
+from sft_jax.runs.freezing import kept_of_frozen
 
 Tree = Any
 Leaf = Any
@@ -54,7 +55,7 @@ def seed_array(seed: int) -> UInt32[Array, ""]:
 
 def saved_arrays(state: TrainState) -> Tree:
     """What a checkpoint holds of a state; of the frozen part what the pretrained checkpoint has not."""
-    constants = {name: tree for name, tree in state.frozen.items() if name == adapters.COLLECTION}
+    constants = kept_of_frozen(state.trained, state.frozen)
     return {name: getattr(state, name) for name in _SAVED} | ({CONSTANTS: constants} if constants else {})
 
 
@@ -62,4 +63,4 @@ def with_saved(state: TrainState, arrays: Tree) -> TrainState:
     """The state with what a checkpoint holds; frozen parameters, the base, hyperparameters and seed are kept."""
     restored = dict(arrays)
     constants = restored.pop(CONSTANTS, {})
-    return state.replace(frozen={**state.frozen, **constants}, **restored)
+    return state.replace(frozen=merge(constants, state.frozen), **restored)

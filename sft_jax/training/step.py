@@ -12,23 +12,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from sft_jax.models import adapters
+from sft_jax.models import adapters, probes
 from sft_jax.models.decoder import Decoder
-from sft_jax.models.experts import ROUTING, Routing, total_routing
-from sft_jax.models.variables import head_weights, merge, split, variables
-from sft_jax.objectives import Objective, Settings
+from sft_jax.models.experts import Routing
+from sft_jax.models.partitioning import context_parts
+from sft_jax.models.variables import head_weights, merge
+from sft_jax.objectives import Objective, PreferenceSettings, Settings
 from sft_jax.objectives.balance import balance_loss
+from sft_jax.objectives.branches import pair_weights
 from sft_jax.objectives.head import gather_targets, over_chunks
+from sft_jax.objectives.head_on_mesh import head_on_mesh
 from sft_jax.objectives.kl import KL_TO_BASE, kl_divergence, with_kl
 from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice
 from sft_jax.sharding import batch_sharding, shardings_of
 from sft_jax.training.effect import counted, squares
-from sft_jax.training.noise import embedding_noise
+from sft_jax.training.forward import (
+    Randomness,
+    frozen_head_weights,
+    hidden_states,
+    target_log_probabilities,
+    trained_head_weights,
+)
 from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.rounding import in_float32, kept_like, rounding_key
@@ -38,6 +46,21 @@ from sft_jax.training.update_rules import RULES, Rule
 Tree = Any
 Metrics = dict[str, tuple[Array, Array]]
 Step = Callable[..., tuple[TrainState, Metrics]]
+# Whose gradient has a norm of its own.
+_MODULES = ("attention", "delta", "ffn", "experts", "shared", "per_layer", "embedding", "head")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceTerms:
+    """What a method of preferences has.
+
+    Attributes:
+        numbers: names of its numbers, as `PreferenceSettings` has them.
+        per_token: scores are means over tokens.
+    """
+
+    numbers: tuple[str, ...]
+    per_token: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +78,9 @@ class StepSettings:
         noise: embeddings get noise.
         kl_to_base: the divergence from the base is part of the loss.
         balance: the loss that spreads tokens over experts, where there are some, is part of the gradient.
+        deterministic: the compiler takes no operation whose result may differ from time to time, on GPUs.
         slices: slices of the data whose loss is measured apart; 0 for none. Batches then say of each target which.
+        preference: what the objective's method has, if it compares the answers of pairs; None for one that imitates.
     """
 
     objective: Objective
@@ -68,50 +93,30 @@ class StepSettings:
     noise: bool = False
     kl_to_base: bool = False
     balance: bool = False
+    deterministic: bool = False
     slices: int = 0
+    preference: PreferenceTerms | None = None
 
-
-@dataclasses.dataclass(frozen=True)
-class Randomness:
-    """What is random in a training step, and absent when measuring.
-
-    Attributes:
-        dropout: key of adapter dropout.
-        noise: keys of the noise on embeddings, one a sequence.
-    """
-
-    dropout: Array | None = None
-    noise: Array | None = None
-
-
-def hidden_states(
-    model: Decoder, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
-) -> tuple[Array, Routing | None]:
-    """Hidden states of a (micro-)batch, and how its tokens were spread over experts in all layers together."""
-    noise = None
-    if randomness.noise is not None:
-        width, alpha = model.config.model_dim, state.hyper["neftune_alpha"]
-        noise = embedding_noise(randomness.noise, batch["segment_ids"], width, alpha)
-    (hidden, _), collections = model.apply(
-        variables(trained, state.frozen, state.hyper),
-        batch["tokens"],
-        batch["positions"],
-        batch["segment_ids"],
-        method="hidden",
-        noise=noise,
-        rngs={} if randomness.dropout is None else {"dropout": randomness.dropout},
-        mutable=[ROUTING],
-    )
-    return hidden, total_routing(collections[ROUTING]) if model.config.num_experts else None
+    @property
+    def compiler_options(self) -> dict[str, bool] | None:
+        """For `jax.jit` of the step. It also keeps XLA from choosing kernels by how long they take, which another
+        compilation might choose otherwise (https://openxla.org/xla/determinism)."""
+        return {"xla_gpu_deterministic_ops": True} if self.deterministic else None
 
 
 def loss_sums(
     model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
 ) -> tuple[Metrics, Routing | None]:
     """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and how it was routed."""
+    if settings.preference is not None:
+        return preference_sums(model, settings, trained, state, batch, randomness)
     hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden = gather_targets(hidden, batch["target_slots"])
-    frozen = {"head": frozen_head_weights(trained, state), "objective": objective_numbers(settings, state)}
+    trained_head = trained_head_weights(model, trained)
+    frozen = {
+        "head": frozen_head_weights(trained_head, trained, state),
+        "objective": objective_numbers(settings, state),
+    }
     more = {"slices": batch["slices"]} if settings.slices else {}
     base = _of_base(model) if settings.kl_to_base else None
     if base is not None:
@@ -119,12 +124,16 @@ def loss_sums(
             more["base_hidden"] = gather_targets(base_hidden_states(base, state, batch), batch["target_slots"])
         frozen |= {"base_head": head_weights(base_variables(state)), KL_TO_BASE: state.hyper[KL_TO_BASE]}
 
+    execution = model.execution
+    on_mesh = head_on_mesh(trained_head, frozen, hidden, execution.matmul_dtype, execution.gradient_dtype)
+    by_vocabulary = on_mesh.logits if on_mesh else lambda logits: logits
+
     def head_objective(trained_head, frozen, hidden, targets, weights, *of_slots):
         of_slots = dict(zip(more, of_slots, strict=True))
-        logits = model.apply(merge(trained_head, frozen["head"]), hidden, method="head")
+        logits = by_vocabulary(model.apply(merge(trained_head, frozen["head"]), hidden, method="head"))
         objective = functools.partial(settings.objective, settings=frozen["objective"])
         if base is not None:
-            base_logits = base.apply(frozen["base_head"], of_slots["base_hidden"], method="head")
+            base_logits = by_vocabulary(base.apply(frozen["base_head"], of_slots["base_hidden"], method="head"))
             divergence = kl_divergence(base_logits, logits)
             objective = _near_base(objective, divergence, frozen[KL_TO_BASE])
         metrics = objective(logits, targets, weights)
@@ -136,14 +145,34 @@ def loss_sums(
     with jax.named_scope("head_and_loss"):
         metrics = over_chunks(
             head_objective,
-            head_weights(trained),
+            trained_head,
             frozen,
             hidden,
             batch["targets"],
             batch["weights"],
             settings.head_chunk,
             tuple(more.values()),
+            on_mesh,
         )
+    return metrics, routing
+
+
+def preference_sums(
+    model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
+) -> tuple[Metrics, Routing | None]:
+    """`loss_sums` of an objective that compares the answers of pairs."""
+    found, routing = target_log_probabilities(model, settings.head_chunk, trained, state, batch, randomness)
+    numbers = {name: state.hyper[name] for name in settings.preference.numbers}
+    own = PreferenceSettings(**numbers, per_token=settings.preference.per_token)
+    of_weights = lambda values, weights: settings.objective(
+        values, batch.get("reference"), weights, batch["branches"], own
+    )
+    with jax.named_scope("preference"):
+        metrics = of_weights(found, batch["weights"])
+        if settings.slices:
+            of_slice = lambda values, _, weights: of_weights(values, weights)
+            arrays = (found, batch["targets"], batch["weights"], batch["slices"])
+            metrics[LOSS_BY_SLICE] = loss_by_slice(of_slice, *arrays, settings.slices)
     return metrics, routing
 
 
@@ -171,23 +200,19 @@ def base_variables(state: TrainState) -> Tree:
 
 def base_hidden_states(base: Decoder, state: TrainState, batch: Tree) -> Array:
     """Hidden states of the base, without gradient, dropout or noise."""
-    hidden, _ = base.apply(
-        base_variables(state), batch["tokens"], batch["positions"], batch["segment_ids"], method="hidden"
-    )
+    tokens, places = batch["tokens"], (batch["positions"], batch["segment_ids"])
+    hidden, _ = base.apply(base_variables(state), tokens, *places, method="hidden", dealt=context_parts())
     return jax.lax.stop_gradient(hidden)
-
-
-def frozen_head_weights(trained: Tree, state: TrainState) -> Tree:
-    """What the head reads and is not trained, the scale of adapters included."""
-    everything = head_weights(variables(trained, state.frozen, state.hyper))
-    is_trained = flatten_dict(head_weights(trained), sep="/")
-    return split(everything, lambda path: path in is_trained)[1]
 
 
 def gradients(
     model: Decoder, settings: StepSettings, state: TrainState, batch: Tree, constrain: Callable[[Tree], Tree]
 ) -> tuple[Metrics, Tree]:
-    """Metrics, and the gradient of loss sum / loss count over all micro-batches."""
+    """Metrics, and the gradient of loss sum / loss count over all micro-batches; float32, like the trained parameters.
+
+    That of layers' kernels lies in memory in the dtype of `precision.gradients`: XLA multiplies it in the operations
+    that read it, and makes no float32 array. With micro-batches their sum, in float32, lies beside it.
+    """
     dropout = model.adapter is not None and model.adapter.dropout
     sequences = batch["tokens"].shape[0]
     balanced = settings.balance and model.config.num_experts > 0
@@ -210,25 +235,31 @@ def gradients(
     chosen_in_step = in_parts(chosen, (0, 1))(batch, keys) if balanced and settings.micro_batches > 1 else None
     tokens = jnp.sum(batch["segment_ids"] > 0, dtype=jnp.float32)
     weight = jnp.sum(batch["weights"])
+    if settings.preference is not None:
+        weight = jnp.sum(pair_weights(batch["weights"], batch["branches"]))
 
     def sums(trained, batch, keys):
         metrics, routing = loss_sums(model, settings, trained, state, batch, random(keys))
         minimised = metrics["loss"][0]
         if balanced:
             chosen = jax.lax.stop_gradient(routing.chosen) if chosen_in_step is None else chosen_in_step
-            balance = balance_loss(routing, chosen, tokens, model.config.num_layers)
+            balance = balance_loss(routing, chosen, tokens, model.config.layers_with_experts)
             metrics["balance_loss"] = (balance, jnp.ones(()) / settings.micro_batches)
             minimised += state.hyper["balance_loss"] * weight * balance  # scaled with the loss by 1 / its count
         return minimised, metrics
 
     def value_and_grad(batch, keys):
-        (_, metrics), gradient = jax.value_and_grad(sums, has_aux=True)(state.trained, batch, keys)
+        differentiated, kernels = probes.with_probes(state.trained, model.execution)
+        of_differentiated = lambda tree, *data: sums(merge(tree, kernels), *data)
+        (_, metrics), gradient = jax.value_and_grad(of_differentiated, has_aux=True)(differentiated, batch, keys)
+        of_kernels = {"params": gradient.pop(probes.COLLECTION, {})}
         # Micro-batches are summed in float32 whatever the dtype of the parameters.
-        return metrics, constrain(jax.tree.map(lambda g: g.astype(jnp.float32), gradient))
+        of_kernels = in_float32(of_kernels) if settings.micro_batches > 1 else of_kernels
+        return metrics, constrain(merge(in_float32(gradient), of_kernels))
 
     metrics, gradient = in_parts(value_and_grad, (0, 1))(batch, keys)
     scale = 1.0 / jnp.maximum(metrics["loss"][1], jnp.finfo(jnp.float32).tiny)
-    return metrics, jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)
+    return metrics, jax.tree.map(lambda g: g.astype(jnp.float32) * scale, gradient)
 
 
 def train_step(
@@ -301,10 +332,10 @@ def _where(condition: Array, yes: Tree, no: Tree) -> Tree:
 
 
 def _module_norms(by_path: dict[str, Array]) -> dict[str, Array]:
-    """Squared norm of the gradient by kind of module: embedding, head, attention, ffn, experts, norms."""
+    """Squared norm of the gradient by kind of module: those of `_MODULES`, and norms."""
     norms: dict[str, Array] = {}
     for path, square in by_path.items():
-        kinds = (part for part in path.split("/") if part in ("attention", "ffn", "experts", "embedding", "head"))
+        kinds = (part for part in path.split("/") if part in _MODULES)
         name = next(kinds, "norms")
         norms[name] = norms.get(name, 0.0) + jnp.sum(square)
     return norms
@@ -341,6 +372,7 @@ def _shared_train_step(
         donate_argnums=0,
         in_shardings=(state.shardings, batch_sharding(mesh)),
         out_shardings=(state.shardings, NamedSharding(mesh, P())),
+        compiler_options=settings.compiler_options,
     )
 
 
@@ -359,6 +391,7 @@ def _shared_eval_step(
         functools.partial(eval_step, model, settings),
         in_shardings=(state.shardings, batch_sharding(mesh)),
         out_shardings=NamedSharding(mesh, P()),
+        compiler_options=settings.compiler_options,
     )
 
 

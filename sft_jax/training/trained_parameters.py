@@ -7,6 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from sft_jax.models import adapters
 from sft_jax.models.config import DecoderConfig
+from sft_jax.models.layouts import SCAN, UNROLLED, resolved
 from sft_jax.models.variables import canonical_path
 from sft_jax.options import AdapterOptions, WeightOptions
 from sft_jax.runs.freezing import weight_shapes
@@ -26,7 +27,7 @@ def check_trained(options: WeightOptions, decoder: DecoderConfig) -> None:
     trained, last = options.trained, options.trained.last_layers
     if last > decoder.num_layers:
         raise ValueError(f"--config.trained.last_layers={last}: the model has {decoder.num_layers} layers")
-    shapes = weight_shapes(options, decoder, "unrolled" if last else "scan")
+    shapes = weight_shapes(options, decoder, UNROLLED if last else resolved(SCAN, decoder))
     paths, frozen = (list(flatten_dict(tree, sep="/")) for tree in shapes)
     names = sorted({canonical_path(path) for path in (*paths, *frozen)})
     for pattern in trained.weights:

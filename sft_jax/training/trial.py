@@ -23,6 +23,7 @@ from sft_jax.audit.findings import check_findings
 from sft_jax.data.batches import Batch, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.sizes import check_sizes
+from sft_jax.objectives import has_reference
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data, load_data
 from sft_jax.progress import ProgressBar, ProgressBars, silent
@@ -31,7 +32,7 @@ from sft_jax.runs.checkpoints import Checkpoints, RunPosition
 from sft_jax.runs.metric_log import MetricLog
 from sft_jax.runs.result import RunEnd, forget_result, read_result, write_result
 from sft_jax.runs.training_cost import cost_up_to, trained_parameters
-from sft_jax.sharding import sequences_here
+from sft_jax.sharding import platform_of, sequences_here
 from sft_jax.training.best import BestEvaluation
 from sft_jax.training.checked_run import CheckedRun
 from sft_jax.training.durations import timetable
@@ -40,7 +41,9 @@ from sft_jax.training.ending import RunResult, end_of_run, last_evaluation, log_
 from sft_jax.training.held_out import Evaluator, check_best_metric, compile_evaluation, refuse_unmeasured
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.recorder import Recorder, counters_at
+from sft_jax.training.reference import with_reference
 from sft_jax.training.run_findings import run_findings
+from sft_jax.training.setup import chosen_by_platform
 from sft_jax.training.state import TrainState, saved_arrays, with_saved
 from sft_jax.training.step import Metrics, StepSettings
 from sft_jax.training.tasks import TaskEvaluation
@@ -191,8 +194,16 @@ class Trial:
         show_finished(self._console, self.workdir, self.checked.config.to_dict(), self.step, total, self.best)
         return self._end_with(last_evaluation(log_of(self.workdir)))
 
-    def describe_start(self) -> None:
-        """Writes what the run starts with: its data, and its environment."""
+    def describe_start(self, model: Decoder) -> None:
+        """Writes what the run starts with: its data, its environment, and how it is executed.
+
+        Args:
+            model: as it is trained.
+        """
+        chosen = chosen_by_platform(self.options, model, platform_of(self.checked.mesh))
+        listed = ", ".join(f"{name} {value}" for name, value in chosen.items())
+        self._chosen_line = f"Chosen for {self.checked.devices[0].device_kind}: {listed}"
+        self._console.print(self._chosen_line, markup=False, highlight=False, soft_wrap=True)
         with agreed():
             workdirs.write_data_report(self.workdir, self.data.report.numbers)
             workdirs.record_environment(
@@ -201,13 +212,31 @@ class Trial:
                 self.checked.base.origin,
                 self.checked.devices,
                 self.checked.config,
+                chosen,
             )
+
+    # ---- Reference -------------------------------------------------------------------------------------------------
+
+    def take_reference(self, state: TrainState) -> None:
+        """Where the objective has a reference, gives all targets the log-probabilities of what the run begins with.
+
+        A run that goes on finds them in the cache, or computes the same ones anew.
+
+        Args:
+            state: at step 0.
+
+        Raises:
+            WrongReferenceError: before the first step the policy is something else.
+        """
+        if has_reference(self.options.objective.name):
+            begins = self._done is None
+            self.data = with_reference(self.checked, self.data, state, self._console, begins=begins)
 
     # ---- State -----------------------------------------------------------------------------------------------------
 
     def compile_evaluation(self, model: Decoder, settings: StepSettings, state: TrainState, mesh: Mesh) -> None:
         """Prepares evaluations of states like this one."""
-        self._layout, self._mesh = model.execution.layer_layout, mesh
+        self._layout, self._mesh = model.layout, mesh
         self._evaluate = compile_evaluation(
             self.options, self.data, model, settings, state, mesh, self._evaluators, self._tasks
         )
@@ -255,6 +284,7 @@ class Trial:
             config = json.dumps(self.checked.config.to_dict(), indent=2, default=list)
             self._recorder.text(0, "config", "```json\n" + config + "\n```")
             self._recorder.text(0, "data", self.data.report.markdown())
+            self._recorder.text(0, "chosen", self._chosen_line)
         self._effect = EffectWatch(self.options.optimizer, state, self._note)
         return self._recorder
 

@@ -7,7 +7,6 @@ Layers and experts may be stacked in one array or not: a rule gives each matrix 
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
-from sft_jax.models.variables import canonical_path, matrix_axes, merge, split
+from sft_jax.models.variables import is_kernel_of_layer, matrix_axes, merge, split
 from sft_jax.sharding import path_string
 from sft_jax.training import eight_bit
 
@@ -23,7 +22,6 @@ Tree = Any
 Hyperparameters = dict[str, Array]
 Transformation = optax.GradientTransformation
 
-_ORTHOGONALISED = re.compile(r"layers/(?!.*router/).*/kernel")
 _MUON_RMS = 0.2
 
 
@@ -92,7 +90,7 @@ def muon(hyper: Hyperparameters, rate: Float[Array, ""], descend: Transformation
     del rate
     # optax's own momentum corrects a bias, which changes how gradient and momentum are mixed in the first steps.
     matrices = optax.chain(optax.trace(hyper["momentum"], nesterov=True), optax.stateless(_orthogonalised))
-    return optax.chain(_by_path(is_orthogonalised, matrices, _adam(hyper)), descend)
+    return optax.chain(_by_path(is_kernel_of_layer, matrices, _adam(hyper)), descend)
 
 
 def schedule_free(hyper: Hyperparameters, rate: Float[Array, ""], descend: Transformation) -> Transformation:
@@ -115,18 +113,13 @@ def _adam(hyper: Hyperparameters) -> Transformation:
     return optax.scale_by_adam(b1=hyper["beta1"], b2=hyper["beta2"], eps=hyper["epsilon"])
 
 
-def is_orthogonalised(path: str) -> bool:
-    """True for what Muon itself trains: kernels of layers."""
-    return _ORTHOGONALISED.fullmatch(canonical_path(path)) is not None
-
-
 RULES: dict[str, Rule] = {
     "adamw": Rule(adamw, ("betas", "epsilon"), by_element=True),
     "lion": Rule(lion, ("betas",), by_element=True),
     "adafactor": Rule(adafactor, ("decay_power",)),
     "schedule_free": Rule(schedule_free, ("betas", "epsilon"), by_element=True),
     "adam8bit": Rule(adam8bit, ("betas", "epsilon")),
-    "muon": Rule(muon, ("betas", "epsilon", "momentum"), needs=is_orthogonalised),
+    "muon": Rule(muon, ("betas", "epsilon", "momentum"), needs=is_kernel_of_layer),
 }
 
 

@@ -43,7 +43,7 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
     (OF_CHECKS, "is of weights that are not trained, and here all are; leave"): (
         "full",
         {"precision.frozen": "bfloat16"},
-        {"precision.frozen": "float32"},
+        {"precision.frozen": "auto"},
     ),
     (OF_CHECKS, ": there are no held-out rows; give"): (
         "full",
@@ -243,6 +243,21 @@ def test_sequences_of_a_batch_are_a_multiple(root):
         settings(**given, **{"batch.sequences": times * int(parts) * int(shards)})
 
 
+TOKENS_OF_A_SEQUENCE = ("sft_jax/models/context.py", "must be a multiple of {2 * parts}, twice --config.mesh.context")
+
+
+def test_tokens_of_a_sequence_are_a_multiple(root):
+    def settings(tokens: int):
+        options = options_of(tiny.config(root, **{"mesh.context": 4, "data.sequence_length": tokens}))
+        step_settings(options, make_mesh(options.mesh, jax.devices()))
+
+    with pytest.raises(ValueError, match="must be a multiple of ") as error:
+        settings(90)
+    multiple = int(re.search(r"must be a multiple of (\d+), twice --config.mesh.context", str(error.value))[1])
+    for times in (1, 3):
+        settings(times * multiple)
+
+
 WEIGHTS = ("sft_jax/runs/averages.py", "--weights={weights} must be one of {', '.join(WEIGHTS)}")
 
 
@@ -293,7 +308,7 @@ def test_what_a_model_does_not_have_is_asked_otherwise(key, root):
 
 
 FOLLOWED = {
-    *(*CONFIGS, *NEW_TOKENS, *OF_A_MODEL, BEST, SEQUENCES_OF_A_BATCH, WEIGHTS),
+    *(*CONFIGS, *NEW_TOKENS, *OF_A_MODEL, BEST, SEQUENCES_OF_A_BATCH, TOKENS_OF_A_SEQUENCE, WEIGHTS),
     (OF_CHECKS, "--config.{name}={value} {expected}"),
     (MIXING, "; give one of the two"),
     (DURATIONS, "is not a duration; give a number and one unit, for example"),

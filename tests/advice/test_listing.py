@@ -26,7 +26,67 @@ RUNGS = ("sweeps/test_halving.py", "test_runs_that_cannot_be_compared_are_refuse
 NOT_WITH_A_SEARCH = ("test_sweep.py", "test_what_does_not_go_with_a_search_is_refused")
 SWEEP_REPORT, STACKED = "sweeps/test_report.py", "training/stacked/test_fields.py"
 METRIC = (SWEEP_REPORT, "test_any_metric_can_be_asked_for_and_what_there_is_is_named")
+TOPOLOGIES = ("planning/test_topologies.py", "test_what_there_is_not_and_what_is_advised")
+NO_COMPILER = ("planning/test_topologies.py", "test_the_requirements_that_are_named_are_there")
+FEWER_DEVICES = ("planning/test_topologies.py", "test_emulated_devices_are_those_of_this_process")
+WOULD_FIT = ("planning/test_plan.py", "test_what_would_fit_fits")
+NO_TIMES = ("planning/test_search.py", "test_a_search_where_no_time_is_known")
+PLANNED = "planning/test_plan.py"
+AMOUNTS = (PLANNED, "test_amounts_without_data")
+NOT_BOTH = ("test_plan.py", "test_flags_that_do_not_go_together")
+NO_PAIRS = ("training/test_reference.py", "test_what_pairs_exclude_is_refused_and_what_is_advised_passes")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
+    ("sft_jax/preparation/run_data.py", "a pair of answers is not an example to imitate"): (
+        "training/test_preference.py",
+        "test_they_are_refused_with_the_flag",
+    ),
+    ("sft_jax/preparation/run_data.py", "compares two answers to a prompt"): (
+        "training/test_preference.py",
+        "test_rows_of_one_answer_are_refused_where_two_are_compared",
+    ),
+    ("sft_jax/training/pair_checks.py", "is not read by --config.objective.name={name}; leave"): NO_PAIRS,
+    ("sft_jax/training/pair_checks.py", "{what} (--config.objective.name={name})"): NO_PAIRS,
+    ("sft_jax/training/pair_checks.py", "which this would change before the first step"): NO_PAIRS,
+    ("sft_jax/training/pair_checks.py", "answers of a pair are never cut"): NO_PAIRS,
+    ("sft_jax/training/pair_checks.py", "of a pair its answers are trained"): NO_PAIRS,
+    ("sft_jax/training/reference.py", "before the first step the policy is its own reference"): (
+        "training/test_reference.py",
+        "test_values_of_other_weights_stop_a_run",
+    ),
+    ("sft_jax/training/setup.py", "the answers of a pair share their prompt"): (
+        "training/test_pairs_on_any_machine.py",
+        "test_a_kernel_that_is_asked_for_is_refused",
+    ),
+    ("sft_jax/plan.py", "--search and --compare: give one of them"): (
+        "test_plan.py",
+        "test_flags_that_do_not_go_together",
+    ),
+    ("sft_jax/planning/amounts.py", "leave --tokens out"): (PLANNED, "test_tokens_beside_a_duration_that_says_them"),
+    ("sft_jax/planning/asked.py", "the model knows {known} positions; give fewer"): (
+        PLANNED,
+        "test_sequences_longer_than_the_model_knows",
+    ),
+    ("sft_jax/planning/fitting.py", "--config.{name}={value}"): WOULD_FIT,
+    ("sft_jax/planning/fitting.py", "--topology={self.topology.name}"): WOULD_FIT,
+    ("sft_jax/planning/report.py", "give --tokens, or --data, for hours and cost"): (
+        PLANNED,
+        "test_amounts_without_data",
+    ),
+    ("sft_jax/planning/search.py", "--config.{name}={value}"): (
+        "planning/test_search.py",
+        "test_a_search_finds_the_front",
+    ),
+    ("sft_jax/planning/search.py", "are not known; give --topology of a TPU or GPU"): NO_TIMES,
+    ("sft_jax/planning/topologies.py", "must be installed: pip install -r requirements-plan.txt"): NO_COMPILER,
+    ("sft_jax/planning/topologies.py", ": JAX has started with fewer CPU devices"): FEWER_DEVICES,
+    ("sft_jax/planning/topologies.py", "expected KIND:SHAPE, for example"): TOPOLOGIES,
+    ("sft_jax/planning/topologies.py", "no hardware is called {kind}. There are"): TOPOLOGIES,
+    ("sft_jax/planning/topologies.py", ": a shape of no devices; give"): TOPOLOGIES,
+    ("sft_jax/planning/topologies.py", "dimensions of chips: {hardware.name}:{like}, for example"): TOPOLOGIES,
+    ("sft_jax/planning/topologies.py", "give even numbers for the first two, or one chip"): TOPOLOGIES,
+    ("sft_jax/planning/topologies.py", "slices with a shape are TPUs; give a number"): TOPOLOGIES,
+    ("sft_jax/planning/topologies.py", "of these; give fewer, or a multiple of that"): TOPOLOGIES,
+    ("sft_jax/planning/topologies.py", "only TPUs have slices; leave that flag out"): TOPOLOGIES,
     ("sft_jax/sweep.py", "--only: a search chooses its runs itself"): NOT_WITH_A_SEARCH,
     ("sft_jax/sweep.py", "--launcher=list: its commands run to their end"): NOT_WITH_A_SEARCH,
     ("sft_jax/sweep.py", "needs the results of its jobs; give --wait"): NOT_WITH_A_SEARCH,
@@ -36,9 +96,17 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "sweeps/test_directory.py",
         "test_a_file_in_the_place_of_the_directory_is_refused",
     ),
+    ("sft_jax/models/attention/choice.py", "--config.execution.attention={asked}: {reason}"): (
+        "models/attention/test_choice.py",
+        "test_what_cannot_be_is_refused_with_what_can",
+    ),
     ("sft_jax/sweeps/search_record.py", "Name one of them in get_search()"): (
         "sweeps/test_halving.py",
         "test_a_metric_that_runs_did_not_measure_ends_the_search",
+    ),
+    ("sft_jax/training/gradient_check.py", "two micro-batches is not that of one"): (
+        "training/test_gradient_check.py",
+        "test_a_run_stops_before_its_first_step_and_goes_on_as_advised",
     ),
     ("sft_jax/sweeps/files.py", "expected a function"): NO_SWEEP,
     ("sft_jax/sweeps/files.py", "its get_sweep returned"): NO_SWEEP,
@@ -239,6 +307,10 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "runs/test_checkpoints.py",
         "test_a_state_of_other_code_is_no_damage",
     ),
+    ("sft_jax/models/vocabulary.py", "Use tokens that it has, as <unused0>"): (
+        "models/test_gemma4.py",
+        "test_new_tokens_are_refused_where_there_is_a_second_embedding",
+    ),
     ("sft_jax/training/initial_adapter.py", "; leave it at {defaults[name]}, or give that"): (
         "training/test_initial_adapter.py",
         "test_flags_that_contradict_the_adapter",
@@ -331,6 +403,10 @@ EXEMPT = {  # (file, part of it) -> why there is nothing to follow
     ("sft_jax/training/stacked/fields.py", "--config.{name}: {', '.join(found)}"): (
         "the beginning of texts that say something of a field"
     ),
+    (
+        "sft_jax/planning/topologies.py",
+        ": its compiler refuses it: {error}",
+    ): "what libtpu says",
     ("sft_jax/sources/locate.py", ". Install it again: `pip install --force-reinstall"): "it needs a package index",
 }
 

@@ -69,6 +69,17 @@ def test_terminal_and_markdown(chatml_tokenizer, chat):
     assert plain_highlight(example).replace("⟦", "").replace("⟧", "") == example.text
 
 
+def test_what_the_chat_template_does(chatml_tokenizer):
+    """A line for each property, in the preview; a run does not ask."""
+    found = ConversationRenderer(chatml_tokenizer).template_properties()
+    report = make_report(templates=found)
+    assert report.numbers["chat_templates"]["default"]["end of turn"] == "<|im_end|>"
+    assert ("chat template, end of turn", "<|im_end|>") in report_lines(report.numbers)
+    assert "a turn of its own" in shown(report)
+    assert "| chat template, tools | not shown |" in report.markdown()
+    assert not any(name.startswith("chat template") for name, _ in report_lines(make_report().numbers))
+
+
 def test_what_tokenizing_took():
     numbers = make_report(tokenizing={"records": 900, "tokens": 90_000, "seconds": 3.0, "workers": 2}).numbers
     assert numbers["tokenizing"]["tokens_per_second"] == 30_000

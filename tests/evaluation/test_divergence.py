@@ -82,8 +82,8 @@ def test_against_torch(root, found):
 HOW = {
     "one at a time": (1, {"batch_sequences": 1}),
     "all at once": (1, {"batch_sequences": 11}),
-    "chunks of 3": (1, {"head_chunk": 3}),
-    "no chunks": (1, {"head_chunk": 0}),
+    "chunks of 3": (1, {"head_chunk_tokens": 24}),
+    "no chunks": (1, {"head_chunk_tokens": 0}),
     "8 devices": (8, {"batch_sequences": 3}),
 }
 

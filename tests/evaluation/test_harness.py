@@ -441,6 +441,7 @@ def test_two_processes_give_the_results_of_one(loaded, tmp_path, questions):
     assert [sample["acc"] for sample in samples] == expected_answers(loaded, "{} is".format, " ")
 
 
+@pytest.mark.slow
 def test_a_typo_gets_names_like_it():
     with pytest.raises(ValueError, match=r"no task 'arc_esay', neither in the harness nor as a file; .*\barc_easy\b"):
         load_tasks(["arc_esay"], Run())

@@ -5,7 +5,6 @@ import importlib
 import math
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -23,6 +22,7 @@ from sft_jax.training.checks import check_config
 from tests import tiny
 from tests.data.rendering.chat_formats import FORMATS
 from tests.evaluation.asking import RECORDS, entry, options, record, respondent, write_rows
+from tests.generation.brute_force import log_probabilities
 
 
 def written(*texts: str) -> list[Response]:
@@ -106,13 +106,10 @@ def brute_force(loaded, question: str, answer: str) -> tuple[float, int]:
     """The sum of log-probabilities of an answer and of its end, and its tokens, from whole logits."""
     prompt = loaded.renderer.render_prompt((Message("user", question),))
     answer_ids = [*loaded.renderer.tokenizer.encode(answer), 2]  # 2: <|im_end|>
-    tokens = np.concatenate([prompt, answer_ids])[None].astype(np.int32)
-    positions = np.arange(tokens.shape[1], dtype=np.int32)[None]
-    hidden, _ = loaded.model.apply(loaded.variables, tokens, positions, np.ones_like(tokens), method="hidden")
-    logits = loaded.model.apply(loaded.variables, hidden, method="head")
-    logprobs = np.asarray(jax.nn.log_softmax(logits, axis=-1))[0]
-    at = range(len(prompt), tokens.shape[1])
-    return float(sum(logprobs[i - 1, tokens[0, i]] for i in at)), len(answer_ids)
+    tokens = np.concatenate([prompt, answer_ids]).astype(np.int32)
+    logprobs = log_probabilities(loaded.model, loaded.variables, tokens)
+    at = range(len(prompt), len(tokens))
+    return float(sum(logprobs[i - 1, tokens[i]] for i in at)), len(answer_ids)
 
 
 @pytest.mark.usefixtures("on_mesh")

@@ -1,5 +1,6 @@
 """Log-likelihoods equal those of each text read by itself."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from sft_jax.generation import likelihood, loglikelihoods, prepare
 from sft_jax.models import Decoder, DecoderConfig, Execution
 from sft_jax.sharding import make_mesh
+from tests.generation.brute_force import log_probabilities
 
 CONFIG = DecoderConfig(320, 2, 32, 4, 2, 8, 48, max_positions=96)
 
@@ -16,7 +18,7 @@ CONFIG = DecoderConfig(320, 2, 32, 4, 2, 8, 48, max_positions=96)
 @pytest.fixture(scope="module", params=["unrolled", "scan"])
 def model(request):
     made = Decoder(CONFIG, Execution(layer_layout=request.param))
-    return made, made.init(jax.random.key(1), np.ones((1, 4), np.int32))
+    return made, jax.jit(made.init)(jax.random.key(1), np.ones((1, 4), np.int32))
 
 
 def texts(*lengths):
@@ -29,9 +31,8 @@ CONTINUATIONS = [texts(3, 1, 8), texts(20), texts(2, 2, 2, 2), texts(9, 30)]
 
 
 def by_brute_force(model, variables, prompt, continuation):
-    logits = model.apply(variables, np.concatenate([prompt, continuation])[None])[0]
-    of_tokens = jax.nn.log_softmax(logits)[len(prompt) - 1 : -1]
-    best = np.asarray(of_tokens).argmax(1) == continuation
+    of_tokens = log_probabilities(model, variables, np.concatenate([prompt, continuation]))[len(prompt) - 1 : -1]
+    best = of_tokens.argmax(1) == continuation
     return float(of_tokens[np.arange(len(continuation)), continuation].sum()), bool(best.all())
 
 
@@ -51,12 +52,22 @@ def test_equals_a_sum_by_brute_force(model, monkeypatch, row_tokens):
     assert seen[-1] == (10, 10)
 
 
+@pytest.mark.parametrize("backend", ["splash", "triton"])
+def test_a_model_with_kernels_is_read_in_blocks(model, backend):
+    """Which kernels cannot: the same numbers as with blocks from the start, bit for bit."""
+    made, variables = model
+    of = lambda name: made.clone(execution=dataclasses.replace(made.execution, attention_backend=name))
+    found, blocks = (
+        loglikelihoods(prepare(of(name), variables), PROMPTS, CONTINUATIONS) for name in (backend, "blocked")
+    )
+    assert found == blocks
+
+
 def test_the_greedy_continuation_is_greedy(model):
     made, variables = model
     prompt, answer = PROMPTS[0], []
     for _ in range(3):
-        logits = made.apply(variables, np.asarray([[*prompt, *answer]], np.int32))[0, -1]
-        answer.append(int(logits.argmax()))
+        answer.append(int(log_probabilities(made, variables, [*prompt, *answer])[-1].argmax()))
     other = [*answer[:2], (answer[2] + 1) % 320]
     (found,) = loglikelihoods(prepare(*model), [prompt], [[np.asarray(ids, np.int32) for ids in (answer, other)]])
     assert [one.is_greedy for one in found] == [True, False]
@@ -78,8 +89,7 @@ def test_all_positions_can_be_read(model, size):
     (text,) = texts(97)
     prompt, continuation = text[:-size], text[-size:]
     ((found,),) = loglikelihoods(prepare(*model), [prompt], [[continuation]])
-    logits = model[0].apply(model[1], text[None, :-1])[0]
-    of_tokens = jax.nn.log_softmax(logits)[len(prompt) - 1 :]
+    of_tokens = log_probabilities(*model, text[:-1])[len(prompt) - 1 :]
     expected = float(of_tokens[np.arange(size), continuation].sum())
     assert found.logprob == pytest.approx(expected, rel=1e-5, abs=1e-4)
 

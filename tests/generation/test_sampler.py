@@ -12,6 +12,7 @@ from sft_jax.models import Decoder, DecoderConfig, Execution, load_pretrained
 from sft_jax.models.layouts import to_layout
 from sft_jax.sharding import make_mesh, shardings_of
 from tests import tiny
+from tests.generation.brute_force import log_probabilities
 
 NEW = 20
 SAMPLED, SEED = Sampling(temperature=1.0, top_k=50, top_p=0.95), 3
@@ -96,15 +97,15 @@ def test_answers_that_the_length_ends(answers):
 
 def test_logprobs_are_the_models(tiny_model, variables, prompts):
     """Before temperature and cuts, the stop token's included."""
-    model, params = tiny_model
+    model, _ = tiny_model
     whole = generate(model, variables, prompts, sampling=SAMPLED)
     stop_ids = (int(whole[3].tokens[5]),)
     for prompt, answer in zip(
         prompts, generate(model, variables, prompts, sampling=SAMPLED, stop_ids=stop_ids), strict=True
     ):
         chosen = [*answer.tokens, *(stop_ids if answer.stopped else ())]
-        logits = model.apply({"params": params}, np.concatenate([prompt, chosen])[None].astype(np.int32))[0]
-        expected = jax.nn.log_softmax(logits)[len(prompt) - 1 : -1][np.arange(len(chosen)), np.asarray(chosen)]
+        whole_text = log_probabilities(model, variables, np.concatenate([prompt, chosen]))
+        expected = whole_text[len(prompt) - 1 : -1][np.arange(len(chosen)), chosen]
         np.testing.assert_allclose(answer.logprobs, expected, atol=1e-4)
     assert answer.logprobs.dtype == np.float32
 
@@ -275,7 +276,7 @@ def short(request):
     """A model of 24 positions, its variables, and prompts that leave 1, 4 and 20 of them."""
     options = {"learned_positions": request.param == "learned", "max_positions": 24}
     model = Decoder(DecoderConfig(320, 2, 32, 4, 2, 8, 48, **options), Execution(layer_layout="unrolled"))
-    variables = model.init(jax.random.key(1), np.ones((1, 4), np.int32))
+    variables = jax.jit(model.init)(jax.random.key(1), np.ones((1, 4), np.int32))
     rng = np.random.default_rng(2)
     return model, variables, [rng.integers(3, 250, 24 - left).astype(np.int32) for left in (1, 4, 20)]
 

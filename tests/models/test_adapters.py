@@ -235,7 +235,7 @@ def test_what_can_be_adapted():
     tied, untied = names_of(), names_of(tie_word_embeddings=False)
     assert tied.keys() == {*NAMES.values(), "embedding"}
     assert untied.keys() - tied.keys() == {"head"}
-    assert tied["ffn/up"] == "layers/ffn/up/kernel"
+    assert tied["ffn/up"] == ("layers/ffn/up/kernel",)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sft_jax.models import load_pretrained
 from sft_jax.models.families import get_family
 from sft_jax.models.families.tables import KINDS
-from sft_jax.models.rope import NONE, frequencies, layer_kinds, magnitude
+from sft_jax.models.rope import frequencies, magnitude, of_length, rotaries
 from tests import tiny, work
 from tests.models import families, reference
 
@@ -91,13 +91,13 @@ def test_fields_by_hand(checkpoint, changes, message):
     assert len(str(error.value)) < 1500
 
 
-HF_CONFIGS = [families.hf_config(name) for name in families.CASES]
+HF_CONFIGS = [families.text_config(name) for name in families.CASES]
 NASTY = st.sampled_from(
     [None, True, False, -1, 0, 1, 2, 3, 10**9, 2**62, 0.5, 1e-320, 1e-46, -1.0, 1e308, math.inf, math.nan]
 )
 OTHER = st.sampled_from(["", "4", "false", "linear", "yarn", [], [1], [[1]], ["full_attention"] * 2, {}, {"a": 1}])
 ROPES = st.fixed_dictionaries(
-    {"rope_type": st.sampled_from(["linear", "llama3", "yarn", "dynamic", "other", 3])},
+    {"rope_type": st.sampled_from(["linear", "llama3", "yarn", "dynamic", "longrope", "other", 3])},
     optional=dict.fromkeys(
         ("factor", "rope_theta", "low_freq_factor", "mscale", "mscale_all_dim", "beta_fast", "full_attention"),
         NASTY | OTHER,
@@ -119,9 +119,10 @@ def test_a_changed_config_is_a_model_or_an_error_that_names_the_field(hf_config,
         return
     assert all(type(getattr(config, name)) is int and getattr(config, name) > 0 for name in SIZES)
     assert np.float32(config.norm_eps) > 0
-    for kind in set(layer_kinds(config)) - {NONE}:
-        found = frequencies(config, kind)
-        assert np.isfinite(found).all()
-        assert (found >= 0).all()
-        assert math.isfinite(magnitude(config, kind))
+    for length in (1, 2**30):
+        for rotary in rotaries(of_length(config, length)):
+            found = frequencies(rotary)
+            assert np.isfinite(found).all()
+            assert (found >= 0).all()
+            assert math.isfinite(magnitude(rotary))
     get_family(hf_config).tensor_table(config)

@@ -18,7 +18,7 @@ LAYOUTS = ("scan", "unrolled")
 
 def logits(ids, positions=None, segments=None, **execution):
     model = Decoder(CONFIG, Execution(**execution))
-    params = to_layout(PARAMS, model.execution.layer_layout)
+    params = to_layout(PARAMS, model.layout)
     arguments = [None if a is None else np.asarray(a, np.int32) for a in (ids, positions, segments)]
     return reference.logits_of(model, params, *arguments)
 
@@ -94,7 +94,7 @@ def loss_and_gradient(model):
     def loss(params):
         return jnp.mean(jax.nn.logsumexp(model.apply({"params": params}, ids), axis=-1) ** 2)
 
-    params = to_layout(PARAMS, model.execution.layer_layout)
+    params = to_layout(PARAMS, model.layout)
     value, gradient = reference.jit(jax.value_and_grad(loss))(params)
     return value, reference.flat(to_layout(gradient, "unrolled"))
 
@@ -106,7 +106,7 @@ def plain():
 
 @pytest.mark.parametrize(
     ("layout", "remat"),
-    [("scan", "none"), ("scan", "full"), ("scan", "dots"), ("scan", "dots_no_batch"), ("unrolled", "full")],
+    [*(("scan", remat) for remat in REMAT_POLICIES), ("unrolled", "full"), ("unrolled", "attention_products")],
 )
 def test_layout_and_remat_change_neither_loss_nor_gradient(plain, layout, remat):
     value, gradient = loss_and_gradient(Decoder(CONFIG, Execution(layer_layout=layout, remat=remat)))
@@ -130,9 +130,16 @@ def test_remat_policies_recompute_what_they_say(layout):
         count[remat] = len(programs.dot_dtypes(jax.grad(scalar(model)), params))
     layers = 1 if layout == "scan" else CONFIG.num_layers
     more = {remat: found - count["none"] for remat, found in count.items()}
-    assert more["full"] >= 8 * layers  # 2 in attention, and all projections but the last: no gradient needs its result
-    assert more["dots"] == 0
-    assert more["dots_no_batch"] == 2 * layers  # the two of attention
+    # Of attention the two products and the four projections; of the feed-forward part all but the last projection, of
+    # whose result no gradient has need.
+    of_attention, of_feed_forward = 2 + 4, 2
+    assert more == {
+        "none": 0,
+        "products": 0,
+        "attention_products": of_feed_forward * layers,
+        "attention": (of_attention - 2 + of_feed_forward) * layers,
+        "full": (of_attention + of_feed_forward) * layers,
+    }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -203,7 +210,7 @@ def test_a_cache_with_another_in_front_of_it_equals_the_whole(layout):
         np.testing.assert_allclose(found, np.asarray(logits(ids))[np.arange(2), place], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["whole", "blocked"])
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_beginning_that_is_read_once_serves_several_segments(layout, backend):
     """A cache that is full grows: four tokens are read first, then two continuations of them side by side."""
@@ -249,8 +256,11 @@ def test_initialised_parameters_have_the_tree_that_is_loaded(layout):
     ("made", "message"),
     [
         (lambda: Execution(matmul_dtype="int8"), "matmul_dtype='int8' is not one of"),
-        (lambda: Execution(remat="some"), "remat='some' is not one of none, full, dots"),
-        (lambda: Execution(attention_backend="magic"), "attention_backend='magic' is not one of blocked, whole"),
+        (
+            lambda: Execution(remat="some"),
+            "remat='some' is not one of none, products, attention_products, attention, full",
+        ),
+        (lambda: Execution(attention_backend="magic"), "attention_backend='magic' is not one of blocked, reference, "),
         (lambda: DecoderConfig(8, 1, 8, num_heads=3, num_kv_heads=2, head_dim=4, ffn_dim=8), "num_heads=3 must be a"),
         (lambda: DecoderConfig(8, 1, 8, num_heads=2, num_kv_heads=2, head_dim=3, ffn_dim=8), "head_dim=3 must be even"),
     ],

@@ -7,23 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from sft_jax.models import Decoder, Execution, load_pretrained
 from sft_jax.models.experts import ROUTING, _places, _weight_specs, total_routing
 from sft_jax.models.matmul import grouped_matmul
+from sft_jax.models.partitioning import MESH_AXES, spec_of
 from sft_jax.objectives.balance import balance_loss
+from sft_jax.sharding import make_mesh, path_string
 from tests.models import families, programs, reference
 
 SEQUENCES, LENGTH = 2, 24
 
 
-@pytest.fixture(scope="module")
-def mixtral(tmp_path_factory):
-    """(torch model, directory)."""
-    model = families.torch_model("mixtral")
-    return model, families.save(model, tmp_path_factory.mktemp("mixtral"))
+@pytest.fixture(scope="module", params=["mixtral", "gpt_oss"])
+def mixture(request, tmp_path_factory):
+    """(torch model, directory): four experts, of which a token takes two; with biases, and without."""
+    model = families.torch_model(request.param)
+    return model, families.save(model, tmp_path_factory.mktemp("mixture"))
 
 
 @pytest.mark.parametrize("sizes", [[3, 0, 4, 1], [8, 0, 0, 0], [0, 0, 0, 0], [2, 2, 1, 0]])
@@ -70,19 +72,18 @@ def bounded(model: Decoder, capacity: float) -> Decoder:
     return model.clone(config=dataclasses.replace(model.config, expert_capacity=capacity))
 
 
-def test_a_bound_that_nobody_reaches_changes_nothing(mixtral):
+def test_a_bound_that_nobody_reaches_changes_nothing(mixture):
     """Four experts, two a token: twice the even share is room for all tokens of a sequence."""
-    _, directory = mixtral
-    model, params = load_pretrained(directory)
+    model, params = load_pretrained(mixture[1])
     ids = reference.tokens(SEQUENCES, LENGTH)
     plain = reference.logits_of(model, params, ids)
     np.testing.assert_allclose(reference.logits_of(bounded(model, 2.0), params, ids), plain, atol=5e-5)
     assert np.abs(reference.logits_of(bounded(model, 0.5), params, ids) - plain).max() > 0.01
 
 
-def test_a_bound_counts_each_sequence_alone(mixtral):
+def test_a_bound_counts_each_sequence_alone(mixture):
     """What is dropped in a sequence does not depend on the sequences beside it, nor on padding."""
-    _, directory = mixtral
+    _, directory = mixture
     model, params = load_pretrained(directory)
     model, ids = bounded(model, 0.5), reference.tokens(SEQUENCES, LENGTH)
     both = reference.logits_of(model, params, ids)
@@ -91,9 +92,9 @@ def test_a_bound_counts_each_sequence_alone(mixtral):
 
 
 @pytest.mark.parametrize("layout", ["scan", "unrolled"])
-def test_balance_loss_equals_transformers(mixtral, layout):
+def test_balance_loss_equals_transformers(mixture, layout):
     """With padding at the end of the second sequence."""
-    torch_model, directory = mixtral
+    torch_model, directory = mixture
     ids, seen = reference.tokens(SEQUENCES, LENGTH), np.ones((SEQUENCES, LENGTH), np.int32)
     seen[1, 15:] = 0
     mask = torch.from_numpy(seen).long()
@@ -110,22 +111,43 @@ def test_balance_loss_equals_transformers(mixtral, layout):
     assert float(found) > 2.01  # 2 is what an even spread gives
 
 
-MESHES = [(8, (1, 1, 4, 2)), (8, (2, 2, 2, 1)), (8, (1, 8, 1, 1)), (3, (1, 2, 4, 1))]
+MESHES = [(8, (1, 1, 4, 1, 2)), (8, (2, 2, 2, 1, 1)), (8, (1, 8, 1, 1, 1)), (3, (1, 2, 4, 1, 1))]
 
 
 @pytest.mark.parametrize(("sequences", "sizes"), MESHES)
 @pytest.mark.parametrize("capacity", [0.0, 0.75])
-def test_logits_do_not_depend_on_the_mesh(mixtral, sequences, sizes, capacity):
+def test_logits_do_not_depend_on_the_mesh(mixture, sequences, sizes, capacity):
     """Sequences that divide over the mesh, and three that do not."""
-    _, directory = mixtral
-    model, params = load_pretrained(directory)
+    model, params = load_pretrained(mixture[1])
     model, ids = bounded(model, capacity), reference.tokens(sequences, LENGTH)
     expected = reference.logits_of(model, params, ids)
-    names = ("replica", "fsdp", "expert", "tensor")
-    mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * 4)
+    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     with jax.set_mesh(mesh):
         found = reference.jit(lambda params, ids: model.apply({"params": params}, ids))(jax.device_get(params), ids)
     np.testing.assert_allclose(found, expected, atol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capacity", [0.0, 2.0])
+def test_gradients_do_not_depend_on_the_mesh(mixture, capacity):
+    """Those of biases and sinks among them, with weights gathered as in training."""
+    execution = Execution(gathers_weights=True)
+    model, params = load_pretrained(mixture[1], execution=execution)
+    model, ids = bounded(model, capacity), reference.tokens(8, LENGTH)
+
+    def loss(params, ids):
+        return jnp.sum(jnp.sin(model.apply({"params": params}, ids)))
+
+    expected = reference.flat(reference.jit(jax.grad(loss))(params, ids))
+    mesh = make_mesh({"fsdp": 2, "expert": 2, "tensor": 2}, jax.devices())
+    with jax.set_mesh(mesh):
+        lie = lambda path, leaf: NamedSharding(mesh, spec_of(path_string(path), leaf.shape, dict(mesh.shape)))
+        placed = jax.device_put(jax.device_get(params), jax.tree_util.tree_map_with_path(lie, params))
+        found = reference.flat(reference.jit(jax.grad(loss))(placed, ids))
+    errors = {
+        path: reference.relative(found[path], leaf) for path, leaf in expected.items() if np.abs(leaf).max() > 1e-4
+    }
+    assert max(errors.values()) < 1e-4, errors
 
 
 @pytest.mark.parametrize(("name", "split"), [("gate", "b"), ("up", "b"), ("down", "a")])

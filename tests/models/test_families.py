@@ -17,12 +17,16 @@ from sft_jax.generation import Sampler, prepare
 from sft_jax.models import Decoder, Execution, load_pretrained
 from sft_jax.models.cache import init_cache
 from sft_jax.models.families import FAMILIES, get_family
-from sft_jax.models.storing import pending_tensors
+from sft_jax.models.rope import of_length
+from sft_jax.models.storing import pending_tensors, put_back
+from sft_jax.models.variables import is_buffer
 from sft_jax.objectives import Settings, cross_entropy
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh
+from sft_jax.sources import open_checkpoint
 from sft_jax.sources.safetensors_writer import write_safetensors
+from sft_jax.sources.wrappers import WRAPPERS
 from sft_jax.training import run
 from tests import tiny
 from tests.models import families, reference
@@ -53,7 +57,7 @@ def trainable(request, tmp_path_factory):
 
 
 def test_every_family_has_a_case():
-    assert {fields["model_type"] for fields, _ in families.CASES.values()} == FAMILIES.keys()
+    assert {fields["model_type"] for fields, _ in families.CASES.values()} == FAMILIES.keys() | WRAPPERS.keys()
 
 
 def mean_loss(model, params, ids):
@@ -63,19 +67,23 @@ def mean_loss(model, params, ids):
     return loss / count, logits
 
 
-def torch_gradients(model, name, ids, config):
+def torch_gradients(model, name, ids, config, checkpoint):
     """By our paths, unrolled."""
     model.zero_grad()
     wide = torch.from_numpy(ids).long()
     logits = model(input_ids=wide, use_cache=False).logits[:, :-1]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), wide[:, 1:].flatten()).backward()
-    gradients = {label: parameter.grad for label, parameter in model.named_parameters()}
+    gradients = {label: parameter.grad for label, parameter in model.named_parameters() if parameter.grad is not None}
     if name.startswith("gpt_neox"):  # the name in the file
         gradients["embed_out.weight"] = gradients.pop("lm_head.weight")
     stored = {label: gradient.numpy() for label, gradient in revert_weight_conversion(model, gradients).items()}
+    if (wrapper := checkpoint.wrapper) is not None:
+        stored = {text: gradient for label, gradient in stored.items() if (text := wrapper.text_name(label))}
     made = {}
-    for rule in get_family(families.hf_config(name)).tensor_table(config):
-        if rule.path and rule.part:
+    for rule in get_family(checkpoint.config).tensor_table(config):
+        if rule.path and is_buffer(rule.path):
+            made[rule.path] = np.zeros(rule.shape, np.float32)
+        elif rule.path and rule.part:
             made.setdefault(rule.path, []).append(rule.read(stored[rule.source]))
         elif rule.path:
             made[rule.path] = rule.read(stored[rule.source])
@@ -91,11 +99,13 @@ def test_logits_and_gradients_equal_torch(case, layout):
         jax.value_and_grad(lambda params: mean_loss(model, params, ids), has_aux=True)
     )(params)
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=0)
-    theirs = reference.flat(reference.in_layout(torch_gradients(torch_model, name, ids, model.config), layout))
+    theirs = torch_gradients(torch_model, name, ids, model.config, open_checkpoint(directory))
+    theirs = reference.flat(reference.in_layout(theirs, model.layout))
     ours = reference.flat(gradient)
     assert ours.keys() == theirs.keys()
     # The keys' biases: a number added to all scores of a query, with a gradient of rounding errors.
     errors = {p: reference.relative(ours[p], theirs[p]) for p in ours if np.abs(theirs[p]).max() > 1e-6}
+    assert not any(np.any(ours[path]) for path in ours if is_buffer(path))
     assert max(errors.values()) <= TOLERANCE, errors
 
 
@@ -103,8 +113,10 @@ def test_what_is_written_is_what_torch_loads(case, tmp_path):
     """Written from our parameters, read by transformers: the logits of the model that they first came from."""
     name, _, directory, ids, expected = case
     model, params = load_pretrained(directory, execution=Execution(layer_layout="unrolled"))
-    hf_config = json.loads((directory / "config.json").read_text())
-    tensors = pending_tensors(merged_weights({"params": params}, None), hf_config, model.config, "float32")
+    checkpoint = open_checkpoint(directory)
+    tensors = pending_tensors(merged_weights({"params": params}, None), checkpoint.config, model.config, "float32")
+    if checkpoint.wrapper is not None:
+        tensors = put_back(tensors, checkpoint.wrapper, checkpoint.config, model.config)
     write_safetensors(epath.Path(tmp_path / "model.safetensors"), tensors)
     shutil.copy(directory / "config.json", tmp_path)
     loaded = type(families.torch_model(name)).from_pretrained(tmp_path, dtype=torch.float32).eval()
@@ -138,6 +150,7 @@ def test_packed_sequences_and_cached_reading_equal_plain_ones(case):
         hidden, cache = model.apply({"params": params}, tokens, positions, None, cache, method="hidden")
         return model.apply({"params": params}, hidden, method="head"), cache
 
+    model = model.clone(config=of_length(model.config, LENGTH))
     cache, pieces = init_cache(model.config, model.execution, SEQUENCES, LENGTH + 3), []
     for start in range(0, LENGTH, 8):
         piece, cache = extend(ids[:, start : start + 8], start, cache)
@@ -162,10 +175,12 @@ def test_greedy_text_equals_uncached(case):
     prompts = [ids[0, :6], ids[1, :9]]
     answers = Sampler(()).generate(prepare(model, {"params": params}), prompts, max_new_tokens=4)
     for prompt, (answer,) in zip(prompts, answers, strict=True):
-        text = np.zeros((SEQUENCES, LENGTH), np.int32)  # what stands behind a token does not reach it
+        text = np.zeros((SEQUENCES, LENGTH), np.int32)
+        places = np.tile(np.arange(LENGTH, dtype=np.int32), (SEQUENCES, 1))
         text[:, : len(prompt)] = prompt
         for end in range(len(prompt), len(prompt) + 4):
-            text[:, end] = reference.logits_of(model, params, text)[0, end - 1].argmax()
+            read = (places < end).astype(np.int32)  # what stands behind is padding
+            text[:, end] = reference.logits_of(model, params, text, places, read)[0, end - 1].argmax()
         assert answer.tokens.tolist() == text[0, len(prompt) : len(prompt) + 4].tolist()
 
 

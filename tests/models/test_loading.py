@@ -102,8 +102,8 @@ def test_all_that_is_wrong_comes_in_one_message(checkpoint):
 
 
 def test_names_shapes_and_dtypes_are_checked_before_any_tensor_is_read(checkpoint):
-    def read():
-        raise AssertionError("a tensor was read")
+    def read(start, stop):
+        raise AssertionError(f"the rows {start} to {stop} of a tensor were read")
 
     opened = open_checkpoint(checkpoint)
     config, on_first = llama.decoder_config(opened.config), on_one(jax.devices()[0])
@@ -182,11 +182,16 @@ def test_both_spellings_of_rope(rope, theta, scaling):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "model_type='mamba'; implemented families: gemma2, "),
+        ({"model_type": "mamba"}, "model_type='mamba'; implemented families: deepseek_v3, gemma2, "),
         ({"model_type": None}, "has no .model_type"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'; implemented for model_type='llama': 'silu'"),
         ({"pretraining_tp": 2}, "pretraining_tp=2; implemented for"),
-        ({"rope_scaling": {"type": "longrope"}}, "rope_type='longrope'; implemented: 'default', 'dynamic', 'linear'"),
+        ({"rope_scaling": {"type": "axial"}}, "rope_type='axial'; implemented: 'default', 'dynamic', 'linear'"),
+        ({"rope_scaling": {"type": "longrope"}}, "config.json has no 'short_factor'"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [2]}},
+            "has 1 numbers in short_factor; expected one for each of 4 pairs",
+        ),
         ({"rope_scaling": {"type": "linear"}}, "config.json has no 'factor'"),
         ({"attention_chunk_size": 8}, "not implemented for model_type='llama': attention_chunk_size=8"),
         ({"layer_types": ["chunked_attention"] * 3}, "layer_types=.*chunked_attention"),

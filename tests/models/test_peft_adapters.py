@@ -18,18 +18,22 @@ from safetensors.numpy import save_file
 
 from sft_jax.models import AdapterSpec, Decoder, Execution, load_pretrained
 from sft_jax.models.families import FAMILIES
-from sft_jax.models.layouts import to_layout
+from sft_jax.models.layouts import resolved, to_layout
 from sft_jax.models.peft_adapters import AdapterSettings, peft_adapter, settings_of
 from sft_jax.models.peft_loading import LoadedAdapter, load_peft_adapter
 from sft_jax.models.variables import variables
 from sft_jax.options import AdapterOptions
 from sft_jax.runs.adapting import init_adapters
+from sft_jax.sources import open_checkpoint
 from sft_jax.sources.peft import CONFIG, WEIGHTS, open_peft_adapter
 from sft_jax.sources.safetensors_writer import write_safetensors
+from sft_jax.sources.wrappers import WRAPPERS, Wrapper
 from tests import tiny
 from tests.models import families, reference
 
 LAYERS = ("(attention|ffn)/.*",)
+DELTA = ("delta/(query|key|value|output_gate|decay|beta|out)",)
+EVERYWHERE = (*LAYERS, "(experts|shared)/.*")
 TOLERANCE = 1e-4
 
 
@@ -42,6 +46,7 @@ class Base:
     hf_config: dict
     model: Decoder
     params: dict
+    wrapper: Wrapper | None
 
     @functools.cached_property
     def plain(self) -> np.ndarray:
@@ -65,8 +70,8 @@ def base_of(tmp_path_factory):
             torch_model = families.random_model(config)
             directory = families.save(torch_model, tmp_path_factory.mktemp("base"))
             model, params = load_pretrained(directory, execution=Execution(layer_layout="unrolled"))
-            hf_config = json.loads((directory / "config.json").read_text())
-            _MADE[key] = Base(torch_model, directory, hf_config, model, params)
+            checkpoint = open_checkpoint(directory)
+            _MADE[key] = Base(torch_model, directory, checkpoint.config, model, params, checkpoint.wrapper)
         return _MADE[key]
 
     return make
@@ -83,7 +88,9 @@ def hyper(config: AdapterSettings) -> dict:
 
 def trained(base: Base, config: AdapterOptions, layout: str = "unrolled") -> dict:
     """Adapters as after training: nothing is zero any more."""
-    made = init_adapters(to_layout(base.params, "scan"), config, hyper(settings_of(config)), 0, layout)
+    made = init_adapters(
+        to_layout(base.params, resolved("scan", base.model.config)), config, hyper(settings_of(config)), 0, layout
+    )
     rng = np.random.default_rng(1)
     flat = reference.flat(made)
     push = lambda x: jnp.asarray(np.asarray(x) + 0.2 * rng.standard_normal(x.shape), jnp.float32)
@@ -97,7 +104,9 @@ def logits(base: Base, adapters: dict, config: AdapterSettings) -> np.ndarray:
 
 
 def write(base: Base, adapters: dict, config: AdapterSettings, directory: Path) -> Path:
-    fields, tensors = peft_adapter(adapters, config, base.hf_config, base.model.config, str(base.directory))
+    fields, tensors = peft_adapter(
+        adapters, config, base.hf_config, base.model.config, str(base.directory), wrapper=base.wrapper
+    )
     directory.mkdir()
     (directory / CONFIG).write_text(json.dumps(fields))
     write_safetensors(epath.Path(directory / WEIGHTS), tensors)
@@ -116,7 +125,7 @@ def in_torch(base: Base, directory: Path) -> np.ndarray:
 
 
 def read(base: Base, directory: Path) -> LoadedAdapter:
-    return load_peft_adapter(open_peft_adapter(directory), base.hf_config, base.model.config)
+    return load_peft_adapter(open_peft_adapter(directory), base.hf_config, base.model.config, base.wrapper)
 
 
 def assert_same(found: dict, expected: dict) -> None:
@@ -126,6 +135,8 @@ def assert_same(found: dict, expected: dict) -> None:
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
 
+# Families whose projections are stored one by one, with nothing that an adapter could notice.
+PLAIN = ("gemma3_text", "granite", "ministral3", "mistral", "olmo2", "olmo3", "qwen3", "smollm3")
 # What goes out: (family, changes of its config, settings here).
 OUT = {
     "llama": ("llama", {}, {}),
@@ -143,7 +154,21 @@ OUT = {
     ),
     "qwen2": ("qwen2", {}, {}),
     "gemma2": ("gemma2", {}, {"targets": (*LAYERS, "embedding")}),
-    **{family: (family, {}, {}) for family in ("gemma3_text", "mistral", "olmo2", "qwen3", "smollm3")},
+    **{family: (family, {}, {}) for family in PLAIN},
+    "granitemoehybrid": ("granitemoehybrid", {}, {}),
+    "gemma3 wrapper": ("gemma3 wrapper", {}, {"targets": (*LAYERS, "embedding")}),
+    "mistral3 wrapper": ("mistral3 wrapper", {}, {"targets": (*LAYERS, "head"), "method": "dora"}),
+    "gemma4_text": ("gemma4_text", {}, {"targets": (*LAYERS, "embedding")}),
+    "gemma4_text, experts": ("gemma4_text with experts", {}, {"targets": EVERYWHERE}),
+    "gemma4_text, shared keys": ("gemma4_text with shared keys", {}, {"targets": (*LAYERS, "per_layer/.*")}),
+    "gemma4_text, dora": (
+        "gemma4_text with shared keys",
+        {},
+        {"targets": ("attention/(query|key)", "per_layer/(gate|projection)"), "method": "dora"},
+    ),
+    "gemma4 wrapper": ("gemma4 wrapper", {}, {"targets": (*LAYERS, "per_layer/out")}),
+    "gemma4_unified wrapper": ("gemma4_unified wrapper", {}, {}),
+    "gemma4_unified_text": ("gemma4_unified_text", {}, {}),
     "phi3": ("phi3", {}, {}),
     "phi3, ranks": ("phi3", {}, {"ranks": ("attention/key=2", "ffn/up=5"), "scaling": "sqrt_rank"}),
     "phi3, some": ("phi3", {}, {"targets": ("attention/(query|value)", "ffn/up")}),
@@ -152,11 +177,25 @@ OUT = {
     "gpt2, dora": ("gpt2", {}, {"method": "dora"}),
     "gpt_neox": ("gpt_neox", {}, {"targets": (*LAYERS, "embedding", "head"), "method": "dora"}),
     "mixtral": ("mixtral", {}, {"targets": ("experts/(up|down|router)",), "scaling": "sqrt_rank"}),
+    "gpt_oss": ("gpt_oss", {}, {"targets": (*LAYERS, "experts/(gate|up|down|router)")}),
+    "gpt_oss, ranks": ("gpt_oss", {}, {"targets": ("experts/(gate|down)",), "ranks": ("experts/gate=2",)}),
     "qwen3_moe": (
         "qwen3_moe",
         {},
         {"targets": ("experts/(gate|up|down)",), "ranks": ("experts/up=2",), "method": "pissa"},
     ),
+    "deepseek_v3": ("deepseek_v3", {}, {"targets": EVERYWHERE}),
+    "deepseek_v3, dora": ("deepseek_v3", {}, {"targets": ("attention/.*",), "method": "dora"}),
+    "deepseek_v3 plain": ("deepseek_v3 plain", {}, {"targets": EVERYWHERE}),
+    "glm4_moe": ("glm4_moe", {}, {"targets": EVERYWHERE}),
+    "glm4_moe_lite": ("glm4_moe_lite", {}, {"targets": ("attention/.*", "shared/down")}),
+    "qwen3_next": ("qwen3_next", {}, {"targets": (*EVERYWHERE, *DELTA, "shared_gate")}),
+    "qwen3_next, ranks": ("qwen3_next", {}, {"targets": DELTA, "ranks": ("delta/(query|beta)=2",)}),
+    "qwen3_next biases": ("qwen3_next biases", {}, {"targets": ("attention/.*",), "method": "dora"}),
+    "qwen3_5_text": ("qwen3_5_text", {}, {"targets": (*LAYERS, *DELTA)}),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", {}, {"targets": (*EVERYWHERE, *DELTA)}),
+    "qwen3_5 wrapper": ("qwen3_5 wrapper", {}, {"targets": (*LAYERS, *DELTA)}),
+    "qwen3_5_moe wrapper": ("qwen3_5_moe wrapper", {}, {"targets": (*DELTA, "experts/(up|down)")}),
 }
 
 
@@ -203,10 +242,32 @@ IN = {
     ),
     "qwen2": ("qwen2", {}, {"target_modules": "all-linear"}),
     "gemma2": ("gemma2", {}, {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
-    **{
-        family: (family, {}, {"target_modules": "all-linear"})
-        for family in ("gemma3_text", "mistral", "olmo2", "qwen3", "smollm3")
-    },
+    **{family: (family, {}, {"target_modules": "all-linear"}) for family in PLAIN},
+    "granitemoehybrid": ("granitemoehybrid", {}, {"target_modules": ["q_proj", "input_linear", "output_linear"]}),
+    "gemma3 wrapper": ("gemma3 wrapper", {}, {"target_modules": r".*language_model.*\.(q_proj|up_proj)"}),
+    "mistral3 wrapper": (
+        "mistral3 wrapper",
+        {},
+        {
+            "target_modules": PROJECTIONS,
+            "exclude_modules": r".*(vision_tower|projector).*",
+            "rank_pattern": {r"model\.language_model\.layers\.1\.self_attn\.q_proj": 2},
+        },
+    ),
+    "gemma4_text": ("gemma4_text", {}, {"target_modules": "all-linear"}),
+    "gemma4_text, experts": (
+        "gemma4_text with experts",
+        {},
+        {
+            "target_modules": ["q_proj", "proj"],
+            "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "mlp.up_proj.weight"],
+            "rank_pattern": {"experts.down_proj": 2},
+        },
+    ),
+    "gemma4_text, shared keys": ("gemma4_text with shared keys", {}, {"target_modules": "all-linear"}),
+    "gemma4 wrapper": ("gemma4 wrapper", {}, {"target_modules": r".*language_model.*\.(k_proj|per_layer_input_gate)"}),
+    "gemma4_unified wrapper": ("gemma4_unified wrapper", {}, {"target_modules": r".*language_model.*\.o_proj"}),
+    "gemma4_unified_text": ("gemma4_unified_text", {}, {"target_modules": "all-linear", "use_dora": True}),
     "phi3": ("phi3", {}, {"target_modules": ["qkv_proj", "gate_up_proj"], "use_rslora": True}),
     "phi3, dora": ("phi3", {}, {"target_modules": ["qkv_proj"], "use_dora": True}),
     "gpt2": ("gpt2", {}, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
@@ -220,13 +281,59 @@ IN = {
             "rank_pattern": {"experts.down_proj": 2},
         },
     ),
+    "gpt_oss": (
+        "gpt_oss",
+        {},
+        {
+            "target_modules": ["q_proj", "o_proj"],
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.router.weight"],
+            "rank_pattern": {"experts.down_proj": 2},
+        },
+    ),
+    "gpt_oss, one parameter": ("gpt_oss", {}, {"target_modules": [], "target_parameters": ["experts.gate_up_proj"]}),
     "qwen3_moe": ("qwen3_moe", {}, {"target_modules": ["v_proj"], "target_parameters": ["mlp.experts.down_proj"]}),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {},
+        {
+            "target_modules": "all-linear",
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"],
+        },
+    ),
+    "deepseek_v3 plain": (
+        "deepseek_v3 plain",
+        {},
+        {"target_modules": ["q_proj", "kv_b_proj"], "target_parameters": ["shared_experts.up_proj.weight"]},
+    ),
+    "glm4_moe": ("glm4_moe", {}, {"target_modules": "all-linear", "target_parameters": ["mlp.experts.down_proj"]}),
+    "glm4_moe_lite": (
+        "glm4_moe_lite",
+        {},
+        {"target_modules": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"], "use_dora": True},
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        {},
+        {
+            "target_modules": ["q_proj", "in_proj_qkvz", "in_proj_ba", "out_proj", "shared_expert_gate"],
+            "target_parameters": ["mlp.experts.gate_up_proj"],
+        },
+    ),
+    "qwen3_5_text": ("qwen3_5_text", {}, {"target_modules": "all-linear"}),
+    "qwen3_5_moe_text": (
+        "qwen3_5_moe_text",
+        {},
+        {"target_modules": ["in_proj_qkv", "in_proj_z"], "target_parameters": ["mlp.experts.down_proj"]},
+    ),
+    "qwen3_5 wrapper": ("qwen3_5 wrapper", {}, {"target_modules": r".*language_model.*\.(q_proj|in_proj_qkv|up_proj)"}),
+    "qwen3_5_moe wrapper": ("qwen3_5_moe wrapper", {}, {"target_modules": r".*language_model.*\.(q_proj|in_proj_b)"}),
 }
 
 
 def test_every_family_goes_both_ways():
-    assert FAMILIES.keys() == {families.CASES[case][0]["model_type"] for case, *_ in OUT.values()}
-    assert FAMILIES.keys() == {families.CASES[case][0]["model_type"] for case, *_ in IN.values()}
+    known = FAMILIES.keys() | WRAPPERS.keys()
+    assert known == {families.CASES[case][0]["model_type"] for case, *_ in OUT.values()}
+    assert known == {families.CASES[case][0]["model_type"] for case, *_ in IN.values()}
 
 
 def made_by_peft(base: Base, fields: dict, directory: Path) -> np.ndarray:
@@ -279,6 +386,23 @@ def test_experts_under_their_older_names(base_of, tmp_path):
     expected = families.torch_logits(theirs, IDS)
     np.testing.assert_allclose(logits(base, found.arrays, found.settings), expected, atol=TOLERANCE)
     assert np.abs(expected - base.plain).max() > 100 * TOLERANCE
+
+
+def test_what_is_beside_experts_under_its_older_name(base_of, tmp_path):
+    """As transformers 4 had adapters of it: of layers, whose names `peft` takes for those of experts by now."""
+    base, rng, tensors = base_of("deepseek_v3 plain"), np.random.default_rng(0), {}
+    for layer in range(2):
+        prefix = f"base_model.model.model.layers.{layer}.mlp.shared_experts.up_proj"
+        tensors[f"{prefix}.lora_A.weight"] = rng.standard_normal((3, 32), np.float32)
+        tensors[f"{prefix}.lora_B.weight"] = rng.standard_normal((48, 3), np.float32)
+    fields = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6, "bias": "none"}
+    (tmp_path / CONFIG).write_text(json.dumps(fields | {"target_modules": ["up_proj"]}))
+    save_file(tensors, tmp_path / WEIGHTS)
+    found = reference.flat(read(base, tmp_path).in_layout("unrolled"))
+    assert found.keys() == {f"layers_{layer}/shared/up/{name}" for layer in range(2) for name in ("a", "b")}
+    prefix = "base_model.model.model.layers.1.mlp.shared_experts.up_proj"
+    np.testing.assert_array_equal(found["layers_1/shared/up/a"], tensors[f"{prefix}.lora_A.weight"].T)
+    np.testing.assert_array_equal(found["layers_1/shared/up/b"], tensors[f"{prefix}.lora_B.weight"].T)
 
 
 def test_magnitudes_of_a_fused_part_without_an_update(base_of, tmp_path):

@@ -1,5 +1,6 @@
 """How many positions a model knows: padding beyond them, and which limits can be lifted without another rotation."""
 
+import copy
 import dataclasses
 import re
 
@@ -25,7 +26,7 @@ def test_padding_beyond_the_last_position_reaches_nothing(layout):
     config = get_family(fields).decoder_config(fields)
     model = Decoder(config, Execution(layer_layout=layout))
     tokens = np.arange(3, 8, dtype=np.int32)[None]
-    params = model.init(jax.random.key(0), tokens)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
 
     def loss(params, tokens, segments):
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
@@ -44,7 +45,7 @@ def test_padding_beyond_the_last_position_reaches_nothing(layout):
 
 def inverse_frequencies(fields):
     """transformers' own, of the fields of a config.json."""
-    fields = dict(fields)
+    fields = copy.deepcopy(fields)
     config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     return rotary.inv_freq.numpy(), rotary.attention_scaling
@@ -74,6 +75,25 @@ def test_another_limit_keeps_every_frequency(rope, count):
     for before, after in zip(inverse_frequencies(fields), inverse_frequencies(changed), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-6)
     assert "--max_positions" in advice(decoder)
+
+
+def test_another_limit_keeps_the_frequencies_of_longrope():
+    """Whose attention factor is made of the limit."""
+    fields = families.hf_config("phi3 long texts")
+    decoder = get_family(fields).decoder_config(fields)
+    lifted, changed = with_positions(decoder, fields, 1000)
+    assert lifted == dataclasses.replace(decoder, max_positions=1000)
+    assert get_family(changed).decoder_config(changed) == lifted
+    before, after = (rotary_of_phi(given) for given in (fields, changed))
+    np.testing.assert_allclose(after.inv_freq, before.inv_freq)
+    np.testing.assert_allclose(after.attention_scaling, before.attention_scaling)
+    assert rotary_of_phi(fields | {"max_position_embeddings": 1000}).attention_scaling > before.attention_scaling + 0.1
+
+
+def rotary_of_phi(fields):
+    fields = copy.deepcopy(fields)
+    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    return transformers.models.phi3.modeling_phi3.Phi3RotaryEmbedding(config)
 
 
 def test_nothing_asked_for_changes_nothing():

@@ -105,16 +105,24 @@ def write(path, *rows):
     return str(path)
 
 
-def test_a_source_of_which_no_row_is_left_says_why_and_by_which_flag(root):
+def test_a_source_of_which_no_row_is_left_says_why(root):
     config = mixed(root, **{"data.fail_on": "never"}).unlock()
-    config.data.mixture.pref = source(write(root / "pairs.jsonl", PAIR, PAIR | {"prompt": "d"}), weight=1)
+    long = {"prompt": "a", "completion": "b" * 1000}
+    config.data.mixture.long = source(write(root / "long.jsonl", long, long | {"prompt": "d"}), weight=1)
     with pytest.raises(
-        NoExamplesError, match="the source 'pref' of the mixture has no row that can be trained on"
+        NoExamplesError, match="the source 'long' of the mixture has no row that can be trained on"
     ) as error:
         load_data(options_of(config))
     assert "All 2 rows were dropped" in str(error.value)
-    assert "2 x a pair of answers is not an example to imitate (first: pref/pairs.jsonl:1, " in str(error.value)
-    (flag,) = flags_in(str(error.value))
+    assert "(first: long/long.jsonl:1, " in str(error.value)
+
+
+def test_pairs_in_a_source_are_refused_with_its_flag(root):
+    config = mixed(root, **{"data.fail_on": "never"}).unlock()
+    config.data.mixture.pref = source(write(root / "pairs.jsonl", PAIR, PAIR | {"prompt": "d"}), weight=1)
+    with pytest.raises(ValueError, match=r"pref/pairs.jsonl:1: a pair of answers is not an example") as error:
+        load_data(options_of(config))
+    (flag,) = (flag for flag in flags_in(str(error.value)) if ".reading." in flag)
     name, _, value = flag.partition("=")
     assert name == "--config.data.mixture.pref.reading.preference"
     config.data.mixture.pref.reading.preference = value

@@ -4,6 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from configs import sft
+from sft_jax.models.config import DecoderConfig
+from sft_jax.models.variables import is_buffer
+from sft_jax.options import weight_options
+from sft_jax.runs.freezing import saved_shapes, weight_shapes
+from sft_jax.runs.precision import with_dtypes
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh
 from sft_jax.training import run
@@ -89,3 +95,22 @@ def test_what_names_nothing_is_refused(root, changes, message, tmp_path):
 def test_adapters_freeze_all_weights(root, tmp_path):
     with pytest.raises(ValueError, match=r"under --config\.adapter\.method=lora all weights are frozen"):
         run(tiny.config(root, "lora", **QUIET, **{"trained.last_layers": 1}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("arg", "precision"), [("full", "params"), ("lora", "frozen")])
+def test_buffers_are_not_trained_and_stay_in_float32(arg, precision):
+    """Whatever the dtype of the weights; checkpoints of a full run hold them, those of adapters are beside the base."""
+    made = sft.get_config(arg).copy_and_resolve_references()
+    made.update_from_flattened_dict({f"precision.{precision}": "bfloat16"})
+    sizes = {"vocab_size": 8, "num_layers": 2, "model_dim": 8, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4}
+    decoder = DecoderConfig(**sizes, ffn_dim=8, num_experts=4, experts_per_token=2, router_correction=True)
+    options = weight_options(with_dtypes(made, "cpu"))
+    trained, frozen = (reference.flat(tree) for tree in weight_shapes(options, decoder, "unrolled"))
+    buffers = {f"params/layers_{layer}/experts/correction_bias" for layer in range(2)}
+    assert {path for path in frozen if is_buffer(path)} == buffers
+    assert not any(is_buffer(path) for path in trained)
+    assert {str(frozen[path].dtype) for path in buffers} == {"float32"}
+    weights = (trained if arg == "full" else frozen).items()
+    assert {str(leaf.dtype) for path, leaf in weights if not is_buffer(path)} == {"bfloat16"}
+    _, kept = saved_shapes(options, decoder, "unrolled")
+    assert reference.flat(kept).keys() == (buffers if arg == "full" else set())

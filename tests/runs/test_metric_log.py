@@ -143,15 +143,15 @@ def test_run_directory(workdir, tmp_path):
         workdirs.claim(workdir, config)
     workdirs.check_inputs(workdir, {"train": "a"})
     origin = {"name": "org/model", "location": "/cache/0123abc", "revision": "0123abc"}
-    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices(), config)
+    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices(), config, {"remat": "full"})
     environment = json.loads((workdir / "environment.json").read_text())
     assert environment["packages"]["jax"]
     assert environment["processes"] == 1
     assert environment["fingerprints"] == {"train": "a"}
     assert environment["model"] == origin
     workdirs.check_inputs(workdir, {"train": "a"})
-    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices(), config)
-    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices(), config)
+    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices(), config, {"remat": "full"})
+    workdirs.record_environment(workdir, {"train": "a"}, origin, jax.devices(), config, {"remat": "full"})
     again = json.loads((workdir / "environment.json").read_text())
     assert len(again["earlier_starts"]) == 2
     kept_once = ("config", "earlier_starts")

@@ -32,7 +32,7 @@ RUNS = {
     "few bits": ("lora", {"precision.quantized": "int8"}),
     "schedule free": ("full", {"optimizer.name": "schedule_free", "optimizer.schedule": "constant"}),
 }
-OFTEN = ("full", "dora", "new tokens")
+OFTEN = ("full", "dora")
 EVERY = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 FAST = {"duration": "3 steps", "evaluation.every": "3 steps", "checkpoint.every": "3 steps"}
 
@@ -51,15 +51,15 @@ def runs(tmp_path_factory):
     return finished
 
 
-def loaded(source, weights="trained", mix=1.0):
-    mesh = inference_mesh(jax.devices())
+def loaded(source, weights="trained", mix=1.0, devices=8):
+    mesh = inference_mesh(jax.devices()[:devices])
     with jax.set_mesh(mesh):
         return load_for_inference(str(source), mesh, "float32", weights, mix=mix)
 
 
-def logits(source, weights="trained", mix=1.0):
-    found = loaded(source, weights, mix)
-    with jax.set_mesh(inference_mesh(jax.devices())):
+def logits(source, weights="trained", mix=1.0, devices=8):
+    found = loaded(source, weights, mix, devices)
+    with jax.set_mesh(inference_mesh(jax.devices()[:devices])):
         return np.asarray(jax.jit(found.model.apply)(found.variables, TOKENS))
 
 
@@ -100,7 +100,9 @@ def load_variables(source, mix):
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_the_base_is_what_the_checkpoint_predicts(runs, name):
     source = runs(name)
-    np.testing.assert_array_equal(logits(source, mix=0.0), logits(source.parent / "model"))
+    # On one device: adapters with a scale of 0 are still in the program, and where sums are split it splits others.
+    at_base = logits(source, mix=0.0, devices=1)
+    np.testing.assert_array_equal(at_base, logits(source.parent / "model", devices=1))
     assert np.abs(logits(source) - logits(source, mix=0.0)).max() > 0.01
 
 

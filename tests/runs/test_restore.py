@@ -4,10 +4,14 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from sft_jax.models.variables import variables as variables_of
+from sft_jax.runs.base import open_run
+from sft_jax.runs.checkpoints import Checkpoints
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.runs.workdir import WorkdirError
 from sft_jax.sharding import inference_mesh
@@ -49,6 +53,52 @@ def test_what_was_trained_is_what_is_loaded(trained):
     found = logits(root / "run")
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
     assert np.abs(found - logits(root / "model")).max() > 0.01 * np.abs(expected).max()
+
+
+def test_kernels_are_read_in_the_dtype_of_products(trained):
+    """Saved in float32, read in bfloat16: as if cast afterwards, bit for bit. Adapters stay as they are."""
+    root, config, _ = trained
+    mesh = inference_mesh(jax.devices())
+    options = {"matmul_dtype": "bfloat16"}
+    with jax.set_mesh(mesh):
+        found = flatten_dict(load_for_inference(str(root / "run"), mesh, **options).variables, sep="/")
+        saved = flatten_dict(open_run(str(root / "run")).variables("unrolled", mesh), sep="/")
+    assert found.keys() == saved.keys()
+    kernels = {path for path in found if path.startswith("params/") and path.endswith(("/kernel", "/head"))}
+    full = config.adapter.method == "none"
+    assert kernels
+    for path, leaf in found.items():
+        assert saved[path].dtype == np.float32
+        assert leaf.dtype == (jnp.bfloat16 if path in kernels and full else np.float32)
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(saved[path].astype(leaf.dtype)))
+
+
+def test_kernels_are_placed_in_the_dtype_of_products(trained, monkeypatch):
+    """No array of a full run is placed in float32 to be cast on its device."""
+    root, config, _ = trained
+    placed = []
+    restored = Checkpoints.restore_parts
+
+    def seen(self, step, abstract):
+        parts = restored(self, step, abstract)
+        placed.extend(flatten_dict(parts["trained"], sep="/").items())
+        return parts
+
+    monkeypatch.setattr(Checkpoints, "restore_parts", seen)
+    mesh = inference_mesh(jax.devices())
+    with jax.set_mesh(mesh):
+        load_for_inference(str(root / "run"), mesh, "bfloat16")
+    kernels = {leaf.dtype for path, leaf in placed if path.endswith("/kernel")}
+    assert kernels == ({jnp.dtype("bfloat16")} if config.adapter.method == "none" else set())
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.5])
+def test_between_base_and_result_weights_are_read_in_float32(trained, mix):
+    root, _, _ = trained
+    mesh = inference_mesh(jax.devices())
+    with jax.set_mesh(mesh):
+        loaded = load_for_inference(str(root / "run"), mesh, "bfloat16", mix=mix)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {jnp.dtype("float32")}
 
 
 def fingerprint(source, **options):

@@ -5,6 +5,7 @@ for which architecture, and how tensors are changed, follows conversion/ of llam
 """
 
 import copy
+import math
 from pathlib import Path
 
 import gguf
@@ -46,9 +47,50 @@ CASES = {
     },
 }
 
+# Those that transformers reads no GGUF files of, or (Phi-3) loses what is new in them of.
+CASES_OF_TORCH = {
+    "granite": families.GRANITE | {"model_type": "granite", "rope_theta": 20000.0, "attention_bias": True},
+    "ministral3": {
+        "model_type": "ministral3",
+        "head_dim": 16,
+        "rope_parameters": YARN
+        | {
+            "original_max_position_embeddings": 16,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
+    "olmo2": {"model_type": "olmo2", "rope_theta": 20000.0},
+    "olmo3": {
+        "model_type": "olmo3",
+        "sliding_window": families.WINDOW,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": YARN | {"attention_factor": 1.2},
+            "sliding_attention": {"rope_theta": YARN["rope_theta"]},
+        },
+    },
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": families.WINDOW,
+        "rope_parameters": YARN | {"truncate": False},
+    },
+    "phi3": {"model_type": "phi3", "sliding_window": families.WINDOW, "original_max_position_embeddings": 256},
+    "phi3 longrope": families.LONGROPE | {"original_max_position_embeddings": 10, "tie_word_embeddings": True},
+}
+_WRITTEN_AS = {"ministral3": "mistral3", "olmo3": "olmo2", "gpt_oss": "gpt-oss"}
+_SUFFIXES = (".weight", ".bias")
+_INTERLEAVED = ("granite", "llama", "ministral3")
+
 
 def torch_model(case: str) -> transformers.PreTrainedModel:
-    fields = copy.deepcopy(families.SIZES | CASES[case])
+    fields = copy.deepcopy(families.SIZES | (CASES | CASES_OF_TORCH)[case])
     return families.random_model(transformers.AutoConfig.for_model(fields.pop("model_type"), **fields))
 
 
@@ -61,7 +103,7 @@ def permuted(weight: np.ndarray, num_heads: int) -> np.ndarray:
 def write(path: Path, model: transformers.PreTrainedModel) -> Path:
     """A GGUF file of float32 tensors."""
     config = model.config
-    architecture = config.model_type.removesuffix("_text")
+    architecture = _WRITTEN_AS.get(config.model_type, config.model_type.removesuffix("_text"))
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     _write_parameters(writer, config)
@@ -71,9 +113,14 @@ def write(path: Path, model: transformers.PreTrainedModel) -> Path:
     for name, parameter in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        writer.add_tensor(
-            names.get_name(name, try_suffixes=(".weight", ".bias")), _stored(config, name, parameter.numpy())
-        )
+        if ".mlp.experts." in name:
+            _write_experts(writer, name, parameter.numpy())
+            continue
+        written = names.get_name(name.removesuffix(".sinks") + ".sinks.weight" * name.endswith(".sinks"), _SUFFIXES)
+        writer.add_tensor(written, _stored(config, name, parameter.numpy()))
+    if config.model_type == "phi3" and "long_factor" in config.rope_parameters:
+        for kind in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.float32(config.rope_parameters[f"{kind}_factor"]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -81,10 +128,19 @@ def write(path: Path, model: transformers.PreTrainedModel) -> Path:
     return path
 
 
+def _write_experts(writer: gguf.GGUFWriter, name: str, array: np.ndarray) -> None:
+    """Those of gpt-oss: outputs before inputs, gate and up apart."""
+    prefix, kind = f"blk.{name.split('.')[2]}", "bias" if name.endswith("_bias") else "weight"
+    array = array if kind == "bias" else array.swapaxes(1, 2)
+    parts = {"down": array} if "down_proj" in name else {"gate": array[:, 0::2], "up": array[:, 1::2]}
+    for part, own in parts.items():
+        writer.add_tensor(f"{prefix}.ffn_{part}_exps.{kind}", np.ascontiguousarray(own))
+
+
 def _stored(config: transformers.PreTrainedConfig, name: str, array: np.ndarray) -> np.ndarray:
-    if config.model_type == "llama" and "q_proj" in name:
+    if config.model_type in _INTERLEAVED and "q_proj" in name:
         return permuted(array, config.num_attention_heads)
-    if config.model_type == "llama" and "k_proj" in name:
+    if config.model_type in _INTERLEAVED and "k_proj" in name:
         return permuted(array, config.num_key_value_heads)
     if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
         return array + 1
@@ -103,7 +159,7 @@ def _write_parameters(writer: gguf.GGUFWriter, config: transformers.PreTrainedCo
     if head_dim is not None:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    if config.model_type == "llama":
+    if config.model_type in _INTERLEAVED:
         writer.add_vocab_size(config.vocab_size)
         writer.add_rope_dimension_count(head_dim or config.hidden_size // config.num_attention_heads)
     if config.model_type == "gemma2":
@@ -114,7 +170,39 @@ def _write_parameters(writer: gguf.GGUFWriter, config: transformers.PreTrainedCo
     if config.model_type == "gemma3_text":
         writer.add_sliding_window(config.sliding_window)
         writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
-    _write_rope(writer, config.rope_parameters.get("full_attention", config.rope_parameters))
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    if config.model_type == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if config.model_type == "ministral3":
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+    if config.model_type == "olmo3":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if config.model_type == "gpt_oss":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+    if config.model_type == "phi3":
+        _write_phi3(writer, config)
+        return
+    _write_rope(writer, rope)
+
+
+def _write_phi3(writer: gguf.GGUFWriter, config: transformers.PreTrainedConfig) -> None:
+    rope, head_dim = config.rope_parameters, config.hidden_size // config.num_attention_heads
+    writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+    writer.add_rope_dimension_count(int(rope["partial_rotary_factor"] * head_dim))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_sliding_window(config.sliding_window or 0)
+    if "long_factor" in rope:
+        original = config.original_max_position_embeddings
+        stretched = math.log(config.max_position_embeddings / original) / math.log(original)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + stretched))
 
 
 def _write_rope(writer: gguf.GGUFWriter, rope: dict) -> None:
@@ -124,6 +212,11 @@ def _write_rope(writer: gguf.GGUFWriter, rope: dict) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if "attention_factor" in rope:
+            writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
+        if "beta_fast" in rope:
+            writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
 
 
 def _write_tokenizer(writer: gguf.GGUFWriter, config: transformers.PreTrainedConfig) -> None:

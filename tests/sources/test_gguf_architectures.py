@@ -7,6 +7,7 @@ config of the torch model is the reference instead, and transformers reads the t
 import json
 import re
 
+import gguf
 import numpy as np
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -81,7 +82,36 @@ def test_config_equals_transformers(case):
         assert theirs[field] != true[field], f"{field} is no longer lost"
 
 
-def empty_model(write_gguf, path, architecture, tensors=None, **metadata):
+@pytest.fixture(scope="module", params=gguf_models.CASES_OF_TORCH)
+def case_of_torch(request, tmp_path_factory):
+    """(torch model, path of its GGUF file) where transformers is no second reference."""
+    model = gguf_models.torch_model(request.param)
+    return model, gguf_models.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", model)
+
+
+def test_logits_tensors_and_config_equal_those_of_the_torch_model(case_of_torch):
+    torch_model, path = case_of_torch
+    ids = reference.tokens(2, 24)
+    expected = families.torch_logits(torch_model, ids)
+    assert expected.std() >= 1
+    model, params = load_pretrained(path)
+    np.testing.assert_allclose(reference.logits_of(model, params, ids), expected, atol=TOLERANCE, rtol=0)
+    stored = torch_model.state_dict()
+    tied = {"lm_head.weight"} if torch_model.config.tie_word_embeddings else set()
+    ours = open_checkpoint(path)
+    assert ours.tensors.keys() == stored.keys() - tied
+    for label, entry in ours.tensors.items():
+        np.testing.assert_array_equal(entry.load(), stored[label].numpy(), err_msg=label)
+    # An exported config.json is one that transformers reads.
+    (path.parent / "config.json").write_text(json.dumps(ours.config))
+    again = AutoConfig.from_pretrained(path.parent)
+    assert type(again) is type(torch_model.config)
+    whole = type(torch_model)(again).eval()
+    whole.load_state_dict(stored)
+    np.testing.assert_allclose(families.torch_logits(whole, ids), expected, atol=TOLERANCE)
+
+
+def empty_model(write_gguf, path, architecture, tensors=None, raw_types=None, **metadata):
     """A file with an embedding and no layers: enough for its config."""
     keys = {
         "context_length": 128,
@@ -98,7 +128,7 @@ def empty_model(write_gguf, path, architecture, tensors=None, **metadata):
     attention = ("head_count", "head_count_kv", "layer_norm_rms_epsilon")
     without = {f"llama.{key}": None for key in (*llama, *(f"attention.{key}" for key in attention))}
     arrays = {"token_embd.weight": np.zeros((48, 32), np.float32)} | (tensors or {})
-    return write_gguf(path, arrays, without | keys, architecture=architecture)
+    return write_gguf(path, arrays, without | keys, architecture=architecture, raw_types=raw_types)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +169,26 @@ def test_what_old_gemma_files_leave_out(tmp_path, write_gguf):
         ("qwen3", {"qwen3.expert_count": 8}, r"mixture of experts"),
         ("qwen3", {"qwen3.embedding_length": None}, r"has no metadata 'qwen3.embedding_length'"),
         ("qwen3", {"split.count": 2}, r"one part of a split GGUF file"),
-        ("qwen3moe", {}, r"architecture 'qwen3moe'; GGUF files of llama, qwen2, qwen3, gemma2, gemma3 are supported"),
+        ("qwen3moe", {}, r"architecture 'qwen3moe'; GGUF files of llama, mistral3, granite, .* are supported"),
+        ("granite", {"granite.embedding_scale": 12.0}, r"has no metadata 'granite.attention.scale'"),
+        ("granite", {"granite.deepstack_mapping": [1]}, r"not supported: granite.deepstack_mapping"),
+        ("mistral3", {}, r"mistral3.rope.scaling.type is None; expected 'yarn'"),
+        ("olmo2", {"olmo2.attention.sliding_window": 4}, r"sliding_window_pattern is None; expected true or false for"),
+        ("phi3", {"phi3.attention.sliding_window": "no"}, r"sliding_window is .no.; expected one whole number"),
+        ("gpt-oss", {"gpt-oss.attention.sliding_window": 4}, r"has no metadata 'gpt-oss.expert_count'"),
+        ("granitehybrid", {}, r"architecture 'granitehybrid'; GGUF files of"),
     ],
 )
 def test_metadata_that_is_refused(tmp_path, write_gguf, architecture, metadata, message):
     path = empty_model(write_gguf, tmp_path / "tiny.gguf", architecture, **metadata)
     with pytest.raises(SourceError, match=f"tiny.gguf: .*{message}"):
+        open_checkpoint(path)
+
+
+def test_factors_of_short_texts_alone_are_refused(tmp_path, write_gguf):
+    factors = {"rope_factors_short.weight": np.ones(4, np.float32)}
+    path = empty_model(write_gguf, tmp_path / "tiny.gguf", "phi3", tensors=factors)
+    with pytest.raises(SourceError, match="one of the tensors rope_factors_long and rope_factors_short; expected both"):
         open_checkpoint(path)
 
 
@@ -166,3 +210,50 @@ def test_tensors_that_are_not_known(tmp_path, write_gguf, architecture, name):
     )
     with pytest.raises(SourceError, match=f"1 tensors are not part of a {architecture}.* model: {re.escape(name)}"):
         open_checkpoint(path)
+
+
+GPT_OSS = {"gpt-oss.attention.sliding_window": 4, "gpt-oss.expert_count": 2, "gpt-oss.expert_used_count": 1}
+
+
+def experts(parts, ffn=32):
+    shapes = {"gate": (2, ffn, 32), "up": (2, ffn, 32), "down": (2, 32, ffn)}
+    blocks = {part: (*shape[:-1], shape[-1] // 32 * 17) for part, shape in shapes.items()}  # of MXFP4
+    rng = np.random.default_rng(0)
+    arrays = {part: rng.integers(0, 256, blocks[part], dtype=np.uint8) for part in parts}
+    for array in arrays.values():
+        array[..., ::17] = rng.integers(120, 130, array[..., ::17].shape)  # the exponents of blocks
+    return {f"blk.0.ffn_{part}_exps.weight": array for part, array in arrays.items()}
+
+
+def test_experts_in_four_bits(tmp_path, write_gguf):
+    """gpt-oss is written in MXFP4: gate and up take turns, and outputs are behind inputs, as transformers has them."""
+    stored, kind = experts(("gate", "up", "down")), gguf.GGMLQuantizationType.MXFP4
+    path = empty_model(
+        write_gguf, tmp_path / "tiny.gguf", "gpt-oss", stored, raw_types=dict.fromkeys(stored, kind), **GPT_OSS
+    )
+    tensors, prefix = open_checkpoint(path).tensors, "model.layers.0.mlp.experts"
+    gate, up, down = (gguf.dequantize(array, kind) for array in stored.values())
+    both = tensors[f"{prefix}.gate_up_proj"]
+    assert both.shape == (2, 32, 64)
+    np.testing.assert_array_equal(both.load()[..., 0::2], gate.swapaxes(1, 2))
+    np.testing.assert_array_equal(both.load()[..., 1::2], up.swapaxes(1, 2))
+    np.testing.assert_array_equal(both.read(1, 2), both.load()[1:])
+    np.testing.assert_array_equal(tensors[f"{prefix}.down_proj"].load(), down.swapaxes(1, 2))
+    assert np.abs(both.load()).max() > 0.1
+
+
+def test_experts_that_are_not_whole_are_refused(tmp_path, write_gguf):
+    kind = gguf.GGMLQuantizationType.MXFP4
+    for name, stored, message in (
+        ("up.gguf", experts(("gate", "down")), r"has no tensor blk\.0\.ffn_up_exps\.weight"),
+        (
+            "shape.gguf",
+            experts(("gate",)) | experts(("up",), ffn=64),
+            r"\(2, 32, 32\) and .* \(2, 64, 32\); expected the",
+        ),
+    ):
+        path = empty_model(
+            write_gguf, tmp_path / name, "gpt-oss", stored, raw_types=dict.fromkeys(stored, kind), **GPT_OSS
+        )
+        with pytest.raises(SourceError, match=message):
+            open_checkpoint(path)

@@ -29,19 +29,23 @@ def read_by_transformers(path):
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
-@pytest.fixture(scope="module")
-def qwen2(tmp_path_factory, write_gguf):
-    """The first tokens of SmolLM2 and Qwen's splitting; <repo_name> is an added token that is not special."""
+def byte_level(write_gguf, directory, pre, **others):
+    """The first tokens of SmolLM2 and a splitting; <repo_name> is an added token that is not special."""
     metadata = read_gguf(locate("smollm2-135m-instruct").path).metadata
     tokens, types = metadata["tokenizer.ggml.tokens"][:8000], metadata["tokenizer.ggml.token_type"][:8000]
     types[tokens.index("<repo_name>")] = USER_DEFINED
     known = set(tokens)
     merges = [merge for merge in metadata["tokenizer.ggml.merges"] if merge.replace(" ", "") in known]
-    changed = {"pre": "qwen2", "tokens": tokens, "token_type": types, "merges": merges}
+    changed = {"pre": pre, "tokens": tokens, "token_type": types, "merges": merges} | others
     changed = {f"tokenizer.ggml.{key}": value for key, value in changed.items()}
     keys = ("model", "bos_token_id", "eos_token_id", "unknown_token_id", "add_bos_token")
     kept = {f"tokenizer.ggml.{key}": metadata[f"tokenizer.ggml.{key}"] for key in keys}
-    return write_gguf(tmp_path_factory.mktemp("qwen2") / "tiny.gguf", {}, kept | changed), kept | changed
+    return write_gguf(directory / "tiny.gguf", {}, kept | changed), kept | changed
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory, write_gguf):
+    return byte_level(write_gguf, tmp_path_factory.mktemp("qwen2"), "qwen2")
 
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>"]
@@ -72,6 +76,34 @@ def test_qwen2(qwen2):
         assert ours.batch_decode(ids, skip_special_tokens=skipped) == expected
     for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
         assert getattr(ours, name) == getattr(theirs, name), name
+
+
+# Where a text with an ending, a number and a capital within a word is cut.
+SPLIT = {
+    "refact": "It|'s|·|2|0|2|6|·McDonald",
+    "dbrx": "It|'s|·|202|6|·McDonald",
+    "gpt-4o": "It's|·|202|6|·Mc|Donald",
+    "tekken": "It|'s|·|2|0|2|6|·Mc|Donald",
+    "qwen35": "It|'s|·|2|0|2|6|·McDonald",
+}
+
+
+@pytest.mark.parametrize("pre", SPLIT)
+def test_where_text_is_split(tmp_path, write_gguf, pre):
+    """By hand; and tokens as transformers has them. It loses NFC, and has no `refact`: that is SmolLM's splitting."""
+    (tmp_path / "other").mkdir()
+    path, _ = byte_level(write_gguf, tmp_path, pre)
+    ours = load_tokenizer(path)
+    pieces = ours.backend_tokenizer.pre_tokenizer.pre_tokenize_str("It's 2026 McDonald")
+    assert "|".join(piece for piece, _ in pieces).replace("\u0120", "·") == SPLIT[pre]
+    samples = [text for text in texts.varied(SPECIAL) if unicodedata.is_normalized("NFC", text)]
+    assert len(samples) >= 1000
+    if pre == "refact":
+        theirs = load_tokenizer(byte_level(write_gguf, tmp_path / "other", "smollm")[0])
+    else:
+        theirs = read_by_transformers(path)
+    assert differing(samples, ours, theirs) == []
+    assert ours.batch_decode(ours(samples)["input_ids"]) == samples
 
 
 @functools.cache

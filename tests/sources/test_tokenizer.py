@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sft_jax.sources import SourceError, load_tokenizer
 from sft_jax.sources.gguf_tokenizer import SPLITTINGS
 from sft_jax.sources.locate import locate
-from tests import buckets
+from tests import buckets, tiny
 from tests.sources import texts
 
 SHORT_NAME = "smollm2-135m-instruct"
@@ -162,6 +162,18 @@ def test_named_templates(tmp_path, in_config):
     assert load_tokenizer(bucket).chat_template == NAMED
 
 
+def test_the_template_of_a_processor(tmp_path):
+    """Multimodal models were saved with it apart from the tokenizer; the tokenizer's own comes first."""
+    tiny.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert load_tokenizer(tmp_path).chat_template == tiny.CHATML
+    (tmp_path / "chat_template.jinja").unlink()
+    assert load_tokenizer(tmp_path).chat_template == "{{ messages }}"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": 3}))
+    with pytest.raises(SourceError, match="its chat_template is 3; expected text"):
+        load_tokenizer(tmp_path)
+
+
 def test_named_templates_that_are_none(tmp_path):
     directory = write_named(tmp_path / "named", in_config=True)
     config = json.loads((directory / "tokenizer_config.json").read_text())
@@ -236,7 +248,7 @@ def test_splitting(tmp_path, write_gguf, pre):
     [
         ({"tokenizer.ggml.model": "t5"}, r"of the kind 't5' .*supported are 'gpt2'.* and 'llama'"),
         ({"tokenizer.ggml.model": None}, r"has no metadata 'tokenizer.ggml.model'"),
-        ({"tokenizer.ggml.pre": "tekken"}, r"pre-tokenizer 'tekken' .*supported are gpt-2, smollm"),
+        ({"tokenizer.ggml.pre": "falcon"}, r"pre-tokenizer 'falcon' .*supported are gpt-2, smollm"),
         ({"tokenizer.ggml.pre": None}, r"pre-tokenizer None"),
         ({"tokenizer.ggml.tokens": ["a", "a"]}, r"holds 1 tokens twice"),
         ({"tokenizer.ggml.merges": ["a b", "b c"]}, r"merge 1 \('b', 'c'\) is not of two tokens"),

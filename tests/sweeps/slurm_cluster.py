@@ -46,6 +46,7 @@ SchedulerParameters=bf_interval=1,sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=20
+KillOnBadExit=1
 {nodes}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

@@ -10,7 +10,7 @@ from sft_jax.options import options_of
 from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.base import base_of
 from sft_jax.runs.result import FINISHED, RunEnd, write_result
-from sft_jax.sharding import make_mesh, platform_of
+from sft_jax.sharding import make_mesh
 from sft_jax.sweeps import chain, dry_run, product, seeds, values
 from sft_jax.sweeps.directory import claim_sweep
 from sft_jax.sweeps.dry_run import RunLog, estimate, log_of, memory_lines, show_runs, time_text
@@ -18,7 +18,7 @@ from sft_jax.sweeps.preparing import check_inputs, prepare
 from sft_jax.sweeps.problems import SweepError
 from sft_jax.sweeps.runs import runs_of
 from sft_jax.sweeps.shared import Shared
-from sft_jax.training.memory import StepProgram, step_program
+from sft_jax.training.memory import StepProgram, batch_sizes, step_program
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.setup import init_state, make_model
 from tests import tiny
@@ -59,7 +59,7 @@ def test_memory_is_that_of_the_arrays_and_more(base, prepared):
     """Weights, adapters and moments are no less than what the step is said to need, and no weight was read."""
     options = options_of(prepared[0].run.config)
     mesh, opened = make_mesh(options.mesh, ONE), base_of(options.model)
-    model = make_model(options, opened.decoder, platform_of(mesh))
+    model = make_model(options, opened.decoder, mesh)
     state = init_state(options, opened, model, mesh, hyperparameters(options, 2, 6))
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert held < prepared[0].program.memory() < 200 * held
@@ -68,7 +68,8 @@ def test_memory_is_that_of_the_arrays_and_more(base, prepared):
 def test_over_devices_memory_is_of_each(base):
     options, shared = options_of(base), Shared()
     opened, data = shared.base(options.model), shared.data(options, 1, QUIET)
-    one, four = (step_program(options, opened, data, make_mesh(options.mesh, jax.devices()[:n])) for n in (1, 4))
+    meshes = (make_mesh(options.mesh, jax.devices()[:n]) for n in (1, 4))
+    one, four = (step_program(options, opened.decoder, batch_sizes(data), mesh) for mesh in meshes)
     assert four.memory() < 0.6 * one.memory()
     assert one != four
 

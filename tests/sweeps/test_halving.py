@@ -125,7 +125,7 @@ def test_a_second_start_of_a_finished_search_launches_nothing(tmp_path):
     assert again.launched == []
 
 
-@pytest.mark.parametrize("how", ["dies_after", "leaves_after"])
+@pytest.mark.parametrize("how", [pytest.param("dies_after", marks=pytest.mark.slow), "leaves_after"])
 def test_a_search_that_was_killed_anywhere_goes_on(tmp_path, how):
     whole = Launcher(loss, EVERY, TOTAL)
     halve(SEARCH, claimed(tmp_path / "whole"), whole, QUIET)

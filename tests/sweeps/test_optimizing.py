@@ -76,6 +76,7 @@ def test_what_was_told_counts(tmp_path):
     assert statistics.median(far[20:]) < 0.6  # of random ones 1: they lie up to 2 decades from the best
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_a_search_that_was_killed_anywhere_goes_on(tmp_path):
     whole = Launcher(loss, 10, 80)

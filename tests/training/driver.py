@@ -1,20 +1,15 @@
-"""Training processes for the tests that need some of their own: `driver.py '[{"root": …, "workdir": …, …}, …]'`.
+"""Training in a process of its own, for `tests.children`: the tiny model, and what happens to its process.
 
-Each trains the tiny model, and ends itself with SIGKILL, or fails, at a chosen moment of a chosen step. They come one
-after the other, as children of a process that has imported everything and started nothing: imports take longer than
-training. With `stacked`, a list of overrides, and `workdirs`, several runs train in one program.
+It ends itself with SIGKILL, or fails, at a chosen moment of a chosen step. With `stacked`, a list of overrides, and
+`workdirs`, several runs train in one program.
 """
 
-import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import jax
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tests.training.poison  # noqa: F401  registers its objective
 from sft_jax.training import run
@@ -23,7 +18,8 @@ from tests import tiny
 from tests.training import moments
 
 
-def train(spec: dict) -> None:
+def train(spec: dict) -> dict | None:
+    """At which step the run ended, and by which signal."""
     jax.config.update("jax_num_cpu_devices", spec.get("devices", 8))
     if "coordinator" in spec:
         jax.distributed.initialize(spec["coordinator"], spec.get("processes", 2), spec["process"])
@@ -46,23 +42,8 @@ def train(spec: dict) -> None:
     if "stacked" in spec:
         configs = [tiny.config(Path(spec["root"]), spec["arg"], **overrides) for overrides in spec["stacked"]]
         run_stacked(configs, spec["workdirs"])
-        return
+        return None
     config = tiny.config(Path(spec["root"]), spec.get("arg", "full"), **spec.get("overrides", {}))
     result = run(config, spec["workdir"], devices=devices)
-    print(json.dumps({"step": result.step, "interrupted": result.interrupted}), flush=True)
     jax.distributed.shutdown()  # waits for the others
-
-
-def main(specs: list[dict]) -> None:
-    """Prints how each ended, as `subprocess` would say it."""
-    codes = []
-    for spec in specs:
-        if not (child := os.fork()):
-            train(spec)
-            os._exit(0)
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    print(json.dumps(codes))
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    return {"step": result.step, "interrupted": result.interrupted}

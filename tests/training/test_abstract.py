@@ -9,7 +9,7 @@ import pytest
 
 from sft_jax.options import options_of
 from sft_jax.runs.base import base_of
-from sft_jax.sharding import make_mesh, path_string, platform_of
+from sft_jax.sharding import make_mesh, path_string
 from sft_jax.training.abstract import abstract_state
 from sft_jax.training.initial_adapter import open_initial_adapter
 from sft_jax.training.optimizer import hyperparameters
@@ -73,8 +73,8 @@ def made_state(root, case):
     """What the run of a case begins with, and what is said of it."""
     config, base, initial = set_up(root, case)
     mesh = make_mesh(config.mesh.to_dict(), jax.devices())
-    model = make_model(options_of(config), base.decoder, platform_of(mesh), base.new_token_ids)
-    described = abstract_state(options_of(config), base.decoder, mesh, model.execution.layer_layout)
+    model = make_model(options_of(config), base.decoder, mesh, base.new_token_ids)
+    described = abstract_state(options_of(config), base.decoder, mesh, model.layout)
     with jax.set_mesh(mesh):
         return init_state(
             options_of(config), base, model, mesh, hyperparameters(options_of(config), 2, 6), initial
@@ -116,7 +116,7 @@ def test_devices_need_not_be_there_and_nothing_is_computed(root, case):
 def test_a_base_with_other_weights_is_refused(root):
     config, base, _ = set_up(root, "all weights")
     mesh = make_mesh(config.mesh.to_dict(), jax.devices())
-    model = make_model(options_of(config), base.decoder, platform_of(mesh))
+    model = make_model(options_of(config), base.decoder, mesh)
     in_half = lambda *asked: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base.params(*asked))
     with (
         jax.set_mesh(mesh),

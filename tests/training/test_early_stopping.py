@@ -134,7 +134,7 @@ def test_a_run_that_died_before_its_last_checkpoint_ends_at_the_same_step(ended,
     assert numbers(tmp_path / "run") == numbers(root / "run")
 
 
-@pytest.mark.parametrize(("patience", "step"), [(4, 8), (0, 20)])
+@pytest.mark.parametrize(("patience", "step"), [(4, 8), pytest.param(0, 20, marks=pytest.mark.slow)])
 def test_more_patience_goes_on_as_advised(ended, tmp_path, patience, step):
     """With the numbers of a run that had it from the beginning."""
     root, _, _ = ended

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -12,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sft_jax.data.batches import assemble, held_out_bins
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import load_pretrained
+from sft_jax.models.partitioning import MESH_AXES
 from sft_jax.options import options_of
 from sft_jax.preparation import run_data
 from sft_jax.runs.base import open_base
@@ -23,20 +25,19 @@ from tests import tiny
 from tests.training.three_models import write_three_models
 
 REFERENCE = {
-    "mesh.replica": 1,
-    "mesh.fsdp": 1,
-    "mesh.expert": 1,
-    "mesh.tensor": 1,
+    **{f"mesh.{axis}": 1 for axis in MESH_AXES},
     "execution.layer_layout": "scan",
     "execution.remat": "none",
-    "execution.attention": "whole",
+    "execution.attention": "reference",
     "objective.head_chunk_tokens": 0,
     "batch.sequences": 8,
 }
 
 
-def mesh(replica: int, fsdp: int, tensor: int, expert: int = 1) -> dict:
-    return {"mesh.replica": replica, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "mesh.expert": expert}
+def mesh(replica: int = 1, fsdp: int = 1, tensor: int = 1, expert: int = 1, context: int = 1) -> dict:
+    return {
+        f"mesh.{axis}": size for axis, size in zip(MESH_AXES, (replica, fsdp, expert, context, tensor), strict=True)
+    }
 
 
 ALL_AT_ONCE = mesh(2, 2, 2) | {
@@ -46,6 +47,17 @@ ALL_AT_ONCE = mesh(2, 2, 2) | {
     "execution.attention": "blocked",
     "objective.head_chunk_tokens": 32,
     "objective.positions": "all",
+}
+# Each two axes of size 2 with a third one, in one mesh of these or another.
+TRIPLES = tuple(itertools.combinations(MESH_AXES, 3))
+IN_CONTEXT = {
+    "context 8": mesh(context=8),
+    "context 2, positions all": mesh(fsdp=4, context=2) | {"objective.positions": "all"},
+    "context 2, chunked head": mesh(fsdp=2, context=2, tensor=2) | {"objective.head_chunk_tokens": 40},
+    "context 4, all at once": ALL_AT_ONCE | mesh(fsdp=2, context=4),
+    "context 4, unpacked": mesh(tensor=2, context=4) | {"data.packing": "none"},
+    "context 4, splash": mesh(fsdp=2, context=4) | {"execution.attention": "splash"},
+    "context 2, triton": mesh(fsdp=2, context=2, tensor=2) | {"execution.attention": "triton"},
 }
 CASES = {
     "fsdp 8": mesh(1, 8, 1),
@@ -58,8 +70,9 @@ CASES = {
     "unrolled": {"execution.layer_layout": "unrolled"},
     "blocked attention": {"execution.attention": "blocked"},
     "remat full": {"execution.remat": "full"},
-    "remat dots": {"execution.remat": "dots"},
-    "remat dots_no_batch": {"execution.remat": "dots_no_batch"},
+    "remat products": {"execution.remat": "products"},
+    "remat attention_products": {"execution.remat": "attention_products"},
+    "remat attention": {"execution.remat": "attention"},
     "chunked head": {"objective.head_chunk_tokens": 40},  # 5 slots of a row at a time: the last chunk is padded
     "head on all positions": {"objective.positions": "all"},
     "all at once": ALL_AT_ONCE,
@@ -72,6 +85,7 @@ MIXTURE_CASES = {
     "4 micro-batches": {"batch.micro_batches": 4},
     "unpacked": {"data.packing": "none"},
     "all at once": ALL_AT_ONCE | mesh(1, 2, 2, expert=2),
+    "expert 2, context 4": mesh(expert=2, context=4),
 }
 
 
@@ -97,11 +111,11 @@ def build(root, arg, model: str = "", **overrides) -> Built:
     config = tiny.config(root / (model or arg), arg, **(REFERENCE | overrides))
     devices = make_mesh(config.mesh.to_dict(), jax.devices()[: math.prod(config.mesh.values())])
     base = open_base(config.model.source)
-    model = setup.make_model(options_of(config), base.decoder, "cpu")
+    model = setup.make_model(options_of(config), base.decoder, devices)
     with jax.set_mesh(devices):
         state = setup.init_state(options_of(config), base, model, devices, hyperparameters(options_of(config), 0, 10))
         if arg == "lora":
-            trained = fill_adapters(state.trained, model.execution.layer_layout)
+            trained = fill_adapters(state.trained, model.layout)
             state = state.replace(trained=jax.device_put(trained, shardings_of(trained, devices)))
     return Built(
         config,
@@ -193,6 +207,53 @@ def test_lora(root, reference, case):
     found = measure(built, batch_of(built))
     assert all(path.startswith("adapters/") for path in found[1])
     assert_same(found, reference("lora"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arg", ["full", "lora"])
+@pytest.mark.parametrize("case", IN_CONTEXT)
+def test_sequences_split_over_devices(root, reference, arg, case):
+    built = build(root, arg, **IN_CONTEXT[case])
+    assert_same(measure(built, batch_of(built)), reference(arg))
+
+
+RANDOM = {"adapter.dropout": 0.5, "objective.neftune_alpha": 10.0}
+
+
+@pytest.mark.slow
+def test_what_is_random_is_not_a_matter_of_the_mesh(root, reference):
+    built = build(root, "lora", **RANDOM, **mesh(fsdp=2, context=4))
+    expected = reference("lora", **RANDOM)
+    assert_same(measure(built, batch_of(built)), expected)
+    with pytest.raises(AssertionError):
+        assert_same(expected, reference("lora", **RANDOM | {"objective.neftune_alpha": 0.0}))
+    with pytest.raises(AssertionError):
+        assert_same(expected, reference("lora", **RANDOM | {"adapter.dropout": 0.0}))
+
+
+@pytest.mark.slow
+def test_which_tokens_find_a_place_is_not_a_matter_of_the_mesh(root, reference):
+    """Earlier tokens come first, wherever they are."""
+    bound = {"experts.capacity": 0.5}
+    built = build(root, "full", "mixture", **bound, **mesh(expert=2, context=4))
+    expected = reference("full", "mixture", **bound)
+    assert_same(measure(built, batch_of(built)), expected)
+    with pytest.raises(AssertionError):
+        assert_same(expected, reference("full", "mixture"))
+
+
+def test_every_pair_of_axes_is_tried():
+    pairs = {pair for triple in TRIPLES for pair in itertools.combinations(triple, 2)}
+    assert pairs == set(itertools.combinations(MESH_AXES, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arg", ["full", "lora"])
+@pytest.mark.parametrize("axes", TRIPLES, ids="-".join)
+def test_axes_together(root, reference, arg, axes):
+    """Of a mixture of experts: its parameters and tokens are split along all of them."""
+    built = build(root, arg, "mixture", **mesh(**dict.fromkeys(axes, 2)))
+    assert_same(measure(built, batch_of(built)), reference(arg, "mixture"))
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ CASES = {
     "unpacked": {"data.packing": "none"},
     "chunked head": {"objective.head_chunk_tokens": 40},  # 5 slots of a row at a time: the last chunk is padded
     "all at once": ALL_AT_ONCE,
+    "context 4, all at once": ALL_AT_ONCE | mesh(fsdp=2, context=4),
 }
 
 
@@ -115,7 +116,11 @@ def reference(root):
     return measured
 
 
-@pytest.mark.parametrize("case", CASES)
+OFTEN = ("unpacked", "all at once")
+EVERY = [case if case in OFTEN else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+
+
+@pytest.mark.parametrize("case", EVERY)
 def test_full_fine_tuning_on_any_machine(root, reference, case):
     built = moved(root, "full", **CASES[case])
     assert jax.tree.structure(built.state.base) == jax.tree.structure(built.state.trained)

@@ -27,7 +27,7 @@ from tests.training.moments import at
 CUBE = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "execution.layer_layout": "scan"}
 # The shape that is split and how, on a mesh (2, 2, 2). d=32, ffn=48, vocabulary 320, 2 kv heads of 8, LoRA rank 4.
 FULL_SPECS = {
-    "embedding": P(PARAM_AXES, "tensor"),
+    "embedding": P(None, ("tensor", *PARAM_AXES)),
     "layers/attention/query/kernel": P(None, PARAM_AXES, "tensor"),
     "layers/attention/key/kernel": P(None, PARAM_AXES, "tensor"),
     "layers/attention/value/kernel": P(None, PARAM_AXES, "tensor"),
@@ -335,6 +335,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed(tmp_path):
     assert max(abs(value - none[0]) for value in first) > 1e-2 * none[0], (first, none)
 
 
+@pytest.mark.slow
 def test_evaluations_and_samples_draw_no_dropout(tmp_path):
     """What is measured under dropout is what a second run, which begins with the result, measures before its steps."""
     common = {"duration": "2 steps", "evaluation.samples": 1, "evaluation.sample_tokens": 2}

@@ -7,7 +7,6 @@ import pytest
 from configs.sft import source
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import check_reading
-from sft_jax.data.tokenizing import NoExamplesError
 from sft_jax.options import options_of
 from sft_jax.preparation.inspection import inspect_data
 from sft_jax.preparation.run_data import load_data
@@ -15,6 +14,7 @@ from sft_jax.progress import silent
 from sft_jax.training.loop import run
 from tests import tiny
 
+DPO = {"objective.name": "dpo", "checkpoint.best_metric": "held_out/loss"}
 CHOSEN = {"data.reading.preference": "chosen"}
 SHAREGPT = {
     "conversations": [{"from": "human", "value": "is it?"}],
@@ -51,9 +51,32 @@ def told(tmp_path):
 
 def test_they_are_refused_with_the_flag(tmp_path):
     with pytest.raises(
-        NoExamplesError, match=r"40 x a pair of answers is not .*--config.data.reading.preference=chosen"
+        ValueError, match=r"pairs.jsonl:1: a pair of answers is not .*--config.data.reading.preference=chosen"
     ):
         load_data(options_of(config_of(tmp_path, pairs(40))))
+    with pytest.raises(ValueError, match=r"held_out_pairs.jsonl:1: a pair of answers"):
+        load_data(options_of(config_of(tmp_path, conversations(40), pairs(3))))
+    assert load_data(options_of(config_of(tmp_path, pairs(40), **CHOSEN))).examples.branches is None
+    assert (load_data(options_of(config_of(tmp_path, pairs(40), **DPO))).examples.branch_counts == 2).all()
+
+
+def test_rows_of_one_answer_are_refused_where_two_are_compared(tmp_path):
+    said = r"pairs.jsonl:1: --config.objective.name=dpo compares two answers .*reading.preference=pairs"
+    with pytest.raises(ValueError, match=said):
+        load_data(options_of(config_of(tmp_path, conversations(40), **DPO)))
+    with pytest.raises(ValueError, match=said):
+        load_data(options_of(config_of(tmp_path, pairs(40), **DPO, **CHOSEN)))
+    with pytest.raises(ValueError, match=r"held_out_pairs.jsonl:1: --config.objective.name=dpo compares"):
+        load_data(options_of(config_of(tmp_path, pairs(40), conversations(3), **DPO)))
+    load_data(options_of(config_of(tmp_path, conversations(40))))
+
+
+def test_pairs_that_are_too_long_are_counted(tmp_path):
+    long = {"prompt": "what", "chosen": "it is " * 15, "rejected": "no " * 15}
+    report = load_data(options_of(config_of(tmp_path, [*pairs(40), long], **DPO))).report
+    assert {reason: entry["rows"] for reason, entry in report.numbers["dropped"].items()} == {
+        "longer than 128 tokens": 1
+    }
 
 
 def test_tokens_and_weights_are_those_of_the_chosen_conversations(tmp_path, told):

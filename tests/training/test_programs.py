@@ -127,6 +127,7 @@ def trained(root, name, arg="lora", **changes):
     return [{key: line[key] for key in line if key.startswith(("train/", "held_out/"))} for line in lines], seen
 
 
+@pytest.mark.slow
 def test_one_compilation_for_eight_runs_that_differ_in_numbers(tmp_path):
     """Seed, learning rate, alpha, decay, betas, smoothing, schedule, number of steps: all are data of the programs."""
     programs.forget()
@@ -173,6 +174,7 @@ def test_a_second_run_with_other_numbers_compiles_nothing(arg, common, changes, 
     assert trained(tmp_path, "alone", arg, **common | changes)[0] == other
 
 
+@pytest.mark.slow
 def test_what_is_another_program_is_compiled(tmp_path):
     """A term that is switched on, and an objective of the same name that is another function."""
     programs.forget()
@@ -191,7 +193,7 @@ def started(tmp_path):
         config = tiny.config(tmp_path, arg, **changes)
         options, base = options_of(config), open_base(config.model.source)
         data, mesh = load_data(options), make_mesh(options.mesh, jax.devices())
-        model = setup.make_model(options, base.decoder, "cpu")
+        model = setup.make_model(options, base.decoder, mesh)
         state = setup.init_state(options, base, model, mesh, hyperparameters(options, 0, 10))
         step = compile_train_step(model, setup.step_settings(options, mesh), state, mesh)
         batch = put_batch(next(train_batches(data.examples, data.plan, 0, 1)), mesh)

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,9 +22,10 @@ from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.workdir import WorkdirError
 from sft_jax.training import run
 from tests import clock, tiny
+from tests.ports import free_address
 from tests.training import moments
 
-DRIVER = Path(__file__).with_name("driver.py")
+TRAIN = "tests.training.driver:train"
 STEPS = 7
 # Evaluations (3, 6, 7) and saves (2, 3, 4, 6, 7) do not coincide; some steps are skipped.
 OVERRIDES = {
@@ -94,19 +94,6 @@ def spec(root: Path, workdir: Path, **more) -> dict:
     } | more
 
 
-def drive(*specs: dict) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(DRIVER), json.dumps(specs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def last_lines(process: subprocess.Popen, count: int) -> tuple[list, str]:
-    """What the last lines of its output hold, and all of it."""
-    output, _ = process.communicate()
-    assert process.returncode == 0, output[-3000:]
-    return [json.loads(line) for line in output.strip().splitlines()[-count:]], output
-
-
 def test_the_uninterrupted_run(uninterrupted):
     """What the other tests compare with says something: steps were skipped and trained, two evaluations kept."""
     skipped = [line["step"] for line in uninterrupted["skipped"]]
@@ -119,7 +106,7 @@ def test_the_uninterrupted_run(uninterrupted):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(root, uninterrupted):
+def test_killed_at_any_moment(root, uninterrupted, children):
     """One directory, killed six times at different moments and started again each time."""
     rng = random.Random(0)
     workdir = root / "killed"
@@ -131,8 +118,9 @@ def test_killed_at_any_moment(root, uninterrupted):
         {"moment": "saved", "step": 4, "torn": '{"step": 5, "train/lo'},
         {"moment": "in save", "step": 7, "delay": rng.uniform(0, 0.1)},
     ]
-    (codes,), output = last_lines(drive(*(spec(root, workdir, **kill) for kill in kills)), 1)
-    assert codes == [-signal.SIGKILL] * len(kills), output[-3000:]
+    for kill in kills:
+        (end,) = children.run([(TRAIN, spec(root, workdir, **kill))])
+        assert end.status == -signal.SIGKILL, end.output[-3000:]
     result = run(make_config(root), workdir)
     assert (result.step, result.interrupted) == (STEPS, None)
     assert_equal(history(workdir), uninterrupted)
@@ -198,7 +186,7 @@ def test_the_command_leaves_with_a_message(root):
     process = subprocess.Popen(
         [sys.executable, "-m", "sft_jax.train", "--config=configs/sft.py", f"--workdir={workdir}"]
         + [f"--config.{name}={value}" for name, value in flags.items()],
-        cwd=DRIVER.parents[2],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -252,14 +240,7 @@ def test_other_devices_and_another_layer_layout_go_on(root, uninterrupted):
     assert_close(history(workdir)["lines"], uninterrupted["lines"], 1e-5)
 
 
-@pytest.mark.slow
-def free_address():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
-
-
-def test_processes_that_read_other_rows_do_not_train(root, tmp_path):
+def test_processes_that_read_other_rows_do_not_train(root, tmp_path, children):
     """Each plans the order by itself: with other rows they would train on some twice and on others never."""
     make_config(root)  # writes the files
     common = {"coordinator": free_address(), "devices": 4}
@@ -268,28 +249,26 @@ def test_processes_that_read_other_rows_do_not_train(root, tmp_path):
     for folder, name in (("a", "same"), ("b", "other")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "train.jsonl").symlink_to(tmp_path / f"{name}.jsonl")
-    processes = []
+    specs = []
     for number, folder in enumerate("ab"):
         one = spec(root, tmp_path / "run", process=number, **common)
         one["cwd"] = str(tmp_path / folder)
         one["overrides"] = {**one.get("overrides", {}), "data.train": "train.jsonl"}
-        processes.append(drive(one))
-    for process in processes:
-        output, _ = process.communicate()
-        assert "train: processes [1] of 2 have another one than process 0" in output
+        specs.append(one)
+    for end in children.run([(TRAIN, one) for one in specs]):
+        assert "train: processes [1] of 2 have another one than process 0" in end.output
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_and_one_goes_on(root, uninterrupted):
+def test_two_processes_train_the_same_and_one_goes_on(root, uninterrupted, children):
     """2 processes x 4 devices until one of them gets SIGTERM: both leave after the same step; 1 process x 8 goes on."""
     workdir = root / "processes"
     common = {"coordinator": free_address(), "devices": 4}
     ends = [{}, {"moment": "dispatch", "step": 3, "signal": "SIGTERM"}]
-    processes = [drive(spec(root, workdir, process=i, **common, **ends[i])) for i in range(2)]
-    found = [last_lines(process, 2) for process in processes]
-    assert [codes for (_, codes), _ in found] == [[0], [0]], found
-    results = [result for (result, _), _ in found]
+    found = children.run([(TRAIN, spec(root, workdir, process=i, **common, **ends[i])) for i in range(2)])
+    assert [end.status for end in found] == [0, 0], found
+    results = [end.result for end in found]
     assert results[0]["step"] == results[1]["step"]
     assert 3 <= results[0]["step"] < STEPS, "both must have left early"
     assert all(result["interrupted"] for result in results)

@@ -45,6 +45,26 @@ def test_tasks_are_measured_when_they_are_due_and_reported_at_the_end(tmp_path):
     assert [line["id"] for line in kept["lines"]] == [f"held_out.jsonl:{number}" for number in range(1, 7)]
 
 
+@pytest.mark.slow
+def test_answers_where_sequences_are_split_over_devices(tmp_path):
+    """Samples and tasks of a run whose mesh splits sequences, and steps in which there is one token to split."""
+    tasks = {"echo": sft.task(max_new_tokens=8, rows=6), "which": sft.task(kind="choose", rows=6)}
+    more = {"evaluation.samples": 2, "evaluation.sample_tokens": 6, "mesh.fsdp": 2, "optimizer.learning_rate": 1e-3}
+    lines, texts = {}, {}
+    for context in (1, 4):
+        workdir = tmp_path / str(context)
+        mesh = {"mesh.context": context, "mesh.replica": 4 // context}
+        run(config(tmp_path, tasks, **more, **mesh), workdir)
+        metrics = read_metrics(workdir / "metrics.jsonl")
+        lines[context] = [
+            {name: value for name, value in line.items() if not name.startswith("speed/")} for line in metrics
+        ]
+        texts[context] = json.loads((workdir / "evaluations" / "4" / "echo.json").read_text())["lines"]
+    for line, other in zip(lines[4], lines[1], strict=True):
+        assert line == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert texts[4] == texts[1]
+
+
 def test_a_task_is_compiled_once(tmp_path, monkeypatch):
     from sft_jax.training import tasks
 

@@ -28,6 +28,7 @@ from sft_jax.audit.report.findings import (
 from sft_jax.data.cleaning import CleaningLog, cleaning_values
 from sft_jax.data.packing import PackingReport
 from sft_jax.data.rendering import RenderedExample
+from sft_jax.data.rendering.properties import property_lines
 from sft_jax.data.tokenized import Counts, DroppedRow, TokenizedExamples, group_dropped
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
@@ -107,6 +108,7 @@ def data_report(
     findings: Sequence[Finding] = (),
     verdict: Verdict | None = None,
     in_short: bool = True,
+    templates: Mapping[str, Mapping[str, str]] | None = None,
 ) -> DataReport:
     """Gathers the report.
 
@@ -124,6 +126,8 @@ def data_report(
         findings: from `run_checks`.
         verdict: on the data; None for none.
         in_short: see `DataReport`.
+        templates: properties of the chat templates by name, from `ConversationRenderer.template_properties`; None where
+            they were not asked for.
     """
     lengths, supervised = examples.lengths, examples.supervised
     counts = counts or Counts(len(examples) + len(dropped), len(examples), len(dropped), len(examples))
@@ -131,6 +135,7 @@ def data_report(
     numbers = {
         "read": list(read),
         "records": dataclasses.asdict(counts),
+        "chat_templates": {name: dict(found) for name, found in (templates or {}).items()},
         "shortened": dict(changed or {}),
         "tokenizing": _with_speed(tokenizing) if tokenizing else None,
         "examples": len(examples),
@@ -213,6 +218,7 @@ def report_lines(numbers: dict) -> list[tuple[str, str]]:
     packing = numbers["packing"]
     return [
         *(("read", note) for note in numbers["read"]),
+        *property_lines(numbers["chat_templates"]),
         *_tokenizing(numbers["tokenizing"]),
         ("records", _account(numbers["records"])),
         ("examples", f"{numbers['examples']:,}"),

@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 
-from sft_jax.data.conversations import Chat, Conversation, Example, Message, TokenExample, ToolCall
+from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, TokenExample, ToolCall
 from sft_jax.data.rendering.answers import Answer
 from sft_jax.data.rendering.example_texts import ExampleText, ExampleTexts
 from sft_jax.data.rendering.masking import Masking, lost_at_edges, token_weights
@@ -25,6 +25,8 @@ from sft_jax.data.rendering.named_templates import (
     used_templates,
 )
 from sft_jax.data.rendering.outlines import shared_length
+from sft_jax.data.rendering.pairs import ANSWERS, check_fits, conversations_of, joined, named
+from sft_jax.data.rendering.properties import template_properties
 from sft_jax.data.rendering.rendered import ExampleError, RenderedExample, TokenIds
 from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder, content_text
 from sft_jax.data.rendering.templates import ChatTemplate, Tools
@@ -188,7 +190,9 @@ class ConversationRenderer:
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a generated answer: the template's end-of-turn, also of calls, and the tokenizer's eos token.
+        """Ids that end a generated answer: the template's end-of-turn, and the tokenizer's eos token.
+
+        An answer that others follow may end otherwise than the last one, and so may calls.
 
         Raises:
             ValueError: there is neither.
@@ -201,6 +205,10 @@ class ConversationRenderer:
             except ExampleError as error:
                 if self.tokenizer.eos_token_id is None:
                     raise ValueError(f"Nothing ends an answer: {error}, and the tokenizer has no eos token.") from error
+            with contextlib.suppress(ExampleError):  # the template takes one question only
+                found.add(
+                    maker.end_of_answer((question, Message("assistant", "b"), question, Message("assistant", "c")), 1)
+                )
             with contextlib.suppress(ExampleError):  # the template has no calls
                 found.add(maker.end_of_answer((question, Message("assistant", "", tool_calls=(call,)))))
         ids = {self._encoder.token_id(text) for text in found}
@@ -219,7 +227,7 @@ class ConversationRenderer:
         turns = [Message(role, mark) for role, mark in zip(("user", "assistant") * 2, "abcd", strict=True)]
         try:
             rendered = maker.template.render_with_parts(turns, ())
-            end = maker.end_of_answer(turns)
+            end = maker.end_of_answer(turns, 1)
         except ExampleError:
             return "", ""
         if [part.message for part in rendered.parts] != [0, 1, 2, 3]:
@@ -231,13 +239,30 @@ class ConversationRenderer:
         answer = gaps[1][: shared_length(gaps[1], gaps[3])]
         return user.strip(), answer.rpartition(end)[2].strip()
 
+    def template_properties(self) -> dict[str, dict[str, str]]:
+        """What each of the chat templates does, by its name, see properties.py."""
+        return {name: template_properties(maker.template, self._encoder) for name, maker in self._makers.items()}
+
     def _texts_of(self, example: Example) -> list[ExampleText] | RenderedExample | ExampleError:
         try:
             if isinstance(example, TokenExample):
                 return self._token_example(example)
+            if isinstance(example, Preference):
+                return self._texts_of_pair(example)
             return self._maker_of(example).texts_of(example)
         except ExampleError as error:
             return error
+
+    def _texts_of_pair(self, pair: Preference) -> list[ExampleText]:
+        """The texts of both conversations."""
+        texts = []
+        for name, conversation in zip(ANSWERS, conversations_of(pair), strict=True):
+            with named(name):
+                found = self._maker_of(conversation).texts_of(conversation)
+                if len(found) > 1:
+                    raise ExampleError("an answer of a pair makes several examples", f"{len(found)}, of its turns")
+            texts += found
+        return texts
 
     def _maker(self, tools: Tools) -> ExampleTexts:
         return self._makers[chosen_template(self._makers, tools)]
@@ -269,6 +294,8 @@ class ConversationRenderer:
         try:
             if isinstance(texts, RenderedExample):
                 return self._fitting(example, None, texts, max_tokens)
+            if isinstance(example, Preference):
+                return [self._pair(example, texts, found, max_tokens)]
             for text, one in zip(texts, found, strict=True):
                 rendered += self._fitting(example, text, _rendered(text, one), max_tokens)
         except ExampleError as error:
@@ -276,6 +303,20 @@ class ConversationRenderer:
                 error.tokens = max([error.tokens, *(len(one.ids) for one in found if isinstance(one, Encoded))])
             return error
         return rendered
+
+    def _pair(
+        self, pair: Preference, texts: list[ExampleText], found: list[Encoded | ExampleError], max_tokens: int
+    ) -> RenderedExample:
+        """Both answers as one example, if it is short enough."""
+        both = []
+        for name, text, one in zip(ANSWERS, texts, found, strict=True):
+            with named(name):
+                both.append(_rendered(text, one))
+                if not self.content_text(both[-1].tokens[both[-1].weights > 0]).strip():
+                    raise ExampleError("an answer of a pair is empty", "nothing but its end is trained")
+        made = joined(*both, len(pair.prompt))
+        check_fits(made, max_tokens, stops=self.masking.too_long == "error")
+        return made
 
     def _fitting(
         self, example: Example, text: ExampleText | None, rendered: RenderedExample, max_tokens: int

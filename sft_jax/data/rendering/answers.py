@@ -16,6 +16,8 @@ from sft_jax.data.conversations import Message, ToolCall
 _THOUGHT, _SAID = "THOUGHT", "SAID"
 _CALLS = (ToolCall("first_probe", {"p": "ONE"}, "abcdefghi"), ToolCall("second_probe", {"p": "TWO"}, "abcdefghj"))
 _DECODER = json.JSONDecoder()
+_CALLED, _ARGUMENT, _CLOSING = re.compile(r"\s*([\w.-]+)\("), re.compile(r"[\s,]*(\w+)\s*=\s*"), re.compile(r"\s*\)")
+_ANY_ID = "\ue0d4"  # a character of nobody's
 
 Write = Callable[[Message], str | None]  # an answer as the template writes it, without its end; None where it refuses
 
@@ -37,7 +39,8 @@ class CallFormat:
         between: None where the template takes one call only.
         after: see above.
         keys: of name and arguments, where a call is one JSON object.
-        behind_name: where it is none, what stands between the name and the arguments, which are JSON.
+        behind_name: where it is none, what stands between the name and the arguments, which are JSON; `_ANY_ID` in it
+            is the id of the call, and "(" begins arguments one by one: f(city="Oslo", n=2).
     """
 
     before: str
@@ -66,6 +69,8 @@ class CallFormat:
     def _call_at(self, text: str, at: int) -> tuple[ToolCall, int] | None:
         """The call that begins at a position, and where it ends."""
         name = ""
+        if self.behind_name == "(":
+            return _named_call_at(text, at)
         if self.keys is None:
             behind = _pattern(self.behind_name).search(text, at)
             if behind is None or "\n" in text[at : behind.start()].strip():
@@ -132,17 +137,18 @@ class AnswerFormat:
         return "", rest.removeprefix(self.plain.strip())
 
 
-def answer_format(write: Write, words: Sequence[str] = ()) -> AnswerFormat:
+def answer_format(write: Write, words: Sequence[str] = (), opening: str = "") -> AnswerFormat:
     """The format that a template follows.
 
     Args:
         write: what it makes of an answer to a question.
         words: what it looks for in contents.
+        opening: what its prompts end with and answers spell, see `ChatTemplate.opening`.
     """
     plain = write(Message("assistant", _SAID))
     if plain is None or _SAID not in plain:
         return AnswerFormat()
-    found = AnswerFormat(_thinking_marks(write, words), plain[: plain.index(_SAID)])
+    found = AnswerFormat(_thinking_marks(write, words) or _marks_of(opening), plain[: plain.index(_SAID)])
     found = dataclasses.replace(found, calls=_call_format(write, found))
     return dataclasses.replace(found, thinking=_with_end_before_calls(write, found))
 
@@ -159,6 +165,12 @@ def _thinking_marks(write: Write, words: Sequence[str]) -> tuple[str, tuple[str,
         if _SAID in text and _THOUGHT not in text:
             return "", (word,)
     return None
+
+
+def _marks_of(opening: str) -> tuple[str, tuple[str, ...]] | None:
+    """The marks of thinking that the prompt opens with a tag: <think> is closed by </think>."""
+    tag = re.fullmatch(r"([<\[])(\w+)([>\]])", opening.strip())
+    return None if tag is None else ("", (f"{tag[1]}/{tag[2]}{tag[3]}",))
 
 
 def _with_end_before_calls(write: Write, found: AnswerFormat) -> tuple[str, tuple[str, ...]] | None:
@@ -209,8 +221,26 @@ def _locate(text: str, call: ToolCall) -> tuple[int, int, tuple[str, str] | None
         name = text.rfind(call.name, 0, match.start())
         behind_name = text[name + len(call.name) : match.start()]
         if fields == call.arguments and name >= 0 and behind_name.strip():
-            return name, end, None, behind_name
-    return None
+            return name, end, None, behind_name.replace(call.id, _ANY_ID)
+    at = text.find(call.name)
+    named = None if at < 0 else _named_call_at(text, at)
+    return None if named is None or named[0].arguments != call.arguments else (at, named[1], None, "(")
+
+
+def _named_call_at(text: str, at: int) -> tuple[ToolCall, int] | None:
+    """The call that begins at a position, its arguments as name=JSON in parentheses, and where it ends."""
+    head = _CALLED.match(text, at)
+    if head is None:
+        return None
+    arguments: dict[str, Any] = {}
+    at = head.end()
+    while (name := _ARGUMENT.match(text, at)) is not None:
+        try:
+            arguments[name[1]], at = _DECODER.raw_decode(text, name.end())
+        except (ValueError, RecursionError):
+            return None
+    end = _CLOSING.match(text, at)
+    return None if end is None else (ToolCall(head[1], arguments), end.end())
 
 
 def _object_at(text: str, at: int) -> tuple[dict, int] | None:
@@ -233,8 +263,9 @@ def _arguments(value: object) -> dict | None:
 
 @functools.cache
 def _pattern(literal: str) -> re.Pattern:
-    """Finds a text in which white space may be other than in the literal, or none."""
-    return re.compile(r"\s*".join(re.escape(word) for word in re.split(r"\s+", literal)))
+    """Finds a text in which white space may be other than in the literal, or none, and an id may be any."""
+    pattern = r"\s*".join(re.escape(word) for word in re.split(r"\s+", literal))
+    return re.compile(pattern.replace(_ANY_ID, r"\w+"))
 
 
 def same_calls(one: Sequence[ToolCall], other: Sequence[ToolCall]) -> bool:

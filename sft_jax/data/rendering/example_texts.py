@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from sft_jax.data.conversations import Chat, Example, Message, Segments, without_leading_answers
+from sft_jax.data.conversations import Chat, Message, Segments, without_leading_answers
 from sft_jax.data.rendering.answers import AnswerFormat, answer_format
 from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.rendering.rendered import ExampleError, Span
@@ -73,9 +73,9 @@ class ExampleTexts:
             all_ends=masking.end_of_turn == "all",
         )
 
-    def end_of_answer(self, messages: Sequence[Message]) -> str:
-        """The token that ends the last turn, as text; raises ExampleError where there is none."""
-        return self._turns.end_of_answer(messages)
+    def end_of_answer(self, messages: Sequence[Message], number: int = -1) -> str:
+        """The token that ends a turn, the last one by default, as text; raises ExampleError where there is none."""
+        return self._turns.end_of_answer(messages, number)
 
     def answer_text(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """See `TurnFinder.answer_text`."""
@@ -91,9 +91,9 @@ class ExampleTexts:
                     return self.answer_text((Message("user", "a"), answer), tools)
             return None
 
-        return answer_format(write, self.template.searched_words)
+        return answer_format(write, self.template.searched_words, self.template.opening)
 
-    def texts_of(self, example: Example) -> list[ExampleText]:
+    def texts_of(self, example: Chat | Segments) -> list[ExampleText]:
         """The texts of an example; several where one conversation is rendered in several contexts.
 
         Raises:
@@ -101,11 +101,6 @@ class ExampleTexts:
         """
         if isinstance(example, Segments):
             return [self._segments(example)]
-        if not isinstance(example, Chat):
-            raise ExampleError(
-                "a pair of answers is not an example to imitate",
-                "--config.data.reading.preference=chosen trains on the chosen answers",
-            )
         trained = self._masking.selects(example.messages)
         if not trained:
             raise ExampleError("nothing to train on", _nothing(example.messages, self._masking))

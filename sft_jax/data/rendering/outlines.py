@@ -124,15 +124,16 @@ class Outliner:
         arguments_as_text: see below.
     """
 
-    def __init__(self, source: str, special: re.Pattern, arguments_as_text: bool = False):
+    def __init__(self, source: str, special: re.Pattern, arguments_as_text: bool = False, opening: str = ""):
         """Finds what the template searches contents for.
 
         Args:
             source: the template, which must be valid.
             special: finds special tokens that are text in contents; they are never part of an outline.
             arguments_as_text: calls carry their arguments as JSON text and not as an object.
+            opening: what prompts end with and answers spell, see `ChatTemplate.opening`; a word like the others.
         """
-        words = sorted(set(_searched_words(source)), key=len, reverse=True)
+        words = sorted({*_searched_words(source), *filter(None, [opening])}, key=len, reverse=True)
         self.words = tuple(word for word in words if not special.search(word))
         self._words = re.compile(f"({'|'.join(map(re.escape, self.words))})") if self.words else None
         self._special = special

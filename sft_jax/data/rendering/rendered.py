@@ -6,12 +6,13 @@ Made by the renderer; everything after it (tokenized examples, reports, previews
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, UInt8
 
 Span = tuple[int, int]  # characters [start, end) of a rendered text
 TokenIds = Int32[np.ndarray, "tokens"]
 TokenWeights = Float32[np.ndarray, "tokens"]
 TokenMessages = Int32[np.ndarray, "tokens"]
+TokenBranches = UInt8[np.ndarray, "tokens"]
 Offsets = Int32[np.ndarray, "tokens 2"]  # characters [start, end) of each token
 
 
@@ -43,6 +44,8 @@ class RenderedExample:
             none, such as the beginning of the sequence.
         roles: of each message of the example.
         changed: what was left out of the example, "reason: detail"; empty where it is whole.
+        branches: of an example that goes on in several ways (a pair of answers): for each token 0 for what all begin
+            with, then 1, 2, … for each continuation. None where it is one text.
     """
 
     tokens: TokenIds
@@ -52,6 +55,7 @@ class RenderedExample:
     messages: TokenMessages
     roles: tuple[str, ...]
     changed: str = ""
+    branches: TokenBranches | None = None
 
     def role(self, token: int) -> str:
         """Who speaks a token; empty for text of the template that belongs to no message."""

@@ -49,6 +49,8 @@ PROBE_TOOL = {
         "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "c"}}},
     },
 }
+_TOOL_FIELDS = ("tools", "functions")  # of a system message, of templates that know no variable `tools`
+_PRINTED_PART = re.compile(r"""\{['"]type['"]""")  # of a list that a template wrote as it is
 _GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _RAISED = (  # by a program that is given what it does not expect
     jinja2.TemplateError,
@@ -110,7 +112,20 @@ class TemplateText:
 
 
 class ChatTemplate:
-    """A Jinja chat template with the special tokens it may name, rendered as transformers does."""
+    """A Jinja chat template with the special tokens it may name, rendered as transformers does.
+
+    How it takes contents, reasoning, calls and tools is found by asking it.
+
+    Attributes:
+        source: Jinja.
+        marks_generation: it has {% generation %} blocks.
+        in_parts: contents must be lists of parts.
+        reasoning_in_parts: reasoning is a part of type "thinking" before the content, and no field of its own.
+        tools_field: the field of the system message that takes the definitions of tools, as JSON text; empty where
+            `tools` is a variable, or nothing takes them.
+        opening: what the prompt ends with that the template itself does not write before an answer, such as "<think>":
+            answers are to spell it. Empty for most.
+    """
 
     def __init__(
         self, source: str, special_tokens: dict, special: re.Pattern, now: datetime.datetime, beginning: str = ""
@@ -142,14 +157,24 @@ class ChatTemplate:
         # What a template writes depends on the outline once contents are marks: one skeleton serves many examples.
         self._skeleton = functools.lru_cache(maxsize=4096)(self._find_skeleton)
         self._starts = functools.lru_cache(maxsize=4096)(self._find_starts)
-        self._no_content = ""
+        self._no_content, self.in_parts, self.reasoning_in_parts, self.tools_field = "", False, False, ""
         self._outliner = Outliner(source, special)
+        self.in_parts = self._takes_parts_alone()
         self._fit_calls(source, special)
+        self.reasoning_in_parts = self._takes_reasoning_in_parts()
+        self.tools_field = self._find_tools_field()
+        self.opening = self._find_opening()
+        self._outliner = Outliner(source, special, self.arguments_as_text, self.opening)
 
     @property
     def searched_words(self) -> tuple[str, ...]:
         """What the template searches contents for."""
         return self._outliner.words
+
+    @property
+    def arguments_as_text(self) -> bool:
+        """Whether calls must carry their arguments as JSON text."""
+        return self._outliner.arguments_as_text
 
     def render(self, messages: Sequence[Message], tools: Tools = (), generation_prompt: bool = False) -> str:
         """The text, as `tokenizer.apply_chat_template(..., tokenize=False)` gives it, and the beginning before it.
@@ -203,6 +228,22 @@ class ChatTemplate:
             if text.count(word, start, end) < message.content.count(word)
         }
 
+    def _takes_parts_alone(self) -> bool:
+        """Whether contents must be lists of parts, as the templates of some multimodal models have it.
+
+        Such a template loses a content that is a string, or fails.
+        """
+        turns = tuple(Message(role, "a") for role in ("system", "user", "assistant"))
+        for messages, tools in itertools.product((turns, turns[1:]), ((), (PROBE_TOOL,))):
+            outline = self._outliner.outline(messages, tools)
+            for self.in_parts in (False, True):
+                with contextlib.suppress(ExampleError):
+                    skeleton = self._skeleton(outline.messages, outline.tools, False)
+                    if set(range(len(messages))) <= set(skeleton.numbers):
+                        return self.in_parts
+                self._skeleton.cache_clear()
+        return False
+
     def _fit_calls(self, source: str, special: re.Pattern) -> None:
         """Finds how the template takes a call: no content as "" or as None, arguments as an object or as JSON text."""
         calling = Message("assistant", "", tool_calls=(ToolCall("f", {"a": "b"}, "abcdefghi"),))
@@ -218,6 +259,46 @@ class ChatTemplate:
             if 1 in skeleton.numbers:
                 return
         self._no_content, self._outliner = "", Outliner(source, special)
+
+    def _takes_reasoning_in_parts(self) -> bool:
+        """Whether reasoning is shown as a part of the content, where it is not shown as a field of the message."""
+        asked = (Message("user", "a"), Message("assistant", "b", reasoning="c"))
+        for tools in ((), (PROBE_TOOL,)):
+            outline = self._outliner.outline(asked, tools)
+            number = next(n for n, piece in enumerate(outline.pieces) if piece.field == "reasoning")
+            for self.reasoning_in_parts in (False, True):
+                with contextlib.suppress(ExampleError):
+                    skeleton = self._skeleton(outline.messages, outline.tools, False)
+                    if number in skeleton.numbers and not _PRINTED_PART.search(skeleton.text):
+                        return self.reasoning_in_parts
+                self._skeleton.cache_clear()
+        return False
+
+    def _find_tools_field(self) -> str:
+        """The field of the system message that shows tools, where the variable does not."""
+        turns = tuple(Message(role, "a") for role in ("system", "user", "assistant"))
+        try:
+            without = self.render(turns)
+            if self.render(turns, (PROBE_TOOL,)) != without:
+                return ""
+        except ExampleError:
+            return ""
+        for self.tools_field in _TOOL_FIELDS:
+            with contextlib.suppress(ExampleError):
+                if self.render(turns, (PROBE_TOOL,)) != without:
+                    return self.tools_field
+        return ""
+
+    def _find_opening(self) -> str:
+        """What the prompt writes behind the header of an answer, and the whole conversation does not."""
+        asked = (Message("user", "a"),)
+        for tools in ((), (PROBE_TOOL,)):
+            with contextlib.suppress(ExampleError):
+                prompt = self.render(asked, tools, True)
+                whole = self.render((*asked, Message("assistant", "b")), tools)
+                shared = shared_length(prompt, whole)
+                return prompt[shared:] if prompt[shared:].strip() and whole.startswith("b", shared) else ""
+        return ""
 
     def _fields(self, message: Message) -> dict[str, Any]:
         as_text = self._outliner.arguments_as_text
@@ -257,9 +338,12 @@ class ChatTemplate:
             if (-1, "tools") in wanted - shown or with_tools == self._skeleton_without_tools(
                 outline, generation_prompt
             ):
+                advice = "take a template that writes `tools`"
+                if self.tools_field:
+                    advice = "the template writes them in a system message: give the conversation one"
                 raise ExampleError(
                     "the chat template does not show the definitions of tools",
-                    "the model would not know what it may call; take a template that writes `tools`",
+                    f"the model would not know what it may call; {advice}",
                 )
 
     def _skeleton_without_tools(self, outline: Outline, generation_prompt: bool) -> Skeleton | None:
@@ -331,9 +415,14 @@ class ChatTemplate:
     ) -> str:
         if not messages:
             raise ExampleError("the conversation is empty")
+        definitions = list(tools) or None
+        if self.tools_field and definitions:
+            if messages[0]["role"] == "system":
+                messages = [messages[0] | {self.tools_field: as_json(definitions)}, *messages[1:]]
+            definitions = None
         given = {
-            "messages": messages,
-            "tools": list(tools) or None,
+            "messages": [self._with_parts(message) for message in messages],
+            "tools": definitions,
             "add_generation_prompt": generation_prompt,
             "mark_generation": track,
         }
@@ -344,6 +433,15 @@ class ChatTemplate:
         except _RAISED as error:
             raise ExampleError("the chat template refuses the conversation", str(error)) from error
         return text if text.startswith(self._beginning) else self._beginning + text
+
+    def _with_parts(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message with its content, or its reasoning and its content, as parts where the template takes these."""
+        thinks = self.reasoning_in_parts and "reasoning_content" in message
+        if not (self.in_parts or thinks):
+            return message
+        thought = [{"type": "thinking", "thinking": message["reasoning_content"]}] if thinks else []
+        said = [{"type": "text", "text": message["content"]}] if message["content"] else []
+        return message | {"content": thought + said}
 
 
 def _check_calls(rendered: TemplateText, number: int, message: Message) -> None:

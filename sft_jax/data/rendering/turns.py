@@ -136,17 +136,19 @@ class TurnFinder:
         turns = (Turn((), self._end_of_turn(rendered, messages, number)) for number in range(len(messages)))
         return Context(messages, rendered, tuple(turns), tuple(trained))
 
-    def end_of_answer(self, messages: Sequence[Message]) -> str:
-        """The token that ends the last turn of a conversation, as text; a template may want tools to tell.
+    def end_of_answer(self, messages: Sequence[Message], number: int = -1) -> str:
+        """The token that ends a turn of a conversation, the last one by default, as text.
+
+        A template may want tools to tell.
 
         Raises:
             ExampleError: there is none, or the template refuses the conversation.
         """
         try:
-            return self._end_of_last(messages, ())
+            return self._end_of(messages, (), number)
         except ExampleError:
             with contextlib.suppress(ExampleError):
-                return self._end_of_last(messages, (PROBE_TOOL,))
+                return self._end_of(messages, (PROBE_TOOL,), number)
             raise
 
     def answer_text(self, messages: Sequence[Message], tools: Tools = ()) -> str:
@@ -166,9 +168,9 @@ class TurnFinder:
         end = self._end_of_turn(rendered, messages, last, start)
         return rendered.text[start : len(rendered.text) if end is None else end[0]]
 
-    def _end_of_last(self, messages: Sequence[Message], tools: Tools) -> str:
+    def _end_of(self, messages: Sequence[Message], tools: Tools, number: int) -> str:
         rendered = self._template.render_with_parts(messages, tools)
-        return rendered.text[slice(*self._required_end(rendered, messages, len(messages) - 1))]
+        return rendered.text[slice(*self._required_end(rendered, messages, range(len(messages))[number]))]
 
     @functools.cached_property
     def _plain_end(self) -> str:
@@ -229,6 +231,13 @@ class TurnFinder:
             raise ExampleError(STARTS_WITH_ANSWER, "there is no prompt to answer")
         prompt = self._template.render(messages[:number], tools, True)
         if not rendered.text.startswith(prompt):
+            opening = self._template.opening
+            if opening and not messages[number].content.startswith(opening):
+                raise ExampleError(
+                    "an answer does not begin with what prompts end with",
+                    f"message {number} is to begin with {opening!r}: spell its thought in the content, or give a "
+                    "template whose prompts open none",
+                )
             raise _RewrittenError(
                 _REWRITTEN,
                 f"the prompt for message {number} is not the beginning of the whole conversation",

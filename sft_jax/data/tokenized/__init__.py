@@ -23,6 +23,7 @@ from sft_jax.data.views import NO_TEMPLATE
 
 ExampleTokens = Int32[np.ndarray, "tokens"]
 ExampleWeights = Float32[np.ndarray, "tokens"]
+ExampleBranches = UInt8[np.ndarray, "tokens"]
 Sizes = Int32[np.ndarray, "examples"]
 Numbers = Sequence | np.ndarray
 
@@ -39,6 +40,10 @@ class TokenizedExamples:
         ids: the name of each example, for people ("train.jsonl:12"). Examples made of one record share its id.
         groups: the slice of the data each example belongs to ("" for none).
         sources: the source each example came from ("" for none).
+        branches: of each token, 0 for the trunk of an example and for one without branches, else the number of its
+            branch; the tokens of an example are its trunk, then its branches from 1 on. None: no example has any.
+        reference: of each supervised token, its log-probability by a reference, where there is one. It is no part of
+            the fingerprint, nor of what is on disk.
         stored_lengths: `lengths`, where they are known already.
         stored_supervised: `supervised`, where it is known already.
         stored_fingerprint: `fingerprint()`, where it is known already.
@@ -50,6 +55,8 @@ class TokenizedExamples:
     ids: Sequence[str]
     groups: Labels
     sources: Labels
+    branches: UInt8[np.ndarray, "total"] | None = None
+    reference: Float32[np.ndarray, "targets"] | None = None
     stored_lengths: Sizes | None = None
     stored_supervised: Sizes | None = None
     stored_fingerprint: str = ""
@@ -61,8 +68,9 @@ class TokenizedExamples:
         ids: Sequence[str],
         groups: Sequence[str] = (),
         sources: Sequence[str] = (),
+        branches: Sequence[np.ndarray | None] = (),
     ) -> "TokenizedExamples":
-        """Examples from (tokens, weights) pairs; groups and sources may be left out.
+        """Examples from (tokens, weights) pairs; groups, sources and branches may be left out.
 
         Raises:
             ValueError: an example is empty, its arrays differ in length, a weight is negative or not finite, or the
@@ -86,7 +94,13 @@ class TokenizedExamples:
         flat_weights = np.concatenate([w for _, w in pairs] or [np.zeros(0, np.float32)])
         flat_weights[offsets[:-1]] = 0
         flat_tokens = np.concatenate([t for t, _ in pairs] or [np.zeros(0, np.int32)])
-        return cls(flat_tokens, flat_weights, offsets, list(ids), Labels.of(groups), Labels.of(sources))
+        flat_branches = None
+        if any(of_example is not None for of_example in branches):
+            flat_branches = np.zeros(len(flat_tokens), np.uint8)
+            for number, of_example in enumerate(branches):
+                if of_example is not None:
+                    flat_branches[offsets[number] : offsets[number + 1]] = of_example
+        return cls(flat_tokens, flat_weights, offsets, list(ids), Labels.of(groups), Labels.of(sources), flat_branches)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,6 +110,39 @@ class TokenizedExamples:
         start = operator.index(index)
         piece = slice(self.offsets[start], self.offsets[start + 1])
         return self.tokens[piece], self.weights[piece].astype(np.float32, copy=False)
+
+    def branches_of(self, index: SupportsIndex) -> ExampleBranches | None:
+        """The branch of each token of one example; None for an example without branches."""
+        if self.branches is None:
+            return None
+        start = operator.index(index)
+        found = self.branches[self.offsets[start] : self.offsets[start + 1]]
+        return found if found[-1] else None
+
+    @functools.cached_property
+    def target_offsets(self) -> Int64[np.ndarray, "rows_and_one"]:
+        """Where the supervised tokens of each example begin among those of all."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.supervised, dtype=np.int64)])
+
+    @functools.cached_property
+    def text_lengths(self) -> Int32[np.ndarray, "texts examples"]:
+        """Tokens of each text of an example: of one with branches, the trunk with each; 0 for branches it has not."""
+        if self.branches is None:
+            return self.lengths[None]
+        sizes = [
+            np.diff(np.searchsorted(np.flatnonzero(self.branches == number), self.offsets))
+            for number in range(int(self.branches.max(initial=0)) + 1)
+        ]
+        trunks, longer = sizes[0], np.array(sizes[1:], np.int32).reshape(-1, len(self))
+        only = np.where(self.branch_counts == 0, trunks, 0)[None]
+        return np.concatenate([only, np.where(longer > 0, trunks + longer, 0)]).astype(np.int32)
+
+    @functools.cached_property
+    def branch_counts(self) -> Sizes:
+        """Branches of each example; 0 where it has none."""
+        if self.branches is None:
+            return np.zeros(len(self), np.int32)
+        return self.branches[self.offsets[1:] - 1].astype(np.int32)
 
     def of_first(self, records: Sequence[Record]) -> "TokenizedExamples":
         """The examples of the first records, which come first."""
@@ -111,6 +158,7 @@ class TokenizedExamples:
             self.ids[:count],
             Labels(self.groups.codes[:count], self.groups.names),
             Labels(self.sources.codes[:count], self.sources.names),
+            None if self.branches is None else self.branches[:end],
         )
 
     @functools.cached_property
@@ -126,7 +174,7 @@ class TokenizedExamples:
         return np.diff(np.searchsorted(np.flatnonzero(self.weights), self.offsets)).astype(np.int32)
 
     def fingerprint(self) -> str:
-        """sha256 over tokens, weights, offsets and ids: equal if and only if the training data are the same."""
+        """sha256 over tokens, weights, offsets, ids, branches: equal if and only if the training data are the same."""
         if self.stored_fingerprint:
             return self.stored_fingerprint
         digest = ExampleDigest()
@@ -139,6 +187,7 @@ class ExampleDigest:
 
     def __init__(self):
         self._parts = {name: hashlib.sha256() for name in ("tokens", "weights", "lengths", "ids", "id lengths")}
+        self._branches, self._tokens, self._has_branches = hashlib.sha256(), 0, False
 
     def add(self, examples: TokenizedExamples) -> None:
         """Goes on with further examples."""
@@ -152,10 +201,17 @@ class ExampleDigest:
         }
         for name, (array, dtype) in arrays.items():
             self._parts[name].update(np.ascontiguousarray(array, dtype).data)
+        if examples.branches is not None:
+            places = np.flatnonzero(examples.branches)
+            pairs = np.stack([places + self._tokens, examples.branches[places]], axis=1)
+            self._branches.update(np.ascontiguousarray(pairs, "<i8").data)
+            self._has_branches |= len(places) > 0
+        self._tokens += len(examples.tokens)
 
     def fingerprint(self) -> str:
         """Of all examples so far."""
-        return hashlib.sha256("".join(part.hexdigest() for part in self._parts.values()).encode()).hexdigest()
+        parts = [*self._parts.values(), *([self._branches] if self._has_branches else [])]
+        return hashlib.sha256("".join(part.hexdigest() for part in parts).encode()).hexdigest()
 
 
 class DroppedRows(Sequence[DroppedRow]):

@@ -125,22 +125,77 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _open_or_make(entry: Path, key: dict[str, Any], write: Write) -> tuple[Tokenized, str]:
-    note = f"tokenized, kept in {entry}"
+def found_entry(directory: Path, key: dict[str, Any]) -> tuple[Tokenized | None, str]:
+    """The examples of an entry, None where there is no whole one; and in words where they come from then.
+
+    Raises:
+        ValueError: the directory cannot be written to.
+    """
+    _check_writable(directory)
+    return _opened(directory / entry_name(key))
+
+
+def _opened(entry: Path) -> tuple[Tokenized | None, str]:
+    if not os.path.lexists(entry):
+        return None, f"tokenized, kept in {entry}"
+    try:
+        return open_examples(entry), f"from the cache, {entry}"
+    except ExampleStoreError as error:
+        return None, f"tokenized again, the entry of the cache was damaged: {error}"
+
+
+class NewEntry:
+    """An entry that is written beside others, who may make the same; a context manager.
+
+    Nobody waits: whoever is first keeps its own. Used where several processes make it together, one of which would
+    wait for a lock while the others wait for it.
+
+    Attributes:
+        writer: of its examples.
+    """
+
+    def __init__(self, directory: Path, key: dict[str, Any], name: str):
+        """Begins it in `directory`, under a name that nobody else uses."""
+        self._entry, self._key, self._stack = directory / entry_name(key), key, contextlib.ExitStack()
+        own = f"{self._entry.name}-{name}"
+        with self._stack:  # left here only where something fails
+            self._stack.callback((directory / f"{own}{_LOCK}").unlink, missing_ok=True)
+            self._stack.enter_context(_locked(directory, own, lambda: None))
+            self._partial = Path(tempfile.mkdtemp(prefix=own + _PARTIAL, dir=directory))
+            self._stack.callback(shutil.rmtree, self._partial, ignore_errors=True)  # nothing where it was renamed
+            self.writer = self._stack.enter_context(ExampleStoreWriter(self._partial))
+            self._stack = self._stack.pop_all()
+
+    def __enter__(self) -> "NewEntry":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def keep(self, notes: Mapping[str, Any]) -> None:
+        """Completes it; the entry is there afterwards."""
+        self.writer.finish(self._key, notes)
+        found, _ = _opened(self._entry)
+        if found is None:
+            _take_place(self._partial, self._entry)
+
+
+def _take_place(partial: Path, entry: Path) -> None:
     if os.path.lexists(entry):
-        try:
-            found = open_examples(entry)
-        except ExampleStoreError as error:
-            note = f"tokenized again, the entry of the cache was damaged: {error}"
-            _remove(entry)
-        else:
-            return found, f"from the cache, {entry}"
+        _remove(entry)
+    partial.rename(entry)
+    sync_directory(entry.parent)
+
+
+def _open_or_make(entry: Path, key: dict[str, Any], write: Write) -> tuple[Tokenized, str]:
+    found, note = _opened(entry)
+    if found is not None:
+        return found, note
     _remove_abandoned(entry)
     partial = Path(tempfile.mkdtemp(prefix=entry.name + _PARTIAL, dir=entry.parent))
     try:
         _fill(partial, key, write)
-        partial.rename(entry)
-        sync_directory(entry.parent)
+        _take_place(partial, entry)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # nothing where it was renamed
     return open_examples(entry), note

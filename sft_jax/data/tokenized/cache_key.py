@@ -19,6 +19,7 @@ from sft_jax.data.tokenized.example_store import FORMAT
 
 _PIECE = 1 << 24  # bytes read at a time
 _LONG = 1 << 30  # bytes that take a second or more
+_END = 1 << 16  # bytes at either end of a file by which processes see that theirs is the same
 _PACKAGES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 
 # Files and folders of the data layer that only use stored examples: a change in them leaves the examples as they are.
@@ -53,23 +54,21 @@ def _tell_nobody(share: float) -> None:
 
 
 def examples_key(
-    files: Iterable[tuple[str, epath.PathLike]],
+    files: Sequence[Sequence[str]],
     renderer: ConversationRenderer,
     options: Mapping[str, Any],
-    report: Report = _tell_nobody,
 ) -> dict[str, Any]:
     """The key of the examples that `renderer` makes of files.
 
     Args:
-        files: all that is read, in this order, each with the name that begins the ids of its examples.
+        files: `file_digests` of all that is read, in this order, under the names that begin the ids of their examples.
         renderer: the chat template and tokenizer.
         options: whatever else the examples depend on, in the types of JSON.
-        report: see `file_digests`.
     """
     template = json.dumps(renderer.chat_template, sort_keys=True)
     key = {
         "format": FORMAT,
-        "files": file_digests(files, report),
+        "files": files,
         "tokenizer": _tokenizer_digest(renderer),
         "template": _sha256(template),
         "options": dict(options),
@@ -120,6 +119,20 @@ def _file_digest(path: epath.Path, count: Callable[[int], object]) -> str:
             digest.update(piece)
             count(len(piece))
     return digest.hexdigest()
+
+
+def file_ends(files: Iterable[tuple[str, epath.PathLike]]) -> list[list]:
+    """Name, size, and sha256 of the first and last 64 KiB of each file: quick to compare between processes."""
+    return [[name, *_ends(epath.Path(path))] for name, path in files]
+
+
+def _ends(path: epath.Path) -> tuple[int, str]:
+    size = path.stat().length
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_END))
+        file.seek(max(0, size - _END))
+        digest.update(file.read(_END))
+    return size, digest.hexdigest()
 
 
 def code_digest(without: Sequence[str] = LATER, root: Path = Path(__file__).parents[1]) -> str:

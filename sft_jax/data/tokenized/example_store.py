@@ -134,6 +134,7 @@ class ExampleStoreWriter:
         examples, dropped = part.examples, part.dropped
         self._append_keys(part)
         self._append_weights(examples.weights)
+        self._append_branches(examples)
         self._columns["offsets"].append(examples.offsets[1:] + self._columns["tokens"].count)
         self._columns["tokens"].append(examples.tokens)
         self._columns["lengths"].append(examples.lengths)
@@ -173,6 +174,16 @@ class ExampleStoreWriter:
             self._columns["weights"] = column = _in_float32(column)
         column.append(weights)
 
+    def _append_branches(self, examples: TokenizedExamples) -> None:
+        """A file of branches from the first example on that has some; a store without any has no such file."""
+        if examples.branches is not None and "branches" not in self._columns:
+            self._columns["branches"] = _Column(self._directory / "branches", "|u1")
+            for start in range(0, self.tokens, _PIECE):
+                self._columns["branches"].append(np.zeros(min(_PIECE, self.tokens - start), np.uint8))
+        if "branches" in self._columns:
+            none = np.zeros(len(examples.tokens), np.uint8)
+            self._columns["branches"].append(none if examples.branches is None else examples.branches)
+
     def finish(self, key: dict[str, Any], notes: Mapping[str, Any]) -> None:
         """Completes the store: everything else is on disk before `examples.json` is.
 
@@ -201,6 +212,23 @@ class ExampleStoreWriter:
     def _all(self) -> list[_Column]:
         texts = [column for text in self._texts.values() for column in (text.data, text.ends)]
         return [*self._columns.values(), *texts, *(label.codes for label in self._labels.values())]
+
+
+class ExampleTally:
+    """Counts the examples of a store that another process writes."""
+
+    def __init__(self):
+        """Of none yet."""
+        self.counts, self.tokens = Counts(), 0
+
+    def append(self, part: Tokenized) -> None:
+        """Counts examples, and the rows that were dropped between them."""
+        self.counts += part.counts
+        self.tokens += len(part.examples.tokens)
+
+    def check(self, records: int) -> None:
+        """Checks that all records that were read are accounted for, see `Counts.check`."""
+        self.counts.check(records, self.counts.examples)
 
 
 def _in_float32(column: _Column) -> _Column:
@@ -244,6 +272,7 @@ def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokeniz
         ids=texts["ids"],
         groups=labels["groups"],
         sources=labels["sources"],
+        branches=columns.get("branches"),
         stored_lengths=columns["lengths"],
         stored_supervised=columns["supervised"],
         stored_fingerprint=about["fingerprint"],

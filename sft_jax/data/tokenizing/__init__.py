@@ -49,6 +49,7 @@ def tokenize_chunk(
         RuntimeError: a record that the renderer fails on.
     """
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    branches: list[np.ndarray | None] = []
     names: list[tuple[str, str, str]] = []
     dropped: list[DroppedRow] = []
     changed: collections.Counter[str] = collections.Counter()
@@ -63,11 +64,12 @@ def tokenize_chunk(
             continue
         for example in found:
             pairs.append((example.tokens, example.weights * np.float32(record.weight)))
+            branches.append(example.branches)
             names.append((record.id, record.group, record.source))
             changed[example.changed.partition(":")[0]] += bool(example.changed)
         kept_records += bool(found)
     ids, groups, sources = zip(*names, strict=True) if names else ((), (), ())
-    examples = TokenizedExamples.from_examples(pairs, ids, groups, sources)
+    examples = TokenizedExamples.from_examples(pairs, ids, groups, sources, branches)
     counts = Counts(len(records), kept_records, dropped_records, len(examples))
     views = [view_of(record, renderer.tokenizer) for record in records if isinstance(record, Record)]
     return Tokenized(
@@ -180,7 +182,8 @@ def tokenize_records(
 def _joined(parts: Sequence[TokenizedExamples]) -> TokenizedExamples:
     pairs = [part.example(index) for part in parts for index in range(len(part))]
     columns = [[(part.ids, part.groups, part.sources)[number] for part in parts] for number in range(3)]
-    return TokenizedExamples.from_examples(pairs, *(list(itertools.chain(*column)) for column in columns))
+    branches = [part.branches_of(index) for part in parts for index in range(len(part))]
+    return TokenizedExamples.from_examples(pairs, *(list(itertools.chain(*column)) for column in columns), branches)
 
 
 def nothing_left(count: int, dropped: Sequence[DroppedRow]) -> NoExamplesError:

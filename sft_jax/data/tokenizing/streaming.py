@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from sft_jax.data.conversations import Chat, Example, Preference, Segments
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import DroppedRow
-from sft_jax.data.tokenized.example_store import ExampleStoreWriter
+from sft_jax.data.tokenized import DroppedRow, Tokenized
+from sft_jax.data.tokenized.example_store import ExampleStoreWriter, ExampleTally
 from sft_jax.data.tokenizing import RECORDS_PER_CALL, nothing_left
 from sft_jax.data.tokenizing.workers import Chunk, tokenized_chunks
 from sft_jax.data.views import TEMPLATE_SAMPLE, PromptTemplate, View, view_of
@@ -46,25 +46,42 @@ class Work:
         return f"{records:,.0f} records/s, {tokens:,.0f} tokens/s"
 
 
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """How several processes take turns: each reads all chunks and tokenizes every `count`-th, and all get all examples.
+
+    Attributes:
+        number: of this process, which takes this chunk first.
+        count: of the processes.
+        of_all: from the examples of this process's chunks to those of all chunks, in their order.
+    """
+
+    number: int = 0
+    count: int = 1
+    of_all: Callable[[Iterator[Tokenized]], Iterator[Tokenized]] = iter
+
+
 def write_examples(
-    writer: ExampleStoreWriter,
+    writer: ExampleStoreWriter | ExampleTally,
     records: Iterable[Record | DroppedRow],
     renderer: ConversationRenderer,
     max_example_tokens: int,
     workers: int = 0,
     progress: Callable[[Work], None] | None = None,
     share: Callable[[], float | None] = lambda: None,
+    turns: Turns = Turns(),
 ) -> Work:
     """Tokenizes records and writes their examples.
 
     Args:
-        writer: of the store.
+        writer: of the store; where another process writes it, what counts its examples.
         records: taken one after the other; rows that cleaning dropped are among them.
         renderer: the chat template and tokenizer of the model.
         max_example_tokens: the longest an example may be; the renderer's masking says what becomes of longer ones.
         workers: processes that help where it takes long.
         progress: called now and then, from the time on at which tokenizing begins.
         share: how much of all there is to read has been read, from 0 to 1.
+        turns: of the processes that tokenize the same records.
 
     Returns:
         What was done.
@@ -84,8 +101,9 @@ def write_examples(
 
     report = progress or (lambda work: None)
     report(work(0.0 if share() is not None else None))
-    parts = tokenized_chunks(chunks, renderer, max_example_tokens, workers, template=template, on_start=helping.append)
-    for part in parts:
+    own = itertools.islice(chunks, turns.number, None, turns.count)
+    parts = tokenized_chunks(own, renderer, max_example_tokens, workers, template=template, on_start=helping.append)
+    for part in turns.of_all(parts):
         writer.append(part)
         if not writer.counts.examples:
             few_dropped += part.dropped
@@ -110,8 +128,8 @@ class _Reading:
             yield chunk
 
     def next_share(self) -> float | None:
-        """How much had been read with the next chunk, in their order."""
-        return self._shares.popleft()
+        """How much had been read with the next chunk, in their order; of one that is not read yet, so far."""
+        return self._shares.popleft() if self._shares else self._share()
 
     def _counted(self) -> Iterator[Record | DroppedRow]:
         for record in self._read:

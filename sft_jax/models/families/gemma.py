@@ -46,11 +46,8 @@ def _two_ropes(config: ConfigReader, head_dim: int) -> dict:
     if parameters.get("full_attention") is None:
         local = float(config.get("rope_local_base_freq", 10_000.0))
         return tables.rope(config, head_dim, default_theta=1_000_000.0) | {"local_rope_theta": local}
-    config.skip("rope_theta", "rope_scaling", "rope_local_base_freq")
-    local = parameters.section("sliding_attention")
-    local.expect("rope_type", "default")  # only the other rope is stretched
-    whole = {"model_type": "gemma3_text", "rope_parameters": parameters.get("full_attention")}
-    return tables.rope(ConfigReader(whole), head_dim) | {"local_rope_theta": float(local.get("rope_theta", 10_000.0))}
+    config.skip("rope_local_base_freq")
+    return tables.ropes_by_layer_type(config, head_dim, 10_000.0, 10_000.0)
 
 
 def tensor_table(config: DecoderConfig) -> list[TensorRule]:

@@ -1,5 +1,5 @@
 """Llama, SmolLM2, TinyLlama (`llama`); SmolLM3, some of whose layers do not rotate (`smollm3`); Mistral (`mistral`) and
-its mixture of experts (`mixtral`)."""
+its mixture of experts (`mixtral`); Ministral 3, whose queries grow with their position (`ministral3`)."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families import tables
 from sft_jax.models.families.tables import ConfigReader, TensorRule
 
+Rules = Callable[[DecoderConfig, str, str], list[TensorRule]]
 _DEFAULT_THETA = {"smollm3": 2_000_000.0, "mixtral": 1_000_000.0}
 
 
@@ -32,6 +33,7 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
         layer_windows=_windows(config, kind, sizes["num_layers"]),
         rope_layers=_rope_layers(config, sizes["num_layers"]) if kind == "smollm3" else (),
         **(_experts(config) if kind == "mixtral" else {}),
+        **(_query_growth(config) if kind == "ministral3" else {}),
     )
     config.finish()
     return made
@@ -41,10 +43,19 @@ def _experts(config: ConfigReader) -> dict:
     return tables.experts(config, config.get("num_local_experts", 8), config.get("num_experts_per_tok", 2))
 
 
+def _query_growth(config: ConfigReader) -> dict:
+    """Llama 4's scaling of attention by position, which Ministral 3 describes beside its frequencies."""
+    given = config.section("rope_scaling", "rope_parameters")
+    return {
+        "query_growth": float(given.require("llama_4_scaling_beta")),
+        "query_growth_positions": given.require("original_max_position_embeddings"),
+    }
+
+
 def _windows(config: ConfigReader, kind: str, num_layers: int) -> tuple[int, ...]:
     if kind == "mistral":
         return tables.windows(config, num_layers, lambda layer: True)
-    if kind == "mixtral":
+    if kind in ("ministral3", "mixtral"):
         return tables.windows(config, num_layers, lambda layer: True, absent=0)
     if kind == "smollm3" and not config.get("use_sliding_window", False):
         config.skip("sliding_window", "layer_types")
@@ -61,12 +72,19 @@ def _rope_layers(config: ConfigReader, num_layers: int) -> tuple[bool, ...]:
     return tuple(bool(rotates) for rotates in stated[:num_layers])
 
 
-def tensor_table(config: DecoderConfig, mixture: Callable[..., list[TensorRule]] | None = None) -> list[TensorRule]:
+def tensor_table(
+    config: DecoderConfig,
+    mixture: Rules | None = None,
+    dense: Rules | None = None,
+    attending: Rules | None = None,
+) -> list[TensorRule]:
     """Every tensor of a checkpoint.
 
     Args:
         config: the decoder.
-        mixture: (config, name of a layer, its path) -> the tensors of its experts, where they are not Mixtral's.
+        mixture: (config of a layer, its name, its path) -> the tensors of its experts, where they are not Mixtral's.
+        dense: likewise those of its feed-forward part without experts, where they are not Llama's.
+        attending: likewise those of its attention, where they are not Llama's.
     """
     embedding = "model.embed_tokens.weight"
     shape = (config.vocab_size, config.model_dim)
@@ -75,15 +93,15 @@ def tensor_table(config: DecoderConfig, mixture: Callable[..., list[TensorRule]]
         *tables.norm("model.norm", "final_norm", config.model_dim),
         tables.head("lm_head.weight", embedding, shape, config.tie_embeddings),
     ]
-    feeding = (mixture or _mixture) if config.num_experts else feed_forward
     for layer in range(config.num_layers):
-        source, path = f"model.layers.{layer}", f"layers_{layer}"
+        source, path, own = f"model.layers.{layer}", f"layers_{layer}", config.of_layer(layer)
+        feeding = (mixture or _mixture) if own.num_experts else (dense or feed_forward)
         table += [
             *tables.norm(f"{source}.input_layernorm", f"{path}/attention_norm", config.model_dim),
             *tables.norm(f"{source}.post_attention_layernorm", f"{path}/ffn_norm", config.model_dim),
             tables.computed(f"{source}.self_attn.rotary_emb.inv_freq", (config.head_dim // 2,)),
-            *attention(config, source, path),
-            *feeding(config, source, path),
+            *(attending or attention)(own, source, path),
+            *feeding(own, source, path),
         ]
     return table
 

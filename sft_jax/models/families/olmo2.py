@@ -12,11 +12,16 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
         ValueError: a key is missing, or asks for something this port does not implement.
     """
     config = ConfigReader(hf_config)
+    sizes = tables.sizes(config)
+    return made_of(config, sizes | tables.rope(config, sizes["head_dim"]))
+
+
+def made_of(config: ConfigReader, fields: dict) -> DecoderConfig:
+    """The decoder of a config of which sizes, rotations and windows are read: these are `fields`."""
     config.expect("hidden_act", "silu")
-    sizes, bias = tables.sizes(config), config.get("attention_bias", False)
+    bias = config.get("attention_bias", False)
     made = DecoderConfig(
-        **sizes,
-        **tables.rope(config, sizes["head_dim"]),
+        **fields,
         norm_eps=config.get("rms_norm_eps", 1e-5),
         norm_placement="post",
         qk_norm="flat",

@@ -1,8 +1,13 @@
-"""Phi-3 (`phi3`): Llama with query, key and value in one stored projection, gate and up in another."""
+"""Phi-3, 3.5 and Phi-4-mini (`phi3`): Llama with query, key and value in one stored projection, gate and up in another;
+the later ones with other rotary frequencies for long texts (LongRoPE)."""
+
+import reprlib
 
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families import tables
 from sft_jax.models.families.tables import ConfigReader, TensorRule
+
+_ORIGINAL = 4096
 
 
 def decoder_config(hf_config: dict) -> DecoderConfig:
@@ -14,16 +19,35 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     config = ConfigReader(hf_config)
     config.expect("hidden_act", "silu")
     config.expect("attention_bias", False)
+    config.expect("full_attn_mod", 1)
+    config.expect("interpolate_factor", 1)
     sizes = tables.sizes(config)
     made = DecoderConfig(
         **sizes,
-        **tables.rope(config, sizes["head_dim"]),
+        **_rope(config, sizes["head_dim"]),
         norm_eps=config.get("rms_norm_eps", 1e-5),
         tie_embeddings=config.get("tie_word_embeddings", False),
         layer_windows=tables.windows(config, sizes["num_layers"], lambda layer: True, absent=0),
     )
     config.finish()
     return made
+
+
+def _rope(config: ConfigReader, head_dim: int) -> dict:
+    """`original_max_position_embeddings` beside the rope is what counts, and 4096 where there is none."""
+    given = config.section("rope_scaling", "rope_parameters")
+    if (kind := tables.rope_type(given)) not in ("default", "longrope", "su"):
+        raise ValueError(
+            f"config.json asks for rope_type={reprlib.repr(kind)}; of phi3 there are: 'default', 'longrope'"
+        )
+    original = config.get("original_max_position_embeddings", _ORIGINAL)
+    inner = given.get("original_max_position_embeddings", original)
+    if inner != original:
+        raise ValueError(
+            f"config.json has original_max_position_embeddings={inner} in its rope, where {original} is what counts "
+            "for phi3; give it beside the rope"
+        )
+    return tables.rope(config, head_dim, original=original)
 
 
 def tensor_table(config: DecoderConfig) -> list[TensorRule]:

@@ -60,13 +60,19 @@ def _windows(config: ConfigReader, kind: str, num_layers: int) -> tuple[int, ...
 def tensor_table(config: DecoderConfig) -> list[TensorRule]:
     """Every tensor of a checkpoint: Llama's, the norms of queries and keys, and experts in place of the ffn."""
     table = llama.tensor_table(config, _mixture)
-    if config.qk_norm == "head":
-        for layer in range(config.num_layers):
-            for source, path in (("q_norm", "query_norm"), ("k_norm", "key_norm")):
-                table += tables.norm(
-                    f"model.layers.{layer}.self_attn.{source}", f"layers_{layer}/attention/{path}", config.head_dim
-                )
+    for layer in range(config.num_layers):
+        table += norms(config, f"model.layers.{layer}", f"layers_{layer}")
     return table
+
+
+def norms(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:
+    """Those of queries and keys, where there are some."""
+    if config.qk_norm == "none":
+        return []
+    return [
+        *tables.norm(f"{source}.self_attn.q_norm", f"{path}/attention/query_norm", config.head_dim),
+        *tables.norm(f"{source}.self_attn.k_norm", f"{path}/attention/key_norm", config.head_dim),
+    ]
 
 
 def _mixture(config: DecoderConfig, source: str, path: str) -> list[TensorRule]:

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.models.config import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from sft_jax.models.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    RopeScaling,
+    YarnScaling,
+)
 from sft_jax.sources.tensors import is_whole
 
 # Fields of a config that do not change what the decoder computes. Dropout of pretraining is not used in fine-tuning.
@@ -74,7 +82,7 @@ def _list_of(what: str, accepts: Callable[[Any], bool]) -> _Kind:
 
 # The limits are far above every model there is; beyond them a file is damaged, or was made to take memory.
 _WIDTH, _HEADS, _LAYERS, _POSITIONS = _whole(1, 2**22), _whole(1, 2**16), _whole(1, 2**12), _whole(1, 2**30)
-_EXPERTS = _whole(1, 2**16)
+_EXPERTS, _SOME = _whole(1, 2**16), _whole(0, 2**16)
 _WINDOW, _FACTOR, _CAP = _whole(0, 2**30), _number(1e-6, 1e9), _number(0, 1e9)
 _EPSILON, _THETA, _SHARE = _number(1e-20, 1), _number(1.001, 1e15), _number(1e-6, 1)
 _BOOLEAN = _Kind("true or false", lambda value: isinstance(value, bool))
@@ -87,50 +95,91 @@ KINDS = {
     "add_cross_attention": _BOOLEAN,
     "attention_bias": _BOOLEAN,
     "attention_factor": _FACTOR,
+    "attention_k_eq_v": _BOOLEAN,
+    "attention_multiplier": _FACTOR,
     "attn_logit_softcapping": _CAP,
+    "attn_output_gate": _BOOLEAN,
     "beta_fast": _FACTOR,
     "beta_slow": _FACTOR,
     "decoder_sparse_step": _LAYERS,
+    "embedding_multiplier": _FACTOR,
+    "enable_moe_block": _BOOLEAN,
+    "experts_per_token": _EXPERTS,
     "factor": _FACTOR,
     "final_logit_softcapping": _CAP,
+    "first_k_dense_replace": _SOME,
     "full_attention": _DICT,
+    "full_attention_interval": _LAYERS,
+    "full_attn_mod": _LAYERS,
+    "global_head_dim": _HEADS,
     "head_dim": _HEADS,
     "hidden_act": _NAME,
     "hidden_activation": _NAME,
     "hidden_size": _WIDTH,
+    "hidden_size_per_layer_input": _whole(0, 2**22),
     "high_freq_factor": _FACTOR,
     "initializer_range": _number(0, 10),
     "intermediate_size": _WIDTH,
+    "interpolate_factor": _FACTOR,
+    "kv_lora_rank": _WIDTH,
     "layer_norm_eps": _EPSILON,
     "layer_norm_epsilon": _EPSILON,
     "layer_types": _list_of("names", lambda value: isinstance(value, str)),
+    "linear_conv_kernel_dim": _HEADS,
+    "linear_key_head_dim": _HEADS,
+    "linear_num_key_heads": _HEADS,
+    "linear_num_value_heads": _HEADS,
+    "linear_value_head_dim": _HEADS,
+    "llama_4_scaling_beta": _CAP,
+    "logits_scaling": _FACTOR,
+    "long_factor": _list_of("numbers", _FACTOR.accepts),
     "low_freq_factor": _FACTOR,
+    "mamba_ssm_dtype": _NAME,
     "max_position_embeddings": _POSITIONS,
     "max_window_layers": _WINDOW,
     "mlp_bias": _BOOLEAN,
+    "mlp_layer_types": _list_of("names", lambda value: isinstance(value, str)),
     "mlp_only_layers": _list_of("layers", is_whole),
     "moe_intermediate_size": _WIDTH,
+    "moe_layer_freq": _LAYERS,
     "mscale": _CAP,
     "mscale_all_dim": _CAP,
+    "mtp_num_hidden_layers": _SOME,
     "n_embd": _WIDTH,
+    "n_group": _EXPERTS,
     "n_head": _HEADS,
     "n_inner": _WIDTH,
     "n_layer": _LAYERS,
     "n_positions": _POSITIONS,
+    "n_routed_experts": _EXPERTS,
+    "n_shared_experts": _SOME,
     "no_rope_layer_interval": _LAYERS,
     "no_rope_layers": _list_of("0 and 1", lambda value: value in (0, 1)),
     "norm_topk_prob": _BOOLEAN,
+    "normalization_function": _NAME,
     "num_attention_heads": _HEADS,
     "num_experts": _EXPERTS,
     "num_experts_per_tok": _EXPERTS,
+    "num_global_key_value_heads": _HEADS,
     "num_hidden_layers": _LAYERS,
     "num_key_value_heads": _HEADS,
-    "num_local_experts": _EXPERTS,
+    "num_kv_shared_layers": _SOME,
+    "num_local_experts": _SOME,
+    "num_mtp_layers": _SOME,
+    "num_nextn_predict_layers": _SOME,
     "original_max_position_embeddings": _POSITIONS,
+    "output_gate_type": _NAME,
     "partial_rotary_factor": _SHARE,
+    "per_layer_config": _DICT,
+    "position_embedding_type": _NAME,
     "pretraining_tp": _LAYERS,
+    "q_lora_rank": _WIDTH,
+    "qk_nope_head_dim": _HEADS,
+    "qk_rope_head_dim": _HEADS,
     "query_pre_attn_scalar": _FACTOR,
+    "residual_multiplier": _FACTOR,
     "rms_norm_eps": _EPSILON,
+    "rope_interleave": _BOOLEAN,
     "rope_local_base_freq": _THETA,
     "rope_parameters": _DICT,
     "rope_scaling": _DICT,
@@ -138,20 +187,34 @@ KINDS = {
     "rope_type": _NAME,
     "rotary_emb_base": _THETA,
     "rotary_pct": _SHARE,
+    "routed_scaling_factor": _FACTOR,
     "router_jitter_noise": _number(0, 1),
     "scale_attn_by_inverse_layer_idx": _BOOLEAN,
     "scale_attn_weights": _BOOLEAN,
+    "scoring_func": _NAME,
+    "shared_expert_intermediate_size": _WIDTH,
+    "shared_intermediate_size": _WIDTH,
+    "short_factor": _list_of("numbers", _FACTOR.accepts),
     "sliding_attention": _DICT,
     "sliding_window": _WINDOW,
     "sliding_window_pattern": _LAYERS,
     "_sliding_window_pattern": _LAYERS,
+    "swiglu_alpha": _FACTOR,
+    "swiglu_limit": _FACTOR,
     "tie_word_embeddings": _BOOLEAN,
+    "top_k_experts": _EXPERTS,
+    "topk_group": _EXPERTS,
+    "topk_method": _NAME,
     "truncate": _BOOLEAN,
     "type": _NAME,
-    "use_bidirectional_attention": _BOOLEAN,
+    "use_bidirectional_attention": _Kind("true, false or a name", lambda value: isinstance(value, bool | str)),
+    "use_double_wide_mlp": _BOOLEAN,
     "use_parallel_residual": _BOOLEAN,
+    "use_qk_norm": _BOOLEAN,
     "use_sliding_window": _BOOLEAN,
+    "v_head_dim": _HEADS,
     "vocab_size": _whole(1, 2**24),
+    "vocab_size_per_layer_input": _whole(1, 2**24),
 }
 
 
@@ -259,6 +322,8 @@ def experts(config: ConfigReader, count: int, per_token: int) -> dict[str, int]:
     """The fields of `DecoderConfig` about experts; what a checkpoint says of its own training is left aside."""
     config.skip("router_aux_loss_coef", "output_router_logits")
     config.expect("router_jitter_noise", 0.0)
+    if not count:
+        raise ValueError("config.json has no experts (0); expected one at least")
     return {"num_experts": count, "experts_per_token": per_token}
 
 
@@ -273,24 +338,69 @@ def shared_width(width: int, heads: int) -> int:
     return width // heads
 
 
-def rope(config: ConfigReader, head_dim: int, theta_key: str = "rope_theta", default_theta: float = 10000.0) -> dict:
-    """`rope_theta`, `rope_scaling` and `rope_dim` from either spelling: `rope_parameters`, or fields of their own."""
+def rope(
+    config: ConfigReader,
+    head_dim: int,
+    theta_key: str = "rope_theta",
+    default_theta: float = 10000.0,
+    original: int | None = None,
+) -> dict:
+    """`rope_theta`, `rope_scaling` and `rope_dim` from either spelling: `rope_parameters`, or fields of their own.
+
+    Args:
+        config: a config.
+        head_dim: width of a head.
+        theta_key: field of the base, where it has one of its own.
+        default_theta: the base where the config does not say.
+        original: positions known before frequencies were stretched; by default what the config says.
+    """
     given = config.section("rope_scaling", "rope_parameters")
     theta = given.get("rope_theta", config.get(theta_key, default_theta))
     share = given.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct", 1.0)))
-    known = config.get("original_max_position_embeddings", config.get("max_position_embeddings", 2048))
-    rotated = int(head_dim * share)
+    now = config.get("max_position_embeddings", 2048)
+    known = original or config.get("original_max_position_embeddings", now)
+    rotated = head_dim if rope_type(given) == "proportional" else int(head_dim * share)
     if rotated < 2:
         raise ValueError(f"config.json rotates {share} of heads of {head_dim}; expected a pair at least")
     return {
         "rope_theta": float(theta),
-        "rope_scaling": _scaling(given, known),
+        "rope_scaling": _scaling(given, known, now, rotated // 2),
         "rope_dim": 0 if rotated == head_dim else rotated,
     }
 
 
-def _scaling(given: ConfigReader, known: int) -> RopeScaling | None:
-    kind = given.get("rope_type", given.get("type", "default"))
+def ropes_by_layer_type(config: ConfigReader, head_dim: int, default_theta: float, default_local: float) -> dict:
+    """The fields of `rope`, and `local_rope_theta`, of `rope_parameters` with an object for each type of layer.
+
+    Args:
+        config: a config.
+        head_dim: width of a head.
+        default_theta: base for layers that see all positions, where the object has none.
+        default_local: for layers with a window.
+
+    Raises:
+        ValueError: there is no object for layers that see all positions, or one that stretches those with a window.
+    """
+    config.skip("rope_theta", "rope_scaling")
+    parameters = config.section("rope_parameters")
+    local = parameters.section("sliding_attention")
+    local.expect("rope_type", "default")
+    whole = {"rope_parameters": parameters.require("full_attention")}
+    if (known := config.get("max_position_embeddings")) is not None:
+        whole["max_position_embeddings"] = known
+    return rope(ConfigReader(whole), head_dim, default_theta=default_theta) | {
+        "local_rope_theta": float(local.get("rope_theta", default_local))
+    }
+
+
+def rope_type(given: ConfigReader) -> str:
+    """The type in an object that describes rotary frequencies."""
+    return given.get("rope_type", given.get("type", "default"))
+
+
+def _scaling(given: ConfigReader, known: int, now: int, pairs: int) -> RopeScaling | None:
+    """What frequencies of a number of pairs become; `known` positions were known first, and `now` are."""
+    kind = rope_type(given)
     if kind == "default":
         return None
     if kind == "dynamic":
@@ -299,11 +409,15 @@ def _scaling(given: ConfigReader, known: int) -> RopeScaling | None:
         return LinearScaling(float(given.require("factor")))
     if kind == "llama3":
         return _llama3(given)
+    if kind == "proportional":
+        return ProportionalScaling(float(given.get("partial_rotary_factor", 1.0)), float(given.get("factor", 1.0)))
     if kind == "yarn":
         return _yarn(given, known)
+    if kind in ("longrope", "su"):  # the second as older files spell it
+        return _longrope(given, known, now, pairs)
     raise ValueError(
         f"config.json asks for rope_type={reprlib.repr(kind)}; implemented: 'default', 'dynamic', 'linear', 'llama3', "
-        "'yarn'"
+        "'longrope', 'proportional', 'yarn'"
     )
 
 
@@ -322,12 +436,8 @@ def _llama3(given: ConfigReader) -> Llama3Scaling:
 def _yarn(given: ConfigReader, known: int) -> YarnScaling:
     original = given.get("original_max_position_embeddings", known)
     factor = float(given.get("factor", known / original))
-
-    def magnitude(weight: float) -> float:
-        return 0.1 * weight * float(np.log(factor)) + 1.0 if factor > 1 else 1.0
-
     above, below = given.get("mscale"), given.get("mscale_all_dim")
-    inferred = magnitude(above) / magnitude(below) if above and below else magnitude(1.0)
+    inferred = magnitude(factor, above) / magnitude(factor, below) if above and below else magnitude(factor)
     return YarnScaling(
         factor=factor,
         original_max_positions=original,
@@ -335,6 +445,30 @@ def _yarn(given: ConfigReader, known: int) -> YarnScaling:
         beta_slow=float(given.get("beta_slow", 1)),
         attention_factor=float(given.get("attention_factor", inferred)),
         truncate=given.get("truncate", True),
+    )
+
+
+def magnitude(factor: float, weight: float = 1.0) -> float:
+    """YaRN's factor for frequencies stretched by `factor` (Peng et al. 2023, section 3.4)."""
+    return 0.1 * weight * float(np.log(factor)) + 1.0 if factor > 1 else 1.0
+
+
+def _longrope(given: ConfigReader, known: int, now: int, pairs: int) -> LongRopeScaling:
+    original = given.get("original_max_position_embeddings", known)
+    factors = {key: given.require(key) for key in ("short_factor", "long_factor")}
+    for key, values in factors.items():
+        if len(values) != pairs:
+            raise ValueError(
+                f"config.json has {len(values)} numbers in {key}; expected one for each of {pairs} pairs that a head "
+                "rotates"
+            )
+    factor = given.get("factor", now / original)
+    inferred = float(np.sqrt(1 + np.log(factor) / np.log(original))) if factor > 1 and original > 1 else 1.0
+    return LongRopeScaling(
+        short_factors=tuple(map(float, factors["short_factor"])),
+        long_factors=tuple(map(float, factors["long_factor"])),
+        short_positions=original,
+        attention_factor=float(given.get("attention_factor", inferred)),
     )
 
 
@@ -389,8 +523,9 @@ class TensorRule:
         ignored: reason for ignoring it.
         equal_to: an ignored duplicate must equal this other tensor.
         required: False for a tensor that a checkpoint may leave out.
-        part: (number, count) where `count` such tensors, along a new leading axis, make the parameter.
-        transposed: a layer's weight that is stored as [in, out], where others are [out, in].
+        part: (number, count) where `count` such tensors, along a new leading axis, make the parameter; or `count` such
+            views of a tensor whose first axis they are.
+        transposed: a layer's weight, or an expert's, that is stored as [in, out], where others are [out, in].
     """
 
     source: str
@@ -462,6 +597,65 @@ def _kernel_part(array: np.ndarray, start: int, size: int, transposed: bool) -> 
 def expert_linear(source: str, path: str, number: int, count: int, fan_in: int, fan_out: int) -> TensorRule:
     """Kernel of one of `count` experts, whose kernels are one parameter [count, in, out] here."""
     return TensorRule(f"{source}.weight", f"{path}/kernel", (fan_out, fan_in), transpose, part=(number, count))
+
+
+def stacked_experts(source: str, paths: list[str], count: int, fan_in: int, fan_out: int) -> list[TensorRule]:
+    """Kernels and biases of all experts, stored as one tensor [count, in, out] and one [count, out].
+
+    Args:
+        source: its name; that of the biases ends in `_bias`.
+        paths: ours, whose outputs are stored in turn: with gate and up, every other one is of the gate.
+        count: experts.
+        fan_in: inputs.
+        fan_out: outputs of each of ours.
+    """
+    step, total = len(paths), len(paths) * fan_out
+    rules = []
+    for number in range(count):
+        for start, path in enumerate(paths):
+            view = functools.partial(_of_expert, number=number, start=start, step=step)
+            shape = (count, fan_in, total)
+            rules.append(TensorRule(source, f"{path}/kernel", shape, view, part=(number, count), transposed=True))
+    for start, path in enumerate(paths):
+        view = functools.partial(_every, start=start, step=step)
+        rules.append(TensorRule(f"{source}_bias", f"{path}/bias", (count, total), view))
+    return rules
+
+
+def packed_experts(source: str, paths: list[str], count: int, fan_in: int, fan_out: int) -> list[TensorRule]:
+    """Kernels of all experts, stored as one tensor [count, out, in] in which ours follow one another.
+
+    Args:
+        source: its name.
+        paths: ours, in the order of their outputs.
+        count: experts.
+        fan_in: inputs.
+        fan_out: outputs of each of ours.
+    """
+    shape = (count, len(paths) * fan_out, fan_in)
+    return [
+        TensorRule(
+            source,
+            f"{path}/kernel",
+            shape,
+            functools.partial(_packed_of_expert, number=number, start=place * fan_out, size=fan_out),
+            part=(number, count),
+        )
+        for number in range(count)
+        for place, path in enumerate(paths)
+    ]
+
+
+def _packed_of_expert(array: np.ndarray, number: int, start: int, size: int) -> np.ndarray:
+    return _part(array[number], start, size).T
+
+
+def _of_expert(array: np.ndarray, number: int, start: int, step: int) -> np.ndarray:
+    return array[number, :, start::step]
+
+
+def _every(array: np.ndarray, start: int, step: int) -> np.ndarray:
+    return array[:, start::step]
 
 
 def norm(source: str, path: str, width: int, bias: bool = False) -> list[TensorRule]:

@@ -58,6 +58,7 @@ class SlurmOptions:
         minutes: after which SLURM ends a job.
         warning_seconds: how long before that, or before it is preempted, a job is told to save.
         max_timeouts: how often a run whose time is over goes back into the queue.
+        max_restarts: how often a run of several hosts goes back because a process of it died.
         array_parallelism: so many runs at a time.
         setup: shell commands before the run starts, as `module load cuda`.
         more: options of sbatch beside these, by their names without `--`; True for one that has no value.
@@ -76,6 +77,7 @@ class SlurmOptions:
     minutes: int = 60
     warning_seconds: int = 120
     max_timeouts: int = 3
+    max_restarts: int = 3
     array_parallelism: int = 256
     setup: tuple[str, ...] = ()
     more: Mapping[str, str | bool] = dataclasses.field(default_factory=dict)
@@ -85,7 +87,8 @@ class SlurmOptions:
     def parameters(self, name: str) -> dict[str, Any]:
         """For submitit's SLURM executor, of jobs of this name."""
         step = [f"--cpus-per-task={self.cpus}"] if self.cpus else []  # srun does not take it from sbatch
-        step += ["--kill-on-bad-exit=1"] if self.nodes > 1 else []  # of one run: a process alone would wait
+        # Processes of one run end together by themselves, and need a moment to put the job back into the queue.
+        step += ["--kill-on-bad-exit=0"] if self.nodes > 1 else []
         asked = {
             "partition": self.partition,
             "account": self.account,
@@ -206,7 +209,9 @@ def _submit(submitit, root: Path, sweep: SweepDirectory, runs: Sequence[SweepRun
     executor.update_parameters(**options.parameters(submission.name))
     try:
         with _outside_of_jobs():
-            jobs = executor.submit_array([RunJob(str(root), run.name, options.stop_after) for run in runs])
+            jobs = executor.submit_array(
+                [RunJob(str(root), run.name, options.stop_after, options.max_restarts) for run in runs]
+            )
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         # What was noted stays: SLURM may have taken them, though sbatch failed.
         raise SlurmError(f"SLURM does not take the jobs: {error}") from error

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from sft_jax.compilations import keep_compilations
+from sft_jax.leaving import leave
+from sft_jax.peers import before_ending
 from sft_jax.runs.result import FINISHED, INTERRUPTED, PAUSED, STOPPED_EARLY, read_result
 from sft_jax.sweeps.directory import open_sweep
 from sft_jax.sweeps.executing import execute
@@ -33,11 +35,13 @@ class RunJob:
         root: of the sweep.
         name: of the run.
         stop_after: the step after which it pauses; None: it goes on to its end.
+        max_restarts: how often it goes back into the queue because one of its processes died.
     """
 
     root: str
     name: str
     stop_after: int | None = None
+    max_restarts: int = 3
 
     def __call__(self) -> str:
         """Trains the run, or goes on with it.
@@ -50,7 +54,8 @@ class RunJob:
             UncompletedJobError: its time was over too often.
         """
         state = INTERRUPTED
-        with Notice() as notice, contextlib.suppress(SystemExit):  # which `Notice` raises outside of the loop
+        # `Notice` raises SystemExit outside of the loop.
+        with Notice() as notice, before_ending(self.without), contextlib.suppress(SystemExit):
             state = self._train()
         if state in (FINISHED, PAUSED, STOPPED_EARLY):
             return state
@@ -89,6 +94,25 @@ class RunJob:
         show_session(self.root, self.name)
         return end.state
 
+    def without(self, process: int) -> None:
+        """Puts the job back into the queue, because a process of it is gone; one of those that are left does.
+
+        Args:
+            process: that is gone.
+        """
+        if int(os.environ.get("SLURM_PROCID", 0)) != (1 if process == 0 else 0):
+            return
+        directory = open_sweep(self.root).run_dir(self.name)
+        status = read_status(directory)
+        if status.lost >= self.max_restarts:
+            error = f"process {process} is gone, and --slurm_max_restarts={self.max_restarts} times it was so before"
+            write_status(directory, status.ended_as("failed", error))
+            return
+        lost, job = status.lost + 1, os.environ["SLURM_JOB_ID"]
+        write_status(directory, dataclasses.replace(status, state="waiting", lost=lost))
+        sys.stderr.write(f"Job {job} goes back into the queue ({lost} of {self.max_restarts}).\n")
+        ask("scontrol", "requeue", job)
+
     def _requeue(self, notice: "Notice") -> None:
         """Puts the job back into the queue, which ends this process."""
         directory = open_sweep(self.root).run_dir(self.name)
@@ -114,7 +138,7 @@ class Notice:
         self._submitit: Callable[[int, FrameType | None], None] = signal.getsignal(self._signal)
 
     def __enter__(self) -> "Notice":
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, leave)
         signal.signal(self._signal, self._note)
         return self
 
@@ -126,7 +150,7 @@ class Notice:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.came = True
-        os.kill(os.getpid(), signal.SIGTERM)  # whoever listens for it: the loop of training, jax, or `_leave`
+        os.kill(os.getpid(), signal.SIGTERM)  # whoever listens for it: the loop of training, jax, or `leave`
 
     def requeue(self) -> None:
         """Has submitit put the job back into the queue, which counts how often its time was over.
@@ -136,10 +160,6 @@ class Notice:
             UncompletedJobError: its time was over too often.
         """
         self._submitit(self._signal, None)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def _is_preempted() -> bool:

@@ -18,8 +18,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
+
+from sft_jax.leaving import leave
 
 Answer = Callable[[dict[str, Any]], None]
 Ended = tuple[str, str | None]  # the state of a run, and why it failed
@@ -37,7 +38,7 @@ def serve(execute: Callable[[str, Answer], Ended]) -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
 
     def answer(message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # there is nobody any more; the thread below ends this process
@@ -70,11 +71,6 @@ def _listen(asked: int, names: "queue.SimpleQueue[str]") -> None:
                 return
             names.put(message["run"])
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once: what is in progress shall get to its end
-    sys.exit(128 + number)
 
 
 def main(root: str, keep_bytes: int, stop_after: int | None) -> None:

@@ -28,8 +28,8 @@ from sft_jax.preparation.run_data import Data
 from sft_jax.progress import ProgressBar
 from sft_jax.runs.base import Base
 from sft_jax.runs.result import FAILED, RunEnd
-from sft_jax.sharding import platform_of
 from sft_jax.training.checked_run import CheckedRun, check_run
+from sft_jax.training.gradient_check import check_micro_batches
 from sft_jax.training.held_out import Evaluator
 from sft_jax.training.interrupt import StopRequest
 from sft_jax.training.read_once import ReadOnce
@@ -119,6 +119,7 @@ def run_stacked(
         NotStackableError: the runs differ in what cannot be a batch axis; names the fields.
         WorkdirError: a directory holds another run.
         ValueError: bad config or bad data of any of the runs. Until then nothing is written.
+        WrongGradientError: on these devices gradients of micro-batches do not add up.
     """
     emulation.reserve_threads()
     devices = jax.devices() if devices is None else devices
@@ -131,6 +132,7 @@ def run_stacked(
     for config, workdir in zip(configs, workdirs, strict=True):
         checked.append(check_run(config, workdir, devices, base))
         base = checked[0].base
+    refuse_what_cannot_be_stacked([run.config for run in checked])  # those that go on may have dtypes of their own
     _check_experts(checked[0])
     mesh = checked[0].mesh
     base = dataclasses.replace(base, params=functools.cache(base.params))  # weights are read for the first run
@@ -145,12 +147,13 @@ def run_stacked(
         trials.append(Trial(run, workdir, evaluators, console, of_run, show_data=not seen))
     _check_batches(trials)
     together = options_of_all([run.options for run in checked])
-    model = _model_of_all(together, checked[0])
+    model = _model_of_all(together, checked[0], len(checked))
     settings = dataclasses.replace(step_settings(together, mesh), slices=len(trials[0].data.plan.sources))
 
     members = [_Member(trial, console) for trial in trials]
     with contextlib.ExitStack() as open_things:
         open_things.enter_context(jax.set_mesh(mesh))
+        check_micro_batches(together, base, model, settings, mesh)
         for member in members:
             open_things.enter_context(member.open_things)
 
@@ -217,10 +220,10 @@ def _check_batches(trials: Sequence[Trial]) -> None:
         )
 
 
-def _model_of_all(together: Options, first: CheckedRun) -> Decoder:
-    """The decoder of the step of all runs, which is executed as suits a step of so many sequences."""
+def _model_of_all(together: Options, first: CheckedRun, runs: int) -> Decoder:
+    """The decoder of the step of all runs, which is executed as suits a step of so many sequences and states."""
     base = first.base
-    model = make_model(together, base.decoder, platform_of(first.mesh), base.new_token_ids)
+    model = make_model(together, base.decoder, first.mesh, base.new_token_ids, runs)
     if model.adapter is None or not model.adapter.dropout:
         return model
     # What is left out depends on the layout of the layers: it is what a run by itself leaves out.
@@ -238,7 +241,7 @@ def _state_at_start(member: _Member, base: Base, model: Decoder, stop_after: int
             member.close()
             return None
         if not (trial.is_over and trial.is_known_whole):
-            trial.describe_start()
+            trial.describe_start(model)
             initial, mesh = trial.checked.initial, trial.checked.mesh
             state = init_state(options, base, model, mesh, trial.hyper, initial)
             trial.compile_evaluation(model, trial.checked.settings, state, mesh)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from sft_jax.data.batches import PER_SLOT, Batch
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.partitioning import BATCH_AXES
-from sft_jax.sharding import shardings_of
+from sft_jax.sharding import dealt_batch, shardings_of
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.stacked.lanes import Frozen, Lanes, own_part, whole
 from sft_jax.training.state import TrainState
@@ -102,12 +102,13 @@ def _shared_step(
         donate_argnums=0,
         in_shardings=(lanes.shardings, frozen.shardings, stacked_batch_sharding(mesh)),
         out_shardings=(lanes.shardings, NamedSharding(mesh, P())),
+        compiler_options=settings.compiler_options,
     )
 
 
 def stacked_batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sequences of all runs' batches over the axes that split one run's."""
-    return NamedSharding(mesh, P(None, BATCH_AXES))
+    """Sequences of all runs' batches, and what they consist of, over the axes that split one run's."""
+    return NamedSharding(mesh, P(None, BATCH_AXES, "context"))
 
 
 def put_batches(batches: Sequence[Batch], mesh: Mesh) -> dict[str, jax.Array]:
@@ -115,11 +116,13 @@ def put_batches(batches: Sequence[Batch], mesh: Mesh) -> dict[str, jax.Array]:
 
     Runs on other data may have fewer slots for targets: theirs are filled up with slots of weight 0.
     """
-    slots = max(batch["weights"].shape[1] for batch in batches)
-    made = {}
-    for name in batches[0]:
-        arrays = [batch[name] for batch in batches]
-        if name in PER_SLOT:
-            arrays = [np.pad(array, [(0, 0), (0, slots - array.shape[1])]) for array in arrays]
-        made[name] = jax.device_put(np.stack(arrays), stacked_batch_sharding(mesh))
-    return made
+    slots, parts = max(batch["weights"].shape[1] for batch in batches), mesh.shape["context"]
+
+    def filled(name: str, array: np.ndarray) -> np.ndarray:
+        return np.pad(array, [(0, 0), (0, slots - array.shape[1])]) if name in PER_SLOT else array
+
+    dealt = [dealt_batch({name: filled(name, array) for name, array in batch.items()}, parts) for batch in batches]
+    return {
+        name: jax.device_put(np.stack([batch[name] for batch in dealt]), stacked_batch_sharding(mesh))
+        for name in dealt[0]
+    }

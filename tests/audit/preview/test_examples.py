@@ -42,6 +42,16 @@ def test_bytes_of_one_character_are_one_piece(renderer, record):
     assert len(shown["pieces"]) == len(unrolled(shown["messages"]))
 
 
+def test_a_pair_is_its_prompt_and_both_answers(renderer):
+    pair = Preference((Message("user", "a"),), (Message("assistant", "bé"),), (Message("assistant", "c"),))
+    shown = page_example(renderer, Record("t:1", pair, {}))
+    said = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nbé<|im_end|>\nc<|im_end|>\n"
+    assert "".join(shown["pieces"]) == said
+    weighted = zip(shown["pieces"], unrolled(shown["weights"]), strict=True)
+    assert "".join(piece for piece, weight in weighted if weight) == "bé<|im_end|>c<|im_end|>"
+    assert shown["roles"] == ["user", "assistant", "assistant"]
+
+
 def test_an_example_of_tokens_is_decoded(renderer):
     ids = renderer.tokenizer("the cat").input_ids
     shown = page_example(renderer, Record("t:1", TokenExample(ids, [0.0, *[1.0] * (len(ids) - 1)]), {}))

@@ -21,8 +21,23 @@ trl/chat_templates of huggingface/trl at f2cd577, `llama.cpp` for models/templat
     Zephyr        recipes/constitutional-ai/sft/config_anthropic.yaml; jinja, zephyr-7b-beta
     DeepSeek R1   jinja, DeepSeek-R1
 
-Left out is what no conversation here can ask for: contents in parts, images, and variables that only a caller of the
-template sets (built-in tools of Llama 3.1).
+These have system prompts and instructions in words of their own, which were put into the copies, too:
+
+    OLMo 3            of Olmo-3.1-32B-Instruct
+    OLMo 3 Think      trl/olmo3.jinja at 8e3a32c
+    Phi-3.5           trl/phi3_5.jinja; llama.cpp, Phi-3.5-mini-instruct
+    Phi-4-mini        of Phi-4-mini-instruct, with tools in its system message
+    ... with calls    llama-cpp-microsoft-Phi-4-mini-instruct of ggml-org/llama.cpp at 6d7822c, with tools alone
+    Mistral Small 3   llama.cpp, Mistral-Small-3.2-24B-Instruct-2506
+    Ministral 3       of Ministral-3-14B-Instruct-2512
+    ... Reasoning     the same, with what the reasoning model's writes of a part that is a thought put into it
+    Granite 3         llama.cpp, granite-3.3-2B-Instruct
+    Granite 4         ibm-granite-granite-4.0 of jesus-talavera-ibm/llama.cpp at 289965b
+    Gemma 3 in parts  trl/gemma3.jinja, given parts
+
+Mistral Small 3, Ministral 3 and Granite 4 were given strings and parts. Left out is what no conversation here can ask
+for: images, and variables that only a caller of the template sets (built-in tools of Llama 3.1). Documents of Granite
+are written and were not compared.
 
 A format says what of an answer is trained, `answer`, with {end} for its end-of-turn; how a call looks, `call`, with
 {arguments} for its arguments; and, where it takes no such conversation, what it says about that.
@@ -34,6 +49,8 @@ import pathlib
 import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors
+
+from sft_jax.data.conversations import Message
 
 IM_END = "<|im_end|>"
 _TEMPLATES = pathlib.Path(__file__).parent / "chat_templates"
@@ -53,6 +70,9 @@ class ChatFormat:
         answer: what is trained of an answer.
         call: what is trained of a call of f, without content; with {reasoning}, if the template shows reasoning.
         text_arguments: the template takes arguments of a call as JSON text, not as an object.
+        opening: what prompts end with and the template does not write before an answer: answers spell it.
+        in_parts: it takes contents as lists of parts: "all", or only those with reasoning, "thinking".
+        tools_field: the field of the system message in which it takes tools as JSON text.
         refuses: for a case it does not take: words of the reason.
     """
 
@@ -65,6 +85,9 @@ class ChatFormat:
     added: tuple[str, ...] = ()
     begins: bool = False
     text_arguments: bool = False
+    opening: str = ""
+    in_parts: str = ""
+    tools_field: str = ""
     refuses: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -91,6 +114,12 @@ class ChatFormat:
         tokenizer.chat_template = self.template
         return tokenizer
 
+    def spelling(self, message: Message) -> Message:
+        """An answer that begins as prompts end, where that is for answers to spell: what `answer` has before {}."""
+        if not self.opening or message.role != "assistant" or message.tool_calls:
+            return message
+        return message._replace(content=self.opening + self.answer.partition("{}")[0] + message.content)
+
     def ending(self, eos: str) -> str:
         """What ends an answer of a tokenizer with this eos token."""
         return eos if self.end == "eos" else self.end
@@ -99,6 +128,12 @@ class ChatFormat:
 _NO_CALLS = {"tools": "the chat template leaves out a message: message 1 (assistant): arguments"}
 _ALTERNATES = {"consecutive": "refuses the conversation: Conversation roles must alternate"}
 _CHATML_TOKENS = ("<|im_start|>", "<|endoftext|>")
+_PHI_TOKENS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+_MISTRAL_TOKENS = (
+    *("<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]"),
+    *("[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+)
+_GRANITE_TOKENS = ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")
 _HERMES_CALL = '<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>{end}'
 
 FORMATS = {
@@ -199,5 +234,95 @@ FORMATS = {
         begins=True,
         text_arguments=True,
         refuses={"tools": "the chat template does not show the definitions of tools"},
+    ),
+    "OLMo 3": ChatFormat(
+        "olmo_3",
+        _CHATML_TOKENS,
+        IM_END,
+        "eos",
+        call='<function_calls>f(city="ARGUMENT", n=2)</function_calls>{end}',
+        added=("<functions>", "</functions>", "<function_calls>", "</function_calls>"),
+        refuses={"consecutive": "another history at inference"},
+    ),
+    "OLMo 3 Think": ChatFormat(
+        "olmo_3_think",
+        _CHATML_TOKENS,
+        "<|endoftext|>",
+        "eos",
+        answer="REASON</think>{}{end}",
+        opening="<think>",
+        tools_field="functions",
+        refuses={
+            "consecutive": "another history at inference",
+            "tools": "leaves out a message: message 1 (assistant): arguments, message 2 (tool): content",
+        },
+    ),
+    "Phi-3.5": ChatFormat("phi_3_5", _PHI_TOKENS, "<|endoftext|>", "<|end|>", refuses=_NO_CALLS),
+    "Phi-4-mini": ChatFormat(
+        "phi_4_mini",
+        _PHI_TOKENS,
+        "<|endoftext|>",
+        "<|end|>",
+        tools_field="tools",
+        refuses=_NO_CALLS,
+    ),
+    "Phi-4-mini with calls": ChatFormat(
+        "phi_4_mini_calls",
+        (*_PHI_TOKENS, "<|tool_call|>", "<|/tool_call|>", "<|tool|>", "<|/tool|>", "<|tool_response|>"),
+        "<|endoftext|>",
+        "<|end|>",
+        call='<|tool_call|>{{"name": "f", "arguments": {arguments}}}<|/tool_call|>{end}',
+    ),
+    "Mistral Small 3": ChatFormat(
+        "mistral_small_3",
+        (*_MISTRAL_TOKENS, "[CALL_ID]", "[TOOL_CONTENT]"),
+        "</s>",
+        "eos",
+        call="[TOOL_CALLS]f[CALL_ID]call00001[ARGS]{arguments}{end}",
+        begins=True,
+        refuses={"consecutive": "roles must alternate"},
+    ),
+    "Ministral 3": ChatFormat(
+        "ministral_3",
+        _MISTRAL_TOKENS,
+        "</s>",
+        "eos",
+        call="[TOOL_CALLS]f[ARGS]{arguments}{end}",
+        begins=True,
+        refuses={"consecutive": "roles must alternate"},
+    ),
+    "Ministral 3 Reasoning": ChatFormat(
+        "ministral_3_thinking",
+        (*_MISTRAL_TOKENS, "[THINK]", "[/THINK]"),
+        "</s>",
+        "eos",
+        call="[TOOL_CALLS]f[ARGS]{arguments}{end}",
+        begins=True,
+        in_parts="thinking",
+        refuses={"consecutive": "roles must alternate"},
+    ),
+    "Granite 3": ChatFormat(
+        "granite_3",
+        (*_GRANITE_TOKENS, "<|tool_call|>"),
+        "<|end_of_text|>",
+        "<|end_of_text|>",
+        refuses=_NO_CALLS,
+    ),
+    "Granite 4": ChatFormat(
+        "granite_4",
+        _GRANITE_TOKENS,
+        "<|end_of_text|>",
+        "<|end_of_text|>",
+        call=_HERMES_CALL,
+        added=("<tool_call>", "</tool_call>"),
+    ),
+    "Gemma 3 in parts": ChatFormat(
+        "gemma_3_parts",
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        "<eos>",
+        "<end_of_turn>",
+        begins=True,
+        in_parts="all",
+        refuses=_ALTERNATES | {"tools": "must alternate"},
     ),
 }

@@ -10,7 +10,7 @@ from tests.data.rendering.chat_formats import FORMATS
 ASK = Message("user", "Weather in Rome?")
 ROME = ToolCall("weather", {"city": "Rome", "days": [1, 2.5], "deep": {"a": None}}, "abcdefghi")
 OSLO = ToolCall("weather", {"city": 'Os"lo\n'}, "abcdefghj")
-WITHOUT_CALLS = ("ChatML", "SmolLM2", "Llama 2", "Gemma 2", "Gemma 3", "Phi-3", "Zephyr")
+WITH_CALLS = [name for name, chat_format in FORMATS.items() if chat_format.call]
 ONE_CALL_ONLY = ("Llama 3.1",)
 
 
@@ -31,9 +31,9 @@ def test_contents_are_read_back(name):
     ("name", "calls"),
     [
         (name, calls)
-        for name in FORMATS
+        for name in WITH_CALLS
         for calls in ((ROME,), (OSLO,), (ROME, OSLO))
-        if name not in WITHOUT_CALLS and not (name in ONE_CALL_ONLY and len(calls) > 1)
+        if not (name in ONE_CALL_ONLY and len(calls) > 1)
     ],
 )
 def test_calls_are_read_back(name, calls):
@@ -42,7 +42,7 @@ def test_calls_are_read_back(name, calls):
     assert (found.thinking, found.content) == ("", "")
 
 
-@pytest.mark.parametrize("name", ["Qwen 2.5", "Qwen 3", "DeepSeek R1"])
+@pytest.mark.parametrize("name", ["Qwen 2.5", "Qwen 3", "DeepSeek R1", "OLMo 3", "Ministral 3", "Granite 4"])
 def test_a_content_before_calls_is_read_back(name):
     message = Message("assistant", "Let me look.", tool_calls=(ROME,))
     found = read_back(ConversationRenderer(FORMATS[name].tokenizer()), message)
@@ -51,8 +51,9 @@ def test_a_content_before_calls_is_read_back(name):
 
 
 @pytest.mark.parametrize(("reasoning", "content"), [("", "Oslo"), ("I know it.", "Oslo"), ("I know it.", "a</think>b")])
-def test_thinking_of_qwen_3(reasoning, content):
-    renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer())
+@pytest.mark.parametrize("name", ["Qwen 3", "Ministral 3 Reasoning"])
+def test_thinking(name, reasoning, content):
+    renderer = ConversationRenderer(FORMATS[name].tokenizer())
     assert read_back(renderer, Message("assistant", content, reasoning=reasoning)) == Answer(reasoning, content)
 
 
@@ -69,11 +70,33 @@ def test_thinking_of_qwen_3(reasoning, content):
         ("Qwen 3", "<tool_call>\n[1]\n</tool_call>", Answer(content="<tool_call>\n[1]\n</tool_call>")),
         ("DeepSeek R1", "<think>\nhm\n</think>\n\nfour", Answer("<think>\nhm", "four")),
         ("ChatML", "<think>x</think>4", Answer("", "<think>x</think>4")),
+        ("OLMo 3 Think", "hm\n</think>\n\nfour", Answer("hm", "four")),
+        ("OLMo 3 Think", "four", Answer("", "four")),
+        ("Ministral 3 Reasoning", "[THINK]hm[/THINK]four", Answer("hm", "four")),
     ],
 )
 def test_what_models_write(name, written, expected):
     found = ConversationRenderer(FORMATS[name].tokenizer()).read_answer(written)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "calls"),
+    [
+        ("OLMo 3", "<function_calls>f(a=1, b=[true, null])\ng()</function_calls>", [{"a": 1, "b": [True, None]}, {}]),
+        ("OLMo 3", '<function_calls>f( a = "x)" ,b=2 )</function_calls>', [{"a": "x)", "b": 2}]),
+        ("OLMo 3", "<function_calls>f(a=x)</function_calls>", []),
+        ("OLMo 3", "<function_calls>f(1)</function_calls>", []),
+        ("OLMo 3", "<function_calls>f(a=1", []),
+        ("Mistral Small 3", '[TOOL_CALLS]f[CALL_ID]x1y2z3a4b[ARGS]{"a": 1}', [{"a": 1}]),
+        ("Mistral Small 3", '[TOOL_CALLS]f[CALL_ID][ARGS]{"a": 1}', []),
+    ],
+)
+def test_calls_that_models_write(name, written, calls):
+    """Arguments one by one, and ids that no template could know."""
+    found = ConversationRenderer(FORMATS[name].tokenizer()).read_answer(written, may_call=True)
+    assert [call.arguments for call in found.calls] == calls
+    assert found.content == ("" if calls else written)
 
 
 # As that of gpt-oss: thinking, content and calls are messages of their own, on channels.

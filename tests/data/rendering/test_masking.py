@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sft_jax.audit.report import plain_highlight
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample
+from sft_jax.data.conversations import Chat, Message, Segment, Segments, TokenExample
 from sft_jax.data.reading import TEXT_ENDS
 from sft_jax.data.rendering import ConversationRenderer, ExampleError
 from sft_jax.data.rendering.masking import Masking
@@ -303,11 +303,6 @@ def test_examples_of_ids(chatml_tokenizer):
     for found, (_, message) in zip(renderer.render_many([example for example, _ in wrong]), wrong, strict=True):
         assert isinstance(found, ExampleError)
         assert message in str(found)
-
-
-def test_pairs_are_for_other_objectives(chatml_tokenizer):
-    (found,) = ConversationRenderer(chatml_tokenizer).render_many([Preference((HELLO,), (THERE,), (WELL,))])
-    assert "a pair of answers is not an example to imitate" in str(found)
 
 
 def test_one_bad_example_leaves_the_others(chatml_tokenizer):

@@ -181,9 +181,11 @@ def test_contents_of_all_kinds_are_found(name, content):
     """Stripped, escaped, empty, or spelling what the template looks for: trained or refused, never misplaced."""
     tokenizer = FORMATS[name].tokenizer()
     renderer = ConversationRenderer(tokenizer)
-    (found,) = renderer.render_many([Chat((Message("user", "QUESTION"), Message("assistant", content)))])
+    answer = FORMATS[name].spelling(Message("assistant", content))
+    (found,) = renderer.render_many([Chat((Message("user", "QUESTION"), answer))])
     if isinstance(found, ExampleError):
-        assert name == "Qwen 3" or "leaves out" in str(found), found
+        refused = "refuses the conversation: an answer says nothing" if name.startswith("Ministral") else "leaves out"
+        assert name == "Qwen 3" or refused in str(found), found
         return
     example = found[0]
     prompt = renderer.render_prompt((Message("user", "QUESTION"),))
@@ -237,3 +239,33 @@ def _beginning_tokenizer(byte_tokenizer, puts):
         first = ("<s>", backend.token_to_id("<s>"))
         backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[first])
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<|im_end|>")
+
+
+# As multimodal models have them, written for this test.
+_PARTS = "{% for p in m.content %}{{ p.text | trim if p.type == 'text' else '<image>' }}{% endfor %}"
+IN_PARTS = {
+    "parts alone": _PARTS,
+    "strings too": "{% if m.content is string %}{{ m.content | trim }}{% else %}" + _PARTS + "{% endif %}",
+    "strings of the system": "{% if m.role == 'system' %}{{ m.content[0].text | trim }}{% else %}"
+    + _PARTS
+    + "{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_contents_in_parts_are_the_same_text_to_the_template(chatml_tokenizer, name):
+    """Rows have strings, or text parts that are read as strings; the text is that of parts in transformers."""
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n" + IN_PARTS[name] + "<|im_end|>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    turns = [("system", "Be brief."), ("user", " What? "), ("assistant", "That </think> one."), ("user", "And?")]
+    turns.append(("assistant", "This."))
+    renderer = ConversationRenderer(chatml_tokenizer, template)
+    example = renderer.render(tuple(Message(role, text) for role, text in turns))
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    assert example.text == chatml_tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    said = "".join(
+        example.text[start:end] for (start, end), weight in zip(example.offsets, example.weights, strict=True) if weight
+    )
+    assert said == "That </think> one.<|im_end|>This.<|im_end|>"
+    prompt = renderer.render_prompt(tuple(Message(role, text) for role, text in turns[:2]))
+    assert example.tokens[: len(prompt)].tolist() == prompt.tolist()

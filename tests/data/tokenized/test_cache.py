@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from sft_jax.data.tokenized import Counts, Tokenized, TokenizedExamples
-from sft_jax.data.tokenized.cache import cache_directory, cached_examples, cached_json, entry_name
+from sft_jax.data.tokenized.cache import (
+    NewEntry,
+    cache_directory,
+    cached_examples,
+    cached_json,
+    entry_name,
+    found_entry,
+)
 from sft_jax.data.tokenized.example_store import ABOUT
 
 KEY = {"files": [["a.jsonl", "0123"]]}
@@ -37,6 +44,24 @@ def test_made_once_and_found_again(tmp_path):
     assert ("tokenized" in said_first, "from the cache" in said_second) == (True, True)
     cached_examples(tmp_path / "cache", KEY | {"template": "x"}, writing(made))
     assert len(made) == 2
+
+
+def test_of_two_that_make_an_entry_beside_one_another_the_first_keeps_it(tmp_path):
+    assert found_entry(tmp_path, KEY)[0] is None
+    with NewEntry(tmp_path, KEY, "one") as one, NewEntry(tmp_path, KEY, "other") as other:
+        other.keep(writing([])(other.writer))
+        cached_examples(
+            tmp_path, {"files": []}, writing([])
+        )  # removes what abandoned writers left, of which these are none
+        one.keep(writing([], [([3], [0])])(one.writer))
+    found, said = found_entry(tmp_path, KEY)
+    assert found.examples.tokens.tolist() == [1, 2]
+    assert "from the cache" in said
+    with pytest.raises(OSError, match="full"), NewEntry(tmp_path, KEY | {"n": 1}, "third"):
+        raise OSError("the disk is full")
+    entries = {entry_name(KEY), entry_name({"files": []})}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == entries
+    assert {path.stem for path in tmp_path.glob("*.lock")} <= entries
 
 
 @pytest.mark.parametrize("name", [ABOUT, "tokens", "ids.ends"])

@@ -35,7 +35,7 @@ def make(byte_tokenizer, chatml, tmp_path):
         tokenizer = byte_tokenizer(*special, eos="<|im_end|>")
         count_in_contents(tokenizer, in_contents)
         renderer = ConversationRenderer(tokenizer, template, now=now)
-        return examples_key([(name, tmp_path / "data")], renderer, options)
+        return examples_key(file_digests([(name, tmp_path / "data")]), renderer, options)
 
     return key
 

@@ -1,7 +1,11 @@
 """On a real SLURM, which is started here: jobs finish, go on where they were ended, and are submitted once."""
 
+import contextlib
 import io
 import json
+import os
+import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -203,3 +207,43 @@ def test_a_run_over_two_hosts_has_the_numbers_of_one_process(sweep_of, inputs, t
     evaluated = {(step, "held_out/nll") for step in (0, 2, 4)}
     assert found.keys() == evaluated | {(step, "train/loss") for step in (1, 2, 3, 4)}
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def end_of_process(number):
+    """Kills a process of a job, as the system does when memory runs out."""
+    wanted = {f"SLURM_CONF={os.environ['SLURM_CONF']}".encode(), f"SLURM_PROCID={number}".encode()}
+    killed = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            trains = b"submitit.core._submit" in (process / "cmdline").read_bytes().split(b"\0")
+            is_python = (process / "exe").resolve().name.startswith("python")  # srun is told of that module too
+            if trains and is_python and wanted <= set((process / "environ").read_bytes().split(b"\0")):
+                os.kill(int(process.name), signal.SIGKILL)
+                killed += 1
+    assert killed == 1
+
+
+@pytest.mark.parametrize("killed", [1, 0])
+def test_a_run_over_two_hosts_goes_on_when_a_process_of_it_is_killed(sweep_of, killed):
+    steps_of_run = 200
+    overrides = {"duration": f"{steps_of_run} steps", "checkpoint.every": "10 steps"}
+    sweep = sweep_of(1e-5, **OVERRIDES | overrides)
+    (name,) = (run.name for run in sweep.runs)
+    start(sweep, options=SlurmOptions(**vars(OPTIONS) | {"nodes": 2}))
+    trains_on(sweep, name, 20)
+    end_of_process(killed)
+    until(lambda: read_status(sweep.run_dir(name)).lost == 1, Path(sweep.root))
+    assert start(sweep, options=SlurmOptions(**vars(OPTIONS) | {"nodes": 2, "wait": True}))[0] == 0
+    end, status = read_result(sweep.run_dir(name)), read_status(sweep.run_dir(name))
+    assert (end.state, end.step) == ("finished", steps_of_run)
+    assert (status.state, status.attempts, status.lost) == ("finished", 2, 1)
+    assert len(read_submissions(Path(sweep.root))) == 1  # the same job
+    log = (Path(sweep.run_dir(name)) / "log.txt").read_text()  # of process 0; the others write for SLURM alone
+    said = log + "".join(path.read_text() for path in (Path(sweep.root) / "slurm").rglob("*.out"))
+    assert f"error: process {killed} of 2 is gone" in said
+    assert "goes back into the queue (1 of 3)" in said
+    went_on = re.search(r"after step (\d+) of", " ".join(log.split()))
+    assert int(went_on[1]) >= 10
+    logged = [line["step"] for line in read_metrics(Path(sweep.run_dir(name)) / "metrics.jsonl")]
+    assert logged == sorted(set(logged))
+    assert logged[-1] == steps_of_run

@@ -13,7 +13,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from sft_jax.runs.result import read_result
 from sft_jax.sweeps.directory import claim_sweep
 from sft_jax.sweeps.launchers.slurm_job import RunJob
-from sft_jax.sweeps.status import read_status
+from sft_jax.sweeps.status import read_status, write_status
 from tests import tiny
 from tests.sweeps.launchers.long_run import OVERRIDES, PATIENCE_SECONDS, steps, until
 
@@ -111,3 +111,25 @@ def test_usr2_before_the_first_step_requeues_too(jobs):
     assert running.wait(PATIENCE_SECONDS) == 255
     assert jobs.asked == ["requeue 7"]
     assert (jobs.status.state, jobs.status.attempts) == ("waiting", 1)
+
+
+def test_a_job_goes_back_when_one_of_its_processes_has_died(jobs, monkeypatch):
+    """One of those that are left puts it back, so often and no more."""
+    monkeypatch.setenv("PATH", f"{jobs.root}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    job, directory = RunJob(str(jobs.sweep.root), jobs.name, max_restarts=2), jobs.sweep.run_dir(jobs.name)
+
+    def lost(process: int, noticed_by: int) -> None:
+        monkeypatch.setenv("SLURM_PROCID", str(noticed_by))
+        write_status(directory, jobs.status.begun("slurm"))
+        job.without(process)
+
+    lost(2, noticed_by=1)
+    assert jobs.asked == []
+    lost(2, noticed_by=0)
+    assert (jobs.asked, jobs.status.state, jobs.status.lost) == (["requeue 7"], "waiting", 1)
+    lost(0, noticed_by=1)
+    assert (jobs.asked, jobs.status.state, jobs.status.lost) == (["requeue 7"] * 2, "waiting", 2)
+    lost(1, noticed_by=0)
+    assert (jobs.asked, jobs.status.state) == (["requeue 7"] * 2, "failed")
+    assert "process 1 is gone, and --slurm_max_restarts=2 times it was so before" in jobs.status.error

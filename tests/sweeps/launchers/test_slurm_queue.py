@@ -177,7 +177,7 @@ def test_what_jobs_ask_for(fake, sweep):
     }
     (srun,) = (line for line in script.splitlines() if line.startswith("srun"))
     assert "--cpus-per-task=16" in srun
-    assert "--kill-on-bad-exit=1" in srun
+    assert "--kill-on-bad-exit=0" in srun
     assert script.index("module load cuda") < script.index(srun)
 
 

@@ -147,7 +147,7 @@ class _Builder:
         for number in sorted(values, key=lambda value: (self._missing[value] & members).bit_count(), reverse=True):
             longer = members | 1 << number
             still = self._narrowed(number, longer, allowed)
-            if not all(self._values[other] & still for other in later):
+            if still != allowed and not all(self._values[other] & still for other in later):
                 continue
             if (made := self._filled([*row, number], longer, still, later)) is not None:
                 return made

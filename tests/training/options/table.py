@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from configs import sft
+from sft_jax.models.partitioning import MESH_AXES
 from sft_jax.runs.workdir import flatten
 from sft_jax.training.update_rules import RULES
 
@@ -65,7 +66,10 @@ FIELDS: dict[str, tuple] = {
     "adapter.scaling": ("rank", "sqrt_rank"),
     "adapter.dropout": (0.0, 0.1),
     "adapter.targets": (
-        ("attention/(query|key|value|out)", "(ffn|experts)/(gate|up|down)"),
+        (
+            "(attention|delta)/(query|key|value|output_gate|out|(query|key_value)_[ab])",
+            "(ffn|experts|shared)/(gate|up|down)",
+        ),
         ("embedding",),
         ("head",),
         ("attention/query",),
@@ -88,13 +92,15 @@ FIELDS: dict[str, tuple] = {
     "ema.decay": (0.0, 0.9),
     "ema.evaluate": (False, True),
     "precision.params": ("float32", "bfloat16"),
-    "precision.frozen": ("float32", "bfloat16", "float16"),
+    "precision.frozen": ("auto", "float32", "bfloat16", "float16"),
     "precision.quantized": ("none", "int8", "nf4"),
     "precision.matmul": ("bfloat16", "float32"),
-    "precision.activations": ("float32", "bfloat16"),
+    "precision.activations": ("auto", "float32", "bfloat16"),
+    "precision.gradients": ("float32", "bfloat16"),
     "execution.layer_layout": ("auto", "scan", "unrolled"),
-    "execution.remat": ("auto", "none", "full", "dots", "dots_no_batch"),
-    "execution.attention": ("blocked", "whole"),
+    "execution.remat": ("auto", "none", "products", "attention_products", "attention", "full"),
+    "execution.deterministic": (False, True),
+    "execution.attention": ("auto", "blocked", "reference", "splash", "triton"),
     "evaluation.every": ("1 steps", "0 steps"),
     "evaluation.patience": (0, 2),  # 2: no combination ends before its second step
     "evaluation.batch_sequences": (8, 4),
@@ -113,13 +119,14 @@ FIELDS: dict[str, tuple] = {
 TOGETHER: dict[str, dict[str, dict]] = {
     "model": {name: {"model.source": f"{{root}}/{name}"} for name in ("tied", "untied", "experts")},
     "mesh": {
-        label: dict(zip(("mesh.replica", "mesh.fsdp", "mesh.expert", "mesh.tensor"), sizes, strict=True))
+        label: dict(zip((f"mesh.{axis}" for axis in MESH_AXES), sizes, strict=True))
         for label, sizes in {
-            "fsdp 8": (1, -1, 1, 1),
-            "replica 8": (8, 1, 1, 1),
-            "replica 2, fsdp 2, tensor 2": (2, 2, 1, 2),
-            "expert 4, tensor 2": (1, 1, 4, 2),
-            "one device": (1, 1, 1, 1),
+            "fsdp 8": (1, -1, 1, 1, 1),
+            "replica 8": (8, 1, 1, 1, 1),
+            "replica 2, fsdp 2, tensor 2": (2, 2, 1, 1, 2),
+            "expert 4, tensor 2": (1, 1, 4, 1, 2),
+            "fsdp 4, context 2": (1, 4, 1, 2, 1),
+            "one device": (1, 1, 1, 1, 1),
         }.items()
     },
     "mixture": {
@@ -140,6 +147,10 @@ EXEMPT: dict[str, str] = {
             *("format", "container", "subset", "split", "held_out_split", "revision", "streaming", "columns"),
             *("prompt_template", "answer_template", "ignore", "label", "ties", "adjudicator", "on_bad_row"),
         )
+    },
+    **{
+        f"objective.{name}": "of pairs of answers; tests/training/test_pairs_on_any_machine.py"
+        for name in ("beta", "margin", "per_token", "tail_weight", "sft_weight")
     },
     "optimizer.max_skipped_in_a_row": "a number that the host compares with; tests/training/test_loop.py",
     "evaluation.sample_tokens": "a number of repetitions; every combination takes two",
@@ -259,6 +270,10 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
         )
     ),
     *((beside | {"precision.params": ("bfloat16",)}, r"--config\.precision\.params=bfloat16") for beside in _BESIDE),
+    (
+        {"precision.gradients": ("bfloat16",), "precision.matmul": ("float32",)},
+        r"--config\.precision\.gradients=bfloat16",
+    ),
     (  # which is for adapters
         {"precision.params": ("bfloat16",), "precision.quantized": ("int8", "nf4")},
         r"--config\.precision\.quantized=\w+",

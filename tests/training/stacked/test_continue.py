@@ -1,11 +1,7 @@
 """Runs in one program that are killed, interrupted, or trained by turns together and each by itself."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from etils import epath
@@ -18,7 +14,8 @@ from tests import tiny
 from tests.training import moments
 from tests.training.stacked.together import alone, assert_same_history, assert_same_weights, lines_of, stacked
 
-DRIVER = Path(__file__).parents[1] / "driver.py"
+pytestmark = pytest.mark.slow
+
 COMMON = {
     "duration": "6 steps",
     "evaluation.every": "2 steps",
@@ -51,13 +48,13 @@ def steps_saved(workdir):
         checkpoints.close()
 
 
-def test_killed_between_two_checkpoints_of_a_step(root, whole):
+def test_killed_between_two_checkpoints_of_a_step(root, whole, children):
     """One run has saved step 4 and the other has not: each goes on from its own, and all is as if nothing had been."""
     workdirs = [root / f"killed {number}" for number in range(2)]
     spec = {"root": str(root), "arg": "lora", "workdirs": list(map(str, workdirs)), "moment": "saved", "step": 4}
     spec["stacked"] = [{**COMMON, **changes} for changes in CHANGES]
-    done = subprocess.run([sys.executable, str(DRIVER), json.dumps([spec])], capture_output=True, text=True)
-    assert done.stdout.strip().endswith(f"[-{int(signal.SIGKILL)}]"), done.stderr
+    (end,) = children.run([("tests.training.driver:train", spec)])
+    assert end.status == -signal.SIGKILL, end.output
     assert list(map(steps_saved, workdirs)) == [4, 2]
     ends = run_stacked(configs(root), workdirs)
     assert [(end.state, end.step) for end in ends] == [("finished", 6)] * 2

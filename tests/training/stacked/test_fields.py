@@ -68,6 +68,7 @@ def test_calls_that_make_no_sense(workdirs, named, tmp_path):
         run_stacked(configs, [tmp_path / name for name in workdirs])
 
 
+@pytest.mark.slow
 def test_slots_of_every_token_beside_fewer(tmp_path):
     """Rows without a prompt have a target at every token, which is not known before they are read."""
     tiny.config(tmp_path)
@@ -103,6 +104,7 @@ def test_other_numbers_of_sources(tmp_path):
     assert [end.state for end in run_stacked([mixed(2, 1), mixed(1, 2)], workdirs)] == ["finished"] * 2
 
 
+@pytest.mark.slow
 def test_ranks_under_a_rule_that_looks_at_whole_matrices(tmp_path):
     """They train in groups that agree in them, as the message says; or under a rule that takes entries one by one."""
     configs = lambda rule: [
@@ -137,6 +139,7 @@ def test_groups(tmp_path):
     assert numbers(1) == [[number] for number in range(6)]
 
 
+@pytest.mark.slow
 def test_experts_without_a_bound(tmp_path):
     """Those with one are trained; see docs/sweeps.md."""
     families.save(families.torch_model("mixtral"), tmp_path / "model")

@@ -1,0 +1,1 @@
+"""What a train step would need of hardware that is not there: compiled for it, and read."""

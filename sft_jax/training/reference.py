@@ -1,0 +1,220 @@
+"""The reference of objectives of pairs: what the run begins with, as the log-probability that it gives every target.
+
+They are computed once, before the first step, by the decoder, the head and the dtypes of the run on its mesh, a
+micro-batch at a time; then they are data like the targets themselves, and no second model is ever in memory.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Float, Float32
+from rich.console import Console
+
+from sft_jax import models, objectives
+from sft_jax.data.batches import Batch, assemble, held_out_bins, train_batches
+from sft_jax.data.packing.bins import Bin
+from sft_jax.data.tokenized import TokenizedExamples
+from sft_jax.data.tokenized.cache import cache_directory
+from sft_jax.data.tokenized.cache_key import code_digest, source_digest
+from sft_jax.data.tokenized.cached_values import cached_values
+from sft_jax.dispatch import one_late
+from sft_jax.generation.sizes import on_host
+from sft_jax.models.decoder import Decoder
+from sft_jax.objectives import METHODS, PreferenceSettings
+from sft_jax.objectives.branches import by_branch
+from sft_jax.options import Options
+from sft_jax.preparation.run_data import Data
+from sft_jax.progress import ProgressBars
+from sft_jax.sharding import batch_sharding, platform_of, put_batch, sequences_here, shardings_of
+from sft_jax.training.checked_run import CheckedRun
+from sft_jax.training.forward import Randomness, target_log_probabilities
+from sft_jax.training.programs import Signature, shared, signature_of
+from sft_jax.training.state import TrainState
+from sft_jax.training.step import StepSettings, method_of
+
+Tree = Any
+Values = Float32[np.ndarray, "targets"]
+Progress = Callable[[float], object]  # of the share that is done
+
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}  # of margins, before the first step
+
+
+class WrongReferenceError(ValueError):
+    """Before the first step a policy is not what it is compared with."""
+
+
+def compile_reference_step(model: Decoder, settings: StepSettings, state: TrainState, mesh: Mesh) -> Callable:
+    """The jitted function (state, batch) -> log-probabilities [B, P] of the targets of a micro-batch, float32."""
+    signature = signature_of(state, shardings_of(state, mesh))
+    return _shared_reference_step(model, settings, method_of(model), signature, mesh)
+
+
+@shared
+def _shared_reference_step(
+    model: Decoder, settings: StepSettings, method: ModuleType | None, signature: Signature, mesh: Mesh
+) -> Callable:
+    del method  # which is looked up by name
+
+    def reference_step(state: TrainState, batch: Tree) -> Float[jax.Array, "B P"]:
+        return target_log_probabilities(model, settings.head_chunk, state.trained, state, batch, Randomness())[0]
+
+    return jax.jit(
+        reference_step,
+        in_shardings=(signature.shardings, batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, batch_sharding(mesh).spec),
+        compiler_options=settings.compiler_options,
+    )
+
+
+def reference_of(
+    step: Callable,
+    state: TrainState,
+    examples: TokenizedExamples,
+    slots: int,
+    options: Options,
+    mesh: Mesh,
+    progress: Progress,
+) -> Values:
+    """The log-probability of every target of all examples, in their order.
+
+    Args:
+        step: of `compile_reference_step`.
+        state: that the run begins with.
+        examples: all are measured once.
+        slots: target slots of a sequence.
+        options: of the run.
+        mesh: on which it runs.
+        progress: called with the share that is done.
+    """
+    length, size = options.data.sequence_length, options.batch.sequences // options.batch.micro_batches
+    bins = held_out_bins(examples, length, slots, options.data.packing, options.data.max_examples_per_sequence)
+    parts = [[*bins[start : start + size]] for start in range(0, len(bins), size)]
+    found = np.full(int(examples.target_offsets[-1]), np.nan, np.float32)
+
+    def dispatched() -> Iterator[tuple[jax.Array, list[Bin]]]:
+        own = sequences_here(mesh, size)
+        for number, part in enumerate(parts):
+            progress(number / len(parts))
+            filled = part + [np.zeros(0, np.int32)] * (size - len(part))
+            batch = assemble(examples, [filled[i] for i in own], sequence_length=length, sequence_targets=slots)
+            yield step(state, put_batch(batch, mesh)), part
+
+    for values, part in one_late(dispatched()):
+        (values,) = on_host((values,))
+        for row, members in zip(values, part, strict=False):
+            places = np.concatenate([np.arange(*examples.target_offsets[member : member + 2]) for member in members])
+            found[places] = row[: len(places)]
+    if np.isnan(found).any():
+        row = int(examples.target_offsets.searchsorted(np.isnan(found).argmax(), side="right")) - 1
+        raise ValueError(f"{examples.ids[row]}: what the run begins with gives it no finite log-probability")
+    return found
+
+
+def reference_key(checked: CheckedRun, examples: TokenizedExamples, slots: int) -> dict[str, Any]:
+    """What the log-probabilities depend on: rows, weights, precision, how both are computed, and code."""
+    options, here = checked.options, Path(__file__).parent
+    device = checked.mesh.devices.flat[0]
+    adapter = dataclasses.asdict(options.adapter)
+    return {
+        "rows": examples.fingerprint(),
+        "weights": [checked.base.fingerprint, checked.initial and checked.initial.fingerprint, repr(adapter)],
+        "precision": dataclasses.asdict(options.precision),
+        "model": repr((checked.model.config, checked.model.execution, checked.model.adapter)),
+        "mesh": [dict(checked.mesh.shape), platform_of(checked.mesh), device.device_kind],
+        "batches": [
+            *(options.batch.sequences // options.batch.micro_batches, options.data.sequence_length, slots),
+            *(options.data.packing, options.data.max_examples_per_sequence, checked.settings.head_chunk),
+        ],
+        "code": [
+            *(code_digest(without=(), root=Path(package.__file__).parent) for package in (models, objectives)),
+            source_digest([here / "forward.py", Path(__file__)], here),
+        ],
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
+    }
+
+
+def with_reference(checked: CheckedRun, data: Data, state: TrainState, console: Console, *, begins: bool) -> Data:
+    """The data of a run, whose targets have the log-probabilities of what it begins with.
+
+    They are taken from the cache, or computed where they are not there.
+
+    Args:
+        checked: the run's config, and what was made of it.
+        data: of the run.
+        state: at step 0.
+        console: where it is said where they come from.
+        begins: the run is before its first step: its first batch is checked.
+
+    Raises:
+        WrongReferenceError: before the first step the policy is something else.
+    """
+    step = compile_reference_step(checked.model, checked.settings, state, checked.mesh)
+    taken = {"examples": _referenced(checked, step, state, data.examples, data.plan.sequence_targets, console)}
+    if data.held_out is not None:
+        taken["held_out"] = _referenced(checked, step, state, data.held_out, data.held_out_targets, console)
+    data, options, mesh = dataclasses.replace(data, **taken), checked.options, checked.mesh
+    if begins:
+        size = options.batch.sequences // options.batch.micro_batches
+        own, plan = sequences_here(mesh, size), data.plan
+        (first,) = train_batches(data.examples, plan, 0, 1, own=own, threads=0)
+        (found,) = on_host((step(state, put_batch(first, mesh)),))
+        check_begins_as_reference(found[own, : plan.sequence_targets], first, options)
+    return data
+
+
+def _referenced(
+    checked: CheckedRun, step: Callable, state: TrainState, examples: TokenizedExamples, slots: int, console: Console
+) -> TokenizedExamples:
+    options = checked.options
+    with ProgressBars(console) as show:
+        bar = functools.cache(lambda: show("log-probabilities of the reference", None))
+        progress = lambda share: bar().update(share, within=True)
+        make = lambda: reference_of(step, state, examples, slots, options, checked.mesh, progress)
+        key, count = reference_key(checked, examples, slots), int(examples.target_offsets[-1])
+        values, note = cached_values(cache_directory(options.data.cache), key, count, make)
+    console.print(f"Reference: {count:,} log-probabilities, {note}", markup=False, soft_wrap=True)
+    return dataclasses.replace(examples, reference=values)
+
+
+def check_begins_as_reference(found: Float32[np.ndarray, "B P"], batch: Batch, options: Options) -> None:
+    """Checks that the policy, before the first step, is what it will be compared with.
+
+    Args:
+        found: the policy's log-probabilities of the targets of a batch.
+        batch: with those of the reference.
+        options: of the run.
+
+    Raises:
+        WrongReferenceError: rewards or margins are off by more than rounding; says what the loss is and should be.
+    """
+    objective, precision, method = options.objective, options.precision, METHODS[options.objective.name]
+    branches, used = jnp.asarray(batch["branches"]), batch["weights"] > 0
+    lengths = by_branch(jnp.asarray(used, jnp.float32), branches)
+    scores = by_branch(jnp.asarray(np.where(used, found - batch["reference"], 0.0), jnp.float32), branches)
+    scores = scores / jnp.maximum(lengths, 1.0) if method.per_token or objective.per_token else scores
+    chosen, rejected = np.asarray(scores)[np.asarray(lengths)[:, :, 0] > 0].T
+    rewards = objective.beta * np.stack([chosen, rejected, chosen - rejected])
+    off = float(np.abs(rewards).mean(axis=1).max()) if rewards.size else 0.0
+    rounded = "bfloat16" in (precision.params, precision.frozen, precision.matmul, precision.activations)
+    bound = _TOLERANCE["bfloat16" if rounded else "float32"]
+    if off <= bound:
+        return
+    settings = PreferenceSettings(objective.beta, label_smoothing=objective.label_smoothing or None)
+    loss = lambda *scores: float(jnp.mean(method.loss(*(jnp.asarray(score)[None] for score in scores), settings)))
+    raise WrongReferenceError(
+        f"--config.objective.name={objective.name}: before the first step the policy is its own reference, so that the "
+        f"loss should be {loss(chosen * 0, rejected * 0):.4f}, and it is {loss(chosen, rejected):.4f}: rewards and "
+        f"margins are off by {off:.2g}, of which rounding explains {bound:.2g}. Either the step computes another thing "
+        "than the reference was computed by (something random in the model, other code), or these devices give other "
+        "results each time (--config.execution.deterministic=True), or the values in the cache are not of this run: "
+        "give another --config.data.cache, or an empty one"
+    )
