@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sft_jax.sources import SourceError, open_checkpoint
-from sft_jax.sources.gguf import undo_rope_permutation
+from sft_jax.sources.gguf_layouts import undo_rope_permutation
 from sft_jax.sources.locate import locate
 from tests import work
 
