@@ -104,8 +104,8 @@ def _value_heads(width: str | None, behind_keys: bool = False) -> Layout:
     def layout(entry: TensorEntry, config: dict, name: str) -> TensorEntry:
         height = config[width] if width else 1
         first = 2 * config["linear_num_key_heads"] * config["linear_key_head_dim"] if behind_keys else 0
-        _check_rows(entry, first + config["linear_num_value_heads"] * height, name)
         order = [first + head * height for head in _stored_heads(config, name)]
+        _check_rows(entry, first + len(order) * height, name)
         spans = [(entry, row, row + height) for row in order]
         return gathered([(entry, 0, first), *spans] if first else spans)
 

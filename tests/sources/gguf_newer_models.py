@@ -89,12 +89,13 @@ def torch_model(case: str) -> transformers.PreTrainedModel:
     return families.random_model(transformers.AutoConfig.for_model(fields.pop("model_type"), **fields))
 
 
-def write(path: Path, model: transformers.PreTrainedModel, **metadata: object) -> Path:
+def write(path: Path, model: transformers.PreTrainedModel, tensors: dict | None = None, **metadata: object) -> Path:
     """A GGUF file of float32 tensors.
 
     Args:
       path: where to.
       model: the torch model.
+      tensors: laid over those that are written; None takes one out.
       metadata: keys without the architecture's prefix, laid over what is written; None takes one out.
     """
     fields = _published(model.config)
@@ -112,8 +113,9 @@ def write(path: Path, model: transformers.PreTrainedModel, **metadata: object) -
     _write_tokenizer(writer, fields)
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(kind, blocks)
-    for name, array in _stored(fields, _all_tensors(model, predicted), names):
-        writer.add_tensor(name, np.ascontiguousarray(array))
+    for name, array in (dict(_stored(fields, _all_tensors(model, predicted), names)) | (tensors or {})).items():
+        if array is not None:
+            writer.add_tensor(name, np.ascontiguousarray(array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
