@@ -90,15 +90,17 @@ def shared_config(metadata: ModelMetadata, partial_rope: bool = False, **known: 
     """
     file = metadata.file
     num_heads = metadata.integer("attention.head_count")
-    fields = {"num_hidden_layers": lambda: num_layers(metadata)}
-    fields["intermediate_size"] = lambda: metadata.integer("feed_forward_length")
-    fields["num_key_value_heads"] = lambda: metadata.integer("attention.head_count_kv", num_heads)
-    fields["head_dim"] = lambda: _head_dim(metadata, partial_rope)
+    sizes = {
+        "num_hidden_layers": lambda: num_layers(metadata),
+        "intermediate_size": lambda: metadata.integer("feed_forward_length"),
+        "num_key_value_heads": lambda: metadata.integer("attention.head_count_kv", num_heads),
+        "head_dim": lambda: _head_dim(metadata, partial_rope),
+    }
     return {
         "vocab_size": _vocab_size(metadata),
         "hidden_size": metadata.integer("embedding_length"),
         "num_attention_heads": num_heads,
-        **{name: known[name] if name in known else read() for name, read in fields.items()},
+        **{name: known[name] if name in known else read() for name, read in sizes.items()},
         "max_position_embeddings": metadata.integer("context_length"),
         "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors,

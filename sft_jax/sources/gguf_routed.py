@@ -41,10 +41,8 @@ def _deepseek2(metadata: ModelMetadata) -> dict:
     latent = _latent_attention(metadata)
     rotated = latent["qk_rope_head_dim"]
     shared = shared_config(metadata, head_dim=rotated, num_key_value_heads=metadata.integer("attention.head_count"))
-    experts = _experts(metadata, shared["num_hidden_layers"])
-    common = (
-        shared | latent | experts | {"attention_bias": has_bias(metadata, "attn"), **_deepseek_rope(metadata, shared)}
-    )
+    experts, bias = _experts(metadata, shared["num_hidden_layers"]), has_bias(metadata, "attn")
+    common = shared | latent | experts | _deepseek_rope(metadata, shared) | {"attention_bias": bias}
     if not is_glm:
         return common | {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
     dense = experts["first_k_dense_replace"]
