@@ -12,7 +12,8 @@ from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.rendering.outlines import shared_length
 from sft_jax.data.rendering.rendered import ExampleError
 from sft_jax.data.rendering.special_tokens import TextEncoder
-from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, TemplateText, Tools
+from sft_jax.data.rendering.template_text import TemplateText
+from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, Tools
 from sft_jax.data.rendering.thinking import USUAL
 
 _SYSTEM, _ASK, _AGAIN = Message("system", "§1"), Message("user", "§2"), Message("user", "§3")
@@ -51,6 +52,7 @@ class _Probe:
             "system message": self._system_message(),
             "contents": "lists of parts alone" if self._template.in_parts else "",
             "thinking": self._thinking(),
+            "generation prompt": self._generation_prompt(),
             "tools": self._definitions(),
             "calls": self._calls(),
             "earlier answers": self._earlier_answers(),
@@ -73,9 +75,10 @@ class _Probe:
 
     def _end_of_turn(self) -> str:
         try:
-            return self._texts.end_of_answer((_ASK, self._answer))
+            end = self._texts.end_of_answer((_ASK, self._answer))
         except ExampleError:
             return "none"
+        return f"{end}, with which the next turn begins" if self._texts.next_turn_ends else end
 
     def _system_message(self) -> str:
         """Where it stands, and what the template writes in its place where there is none.
@@ -108,8 +111,29 @@ class _Probe:
             return f"contents spell it, as prompts end with {opening!r}; {kept}"
         if kept := self._kept(_THOUGHT, "reasoning"):
             return f"a part of the content; {kept}" if self._template.reasoning_in_parts else f"shown; {kept}"
+        if kept := self._kept(_CALL._replace(reasoning="§6"), "reasoning"):
+            return f"shown before calls alone; {kept}"
         kept = self._kept(_SPELT, "content")
         return f"no place of its own; spelt in contents it is {kept or 'taken out'}"
+
+    def _generation_prompt(self) -> str:
+        """What it adds to a question, and how an answer without a thought goes on behind it."""
+        with contextlib.suppress(ExampleError):
+            asked = self._template.render((_ASK,), self._tools)
+            prompt = self._template.render((_ASK,), self._tools, True)
+            added = prompt[shared_length(asked, prompt) :]
+            return (repr(added) if added else "adds nothing") + self._behind_prompt(prompt)
+        return ""
+
+    def _behind_prompt(self, prompt: str) -> str:
+        thought = self._template.empty_thought
+        if thought and not self._template.marks_generation:
+            return f"; of it {thought!r} is not shown before answers: the last one is trained behind it"
+        with contextlib.suppress(ExampleError):
+            said = self._texts.answer_text((_ASK, self._answer), self._tools)
+            if not self._template.opening and said.partition(_ANSWER.content)[0].strip():
+                return f"; an answer without a thought goes on with {said.partition(_ANSWER.content)[0]!r}"
+        return ""
 
     def _kept(self, answer: Message, field: str) -> str:
         """Whether what an answer thinks stays once others follow; empty where it is never shown."""
