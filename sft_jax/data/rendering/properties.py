@@ -6,12 +6,14 @@ conversations, by the same rules that render and prove examples.
 
 import contextlib
 
+import numpy as np
+
 from sft_jax.data.conversations import Chat, Message, ToolCall
 from sft_jax.data.rendering.example_texts import ExampleTexts
 from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.rendering.outlines import shared_length
 from sft_jax.data.rendering.rendered import ExampleError
-from sft_jax.data.rendering.special_tokens import TextEncoder
+from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder
 from sft_jax.data.rendering.template_text import TemplateText
 from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, Tools
 from sft_jax.data.rendering.thinking import USUAL
@@ -126,14 +128,28 @@ class _Probe:
         return ""
 
     def _behind_prompt(self, prompt: str) -> str:
-        thought = self._template.empty_thought
+        """How an answer without a thought follows a prompt."""
+        found, thought = "", self._template.empty_thought
         if thought and not self._template.marks_generation:
-            return f"; of it {thought!r} is not shown before answers: the last one is trained behind it"
+            found = f"; of it {thought!r} is not shown before answers: the last one is trained behind it"
         with contextlib.suppress(ExampleError):
             said = self._texts.answer_text((_ASK, self._answer), self._tools)
-            if not self._template.opening and said.partition(_ANSWER.content)[0].strip():
-                return f"; an answer without a thought goes on with {said.partition(_ANSWER.content)[0]!r}"
-        return ""
+            goes_on = said.partition(_ANSWER.content)[0]
+            if goes_on.strip() and not self._template.opening:
+                found += f"; an answer without a thought goes on with {goes_on!r}"
+                if self._is_joined(prompt, said):
+                    found += ", which tokens join with the end of the prompt"
+        return found
+
+    def _is_joined(self, prompt: str, said: str) -> bool:
+        """Whether the tokens of a prompt are not those that it has before the answer."""
+        texts = (prompt, prompt + said)
+        alone, whole = self._encoder.encode_many(texts, [[(0, len(text))] for text in texts])
+        return (
+            isinstance(alone, Encoded)
+            and isinstance(whole, Encoded)
+            and not np.array_equal(alone.ids, whole.ids[: len(alone.ids)])
+        )
 
     def _kept(self, answer: Message, field: str) -> str:
         """Whether what an answer thinks stays once others follow; empty where it is never shown."""
