@@ -11,6 +11,7 @@ import functools
 from collections.abc import Sequence
 
 from sft_jax.data.conversations import Message, ToolCall
+from sft_jax.data.rendering.outlines import shared_length
 from sft_jax.data.rendering.prompt_endings import parting
 from sft_jax.data.rendering.rendered import ExampleError
 from sft_jax.data.rendering.special_tokens import TextEncoder
@@ -41,17 +42,22 @@ class GeneratedForm:
         if messages[-1].role != "assistant" or self._template.marks_generation:
             return rendered
         if self._template.empty_thought and len(messages) > 1:
-            prompt = self._template.render(messages[:-1], tools, True)
-            at = self.parting(prompt, rendered, len(messages) - 1)
-            ending, rest = prompt[at:], rendered.text[at:]
-            if ending.strip() and at >= rendered.starts[-1] and self._template.says_no_thought(ending, rest):
+            at, ending = self.ending(rendered, messages, tools)
+            if ending and self._template.says_no_thought(ending, rendered.text[at:]):
                 rendered = rendered.with_inserted(at, ending)
         return dataclasses.replace(rendered, text=rendered.text + self.closing(messages[-1]))
 
-    def parting(self, prompt: str, rendered: TemplateText, number: int) -> int:
-        """Where the prompt of an answer parts from the conversation, at the latest where the answer speaks."""
-        speaks = min([part.start for part in rendered.said_by(number)], default=len(rendered.text))
-        return parting(prompt, rendered.text, self._encoder.find_special(prompt), speaks)
+    def ending(self, rendered: TemplateText, messages: Sequence[Message], tools: Tools) -> tuple[int, str]:
+        """Where the prompt of the last answer parts from the conversation, and what it ends with instead.
+
+        The latter is empty where it is the history that they differ in, or nothing.
+        """
+        asked = messages[:-1]
+        prompt, history = self._template.render(asked, tools, True), self._template.render(asked, tools)
+        speaks = min([part.start for part in rendered.said_by(len(asked))], default=len(rendered.text))
+        at = parting(prompt, rendered.text, self._encoder.find_special(prompt), speaks)
+        differs = prompt[at:].strip() and at >= shared_length(prompt, history)
+        return at, prompt[at:] if differs else ""
 
     def closing(self, message: Message) -> str:
         """What ends a conversation whose last message it is, and the template leaves to the next turn."""

@@ -258,7 +258,7 @@ class TurnFinder:
                     "template whose prompts open none",
                 )
             if number == len(messages) - 1:
-                self._check_ending(prompt, rendered, messages, tools)
+                self._check_ending(rendered, messages, tools)
             raise _RewrittenError(
                 _REWRITTEN,
                 f"the prompt for message {number} is not the beginning of the whole conversation",
@@ -277,17 +277,16 @@ class TurnFinder:
                 )
         return Turn((span,), end_of_turn)
 
-    def _check_ending(self, prompt: str, rendered: TemplateText, messages: Sequence[Message], tools: Tools) -> None:
-        """The prompt of the last answer must not part from the conversation behind the answer's header alone."""
-        number = len(messages) - 1
-        at = self._form.parting(prompt, rendered, number)
-        if at < rendered.starts[number] or not prompt[at:].strip():
+    def _check_ending(self, rendered: TemplateText, messages: Sequence[Message], tools: Tools) -> None:
+        """The prompt of the last answer must not part from the conversation in what it ends with alone."""
+        at, ending = self._form.ending(rendered, messages, tools)
+        if not ending:
             return
         switch = self._template.switch_for(messages, tools)
         advice = f"put {switch} before the template, in a file given as --config.model.chat_template, or change the row"
         raise ExampleError(
             _UNMET,
-            f"the prompt for message {number} ends with {prompt[at:]!r}, where the template begins the answer with "
+            f"the prompt for message {len(messages) - 1} ends with {ending!r}, where the template begins the answer with "
             f"{rendered.text[at : at + 20]!r}; {advice if switch else 'change the row, or give another template'}",
         )
 

@@ -35,23 +35,25 @@ These have system prompts and instructions in words of their own, which were put
     Granite 4         ibm-granite-granite-4.0 of jesus-talavera-ibm/llama.cpp at 289965b
     Gemma 3 in parts  trl/gemma3.jinja, given parts
 
-These were compared with their copies over 61 conversations (also thoughts and calls in rounds), each without tools, with one and with two, with
-and without generation prompt, and with the variables by which they think:
+These were compared with their copies over 61 conversations (also thoughts and calls in rounds), each without tools,
+with one and with two, with and without generation prompt, and with the variables by which they think. Instructions on
+how to call, in words of their own, were left out of both:
 
     Gemma 4 31B       google-chat_template.jinja of forcepusher/gemma4_jinja at 240af0f
     Gemma 4           the same without the empty thought, as trl/chat_templates/gemma4_v4.jinja at 793134b has it
+    Qwen3-Next        trl/qwen3_instruct_2507.jinja; trl/qwen3.jinja, with the prompt of Qwen3-Thinking in unsloth's
+                      chat_templates.py
     Qwen 3.5, 3.6     trl/qwen3_5_nothink.jinja, trl/qwen3_6.jinja
     GLM 4.5           trl/glm4moe.jinja; llama.cpp, GLM-4.6, is the same but for calls without arguments
-    GLM 4.7           the copy in a comment of a Dart package of templates, llm_model_templates
+    GLM 4.7           the copy in a comment of the Dart package llm_model_templates
     DeepSeek V3.1     deepseek-ai-DeepSeek-V3.1 of ggml-org/llama.cpp at 0374c5b
-    Qwen3-Next        trl/qwen3_instruct_2507.jinja; trl/qwen3.jinja with the prompt of Qwen3-Thinking in unsloth's chat_templates.py
 
 These were written by their copies and not compared with them:
 
     Gemma 4 first     gemma4 of ggml-org/llama.cpp at 75f1ba7
-    DeepSeek V3       the copies in recipes that keep what stands before </think>
+    DeepSeek V3       the copies in public scripts that keep what stands before </think>
 
-Instructions on how to call, in words of their own, were left out of both. Mistral Small 3, Ministral 3 and Granite 4 were given strings and parts. Left out is what no conversation here can ask
+Mistral Small 3, Ministral 3 and Granite 4 were given strings and parts. Left out is what no conversation here can ask
 for: images, and variables that only a caller of the template sets (built-in tools of Llama 3.1). Documents of Granite
 are written and were not compared.
 
