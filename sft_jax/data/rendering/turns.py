@@ -257,7 +257,7 @@ class TurnFinder:
                     f"message {number} is to begin with {opening!r}: spell its thought in the content, or give a "
                     "template whose prompts open none",
                 )
-            if number == len(messages) - 1:
+            if number == len(messages) - 1 and messages[number - 1].role != "assistant":
                 self._check_ending(rendered, messages, tools)
             raise _RewrittenError(
                 _REWRITTEN,
@@ -286,8 +286,8 @@ class TurnFinder:
         advice = f"put {switch} before the template, in a file given as --config.model.chat_template, or change the row"
         raise ExampleError(
             _UNMET,
-            f"the prompt for message {len(messages) - 1} ends with {ending!r}, where the template begins the answer with "
-            f"{rendered.text[at : at + 20]!r}; {advice if switch else 'change the row, or give another template'}",
+            f"the prompt for message {len(messages) - 1} ends with {ending!r}, where the template begins the answer "
+            f"with {rendered.text[at : at + 20]!r}; {advice if switch else 'change the row, or give another template'}",
         )
 
     def _prove_end(

@@ -396,7 +396,7 @@ FORMATS = {
         "<turn|>",
         call=_GEMMA_4_CALL + "<|tool_response>",
         begins=True,
-        refuses={"consecutive": "does not begin with what prompts end with"},
+        refuses={"consecutive": "another history at inference"},
     ),
     "Gemma 4 31B": ChatFormat(
         "gemma_4",
@@ -405,7 +405,7 @@ FORMATS = {
         "<turn|>",
         call=_GEMMA_4_CALL + "<|tool_response>",
         begins=True,
-        refuses={"consecutive": "does not begin with what prompts end with"},
+        refuses={"consecutive": "another history at inference"},
         revision=_GEMMA_4_31B,
         empty_thought="<|channel>thought\n<channel|>",
     ),
