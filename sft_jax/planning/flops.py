@@ -10,6 +10,7 @@ from sft_jax.models.delta import cost
 from sft_jax.models.remat import SAVED
 from sft_jax.training.flops import train_flops
 
+SHARED_DOWN = "shared_down"  # of what every token takes beside its experts
 ATTENTION = "attention"  # in what is computed again: all of attention between its projections
 _FORWARD_PRODUCTS = 2  # of attention: scores, and values weighted by them
 BACKWARD_PRODUCTS = 5  # scores again, and the gradients of weights, values, queries and keys (Dao 2023, section 2.3)
@@ -75,7 +76,7 @@ def weights_by_product(decoder: DecoderConfig) -> dict[str, int]:
         weights |= {"shared_gate": model} if decoder.shared_gate else {}
     if decoder.num_experts and decoder.shared_ffn_dim:  # what every token takes beside its experts
         shared = model * decoder.shared_ffn_dim
-        weights |= {"gate": weights["gate"] + shared, "up": weights["up"] + shared, "shared_down": shared}
+        weights |= {"gate": weights["gate"] + shared, "up": weights["up"] + shared, SHARED_DOWN: shared}
     for name in ("gate", "out") if decoder.per_layer_dim else ():  # around its part of a second embedding
         weights[name] += model * decoder.per_layer_dim
     return weights
@@ -93,9 +94,9 @@ def recomputed_products(decoder: DecoderConfig, remat: str) -> frozenset[str]:
     names = {*weights_by_product(decoder), ATTENTION}
     if decoder.norm_placement in ("pre", "parallel"):  # only sums of what is added are read, by the next layer
         names -= {"down"} if not decoder.num_experts else set()  # what experts give is weighted before
-        names -= {"shared_down"} if not decoder.shared_gate and not decoder.expert_norms else set()
+        names -= {SHARED_DOWN} if not decoder.shared_gate and not decoder.expert_norms else set()
     saved = SAVED[remat]
-    kept = {name for name in names if name in saved}
+    kept = {name for name in names if name in saved or (name == SHARED_DOWN and "down" in saved)}
     if set(SAVED["attention"]) <= set(saved):
         kept.add(ATTENTION)
     return frozenset(names - kept)

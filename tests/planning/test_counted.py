@@ -89,7 +89,7 @@ def test_a_step_has_the_products_that_are_planned(case, remat):
 @pytest.mark.parametrize("remat", ["attention", "attention_products", "products"])
 def test_a_delta_net_is_not_computed_again_where_what_it_reads_is_saved(remat):
     """But for the rule's own backward pass, which keeps its inputs alone."""
-    layer = families.decoder("qwen3_5_text").of_layer(0)
+    layer = families.decoder("qwen3_next").of_layer(0)
     found = traced(layer, remat, gradient=True) - traced(layer, "none", gradient=True)
     again = recomputed_products(layer, remat)
     assert ATTENTION not in again
