@@ -17,7 +17,7 @@ from sft_jax.runs.base import open_run
 from sft_jax.runs.checkpoint_errors import steps_in
 from sft_jax.runs.checkpoints import DIRECTORY
 from sft_jax.runs.restore import digest_of
-from sft_jax.runs.workdir import check_inputs, differences, flatten, is_under
+from sft_jax.runs.workdir import check_inputs, differences, flatten, is_under, recorded_fingerprints
 from sft_jax.training.durations import phases_of
 
 _NAMED = re.compile(r"(?P<directory>.+):(?P<step>\d+)")
@@ -35,6 +35,17 @@ def parse_branch(name: str) -> tuple[epath.Path, int] | None:
     """`runs/x:8000` -> the directory of the other run and its step; None for what is not of this form."""
     named = _NAMED.fullmatch(name)
     return None if named is None else (epath.Path(named["directory"]), int(named["step"]))
+
+
+def problems_of_branch(options: Options) -> list[str]:
+    """Why a run of this schedule cannot branch off from another."""
+    if not options.branch or options.optimizer.schedule == "wsd":
+        return []
+    return [
+        f"--config.branch={options.branch}: at a step of a run with --config.optimizer.schedule="
+        f"{options.optimizer.schedule} the rate depends on the length of that run, so that no other goes on from it "
+        "exactly; for runs with wsd, give --config.optimizer.schedule=wsd"
+    ]
 
 
 def first_step(options: Options) -> int:
@@ -155,3 +166,16 @@ def open_branch(options: Options, workdir: epath.Path) -> Branch | None:
         raise ValueError(f"--config.branch={options.branch}: {directory} is not the directory of a run")
     fingerprint = run.fingerprint() + digest_of(run)
     return Branch(options.branch, directory, step, run.config, run.options.optimizer, fingerprint)
+
+
+def fingerprint_of_branch(options: Options, branch: Branch | None, workdir: epath.Path) -> dict[str, str]:
+    """`{"branch": …}` of a run that began at a checkpoint of another one, which may be gone since; else nothing.
+
+    Args:
+        options: of the run.
+        branch: what it begins with; None where it goes on.
+        workdir: its directory.
+    """
+    if not options.branch:
+        return {}
+    return {"branch": recorded_fingerprints(workdir)["branch"] if branch is None else branch.fingerprint}

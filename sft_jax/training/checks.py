@@ -35,7 +35,7 @@ from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import trains_all_weights
 from sft_jax.runs.saved_config import known_fields, unknown_fields
 from sft_jax.runs.workdir import AUTO, flatten
-from sft_jax.training.branch import parse_branch
+from sft_jax.training.branch import parse_branch, problems_of_branch
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import DECAY_SHAPES, SCHEDULES
 from sft_jax.training.pair_checks import problems_of_pairs, unread_objective_options
@@ -231,16 +231,6 @@ def _schedule_free(options: Options) -> list[str]:
     return problems
 
 
-def _branch(options: Options) -> list[str]:
-    if not options.branch or options.optimizer.schedule == "wsd":
-        return []
-    return [
-        f"--config.branch={options.branch}: at a step of a run with --config.optimizer.schedule="
-        f"{options.optimizer.schedule} the rate depends on the length of that run, so that no other goes on from it "
-        "exactly; for runs with wsd, give --config.optimizer.schedule=wsd"
-    ]
-
-
 def _ema(options: Options) -> list[str]:
     if not options.ema.evaluate or options.ema.decay:
         return []
@@ -424,7 +414,7 @@ UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
 )
 TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _schedule_free,
-    _branch,
+    problems_of_branch,
     _ema,
     _patience,
     problems_of_pairs,

@@ -34,7 +34,7 @@ from sft_jax.runs.result import RunEnd, forget_result, read_result, write_result
 from sft_jax.runs.training_cost import cost_up_to, trained_parameters
 from sft_jax.sharding import platform_of, sequences_here
 from sft_jax.training.best import BestEvaluation
-from sft_jax.training.branch import first_step
+from sft_jax.training.branch import fingerprint_of_branch, first_step
 from sft_jax.training.checked_run import CheckedRun
 from sft_jax.training.durations import timetable
 from sft_jax.training.effect import EffectWatch
@@ -121,7 +121,7 @@ class Trial:
                 self._fingerprints["adapter"] = checked.initial.fingerprint
             if checked.branch is not None:
                 checked.branch.check_steps(options, data.plan, self._fingerprints)
-            self._fingerprints |= _fingerprint_of_branch(checked, workdir)
+            self._fingerprints |= fingerprint_of_branch(options, checked.branch, workdir)
             workdirs.check_inputs(workdir, self._fingerprints)
             check_sizes(checked.model.config, data.examples, data.held_out)
             check_best_metric(options, data, base.decoder.vocab_size, evaluated)
@@ -437,15 +437,6 @@ class Trial:
         early = by is None and not paused and self.step < self.times.total_steps
         self._ended = RunResult(self.step, self.times.total_steps, metrics, by, early, self.best.step, paused)
         return self._ended
-
-
-def _fingerprint_of_branch(checked: CheckedRun, workdir: epath.Path) -> dict[str, str]:
-    """Of the checkpoint that a run began with, where it branched off from another; it may be gone since."""
-    if not checked.options.branch:
-        return {}
-    if checked.branch is not None:
-        return {"branch": checked.branch.fingerprint}
-    return {"branch": workdirs.recorded_fingerprints(workdir)["branch"]}
 
 
 def _readable(read: Callable[[epath.Path], Any], workdir: epath.Path) -> Any:

@@ -40,7 +40,11 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
         {"optimizer.schedule": "constant", "optimizer.final_share": 0.0},
         {"optimizer.final_share": 0.1},
     ),
-    (OF_CHECKS, "so that no other goes on from it exactly"): ("full", {"branch": "runs/x:8000"}, None),
+    ("sft_jax/training/branch.py", "so that no other goes on from it exactly"): (
+        "full",
+        {"branch": "runs/x:8000"},
+        None,
+    ),
     (OF_CHECKS, "is of weights that are not trained, and here all are; leave"): (
         "full",
         {"precision.frozen": "bfloat16"},
