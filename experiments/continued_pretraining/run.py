@@ -37,11 +37,11 @@ _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "What is trained 
 _DOMAIN = flags.DEFINE_string("domain", "", 'File of texts of the new domain, {"text"}; empty: vehicle titles.')
 _GENERAL = flags.DEFINE_string("general", "", "File of texts of the old one; empty: Python's standard library.")
 _TEXTS = flags.DEFINE_integer("texts", 500, "Texts of each, where none are given.", lower_bound=2)
-_HELD_OUT = flags.DEFINE_integer("held_out", 40, "Of each, those that are held out.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 24, "Optimizer steps of each run.", lower_bound=1)
+_HELD_OUT = flags.DEFINE_integer("held_out", 30, "Of each, those that are held out.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 16, "Optimizer steps of each run.", lower_bound=1)
 
 BASE, WITHOUT, WITH = "base", "without replay", "with replay"
-_CHARACTERS = 1_200  # of a held-out text
+_CHARACTERS = 800  # of a held-out text
 _SEED = 0
 
 Losses = Mapping[str, Float[np.ndarray, "texts 2"]]  # by source: of each text its summed loss, and its tokens
@@ -90,11 +90,11 @@ def config_of(out: Path, model: str, changes: Mapping[str, object], *, replay: b
             config.data.mixture[OLD].weight = "0"
         config.data.held_out = str(out / HELD_OUT_FILE)
         config.data.sequence_length = 512
-        config.batch.sequences = 4
+        config.batch.sequences = 2
         config.optimizer.learning_rate = 1e-3
         config.optimizer.warmup = "3 steps"
-        config.evaluation.every = "12 steps"
-        config.checkpoint.every = "12 steps"
+        config.evaluation.every = "0 steps"
+        config.checkpoint.every = "4 steps"
         config.update_from_flattened_dict(changes)
     return config
 

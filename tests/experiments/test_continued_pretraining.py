@@ -68,17 +68,14 @@ def test_both_runs_are_trained_and_measured(tmp_path):
 
 
 def test_differences_are_of_pairs():
-    """A model that is better by the same on every text is better without doubt, however much texts differ."""
+    """A model that is better by nearly the same on every text is better without doubt, however much texts differ."""
     rng = np.random.default_rng(0)
     base = np.stack([rng.uniform(50, 500, 30), np.full(30, 100.0)], axis=1)
-    better = base - [[10.0, 0.0]] * 30
-    losses = {
-        run.BASE: {NEW: base, OLD: base},
-        run.WITHOUT: {NEW: better, OLD: base},
-        run.WITH: {NEW: better, OLD: base},
-    }
+    better = base - np.stack([rng.uniform(9, 11, 30), np.zeros(30)], axis=1)
+    losses = {run.BASE: {NEW: base, OLD: base}, run.WITHOUT: {NEW: better, OLD: base}}
+    losses[run.WITH] = losses[run.WITHOUT]
     scores = run.compare(losses)[NEW]
     wide, narrow = scores[run.BASE], scores[f"{run.WITHOUT} - {run.BASE}"]
     assert wide["high"] - wide["low"] > 0.5
-    assert narrow["value"] == pytest.approx(-0.1)
-    assert narrow["high"] - narrow["low"] < 1e-6
+    assert narrow["value"] == pytest.approx(-0.1, abs=0.01)
+    assert narrow["high"] - narrow["low"] < 0.01
