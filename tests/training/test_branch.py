@@ -114,6 +114,7 @@ def ended():
     raise RuntimeError("ended")
 
 
+@pytest.mark.slow
 def test_branches_of_several_lengths_train_in_one_program(root, trunk, planned, tmp_path):
     """As a sweep over the length has them; each is what it is by itself."""
     longer = SHORT | {"duration": "10 steps", "optimizer.decay_shape": "linear"}
