@@ -40,8 +40,9 @@ def get_config(arg: str = "full") -> ConfigDict:
         config.optimizer.warmup = "50 steps"  # in steps, so that branches of any length have the same
         config.evaluation.samples = 0  # texts have no question to answer
         if replay:
-            config.data.mixture.domain = sft.source("", weight=DOMAIN_WEIGHT, text_end="eos")
-            config.data.mixture.general = sft.source("", weight=GENERAL_WEIGHT, text_end="eos")
+            config.data.mixture.domain = sft.source("domain.jsonl", weight=DOMAIN_WEIGHT, text_end="eos")
+            config.data.mixture.general = sft.source("general.jsonl", weight=GENERAL_WEIGHT, text_end="eos")
             config.data.mixture_packing = "before"
+            config.data.held_out = "held_out.jsonl"
             config.data.reading.group_column = "source"  # of held-out rows
     return config
