@@ -18,6 +18,9 @@ def get_config(arg: str = "full") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the order of examples, fresh adapters, dropout, noise and rounding
     config.duration = "1 epochs"  # of the run; any unit
+    # A kept checkpoint of another run to go on from, with its moments and its place in the data, by a decay of this
+    # run's own: "runs/x:8000". The steps before it count in config.duration; see docs/continued.md. Empty: none.
+    config.branch = ""
 
     config.model = ConfigDict()
     config.model.source = "smollm2-135m-instruct"  # directory, .gguf file, hub name, short name, run
@@ -127,9 +130,11 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or "adam8bit", "lion", "adafactor", "muon", "schedule_free"
     config.optimizer.learning_rate = 2e-5 if arg == "full" else 2e-4  # the peak, reached after the warm-up
-    config.optimizer.schedule = "cosine"  # or "linear", "constant"
+    config.optimizer.schedule = "cosine"  # or "linear", "constant", "wsd": constant, with a decay at the end
     config.optimizer.warmup = "3 percent"  # of W steps: step k, from 1, has the rate k / W of the peak; none is at 0
     config.optimizer.final_share = 0.1  # of the peak learning rate: what the step after the last would have
+    config.optimizer.decay = "20 percent"  # of wsd: the last steps of the run, in which the rate falls
+    config.optimizer.decay_shape = "linear"  # of wsd: how it falls; or "sqrt": by the root of what is over of the decay
     config.optimizer.betas = (0.9, 0.95)  # read by all but adafactor; Lion's authors take (0.9, 0.99)
     config.optimizer.epsilon = 1e-8  # of every kind of Adam
     config.optimizer.momentum = 0.95  # of muon
@@ -184,6 +189,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "100 steps"  # and at the end
     config.checkpoint.keep_last = 1
+    # Of wsd: the checkpoint at the end of the stable phase is saved, and kept for other decays (config.branch).
+    config.checkpoint.keep_stable = True
     config.checkpoint.best_metric = "held_out/nll"  # its best checkpoint is kept too; empty: none
     config.checkpoint.best_is = "min"  # or "max"
 
@@ -212,7 +219,11 @@ def get_config(arg: str = "full") -> ConfigDict:
         *("beta", "margin", "per_token", "tail_weight", "sft_weight"),
     )
     config.defaults.precision = _copied(config.precision, "frozen")
-    config.defaults.optimizer = _copied(config.optimizer, "final_share", "betas", "epsilon", "momentum", "decay_power")
+    config.defaults.optimizer = _copied(
+        config.optimizer,
+        *("final_share", "decay", "decay_shape", "betas", "epsilon", "momentum", "decay_power"),
+    )
+    config.defaults.checkpoint = _copied(config.checkpoint, "keep_stable")
     config.defaults.adapter = _copied(
         config.adapter, "method", "rank", "ranks", "alpha", "scaling", "dropout", "targets"
     )

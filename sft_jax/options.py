@@ -60,6 +60,8 @@ class OptimizerOptions:
     schedule: str
     warmup: str
     final_share: float
+    decay: str
+    decay_shape: str
     betas: tuple[float, float]
     epsilon: float
     momentum: float
@@ -249,6 +251,7 @@ class CheckpointOptions:
 
     every: str
     keep_last: int
+    keep_stable: bool
     best_metric: str
     best_is: str
 
@@ -295,6 +298,7 @@ class Options(WeightOptions):
     """All options of a run."""
 
     duration: str
+    branch: str
     data: DataOptions
     batch: BatchOptions
     objective: ObjectiveOptions
@@ -313,6 +317,7 @@ def options_of(config: ml_collections.ConfigDict) -> Options:
     return Options(
         **_weights(config),
         duration=config.duration,
+        branch=config.branch,
         data=_data(config.data),
         batch=_section(BatchOptions, config.batch),
         objective=_section(ObjectiveOptions, config.objective),

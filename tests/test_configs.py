@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import json
 import operator
 import subprocess
 import sys
@@ -49,6 +50,12 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
     if compares_pairs(config.objective.name):
         of_pairs = preferences.config(root)
         config.data.train, config.data.held_out = of_pairs.data.train, of_pairs.data.held_out
+    if config.data.mixture:
+        config.data.train = ""
+        for name in config.data.mixture:
+            config.data.mixture[name].path = str(root / f"{name}.jsonl")
+            (root / f"{name}.jsonl").write_text(json.dumps({"text": f"a text of {name} " * 20, "source": name}) + "\n")
+        config.data.held_out, config.data.fail_on = config.data.mixture[name].path, "never"
     config.data.sequence_length, config.data.cache = 128, ""
     config.batch.sequences, config.batch.micro_batches = 8, 1
     config.duration = "1 steps"
@@ -59,7 +66,7 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
 
 def tried():
     """Every config; those for one model and hardware are many."""
-    for_all = ("quickstart", "sft", "preference")
+    for_all = ("continued", "quickstart", "sft", "preference")
     return [pytest.param(name, arg, marks=() if name in for_all else pytest.mark.slow) for name, arg in every_config()]
 
 
@@ -119,6 +126,8 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         config.duration = "2 steps"
         config.evaluation.samples, config.evaluation.sample_tokens = 1, 1
         config.profile.start = config.profile.steps = 1
+        if arg == "full":
+            config.optimizer.schedule = "wsd"
         if arg == "full":  # with short passages, which leave room for the rows
             config.data.retrieval.update(
                 {
@@ -277,7 +286,7 @@ BAD = [
     ("optimizer.learning_rate", -1.0, "must be at least 0"),
     ("optimizer.learning_rate", float("nan"), "must be at least 0"),
     ("optimizer.betas", (0.9, 1.0), "must be two numbers in [0, 1)"),
-    ("optimizer.schedule", "cosin", "must be one of constant, linear, cosine"),
+    ("optimizer.schedule", "cosin", "must be one of constant, linear, cosine, wsd"),
     ("optimizer.warmup", "3 minutes", "is not a duration"),
     ("precision.matmul", "bf16", "must be one of float32, bfloat16"),
     ("execution.remat", "some", "must be one of auto, none, products"),

@@ -61,6 +61,7 @@ class Checkpoints:
         best_metric: str = "",
         best_is: str = "min",
         *,
+        kept_step: int | None = None,
         read_only: bool = False,
     ):
         """Opens (and makes) the directory.
@@ -70,6 +71,7 @@ class Checkpoints:
             keep_last: how many of the latest to keep.
             best_metric: also keep the best by this metric; empty for none.
             best_is: `min` or `max`.
+            kept_step: also keep the checkpoint of this step; None for none.
             read_only: True for looking at a run that may still be going on.
 
         Raises:
@@ -90,6 +92,8 @@ class Checkpoints:
         self._metric, self._sign = best_metric, 1 if best_is == "max" else -1
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(n=keep_last)]
+        if kept_step is not None:
+            keep.append(policies.CustomSteps([kept_step]))
         if best_metric:
             keep.append(
                 policies.BestN(

@@ -79,7 +79,7 @@ def load_for_inference(
         decoder = with_positions(run.base, max_positions, _FLAG).decoder
         model = Decoder(decoder, executed(decoder), run.adapter)
         name = run.name if weights == "trained" else f"{run.name} ({weights})"
-        fingerprint = _fingerprint(run.fingerprint() + _digest_of(run), weights, mix, model, renderer)
+        fingerprint = _fingerprint(run.fingerprint() + digest_of(run), weights, mix, model, renderer)
         variables = run.variables(model.layout, mesh, weights, dtypes_for_inference(model))
         return Loaded(name, model, variables, renderer, fingerprint)
     if weights != "trained":
@@ -92,7 +92,7 @@ def load_for_inference(
     return Loaded(source, model, variables, renderer, _fingerprint(base.fingerprint, weights, mix, model, renderer))
 
 
-def _digest_of(run: FinishedRun) -> str:
+def digest_of(run: FinishedRun) -> str:
     """Of the checkpoint itself: trained anew by other code, a run of the same config has other weights.
 
     Empty for a checkpoint without digests, of which the reader is warned.

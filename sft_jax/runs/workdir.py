@@ -57,6 +57,7 @@ MAY_CHANGE = (
     "log",
     "loader",
     "checkpoint.keep_last",
+    "checkpoint.keep_stable",
     "evaluation.patience",  # where a run ends; none of its steps
     "evaluation.slots",
     *OF_OTHER_COMMANDS,
@@ -299,15 +300,19 @@ def check_inputs(workdir: epath.Path, fingerprints: dict[str, str]) -> None:
     Raises:
         WorkdirError: the directory's run was started on other data or another base model.
     """
+    before = recorded_fingerprints(workdir)
+    changed = [name for name, value in fingerprints.items() if before.get(name, value) != value]
+    if changed:
+        raise WorkdirError(
+            f"{workdir} holds a run on other inputs: {', '.join(changed)} changed since it started. "
+            "Restore them to go on with that run, or give another directory."
+        )
+
+
+def recorded_fingerprints(workdir: epath.Path) -> dict[str, str]:
+    """The fingerprints that `record_environment` noted; none where it has not."""
     path = workdir / ENVIRONMENT
-    if path.exists():
-        before = json.loads(path.read_text()).get("fingerprints", {})
-        changed = [name for name, value in fingerprints.items() if before.get(name, value) != value]
-        if changed:
-            raise WorkdirError(
-                f"{workdir} holds a run on other inputs: {', '.join(changed)} changed since it started. "
-                "Restore them to go on with that run, or give another directory."
-            )
+    return json.loads(path.read_text()).get("fingerprints", {}) if path.exists() else {}
 
 
 def check_processes_agree(config: ml_collections.ConfigDict, fingerprints: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.base import Base, base_of
 from sft_jax.runs.precision import with_dtypes
 from sft_jax.sharding import make_mesh, platform_of
+from sft_jax.training.branch import Branch, open_branch
 from sft_jax.training.checks import check_config
 from sft_jax.training.initial_adapter import InitialAdapter, open_initial_adapter
 from sft_jax.training.setup import make_model, step_settings
@@ -37,6 +38,7 @@ class CheckedRun:
         base: the model to start from.
         initial: the adapter to begin with; None for a fresh one, or for none.
         model: the decoder, for training.
+        branch: the checkpoint of another run to begin with; None for a run from its base, or one that goes on.
     """
 
     config: ml_collections.ConfigDict
@@ -47,6 +49,7 @@ class CheckedRun:
     base: Base
     initial: InitialAdapter | None
     model: Decoder
+    branch: Branch | None = None
 
 
 def check_run(
@@ -56,7 +59,7 @@ def check_run(
 
     Args:
         config: of the run.
-        workdir: its directory, whose date it takes over.
+        workdir: its directory, whose date it takes over; or, before there is one, that of the run it branches off from.
         devices: to train on.
         base: what `base_of` made of the same `model` options; None: it is opened.
 
@@ -67,7 +70,9 @@ def check_run(
     with agreed():  # what one process refuses, all refuse
         check_config(config)
         mesh = make_mesh(options_of(config).mesh, devices)
-        config = with_dtypes(config, platform_of(mesh), workdirs.config_there(workdir))
+        branch = open_branch(options_of(config), workdir)
+        there = workdir if branch is None or workdirs.config_there(workdir) else branch.directory
+        config = with_dtypes(config, platform_of(mesh), workdirs.config_there(there))
         options = options_of(config)
         settings = step_settings(options, mesh)
         base = base_of(options.model) if base is None else base
@@ -77,5 +82,8 @@ def check_run(
             options = options_of(config)
         model = make_model(options, base.decoder, mesh, base.new_token_ids, memory=memory)
         check_trained(options, base.decoder)
-    config = workdirs.with_date(workdir, config)
-    return CheckedRun(config, options_of(config), devices, mesh, settings, base, initial, model)
+    config = workdirs.with_date(there, config)
+    if branch is not None:
+        with agreed():
+            branch.check_config(config)
+    return CheckedRun(config, options_of(config), devices, mesh, settings, base, initial, model, branch)

@@ -35,8 +35,9 @@ from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import trains_all_weights
 from sft_jax.runs.saved_config import known_fields, unknown_fields
 from sft_jax.runs.workdir import AUTO, flatten
+from sft_jax.training.branch import parse_branch, problems_of_branch
 from sft_jax.training.groups import parse_groups
-from sft_jax.training.optimizer import SCHEDULES
+from sft_jax.training.optimizer import DECAY_SHAPES, SCHEDULES
 from sft_jax.training.pair_checks import problems_of_pairs, unread_objective_options
 from sft_jax.training.update_rules import RULES, unread_options
 
@@ -80,6 +81,10 @@ _OF_RETRIEVAL: dict[str, Check] = {
 }
 CHECKS: dict[str, Check] = {
     "seed": _at_least(0),
+    "branch": (
+        lambda value: not value or parse_branch(value) is not None,
+        'must be a run directory and a step, like "runs/x:8000", or empty',
+    ),
     "model.max_positions": _at_least(0),
     "data.date": (_is_date, 'must be a date like "2026-01-31", or empty for the day of the first start'),
     "data.fail_on": _one_of(*FAIL_ON),
@@ -121,6 +126,7 @@ CHECKS: dict[str, Check] = {
     "optimizer.learning_rate": _at_least(0),
     "optimizer.schedule": _one_of(*SCHEDULES),
     "optimizer.final_share": _SHARE,
+    "optimizer.decay_shape": _one_of(*DECAY_SHAPES),
     "optimizer.betas": _BETAS,
     "optimizer.epsilon": _ABOVE_ZERO,  # what has no gradient, as embeddings of absent tokens, would move by 0 / 0
     "optimizer.momentum": _BELOW_ONE,
@@ -191,14 +197,20 @@ def _unread_adapter_options(options: Options, defaults: Defaults) -> list[str]:
     ]
 
 
-def _unread_final_share(options: Options, defaults: Defaults) -> list[str]:
-    schedule, share = options.optimizer.schedule, options.optimizer.final_share
-    default = defaults["optimizer.final_share"]
-    if schedule != "constant" or share == default:
-        return []
+def _unread_schedule_options(options: Options, defaults: Defaults) -> list[str]:
+    """Options that only other schedules read, and that were asked for."""
+    schedule, optimizer = options.optimizer.schedule, options.optimizer
+    asked: dict[str, Any] = {}
+    if schedule == "constant":
+        asked["optimizer.final_share"] = optimizer.final_share
+    if schedule != "wsd":
+        asked["optimizer.decay"], asked["optimizer.decay_shape"] = optimizer.decay, optimizer.decay_shape
+        asked["checkpoint.keep_stable"] = options.checkpoint.keep_stable
     return [
-        f"--config.optimizer.final_share={share!r} is not read by --config.optimizer.schedule={schedule}; leave it at "
-        f"{default!r}"
+        f"--config.{name}={value!r} is not read by --config.optimizer.schedule={schedule}; leave it at "
+        f"{defaults[name]!r}"
+        for name, value in asked.items()
+        if value != defaults[name]
     ]
 
 
@@ -394,7 +406,7 @@ UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
     _unread_optimizer_options,
     _unread_adapter_options,
     unread_objective_options,
-    _unread_final_share,
+    _unread_schedule_options,
     _unread_frozen,
     _unread_in_contents,
     _unread_mixture_packing,
@@ -402,6 +414,7 @@ UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
 )
 TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _schedule_free,
+    problems_of_branch,
     _ema,
     _patience,
     problems_of_pairs,

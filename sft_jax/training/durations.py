@@ -8,7 +8,7 @@ import math
 import re
 
 from sft_jax.data.plan import PackPlan
-from sft_jax.options import Options
+from sft_jax.options import OptimizerOptions, Options
 
 _FORM = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*")
 _UNITS = {
@@ -66,18 +66,27 @@ class Timetable:
     Attributes:
         total_steps: optimizer steps in all.
         warmup_steps: of them, those of the learning rate's warm-up.
+        decay_steps: of them, those at the end in which the rate of schedule `wsd` falls; 0 for other schedules.
         evaluate_every: steps between evaluations; 0: at the end only.
         save_every: steps between checkpoints; 0: at the end only.
         saves_evaluated: each step that is evaluated is saved too.
         tasks_every: steps between evaluations that measure tasks too, at the start and the end anyway.
+        keeps_stable: the checkpoint before the decay is saved, and kept.
     """
 
     total_steps: int
     warmup_steps: int
+    decay_steps: int
     evaluate_every: int
     save_every: int
     saves_evaluated: bool
     tasks_every: int
+    keeps_stable: bool
+
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose checkpoint is kept whatever comes after it."""
+        return self.total_steps - self.decay_steps if self.keeps_stable else None
 
     def tasks_due(self, step: int) -> bool:
         """Whether the evaluation after `step` measures tasks."""
@@ -87,7 +96,7 @@ class Timetable:
         """Whether to evaluate and whether to save after `step`."""
         last = step == self.total_steps
         evaluating = last or (self.evaluate_every > 0 and step % self.evaluate_every == 0)
-        saving = last or (self.save_every > 0 and step % self.save_every == 0)
+        saving = last or step == self.kept_step or (self.save_every > 0 and step % self.save_every == 0)
         return evaluating, saving or (evaluating and self.saves_evaluated)
 
 
@@ -103,7 +112,7 @@ def timetable(options: Options, plan: PackPlan, *, measures: bool) -> Timetable:
     Raises:
         ValueError: see `in_steps`; or the run is to end early, and nothing is measured before its end.
     """
-    total = run_steps(options.duration, plan)
+    phases = phases_of(options.duration, options.optimizer, plan)
     evaluate_every = in_steps(options.evaluation.every, "evaluation.every", plan)
     if options.evaluation.patience and not evaluate_every:
         raise ValueError(
@@ -120,13 +129,44 @@ def timetable(options: Options, plan: PackPlan, *, measures: bool) -> Timetable:
                 "are measured at evaluations. Give a multiple, or leave it empty for all of them"
             )
     return Timetable(
-        total_steps=total,
-        warmup_steps=in_steps(options.optimizer.warmup, "optimizer.warmup", plan, total),
+        **dataclasses.asdict(phases),
         evaluate_every=evaluate_every,
         save_every=in_steps(options.checkpoint.every, "checkpoint.every", plan),
         saves_evaluated=measures and bool(options.checkpoint.best_metric),
         tasks_every=tasks_every,
+        keeps_stable=options.optimizer.schedule == "wsd" and options.checkpoint.keep_stable,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Phases:
+    """The steps of a run by its schedule; the first are the warm-up, and the last are the decay of `wsd`."""
+
+    total_steps: int
+    warmup_steps: int
+    decay_steps: int
+
+    @property
+    def stable_until(self) -> int:
+        """The last step whose rate does not depend on the length of the run, where its schedule is `wsd`."""
+        return self.total_steps - self.decay_steps
+
+
+def phases_of(duration: str, optimizer: OptimizerOptions, plan: PackPlan) -> Phases:
+    """The phases of a run.
+
+    Raises:
+        ValueError: see `in_steps`; or the decay is longer than the run.
+    """
+    total = run_steps(duration, plan)
+    warmup = in_steps(optimizer.warmup, "optimizer.warmup", plan, total)
+    decay = in_steps(optimizer.decay, "optimizer.decay", plan, total) if optimizer.schedule == "wsd" else 0
+    if decay > total:
+        raise ValueError(
+            f"--config.optimizer.decay={optimizer.decay!r} is {decay} steps, and the run has {total}; give "
+            '"20 percent", for example, or a longer --config.duration'
+        )
+    return Phases(total, warmup, decay)
 
 
 def run_steps(duration: str, plan: PackPlan) -> int:

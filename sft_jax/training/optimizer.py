@@ -5,6 +5,7 @@ serves a sweep over learning rate, decay, betas, label smoothing.
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -23,7 +24,8 @@ from sft_jax.training.update_rules import RULES, Hyperparameters
 Tree = Any
 
 PREFERENCE_NUMBERS = ("beta", "margin", "tail_weight", "sft_weight")  # beside label smoothing
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
+DECAY_SHAPES = {"linear": 1.0, "sqrt": 0.5}  # of wsd: the power of the share of the decay that is over
 _NO_DECAY = re.compile(r"(scale|bias|sinks|magnitude|a_log)$")
 
 
@@ -45,13 +47,14 @@ def optimizer_settings(optimizer: OptimizerOptions) -> OptimizerSettings:
     return OptimizerSettings(optimizer.name, tuple(group.pattern for group in parse_groups(optimizer.groups)))
 
 
-def hyperparameters(options: Options, warmup_steps: int, total_steps: int) -> Hyperparameters:
+def hyperparameters(options: Options, warmup_steps: int, total_steps: int, decay_steps: int = 0) -> Hyperparameters:
     """The numbers of a run as float32 scalars.
 
     Args:
         options: of the run.
         warmup_steps: steps of linear warm-up.
         total_steps: length of the run in optimizer steps, for the schedule.
+        decay_steps: of them, those at its end in which the rate of schedule `wsd` falls.
     """
     optimizer = options.optimizer
     beta1, beta2 = optimizer.betas
@@ -74,6 +77,8 @@ def hyperparameters(options: Options, warmup_steps: int, total_steps: int) -> Hy
         "label_smoothing": options.objective.label_smoothing,
         "z_loss": options.objective.z_loss,
     }
+    if optimizer.schedule == "wsd":
+        values |= {"decay_steps": decay_steps, "decay_exponent": DECAY_SHAPES[optimizer.decay_shape]}
     if compares_pairs(options.objective.name):
         values |= {name: getattr(options.objective, name) for name in PREFERENCE_NUMBERS}
     for index, group in enumerate(parse_groups(optimizer.groups)):
@@ -96,9 +101,23 @@ def learning_rate(kind: str, step: Int[Array, ""], hyper: Hyperparameters) -> Fl
     The decay is that of transformers' `get_cosine_schedule_with_warmup` (and of its linear one), and optax's
     `warmup_cosine_decay_schedule`, given the count of steps before. Their warm-up gives step k the rate (k - 1) / W:
     the first step does nothing, and where W is 1, as 3 percent of a short run is, there is no warm-up after it.
+
+    `wsd` (warm-up, stable, decay; Hu et al. 2024, https://arxiv.org/abs/2404.06395) stays at the peak up to step T - D,
+    where D are the steps of the decay. After it, step k has `learning_rate` (1 - (1 - `final_share`) p^e) with
+    p = (k - (T - D)) / D; e is 1 for a straight line, and 1/2 for 1 - sqrt(p), which Hägele et al. 2024
+    (https://arxiv.org/abs/2405.18392) found better. As in their formula step T itself has `final_share`: with 0 it
+    trains nothing. Up to step T - D the rate depends on none of T, D, e and `final_share`, to the last bit.
+
+    Peak 1, warm-up 10, 100 steps, decay 20, `final_share` 0: 0.5 at step 5, 1 at 10 to 80, at 90 0.5, or 0.292893 with
+    e = 1/2, 0 at 100.
     """
     step = step.astype(jnp.float32)
     warm = (step + 1) / jnp.maximum(hyper["warmup_steps"], 1.0)
+    shape = _stable_then_decay if kind == "wsd" else functools.partial(_decay_from_the_warmup, kind)
+    return hyper["learning_rate"] * jnp.minimum(warm, 1.0) * shape(step, hyper)
+
+
+def _decay_from_the_warmup(kind: str, step: Float[Array, ""], hyper: Hyperparameters) -> Float[Array, ""]:
     span = jnp.maximum(hyper["total_steps"] - hyper["warmup_steps"], 1.0)
     progress = jnp.clip((step - hyper["warmup_steps"]) / span, 0.0, 1.0)
     shapes = {
@@ -106,8 +125,14 @@ def learning_rate(kind: str, step: Int[Array, ""], hyper: Hyperparameters) -> Fl
         "linear": lambda: 1 - progress,
         "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
     }
-    decayed = hyper["final_share"] + (1 - hyper["final_share"]) * shapes[kind]()
-    return hyper["learning_rate"] * jnp.minimum(warm, 1.0) * decayed
+    return hyper["final_share"] + (1 - hyper["final_share"]) * shapes[kind]()
+
+
+def _stable_then_decay(step: Float[Array, ""], hyper: Hyperparameters) -> Float[Array, ""]:
+    """1 up to the decay, whatever the numbers of the decay are; then down to `final_share` at the last step."""
+    begin = hyper["total_steps"] - hyper["decay_steps"]
+    over = jnp.clip((step + 1 - begin) / jnp.maximum(hyper["decay_steps"], 1.0), 0.0, 1.0)
+    return 1 - (1 - hyper["final_share"]) * over ** hyper["decay_exponent"]
 
 
 def make_optimizer(

@@ -174,11 +174,11 @@ class Recorder:
             self._skipped.append(json.dumps({"step": step, "example_ids": self._plan.example_ids(step - 1)}) + "\n")
             self._log.write(SKIPPED, "".join(self._skipped))  # whole each time: there are few
 
-    def evaluation_at_start(self, scalars: dict[str, float], texts: dict[str, str]) -> None:
-        """Logs the evaluation before the first step."""
+    def evaluation_at_start(self, step: int, scalars: dict[str, float], texts: dict[str, str]) -> None:
+        """Logs the evaluation before the first step of the run, when so many are done: 0, but in a branch."""
         if self._log is not None and scalars:
-            self._log.scalars(0, scalars)
-        self.texts(0, texts)
+            self._log.scalars(step, scalars)
+        self.texts(step, texts)
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """A text for TensorBoard."""

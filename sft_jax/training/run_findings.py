@@ -4,6 +4,7 @@ Unlike the findings of the data's checks, these depend on batches and on what is
 the tokenized examples.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,7 +16,7 @@ from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.options import OptimizerOptions, Options
 from sft_jax.sharding import shards_asked
-from sft_jax.training.durations import in_steps, parse, run_steps
+from sft_jax.training.durations import in_steps, parse, phases_of, run_steps
 from sft_jax.training.update_rules import unread_options
 
 _SEVERAL = 2.0  # times that the first global batch holds each example
@@ -152,17 +153,19 @@ def _clipped_away(optimizer: OptimizerOptions) -> list[Finding]:
 
 def _never_reached(options: Options, plan: PackPlan) -> list[Finding]:
     """What the run is too short for; nothing where it has no length yet: epochs of a mixture that has none."""
-    asked = {"duration": options.duration, "optimizer.warmup": options.optimizer.warmup}
+    optimizer, decays = options.optimizer, options.optimizer.schedule == "wsd"
+    asked = {"duration": options.duration, "optimizer.warmup": optimizer.warmup}
+    asked |= {"optimizer.decay": optimizer.decay} if decays else {}
     units = {name: parse(duration, name) for name, duration in asked.items()}
     if not plan.has_epochs and "epochs" in (unit for _, unit in units.values()):
         return []
     amount, unit = units["optimizer.warmup"]
-    may_be_long = unit != "percent" or amount > 100
+    may_be_long = decays or unit != "percent" or amount > 100
     if not (may_be_long or options.profile.start or options.ema.decay):
         return []  # the length of a run in epochs takes packing them
     steps = run_steps(options.duration, plan)
     return [
-        *_long_warmup(options.optimizer.warmup, plan, steps),
+        *(_no_stable_phase(options, plan) if decays else _long_warmup(optimizer.warmup, plan, steps)),
         *_late_profile(options.profile.start, steps),
         *_slow_average(options.ema.decay, steps),
     ]
@@ -181,6 +184,24 @@ def _long_warmup(duration: str, plan: PackPlan, steps: int) -> list[Finding]:
             count=0,
             advice='Give --config.optimizer.warmup="3 percent", or a longer --config.duration.',
             numbers={"warmup_steps": warmup, "total_steps": steps},
+        )
+    ]
+
+
+def _no_stable_phase(options: Options, plan: PackPlan) -> list[Finding]:
+    phases = phases_of(options.duration, options.optimizer, plan)
+    if phases.warmup_steps <= phases.stable_until:
+        return []
+    return [
+        Finding(
+            check="no_stable_phase",
+            severity="warning",
+            title=f"The warm-up of {phases.warmup_steps:,} steps and the decay of {phases.decay_steps:,} are longer "
+            f"than the run of {phases.total_steps:,}: the learning rate never is --config.optimizer.learning_rate",
+            count=0,
+            advice='Give --config.optimizer.warmup="10 percent", a shorter --config.optimizer.decay, or a longer '
+            "--config.duration.",
+            numbers=dataclasses.asdict(phases),
         )
     ]
 

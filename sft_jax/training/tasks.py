@@ -77,12 +77,14 @@ class TaskEvaluation:
         """Whether there is a report; a run that goes on after its end writes it anew."""
         return (self._workdir / REPORT / PAGE).exists()
 
-    def write_report(self, model_name: str, step: int, cost: Callable[[int], Mapping[str, Any]]) -> epath.Path | None:
+    def write_report(
+        self, model_name: str, steps: tuple[int, int], cost: Callable[[int], Mapping[str, Any]]
+    ) -> epath.Path | None:
         """Writes `report/`: the run at its end beside what it started from.
 
         Args:
             model_name: the base, for people.
-            step: of the end.
+            steps: those that were done at its start, and at its end.
             cost: of the training, up to a step.
 
         Returns:
@@ -91,10 +93,11 @@ class TaskEvaluation:
         if not self._entries or not self._writes:
             return None
         # With patience, a run may end at an evaluation that measured no tasks.
-        last = max(int(path.name) for path in (self._workdir / EVALUATIONS).iterdir() if int(path.name) <= step)
-        steps = {Method(BASE, (BASE,)): 0, Method(TUNED, (TUNED,)): last}
+        first, end = steps
+        last = max(int(path.name) for path in (self._workdir / EVALUATIONS).iterdir() if int(path.name) <= end)
+        steps_of = {Method(BASE, (BASE,)): first, Method(TUNED, (TUNED,)): last}
         found = {
-            entry.name: {method.name: _read(self._path(entry, at)) for method, at in steps.items()}
+            entry.name: {method.name: _read(self._path(entry, at)) for method, at in steps_of.items()}
             for entry in self._entries
         }
         words = {
@@ -102,7 +105,7 @@ class TaskEvaluation:
             TUNED: {"description": f"after {last} steps", "model": str(self._workdir)},
         }
         measured = ByMethod(found, words)
-        results = results_of(self._entries, list(steps), measured, cost(last), self._options.seed)
+        results = results_of(self._entries, list(steps_of), measured, cost(last), self._options.seed)
         return write_report(results, measured.rows, self._workdir / REPORT)[2]
 
 

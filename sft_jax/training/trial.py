@@ -34,6 +34,7 @@ from sft_jax.runs.result import RunEnd, forget_result, read_result, write_result
 from sft_jax.runs.training_cost import cost_up_to, trained_parameters
 from sft_jax.sharding import platform_of, sequences_here
 from sft_jax.training.best import BestEvaluation
+from sft_jax.training.branch import fingerprint_of_branch, first_step
 from sft_jax.training.checked_run import CheckedRun
 from sft_jax.training.durations import timetable
 from sft_jax.training.effect import EffectWatch
@@ -113,15 +114,19 @@ class Trial:
             self._tasks = TaskEvaluation(options, data.renderer, workdir, writes=self._writes)
             evaluated = [*evaluators, *self._tasks.names]
             self.times = timetable(options, data.plan, measures=data.held_out is not None or bool(evaluated))
-            self.hyper = hyperparameters(options, self.times.warmup_steps, self.times.total_steps)
+            times = self.times
+            self.hyper = hyperparameters(options, times.warmup_steps, times.total_steps, times.decay_steps)
             self._fingerprints = data.fingerprints() | {"model": base.fingerprint}
             if checked.initial is not None:
                 self._fingerprints["adapter"] = checked.initial.fingerprint
+            if checked.branch is not None:
+                checked.branch.check_steps(options, data.plan, self._fingerprints)
+            self._fingerprints |= fingerprint_of_branch(options, checked.branch, workdir)
             workdirs.check_inputs(workdir, self._fingerprints)
             check_sizes(checked.model.config, data.examples, data.held_out)
             check_best_metric(options, data, base.decoder.vocab_size, evaluated)
         workdirs.check_processes_agree(checked.config, self._fingerprints)
-        self.step, self.best = 0, BestEvaluation(options)
+        self.step, self.best = first_step(options), BestEvaluation(options)
         self._ended: RunResult | None = None
         self.end: RunEnd | None = None
 
@@ -136,9 +141,11 @@ class Trial:
         open_things.enter_context(workdirs.only_trainer(self.workdir))
         open_things.enter_context(self._noting_its_end())
         kept = self.options.checkpoint
-        self.checkpoints = Checkpoints(self.workdir, kept.keep_last, kept.best_metric, kept.best_is)
+        self.checkpoints = Checkpoints(
+            self.workdir, kept.keep_last, kept.best_metric, kept.best_is, kept_step=self.times.kept_step
+        )
         self._done = self.checkpoints.latest()
-        self.step = self._done or 0
+        self.step = first_step(self.options) if self._done is None else self._done
         with agreed():  # all have read the log before one of them writes it
             # Its lines after the checkpoint are of steps that are taken again.
             self._history = [] if self._done is None else log_of(self.workdir, self._done)
@@ -242,16 +249,22 @@ class Trial:
         )
 
     def restored(self, state: TrainState) -> TrainState:
-        """The state of its last checkpoint, or where there is none the one that is given, at step 0."""
-        if self._done is None:
-            return state
+        """The state of its last checkpoint, or of that which it branches off from; else what is given, at step 0."""
+        total, branch = self.times.total_steps, self.checked.branch
+        if self._done is not None:
+            state = self._restored_of(self.checkpoints, self.workdir, state)
+            if not self.is_over:  # it is where its last checkpoint had no digests; restoring it shows that it is whole
+                self._console.print(f"Continuing {self.workdir} after step {self._done} of {total}.")
+        elif branch is not None:
+            with contextlib.closing(Checkpoints(branch.directory, read_only=True)) as checkpoints:
+                state = self._restored_of(checkpoints, branch.directory, state)
+            self._console.print(f"Branching off from {branch.directory} after step {self.step} of {total}.")
+        return state
+
+    def _restored_of(self, checkpoints: Checkpoints, workdir: epath.Path, state: TrainState) -> TrainState:
         with agreed():
-            _check_position(self.checkpoints.position(self._done), self._planned_position(), self.workdir)
-        arrays = self.checkpoints.restore(self._done, saved_arrays(state), self._layout, self._mesh)
-        if not self.is_over:  # it is where its last checkpoint had no digests; restoring it has shown that it is whole
-            total = self.times.total_steps
-            self._console.print(f"Continuing {self.workdir} after step {self._done} of {total}.")
-        return with_saved(state, arrays)
+            _check_position(checkpoints.position(self.step), self._planned_position(), workdir)
+        return with_saved(state, checkpoints.restore(self.step, saved_arrays(state), self._layout, self._mesh))
 
     def _planned_position(self) -> RunPosition:
         sequences, counts = self.options.batch.sequences, self.data.plan.cumulative_counts(self.step)
@@ -282,9 +295,9 @@ class Trial:
         open_things.enter_context(ending_together())
         if self._done is None:
             config = json.dumps(self.checked.config.to_dict(), indent=2, default=list)
-            self._recorder.text(0, "config", "```json\n" + config + "\n```")
-            self._recorder.text(0, "data", self.data.report.markdown())
-            self._recorder.text(0, "chosen", self._chosen_line)
+            self._recorder.text(self.step, "config", "```json\n" + config + "\n```")
+            self._recorder.text(self.step, "data", self.data.report.markdown())
+            self._recorder.text(self.step, "chosen", self._chosen_line)
         self._effect = EffectWatch(self.options.optimizer, state, self._note)
         return self._recorder
 
@@ -315,9 +328,9 @@ class Trial:
             batches_ahead=options.loader.batches_ahead,
         )
         if self._done is None:
-            self._latest, texts = self._evaluate(state, self._show_evaluation, 0)
-            self._recorder.evaluation_at_start(self._latest, texts)
-            self.best.observe(0, self._latest)
+            self._latest, texts = self._evaluate(state, self._show_evaluation, self.step)
+            self._recorder.evaluation_at_start(self.step, self._latest, texts)
+            self.best.observe(self.step, self._latest)
             with agreed():
                 refuse_unmeasured(options.checkpoint.best_metric, sorted(self._latest))
         self.start_clock()
@@ -328,8 +341,8 @@ class Trial:
     def next_batch(self) -> Batch:
         """This process's sequences of the next step."""
         batch = next(self._batches)
-        if self.step == 0:
-            self._recorder.text(0, "first_batch", batch_markdown(batch, self.data.renderer.tokenizer))
+        if self.step == first_step(self.options):
+            self._recorder.text(self.step, "first_batch", batch_markdown(batch, self.data.renderer.tokenizer))
         return batch
 
     def dispatched(self, metrics: Metrics) -> None:
@@ -417,7 +430,7 @@ class Trial:
     def _write_report(self) -> None:
         base = self.checked.base
         cost = lambda step: cost_up_to(self.workdir, step, self.options, base.decoder)
-        if page := self._tasks.write_report(base.name, self.step, cost):
+        if page := self._tasks.write_report(base.name, (first_step(self.options), self.step), cost):
             self._console.print(f"Report: {page}", soft_wrap=True)
 
     def _end_with(self, metrics: dict[str, float], by: int | None = None, paused: bool = False) -> RunResult:

@@ -40,6 +40,11 @@ CONFIGS = {  # (file, part of its advice) -> (argument of the config, what was g
         {"optimizer.schedule": "constant", "optimizer.final_share": 0.0},
         {"optimizer.final_share": 0.1},
     ),
+    ("sft_jax/training/branch.py", "so that no other goes on from it exactly"): (
+        "full",
+        {"branch": "runs/x:8000"},
+        None,
+    ),
     (OF_CHECKS, "is of weights that are not trained, and here all are; leave"): (
         "full",
         {"precision.frozen": "bfloat16"},
@@ -122,6 +127,7 @@ VALUES = {  # what a field must be -> such values, as they stand in the message
     r"must lie in \[(\d+), 1\)$": lambda found: [float(found[1]), 0.99],
     r"must be two numbers in \[(\d+), 1\)$": lambda found: [(float(found[1]), 0.99)],
     r'must be a date like "(.*)", or empty': lambda found: [found[1], ""],
+    r'must be a run directory and a step, like "(.*)", or empty': lambda found: [found[1], ""],
     r"must be (last), (all), or roles with commas between them \((.*)\)$": lambda found: found.groups(),
 }
 BAD = {str: "no such value", int: -9, float: float("nan"), tuple: (0.5,)}

@@ -35,6 +35,8 @@ PLANNED = "planning/test_plan.py"
 AMOUNTS = (PLANNED, "test_amounts_without_data")
 NOT_BOTH = ("test_plan.py", "test_flags_that_do_not_go_together")
 NO_PAIRS = ("training/test_reference.py", "test_what_pairs_exclude_is_refused_and_what_is_advised_passes")
+BRANCH, OTHER_SCHEDULE = "sft_jax/training/branch.py", "test_a_run_of_another_schedule_is_refused_and_used_as_advised"
+IN_ITS_DECAY = "test_a_decay_that_began_before_the_checkpoint_is_refused_and_mended_as_advised"
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/preparation/run_data.py", "a pair of answers is not an example to imitate"): (
         "training/test_preference.py",
@@ -53,6 +55,24 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "training/test_reference.py",
         "test_values_of_other_weights_stop_a_run",
     ),
+    (BRANCH, "only runs of wsd branch"): ("training/test_branch.py", OTHER_SCHEDULE),
+    (BRANCH, "in place of --config.branch"): ("training/test_branch.py", OTHER_SCHEDULE),
+    (BRANCH, "Give it the fields of that run"): ("training/test_branch.py", "test_other_fields_are_refused_by_name"),
+    (BRANCH, "is in its decay after step {theirs.stable_until}"): (
+        "training/test_branch.py",
+        "test_a_checkpoint_of_the_decay_is_refused_and_one_before_it_is_advised",
+    ),
+    (BRANCH, "those before the branch included"): ("training/test_branch.py", IN_ITS_DECAY),
+    (BRANCH, "before the checkpoint it is to begin with"): ("training/test_branch.py", IN_ITS_DECAY),
+    (BRANCH, "and that run had {theirs.warmup_steps}"): (
+        "training/test_branch.py",
+        "test_another_warmup_is_refused_and_mended_as_advised",
+    ),
+    ("sft_jax/training/durations.py", "steps, and the run has {total}; give"): (
+        "training/test_durations.py",
+        "test_a_decay_longer_than_the_run_is_refused_and_mended_as_advised",
+    ),
+    ("sft_jax/training/run_findings.py", 'Give --config.optimizer.warmup="10 percent"'): SHORT_RUNS,
     ("sft_jax/training/setup.py", "the answers of a pair share their prompt"): (
         "training/test_pairs_on_any_machine.py",
         "test_a_kernel_that_is_asked_for_is_refused",

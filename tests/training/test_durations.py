@@ -1,10 +1,14 @@
 """Durations: one string, any unit."""
 
+import dataclasses
+
 import pytest
 
+from configs import sft
 from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import TokenizedExamples
-from sft_jax.training.durations import in_steps, parse, run_steps
+from sft_jax.options import options_of
+from sft_jax.training.durations import Phases, in_steps, parse, phases_of, run_steps
 
 
 @pytest.mark.parametrize(
@@ -76,3 +80,22 @@ def test_a_run_of_no_step_is_refused(plan, text):
     assert (f"any amount of {unit} above 0" in str(error.value)) == (unit != "steps")
     assert run_steps("1 steps", plan) == 1
     assert run_steps(f"0.001 {unit}", plan) == 1
+
+
+def test_phases(plan):
+    """Of a run by its schedule: the decay is of `wsd` alone."""
+    optimizer = options_of(sft.get_config()).optimizer
+    wsd = dataclasses.replace(optimizer, schedule="wsd", warmup="10 steps", decay="20 percent")
+    assert phases_of("100 steps", wsd, plan) == Phases(100, 10, 20)
+    assert phases_of("100 steps", wsd, plan).stable_until == 80
+    assert phases_of("7 steps", dataclasses.replace(wsd, decay="65 tokens"), plan) == Phases(7, 10, 3)
+    assert phases_of("7 steps", dataclasses.replace(wsd, decay="0 steps"), plan).stable_until == 7
+    assert phases_of("100 steps", dataclasses.replace(wsd, schedule="cosine"), plan) == Phases(100, 10, 0)
+
+
+def test_a_decay_longer_than_the_run_is_refused_and_mended_as_advised(plan):
+    optimizer = dataclasses.replace(options_of(sft.get_config()).optimizer, schedule="wsd", decay="8 steps")
+    with pytest.raises(ValueError, match=r"--config.optimizer.decay='8 steps' is 8 steps, and the run has 7; give"):
+        phases_of("7 steps", optimizer, plan)
+    assert phases_of("8 steps", optimizer, plan).stable_until == 0
+    assert phases_of("7 steps", dataclasses.replace(optimizer, decay="20 percent"), plan).decay_steps == 2

@@ -1,6 +1,7 @@
 """Learning-rate schedules."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sft_jax.training.optimizer import learning_rate
@@ -16,6 +17,8 @@ def hyper(**values):
         "beta1": 0.9,
         "beta2": 0.95,
         "epsilon": 1e-6,
+        "decay_steps": 20,
+        "decay_exponent": 1.0,
     }
     return {name: jnp.asarray(value, jnp.float32) for name, value in (defaults | values).items()}
 
@@ -32,6 +35,10 @@ def hyper(**values):
         ("constant", {"warmup_steps": 0}, {1: 0.2}),
         ("cosine", {"warmup_steps": 100}, {50: 0.1, 99: 0.198, 100: 0.2}),
         ("cosine", {"warmup_steps": 1}, {1: 0.2, 2: 0.2}),
+        ("wsd", {"learning_rate": 1}, {5: 0.5, 10: 1, 11: 1, 45: 1, 80: 1, 81: 0.95, 90: 0.5, 100: 0}),
+        ("wsd", {"learning_rate": 1, "decay_exponent": 0.5}, {5: 0.5, 10: 1, 80: 1, 90: 0.2928932, 100: 0}),
+        ("wsd", {"final_share": 0.1}, {5: 0.1, 80: 0.2, 90: 0.11, 100: 0.02}),
+        ("wsd", {"decay_steps": 0}, {9: 0.18, 10: 0.2, 99: 0.2, 100: 0.2}),
     ],
 )
 def test_schedules(kind, changes, expected):
@@ -51,6 +58,31 @@ def test_no_step_is_at_rate_0(kind, total):
     for warmup in range(total + 3):
         for step in range(1, total + 1):
             assert rate_of(step, kind, total_steps=total, warmup_steps=warmup) > 1e-4, (warmup, step)
+
+
+@pytest.mark.parametrize("warmup", [0, 7, 10])
+def test_the_stable_phase_knows_nothing_of_the_decay(warmup):
+    """To the last bit, so that a run of any length and decay could have taken these steps."""
+    runs = [
+        {"total_steps": 1000, "decay_steps": 100},
+        {"total_steps": 47, "decay_steps": 7, "final_share": 0.1},
+        {"total_steps": 41, "decay_steps": 1, "decay_exponent": 0.5, "final_share": 0.3},
+    ]
+    for step in range(1, 41):
+        rates = {rate_of(step, "wsd", warmup_steps=warmup, learning_rate=3e-4, **run) for run in runs}
+        assert rates == {np.float32(3e-4) * np.float32(min(1, np.float32(step) / np.float32(max(warmup, 1))))}, step
+
+
+def test_the_decay_of_wsd_is_that_of_transformers():
+    """Their rate of the step after the decay has begun is ours a step earlier, which reaches the last share itself."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+    theirs = transformers.get_wsd_schedule(
+        optimizer, num_warmup_steps=10, num_decay_steps=20, num_training_steps=100, decay_type="linear"
+    ).lr_lambdas[0]
+    for step in range(1, 101):
+        assert rate_of(step, "wsd") == pytest.approx(0.2 * theirs(step), abs=1e-6)
 
 
 def test_the_decay_is_that_of_transformers():

@@ -217,7 +217,7 @@ def test_samples_answer_the_prompts_of_pairs(tmp_path, monkeypatch):
     shown = []
     from sft_jax.training.recorder import Recorder
 
-    monkeypatch.setattr(Recorder, "evaluation_at_start", lambda self, scalars, texts: shown.append(texts))
+    monkeypatch.setattr(Recorder, "evaluation_at_start", lambda self, step, scalars, texts: shown.append(texts))
     options = {"evaluation.samples": 2, "evaluation.sample_tokens": 2, "objective.name": "cpo"}
     run(preferences.config(tmp_path, duration="1 steps", **options), tmp_path / "run", console=QUIET)
     first = json.loads((tmp_path / "held_out_pairs.jsonl").read_text().splitlines()[0])

@@ -39,6 +39,8 @@ MAY_DIFFER = (
     "optimizer.learning_rate",
     "optimizer.warmup",
     "optimizer.final_share",
+    "optimizer.decay",
+    "optimizer.decay_shape",
     "optimizer.betas",
     "optimizer.epsilon",
     "optimizer.momentum",

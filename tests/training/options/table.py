@@ -79,9 +79,11 @@ FIELDS: dict[str, tuple] = {
     "trained.last_layers": (0, 1),
     "optimizer.name": tuple(RULES),
     "optimizer.learning_rate": (1e-3, 1e-4),
-    "optimizer.schedule": ("constant", "cosine", "linear"),
+    "optimizer.schedule": ("constant", "cosine", "linear", "wsd"),
     "optimizer.warmup": ("0 steps", "50 percent"),
     "optimizer.final_share": (0.1, 1.0),
+    "optimizer.decay": ("20 percent", "0 steps"),
+    "optimizer.decay_shape": ("linear", "sqrt"),
     "optimizer.betas": ((0.9, 0.95), (0.8, 0.99)),
     "optimizer.epsilon": (1e-8, 1e-6),
     "optimizer.momentum": (0.95, 0.9),
@@ -107,6 +109,7 @@ FIELDS: dict[str, tuple] = {
     "evaluation.samples": (0, 1),
     "checkpoint.every": ("1 steps", "0 steps"),
     "checkpoint.keep_last": (1, 2),
+    "checkpoint.keep_stable": (True, False),
     "checkpoint.best_metric": ("held_out/nll", ""),
     "checkpoint.best_is": ("min", "max"),
     "log.every": (1, 2),
@@ -140,6 +143,7 @@ TOGETHER: dict[str, dict[str, dict]] = {
 _OF_FILES = "how files are read does not reach the step; tests/data has all formats and containers"
 EXEMPT: dict[str, str] = {
     "duration": "every combination takes two steps; tests/training/test_durations.py",
+    "branch": "a checkpoint of another run; tests/training/test_branch.py",
     "model.revision": "of names on the hub; tests/sources/test_locate.py",
     **{
         f"data.reading.{name}": _OF_FILES
@@ -189,7 +193,7 @@ _OF_ADAPTERS = tuple(f"adapter.{name}" for name in ("rank", "ranks", "alpha", "s
 REFUSED: list[tuple[dict[str, tuple], str]] = [
     ({"ema.evaluate": (True,), "ema.decay": (0.0,)}, r"--config\.ema\.evaluate=True"),
     (
-        {"optimizer.name": ("schedule_free",), "optimizer.schedule": ("cosine", "linear")},
+        {"optimizer.name": ("schedule_free",), "optimizer.schedule": ("cosine", "linear", "wsd")},
         r"--config\.optimizer\.schedule='\w+': schedule_free",
     ),
     *(
@@ -244,6 +248,14 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
     (  # whose schedule is constant
         {"optimizer.name": ("schedule_free",), "optimizer.final_share": (1.0,)},
         r"--config\.optimizer\.final_share=1\.0 is not read",
+    ),
+    *(
+        (
+            only | {name: FIELDS[name][1:]},
+            rf"--config\.{re.escape(name)}=.* is not read by --config\.optimizer\.schedule",
+        )
+        for name in ("optimizer.decay", "optimizer.decay_shape", "checkpoint.keep_stable")
+        for only in ({"optimizer.schedule": ("constant", "cosine", "linear")}, {"optimizer.name": ("schedule_free",)})
     ),
     (
         {
