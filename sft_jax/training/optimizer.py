@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from sft_jax.objectives import compares_pairs
+from sft_jax.objectives import OF_ANSWERS, judges_answers
 from sft_jax.options import OptimizerOptions, Options
 from sft_jax.runs.adapting import adapter_hyperparameters
 from sft_jax.sharding import path_string
@@ -22,7 +22,11 @@ from sft_jax.training.update_rules import RULES, Hyperparameters
 
 Tree = Any
 
-PREFERENCE_NUMBERS = ("beta", "margin", "tail_weight", "sft_weight")  # beside label smoothing
+# Beside label smoothing.
+PREFERENCE_NUMBERS = (
+    *("beta", "margin", "tail_weight", "sft_weight"),
+    *("desirable_weight", "undesirable_weight", "centring"),
+)
 SCHEDULES = ("constant", "linear", "cosine")
 _NO_DECAY = re.compile(r"(scale|bias|sinks|magnitude|a_log)$")
 
@@ -74,8 +78,10 @@ def hyperparameters(options: Options, warmup_steps: int, total_steps: int) -> Hy
         "label_smoothing": options.objective.label_smoothing,
         "z_loss": options.objective.z_loss,
     }
-    if compares_pairs(options.objective.name):
+    if judges_answers(options.objective.name):
         values |= {name: getattr(options.objective, name) for name in PREFERENCE_NUMBERS}
+    if options.objective.name in OF_ANSWERS and OF_ANSWERS[options.objective.name].divergence:
+        values["kl"] = 0.0  # of the whole step; of held-out examples, where they are measured
     for index, group in enumerate(parse_groups(optimizer.groups)):
         values[f"group_{index}_learning_rate_factor"] = group.learning_rate_factor
         if group.weight_decay is not None:

@@ -35,19 +35,26 @@ PLANNED = "planning/test_plan.py"
 AMOUNTS = (PLANNED, "test_amounts_without_data")
 NOT_BOTH = ("test_plan.py", "test_flags_that_do_not_go_together")
 NO_PAIRS = ("training/test_reference.py", "test_what_pairs_exclude_is_refused_and_what_is_advised_passes")
+LABELS = ("training/test_kto.py", "test_rows_of_another_kind_are_refused_and_what_is_advised_passes")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
-    ("sft_jax/preparation/run_data.py", "a pair of answers is not an example to imitate"): (
+    ("sft_jax/preparation/judged.py", "a pair of answers is not an example to imitate"): (
         "training/test_preference.py",
         "test_they_are_refused_with_the_flag",
     ),
-    ("sft_jax/preparation/run_data.py", "compares two answers to a prompt"): (
+    ("sft_jax/preparation/judged.py", "compares two answers to a prompt"): (
         "training/test_preference.py",
         "test_rows_of_one_answer_are_refused_where_two_are_compared",
     ),
+    ("sft_jax/preparation/judged.py", "an answer with a label is not an example to imitate"): LABELS,
+    ("sft_jax/preparation/judged.py", "learns from answers that are wanted or not"): LABELS,
+    ("sft_jax/preparation/judged.py", "imitates answers"): LABELS,
+    ("sft_jax/preparation/judged.py", "learns from answers with labels"): LABELS,
+    ("sft_jax/preparation/judged.py", "and all other rows have the label"): (LABELS[0], "test_one_label_is_refused"),
+    ("sft_jax/preparation/judged.py", "with rows of several prompts"): (LABELS[0], "test_one_prompt_is_refused"),
     ("sft_jax/training/pair_checks.py", "is not read by --config.objective.name={name}; leave"): NO_PAIRS,
     ("sft_jax/training/pair_checks.py", "{what} (--config.objective.name={name})"): NO_PAIRS,
     ("sft_jax/training/pair_checks.py", "which this would change before the first step"): NO_PAIRS,
-    ("sft_jax/training/pair_checks.py", "answers of a pair are never cut"): NO_PAIRS,
+    ("sft_jax/training/pair_checks.py", "answers that are judged are never cut"): NO_PAIRS,
     ("sft_jax/training/pair_checks.py", "of a pair its answers are trained"): NO_PAIRS,
     ("sft_jax/training/reference.py", "before the first step the policy is its own reference"): (
         "training/test_reference.py",
