@@ -40,9 +40,9 @@ def examples_for(options: Options, tokenized: Tokenized, *, held_out: bool = Fal
     try:
         made, left_out = with_mismatched(examples, options.data.sequence_length)
     except NoOtherPromptError as error:
-        where = "--config.data.held_out" if held_out else "--config.data.train"
+        where = "held_out" if held_out else "train"
         raise ValueError(
-            f"{error} (--config.objective.name={name}); give {where} with rows of several prompts"
+            f"{error} (--config.objective.name={name}); give --config.data.{where} rows of several prompts"
         ) from None
     dropped = [row for _, row in left_out]
     if dropped and options.data.masking.too_long == "error":

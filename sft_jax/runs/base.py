@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jaxtyping import Float32
 
 from sft_jax.models import adapters, positions
 from sft_jax.models.config import AdapterSpec, DecoderConfig
@@ -357,10 +358,15 @@ def with_head(base: Base, head: str) -> Base:
     def params(layout: str, dtype: str | DtypeOf, mesh: Mesh, quantized: str = "none") -> Tree:
         read = base.params(layout, dtype, mesh, quantized)
         kept = {name: tree for name, tree in read.items() if name != "head"}
-        shape = (decoder.model_dim, 1)
-        return kept | {SCORE: jax.device_put(np.zeros(shape, np.float32), placement(mesh)(SCORE, shape))}
+        begins = fresh_score(decoder.model_dim)
+        return kept | {SCORE: jax.device_put(begins, placement(mesh)(SCORE, begins.shape))}
 
     return dataclasses.replace(base, decoder=decoder, params=params, wrapper=None, fresh_head=True)
+
+
+def fresh_score(model_dim: int) -> Float32[np.ndarray, "D 1"]:
+    """The head that a reward model begins with, by which all scores are 0."""
+    return np.zeros((model_dim, 1), np.float32)
 
 
 def with_positions(base: Base, count: int, flag: str) -> Base:

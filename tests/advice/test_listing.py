@@ -36,6 +36,8 @@ AMOUNTS = (PLANNED, "test_amounts_without_data")
 NOT_BOTH = ("test_plan.py", "test_flags_that_do_not_go_together")
 NO_PAIRS = ("training/test_reference.py", "test_what_pairs_exclude_is_refused_and_what_is_advised_passes")
 LABELS = ("training/test_kto.py", "test_rows_of_another_kind_are_refused_and_what_is_advised_passes")
+SCORES = ("training/test_reward_model.py", "test_what_it_cannot_do_is_refused")
+EXCLUDED = (SCORES[0], "test_what_it_excludes_is_refused_and_what_is_advised_passes")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/preparation/judged.py", "a pair of answers is not an example to imitate"): (
         "training/test_preference.py",
@@ -47,10 +49,29 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ),
     ("sft_jax/preparation/judged.py", "an answer with a label is not an example to imitate"): LABELS,
     ("sft_jax/preparation/judged.py", "learns from answers that are wanted or not"): LABELS,
-    ("sft_jax/preparation/judged.py", "imitates answers"): LABELS,
-    ("sft_jax/preparation/judged.py", "learns from answers with labels"): LABELS,
     ("sft_jax/preparation/judged.py", "and all other rows have the label"): (LABELS[0], "test_one_label_is_refused"),
-    ("sft_jax/preparation/judged.py", "with rows of several prompts"): (LABELS[0], "test_one_prompt_is_refused"),
+    ("sft_jax/preparation/judged.py", "rows of several prompts"): (LABELS[0], "test_one_prompt_is_refused"),
+    ("sft_jax/data/formats/labelled.py", "expected true or false (or 1 or 0)"): (
+        "data/formats/test_formats.py",
+        "test_labels_that_say_nothing",
+    ),
+    ("sft_jax/data/formats/preference.py", "expected a number, by how much"): (
+        "data/formats/test_formats.py",
+        "test_margins_that_are_none",
+    ),
+    ("sft_jax/exports/classifier.py", "Train with one more, --config.model.new_tokens"): (
+        "exports/test_classifier.py",
+        "test_where_no_special_token_is_left_one_is_added_as_advised",
+    ),
+    ("sft_jax/exports/source.py", "has a score head that is trained whole"): SCORES,
+    ("sft_jax/runs/base.py", "is a reward model, which has no vocabulary head"): (
+        SCORES[0],
+        "test_another_run_begins_with_the_head_of_an_earlier_one",
+    ),
+    ("sft_jax/runs/base.py", "has a score head beside its adapter"): SCORES,
+    ("sft_jax/score.py", "one pair has no interval; give several"): ("test_score.py", "test_one_pair_has_no_interval"),
+    ("sft_jax/training/pair_checks.py", "is of the other head; give"): EXCLUDED,
+    ("sft_jax/training/pair_checks.py", "a reward model scores texts and writes none"): EXCLUDED,
     ("sft_jax/training/pair_checks.py", "is not read by --config.objective.name={name}; leave"): NO_PAIRS,
     ("sft_jax/training/pair_checks.py", "{what} (--config.objective.name={name})"): NO_PAIRS,
     ("sft_jax/training/pair_checks.py", "which this would change before the first step"): NO_PAIRS,

@@ -98,9 +98,9 @@ def test_one_label_is_refused(tmp_path, label, lacking):
 
 def test_one_prompt_is_refused(tmp_path):
     rows = [row | {"prompt": "what is it"} for row in LABELLED]
-    with pytest.raises(ValueError, match=r"rows.jsonl:1: all answers are .*data\.train with rows of several prompts"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: all answers are .*data\.train rows of several prompts"):
         load(tmp_path, rows)
-    with pytest.raises(ValueError, match=r"held.jsonl:1: .*data\.held_out with rows of several prompts"):
+    with pytest.raises(ValueError, match=r"held.jsonl:1: .*data\.held_out rows of several prompts"):
         load(tmp_path, LABELLED, rows[:4])
     assert len(load(tmp_path, [*rows, LABELLED[0]], LABELLED[:4]).examples) == 41
 
@@ -268,7 +268,12 @@ def batch_of(built):
 
 @pytest.fixture(scope="module")
 def expected(root):
-    return functools.cache(lambda: measure(*(lambda built: (built, batch_of(built)))(build(root))))
+    @functools.cache
+    def measured():
+        built = build(root)
+        return measure(built, batch_of(built))
+
+    return measured
 
 
 CASES = {

@@ -16,8 +16,9 @@ from sft_jax.evaluation.preferred import preference_scores, scores_of_pairs
 from sft_jax.exports.directory import ExportError
 from sft_jax.exports.model import export_model
 from sft_jax.exports.source import check_format, open_source
+from sft_jax.models.variables import SCORE
 from sft_jax.options import options_of
-from sft_jax.runs.base import open_base, open_run
+from sft_jax.runs.base import open_base, open_run, with_head
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.sharding import inference_mesh
 from sft_jax.training import first_scores, run
@@ -103,7 +104,7 @@ def test_another_run_begins_with_the_head_of_an_earlier_one(trained, tmp_path):
 
 def test_a_head_that_does_not_begin_at_zero_stops_a_run(tmp_path, monkeypatch):
     config = preferences.reward_config(tmp_path, duration="1 steps")
-    monkeypatch.setattr("sft_jax.runs.base.np.zeros", lambda shape, dtype: np.full(shape, 0.1, dtype))
+    monkeypatch.setattr("sft_jax.runs.base.fresh_score", lambda size: np.full((size, 1), 0.1, np.float32))
     with pytest.raises(WrongScoreError, match=r"name=reward: before the first step .* and there is a score of \d"):
         run(config, tmp_path / "run", console=QUIET)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
@@ -204,6 +205,9 @@ def test_what_it_cannot_do_is_refused(trained, tmp_path):
             check_format(open_source(str(workdir)), "peft")
         with pytest.raises(ExportError, match=r"give --format=merged for the whole model"):
             check_format(open_source(str(workdir)), "hf")
+        check_format(open_source(str(workdir)), "merged")
+        with pytest.raises(ValueError, match=r"--mix=0\.5: .* score head .* is not mixed; give --mix=1"):
+            open_source(str(workdir), mix=0.5)
 
 
 # ---- Any machine ----------------------------------------------------------------------------------------------------
@@ -232,19 +236,17 @@ def build(root, arg="full", **overrides):
     }
     drawn = (np.random.default_rng(0).standard_normal((32, 1)) * 0.2).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sft_jax.runs.base.np.zeros", lambda shape, dtype: drawn)
+        patch.setattr("sft_jax.runs.base.fresh_score", lambda size: drawn)
         return invariance.build(root, arg, **(of_scores | overrides))
 
 
-invariance_base = invariance.open_base
-
-
-@pytest.fixture(autouse=True)
-def scoring_base(monkeypatch):
-    """`build` of the invariance tests opens a source by its name: here with the head of the config."""
-    from sft_jax.runs.base import with_head
-
-    monkeypatch.setattr(invariance, "open_base", lambda source: with_head(invariance_base(source), "score"))
+@pytest.fixture(scope="module", autouse=True)
+def scoring_base():
+    """`build` of the invariance tests opens a source by its name: here with the head that scores."""
+    plain = invariance.open_base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(invariance, "open_base", lambda source: with_head(plain(source), SCORE))
+        yield
 
 
 def batch_of(built):
@@ -254,18 +256,13 @@ def batch_of(built):
 
 
 @pytest.fixture(scope="module")
-def expected(root, scoring):
-    return functools.cache(lambda arg: measure(*(lambda built: (built, batch_of(built)))(build(root, arg))))
+def expected(root):
+    @functools.cache
+    def measured(arg):
+        built = build(root, arg)
+        return measure(built, batch_of(built))
 
-
-@pytest.fixture(scope="module")
-def scoring():
-    """As `scoring_base`, for fixtures of the module."""
-    from sft_jax.runs.base import with_head
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(invariance, "open_base", lambda source: with_head(invariance_base(source), "score"))
-        yield
+    return measured
 
 
 CASES = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -273,6 +274,20 @@ def test_answers_marked_as_not_wanted():
         parse(row | {"label": False}, "here", Reading())
     for fields, reading in ((row | {"label": True}, Reading()), (row | {"label": False}, Reading(ignore=("label",)))):
         assert parse(fields, "here", reading) == Chat((HI, HO))
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.5, 0.5), (2, 2.0), (-1.0, -1.0), ("1.5", 1.5), (None, 0.0)])
+def test_margins(margin, expected):
+    row = {"prompt": "Hi", "chosen": "Ho", "rejected": "No", "margin": margin}
+    assert FORMATS["preference"].parse(row, "here", Reading()) == dataclasses.replace(PREFERRED, margin=expected)
+
+
+@pytest.mark.parametrize("margin", ["much", True, math.inf, math.nan, [1], {"a": 1}])
+def test_margins_that_are_none(margin):
+    row = {"prompt": "Hi", "chosen": "Ho", "rejected": "No", "margin": margin}
+    with pytest.raises(RecordError, match=r'here: "margin": expected a number'):
+        FORMATS["preference"].parse(row, "here", Reading())
+    assert FORMATS["preference"].parse(row, "here", Reading(ignore=("margin",))) == PREFERRED
 
 
 @pytest.mark.parametrize("label", ["yes", 2, -1, [True], {"a": 1}, 0.5, None])
