@@ -302,8 +302,9 @@ def trained_tokens(batch: Batch) -> TokenWeights:
     """The weight of each token of the batch as a target, laid out like `tokens`: for people and tests."""
     laid_out = np.zeros(batch["tokens"].shape, np.float32)
     sequences, slots = np.nonzero(batch["weights"])
-    places = batch["target_slots"][sequences, slots] + 1
-    if "branches" in batch:
+    scored = "margins" in batch  # a target is then where its slot is, and not behind it
+    places = batch["target_slots"][sequences, slots] + (not scored)
+    if "branches" in batch and not scored:
         for number, (sequence, slot) in enumerate(zip(sequences, slots, strict=True)):
             if branch := batch["branches"][sequence, slot]:
                 segments, parents = batch["segment_ids"][sequence], batch["parents"][sequence]

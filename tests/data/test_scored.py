@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sft_jax.data.batches import assemble
+from sft_jax.data.batches import assemble, trained_tokens
 from sft_jax.data.scored import with_scored_ends
 from sft_jax.data.tokenized import Counts, Tokenized, TokenizedExamples
 from sft_jax.data.tokenized.example_store import ExampleStoreWriter, open_examples
@@ -33,6 +33,7 @@ def test_the_state_at_an_end_is_read():
     assert row["branches"] == [1, 2, 3, 4, 0, 0, 0, 0]
     assert row["margins"] == [0.5, 0.5, 0, 0, 0, 0, 0, 0]
     assert row["weights"][:4] == [1, 1, 2, 2]
+    assert trained_tokens(batch)[0].tolist() == [0, 0, 0, 0, 1, 0, 1, 0, 2, 2, 0, 0]
     without = assemble(with_scored_ends(examples_of(PAIR)), [np.array([0])], sequence_length=12, sequence_targets=8)
     assert not without["margins"].any()
     assert "margins" not in assemble(examples_of(PAIR, margins=(1.0,)), [], sequence_length=12, sequence_targets=8)

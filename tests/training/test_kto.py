@@ -256,7 +256,7 @@ def build(root, **overrides):
 
 def with_reference(examples):
     """A reference that gives every target less than the model does, so that the divergence is above 0."""
-    values = np.random.default_rng(0).uniform(-6.4, -5.9, int(examples.supervised.sum())).astype(np.float32)
+    values = np.random.default_rng(0).uniform(-6.9, -6.5, int(examples.supervised.sum())).astype(np.float32)
     return dataclasses.replace(examples, reference=values)
 
 
@@ -344,7 +344,7 @@ def scores_of(built, data):
 def test_the_first_loss_is_known_and_a_run_goes_on_to_the_bit(tmp_path):
     from tests.training.test_stop_after import log_of
 
-    config = preferences.labelled_config(tmp_path, **{"batch.micro_batches": 2, "mesh.fsdp": 4})
+    config = preferences.labelled_config(tmp_path, **{"batch.micro_batches": 2, "mesh.fsdp": 4, "mesh.tensor": 2})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(config, whole, console=QUIET)
     run(config, parts, console=QUIET, stop_after=2)

@@ -74,7 +74,7 @@ class TokenizedExamples:
         groups: Sequence[str] = (),
         sources: Sequence[str] = (),
         branches: Sequence[np.ndarray | None] = (),
-        margins: Sequence[float] = (),
+        margins: Numbers = (),
     ) -> "TokenizedExamples":
         """Examples from (tokens, weights) pairs; groups, sources, branches and margins may be left out.
 
