@@ -34,6 +34,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.model.new_tokens = ()
     # They count where contents spell them too; False: where the chat template writes them, as other special tokens do.
     config.model.new_tokens_in_contents = True
+    # "score": in the place of the vocabulary head one that makes a number of a text (configs/reward_model.py).
+    config.model.head = "vocabulary"
 
     config.data = ConfigDict()
     config.data.train = ""  # file, pattern, saved data set or name of the hub, see docs/data.md
@@ -80,7 +82,9 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.batch.micro_batches = 1  # parts into which it is split to save memory; the numbers stay the same
 
     config.objective = ConfigDict()
-    config.objective.name = "cross_entropy"  # or of pairs of answers, see docs/preference.md and configs/preference.py
+    config.objective.name = (
+        "cross_entropy"  # or of answers that were judged, see docs/preference.md and configs/preference.py
+    )
     config.objective.normalize = "tokens"  # or "examples": each example weighs the same
     # Share of each target that goes to all tokens alike; of pairs, the share whose label is taken to be wrong.
     config.objective.label_smoothing = 0.0
@@ -93,12 +97,15 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.objective.positions = "supervised"  # where the vocabulary head is computed; or "all"
     config.objective.head_chunk_tokens = 512  # of a device, at a time; 0: all at once
 
-    # Of objectives that compare the answers of pairs.
+    # Of objectives of answers that were judged.
     config.objective.beta = 0.1  # factor of the difference of scores
     config.objective.margin = 0.0  # of simpo: by how much the scores are to differ (its gamma)
     config.objective.per_token = False  # scores are means over tokens, not sums
     config.objective.tail_weight = 1.0  # of tokens beyond the length of the shorter answer (LD-DPO)
     config.objective.sft_weight = 0.0  # factor of the negative log-likelihood a token of the chosen answer
+    config.objective.desirable_weight = 1.0  # of kto: factor of the losses of answers that are wanted
+    config.objective.undesirable_weight = 1.0  # of kto: of those that are not
+    config.objective.centring = 0.0  # of reward: factor of (chosen + rejected)^2, which keeps scores around 0
 
     config.experts = ConfigDict()  # of models that have some
     config.experts.balance_loss = 0.001  # factor of the loss that spreads tokens over experts; 0: none
@@ -217,6 +224,7 @@ def get_config(arg: str = "full") -> ConfigDict:
         config.objective,
         *("normalize", "label_smoothing", "z_loss", "kl_to_base", "positions"),
         *("beta", "margin", "per_token", "tail_weight", "sft_weight"),
+        *("desirable_weight", "undesirable_weight", "centring"),
     )
     config.defaults.precision = _copied(config.precision, "frozen")
     config.defaults.optimizer = _copied(

@@ -26,6 +26,7 @@ class ModelOptions:
     max_positions: int
     new_tokens: tuple[str, ...]
     new_tokens_in_contents: bool
+    head: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +167,9 @@ class ObjectiveOptions:
     per_token: bool
     tail_weight: float
     sft_weight: float
+    desirable_weight: float
+    undesirable_weight: float
+    centring: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pairs of answers for the tiny model, and runs on them."""
+"""Answers that were judged, in pairs and one by one, for the tiny model, and runs on them."""
 
 import json
 from pathlib import Path
@@ -22,6 +22,48 @@ def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def write_labelled(path: Path, count: int, seed: int = 0) -> Path:
+    """The answers of `write_pairs`, each by itself: of every other prompt the one that is preferred."""
+    rows = [json.loads(line) for line in write_pairs(path, count, seed).read_text().splitlines()]
+    labelled = [
+        {"prompt": row["prompt"], "completion": row["rejected" if number % 2 else "chosen"], "label": number % 2 == 0}
+        for number, row in enumerate(rows)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    return path
+
+
+def write_margins(path: Path, count: int, seed: int = 0) -> Path:
+    """The pairs of `write_pairs`, of which every third has a margin."""
+    rows = [json.loads(line) for line in write_pairs(path, count, seed).read_text().splitlines()]
+    rows = [row | ({} if number % 3 else {"margin": 0.5}) for number, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def reward_config(root: Path, arg: str = "full", **overrides: object) -> ConfigDict:
+    """`config` for a reward model, on pairs some of which have margins."""
+    if not (root / "margins.jsonl").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        write_margins(root / "margins.jsonl", 40)
+    of_scores = {"objective.name": "reward", "model.head": "score", "data.train": str(root / "margins.jsonl")}
+    return config(root, arg, **(of_scores | overrides))
+
+
+def labelled_config(root: Path, arg: str = "full", **overrides: object) -> ConfigDict:
+    """`config` for KTO on such answers, which are written below `root`."""
+    if not (root / "labelled.jsonl").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        write_labelled(root / "labelled.jsonl", 40)
+        write_labelled(root / "held_out_labelled.jsonl", 10, seed=1)
+    of_answers = {
+        "objective.name": "kto",
+        "data.train": str(root / "labelled.jsonl"),
+        "data.held_out": str(root / "held_out_labelled.jsonl"),
+    }
+    return config(root, arg, **(of_answers | overrides))
 
 
 def config(root: Path, arg: str = "full", **overrides: object) -> ConfigDict:

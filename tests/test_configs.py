@@ -15,7 +15,7 @@ import pytest
 from configs import sft
 from sft_jax import config_flag, options
 from sft_jax.data.reading import Reading
-from sft_jax.objectives import compares_pairs
+from sft_jax.objectives import judges_answers
 from sft_jax.options import (
     DataOptions,
     EvaluationOptions,
@@ -32,7 +32,12 @@ from tests import preferences, tiny
 from tests.command_line import config_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-ARGUMENTS = {"sft": ("full", "lora"), "preference": ("full", "lora")}  # of others, those of their table SHIPPED
+# Of others, those of their table SHIPPED.
+ARGUMENTS = {
+    "sft": ("full", "lora"),
+    "preference": ("full", "lora", "kto", "kto,lora"),
+    "reward_model": ("full", "lora"),
+}
 
 
 def every_config():
@@ -47,7 +52,7 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
     config = config.copy_and_resolve_references().unlock()
     config.model.source = tiny_config.model.source
     config.data.train, config.data.held_out = tiny_config.data.train, tiny_config.data.held_out
-    if compares_pairs(config.objective.name):
+    if judges_answers(config.objective.name):
         of_pairs = preferences.config(root)
         config.data.train, config.data.held_out = of_pairs.data.train, of_pairs.data.held_out
     if config.data.mixture:
@@ -66,7 +71,7 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
 
 def tried():
     """Every config; those for one model and hardware are many."""
-    for_all = ("continued", "quickstart", "sft", "preference")
+    for_all = ("continued", "quickstart", "sft", "preference", "reward_model")
     return [pytest.param(name, arg, marks=() if name in for_all else pytest.mark.slow) for name, arg in every_config()]
 
 
@@ -150,11 +155,13 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         (TaskOptions, "loss"),
         (TaskOptions, "relevant_column"),
     }  # these are read by `python -m sft_jax.evaluate` alone
-    of_pairs = {(ObjectiveOptions, name) for name in ("beta", "margin", "per_token", "tail_weight", "sft_weight")}
+    names = ("beta", "margin", "per_token", "tail_weight", "sft_weight")
+    names += ("desirable_weight", "undesirable_weight", "centring")
+    of_pairs = {(ObjectiveOptions, name) for name in names}
     assert unread == of_mixtures | of_methods | of_pairs | {(DataOptions, "mixture_packing")}
 
 
-@pytest.mark.parametrize("name", ["sft", "preference"])
+@pytest.mark.parametrize("name", ["sft", "preference", "reward_model"])
 def test_every_number_and_name_is_checked(name):
     """What no run can have is found before anything is read: all fields but free text, booleans, durations, meshes."""
     config = importlib.import_module(f"configs.{name}").get_config("lora")

@@ -24,7 +24,7 @@ OwnSequences = Sequence[int] | None
 
 NORMALIZE = ("tokens", "examples")
 # Arrays of a batch [B, P]; the others are [B, S].
-PER_SLOT = ("target_slots", "targets", "weights", "slices", "branches", "reference")
+PER_SLOT = ("target_slots", "targets", "weights", "slices", "branches", "reference", "margins")
 
 
 def assemble(
@@ -55,7 +55,8 @@ def assemble(
         parents       1 1 1 1 1 1 1   a second segment that a token sees, its own where there is none
         target_slots  2 3 2 5         the last slot of the trunk predicts the first token of each branch
         targets       8 9 3 4
-        branches      1 1 2 2         of the sequence, counted on from example to example; 0 is an unused slot
+        branches      1 1 2 2         of the sequence, counted on from example to example, by an even number: those of
+                                      answers that are preferred stay odd; 0 is an unused slot
 
     Args:
         examples: the tokenized data.
@@ -69,7 +70,8 @@ def assemble(
     Returns:
         tokens, positions, segment_ids: int32 [B, S]; target_slots, targets: int32 [B, P]; weights: float32 [B, P]; with
         `slices` the number of each target's slice: int32 [B, P]; where examples have branches also parents: int32
-        [B, S], and branches: int32 [B, P]; where they have a reference also that: float32 [B, P].
+        [B, S], and branches: int32 [B, P]; where they have a reference also that, and where their tokens are scored
+        their margins: float32 [B, P].
 
     Raises:
         ValueError: unknown `normalize`, a bin that exceeds a bound, or branches where slot i is position i.
@@ -86,8 +88,8 @@ def assemble(
     batch = empty_batch(
         len(bins), sequence_length, sequence_targets, with_slices=codes is not None, with_branches=with_branches
     )
-    if examples.reference is not None:
-        batch["reference"] = np.zeros_like(batch["weights"])
+    beside = {"reference": examples.reference is not None, "margins": examples.scored}
+    batch |= {name: np.zeros_like(batch["weights"]) for name, there in beside.items() if there}
     for number, members in enumerate(bins):
         _fill_sequence({name: array[number] for name, array in batch.items()}, examples, members, normalize, codes)
     return batch
@@ -148,17 +150,20 @@ def _fill_sequence(
         if "parents" in sequence:
             sequence["parents"][begin:end] = segments + 1
         if (branch := examples.branches_of(member)) is not None:
-            at = _predictors(branch, targets)
+            at = targets if examples.scored else _predictors(branch, targets)
             sequence["positions"][begin:end] = _positions(branch)
             sequence["segment_ids"][begin:end] += branch
             sequence["branches"][slots] = branches + branch[targets]
-            segments, branches = segments + int(branch[-1]), branches + int(branch[-1])
+            more = int(branch[-1]) + int(branch[-1]) % 2  # an answer that is preferred has an odd number in each
+            segments, branches = segments + more, branches + more
         sequence["target_slots"][slots] = begin + at
         sequence["targets"][slots] = tokens[targets]
         if codes is not None:
             sequence["slices"][slots] = codes[member]
         if examples.reference is not None:
             sequence["reference"][slots] = examples.reference[slice(*examples.target_offsets[member : member + 2])]
+        if examples.margins is not None and "margins" in sequence:
+            sequence["margins"][slots] = examples.margins[member]
         chosen = weights[targets]
         sequence["weights"][slots] = chosen if normalize == "tokens" else chosen / chosen.sum()
         begin, used, segments = end, used + count, segments + 1
@@ -297,12 +302,15 @@ def trained_tokens(batch: Batch) -> TokenWeights:
     """The weight of each token of the batch as a target, laid out like `tokens`: for people and tests."""
     laid_out = np.zeros(batch["tokens"].shape, np.float32)
     sequences, slots = np.nonzero(batch["weights"])
-    places = batch["target_slots"][sequences, slots] + 1
-    if "branches" in batch:
+    scored = "margins" in batch  # a target is then where its slot is, and not behind it
+    places = batch["target_slots"][sequences, slots] + (not scored)
+    if "branches" in batch and not scored:
         for number, (sequence, slot) in enumerate(zip(sequences, slots, strict=True)):
             if branch := batch["branches"][sequence, slot]:
                 segments, parents = batch["segment_ids"][sequence], batch["parents"][sequence]
-                own = np.unique(segments[segments != parents])[branch - 1]
-                places[number] = max(places[number], np.argmax(segments == own))  # not behind the trunk's last slot
+                # A segment's number is that of its branch, and one for each trunk up to its own.
+                trunks = np.unique(parents[parents > 0])
+                numbers = np.where(segments != parents, segments - np.searchsorted(trunks, parents) - 1, 0)
+                places[number] = max(places[number], np.argmax(numbers == branch))  # not behind the trunk's last slot
     laid_out[sequences, places] = batch["weights"][sequences, slots]
     return laid_out

@@ -63,6 +63,17 @@ class Chat:
     tools: tuple[Mapping[str, Any], ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Labelled(Chat):
+    """A conversation whose answer was judged. What was asked, earlier answers included, has weight 0.
+
+    Attributes:
+        desirable: whether the answer is wanted.
+    """
+
+    desirable: bool = True
+
+
 class Segment(NamedTuple):
     """A piece of text that no template touches; weight 0 is not trained."""
 
@@ -93,12 +104,13 @@ class TokenExample:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """Two answers to one prompt, of which the first is preferred."""
+    """Two answers to one prompt, of which the first is preferred; by how much says the margin, where that is known."""
 
     prompt: Conversation
     chosen: Conversation
     rejected: Conversation
     tools: tuple[Mapping[str, Any], ...] = ()
+    margin: float = 0.0
 
 
 Example = Chat | Segments | TokenExample | Preference

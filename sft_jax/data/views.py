@@ -8,7 +8,16 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenExample
+from sft_jax.data.conversations import (
+    Chat,
+    Conversation,
+    Example,
+    Labelled,
+    Message,
+    Preference,
+    Segments,
+    TokenExample,
+)
 from sft_jax.data.records import Record
 from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 
@@ -29,7 +38,7 @@ class View(NamedTuple):
         answers: what is to be learnt: all turns of the assistant, all trained segments.
         group: the slice of the data.
         tools: definitions of the tools that may be called, as JSON; empty for none.
-        rejected: of a pair, the answer that is not preferred.
+        rejected: of a pair, the answer that is not preferred; of an answer that is not wanted, itself.
     """
 
     id: str
@@ -114,10 +123,14 @@ def view_of(record: Record, tokenizer: PreTrainedTokenizerBase | None = None) ->
     """A record as texts, without passages of a corpus; the tokenizer is needed for records that are tokens already."""
     example = record.said
     system, asked, question, answers = _texts(example, tokenizer)
-    is_pair = isinstance(example, Preference)
     tools = json.dumps(example.tools) if isinstance(example, Chat | Preference) and example.tools else ""
-    rejected = "\n".join(map(_said, example.rejected)) if is_pair else ""
-    return View(record.id, system, asked, question, answers, record.group, tools, rejected)
+    return View(record.id, system, asked, question, answers, record.group, tools, _rejected(example, answers))
+
+
+def _rejected(example: Example, answers: tuple[str, ...]) -> str:
+    if isinstance(example, Preference):
+        return "\n".join(map(_said, example.rejected))
+    return answers[-1] if isinstance(example, Labelled) and not example.desirable else ""
 
 
 def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> Texts:

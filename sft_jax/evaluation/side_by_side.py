@@ -319,8 +319,10 @@ def _tokenized(records: Sequence[Record], loaded: Loaded) -> TokenizedExamples:
         raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
     if examples.branches is not None:
         raise ValueError(
-            f"{examples.ids[int(examples.branch_counts.argmax())]}: a pair of answers has no loss of a reference; "
-            "measure without it, or read the chosen answers, --config.data.reading.preference=chosen"
+            f"{examples.ids[int(examples.branch_counts.argmax())]}: answers that were judged have no loss of a "
+            "reference; measure without it, or read them as answers to imitate: of pairs the chosen ones, "
+            "--config.data.reading.preference=chosen; of answers with labels all, "
+            "--config.data.reading.ignore=\"('label',)\""
         )
     check_sizes(loaded.model.config, examples, remedy="Measure without such rows, or without the loss")
     return examples

@@ -5,10 +5,10 @@
     changed.jsonl   {"id", "step", "reason", "row"}: `row` is what it was before the step
     report.json     the numbers, findings and verdict of the data report
 
-A row of data.jsonl is {"messages"} (and "tools"), {"segments"}, {"input_ids", "weights"} or {"prompt", "chosen",
-"rejected"}. It also has the "id" it was read under, its "weight" and "group" where any row has them, and, unchanged,
-all columns that no form of record reads. A column that JSON cannot represent (bytes) is refused, unless it is to be
-ignored.
+A row of data.jsonl is {"messages"} (and "tools"), {"segments"}, {"input_ids", "weights"}, {"prompt", "chosen",
+"rejected"} or {"prompt", "completion", "label"}. It also has the "id" it was read under, its "weight" and "group" where
+any row has them, and, unchanged, all columns that no form of record reads. A column that JSON cannot represent (bytes)
+is refused, unless it is to be ignored.
 """
 
 import dataclasses
@@ -19,7 +19,16 @@ from typing import Any
 from etils import epath
 
 from sft_jax.data.cleaning import Changed
-from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, Segments, TokenExample
+from sft_jax.data.conversations import (
+    Chat,
+    Conversation,
+    Example,
+    Labelled,
+    Message,
+    Preference,
+    Segments,
+    TokenExample,
+)
 from sft_jax.data.formats.media import media_columns
 from sft_jax.data.formats.values import no_json
 from sft_jax.data.reading import TEXT_ENDS, given
@@ -36,6 +45,7 @@ _READ |= {"history", "text", "segments", "chosen", "rejected", "input_ids", "tok
 _READ |= {"loss_mask", "completion_mask", "assistant_masks", "attention_mask", "id", "functions"}
 _READ |= {"chat_template_kwargs"}
 _FORMS = {Chat: "messages", Segments: "segments", TokenExample: "tokens", Preference: "preference"}
+_FORMS |= {Labelled: "labelled"}
 
 
 def check_free(out: epath.Path, force: bool) -> None:
@@ -131,8 +141,8 @@ def row_fields(record: Record, has_weight: bool, has_group: bool) -> dict[str, A
         about["weight"] = record.weight
     if has_group:
         about["group"] = record.group or None
-    kept = {name: value for name, value in record.fields.items() if name not in _READ and name not in about}
-    return _example_fields(record.said) | about | kept
+    written = _example_fields(record.said) | about
+    return written | {name: value for name, value in record.fields.items() if name not in _READ and name not in written}
 
 
 def reading_flags(records: Sequence[Record]) -> str:
@@ -166,13 +176,21 @@ def _has_group(records: Sequence[Record]) -> bool:
 
 
 def _example_fields(example: Example) -> dict[str, Any]:
+    if isinstance(example, Labelled):
+        asked = next(number for number, turn in enumerate(example.messages) if turn.weight != 0)
+        parts = {"prompt": example.messages[:asked], "completion": example.messages[asked:]}
+        fields: dict[str, Any] = {name: _messages(turns) for name, turns in parts.items()} | {
+            "label": example.desirable
+        }
+        return fields | ({"tools": list(example.tools)} if example.tools else {})
     if isinstance(example, Chat):
-        fields: dict[str, Any] = {"messages": _messages(example.messages)}
+        fields = {"messages": _messages(example.messages)}
         return fields | ({"tools": list(example.tools)} if example.tools else {})
     if isinstance(example, Segments):
         return {"segments": [{"text": part.text, "weight": part.weight} for part in example.parts]}
     if isinstance(example, Preference):
         fields = {name: _messages(getattr(example, name)) for name in ("prompt", "chosen", "rejected")}
+        fields |= {"margin": example.margin} if example.margin else {}
         return fields | ({"tools": list(example.tools)} if example.tools else {})
     tokens, weights = (list(values) for values in (example.tokens, example.weights))
     return {"input_ids": [int(token) for token in tokens], "weights": [float(weight) for weight in weights]}

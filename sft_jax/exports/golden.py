@@ -45,15 +45,19 @@ class Golden:
     ids: np.ndarray
     stop_ids: tuple[int, ...]
 
-    def as_dict(self, logits: Float32[np.ndarray, "tokens V"]) -> dict[str, Any]:
-        """For a file: with the likeliest next tokens after the whole, which `logits` are of."""
-        last = logits[-1].astype(np.float64)
-        log_probabilities = last - last.max() - np.log(np.exp(last - last.max()).sum())
-        likeliest = np.argsort(-last, kind="stable")[:_LIKELIEST]
-        return {
+    def as_dict(self, logits: Float32[np.ndarray, "tokens V"], *, scores: bool = False) -> dict[str, Any]:
+        """For a file: with the likeliest next tokens after the whole, which `logits` are of; or with its score."""
+        text = {
             "messages": [{"role": message.role, "content": message.content} for message in self.messages],
             "text": self.text,
             "ids": self.ids.tolist(),
+        }
+        if scores:
+            return text | {"score": float(logits[-1, 0])}
+        last = logits[-1].astype(np.float64)
+        log_probabilities = last - last.max() - np.log(np.exp(last - last.max()).sum())
+        likeliest = np.argsort(-last, kind="stable")[:_LIKELIEST]
+        return text | {
             "stop_ids": list(self.stop_ids),
             "next_tokens": [{"id": int(i), "log_probability": round(log_probabilities[i], 6)} for i in likeliest],
         }

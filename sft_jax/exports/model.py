@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from sft_jax.exports import hf_files
+from sft_jax.exports.classifier import classifier_config, with_padding
 from sft_jax.exports.directory import GOLDEN, ExportError, files_in, filled
 from sft_jax.exports.golden import Golden, golden_logits, golden_of
 from sft_jax.exports.model_card import mix_note, model_card
@@ -80,12 +81,15 @@ def export_model(
     """
     dtype = source_dtype(source.base.hf_config) if dtype == "source" else dtype
     golden = golden_of(source.tokenizer, source.decoder.max_positions)
+    if scores := source.decoder.scores:
+        source = dataclasses.replace(source, tokenizer=with_padding(source.tokenizer, golden))
     with filled(out, force) as staging:
         variables = source.variables(mesh)
         before = _logits(source, variables, golden)
         weights = merged_weights(variables, source.adapter)
         wrapper, parts = source.base.wrapper, (source.decoder, golden.stop_ids, source.tokenizer, dtype)
         hf_config = hf_files.model_config(source.base.hf_config, *parts, wrapped=wrapper is not None)
+        hf_config = classifier_config(hf_config) if scores else hf_config
         tensors = pending_tensors(weights, hf_config, source.decoder, dtype)
         if wrapper is not None:
             tensors = put_back(tensors, wrapper, hf_config, source.decoder)
@@ -98,9 +102,10 @@ def export_model(
         merged = "" if source.adapter is None else "merging what was trained beside the weights and "
         largest = TOLERANCES[dtype] if max_drift is None else max_drift
         check_drift(measured, largest, f"{merged}storing the weights in {dtype}", dtype)
-        hf_files.write_json(staging / GOLDEN, golden.as_dict(after))
+        hf_files.write_json(staging / GOLDEN, golden.as_dict(after, scores=scores))
         (staging / "README.md").write_text(model_card(source, golden, "model", _notes(source, dtype, measured)))
-        check_files(staging, golden, source.tokenizer)
+        configs = (hf_files.CONFIG,) if scores else (hf_files.CONFIG, hf_files.GENERATION_CONFIG)
+        check_files(staging, golden, source.tokenizer, configs)
         files = {name: file.stat().length for name, file in files_in(staging).items()}
     parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
     return Exported(files, parameters, dtype, measured, golden)
@@ -144,8 +149,9 @@ def _write_weights(
 def _write_files(staging: epath.Path, source: ExportSource, hf_config: dict, golden: Golden) -> None:
     directory, wrapper = source_directory(source), source.base.wrapper
     hf_files.write_json(staging / hf_files.CONFIG, hf_config if wrapper is None else wrapper.config_with(hf_config))
-    generation = hf_files.generation_config(directory, golden.stop_ids, source.tokenizer)
-    hf_files.write_json(staging / hf_files.GENERATION_CONFIG, generation)
+    if not source.decoder.scores:
+        generation = hf_files.generation_config(directory, golden.stop_ids, source.tokenizer)
+        hf_files.write_json(staging / hf_files.GENERATION_CONFIG, generation)
     hf_files.write_tokenizer(staging, source.tokenizer, directory)
     if wrapper is not None:
         hf_files.copy_processor(staging, epath.Path(wrapper.directory))
@@ -190,10 +196,18 @@ def _notes(source: ExportSource, dtype: str, measured: Drift) -> list[str]:
         *merged,
         f"Weights in {dtype}.",
         *([] if wrapper is None else [_untouched(wrapper)]),
-        f"Logits along the golden conversation, before and after: at most {measured.logits:.3g} apart "
-        f"({measured.relative:.3g} of their standard deviation); same likeliest token at {measured.same_choice:.1%} of "
-        "positions.",
+        _drift_note(measured, scores=source.decoder.scores),
     ]
+
+
+def _drift_note(measured: Drift, *, scores: bool) -> str:
+    """What the numbers along the golden conversation show, in a line."""
+    what = "Scores" if scores else "Logits"
+    same = "" if scores else f"; same likeliest token at {measured.same_choice:.1%} of positions"
+    return (
+        f"{what} along the golden conversation, before and after: at most {measured.logits:.3g} apart "
+        f"({measured.relative:.3g} of their standard deviation){same}."
+    )
 
 
 def _untouched(wrapper: Wrapper) -> str:

@@ -17,6 +17,21 @@ _MEASURED = ("held_out/", "train/loss", "progress/tokens", "progress/examples")
 _PATHS = ("data.train", "data.held_out", "data.cache", "data.retrieval.corpus")
 _PATHS += ("model.source", "model.chat_template", "adapter.initial")
 
+_SCORING = """## Use
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("DIRECTORY")
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
+texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in conversations]
+batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+scores = model(**batch).logits[:, 0]
+```
+
+The score is that of a whole conversation, read at its last token; of two answers to the same prompt the better one has
+the higher score. `golden.json` has a conversation with its ids and its score, to compare a loaded model with."""
+
 
 def model_card(source: ExportSource, golden: Golden, kind: str, notes: list[str]) -> str:
     """Markdown with the front matter that the hub reads.
@@ -45,10 +60,13 @@ def mix_note(mix: float) -> str:
 
 def _front_matter(source: ExportSource, kind: str) -> str:
     task = "text-generation" if source.base.wrapper is None else "image-text-to-text"
+    task = "text-classification" if source.decoder.scores else task
     fields = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": task}
     if _is_hub_name(source.base.name):
         fields["base_model"] = source.base.name
-    tags = ["sft"] + ([source.adapter.method] if source.adapter and source.adapter.method != "none" else [])
+    tags = ["reward-model" if source.decoder.scores else "sft"] + (
+        [source.adapter.method] if source.adapter and source.adapter.method != "none" else []
+    )
     lines = [f"{name}: {value}" for name, value in fields.items()]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
@@ -82,6 +100,8 @@ def _origin(source: ExportSource) -> str:
 
 
 def _usage(source: ExportSource, golden: Golden, kind: str) -> str:
+    if source.decoder.scores:
+        return _SCORING
     adapted = kind == "adapter"
     loader = "AutoModelForCausalLM" if source.base.wrapper is None else "AutoModelForImageTextToText"
     model = _short(source.base.name) if adapted else "DIRECTORY"

@@ -100,13 +100,18 @@ def check_format(source: ExportSource, kind: str) -> None:
     """
     adapted = source.run is not None and has_adapters(source.run.options.adapter)
     if adapted and kind == "hf":
-        alone = "" if source.base.new_token_ids else "--format=peft for the adapter alone, or "
+        alone = "" if source.base.new_token_ids or source.decoder.scores else "--format=peft for the adapter alone, or "
         raise ExportError(
             f"{source.name} is trained beside frozen weights ({source.adapter or source.run.options.adapter.method}): "
             f"give {alone}--format=merged for the whole model"
         )
     if not adapted and kind != "hf":
         raise ExportError(f"{source.name} has no adapter, so there is nothing for --format={kind}; give --format=hf")
+    if kind == "peft" and source.decoder.scores:
+        raise ExportError(
+            f"{source.name} has a score head that is trained whole, which --format=peft does not hold; give "
+            "--format=merged"
+        )
     if kind == "peft" and source.mix == 0:
         raise ExportError(f"{source.name} is its base, without an adapter for --format=peft; give --format=merged")
     if kind == "peft" and source.adapter is None:

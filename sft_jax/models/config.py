@@ -150,6 +150,7 @@ class DecoderConfig:
         learned_positions: a learned embedding of each position, in place of rotary embeddings.
         max_positions: positions the model knows.
         tie_embeddings: the head is the embedding.
+        scores: in the place of a vocabulary head there is one that makes a number of a hidden state, `score` [D, 1].
         embedding_scale: factor on embeddings.
         query_scale: factor on scores; 0 is head_dim ** -0.5.
         query_growth: a query at position p is multiplied by 1 + query_growth ln(1 + floor(p / query_growth_positions))
@@ -227,6 +228,7 @@ class DecoderConfig:
     learned_positions: bool = False
     max_positions: int = 2048
     tie_embeddings: bool = False
+    scores: bool = False
     embedding_scale: float = 1.0
     query_scale: float = 0.0
     query_growth: float = 0.0
@@ -412,7 +414,7 @@ class DecoderConfig:
         """Weights that take part in matrix products per token: (in the layers, in the head)."""
         layers = (self.of_layer(index) for index in range(self.num_layers))
         of_layers = sum(layer._layer_matmul_params() for layer in layers) + self.per_layer_weights()
-        return of_layers, self.vocab_size * self.model_dim
+        return of_layers, (1 if self.scores else self.vocab_size) * self.model_dim
 
     def per_layer_weights(self) -> int:
         """Weights of the projection to the second embedding, for all layers together."""

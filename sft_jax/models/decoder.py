@@ -24,6 +24,7 @@ from sft_jax.models.lookup import look_up
 from sft_jax.models.matmul import einsum
 from sft_jax.models.partitioning import BATCH_AXES, constrain
 from sft_jax.models.remat import saving_policy
+from sft_jax.models.variables import SCORE
 from sft_jax.models.visibility import Visibility
 
 Tokens = Int[Array | np.ndarray, "B S"]
@@ -121,7 +122,9 @@ class Decoder(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab_size, config.model_dim))
         if config.learned_positions:
             self.position_embedding = PositionEmbedding(config, execution)
-        if not config.tie_embeddings:
+        if config.scores:
+            self.score = self.param(SCORE, nn.initializers.zeros, (config.model_dim, 1))
+        elif not config.tie_embeddings:
             shape = (config.model_dim, config.vocab_size)
             shape = shape[::-1] if execution.prepared else shape
             self.head_kernel = self.param("head", nn.initializers.lecun_normal(), shape)
@@ -302,7 +305,10 @@ class Decoder(nn.Module):
         return Context(rotations, rotaries, visibility, cache.length, growth), cache
 
     def head(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        """Float32 logits of hidden states."""
+        """Float32 logits of hidden states; of a decoder that scores, their scores, with V = 1."""
+        if self.config.scores:
+            with jax.named_scope("score"):
+                return einsum("bsd,dv->bsv", hidden, self.score, "float32", "float32")
         with jax.named_scope("head"):
             if self.config.tie_embeddings:
                 logits, spec, name = self._tied_logits(hidden), "bsd,vd->bsv", "embedding"

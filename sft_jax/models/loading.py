@@ -14,13 +14,13 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from sft_jax.agreement import agreed
 from sft_jax.models.config import DecoderConfig, Execution
 from sft_jax.models.decoder import Decoder
-from sft_jax.models.families import get_family
+from sft_jax.models.families import decoder_of, tensors_of
 from sft_jax.models.families.tables import ConfigReader, TensorRule
 from sft_jax.models.initial import init_params
 from sft_jax.models.layouts import place_in, resolved
 from sft_jax.models.quantization import quantize, quantized_tree
 from sft_jax.models.shares import BLOCK_BYTES, Blocks, RowReader, Share, blocks_of, read_share
-from sft_jax.models.variables import is_buffer
+from sft_jax.models.variables import is_buffer, is_score
 from sft_jax.sources import PretrainedCheckpoint, open_checkpoint
 
 DtypeOf = Callable[[str, np.dtype], str]  # from the path of a parameter and the dtype that it is stored in
@@ -73,7 +73,7 @@ def decoder_config(checkpoint: PretrainedCheckpoint) -> DecoderConfig:
         raise ValueError(f"{checkpoint.location}: {error}") from error
     where = checkpoint.location if wrapper is None else f"{checkpoint.location}: {wrapper.kind.text_config}"
     try:
-        return get_family(checkpoint.config).decoder_config(checkpoint.config)
+        return decoder_of(checkpoint.config)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -115,7 +115,7 @@ def load_params(
         made_in = dtype if isinstance(dtype, str) else "float32"
         params = init_params(config, layout, made_in, sharding, checkpoint.random_seed, deviation)
         return placed_quantized(cast(params, dtype), quantized, sharding)
-    rules = get_family(checkpoint.config).tensor_table(config)
+    rules = tensors_of(checkpoint.config, config)
     _check_table(checkpoint, rules)
     if checkpoint.wrapper is not None and jax.process_index() == 0:
         _say(checkpoint.wrapper.summary())
@@ -159,7 +159,7 @@ def cast(params: dict, dtype: str | DtypeOf) -> dict:
 
 
 def _dtype_of(dtype: str | DtypeOf, path: str, stored: np.dtype) -> str:
-    if is_buffer(path):
+    if is_buffer(path) or is_score(path):
         return "float32"
     return dtype if isinstance(dtype, str) else dtype(path, stored)
 

@@ -30,6 +30,7 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     # All rows of some columns: see `lookup`.
     (r"embedding$", P(None, ("tensor", *PARAM_AXES))),
     (r"head$", P(PARAM_AXES, "tensor")),
+    (r"score$", P()),
     (r"block_(scale|mean)$", P()),
     (r"experts/(gate|up)/kernel" + _STORED, P("expert", ("fsdp", "context"), "tensor")),
     (r"experts/down/kernel" + _STORED, P("expert", "tensor", ("fsdp", "context"))),

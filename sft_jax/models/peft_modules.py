@@ -14,7 +14,7 @@ import re
 import numpy as np
 
 from sft_jax.models.config import DecoderConfig
-from sft_jax.models.families import get_family
+from sft_jax.models.families import tensors_of
 from sft_jax.models.families.tables import TensorRule
 from sft_jax.sources.wrappers import Layout, renamed_module
 
@@ -120,7 +120,7 @@ def older_modules(hf_config: dict, config: DecoderConfig, layout: Layout | None 
 
 
 def _adaptable(hf_config: dict, config: DecoderConfig) -> list[TensorRule]:
-    table = get_family(hf_config).tensor_table(config)
+    table = tensors_of(hf_config, config)
     paths = ("embedding", "head")
     return [rule for rule in table if rule.path and (rule.path.endswith("/kernel") or rule.path in paths)]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sft_jax.models.config import DecoderConfig
-from sft_jax.models.families import get_family
+from sft_jax.models.families import tensors_of
 from sft_jax.models.families.tables import TensorRule
 from sft_jax.models.loading import place_of
 from sft_jax.models.variables import is_buffer
@@ -60,7 +60,7 @@ def put_back(
         hf_config: of the text model.
         config: its decoder.
     """
-    copies = {rule.source: rule.equal_to for rule in get_family(hf_config).tensor_table(config) if rule.path is None}
+    copies = {rule.source: rule.equal_to for rule in tensors_of(hf_config, config) if rule.path is None}
     made = {}
     for stored, entry in wrapper.tensors.items():
         name = wrapper.text_name(stored)
@@ -91,7 +91,7 @@ def stored_rules(weights: Mapping[str, WeightMaker], hf_config: dict, config: De
     Raises:
         ValueError: see `pending_tensors`.
     """
-    rules = [rule for rule in get_family(hf_config).tensor_table(config) if rule.path is not None]
+    rules = [rule for rule in tensors_of(hf_config, config) if rule.path is not None]
     for rule in rules:
         if rule.path not in weights:
             raise ValueError(f"there is no parameter {rule.path} to make {rule.source} of")

@@ -16,6 +16,7 @@ from sft_jax.models.quantization import dequantized_tree
 Tree = Any
 CORRECTION = "correction_bias"  # of a router
 OUTPUT_SCALE = "output_scale"  # of a layer
+SCORE = "score"  # the head of a decoder that scores
 _KERNEL_OF_LAYER = re.compile(r"layers/(?!.*router/).*/kernel")
 
 
@@ -41,6 +42,12 @@ def is_buffer(path: str) -> bool:
     corrections, which pretraining moved by how often each expert was chosen, and no gradient reaches; and the numbers
     that layers of Gemma 4 multiply their outputs by."""
     return path.endswith((f"/{CORRECTION}", f"/{OUTPUT_SCALE}"))
+
+
+def is_score(path: str) -> bool:
+    """True for the head of a decoder that scores: few numbers, which are float32 whatever the dtype of the weights, and
+    are trained whole, also beside adapters."""
+    return canonical_path(path) == SCORE
 
 
 def is_kernel_of_layer(path: str) -> bool:

@@ -16,24 +16,54 @@ An objective of pairs (`preference`) sees what the model gives whole answers, an
 All but `settings` are [B, P]: of each target its log-probability (float32), that of the reference (None for a method
 without), its weight, and the branch of its sequence that it belongs to. It is called for some sequences, and must not
 compare one with another; the answers of a pair are in one. A new method is a loss of two scores (`pair_losses`) plus
-its line in `METHODS`.
+its line in `METHODS`. An objective of answers that does something else (`kto`) has the same form, and its line in
+`OF_ANSWERS`. One of a decoder that scores (`reward`) gets scores, and margins in the place of the reference.
 
 The entry `loss` is minimised: sum / count over the whole optimizer step, all devices and micro-batches included. Every
 entry is logged the same way. `count` must not depend on the parameters.
 """
 
 import collections
+import dataclasses
 from collections.abc import Callable
 
 from sft_jax.objectives.cross_entropy import Settings, cross_entropy
+from sft_jax.objectives.kto import kto
 from sft_jax.objectives.pair_losses import PreferenceSettings
 from sft_jax.objectives.preference import METHODS, objective_of
+from sft_jax.objectives.reward import bradley_terry
 
 SumCount = tuple
 Objective = Callable[..., dict[str, SumCount]]
 
+
+@dataclasses.dataclass(frozen=True)
+class OfAnswers:
+    """An objective of answers beside those that compare two.
+
+    Attributes:
+        objective: its function.
+        reads: fields of `config.objective`.
+        reference: scores are relative to what the run begins with.
+        by_itself: answers are judged one by one; a pair is one that is wanted and one that is not.
+        divergence: the loss follows from how far the policy is from its reference over the whole step.
+        scores: it is of a decoder that scores texts, and predicts no token.
+    """
+
+    objective: Objective
+    reads: tuple[str, ...]
+    reference: bool = True
+    by_itself: bool = False
+    divergence: bool = False
+    scores: bool = False
+
+
 OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy}
-KNOWN = collections.ChainMap(METHODS, OBJECTIVES)  # of pairs and of logits, by their names
+OF_ANSWERS: dict[str, OfAnswers] = {
+    "kto": OfAnswers(kto, ("beta", "desirable_weight", "undesirable_weight"), by_itself=True, divergence=True),
+    "reward": OfAnswers(bradley_terry, ("centring",), reference=False, scores=True),
+}
+KNOWN = collections.ChainMap(METHODS, OF_ANSWERS, OBJECTIVES)  # of pairs, of answers and of logits, by their names
 
 
 def get_objective(name: str) -> Objective:
@@ -44,23 +74,47 @@ def get_objective(name: str) -> Objective:
     """
     if name not in KNOWN:
         raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(KNOWN))}")
-    return objective_of(METHODS[name]) if compares_pairs(name) else OBJECTIVES[name]
+    if name in METHODS:
+        return objective_of(METHODS[name])
+    return OF_ANSWERS[name].objective if name in OF_ANSWERS else OBJECTIVES[name]
+
+
+def judges_answers(name: str) -> bool:
+    """Whether the objective of that name learns from answers that were judged, branches of examples; others imitate."""
+    return name in METHODS or name in OF_ANSWERS
 
 
 def compares_pairs(name: str) -> bool:
-    """Whether the objective of that name compares the answers of pairs; others imitate."""
-    return name in METHODS
+    """Whether it compares the two answers of pairs."""
+    return judges_answers(name) and not judges_one_by_one(name)
+
+
+def judges_one_by_one(name: str) -> bool:
+    """Whether it takes each answer by itself, as wanted or not."""
+    return name in OF_ANSWERS and OF_ANSWERS[name].by_itself
+
+
+def scores_texts(name: str) -> bool:
+    """Whether it is of a decoder that scores whole texts, a reward model."""
+    return name in OF_ANSWERS and OF_ANSWERS[name].scores
 
 
 def has_reference(name: str) -> bool:
     """Whether its scores are relative to what the run begins with."""
-    return name in METHODS and METHODS[name].reference
+    known = METHODS.get(name) or OF_ANSWERS.get(name)
+    return known is not None and known.reference
+
+
+def reads_of(name: str) -> tuple[str, ...]:
+    """Fields of `config.objective` that an objective of answers reads, of those that not all objectives read."""
+    return OF_ANSWERS[name].reads if name in OF_ANSWERS else ("beta", "sft_weight", *METHODS[name].reads)
 
 
 __all__ = [
     "KNOWN",
     "METHODS",
     "OBJECTIVES",
+    "OF_ANSWERS",
     "Objective",
     "PreferenceSettings",
     "Settings",
@@ -68,4 +122,8 @@ __all__ = [
     "cross_entropy",
     "get_objective",
     "has_reference",
+    "judges_answers",
+    "judges_one_by_one",
+    "reads_of",
+    "scores_texts",
 ]

@@ -22,6 +22,10 @@ class PreferenceSettings:
         tail_weight: weight of tokens beyond the length of the shorter answer, on policy and reference (LD-DPO, Liu et
             al. 2024, https://arxiv.org/abs/2409.06411).
         sft_weight: factor of the chosen answer's negative log-likelihood a token (RPO, Pang et al. 2024).
+        desirable_weight: of KTO, factor of the losses of answers that are wanted.
+        undesirable_weight: of KTO, factor of those of others.
+        centring: of a reward model, factor of the square of the sum of both scores (Eisenstein et al. 2023).
+        kl: of KTO, the point of reference of the whole step, where this is a part of one; None: of what is at hand.
         per_token: scores are means over tokens.
     """
 
@@ -30,6 +34,10 @@ class PreferenceSettings:
     label_smoothing: Any = None
     tail_weight: Any = None
     sft_weight: Any = None
+    desirable_weight: Any = None
+    undesirable_weight: Any = None
+    centring: Any = None
+    kl: Any = None
     per_token: bool = flax.struct.field(pytree_node=False, default=False)
 
 

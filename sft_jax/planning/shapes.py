@@ -7,6 +7,7 @@ from etils import epath
 from sft_jax.models import positions
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.loading import decoder_config
+from sft_jax.models.variables import SCORE
 from sft_jax.options import ModelOptions
 from sft_jax.planning.models import PUBLISHED
 from sft_jax.runs.base import base_of, open_run
@@ -51,6 +52,8 @@ def shape_of(model: ModelOptions) -> ModelShape:
         decoder, _ = positions.with_positions(decoder, checkpoint.config, model.max_positions)
     except ValueError as error:
         raise ValueError(f"--config.model.max_positions={model.max_positions}: {source}: {error}") from error
+    if model.head == SCORE:
+        decoder = dataclasses.replace(decoder, scores=True)
     return ModelShape(decoder, range(0), origin)
 
 

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from sft_jax.agreement import agreed
@@ -18,15 +17,14 @@ from sft_jax.data.cleaning import Sink, dropped_by_a_step, names_of_steps
 from sft_jax.data.packing import PackingReport, packing_report, supervised_capacity
 from sft_jax.data.plan import PackPlan, mixture_capacity
 from sft_jax.data.plan.mixture import Mixture
-from sft_jax.data.reading import flags_of_source
 from sft_jax.data.records import Record
 from sft_jax.data.rendering import ConversationRenderer
-from sft_jax.data.tokenized import Tokenized, TokenizedExamples, dropped_where
+from sft_jax.data.tokenized import Counts, Tokenized, TokenizedExamples, dropped_where
 from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenizing import NoExamplesError, nothing_left
 from sft_jax.models.vocabulary import with_new_tokens
-from sft_jax.objectives import compares_pairs
 from sft_jax.options import DataOptions, ModelOptions, Options
+from sft_jax.preparation.judged import examples_for, left_out_note
 from sft_jax.preparation.measured import Measured, held_out_of, read_measured, too_long_advice
 from sft_jax.preparation.mixing import mixture_of, reader_of
 from sft_jax.preparation.retrieved import retriever_of
@@ -98,7 +96,7 @@ class Data:
 
 # Sections and fields of a config that the data of a run depends on, and those within that change nothing of it.
 _READ_OF = ("data", "model")  # of them, those that its rows and their tokens depend on
-_MADE_OF = (*_READ_OF, "seed", "batch.sequences", "objective.positions")
+_MADE_OF = (*_READ_OF, "seed", "batch.sequences", "objective.name", "objective.positions")
 _NOT_MADE_OF = ("data.date", "data.fail_on", "data.cache")
 
 
@@ -194,9 +192,11 @@ class ReadData:
 
     def planned(self, options: Options, curve: LearningCurve | None = None, also: FindingsOfRun | None = None) -> Data:
         """The data of a run that reads this; `curve` and `also` as in `load_data`."""
-        tokenized, examples, thorough = self.tokenized, self.tokenized.examples, self.checked is not None
-        for rows in (examples, self.held_out):
-            check_objective_reads(options, rows)
+        tokenized, thorough = examples_for(options, self.tokenized), self.checked is not None
+        examples, held_out, note = tokenized.examples, self.held_out, self.held_out_note
+        if held_out is not None:
+            found = examples_for(options, Tokenized(held_out, [], Counts()), held_out=True)
+            held_out, note = found.examples, note + left_out_note(found.dropped)
         plan = _plan(options, examples)
         findings = list(self.findings)
         if also is not None:
@@ -225,9 +225,9 @@ class ReadData:
             report,
             self.checked,
             self.held_out_records,
-            self.held_out,
-            0 if self.held_out is None else _sequence_targets(self.held_out, options),
-            self.held_out_note,
+            held_out,
+            0 if held_out is None else _sequence_targets(held_out, options),
+            note,
             made_for=_fields_of_data(options, _MADE_OF),
         )
 
@@ -299,31 +299,6 @@ def _check_sources(options: DataOptions, tokenized: Tokenized) -> None:
         error = nothing_left(len(dropped), dropped)
         where = f"the source {name!r} of the mixture has no row that can be trained on; mend it or remove it."
         raise NoExamplesError(f"{where} {error}{too_long_advice(options, error)}", error.longest)
-
-
-def check_objective_reads(options: Options, examples: TokenizedExamples | None) -> None:
-    """Checks that the rows are what the objective learns from.
-
-    Raises:
-        ValueError: one is a pair of answers and the objective imitates, or the reverse; names it and the flags.
-    """
-    pairs = compares_pairs(options.objective.name)
-    wrong = np.zeros(0) if examples is None else (examples.branch_counts == 2) != pairs
-    if not wrong.any():
-        return
-    row = int(wrong.argmax())
-    if pairs:
-        raise ValueError(
-            f"{examples.ids[row]}: --config.objective.name={options.objective.name} compares two answers to a prompt, "
-            'and this row is no such pair. Expected {"prompt", "chosen", "rejected"} (docs/data.md), read by '
-            f"{flags_of_source(examples.sources[row])}preference=pairs; --config=configs/sft.py imitates answers"
-        )
-    raise ValueError(
-        f"{examples.ids[row]}: a pair of answers is not an example to imitate, and "
-        f"--config.objective.name={options.objective.name} imitates. "
-        f"{flags_of_source(examples.sources[row])}preference=chosen takes the chosen answers; "
-        "--config=configs/preference.py compares the two"
-    )
 
 
 def _plan(options: Options, examples: TokenizedExamples) -> PackPlan:

@@ -14,16 +14,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jaxtyping import Float32
 
 from sft_jax.models import adapters, positions
 from sft_jax.models.config import AdapterSpec, DecoderConfig
 from sft_jax.models.layouts import to_layout
 from sft_jax.models.loading import DtypeOf, cast, decoder_config, load_params, placed_quantized
 from sft_jax.models.peft_loading import load_peft_adapter
-from sft_jax.models.variables import is_buffer, merge, merge_adapters, scaled_adapters, split, variables
+from sft_jax.models.variables import (
+    SCORE,
+    is_buffer,
+    is_score,
+    merge,
+    merge_adapters,
+    scaled_adapters,
+    split,
+    variables,
+)
 from sft_jax.models.vocabulary import add_new_tokens, grown, resized, with_new_tokens
 from sft_jax.options import ModelOptions, WeightOptions, weight_options
 from sft_jax.runs.adapting import adapter_hyperparameters, adapter_spec, has_adapters
@@ -40,7 +51,13 @@ from sft_jax.sources.transformers_types import PreTrainedTokenizerBase
 from sft_jax.sources.wrappers import Wrapper
 
 Tree = Any
-_MADE_OF = ("source", "revision", "max_positions", "new_tokens")  # of the options of a model: what a base follows from
+_MADE_OF = (
+    "source",
+    "revision",
+    "max_positions",
+    "new_tokens",
+    "head",
+)  # of the options of a model: what a base follows from
 _RUN = re.compile(r"(?P<directory>.+?)(?::(?P<which>\d+|latest|best))?")
 
 
@@ -59,6 +76,7 @@ class Base:
             (`DtypeOf`), and `quantized` is `none`, or how kernels are stored in few bits.
         new_token_ids: ids of the new tokens that a run adds (`base_of`); none of a source alone.
         made_for: the options that `base_of` made it of; None of a source alone.
+        fresh_head: it scores by a head that begins at zero.
         wrapper: what is around the text model that they are weights of; None where it is a model of its own.
     """
 
@@ -72,6 +90,7 @@ class Base:
     new_token_ids: range = range(0)
     made_for: ModelOptions | None = None
     wrapper: Wrapper | None = None
+    fresh_head: bool = False
 
     @property
     def origin(self) -> dict[str, str | None]:
@@ -220,6 +239,8 @@ def _narrowed(shapes: Tree, dtype: str | DtypeOf) -> Tree:
 
     def narrowed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         wanted = jnp.dtype(dtype if isinstance(dtype, str) else dtype(path, leaf.dtype))
+        if is_score(path):
+            return leaf
         return leaf.update(dtype=wanted) if wanted.itemsize < leaf.dtype.itemsize else leaf
 
     if "params" not in shapes:
@@ -306,7 +327,7 @@ def base_of(model: ModelOptions) -> Base:
     """
     source, revision = model.source, model.revision or None
     base = with_positions(open_base(source, revision), model.max_positions, "--config.model.max_positions")
-    base = dataclasses.replace(base, made_for=model)
+    base = dataclasses.replace(with_head(base, model.head), made_for=model)
     if not model.new_tokens:
         return base
     new = add_new_tokens(load_base_tokenizer(source, revision), model.new_tokens)
@@ -317,6 +338,35 @@ def base_of(model: ModelOptions) -> Base:
 
     hf_config = base.hf_config | {"vocab_size": decoder.vocab_size}
     return dataclasses.replace(base, decoder=decoder, hf_config=hf_config, params=params, new_token_ids=new)
+
+
+def with_head(base: Base, head: str) -> Base:
+    """The same weights with a head that scores in the place of theirs, zeros at first, where that is asked for.
+
+    Raises:
+        ValueError: they have such a head, and the other one is asked for.
+    """
+    if base.decoder.scores == (head == SCORE):
+        return base
+    if base.decoder.scores:
+        raise ValueError(
+            f"--config.model.head={head}: {base.name} is a reward model, which has no vocabulary head; give "
+            f"--config.model.head={SCORE} (configs/reward_model.py)"
+        )
+    decoder = dataclasses.replace(base.decoder, scores=True)
+
+    def params(layout: str, dtype: str | DtypeOf, mesh: Mesh, quantized: str = "none") -> Tree:
+        read = base.params(layout, dtype, mesh, quantized)
+        kept = {name: tree for name, tree in read.items() if name != "head"}
+        begins = fresh_score(decoder.model_dim)
+        return kept | {SCORE: jax.device_put(begins, placement(mesh)(SCORE, begins.shape))}
+
+    return dataclasses.replace(base, decoder=decoder, params=params, wrapper=None, fresh_head=True)
+
+
+def fresh_score(model_dim: int) -> Float32[np.ndarray, "D 1"]:
+    """The head that a reward model begins with, by which all scores are 0."""
+    return np.zeros((model_dim, 1), np.float32)
 
 
 def with_positions(base: Base, count: int, flag: str) -> Base:
@@ -360,6 +410,8 @@ def open_run(source: str, mix: float = 1.0) -> FinishedRun | None:
     base = base_of(options.model)
     check_inputs(directory, {"model": base.fingerprint})
     adapter = _spec_of(options, base)
+    if mix != 1 and adapter is not None and base.decoder.scores:
+        raise ValueError(f"--mix={mix}: {source} has a score head beside its adapter, which is not mixed; give --mix=1")
     if mix != 1 and adapter is not None and adapter.method in NOT_LINEAR:
         adapter = None  # there are merged weights alone
     return FinishedRun(directory, step, config, options, base, adapter, mix)

@@ -12,7 +12,7 @@ from sft_jax.models.initial import parameter_shapes
 from sft_jax.models.layouts import is_stacked, numbers_of, to_layout
 from sft_jax.models.loading import cast
 from sft_jax.models.quantization import quantized_tree
-from sft_jax.models.variables import canonical_path, is_buffer, split
+from sft_jax.models.variables import canonical_path, is_buffer, is_score, split
 from sft_jax.options import AdapterOptions, TrainedOptions, WeightOptions
 from sft_jax.runs.adapting import adapter_hyperparameters, has_adapters, init_beside
 
@@ -24,11 +24,13 @@ def trained_predicate(adapter: AdapterOptions, trained: TrainedOptions, num_laye
 
     Adapters are, but for their constants. Of the weights: none beside adapters; otherwise those that match one of
     `trained.weights`, all where it is empty, and of those only what lies in the last `trained.last_layers` layers,
-    where that is not 0. Buffers never are.
+    where that is not 0. Buffers never are; the head of a decoder that scores always is.
     """
     patterns, last, adapted = trained.weights, trained.last_layers, has_adapters(adapter)
 
     def is_trained(path: str) -> bool:
+        if is_score(path):
+            return True
         if adapted:
             return adapters.is_trained(path)
         if is_buffer(path):

@@ -50,6 +50,8 @@ def load_for_inference(
     weights: str = "trained",
     max_positions: int = 0,
     mix: float = 1.0,
+    *,
+    scores: bool = False,
 ) -> Loaded:
     """Loads a model to generate with or to measure.
 
@@ -61,10 +63,11 @@ def load_for_inference(
         weights: `trained`, or `ema` for the average that the run kept.
         max_positions: limit of prompt and answer together; 0 for what the checkpoint says.
         mix: of a run: 1 for its result, 0 for its base, or what lies between them (`mix.py`).
+        scores: it is to be a reward model; others are to predict tokens.
 
     Raises:
         ValueError: there is no such checkpoint, or no such average (names those there are); or positions that the model
-            cannot have; or a mix that is not between 0 and 1, or not of a run.
+            cannot have; or a mix that is not between 0 and 1, or not of a run; or it is a model of the other kind.
     """
     # One layer after the other is read faster token by token on CPU; scanned layers compile faster elsewhere.
     layout = "unrolled" if platform_of(mesh) == "cpu" else "scan"
@@ -75,6 +78,8 @@ def load_for_inference(
         return Execution(matmul_dtype=matmul_dtype, layer_layout=layout, attention_backend=attention)
 
     run = open_run(source, mix)
+    base = open_base(source) if run is None else run.base
+    _check_kind(source, base.decoder, scores)
     if run is not None:
         decoder = with_positions(run.base, max_positions, _FLAG).decoder
         model = Decoder(decoder, executed(decoder), run.adapter)
@@ -86,10 +91,24 @@ def load_for_inference(
         raise ValueError(f"--weights={weights} is for runs, and {source} is a pretrained checkpoint")
     if mix != 1:
         raise ValueError(f"--mix={mix} is for runs, and {source} is a pretrained checkpoint")
-    base = with_positions(open_base(source), max_positions, _FLAG)
+    base = with_positions(base, max_positions, _FLAG)
     model = Decoder(base.decoder, executed(base.decoder))
     variables = {"params": base.params(model.layout, dtypes_for_inference(model), mesh)}
     return Loaded(source, model, variables, renderer, _fingerprint(base.fingerprint, weights, mix, model, renderer))
+
+
+def _check_kind(source: str, decoder: DecoderConfig, scores: bool) -> None:
+    """Refuses a reward model where tokens are to be predicted, and the reverse.
+
+    Raises:
+        ValueError: it is of the other kind.
+    """
+    if decoder.scores and not scores:
+        raise ValueError(
+            f"{source} is a reward model: it scores texts and writes none; python -m sft_jax.score scores pairs by it"
+        )
+    if scores and not decoder.scores:
+        raise ValueError(f"{source} is no reward model; --config=configs/reward_model.py trains one")
 
 
 def digest_of(run: FinishedRun) -> str:

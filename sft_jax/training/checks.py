@@ -38,7 +38,7 @@ from sft_jax.runs.workdir import AUTO, flatten
 from sft_jax.training.branch import parse_branch, problems_of_branch
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import DECAY_SHAPES, SCHEDULES
-from sft_jax.training.pair_checks import problems_of_pairs, unread_objective_options
+from sft_jax.training.pair_checks import problems_of_pairs, problems_of_scores, unread_objective_options
 from sft_jax.training.update_rules import RULES, unread_options
 
 Check = tuple[Callable[[Any], bool], str]
@@ -86,6 +86,7 @@ CHECKS: dict[str, Check] = {
         'must be a run directory and a step, like "runs/x:8000", or empty',
     ),
     "model.max_positions": _at_least(0),
+    "model.head": _one_of("vocabulary", "score"),
     "data.date": (_is_date, 'must be a date like "2026-01-31", or empty for the day of the first start'),
     "data.fail_on": _one_of(*FAIL_ON),
     "data.sequence_length": _at_least(2),
@@ -111,6 +112,9 @@ CHECKS: dict[str, Check] = {
     "objective.margin": _at_least(0),
     "objective.tail_weight": _SHARE,
     "objective.sft_weight": _at_least(0),
+    "objective.desirable_weight": _ABOVE_ZERO,
+    "objective.undesirable_weight": _ABOVE_ZERO,
+    "objective.centring": _at_least(0),
     "objective.neftune_alpha": _at_least(0),
     "objective.positions": _one_of("supervised", "all"),
     "objective.head_chunk_tokens": _at_least(0),
@@ -418,6 +422,7 @@ TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _ema,
     _patience,
     problems_of_pairs,
+    problems_of_scores,
     _groups,
     _trained_weights,
     _quantized,

@@ -78,6 +78,16 @@ def target_log_probabilities(
     return found, routing
 
 
+def target_scores(
+    model: Decoder, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
+) -> tuple[Float[Array, "B P"], Routing | None]:
+    """The score at every target of a (micro-)batch, float32, of a decoder that scores; and how it was routed."""
+    hidden, routing = hidden_states(model, trained, state, batch, randomness)
+    hidden = gather_targets(hidden, batch["target_slots"])
+    scores = model.apply(variables(trained, state.frozen, state.hyper), hidden, method="head")
+    return scores[:, :, 0], routing
+
+
 def trained_head_weights(model: Decoder, trained: Tree) -> Tree:
     """What the head reads and is trained: an embedding has a gradient in the head only where it is the head."""
     of_head = head_weights(trained)

@@ -19,9 +19,10 @@ from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Prepared, Sampler,
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import variables
-from sft_jax.objectives import PreferenceSettings, Settings, compares_pairs, get_objective
+from sft_jax.objectives import PreferenceSettings, Settings, get_objective, judges_answers
 from sft_jax.objectives.head import chunk_of
 from sft_jax.objectives.kl import KL_TO_BASE
+from sft_jax.objectives.kto import KL
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.options import EvaluationOptions, ObjectiveOptions, Options, WeightOptions
 from sft_jax.preparation.run_data import Data
@@ -74,18 +75,30 @@ def held_out_metrics(
     batch_sequences = _sequences_at_once(options.evaluation, mesh) * data_shards(mesh)
     sizes = (data.held_out, options.data.sequence_length, data.held_out_targets)
     how = {"packing": options.data.packing, "max_examples_per_sequence": options.data.max_examples_per_sequence}
-    batches = held_out_batches(
-        *sizes,
-        batch_sequences,
-        **how,
-        normalize=options.objective.normalize,
-        own=sequences_here(mesh, batch_sequences),
-    )
-    if progress:
-        bins = held_out_bins(*sizes, **how)
-        batches = _counted(batches, -(-len(bins) // batch_sequences), progress)
-    means = mean_metrics(step, state, batches, mesh, data.held_out.groups.names)
+    rounds = 2 if KL in state.hyper else 1
+    total = rounds * -(-len(held_out_bins(*sizes, **how)) // batch_sequences)
+
+    def measured(state: TrainState, done: int) -> dict[str, float]:
+        batches = held_out_batches(
+            *sizes,
+            batch_sequences,
+            **how,
+            normalize=options.objective.normalize,
+            own=sequences_here(mesh, batch_sequences),
+        )
+        counted = _counted(batches, done, total, progress) if progress else batches
+        return mean_metrics(step, state, counted, mesh, data.held_out.groups.names)
+
+    if rounds > 1:  # the loss follows from the divergence over all batches
+        state = with_divergence(state, measured(state, 0)[KL])
+    means = measured(state, total - total // rounds)
     return {f"held_out/{name}": value for name, value in means.items()}
+
+
+def with_divergence(state: TrainState, mean: float) -> TrainState:
+    """The state by which examples are measured whose mean log-ratio to answers to other prompts is that."""
+    kl = jax.device_put(np.float32(max(mean, 0.0)), state.hyper[KL].sharding)
+    return state.replace(hyper={**state.hyper, KL: kl})
 
 
 def _sequences_at_once(options: EvaluationOptions, mesh: Mesh) -> int:
@@ -159,7 +172,7 @@ def _held_out_names(options: ObjectiveOptions, data: Data, vocab_size: int) -> s
 
 def names_by_objective(options: ObjectiveOptions, vocab_size: int = 2) -> set[str]:
     """What `held_out_metrics` measures of held-out rows, whichever they are; of rows in groups the loss of each too."""
-    if compares_pairs(options.name):
+    if judges_answers(options.name):
         return {f"held_out/{name}" for name in _preference_metrics(options)}
     settings = Settings(options.label_smoothing or None, options.z_loss or None)
     objective = functools.partial(get_objective(options.name), settings=settings)
@@ -173,14 +186,19 @@ def names_by_objective(options: ObjectiveOptions, vocab_size: int = 2) -> set[st
 
 def _preference_metrics(options: ObjectiveOptions) -> set[str]:
     slots, branches = jax.ShapeDtypeStruct((1, 2), "float32"), jax.ShapeDtypeStruct((1, 2), "int32")
-    settings = PreferenceSettings(options.beta, label_smoothing=options.label_smoothing)
+    numbers = {
+        name: getattr(options, name)
+        for name in ("label_smoothing", "desirable_weight", "undesirable_weight", "centring")
+    }
+    settings = PreferenceSettings(options.beta, **numbers)
     objective = functools.partial(get_objective(options.name), settings=settings)
     return set(jax.eval_shape(objective, slots, slots, slots, branches))
 
 
-def _counted(batches: Iterable[dict], total: int, progress: Callable[[int, int], None]) -> Iterator[dict]:
-    for done, batch in enumerate(batches):
-        progress(done, total)
+def _counted(batches: Iterable[dict], done: int, total: int, progress: Callable[[int, int], None]) -> Iterator[dict]:
+    """The batches, of which so many of the total are done before the first."""
+    for number, batch in enumerate(batches, done):
+        progress(number, total)
         yield batch
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from sft_jax.objectives import compares_pairs
+from sft_jax.objectives import OF_ANSWERS, judges_answers
 from sft_jax.options import OptimizerOptions, Options
 from sft_jax.runs.adapting import adapter_hyperparameters
 from sft_jax.sharding import path_string
@@ -23,9 +23,13 @@ from sft_jax.training.update_rules import RULES, Hyperparameters
 
 Tree = Any
 
-PREFERENCE_NUMBERS = ("beta", "margin", "tail_weight", "sft_weight")  # beside label smoothing
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 DECAY_SHAPES = {"linear": 1.0, "sqrt": 0.5}  # of wsd: the power of the share of the decay that is over
+# Beside label smoothing.
+PREFERENCE_NUMBERS = (
+    *("beta", "margin", "tail_weight", "sft_weight"),
+    *("desirable_weight", "undesirable_weight", "centring"),
+)
 _NO_DECAY = re.compile(r"(scale|bias|sinks|magnitude|a_log)$")
 
 
@@ -79,8 +83,10 @@ def hyperparameters(options: Options, warmup_steps: int, total_steps: int, decay
     }
     if optimizer.schedule == "wsd":
         values |= {"decay_steps": decay_steps, "decay_exponent": DECAY_SHAPES[optimizer.decay_shape]}
-    if compares_pairs(options.objective.name):
+    if judges_answers(options.objective.name):
         values |= {name: getattr(options.objective, name) for name in PREFERENCE_NUMBERS}
+    if options.objective.name in OF_ANSWERS and OF_ANSWERS[options.objective.name].divergence:
+        values["kl"] = 0.0  # of the whole step; of held-out examples, where they are measured
     for index, group in enumerate(parse_groups(optimizer.groups)):
         values[f"group_{index}_learning_rate_factor"] = group.learning_rate_factor
         if group.weight_decay is not None:

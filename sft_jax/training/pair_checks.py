@@ -1,16 +1,17 @@
-"""Values of a config that objectives of pairs exclude, and options that an objective does not read."""
+"""Values of a config that objectives of answers exclude, and options that an objective does not read."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from sft_jax.objectives import METHODS, compares_pairs, has_reference
+from sft_jax.models.variables import SCORE
+from sft_jax.objectives import has_reference, judges_answers, reads_of, scores_texts
 from sft_jax.options import Options
 
 
 def problems_of_pairs(options: Options) -> list[str]:
-    """What pairs of answers exclude."""
+    """What answers that were judged exclude."""
     objective, masking, name = options.objective, options.data.masking, options.objective.name
-    if not compares_pairs(name):
+    if not judges_answers(name):
         return []
     needs = (
         (name != "orpo" or objective.sft_weight > 0, "sft_weight", "ORPO adds its term to that loss; give 1.0"),
@@ -30,14 +31,37 @@ def problems_of_pairs(options: Options) -> list[str]:
     for field, allowed in (("train_on", ("assistant", "last")), ("end_of_turn", ("turn", "last", "none"))):
         if (value := getattr(masking, field)) not in allowed:
             problems.append(
-                f"--config.data.masking.{field}={value!r}: of a pair its answers are trained and nothing else; give "
-                f"{' or '.join(allowed)}"
+                f"--config.data.masking.{field}={value!r}: of a pair its answers are trained and nothing else, and so "
+                f"is an answer with a label; give {' or '.join(allowed)}"
             )
     if masking.too_long not in ("drop", "error"):
         problems.append(
-            f"--config.data.masking.too_long={masking.too_long!r}: answers of a pair are never cut; give drop or error"
+            f"--config.data.masking.too_long={masking.too_long!r}: answers that are judged are never cut; give drop "
+            "or error"
         )
     return problems + _of_reference(options)
+
+
+def problems_of_scores(options: Options) -> list[str]:
+    """What a decoder that scores excludes, and what needs one."""
+    name, head, problems = options.objective.name, options.model.head, []
+    if scores_texts(name) != (head == SCORE):
+        wanted = SCORE if scores_texts(name) else "vocabulary"
+        problems.append(
+            f"--config.model.head={head}: --config.objective.name={name} is of the other head; give "
+            f"--config.model.head={wanted} (--config=configs/reward_model.py has both)"
+        )
+    if head != SCORE:
+        return problems
+    asked = {
+        "evaluation.samples": (options.evaluation.samples, "0"),
+        "evaluation.tasks": (", ".join(options.evaluation.tasks), "none"),
+    }
+    return problems + [
+        f"--config.{field}={value!r}: a reward model scores texts and writes none; give {advised}"
+        for field, (value, advised) in asked.items()
+        if value
+    ]
 
 
 def _of_reference(options: Options) -> list[str]:
@@ -61,8 +85,8 @@ def unread_objective_options(options: Options, defaults: Mapping[str, Any]) -> l
     """Options that only other objectives read, and that were asked for."""
     name = options.objective.name
     read = {"normalize", "label_smoothing", "z_loss", "kl_to_base", "positions"}
-    if compares_pairs(name):
-        read = {"beta", "sft_weight", *METHODS[name].reads}
+    if judges_answers(name):
+        read = {*reads_of(name)}
     asked = {f"objective.{option}": value for option, value in vars(options.objective).items() if option not in read}
     return [
         f"--config.{field}={value!r} is not read by --config.objective.name={name}; leave it at {defaults[field]!r}"

@@ -1,4 +1,4 @@
-"""The reference of objectives of pairs: what the run begins with, as the log-probability that it gives every target.
+"""The reference of objectives of answers: what the run begins with, as the log-probability that it gives every target.
 
 They are computed once, before the first step, by the decoder, the head and the dtypes of the run on its mesh, a
 micro-batch at a time; then they are data like the targets themselves, and no second model is ever in memory.
@@ -29,9 +29,10 @@ from sft_jax.data.tokenized.cached_values import cached_values
 from sft_jax.dispatch import one_late
 from sft_jax.generation.sizes import on_host
 from sft_jax.models.decoder import Decoder
-from sft_jax.objectives import METHODS, PreferenceSettings
-from sft_jax.objectives.branches import by_branch
-from sft_jax.options import Options
+from sft_jax.objectives import METHODS, PreferenceSettings, get_objective
+from sft_jax.objectives.branches import PAIR, by_branch
+from sft_jax.objectives.kto import BRANCHES
+from sft_jax.options import ObjectiveOptions, Options
 from sft_jax.preparation.run_data import Data
 from sft_jax.progress import ProgressBars
 from sft_jax.sharding import batch_sharding, platform_of, put_batch, sequences_here, shardings_of
@@ -196,25 +197,44 @@ def check_begins_as_reference(found: Float32[np.ndarray, "B P"], batch: Batch, o
     Raises:
         WrongReferenceError: rewards or margins are off by more than rounding; says what the loss is and should be.
     """
-    objective, precision, method = options.objective, options.precision, METHODS[options.objective.name]
-    branches, used = jnp.asarray(batch["branches"]), batch["weights"] > 0
-    lengths = by_branch(jnp.asarray(used, jnp.float32), branches)
-    scores = by_branch(jnp.asarray(np.where(used, found - batch["reference"], 0.0), jnp.float32), branches)
-    scores = scores / jnp.maximum(lengths, 1.0) if method.per_token or objective.per_token else scores
-    chosen, rejected = np.asarray(scores)[np.asarray(lengths)[:, :, 0] > 0].T
-    rewards = objective.beta * np.stack([chosen, rejected, chosen - rejected])
-    off = float(np.abs(rewards).mean(axis=1).max()) if rewards.size else 0.0
+    objective, precision = options.objective, options.precision
+    found = np.where(batch["weights"] > 0, found, batch["reference"])
+    off = _mean_reward(found - batch["reference"], batch, objective)
     rounded = "bfloat16" in (precision.params, precision.frozen, precision.matmul, precision.activations)
     bound = _TOLERANCE["bfloat16" if rounded else "float32"]
     if off <= bound:
         return
-    settings = PreferenceSettings(objective.beta, label_smoothing=objective.label_smoothing or None)
-    loss = lambda *scores: float(jnp.mean(method.loss(*(jnp.asarray(score)[None] for score in scores), settings)))
     raise WrongReferenceError(
         f"--config.objective.name={objective.name}: before the first step the policy is its own reference, so that the "
-        f"loss should be {loss(chosen * 0, rejected * 0):.4f}, and it is {loss(chosen, rejected):.4f}: rewards and "
+        f"loss should be {_loss(batch['reference'], batch, objective):.4f}, and it is "
+        f"{_loss(found, batch, objective):.4f}: rewards and "
         f"margins are off by {off:.2g}, of which rounding explains {bound:.2g}. Either the step computes another thing "
         "than the reference was computed by (something random in the model, other code), or these devices give other "
         "results each time (--config.execution.deterministic=True), or the values in the cache are not of this run: "
         "give another --config.data.cache, or an empty one"
     )
+
+
+def _mean_reward(ratios: Float32[np.ndarray, "B P"], batch: Batch, objective: ObjectiveOptions) -> float:
+    """How large the rewards of answers are on average, or the margins of pairs, whichever is more."""
+    per, method = (PAIR, METHODS[objective.name]) if objective.name in METHODS else (BRANCHES, None)
+    branches, used = jnp.asarray(batch["branches"]), jnp.asarray(batch["weights"] > 0, jnp.float32)
+    scores, lengths = (np.asarray(by_branch(x, branches, per)) for x in (jnp.asarray(ratios, jnp.float32), used))
+    if objective.per_token or (method and method.per_token):
+        scores = scores / np.maximum(lengths, 1.0)
+    rewards, there = objective.beta * np.abs(scores), lengths > 0
+    if not there.any():
+        return 0.0
+    means = [rewards[:, :, branch][there[:, :, branch]].mean() for branch in np.flatnonzero(there.any(axis=(0, 1)))]
+    if method:
+        means.append(objective.beta * np.abs(scores[:, :, 0] - scores[:, :, 1])[there[:, :, 0]].mean())
+    return float(max(means))
+
+
+def _loss(values: Float32[np.ndarray, "B P"], batch: Batch, objective: ObjectiveOptions) -> float:
+    """The loss of log-probabilities, without the terms that do not compare them with the reference's."""
+    numbers = {name: getattr(objective, name) for name in ("beta", "desirable_weight", "undesirable_weight")}
+    smoothing = {"label_smoothing": objective.label_smoothing or None, "per_token": objective.per_token}
+    arrays = (jnp.asarray(array) for array in (values, batch["reference"], batch["weights"], batch["branches"]))
+    total, count = get_objective(objective.name)(*arrays, settings=PreferenceSettings(**numbers, **smoothing))["loss"]
+    return float(total / count)

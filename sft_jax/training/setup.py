@@ -20,7 +20,7 @@ from sft_jax.models.layouts import resolved, to_layout
 from sft_jax.models.loading import cast
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.variables import canonical_path, merge, split
-from sft_jax.objectives import compares_pairs, get_objective
+from sft_jax.objectives import OF_ANSWERS, get_objective, judges_answers, reads_of
 from sft_jax.objectives.head import chunk_of
 from sft_jax.options import AdapterOptions, ObjectiveOptions, Options
 from sft_jax.runs.adapting import adapter_spec, arrays_of, has_adapters, init_beside
@@ -65,7 +65,7 @@ def resolve_execution(
     """
     layout, remat, platform = options.execution.layer_layout, options.execution.remat, platform_of(mesh)
     backend = choose_backend(options.execution.attention, platform, decoder, options.precision.matmul)
-    if compares_pairs(options.objective.name):
+    if judges_answers(options.objective.name):
         backend = backend_of_pairs(options.execution.attention, backend)
     tokens = options.batch.sequences * options.data.sequence_length // options.batch.micro_batches
     save_memory = platform != "cpu" or (has_adapters(options.adapter) and tokens > _SCAN_TOKENS)
@@ -207,7 +207,7 @@ def step_settings(options: Options, mesh: Mesh) -> StepSettings:
     check_length(options.data.sequence_length, mesh.shape["context"])
     objective = options.objective
     return StepSettings(
-        preference=_preference_terms(objective) if compares_pairs(objective.name) else None,
+        preference=_preference_terms(objective) if judges_answers(objective.name) else None,
         objective=get_objective(objective.name),
         optimizer=optimizer_settings(options.optimizer),
         label_smoothing=objective.label_smoothing > 0,
@@ -224,6 +224,10 @@ def step_settings(options: Options, mesh: Mesh) -> StepSettings:
 
 def _preference_terms(objective: ObjectiveOptions) -> PreferenceTerms:
     """What the method of `config.objective` has: a term whose number changes nothing is left out."""
+    if objective.name in OF_ANSWERS:
+        known, numbers = OF_ANSWERS[objective.name], reads_of(objective.name)
+        numbers = tuple(name for name in numbers if name != "centring" or objective.centring > 0)
+        return PreferenceTerms(numbers, divergence=known.divergence, scores=known.scores)
     terms = {
         "margin": objective.margin != 0,
         "label_smoothing": objective.label_smoothing > 0,

@@ -27,6 +27,7 @@ from sft_jax.objectives.branches import pair_weights
 from sft_jax.objectives.head import gather_targets, over_chunks
 from sft_jax.objectives.head_on_mesh import head_on_mesh
 from sft_jax.objectives.kl import KL_TO_BASE, kl_divergence, with_kl
+from sft_jax.objectives.kto import KL, answer_weights, mean_divergence
 from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice
 from sft_jax.sharding import batch_sharding, shardings_of
 from sft_jax.training.effect import counted, squares
@@ -35,6 +36,7 @@ from sft_jax.training.forward import (
     frozen_head_weights,
     hidden_states,
     target_log_probabilities,
+    target_scores,
     trained_head_weights,
 )
 from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
@@ -47,20 +49,29 @@ Tree = Any
 Metrics = dict[str, tuple[Array, Array]]
 Step = Callable[..., tuple[TrainState, Metrics]]
 # Whose gradient has a norm of its own.
-_MODULES = ("attention", "delta", "ffn", "experts", "shared", "per_layer", "embedding", "head")
+_MODULES = ("attention", "delta", "ffn", "experts", "shared", "per_layer", "embedding", "head", "score")
 
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceTerms:
-    """What a method of preferences has.
+    """What an objective of answers has.
 
     Attributes:
         numbers: names of its numbers, as `PreferenceSettings` has them.
         per_token: scores are means over tokens.
+        divergence: its loss follows from how far the policy is from its reference over the whole step.
+        scores: it is of a decoder that scores texts.
     """
 
     numbers: tuple[str, ...]
-    per_token: bool
+    per_token: bool = False
+    divergence: bool = False
+    scores: bool = False
+
+    def count(self, batch: Tree) -> Float[Array, ""]:
+        """The count of the loss of a batch."""
+        of_branches = answer_weights if self.divergence else pair_weights
+        return jnp.sum(of_branches(batch["weights"], batch["branches"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +91,7 @@ class StepSettings:
         balance: the loss that spreads tokens over experts, where there are some, is part of the gradient.
         deterministic: the compiler takes no operation whose result may differ from time to time, on GPUs.
         slices: slices of the data whose loss is measured apart; 0 for none. Batches then say of each target which.
-        preference: what the objective's method has, if it compares the answers of pairs; None for one that imitates.
+        preference: what the objective has, if it is of answers that were judged; None for one that imitates.
     """
 
     objective: Objective
@@ -105,11 +116,20 @@ class StepSettings:
 
 
 def loss_sums(
-    model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
+    model: Decoder,
+    settings: StepSettings,
+    trained: Tree,
+    state: TrainState,
+    batch: Tree,
+    randomness: Randomness,
+    kl: Array | None = None,
 ) -> tuple[Metrics, Routing | None]:
-    """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and how it was routed."""
+    """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and how it was routed.
+
+    `kl` is that of `PreferenceSettings`, where the batch is a part of what has it.
+    """
     if settings.preference is not None:
-        return preference_sums(model, settings, trained, state, batch, randomness)
+        return preference_sums(model, settings, trained, state, batch, randomness, kl)
     hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden = gather_targets(hidden, batch["target_slots"])
     trained_head = trained_head_weights(model, trained)
@@ -158,19 +178,31 @@ def loss_sums(
 
 
 def preference_sums(
-    model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
+    model: Decoder,
+    settings: StepSettings,
+    trained: Tree,
+    state: TrainState,
+    batch: Tree,
+    randomness: Randomness,
+    kl: Array | None,
 ) -> tuple[Metrics, Routing | None]:
-    """`loss_sums` of an objective that compares the answers of pairs."""
-    found, routing = target_log_probabilities(model, settings.head_chunk, trained, state, batch, randomness)
-    numbers = {name: state.hyper[name] for name in settings.preference.numbers}
-    own = PreferenceSettings(**numbers, per_token=settings.preference.per_token)
-    of_weights = lambda values, weights: settings.objective(
-        values, batch.get("reference"), weights, batch["branches"], own
-    )
+    """`loss_sums` of an objective of answers that were judged."""
+    terms, data = settings.preference, (trained, state, batch, randomness)
+    if terms.scores:
+        found, routing = target_scores(model, *data)
+    else:
+        found, routing = target_log_probabilities(model, settings.head_chunk, *data)
+    numbers = {"beta": None} | {name: state.hyper[name] for name in terms.numbers}
+    own = PreferenceSettings(**numbers, kl=kl, per_token=terms.per_token)
+    beside = batch["margins"] if terms.scores else batch.get("reference")
+    of_weights = lambda values, weights, own: settings.objective(values, beside, weights, batch["branches"], own)
     with jax.named_scope("preference"):
-        metrics = of_weights(found, batch["weights"])
+        metrics = of_weights(found, batch["weights"], own)
         if settings.slices:
-            of_slice = lambda values, _, weights: of_weights(values, weights)
+            whole = own
+            if terms.divergence and kl is None:  # a slice is a part of the batch
+                whole = own.replace(kl=mean_divergence(metrics[KL]))
+            of_slice = lambda values, _, weights: of_weights(values, weights, whole)
             arrays = (found, batch["targets"], batch["weights"], batch["slices"])
             metrics[LOSS_BY_SLICE] = loss_by_slice(of_slice, *arrays, settings.slices)
     return metrics, routing
@@ -236,10 +268,18 @@ def gradients(
     tokens = jnp.sum(batch["segment_ids"] > 0, dtype=jnp.float32)
     weight = jnp.sum(batch["weights"])
     if settings.preference is not None:
-        weight = jnp.sum(pair_weights(batch["weights"], batch["branches"]))
+        weight = settings.preference.count(batch)
+
+    def divergence(batch, keys):
+        return loss_sums(model, settings, state.trained, state, batch, random(keys))[0][KL]
+
+    # Nor is a loss that follows from the divergence of the whole step.
+    kl = None
+    if settings.preference is not None and settings.preference.divergence and settings.micro_batches > 1:
+        kl = mean_divergence(in_parts(divergence, (0, 1))(batch, keys))
 
     def sums(trained, batch, keys):
-        metrics, routing = loss_sums(model, settings, trained, state, batch, random(keys))
+        metrics, routing = loss_sums(model, settings, trained, state, batch, random(keys), kl)
         minimised = metrics["loss"][0]
         if balanced:
             chosen = jax.lax.stop_gradient(routing.chosen) if chosen_in_step is None else chosen_in_step
@@ -342,8 +382,13 @@ def _module_norms(by_path: dict[str, Array]) -> dict[str, Array]:
 
 
 def eval_step(model: Decoder, settings: StepSettings, state: TrainState, batch: Tree) -> Metrics:
-    """Sums and counts of the objective over a batch, of a decoder that draws nothing."""
-    return loss_sums(model, settings, state.trained, state, batch, Randomness())[0]
+    """Sums and counts of the objective over a batch, of a decoder that draws nothing.
+
+    Where the objective needs the divergence of all that is measured, it is a number of the state.
+    """
+    parts = settings.preference is not None and settings.preference.divergence
+    kl = state.hyper[KL] if parts else None
+    return loss_sums(model, settings, state.trained, state, batch, Randomness(), kl)[0]
 
 
 def compile_train_step(model: Decoder, settings: StepSettings, state: TrainState, mesh: Mesh) -> Step:

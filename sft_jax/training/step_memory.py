@@ -23,6 +23,7 @@ from sft_jax.models.delta import cost
 from sft_jax.models.initial import parameter_shapes
 from sft_jax.models.layouts import UNROLLED, resolved
 from sft_jax.models.probes import split_probed
+from sft_jax.models.variables import SCORE
 from sft_jax.objectives.head import chunk_of
 from sft_jax.options import Options
 from sft_jax.sharding import data_shards
@@ -270,9 +271,9 @@ def _head_bytes(
     options: Options, decoder: DecoderConfig, execution: Execution, state: TrainState, mesh: Mesh, sequences: int
 ) -> int:
     """Logits of a chunk with their gradient, and the head's weights with theirs, which stay split as the state is."""
-    name = "embedding" if decoder.tie_embeddings else "head"
+    name = SCORE if decoder.scores else "embedding" if decoder.tie_embeddings else "head"
     chunk = chunk_of(options.objective.head_chunk_tokens, sequences) or options.data.sequence_length
-    logits = sequences * chunk * decoder.vocab_size / mesh.shape["tensor"] * 4
+    logits = sequences * chunk * (1 if decoder.scores else decoder.vocab_size) / mesh.shape["tensor"] * 4
     trained = name in state.trained.get("params", {})
     head = (state.trained if trained else state.frozen)["params"][name]
     wide = jnp.dtype(execution.matmul_dtype).itemsize + (4 if trained else 0)

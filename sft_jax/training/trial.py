@@ -23,7 +23,7 @@ from sft_jax.audit.findings import check_findings
 from sft_jax.data.batches import Batch, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.sizes import check_sizes
-from sft_jax.objectives import has_reference
+from sft_jax.objectives import has_reference, scores_texts
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data, load_data
 from sft_jax.progress import ProgressBar, ProgressBars, silent
@@ -39,6 +39,7 @@ from sft_jax.training.checked_run import CheckedRun
 from sft_jax.training.durations import timetable
 from sft_jax.training.effect import EffectWatch
 from sft_jax.training.ending import RunResult, end_of_run, last_evaluation, log_of, show_end, show_finished, state_after
+from sft_jax.training.first_scores import check_begins_at_zero
 from sft_jax.training.held_out import Evaluator, check_best_metric, compile_evaluation, refuse_unmeasured
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.recorder import Recorder, counters_at
@@ -227,6 +228,8 @@ class Trial:
     def take_reference(self, state: TrainState) -> None:
         """Where the objective has a reference, gives all targets the log-probabilities of what the run begins with.
 
+        What a run begins with is checked before its first step.
+
         A run that goes on finds them in the cache, or computes the same ones anew.
 
         Args:
@@ -234,9 +237,12 @@ class Trial:
 
         Raises:
             WrongReferenceError: before the first step the policy is something else.
+            WrongScoreError: before it a reward model with a fresh head prefers some answers.
         """
+        begins = self._done is None
+        if scores_texts(self.options.objective.name) and begins:
+            check_begins_at_zero(self.checked, self.data, state)
         if has_reference(self.options.objective.name):
-            begins = self._done is None
             self.data = with_reference(self.checked, self.data, state, self._console, begins=begins)
 
     # ---- State -----------------------------------------------------------------------------------------------------

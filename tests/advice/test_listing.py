@@ -37,19 +37,47 @@ NOT_BOTH = ("test_plan.py", "test_flags_that_do_not_go_together")
 NO_PAIRS = ("training/test_reference.py", "test_what_pairs_exclude_is_refused_and_what_is_advised_passes")
 BRANCH, OTHER_SCHEDULE = "sft_jax/training/branch.py", "test_a_run_of_another_schedule_is_refused_and_used_as_advised"
 IN_ITS_DECAY = "test_a_decay_that_began_before_the_checkpoint_is_refused_and_mended_as_advised"
+LABELS = ("training/test_kto.py", "test_rows_of_another_kind_are_refused_and_what_is_advised_passes")
+SCORES = ("training/test_reward_model.py", "test_what_it_cannot_do_is_refused")
+EXCLUDED = (SCORES[0], "test_what_it_excludes_is_refused_and_what_is_advised_passes")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
-    ("sft_jax/preparation/run_data.py", "a pair of answers is not an example to imitate"): (
+    ("sft_jax/preparation/judged.py", "a pair of answers is not an example to imitate"): (
         "training/test_preference.py",
         "test_they_are_refused_with_the_flag",
     ),
-    ("sft_jax/preparation/run_data.py", "compares two answers to a prompt"): (
+    ("sft_jax/preparation/judged.py", "compares two answers to a prompt"): (
         "training/test_preference.py",
         "test_rows_of_one_answer_are_refused_where_two_are_compared",
     ),
+    ("sft_jax/preparation/judged.py", "an answer with a label is not an example to imitate"): LABELS,
+    ("sft_jax/preparation/judged.py", "learns from answers that are wanted or not"): LABELS,
+    ("sft_jax/preparation/judged.py", "and all other rows have the label"): (LABELS[0], "test_one_label_is_refused"),
+    ("sft_jax/preparation/judged.py", "rows of several prompts"): (LABELS[0], "test_one_prompt_is_refused"),
+    ("sft_jax/data/formats/labelled.py", "expected true or false (or 1 or 0)"): (
+        "data/formats/test_formats.py",
+        "test_labels_that_say_nothing",
+    ),
+    ("sft_jax/data/formats/preference.py", "expected a number, by how much"): (
+        "data/formats/test_formats.py",
+        "test_margins_that_are_none",
+    ),
+    ("sft_jax/exports/classifier.py", "Train with one more, --config.model.new_tokens"): (
+        "exports/test_classifier.py",
+        "test_where_no_special_token_is_left_one_is_added_as_advised",
+    ),
+    ("sft_jax/exports/source.py", "has a score head that is trained whole"): SCORES,
+    ("sft_jax/runs/base.py", "is a reward model, which has no vocabulary head"): (
+        SCORES[0],
+        "test_another_run_begins_with_the_head_of_an_earlier_one",
+    ),
+    ("sft_jax/runs/base.py", "has a score head beside its adapter"): SCORES,
+    ("sft_jax/score.py", "one pair has no interval; give several"): ("test_score.py", "test_one_pair_has_no_interval"),
+    ("sft_jax/training/pair_checks.py", "is of the other head; give"): EXCLUDED,
+    ("sft_jax/training/pair_checks.py", "a reward model scores texts and writes none"): EXCLUDED,
     ("sft_jax/training/pair_checks.py", "is not read by --config.objective.name={name}; leave"): NO_PAIRS,
     ("sft_jax/training/pair_checks.py", "{what} (--config.objective.name={name})"): NO_PAIRS,
     ("sft_jax/training/pair_checks.py", "which this would change before the first step"): NO_PAIRS,
-    ("sft_jax/training/pair_checks.py", "answers of a pair are never cut"): NO_PAIRS,
+    ("sft_jax/training/pair_checks.py", "answers that are judged are never cut"): NO_PAIRS,
     ("sft_jax/training/pair_checks.py", "of a pair its answers are trained"): NO_PAIRS,
     ("sft_jax/training/reference.py", "before the first step the policy is its own reference"): (
         "training/test_reference.py",

@@ -115,7 +115,7 @@ def build(root, arg, model: str = "", **overrides) -> Built:
     with jax.set_mesh(devices):
         state = setup.init_state(options_of(config), base, model, devices, hyperparameters(options_of(config), 0, 10))
         if arg == "lora":
-            trained = fill_adapters(state.trained, model.layout)
+            trained = {**state.trained, **fill_adapters(state.trained, model.layout)}
             state = state.replace(trained=jax.device_put(trained, shardings_of(trained, devices)))
     return Built(
         config,

@@ -208,6 +208,8 @@ def test_settings_know_their_terms(root):
     assert dataclasses.asdict(built.settings.preference) == {
         "numbers": ("beta", "tail_weight", "sft_weight"),
         "per_token": False,
+        "divergence": False,
+        "scores": False,
     }
 
 

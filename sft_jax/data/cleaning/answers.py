@@ -5,7 +5,7 @@ import json
 
 from sft_jax.data.cleaning.contents import conversations, final_answers
 from sft_jax.data.cleaning.steps import Change, Drop, Outcome
-from sft_jax.data.conversations import Chat, Message, Preference, without_leading_answers
+from sft_jax.data.conversations import Chat, Labelled, Message, Preference, without_leading_answers
 from sft_jax.data.records import Record
 from sft_jax.data.texts import words_of
 
@@ -14,7 +14,7 @@ _SHOWN = 60  # characters of an answer in a detail
 
 def drop_leading_answers(record: Record) -> Outcome:
     """Drops what an assistant says before anybody asks it, as where a conversation was cut out of a longer one."""
-    field = {Chat: "messages", Preference: "prompt"}.get(type(record.example))
+    field = {Chat: "messages", Labelled: "messages", Preference: "prompt"}.get(type(record.example))
     if field is None:
         return None
     messages = getattr(record.example, field)

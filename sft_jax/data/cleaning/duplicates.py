@@ -6,7 +6,7 @@ from typing import Any
 
 from sft_jax.data.cleaning.contents import edited, prompt_of
 from sft_jax.data.cleaning.steps import Act, Context, Drop, Outcome, Step
-from sft_jax.data.conversations import Chat, Example, TokenExample
+from sft_jax.data.conversations import Chat, Example, Labelled, TokenExample
 from sft_jax.data.records import Record
 
 _DIGEST_BYTES = 16
@@ -45,6 +45,8 @@ def drop_exact_duplicates(_: Context) -> Step:
 def drop_contradictions(_: Context, keep: str) -> Step:
     """Drops records whose prompt has several different answers: all of them, or all but the most frequent answer's.
 
+    Answers that were judged one by one, or in pairs, contradict nothing.
+
     Args:
         _: not used.
         keep: "none", or "majority": records with an answer more frequent than any other stay.
@@ -52,7 +54,7 @@ def drop_contradictions(_: Context, keep: str) -> Step:
     answers: dict[bytes, collections.Counter[bytes]] = collections.defaultdict(collections.Counter)
 
     def parts(record: Record) -> tuple[bytes, bytes] | None:
-        if not isinstance(record.example, Chat):
+        if not isinstance(record.example, Chat) or isinstance(record.example, Labelled):
             return None
         chat = edited(record.example, str.strip)
         asked = len(prompt_of(chat))

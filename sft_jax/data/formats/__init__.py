@@ -12,6 +12,7 @@ from sft_jax.data.formats import (
     alpaca,
     argilla,
     label_studio,
+    labelled,
     messages,
     preference,
     prompt_completion,
@@ -41,6 +42,7 @@ class Format(Protocol):
 FORMATS: dict[str, Format] = {
     "messages": messages,
     "prompt_completion": prompt_completion,
+    "labelled": labelled,
     "alpaca": alpaca,
     "sharegpt": sharegpt,
     "preference": preference,
@@ -77,6 +79,8 @@ def detect_format(
     """
     if reading.format != AUTO:
         return reading.format
+    if labelled.COLUMN in reading.ignore:
+        columns, null = columns - {labelled.COLUMN}, null - {labelled.COLUMN}
     if reading.prompt_template:
         return next((name for name, known in ANNOTATED.items() if known.detect(columns)), "table")
     fitting = _fitting(columns, null)

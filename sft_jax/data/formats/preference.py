@@ -1,20 +1,22 @@
 """Preference pairs: {"prompt", "chosen", "rejected"}, as strings, as messages, or in ShareGPT's form.
 
 As messages the prompt may be left out where both answers are whole conversations: it is their common
-beginning. In ShareGPT's form "conversations" is the prompt, and each answer is one turn. Trained is the
-prompt followed by the chosen answer.
+beginning. In ShareGPT's form "conversations" is the prompt, and each answer is one turn. A number "margin",
+which may be left out, says by how much the chosen answer is better.
 """
 
+import math
 from collections.abc import Set
 
 from sft_jax.data.conversations import Chat, Conversation, Preference
 from sft_jax.data.formats import sharegpt
 from sft_jax.data.formats.messages import chat_of, with_system_column
 from sft_jax.data.formats.prompt_completion import turns_of
-from sft_jax.data.formats.values import required
-from sft_jax.data.reading import CHOSEN, PAIRS, NoFormatError, Reading, RecordError
+from sft_jax.data.formats.values import kind, required
+from sft_jax.data.reading import CHOSEN, FLAGS, PAIRS, NoFormatError, Reading, RecordError
 
 FORM = '{"prompt": ..., "chosen": ..., "rejected": ...}'
+_MARGIN = "margin"
 
 
 def detect(columns: Set[str]) -> bool:
@@ -48,7 +50,27 @@ def parse(fields: dict, where: str, reading: Reading) -> Preference | Chat:
     chat_of(prompt + rejected, fields, where)
     if reading.preference == CHOSEN:
         return Chat(prompt + chosen, tools)
-    return Preference(prompt, chosen, rejected, tools)
+    return Preference(prompt, chosen, rejected, tools, _margin(fields, where, reading))
+
+
+def _margin(fields: dict, where: str, reading: Reading) -> float:
+    """By how much the chosen answer is better; 0 where nobody says.
+
+    Raises:
+        RecordError: it is no finite number.
+    """
+    value = None if _MARGIN in reading.ignore else fields.get(_MARGIN)
+    try:
+        number = 0.0 if value is None else math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        got = repr(value) if isinstance(value, str | int | float) else kind(value)
+        raise RecordError(
+            f'{where}: "{_MARGIN}": expected a number, by how much the chosen answer is better, got {got}. Where it '
+            f"says something else, leave it out: {FLAGS}ignore=\"('{_MARGIN}',)\""
+        )
+    return number
 
 
 def _sharegpt(fields: dict, where: str, reading: Reading) -> tuple[Conversation, ...]:

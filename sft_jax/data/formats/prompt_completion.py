@@ -15,7 +15,7 @@ FORM = '{"prompt": ..., "completion": ...}'
 
 def detect(columns: Set[str]) -> bool:
     """Whether rows with these columns are of this format."""
-    return {"prompt", "completion"} <= columns
+    return {"prompt", "completion"} <= columns and "label" not in columns
 
 
 def parse(fields: dict, where: str, reading: Reading) -> Chat:
@@ -30,16 +30,25 @@ def parse(fields: dict, where: str, reading: Reading) -> Chat:
             f'{where}: "label" is false, which marks an answer that is not wanted; it would be imitated. '
             "Say that it means something else by --config.data.reading.ignore=\"('label',)\"."
         )
-    if fields.get("history"):
-        raise RecordError(
-            f'{where}: the column "history" would be lost. As alpaca it is read: '
-            '--config.data.reading.columns=\'("instruction=prompt","output=completion")\'.'
-        )
+    refuse_history(fields, where)
     turns = turns_of(required(fields, "prompt", where, FORM), "user", f'{where}: "prompt"', reading)
     if fields.get("completion") is not None or not reading.prompts_only:
         answer = required(fields, "completion", where, FORM)
         turns += turns_of(answer, "assistant", f'{where}: "completion"', reading)
     return chat_of(with_system_column(turns, fields, where), fields, where)
+
+
+def refuse_history(fields: dict, where: str) -> None:
+    """Refuses a history, which would be lost.
+
+    Raises:
+        RecordError: there is one.
+    """
+    if fields.get("history"):
+        raise RecordError(
+            f'{where}: the column "history" would be lost. As alpaca it is read: '
+            '--config.data.reading.columns=\'("instruction=prompt","output=completion")\'.'
+        )
 
 
 def turns_of(value: object, role: str, where: str, reading: Reading) -> Conversation:

@@ -13,7 +13,16 @@ from itertools import islice
 
 import numpy as np
 
-from sft_jax.data.conversations import Chat, Conversation, Example, Message, Preference, TokenExample, ToolCall
+from sft_jax.data.conversations import (
+    Chat,
+    Conversation,
+    Example,
+    Labelled,
+    Message,
+    Preference,
+    TokenExample,
+    ToolCall,
+)
 from sft_jax.data.rendering.answers import Answer
 from sft_jax.data.rendering.example_texts import ExampleText, ExampleTexts
 from sft_jax.data.rendering.masking import Masking, lost_at_edges, token_weights
@@ -25,7 +34,7 @@ from sft_jax.data.rendering.named_templates import (
     used_templates,
 )
 from sft_jax.data.rendering.outlines import shared_length
-from sft_jax.data.rendering.pairs import ANSWERS, check_fits, conversations_of, joined, named
+from sft_jax.data.rendering.pairs import ANSWERS, check_fits, conversations_of, joined, judged, named
 from sft_jax.data.rendering.properties import template_properties
 from sft_jax.data.rendering.rendered import ExampleError, RenderedExample, TokenIds
 from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder, content_text
@@ -297,6 +306,8 @@ class ConversationRenderer:
                 return self._fitting(example, None, texts, max_tokens)
             if isinstance(example, Preference):
                 return [self._pair(example, texts, found, max_tokens)]
+            if isinstance(example, Labelled):
+                return [self._judged(example, texts, found, max_tokens)]
             for text, one in zip(texts, found, strict=True):
                 rendered += self._fitting(example, text, _rendered(text, one), max_tokens)
         except ExampleError as error:
@@ -316,6 +327,19 @@ class ConversationRenderer:
                 if not self.content_text(both[-1].tokens[both[-1].weights > 0]).strip():
                     raise ExampleError("an answer of a pair is empty", "nothing but its end is trained")
         made = joined(*both, len(pair.prompt))
+        check_fits(made, max_tokens, stops=self.masking.too_long == "error")
+        return made
+
+    def _judged(
+        self, example: Labelled, texts: list[ExampleText], found: list[Encoded | ExampleError], max_tokens: int
+    ) -> RenderedExample:
+        """An answer that was judged by itself, if it is short enough."""
+        if len(texts) > 1:
+            raise ExampleError("an answer makes several examples", f"{len(texts)}, of its turns")
+        rendered = _rendered(texts[0], found[0])
+        if not self.content_text(rendered.tokens[rendered.weights > 0]).strip():
+            raise ExampleError("an answer is empty", "nothing but its end is trained")
+        made = judged(rendered, example.desirable)
         check_fits(made, max_tokens, stops=self.masking.too_long == "error")
         return made
 

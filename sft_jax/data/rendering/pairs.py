@@ -1,10 +1,12 @@
-"""Pairs of answers as one rendered example: what both begin with once, then each answer from where they part.
+"""Answers that are judged as branches of a rendered example: 1 is preferred, or wanted, and 2 is not.
 
-Each answer is rendered in its whole conversation. What the two have in common is shared by their token ids, so that no
-token is another than in a conversation by itself.
+A pair is one example: what both answers begin with once, then each from where they part. Each is rendered in its whole
+conversation; what the two have in common is shared by their token ids, so that no token is another than in a
+conversation by itself. An answer that was judged by itself is the only branch of its example.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -72,13 +74,28 @@ def joined(chosen: RenderedExample, rejected: RenderedExample, prompt_messages: 
     )
 
 
+def judged(rendered: RenderedExample, desirable: bool) -> RenderedExample:
+    """A rendered conversation as an example with one branch, its answer.
+
+    Raises:
+        ExampleError: nothing stands before its answer, or its trained tokens are not all of weight 1.
+    """
+    if set(rendered.weights[rendered.weights > 0].tolist()) != {1.0}:
+        raise ExampleError("an answer that is judged has weights", "leave them out, or weight the whole row")
+    trunk = int(np.flatnonzero(rendered.weights)[0])
+    if not trunk:
+        raise ExampleError("nothing stands before the answer", "its first token is trained")
+    branches = np.where(np.arange(len(rendered.tokens)) < trunk, 0, 1 if desirable else 2)
+    return dataclasses.replace(rendered, branches=branches.astype(np.uint8))
+
+
 def check_fits(pair: RenderedExample, max_tokens: int, *, stops: bool) -> None:
-    """Checks that a pair has room in a sequence: neither answer is ever cut.
+    """Checks that a prompt with its answers has room in a sequence: no answer is ever cut.
 
     Args:
-        pair: of `joined`.
+        pair: of `joined` or `judged`.
         max_tokens: the most it may have; 0: any number.
-        stops: a pair that is too long stops the run.
+        stops: one that is too long stops the run.
 
     Raises:
         ExampleError: it has not, or not even its prompt.
@@ -86,10 +103,14 @@ def check_fits(pair: RenderedExample, max_tokens: int, *, stops: bool) -> None:
     size, prompt = len(pair.tokens), int(np.count_nonzero(pair.branches == 0))
     if not max_tokens or size <= max_tokens:
         return
-    if prompt + len(ANSWERS) > max_tokens:
-        reason = f"a prompt that leaves no room for two answers in {max_tokens} tokens"
+    answers = len(set(pair.branches.tolist())) - 1
+    if prompt + answers > max_tokens:
+        reason = (
+            f"a prompt that leaves no room for {'two answers' if answers > 1 else 'an answer'} in {max_tokens} tokens"
+        )
         raise ExampleError(reason, f"{prompt} of {size} tokens", stops=stops, tokens=size)
-    detail = f"{size} tokens, {prompt} of the prompt; neither answer of a pair is cut"
+    kept_whole = "neither answer of a pair is cut" if answers > 1 else "an answer that is judged is not cut"
+    detail = f"{size} tokens, {prompt} of the prompt; {kept_whole}"
     raise ExampleError(f"longer than {max_tokens} tokens", detail, stops=stops, tokens=size)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 
 from sft_jax.data.records import DroppedRow, Record
 from sft_jax.data.tokenized.columns import Labels, TextColumn
@@ -41,7 +41,10 @@ class TokenizedExamples:
         groups: the slice of the data each example belongs to ("" for none).
         sources: the source each example came from ("" for none).
         branches: of each token, 0 for the trunk of an example and for one without branches, else the number of its
-            branch; the tokens of an example are its trunk, then its branches from 1 on. None: no example has any.
+            branch, odd for an answer that is preferred and even for one that is not; the tokens of an example are its
+            trunk, then its branches by their numbers, of which some may be missing. None: no example has any.
+        margins: of each example, by how much the preferred one of its two answers is better. None: nobody says.
+        scored: a supervised token is not predicted: what is read is the state at itself.
         reference: of each supervised token, its log-probability by a reference, where there is one. It is no part of
             the fingerprint, nor of what is on disk.
         stored_lengths: `lengths`, where they are known already.
@@ -56,6 +59,8 @@ class TokenizedExamples:
     groups: Labels
     sources: Labels
     branches: UInt8[np.ndarray, "total"] | None = None
+    margins: Float32[np.ndarray, "examples"] | None = None
+    scored: bool = False
     reference: Float32[np.ndarray, "targets"] | None = None
     stored_lengths: Sizes | None = None
     stored_supervised: Sizes | None = None
@@ -69,8 +74,9 @@ class TokenizedExamples:
         groups: Sequence[str] = (),
         sources: Sequence[str] = (),
         branches: Sequence[np.ndarray | None] = (),
+        margins: Numbers = (),
     ) -> "TokenizedExamples":
-        """Examples from (tokens, weights) pairs; groups, sources and branches may be left out.
+        """Examples from (tokens, weights) pairs; groups, sources, branches and margins may be left out.
 
         Raises:
             ValueError: an example is empty, its arrays differ in length, a weight is negative or not finite, or the
@@ -100,7 +106,9 @@ class TokenizedExamples:
             for number, of_example in enumerate(branches):
                 if of_example is not None:
                     flat_branches[offsets[number] : offsets[number + 1]] = of_example
-        return cls(flat_tokens, flat_weights, offsets, list(ids), Labels.of(groups), Labels.of(sources), flat_branches)
+        columns = Labels.of(groups), Labels.of(sources), flat_branches
+        of_examples = np.asarray(margins, np.float32) if any(margins) else None
+        return cls(flat_tokens, flat_weights, offsets, list(ids), *columns, of_examples)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,20 +137,31 @@ class TokenizedExamples:
         """Tokens of each text of an example: of one with branches, the trunk with each; 0 for branches it has not."""
         if self.branches is None:
             return self.lengths[None]
+        trunks, longer = self._branch_sizes[0], self._branch_sizes[1:]
+        only = np.where(self.branch_counts == 0, trunks, 0)[None]
+        return np.concatenate([only, np.where(longer > 0, trunks + longer, 0)]).astype(np.int32)
+
+    @functools.cached_property
+    def _branch_sizes(self) -> Int32[np.ndarray, "branches examples"]:
+        """Tokens of each branch of each example, of its trunk first."""
         sizes = [
             np.diff(np.searchsorted(np.flatnonzero(self.branches == number), self.offsets))
             for number in range(int(self.branches.max(initial=0)) + 1)
         ]
-        trunks, longer = sizes[0], np.array(sizes[1:], np.int32).reshape(-1, len(self))
-        only = np.where(self.branch_counts == 0, trunks, 0)[None]
-        return np.concatenate([only, np.where(longer > 0, trunks + longer, 0)]).astype(np.int32)
+        return np.array(sizes, np.int32).reshape(-1, len(self))
+
+    def has_branch(self, number: int) -> Bool[np.ndarray, "examples"]:
+        """Of each example, whether it has the branch of that number."""
+        if self.branches is None or number >= len(self._branch_sizes):
+            return np.zeros(len(self), bool)
+        return self._branch_sizes[number] > 0
 
     @functools.cached_property
     def branch_counts(self) -> Sizes:
         """Branches of each example; 0 where it has none."""
         if self.branches is None:
             return np.zeros(len(self), np.int32)
-        return self.branches[self.offsets[1:] - 1].astype(np.int32)
+        return np.count_nonzero(self._branch_sizes[1:], axis=0).astype(np.int32)
 
     def of_first(self, records: Sequence[Record]) -> "TokenizedExamples":
         """The examples of the first records, which come first."""
@@ -159,6 +178,7 @@ class TokenizedExamples:
             Labels(self.groups.codes[:count], self.groups.names),
             Labels(self.sources.codes[:count], self.sources.names),
             None if self.branches is None else self.branches[:end],
+            None if self.margins is None else self.margins[:count],
         )
 
     @functools.cached_property
@@ -174,7 +194,7 @@ class TokenizedExamples:
         return np.diff(np.searchsorted(np.flatnonzero(self.weights), self.offsets)).astype(np.int32)
 
     def fingerprint(self) -> str:
-        """sha256 over tokens, weights, offsets, ids, branches: equal if and only if the training data are the same."""
+        """sha256 over tokens, weights, offsets, ids, branches, margins: equal if and only if the training data are."""
         if self.stored_fingerprint:
             return self.stored_fingerprint
         digest = ExampleDigest()
@@ -188,6 +208,7 @@ class ExampleDigest:
     def __init__(self):
         self._parts = {name: hashlib.sha256() for name in ("tokens", "weights", "lengths", "ids", "id lengths")}
         self._branches, self._tokens, self._has_branches = hashlib.sha256(), 0, False
+        self._margins, self._count, self._has_margins = hashlib.sha256(), 0, False
 
     def add(self, examples: TokenizedExamples) -> None:
         """Goes on with further examples."""
@@ -206,11 +227,17 @@ class ExampleDigest:
             pairs = np.stack([places + self._tokens, examples.branches[places]], axis=1)
             self._branches.update(np.ascontiguousarray(pairs, "<i8").data)
             self._has_branches |= len(places) > 0
-        self._tokens += len(examples.tokens)
+        if examples.margins is not None:
+            places = np.flatnonzero(examples.margins)
+            pairs = np.stack([places + self._count, examples.margins[places]], axis=1)
+            self._margins.update(np.ascontiguousarray(pairs, "<f8").data)
+            self._has_margins |= len(places) > 0
+        self._tokens, self._count = self._tokens + len(examples.tokens), self._count + len(examples)
 
     def fingerprint(self) -> str:
         """Of all examples so far."""
         parts = [*self._parts.values(), *([self._branches] if self._has_branches else [])]
+        parts += [self._margins] if self._has_margins else []
         return hashlib.sha256("".join(part.hexdigest() for part in parts).encode()).hexdigest()
 
 

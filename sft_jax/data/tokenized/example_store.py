@@ -134,7 +134,8 @@ class ExampleStoreWriter:
         examples, dropped = part.examples, part.dropped
         self._append_keys(part)
         self._append_weights(examples.weights)
-        self._append_branches(examples)
+        self._append_some("branches", "|u1", examples.branches, self.tokens, len(examples.tokens))
+        self._append_some("margins", "<f4", examples.margins, self.counts.examples, len(examples))
         self._columns["offsets"].append(examples.offsets[1:] + self._columns["tokens"].count)
         self._columns["tokens"].append(examples.tokens)
         self._columns["lengths"].append(examples.lengths)
@@ -174,15 +175,17 @@ class ExampleStoreWriter:
             self._columns["weights"] = column = _in_float32(column)
         column.append(weights)
 
-    def _append_branches(self, examples: TokenizedExamples) -> None:
-        """A file of branches from the first example on that has some; a store without any has no such file."""
-        if examples.branches is not None and "branches" not in self._columns:
-            self._columns["branches"] = _Column(self._directory / "branches", "|u1")
-            for start in range(0, self.tokens, _PIECE):
-                self._columns["branches"].append(np.zeros(min(_PIECE, self.tokens - start), np.uint8))
-        if "branches" in self._columns:
-            none = np.zeros(len(examples.tokens), np.uint8)
-            self._columns["branches"].append(none if examples.branches is None else examples.branches)
+    def _append_some(self, name: str, dtype: str, values: np.ndarray | None, before: int, count: int) -> None:
+        """A file of numbers from the first example on that has some; a store without any has no such file.
+
+        Of what came `before`, and of `count` without any, they are 0.
+        """
+        if values is not None and name not in self._columns:
+            self._columns[name] = _Column(self._directory / name, dtype)
+            for start in range(0, before, _PIECE):
+                self._columns[name].append(np.zeros(min(_PIECE, before - start), dtype))
+        if name in self._columns:
+            self._columns[name].append(np.zeros(count, dtype) if values is None else values)
 
     def finish(self, key: dict[str, Any], notes: Mapping[str, Any]) -> None:
         """Completes the store: everything else is on disk before `examples.json` is.
@@ -273,6 +276,7 @@ def _assembled(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Tokeniz
         groups=labels["groups"],
         sources=labels["sources"],
         branches=columns.get("branches"),
+        margins=columns.get("margins"),
         stored_lengths=columns["lengths"],
         stored_supervised=columns["supervised"],
         stored_fingerprint=about["fingerprint"],

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sft_jax.data.conversations import Preference
 from sft_jax.data.reading import FLAGS, flags_of_source
 from sft_jax.data.records import Record, RecordError
 from sft_jax.data.rendering import ConversationRenderer, ExampleError, RenderedExample
@@ -50,6 +51,7 @@ def tokenize_chunk(
     """
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     branches: list[np.ndarray | None] = []
+    margins: list[float] = []
     names: list[tuple[str, str, str]] = []
     dropped: list[DroppedRow] = []
     changed: collections.Counter[str] = collections.Counter()
@@ -65,11 +67,12 @@ def tokenize_chunk(
         for example in found:
             pairs.append((example.tokens, example.weights * np.float32(record.weight)))
             branches.append(example.branches)
+            margins.append(record.example.margin if isinstance(record.example, Preference) else 0.0)
             names.append((record.id, record.group, record.source))
             changed[example.changed.partition(":")[0]] += bool(example.changed)
         kept_records += bool(found)
     ids, groups, sources = zip(*names, strict=True) if names else ((), (), ())
-    examples = TokenizedExamples.from_examples(pairs, ids, groups, sources, branches)
+    examples = TokenizedExamples.from_examples(pairs, ids, groups, sources, branches, margins)
     counts = Counts(len(records), kept_records, dropped_records, len(examples))
     views = [view_of(record, renderer.tokenizer) for record in records if isinstance(record, Record)]
     return Tokenized(
@@ -183,7 +186,11 @@ def _joined(parts: Sequence[TokenizedExamples]) -> TokenizedExamples:
     pairs = [part.example(index) for part in parts for index in range(len(part))]
     columns = [[(part.ids, part.groups, part.sources)[number] for part in parts] for number in range(3)]
     branches = [part.branches_of(index) for part in parts for index in range(len(part))]
-    return TokenizedExamples.from_examples(pairs, *(list(itertools.chain(*column)) for column in columns), branches)
+    margins = [
+        float(margin) for part in parts for margin in (np.zeros(len(part)) if part.margins is None else part.margins)
+    ]
+    names = (list(itertools.chain(*column)) for column in columns)
+    return TokenizedExamples.from_examples(pairs, *names, branches, margins)
 
 
 def nothing_left(count: int, dropped: Sequence[DroppedRow]) -> NoExamplesError:

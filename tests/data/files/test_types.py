@@ -250,7 +250,9 @@ CELLS = [  # (file, options, question and answer, or words of the error)
     ("prompt,completion,system,tools\na,b,,\n", {}, ("a", "b")),
     ("prompt,completion,g\na,b,\n", {"group_column": "g"}, ("a", "b")),
     ("prompt,completion\na,\n", {"format": "prompt_completion"}, '"completion" is missing'),
-    ("prompt,completion,label\na,b,False\n", {}, '"label" is false'),
+    ("prompt,completion,label\na,b,False\n", {"format": "prompt_completion"}, '"label" is false'),
+    ("prompt,completion,label\na,b,False\n", {}, ("a", "b")),
+    ("prompt,completion,label\na,b,x\n", {}, '"label": expected true or false'),
     ("prompt,completion,w\na,b,\n", {"weight_column": "w"}, '"w": expected a weight'),
 ]
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
-from sft_jax.data.conversations import Chat, Message, Preference, Segment, Segments, TokenExample, ToolCall
+from sft_jax.data.conversations import Chat, Labelled, Message, Preference, Segment, Segments, TokenExample, ToolCall
 from sft_jax.data.formats import FORMATS, NoFormatError, detect_format
 from sft_jax.data.reading import Reading, RecordError
 
@@ -186,6 +187,20 @@ ROWS += [("alpaca", *case) for case in ALPACA]
 ROWS += [("sharegpt", *case) for case in SHAREGPT]
 ROWS += [(name, *case) for name, case in zip(["text"] * 2 + ["segments"] + ["tokens"] * 7, OTHERS, strict=True)]
 ROWS += [("preference", fields, PREFERRED) for fields in PREFERENCES]
+JUDGED = Labelled((HI._replace(weight=0.0), HO), (), True)
+EARLIER = tuple(turn._replace(weight=0.0) for turn in (HI, HO, HI))
+ROWS += [
+    ("labelled", {"prompt": "Hi", "completion": "Ho", "label": True}, JUDGED),
+    ("labelled", {"prompt": "Hi", "completion": "Ho", "label": 1}, JUDGED),
+    ("labelled", {"prompt": "Hi", "completion": "Ho", "label": "True"}, JUDGED),
+    ("labelled", {"prompt": "Hi", "completion": "Ho", "label": 0.0}, dataclasses.replace(JUDGED, desirable=False)),
+    ("labelled", {"prompt": [USER], "completion": [ANSWER], "label": False}, Labelled(JUDGED.messages, (), False)),
+    (
+        "labelled",
+        {"prompt": [USER, ANSWER, USER], "completion": "Ho", "label": "0"},
+        Labelled((*EARLIER, HO), (), False),
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "fields", "expected"), ROWS)
@@ -259,6 +274,51 @@ def test_answers_marked_as_not_wanted():
         parse(row | {"label": False}, "here", Reading())
     for fields, reading in ((row | {"label": True}, Reading()), (row | {"label": False}, Reading(ignore=("label",)))):
         assert parse(fields, "here", reading) == Chat((HI, HO))
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.5, 0.5), (2, 2.0), (-1.0, -1.0), ("1.5", 1.5), (None, 0.0)])
+def test_margins(margin, expected):
+    row = {"prompt": "Hi", "chosen": "Ho", "rejected": "No", "margin": margin}
+    assert FORMATS["preference"].parse(row, "here", Reading()) == dataclasses.replace(PREFERRED, margin=expected)
+
+
+@pytest.mark.parametrize("margin", ["much", True, math.inf, math.nan, [1], {"a": 1}])
+def test_margins_that_are_none(margin):
+    row = {"prompt": "Hi", "chosen": "Ho", "rejected": "No", "margin": margin}
+    with pytest.raises(RecordError, match=r'here: "margin": expected a number'):
+        FORMATS["preference"].parse(row, "here", Reading())
+    assert FORMATS["preference"].parse(row, "here", Reading(ignore=("margin",))) == PREFERRED
+
+
+@pytest.mark.parametrize("label", ["yes", 2, -1, [True], {"a": 1}, 0.5, None])
+def test_labels_that_say_nothing(label):
+    row = {"prompt": "Hi", "completion": "Ho", "label": label}
+    with pytest.raises(RecordError, match=r'here: "label"'):
+        FORMATS["labelled"].parse(row, "here", Reading())
+    ignoring = Reading(ignore=("label",))
+    assert detect_format(row.keys() - {"label"} | ({"label"} if label else set()), "here", ignoring) == (
+        "prompt_completion"
+    )
+    assert FORMATS["prompt_completion"].parse(row, "here", ignoring) == Chat((HI, HO))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"completion": [USER]},
+            '"completion": expected an assistant\'s answer after the prompt, got a message of role',
+        ),
+        ({"completion": []}, '"completion"'),
+        ({"completion": None}, '"completion" is missing'),
+        ({"prompt": None}, '"prompt" is missing'),
+        ({"history": [["a", "b"]]}, '"history" would be lost'),
+    ],
+)
+def test_answers_with_labels_that_are_none(fields, message):
+    row = {"prompt": "Hi", "completion": "Ho", "label": True}
+    with pytest.raises(RecordError, match=message):
+        FORMATS["labelled"].parse(row | fields, "here", Reading())
 
 
 TABLES = [  # (prompt template, answer template, columns, question, answer)

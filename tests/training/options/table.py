@@ -144,6 +144,7 @@ _OF_FILES = "how files are read does not reach the step; tests/data has all form
 EXEMPT: dict[str, str] = {
     "duration": "every combination takes two steps; tests/training/test_durations.py",
     "branch": "a checkpoint of another run; tests/training/test_branch.py",
+    "model.head": "of reward models; tests/training/test_reward_model.py",
     "model.revision": "of names on the hub; tests/sources/test_locate.py",
     **{
         f"data.reading.{name}": _OF_FILES
@@ -153,8 +154,11 @@ EXEMPT: dict[str, str] = {
         )
     },
     **{
-        f"objective.{name}": "of pairs of answers; tests/training/test_pairs_on_any_machine.py"
-        for name in ("beta", "margin", "per_token", "tail_weight", "sft_weight")
+        f"objective.{name}": "of answers that were judged; tests/training/test_pairs_on_any_machine.py"
+        for name in (
+            *("beta", "margin", "per_token", "tail_weight", "sft_weight"),
+            *("desirable_weight", "undesirable_weight", "centring"),
+        )
     },
     "optimizer.max_skipped_in_a_row": "a number that the host compares with; tests/training/test_loop.py",
     "evaluation.sample_tokens": "a number of repetitions; every combination takes two",
