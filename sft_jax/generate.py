@@ -54,12 +54,13 @@ def main(_: list[str]) -> None:
         names = [*of_files, "batch_size", *scorer_flags.NAMES, *reading_flags.NAMES]
         commands.refuse_unread(names, "--prompts")
     _check_samples()  # what is wrong with them is said before the model is loaded
+    asked = None if _PROMPTS.value is None else _asked()
     commands.start_jax()
     mesh = inference_mesh(jax.devices())
     with jax.set_mesh(mesh):
         loaded = inference_flags.load(_MODEL.value, mesh)
-        if _PROMPTS.value is not None:
-            _answer_file(loaded)
+        if asked is not None:
+            _answer_file(loaded, *asked)
         elif _PROMPT.value is not None:
             prompt, problem = _prompt(loaded, [*_system(), ("user", _PROMPT.value)])
             if problem:
@@ -75,8 +76,6 @@ def _check_samples() -> None:
     Raises:
         ValueError: names them.
     """
-    from sft_jax.evaluation.scorers import make_scorer
-
     sampling = inference_flags.sampling()
     if _SAMPLES.value > 1 and not sampling.temperature:
         raise ValueError(f"--samples={_SAMPLES.value}: all are the same at --temperature=0; give one above 0")
@@ -85,6 +84,8 @@ def _check_samples() -> None:
         if _KEEP.value != "all":
             raise ValueError(f"--keep={_KEEP.value} chooses by what answers are worth: give --scorer")
     else:
+        from sft_jax.evaluation.scorers import make_scorer
+
         make_scorer(_SCORER.value, scorer_flags.scorer_options())
     if _KEEP.value == "all":
         commands.refuse_unread([_KEEP_ABOVE.name], "--keep=best and --keep=pairs")
@@ -159,19 +160,25 @@ def _chat(loaded) -> None:
                 turns += [("user", text), ("assistant", _answer(loaded, prepared, prompt))]
 
 
-def _answer_file(loaded) -> None:
+def _asked():
+    """The rows of --prompts, and what is asked by each."""
+    from sft_jax.evaluation.own_answers import prompts_of
+
+    return prompts_of(_PROMPTS.value, reading_flags.reading(), _SCORER.value, scorer_flags.scorer_options())
+
+
+def _answer_file(loaded, records, prompts) -> None:
     from etils import epath
     from rich.console import Console
 
     from sft_jax.data.written_rows import lines_of
-    from sft_jax.evaluation.own_answers import Judge, candidates_of, prompts_of, rows_of
+    from sft_jax.evaluation.own_answers import Judge, candidates_of, rows_of
     from sft_jax.progress import ProgressBars
     from sft_jax.runs.workdir import write_whole
 
-    console, options = Console(stderr=True), scorer_flags.scorer_options()
-    records, prompts = prompts_of(_PROMPTS.value, reading_flags.reading(), _SCORER.value, options)
-    judge = None
+    console, judge = Console(stderr=True), None
     if _SCORER.value:
+        options = scorer_flags.scorer_options()
         judge = Judge(records, loaded.renderer, _SCORER.value, options, scorer_flags.MATCH_THINKING.value)
     with ProgressBars(console) as progress:
         answers = _respond(loaded, records, prompts, progress)

@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 from etils import epath
 
-from sft_jax.data.conversations import Chat, Message, Preference, ToolCall
+from sft_jax.data.conversations import Message, Preference, ToolCall
 from sft_jax.data.reading import DEFAULT
 from sft_jax.data.records import Record, read_records
+from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.evaluation.measuring import measure
 from sft_jax.evaluation.methods import parse_methods
-from sft_jax.evaluation.requests import Judged, Response
+from sft_jax.evaluation.requests import Judged, Response, text_of
 from sft_jax.evaluation.results import results_of
 from sft_jax.evaluation.side_by_side import Setting, measure_methods, references_of
 from sft_jax.evaluation.statistics import wilson
 from sft_jax.evaluation.tasks import make_task
 from sft_jax.evaluation.tasks.preferring import Preferring, Reference
+from tests.data.rendering.chat_formats import FORMATS
 from tests.evaluation.asking import count_computed, entry, evaluation_options, options, record, respondent, write_rows
 from tests.generation.brute_force import log_probabilities
 
@@ -119,11 +121,15 @@ def test_rows_that_are_no_pairs_are_refused(loaded):
         make_task(options(), [pair], loaded.renderer)
 
 
-def test_answers_that_call_are_shown_with_their_calls(pairs):
-    call = ToolCall("weather", {"city": "Rome"})
+def test_answers_that_call_are_judged_with_their_calls(loaded):
+    renderer = ConversationRenderer(FORMATS["Qwen 3"].tokenizer())
+    tools = ({"type": "function", "function": {"name": "weather", "parameters": {}}},)
+    prompt, call = (Message("user", "Rome?"),), ToolCall("weather", {"city": "Rome"})
     answers = Message("assistant", "", tool_calls=(call,)), Message("assistant", "Warm.")
-    pair = Record("rows:1", Preference((Message("user", "q"),), answers[:1], answers[1:]), {})
-    task = Preferring(options(kind="prefer"), [pair], None)
-    (request,) = task.requests(pair)
-    assert request.continuations == answers
-    assert isinstance(record(1, "a", "b").example, Chat)
+    pair = Record("rows:1", Preference(prompt, answers[:1], answers[1:], tools), {})
+    (request,) = Preferring(options(kind="prefer"), [pair], renderer).requests(pair)
+    ids = renderer.render_prompt(prompt, tools)
+    called = renderer.tokenizer.encode(renderer.answer_text((*prompt, answers[0]), tools) + "<|im_end|>")
+    needed = respondent(dataclasses.replace(loaded, renderer=renderer)).positions_needed(request, pair.id)
+    assert needed == len(ids) + len(called)
+    assert text_of(answers[0]) == '{"name": "weather", "arguments": {"city": "Rome"}}'

@@ -222,7 +222,10 @@ def test_a_task_of_ones_own(loaded, own_module):
     ("changes", "problem"),
     [
         ({"path": ""}, "tasks.t.path is empty, and so is --config.data.held_out: there are no rows to measure"),
-        ({"kind": "chose"}, "tasks.t.kind='chose' must be one of generate, choose, recite, or package.module:Class"),
+        (
+            {"kind": "chose"},
+            "tasks.t.kind='chose' must be one of generate, choose, recite, prefer, or package.module:Class",
+        ),
         ({"kind": "no_module:Task"}, "tasks.t: task 'no_module:Task': there is no module 'no_module'"),
         ({"scorer": "best"}, "tasks.t: no scorer named 'best'"),
         ({"samples": 2}, "tasks.t.samples=2: all are the same at temperature=0"),

@@ -28,7 +28,7 @@ def test_it_finds_what_re_finds(pattern):
             assert bounded.search(text) == (compiled.search(text) is not None)
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*$", "(a|aa)+b", "(?:a+a+)+b"])
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "(a|aa)+b", "(?:a+a+)+b"])
 def test_a_search_that_re_does_not_end(pattern):
     """`re` tries more than 2^200 ways; here each place of the program is tried once at each place of the text."""
     assert not BoundedPattern(pattern).search("a" * 200 + "c")
