@@ -300,7 +300,8 @@ def task(path: str = "", *, kind: str = "generate", scorer: str = "exact_match",
     Args:
         path: as `config.data.held_out`, which is measured where it is empty, read as held-out rows are.
         kind: `generate`: an answer is written; `choose`: the most likely of given answers; `recite`: whether the row's
-            answer is known by heart; or `package.module:Class`.
+            answer is known by heart; `prefer`: whether the chosen answer of a pair is the likelier one; or
+            `package.module:Class`.
         scorer: of written answers, one of SCORERS in sft_jax/evaluation/scorers, or `package.module:function`.
         options: of the entry or of its reading: `max_new_tokens=80`, `format="alpaca"`, `scorer_options={…}`.
     """

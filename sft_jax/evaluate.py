@@ -9,11 +9,12 @@ training: `--reading.prompt_template=…` is `config.data.reading.prompt_templat
 the same command goes on where it was stopped.
 """
 
+import dataclasses
 import sys
 
 from absl import flags
 
-from sft_jax import commands, config_flag, evaluation_flags, inference_flags
+from sft_jax import commands, config_flag, evaluation_flags, inference_flags, scorer_flags
 
 _MODEL = flags.DEFINE_string("model", "", "Run directory (with :best, :latest, :<step>) or pretrained source.")
 _CONFIG = config_flag.define()
@@ -24,9 +25,13 @@ _METHODS = flags.DEFINE_list(
 )
 _OUT = flags.DEFINE_string("out", None, "Directory for results, report, predictions and answers.", required=True)
 _COMPARE = flags.DEFINE_string("compare", "", "Directory of an earlier evaluation of the same rows to compare with.")
+_REFERENCE = flags.DEFINE_string(
+    "reference", "", "Of --kind=prefer: a run or pretrained source, over whose log-probabilities answers are compared."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the solved examples drawn, of sampling and of the bootstrap.")
 
-flags.adopt_module_key_flags(evaluation_flags)  # --help lists them too
+for module in (evaluation_flags, scorer_flags):
+    flags.adopt_module_key_flags(module)  # --help lists them too
 
 _STATUS_OF_REGRESSION = 4
 
@@ -70,6 +75,7 @@ def main(_: list[str]) -> None:
         entries = [read_entry(name, task) for name, task in options.tasks.items()]
         before = read_before(epath.Path(_COMPARE.value), entries) if _COMPARE.value else None
         check_probes(entries, methods, options.max_regression)
+        _check_reference(entries)
         parts = {part for method in methods for part in method.parts}
         examples_from = evaluation_flags.examples(options, _CONFIG.value) if FEW_SHOT in parts else []
     mesh = inference_mesh(jax.devices(), evaluation_flags.TENSOR.value)
@@ -83,6 +89,7 @@ def main(_: list[str]) -> None:
     with ending_together(), jax.set_mesh(mesh), ProgressBars(console) as progress:
         cache = None if is_remote(out) else out
         setting = Setting(options, examples_from, cache, out / "answers", _SEED.value, first_process, progress)
+        setting = dataclasses.replace(setting, references=_references(entries, setting, mesh, console))
         measured = measure_methods(entries, methods, load, setting)
         differences = divergence(entries, load, setting) if {BASE, TUNED} <= names else None
         moved = TUNED in names and inference_flags.MIX.value == 1
@@ -99,6 +106,24 @@ def main(_: list[str]) -> None:
             console.print(f"Report: {paths[2]}", soft_wrap=True)
     if results["gate"] and results["gate"]["failed"]:
         sys.exit(_STATUS_OF_REGRESSION)
+
+
+def _check_reference(entries) -> None:
+    """Refuses a reference that no task reads."""
+    from sft_jax.evaluation.tasks.preferring import PREFER
+
+    if not any(entry.options.kind == PREFER for entry in entries):
+        commands.refuse_unread([_REFERENCE.name], "tasks of kind=prefer")
+
+
+def _references(entries, setting, mesh, console):
+    """What --reference says of pairs; its weights are in memory in this call alone."""
+    from sft_jax.evaluation.side_by_side import references_of
+
+    if not _REFERENCE.value:
+        return {}
+    console.print(f"Loading the reference {_REFERENCE.value}")
+    return references_of(entries, inference_flags.load_as_it_is(_REFERENCE.value, mesh), setting)
 
 
 def _check_weights(methods, run, model: str) -> None:

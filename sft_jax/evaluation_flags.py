@@ -4,14 +4,13 @@ import dataclasses
 
 from absl import flags
 
-from sft_jax import commands, inference_flags, reading_flags
+from sft_jax import commands, inference_flags, reading_flags, scorer_flags
 
 _DATA = flags.DEFINE_string("data", "", "Held-out rows; each ends with the reference answer.")
-_KIND = flags.DEFINE_string("kind", "generate", "generate, choose, recite, or package.module:Class.")
+_KIND = flags.DEFINE_string("kind", "generate", "generate, choose, recite, prefer, or package.module:Class.")
 _SCORER = flags.DEFINE_string(
     "scorer", "exact_match", "How written answers are scored: a name of docs/scorers.md, or package.module:function."
 )
-_MATCH_THINKING = flags.DEFINE_bool("match_thinking", False, "An exact match wants the same thinking too.")
 _CHOICES = flags.DEFINE_list("choices", [], "Of --kind=choose; by default all answers that occur.")
 _CHOICES_COLUMN = flags.DEFINE_string("choices_column", "", "Of --kind=choose: column with the choices of each row.")
 _CHOOSE_BY = flags.DEFINE_enum(
@@ -41,7 +40,18 @@ _MAX_REGRESSION = flags.DEFINE_float(
 TENSOR = flags.DEFINE_integer("tensor", 1, "Devices over which weights are split.", lower_bound=1)
 
 _OF_ONE_TASK = (
-    *("data", "kind", "scorer", "match_thinking", "choices", "choices_column", "choose_by", "samples", "rows", "loss"),
+    *(
+        "data",
+        "kind",
+        "scorer",
+        *scorer_flags.NAMES,
+        "choices",
+        "choices_column",
+        "choose_by",
+        "samples",
+        "rows",
+        "loss",
+    ),
     *("examples", "examples_from", "examples_split", "choose_examples", "instruction", "development", "corpus"),
     *("passages", "search", "relevant_column", "probe", "max_regression", "max_new_tokens", "batch_size"),
     *("temperature", "top_k", "top_p", *reading_flags.NAMES),
@@ -103,7 +113,8 @@ def _options_of_flags():
         kind=_KIND.value,
         rows=_ROWS.value,
         scorer=_SCORER.value,
-        match_thinking=_MATCH_THINKING.value,
+        scorer_options=scorer_flags.scorer_options(),
+        match_thinking=scorer_flags.MATCH_THINKING.value,
         max_new_tokens=inference_flags.MAX_NEW_TOKENS.value,
         samples=_SAMPLES.value,
         **dataclasses.asdict(sampling),

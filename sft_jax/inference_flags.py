@@ -37,6 +37,13 @@ def load(source: str, mesh, share: float = 1.0):
     return load_for_inference(source, mesh, MATMUL.value, weights, MAX_POSITIONS.value, mix)
 
 
+def load_as_it_is(source: str, mesh):
+    """The trained weights of a run, or a pretrained source, whatever --weights and --mix say of --model."""
+    from sft_jax.runs.restore import load_for_inference  # after the flags are checked
+
+    return load_for_inference(source, mesh, MATMUL.value, max_positions=MAX_POSITIONS.value)
+
+
 def sampling():
     """The `Sampling` that the flags ask for."""
     from sft_jax.generation import Sampling  # after the flags are checked: importing jax takes seconds

@@ -29,6 +29,7 @@ def get_config():
     config.evaluation.tasks.chosen = sft.task({choices!r}, kind="choose", choices_column="choices", loss=False)
     return config.lock()
 """
+OPTIONS = '--scorer_options={"pattern": "[a-z]", "compare": false}'
 SCORERS = '''
 import json, os
 
@@ -56,6 +57,10 @@ def root(tmp_path_factory):
         "empty.jsonl": "",
         "unanswered.jsonl": '{"messages": [{"role": "user", "content": "red"}]}\n',
         "long.jsonl": json.dumps({"prompt": "a" * 600, "completion": "b"}) + "\n",
+        "pairs.jsonl": "".join(
+            json.dumps({"prompt": word, "chosen": f"{word} cat", "rejected": "tree of seven"}) + "\n"
+            for word in ("red", "blue", "I")
+        ),
         "choices.jsonl": '{"prompt": "2+2?", "completion": "4", "choices": ["3", "4"]}\n'
         '{"prompt": "Rome?", "completion": "Italy", "choices": ["Italy", "Norway", "Peru"]}\n',
         "corpus/red.txt": "What is red is no cat.",
@@ -125,6 +130,15 @@ def commands_of(root: Path) -> dict[str, dict]:
             root, "gate", "--methods=base,sft", "--probe", "--scorer=own_scorers:as_before", "--max_regression=0.01"
         ),
         "on two devices": flags(root, "two", "--tensor=2"),
+        "pairs": flags(
+            root,
+            "pairs",
+            *("--methods=base,sft", "--kind=prefer", f"--reference={root / 'model'}"),
+            data="pairs.jsonl",
+        ),
+        "several samples": flags(root, "samples", "--samples=3", "--temperature=1", "--scorer=regex", OPTIONS),
+        "no pairs": flags(root, "never", "--kind=prefer"),
+        "unread: reference": flags(root, "never", f"--reference={root / 'model'}"),
         "raises": flags(root, "never", "--scorer=own_scorers:raises"),
         "raises, with methods": [*flags(root, "never", f"--config={root / 'mine.py'}", data=""), "--methods=lora"],
         "no tasks": flags(root, "never", f"--config={root / 'no_tasks.py'}", data=""),
@@ -222,6 +236,24 @@ class TestCommand:
         assert set(found["tasks"]["chosen"]["scores"]["base"]) == {"accuracy", "probability"}
         assert predictions(root, "tasks", "sft", "chosen")[1]["logprobs"].keys() == {"Italy", "Norway", "Peru"}
 
+    def test_pairs_over_a_reference(self, root, ends):
+        assert ends["pairs"]["status"] == 0, ends["pairs"]["output"]
+        assert ends["pairs"]["computed"] == {"written": 0, "judged": 3 * 3}  # by the base, the run and the reference
+        task = results(root, "pairs")["tasks"]["task"]
+        assert set(task["scores"]["sft"]) == {
+            *("preference_accuracy", "preference_accuracy_per_token", "preference_accuracy_over_reference")
+        }
+        assert f"sft: The reference is {root / 'model'}." in task["notes"]
+        assert "preference accuracy, over reference" in (root / "pairs" / "report.md").read_text()
+
+    def test_several_samples(self, root, ends):
+        assert ends["several samples"]["status"] == 0, ends["several samples"]["output"]
+        task = results(root, "samples")["tasks"]["task"]
+        assert set(task["scores"]["sft"]) == {
+            *("pass@1", "pass@2", "pass@3", "likeliest_of_3", "held_out_loss", "perplexity")
+        }
+        assert all(len(row["answers"]) == 3 for row in predictions(root, "samples", "sft"))
+
     def test_without_a_run_the_model_of_the_config(self, root, ends):
         assert ends["model of the config"]["status"] == 0, ends["model of the config"]["output"]
         assert list(results(root, "of_config")["methods"]) == ["base"]
@@ -259,6 +291,8 @@ class TestCommand:
             ("rag of nothing", "method rag: give the corpus, --config.evaluation.retrieval.corpus or --corpus"),
             ("unread: data", "--data, --max_new_tokens: not read here, it goes with a task without --config"),
             ("unread: weights", "--mix: not read here, it goes with --methods=sft, of a run"),
+            ("no pairs", "rows.jsonl:1: kind=prefer compares two answers to a prompt, and this row has one"),
+            ("unread: reference", "--reference: not read here, it goes with tasks of kind=prefer"),
             ("unread: choices", "--choices=('a', 'b') is not read by kind=generate; leave it out"),
         ],
     )

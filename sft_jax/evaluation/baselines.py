@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sft_jax.data.conversations import Message
+from sft_jax.data.conversations import Conversation, Message, Preference
+from sft_jax.data.records import Record
 
 
 def with_examples(conversation: tuple[Message, ...], examples: Sequence[tuple[Message, ...]]) -> tuple[Message, ...]:
@@ -56,6 +57,12 @@ def choose_examples(
         )
     picked = np.random.default_rng(seed).choice(len(shortest), size=count, replace=False)
     return [shortest[index] for index in picked]
+
+
+def right_conversation(record: Record) -> Conversation:
+    """The turns of a record with the right answer at their end; of a pair the chosen one."""
+    example = record.example
+    return (*example.prompt, *example.chosen) if isinstance(example, Preference) else record.conversation
 
 
 def questions_of(conversation: tuple[Message, ...]) -> tuple[str, ...]:

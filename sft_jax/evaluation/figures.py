@@ -21,6 +21,8 @@ METRIC_NAMES = {
     "chrf": "chrF",
     "chrf_plus_plus": "chrF++",
     "reciprocal_rank": "MRR",
+    "preference_accuracy_per_token": "preference accuracy, per token",
+    "preference_accuracy_over_reference": "preference accuracy, over reference",
     "kl_base_tuned": "KL(base || tuned)",
     "kl_tuned_base": "KL(tuned || base)",
 }

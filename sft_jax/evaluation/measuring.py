@@ -6,14 +6,14 @@ for several methods.
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.data.records import DroppedRow, Record, RecordReader
 from sft_jax.data.rendering import ConversationRenderer
+from sft_jax.evaluation.baselines import right_conversation
 from sft_jax.evaluation.methods import Changed
-from sft_jax.evaluation.requests import Generate, Judged, Request, Response
+from sft_jax.evaluation.requests import Generate, Judged, Request, Response, text_of
 from sft_jax.evaluation.responding import Respondent
 from sft_jax.evaluation.scorers import Outcome
 from sft_jax.evaluation.tasks import Task, make_task
@@ -157,10 +157,8 @@ def _cut_note(grouped: Sequence[Sequence[Response]]) -> str:
 
 
 def reference_text(record: Record) -> str:
-    """The right answer of a record, for people: its content, and its calls as JSON. Whatever a template makes of it."""
-    message = record.conversation[-1]
-    calls = [json.dumps({"name": call.name, "arguments": call.arguments}) for call in message.tool_calls]
-    return "\n".join([message.content] * bool(message.content or not calls) + calls)
+    """The right answer of a record, for people; of a pair the chosen one."""
+    return text_of(right_conversation(record)[-1])
 
 
 def _line(
@@ -181,8 +179,9 @@ def _line(
         if hasattr(task, "differs"):
             line["differs"] = task.differs(record, answers[0].text)
     else:
-        likely = request.continuations[max(range(len(answers)), key=lambda place: answers[place].logprob)]
+        texts = [one if isinstance(one, str) else text_of(one) for one in request.continuations]
+        likely = texts[max(range(len(answers)), key=lambda place: answers[place].logprob)]
         chosen = task.chosen(record, given) if hasattr(task, "chosen") else likely
         line |= {"answer": chosen, "finish_reason": ""}
-        line["logprobs"] = dict(zip(request.continuations, (answer.logprob for answer in answers), strict=True))
+        line["logprobs"] = dict(zip(texts, (answer.logprob for answer in answers), strict=True))
     return line | {"outcome": dict(outcome)}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from sft_jax.data.conversations import Conversation, Message
 from sft_jax.data.records import Record
-from sft_jax.evaluation.baselines import choose_examples, questions_of, with_examples
+from sft_jax.evaluation.baselines import choose_examples, questions_of, right_conversation, with_examples
 from sft_jax.evaluation.requests import Request
 from sft_jax.options import EvaluationOptions, FewShotOptions
 from sft_jax.preparation.retrieved import Retriever
@@ -251,7 +251,7 @@ def solved_examples(
     Raises:
         ValueError: too few rows.
     """
-    asked = {questions_of(record.conversation) for record in held_out}
+    asked = {questions_of(right_conversation(record)) for record in held_out}
     allowed = [record for record in train if questions_of(record.conversation) not in asked]
     if len(allowed) < options.examples:
         raise ValueError(

@@ -33,7 +33,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 def pass_outcomes(samples: Sequence[Sequence[Outcome]], ks: Sequence[int]) -> list[Outcome]:
     """{"pass@k": estimate} of each example, from the outcomes of its answers; `ks` are the k.
 
-    Raises ValueError where a scorer does not judge answers right or wrong (`exact_match` or `accuracy`), or an example
+    Raises ValueError where a scorer does not judge answers right or wrong (`is_right`), or an example
     has fewer answers than k.
     """
     outcomes = []
@@ -41,11 +41,22 @@ def pass_outcomes(samples: Sequence[Sequence[Outcome]], ks: Sequence[int]) -> li
         judged = [is_right(answer) for answer in answers]
         if None in judged:
             raise ValueError(
-                f"pass@k: example {number} has an outcome without exact_match or accuracy: "
+                f"pass@k: example {number} has an outcome that is neither right nor wrong: "
                 f"{answers[judged.index(None)]}"
             )
         outcomes.append({f"pass@{k}": pass_at_k(len(judged), sum(map(bool, judged)), k) for k in ks})
     return outcomes
+
+
+def likeliest_of_n(samples: Sequence[Sequence[Outcome]], logprobs: Sequence[Sequence[float]]) -> list[Outcome]:
+    """The outcome of the answer with the highest log-probability to each example; the first of several that are equal.
+
+    It needs no reference: what choosing among n answers reaches without one.
+    """
+    return [
+        answers[max(range(len(answers)), key=of_example.__getitem__)]
+        for answers, of_example in zip(samples, logprobs, strict=True)
+    ]
 
 
 def best_of_n(samples: Sequence[Sequence[Outcome]], column: str) -> list[Outcome]:

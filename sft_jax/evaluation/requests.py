@@ -5,10 +5,11 @@ Tasks make requests of records (`tasks/`), methods change their prompts (`method
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from sft_jax.data.conversations import Conversation
+from sft_jax.data.conversations import Conversation, Message
 from sft_jax.generation import Sampling
 
 
@@ -37,16 +38,22 @@ class LogLikelihood:
 
     Attributes:
         prompt: the conversation to answer.
-        continuations: answers, as texts.
+        continuations: answers, as texts, or as messages where they think or call.
         tools: definitions of the tools that may be called.
     """
 
     prompt: Conversation
-    continuations: tuple[str, ...]
+    continuations: tuple[str | Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
 
 
 Request = Generate | LogLikelihood
+
+
+def text_of(message: Message) -> str:
+    """An answer for people: its content, and its calls as JSON. Whatever a template makes of it."""
+    calls = [json.dumps({"name": call.name, "arguments": call.arguments}) for call in message.tool_calls]
+    return "\n".join([message.content] * bool(message.content or not calls) + calls)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,9 +192,10 @@ class Respondent:
     def _continuations(self, asked: "_Asked") -> list[Tokens]:
         """The given answers of a request as tokens, for which there are positions."""
         decoder, found = self.prepared.model.config, []
-        for text in asked.request.continuations:
-            ids = self._continuation(asked.request, asked.prompt, text, asked.name)
+        for given in asked.request.continuations:
+            ids = self._continuation(asked.request, asked.prompt, given, asked.name)
             if len(asked.prompt) + len(ids) > decoder.max_positions:
+                text = given if isinstance(given, str) else given.content
                 raise ValueError(
                     f"the prompt of {asked.name} has {len(asked.prompt)} tokens, and its answer {text[:60]!r} "
                     f"{len(ids)}; the model knows {decoder.max_positions} positions. Give shorter ones"
@@ -203,10 +204,12 @@ class Respondent:
             found.append(ids)
         return found
 
-    def _continuation(self, request: LogLikelihood, prompt: Tokens, text: str, name: str) -> Tokens:
+    def _continuation(self, request: LogLikelihood, prompt: Tokens, given: str | Message, name: str) -> Tokens:
         """The tokens of an answer, with the end of its turn."""
+        answer = Message("assistant", given) if isinstance(given, str) else given._replace(weight=None, ranges=())
+        text = answer.content
         try:
-            rendered = self._judging.render((*request.prompt, Message("assistant", text)), request.tools)
+            rendered = self._judging.render((*request.prompt, answer), request.tools)
         except ExampleError as error:
             raise ValueError(f"{name}, answer {text[:60]!r}: {error}") from error
         ids, supervised = np.asarray(rendered.tokens, np.int32), np.flatnonzero(rendered.weights)

@@ -11,7 +11,7 @@ from sft_jax.data.records import Record, RecordError
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.answer_store import AnswerStore, key_of
-from sft_jax.evaluation.baselines import questions_of
+from sft_jax.evaluation.baselines import questions_of, right_conversation
 from sft_jax.evaluation.divergence import divergence_scores, example_divergences
 from sft_jax.evaluation.held_out_loss import example_losses
 from sft_jax.evaluation.measuring import Entry, Measured, measure, read_entry, task_of
@@ -33,6 +33,7 @@ from sft_jax.evaluation.scorers import Outcome
 from sft_jax.evaluation.scoring import metrics_of, score_values
 from sft_jax.evaluation.search_quality import search_quality
 from sft_jax.evaluation.tasks import Task
+from sft_jax.evaluation.tasks.preferring import PREFER, Preferring, Reference
 from sft_jax.generation import prepare
 from sft_jax.models.sizes import check_sizes
 from sft_jax.options import EvaluationOptions
@@ -55,6 +56,7 @@ class Setting:
         seed: of drawn examples, sampling and the bootstrap.
         writes: False for all processes but one.
         progress: makes a progress callback.
+        references: of each task of kind `prefer`, the model over which answers are compared; empty where there is none.
     """
 
     options: EvaluationOptions
@@ -64,6 +66,7 @@ class Setting:
     seed: int = 0
     writes: bool = True
     progress: ProgressFor | None = None
+    references: Mapping[str, Reference] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,18 +183,9 @@ def _measured_with(
     """What the methods put into prompts, with the best instruction if this model chooses it; what they measure by
     method and task; and their descriptions.
     """
-    store = None
-    if setting.store is not None:
-        store = AnswerStore(setting.store, loaded.fingerprint, writes=setting.writes)
-    respondent = Respondent(
-        prepare(loaded.model, loaded.variables),
-        loaded.renderer,
-        slots=setting.options.slots,
-        seed=setting.seed,
-        store=store,
-        progress=setting.progress,
-    )
-    tasks = {entry.name: task_of(entry, loaded.renderer) for entry in entries}
+    store = _store(loaded, setting)
+    respondent = _respondent(loaded, setting, store)
+    tasks = {entry.name: _task(entry, loaded, setting.references.get(entry.name)) for entry in entries}
     if chooses:
         best = best_instruction(entries, respondent, setting)
         prompting = {name: dataclasses.replace(one, instruction=best) for name, one in prompting.items()}
@@ -203,10 +197,44 @@ def _measured_with(
         measured[method.name] = {}
         for entry in _asked_by(method, entries):
             found = _measured(entry, method, prompting[entry.name], respondent, tasks[entry.name])
-            if entry.options.loss and set(method.parts) <= {BASE, TUNED}:
+            if entry.options.loss and entry.options.kind != PREFER and set(method.parts) <= {BASE, TUNED}:
                 found = _with_loss(found, entry, loaded, store, setting)
             measured[method.name][entry.name] = found
     return prompting, measured, descriptions
+
+
+def _store(loaded: Loaded, setting: Setting) -> AnswerStore | None:
+    return None if setting.store is None else AnswerStore(setting.store, loaded.fingerprint, writes=setting.writes)
+
+
+def _respondent(loaded: Loaded, setting: Setting, store: AnswerStore | None) -> Respondent:
+    return Respondent(
+        prepare(loaded.model, loaded.variables),
+        loaded.renderer,
+        slots=setting.options.slots,
+        seed=setting.seed,
+        store=store,
+        progress=setting.progress,
+    )
+
+
+def _task(entry: Entry, loaded: Loaded, reference: Reference | None) -> Task:
+    if reference is None:
+        return task_of(entry, loaded.renderer)
+    return Preferring(entry.options, entry.records, loaded.renderer, reference)
+
+
+def references_of(entries: Sequence[Entry], loaded: Loaded, setting: Setting) -> dict[str, Reference]:
+    """What a model says of the pairs of each task of kind `prefer`, for `Setting.references`."""
+    found = {}
+    respondent = _respondent(loaded, setting, _store(loaded, setting))
+    for entry in (entry for entry in entries if entry.options.kind == PREFER):
+        task, ids = Preferring(entry.options, entry.records, loaded.renderer), [record.id for record in entry.records]
+        asked = [request for record in entry.records for request in task.requests(record)]
+        responses = respondent(asked, ids, f"reference, {entry.name}")
+        margins = {name: task.margin([one]) for name, one in zip(ids, responses, strict=True)}
+        found[entry.name] = Reference(loaded.name, margins)
+    return found
 
 
 def _measured(
@@ -274,8 +302,8 @@ def best_instruction(entries: Sequence[Entry], respondent: Respondent, setting: 
     entry = next(entry for entry in entries if not entry.options.probe)
     path = setting.options.prompting.development
     development = read_entry(entry.name, dataclasses.replace(entry.options, path=path))
-    asked = {questions_of(record.conversation) for one in entries for record in one.records}
-    shared = [record.id for record in development.records if questions_of(record.conversation) in asked]
+    asked = {questions_of(right_conversation(record)) for one in entries for record in one.records}
+    shared = [record.id for record in development.records if questions_of(right_conversation(record)) in asked]
     if shared:
         raise ValueError(
             f"--config.evaluation.prompting.development={path}: {', '.join(shared[:5])} ask what measured rows ask; an "

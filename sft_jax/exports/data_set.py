@@ -19,21 +19,13 @@ from typing import Any
 from etils import epath
 
 from sft_jax.data.cleaning import Changed
-from sft_jax.data.conversations import (
-    Chat,
-    Conversation,
-    Example,
-    Labelled,
-    Message,
-    Preference,
-    Segments,
-    TokenExample,
-)
+from sft_jax.data.conversations import Chat, Labelled, Preference, Segments, TokenExample
 from sft_jax.data.formats.media import media_columns
 from sft_jax.data.formats.values import no_json
 from sft_jax.data.reading import TEXT_ENDS, given
 from sft_jax.data.records import Record
 from sft_jax.data.tokenized import DroppedRow
+from sft_jax.data.written_rows import example_fields
 from sft_jax.exports import directory
 from sft_jax.exports.directory import ExportError
 
@@ -141,7 +133,7 @@ def row_fields(record: Record, has_weight: bool, has_group: bool) -> dict[str, A
         about["weight"] = record.weight
     if has_group:
         about["group"] = record.group or None
-    written = _example_fields(record.said) | about
+    written = example_fields(record.said) | about
     return written | {name: value for name, value in record.fields.items() if name not in _READ and name not in written}
 
 
@@ -175,69 +167,13 @@ def _has_group(records: Sequence[Record]) -> bool:
     return any(record.group for record in records)
 
 
-def _example_fields(example: Example) -> dict[str, Any]:
-    if isinstance(example, Labelled):
-        asked = next(number for number, turn in enumerate(example.messages) if turn.weight != 0)
-        parts = {"prompt": example.messages[:asked], "completion": example.messages[asked:]}
-        fields: dict[str, Any] = {name: _messages(turns) for name, turns in parts.items()} | {
-            "label": example.desirable
-        }
-        return fields | ({"tools": list(example.tools)} if example.tools else {})
-    if isinstance(example, Chat):
-        fields = {"messages": _messages(example.messages)}
-        return fields | ({"tools": list(example.tools)} if example.tools else {})
-    if isinstance(example, Segments):
-        return {"segments": [{"text": part.text, "weight": part.weight} for part in example.parts]}
-    if isinstance(example, Preference):
-        fields = {name: _messages(getattr(example, name)) for name in ("prompt", "chosen", "rejected")}
-        fields |= {"margin": example.margin} if example.margin else {}
-        return fields | ({"tools": list(example.tools)} if example.tools else {})
-    tokens, weights = (list(values) for values in (example.tokens, example.weights))
-    return {"input_ids": [int(token) for token in tokens], "weights": [float(weight) for weight in weights]}
-
-
-def _messages(messages: Conversation) -> list[dict[str, Any]]:
-    return [_message(message) for message in messages]
-
-
-def _message(message: Message) -> dict[str, Any]:
-    fields: dict[str, Any] = {"role": message.role, "content": _content(message)}
-    if message.weight is not None:
-        fields["weight"] = message.weight
-    if message.reasoning:
-        fields["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        fields["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            | ({"id": call.id} if call.id else {})
-            for call in message.tool_calls
-        ]
-    named = {"name": message.name, "tool_call_id": message.tool_call_id}
-    return fields | {name: value for name, value in named.items() if value}
-
-
-def _content(message: Message) -> str | list[dict[str, Any]]:
-    """The content; in parts where ranges of it have weights of their own."""
-    if not message.ranges:
-        return message.content
-    parts, at = [], 0
-    for start, end, weight in sorted(message.ranges):
-        if start > at:
-            parts.append({"type": "text", "text": message.content[at:start]})
-        parts.append({"type": "text", "text": message.content[start:end], "weight": weight})
-        at = end
-    if at < len(message.content):
-        parts.append({"type": "text", "text": message.content[at:]})
-    return parts
-
-
 def _dropped(record: Record | None, row: DroppedRow) -> dict[str, Any]:
     fields = None if record is None else record.fields
     return {"id": row.id, "reason": row.reason, "detail": row.detail, "row": fields}
 
 
 def _changed(record: Record, change: Changed) -> dict[str, Any]:
-    return {"id": change.id, "step": change.step, "reason": change.reason, "row": _example_fields(record.example)}
+    return {"id": change.id, "step": change.step, "reason": change.reason, "row": example_fields(record.example)}
 
 
 def _write_lines(path: epath.Path, rows: Iterable[dict[str, Any]]) -> None:

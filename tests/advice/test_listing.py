@@ -19,6 +19,7 @@ METHODS = ("evaluation/test_methods.py", "test_methods_that_there_are_not")
 NEEDED = ("evaluation/test_side_by_side.py", "test_what_methods_need_is_asked_for_before_a_model_is_loaded")
 PROBES = ("evaluation/test_side_by_side.py", "test_probes_are_of_weights_alone")
 NO_TASK = ("evaluation/test_tasks.py", "test_an_entry_that_is_no_task_is_named")
+GENERATED = ("test_generate.py", "test_what_is_refused_and_what_is_advised_is_done")
 EVALUATED = ("test_evaluate.py", "test_a_mistake_is_one_message_and_no_result")
 SWEEP_OF_ANOTHER = ("sweeps/test_directory.py", "test_the_directory_of_another_sweep_is_left_as_advised")
 NO_SWEEP = ("sweeps/test_files.py", "test_what_is_wrong_in_a_sweep_file")
@@ -222,6 +223,9 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         STACKED,
         "test_slots_of_every_token_beside_fewer",
     ),
+    ("sft_jax/generate.py", "all are the same at --temperature=0; give"): GENERATED,
+    ("sft_jax/generate.py", "chooses by what answers are worth: give --scorer"): GENERATED,
+    ("sft_jax/generate.py", "a pair needs two answers; give more"): GENERATED,
     ("sft_jax/evaluate.py", "give --model, or --config with a model.source"): EVALUATED,
     ("sft_jax/evaluate.py", "holds a run, whose log would be replaced; give a directory"): EVALUATED,
     ("sft_jax/evaluation/methods.py", "--methods: give at least one"): METHODS,

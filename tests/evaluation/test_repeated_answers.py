@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from sft_jax.evaluation.repeated_answers import best_of_n, pass_at_k, pass_outcomes
+from sft_jax.evaluation.repeated_answers import best_of_n, likeliest_of_n, pass_at_k, pass_outcomes
 from sft_jax.evaluation.scoring import aggregate
 
 
@@ -14,6 +14,16 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(samples, right):
     for k in range(1, samples + 1):
         subsets = list(itertools.combinations(answers, k))
         assert pass_at_k(samples, right, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+def test_pass_at_4_of_3_right_in_8():
+    """1 - C(5, 4) / C(8, 4) = 1 - 5 / 70."""
+    assert pass_at_k(8, 3, 4) == pytest.approx(0.928571, abs=1e-6)
+
+
+def test_the_likeliest_of_n():
+    samples = [outcomes(False, True, False), outcomes(True, False)]
+    assert likeliest_of_n(samples, [[-3.0, -1.0, -2.0], [-1.0, -1.0]]) == outcomes(True, True)
 
 
 @pytest.mark.parametrize("numbers", [(5, 6, 1), (5, -1, 1), (5, 1, 6), (5, 1, 0)])
@@ -38,7 +48,7 @@ def test_outcomes_of_pass_at_k_are_aggregated():
     assert (scores["pass@1"].value, scores["pass@2"].value) == pytest.approx((5 / 12, 1 / 2))
     assert scores["pass@1"].low < 5 / 12 < scores["pass@1"].high
     assert pass_outcomes([[{"accuracy": True}]], [1]) == [{"pass@1": 1.0}]
-    with pytest.raises(ValueError, match=r"example 0 has an outcome without exact_match or accuracy: \{'rouge"):
+    with pytest.raises(ValueError, match=r"example 0 has an outcome that is neither right nor wrong: \{'rouge"):
         pass_outcomes([[{"rouge_l": 0.5}]], [1])
     with pytest.raises(ValueError, match="1 of 2 and k = 3"):
         pass_outcomes([outcomes(True, False)], [3])

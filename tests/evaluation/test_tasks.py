@@ -25,8 +25,9 @@ from tests.evaluation.asking import RECORDS, entry, options, record, respondent,
 from tests.generation.brute_force import log_probabilities
 
 
-def written(*texts: str) -> list[Response]:
-    return [Response(tuple(Written(text, len(text), -1.0, "stop") for text in texts), 3, 0.0)]
+def written(*texts: str, logprobs: tuple[float, ...] = ()) -> list[Response]:
+    answers = zip(texts, logprobs or [-1.0] * len(texts), strict=True)
+    return [Response(tuple(Written(text, len(text), logprob, "stop") for text, logprob in answers), 3, 0.0)]
 
 
 def test_an_answer_is_asked_for_as_often_as_the_task_says(loaded):
@@ -66,22 +67,25 @@ def test_thinking_and_calls_are_scored_apart():
     ("answers", "expected"),
     [
         # 1 of 4 is right: pass@1 = 1/4, pass@2 = 1 - C(3,2)/C(4,2) = 1/2, pass@4 = 1.
-        (["cat red", "a", "b", "c"], {"pass@1": 0.25, "pass@2": 0.5, "pass@4": 1.0}),
+        (["cat red", "a", "b", "c"], {"pass@1": 0.25, "pass@2": 0.5, "pass@4": 1.0, "likeliest_of_4": False}),
         # 2 of 3 are right; 3 is no power of two, and is there too.
-        (["cat red", "cat red", "c"], {"pass@1": 2 / 3, "pass@2": 1.0, "pass@3": 1.0}),
-        (["a", "b"], {"pass@1": 0.0, "pass@2": 0.0}),
+        (["c", "cat red", "cat red"], {"pass@1": 2 / 3, "pass@2": 1.0, "pass@3": 1.0, "likeliest_of_3": True}),
+        (["a", "b"], {"pass@1": 0.0, "pass@2": 0.0, "likeliest_of_2": False}),
     ],
 )
 def test_of_several_samples_pass_at_k(loaded, answers, expected):
+    """The second sample is the likeliest one."""
     task = make_task(options(samples=len(answers), temperature=1.0), RECORDS, loaded.renderer)
-    assert task.score(RECORDS[0], written(*answers)) == pytest.approx(expected)
+    logprobs = (-3.0, -1.0, -2.0, -4.0)[: len(answers)]
+    assert task.score(RECORDS[0], written(*answers, logprobs=logprobs)) == pytest.approx(expected)
 
 
 def test_of_several_samples_the_best_by_a_share(loaded):
     """The reference is "cat red": two of two words, one of two, none."""
     task = make_task(options(samples=3, temperature=1.0, scorer="rouge_l"), RECORDS, loaded.renderer)
-    outcome = task.score(RECORDS[0], written("cat", "cat red", "blue"))
-    assert outcome == {"rouge_l": pytest.approx((2 / 3 + 1 + 0) / 3), "rouge_l_best_of_3": 1.0}
+    outcome = task.score(RECORDS[0], written("cat", "cat red", "blue", logprobs=(-1.0, -2.0, -3.0)))
+    mean, likeliest = pytest.approx((2 / 3 + 1 + 0) / 3), pytest.approx(2 / 3)
+    assert outcome == {"rouge_l": mean, "rouge_l_best_of_3": 1.0, "rouge_l_likeliest_of_3": likeliest}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +222,10 @@ def test_a_task_of_ones_own(loaded, own_module):
     ("changes", "problem"),
     [
         ({"path": ""}, "tasks.t.path is empty, and so is --config.data.held_out: there are no rows to measure"),
-        ({"kind": "chose"}, "tasks.t.kind='chose' must be one of generate, choose, recite, or package.module:Class"),
+        (
+            {"kind": "chose"},
+            "tasks.t.kind='chose' must be one of generate, choose, recite, prefer, or package.module:Class",
+        ),
         ({"kind": "no_module:Task"}, "tasks.t: task 'no_module:Task': there is no module 'no_module'"),
         ({"scorer": "best"}, "tasks.t: no scorer named 'best'"),
         ({"samples": 2}, "tasks.t.samples=2: all are the same at temperature=0"),

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer, problem_of_outcome
-from sft_jax.evaluation.scorers.form import length_ratio, repetition, style
+from sft_jax.evaluation.scorers.form import length, length_ratio, repetition, style
 from sft_jax.evaluation.scorers.imported import imported
 from sft_jax.evaluation.scorers.instructions import instructions
 from sft_jax.evaluation.scorers.json_fields import json_extraction, json_fields
@@ -23,7 +23,7 @@ from sft_jax.evaluation.scorers.overlap import bleu, chrf, rouge_l
 from sft_jax.evaluation.scorers.slots import slots
 from sft_jax.evaluation.scorers.text import exact_match, regex
 
-__all__ = ["SCORERS", "Case", "Outcome", "Scorer", "make_scorer"]
+__all__ = ["SCORERS", "Case", "Outcome", "Scorer", "make_scorer", "needs_reference"]
 
 SCORERS: dict[str, Callable[..., Scorer]] = {
     "exact_match": exact_match,
@@ -40,9 +40,11 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "chrf": chrf,
     "instructions": instructions,
     "style": style,
+    "length": length,
     "length_ratio": length_ratio,
     "repetition": repetition,
 }
+_WITHOUT_REFERENCE = ("valid_json", "json_schema", "instructions", "length", "repetition")
 
 
 def make_scorer(spec: str, options: Mapping[str, Any] = MappingProxyType({})) -> Scorer:
@@ -65,6 +67,11 @@ def make_scorer(spec: str, options: Mapping[str, Any] = MappingProxyType({})) ->
         )
     check_options(spec, SCORERS[spec], options)
     return SCORERS[spec](**options)
+
+
+def needs_reference(spec: str, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether a scorer compares with a right answer; functions of the user's are taken to do so."""
+    return spec not in _WITHOUT_REFERENCE and not (spec == "regex" and options.get("compare") is False)
 
 
 def _users_scorer(spec: str, options: Mapping[str, Any]) -> Scorer:

@@ -9,6 +9,7 @@ from typing import Any
 Value = bool | int | float | str | None | Sequence[int | float] | Mapping[str, Sequence[int]]
 Outcome = Mapping[str, Value]
 LABELS = ("predicted_label", "expected_label")  # columns of a classification
+JUDGEMENTS = ("exact_match", "accuracy", "matches_schema", "within_length", "matches", "prompt_strict", "valid_json")
 OTHER = "(other)"  # stands for every answer that is none of the labels
 
 
@@ -33,12 +34,9 @@ Scorer = Callable[[str, Case], Outcome]  # (answer, case) -> outcome
 def is_right(outcome: Outcome) -> bool | None:
     """Whether the scorer calls the answer right as a whole; None where it does not judge that.
 
-    It says so in a bool column named `exact_match` or `accuracy`.
+    It says so in the first bool column of `JUDGEMENTS` that it has.
     """
-    for column in ("exact_match", "accuracy"):
-        if isinstance(outcome.get(column), bool):
-            return bool(outcome[column])
-    return None
+    return next((bool(outcome[name]) for name in JUDGEMENTS if isinstance(outcome.get(name), bool)), None)
 
 
 def problem_of_outcome(outcome: Any) -> str | None:

@@ -8,6 +8,7 @@ from typing import Literal
 from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer
 
 Unit = Literal["characters", "words"]
+Measure = Literal["characters", "words", "tokens"]
 
 
 def style(*, order: int = 3) -> Scorer:
@@ -30,6 +31,29 @@ def style(*, order: int = 3) -> Scorer:
         return {"style_similarity": min(1.0, product / (lengths[0] * lengths[1])) if answer else 0.0}
 
     return score
+
+
+def length(*, least: int = 0, most: int, unit: Measure = "characters", tokenizer: str = "") -> Scorer:
+    """`within_length`: the answer has at least `least` and at most `most` characters, words or tokens.
+
+    White space counts as it is written, and words are what it parts. Tokens are those of `tokenizer`, a checkpoint or a
+    run, without special ones. The reference is not looked at.
+
+    Raises:
+        ValueError: a range that is none, tokens without a tokenizer or the reverse, or a tokenizer that is not there.
+    """
+    if not 0 <= least <= most:
+        raise ValueError(f"length: expected 0 <= least <= most, got least={least} and most={most}")
+    if (unit == "tokens") != bool(tokenizer):
+        raise ValueError(f"length: unit={unit!r} and tokenizer={tokenizer!r}: tokens, and they alone, need a tokenizer")
+    if unit == "tokens":
+        from sft_jax.runs.base import load_base_tokenizer  # slow to import
+
+        encode = load_base_tokenizer(tokenizer).encode
+        count = lambda text: len(encode(text, add_special_tokens=False))
+    else:
+        count = lambda text: len(text if unit == "characters" else text.split())
+    return lambda prediction, case: {"within_length": least <= count(prediction) <= most}
 
 
 def length_ratio(*, unit: Unit = "characters") -> Scorer:

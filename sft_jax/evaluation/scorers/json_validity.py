@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_jax.evaluation.scorers.bounded_regex import BoundedPattern, ExceededError, check_repeats_once
 from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer
 
 _FENCE = re.compile(r"\s*```[a-zA-Z]*\n(.*)```\s*", re.DOTALL)
@@ -22,12 +23,13 @@ def json_schema(
 ) -> Scorer:
     """`valid_json`, and `matches_schema`: it is valid by a JSON schema, given as a dict or as a file.
 
-    `jsonschema` validates, by the draft that `$schema` names (default 2020-12). The reference is not looked at.
+    `jsonschema` validates, by the draft that `$schema` names (default 2020-12). The reference is not looked at. An
+    object with a name twice is JSON, but matches no schema: readers do not agree on which of the two it has. Nor does
+    what is nested too deeply to be validated, or has a text on which a `pattern` takes too many steps.
 
     Raises:
-        ValueError: none or both are given, the file cannot be read, or the schema is none, or refers to what it does
-        not
-            hold itself.
+        ValueError: none or both are given, the file cannot be read, or the schema is none, refers to what it does not
+            hold itself, or has a pattern that cannot be matched in bounded time (`bounded_regex.py`).
     """
     from jsonschema import Draft202012Validator, validators  # slow to import
     from jsonschema.exceptions import SchemaError
@@ -45,23 +47,55 @@ def json_schema(
             f"json_schema: {where} is no valid JSON schema: {error.message} at {error.json_path}"
         ) from error
     _check_references(loaded, kind, where)
+    kind = validators.extend(kind, {"pattern": _pattern_rule(loaded, where)})
     validator = kind(loaded, registry=Registry())  # without it, addresses in a schema would be downloaded
 
     def score(prediction: str, case: Case) -> Outcome:
-        found = _read(prediction, allow_fence)
-        is_json = found is not _NOTHING
-        return {"valid_json": is_json, "matches_schema": is_json and validator.is_valid(found)}
+        is_json = _read(prediction, allow_fence) is not _NOTHING
+        found = _read(prediction, allow_fence, object_pairs_hook=_with_names_of_their_own)
+        return {"valid_json": is_json, "matches_schema": found is not _NOTHING and _is_valid(validator, found)}
 
     return score
 
 
-def _read(text: str, allow_fence: bool) -> Any:
-    """What the whole text says as JSON, or `_NOTHING`."""
+def _is_valid(validator: Any, found: Any) -> bool:
+    try:
+        return validator.is_valid(found)
+    except (RecursionError, ExceededError):
+        return False
+
+
+def _read(text: str, allow_fence: bool, **options: Any) -> Any:
+    """What the whole text says as JSON, or `_NOTHING`; `options` are those of `json.loads`."""
     fenced = _FENCE.fullmatch(text) if allow_fence else None
     try:
-        return json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
+        return json.loads(fenced[1] if fenced else text, parse_constant=_refuse, **options)
     except (ValueError, RecursionError):
         return _NOTHING
+
+
+def _with_names_of_their_own(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+def _pattern_rule(schema: Any, where: str) -> Callable[..., Iterator[Exception]]:
+    """The keyword `pattern`, matched in bounded time, which `re` does not promise."""
+    from jsonschema.exceptions import ValidationError
+
+    try:
+        patterns = {pattern: BoundedPattern(pattern) for pattern in _values_of("pattern", schema, str)}
+        for properties in _values_of("patternProperties", schema, Mapping):
+            check_repeats_once("|".join(properties))  # as `jsonschema` joins them
+    except ValueError as error:
+        raise ValueError(f"json_schema: {where}: pattern {error}") from error
+
+    def rule(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Exception]:
+        if validator.is_type(instance, "string") and not patterns[pattern].search(instance):
+            yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+    return rule
 
 
 def _refuse(name: str) -> None:
@@ -86,7 +120,7 @@ def _check_references(schema: Any, kind: Any, where: str) -> None:
     specification = specification_with(kind.META_SCHEMA["$schema"])
     resource = Resource.from_contents(schema, default_specification=specification)
     resolver = Registry().with_resource(resource.id() or "", resource).crawl().resolver(resource.id() or "")
-    for reference in _references(schema):
+    for reference in _values_of("$ref", schema, str):
         try:
             resolver.lookup(reference)
         except Unresolvable as error:
@@ -95,12 +129,13 @@ def _check_references(schema: Any, kind: Any, where: str) -> None:
             ) from error
 
 
-def _references(schema: Any) -> Iterator[str]:
+def _values_of(keyword: str, schema: Any, kind: type) -> Iterator[Any]:
+    """The values of one kind that stand under a keyword anywhere in a schema."""
     if isinstance(schema, Mapping):
-        if isinstance(schema.get("$ref"), str):
-            yield schema["$ref"]
+        if isinstance(schema.get(keyword), kind):
+            yield schema[keyword]
         for value in schema.values():
-            yield from _references(value)
+            yield from _values_of(keyword, value, kind)
     elif isinstance(schema, list):
         for value in schema:
-            yield from _references(value)
+            yield from _values_of(keyword, value, kind)

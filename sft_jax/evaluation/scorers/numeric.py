@@ -27,7 +27,7 @@ def numeric(
     percent: Percent = "ignore",
     decimal_comma: bool = False,
 ) -> Scorer:
-    """The last number of the answer, or the first one after a marker, against the reference's.
+    """The last number of the answer, or the one after a marker, against the reference's.
 
     `has_number`: there is one. `exact_match`: it differs from the reference's by at most `relative_tolerance` of that;
     numbers are compared as fractions, without rounding.
@@ -36,27 +36,29 @@ def numeric(
     ignored. A percent sign is ignored too (45 % is 45), or divides by a hundred (`percent="hundredth"`: 45 % is 0.45).
     With `decimal_comma`, 1.234,5 is read as 1,234.5 is without.
 
-    With `marker="####"` this is the convention of GSM8K (Cobbe et al. 2021): what follows the last marker counts, in
-    the answer and in the reference. An answer without it has no number; with `marker_required=False` its last one
-    counts. A reference without it means its last number.
+    With `marker="####"` this is the convention of GSM8K (Cobbe et al. 2021): the line behind the last marker counts, in
+    the answer and in the reference. It must say one number: "#### 12 or 13" says none. An answer without a marker has
+    no number; with `marker_required=False` its last one counts. A reference without it means its last number.
 
     Raises:
-        ValueError: a tolerance outside [0, 1]; when scoring, a reference without a number.
+        ValueError: a tolerance outside [0, 1]; when scoring, a reference without a number, or with several behind the
+            marker.
     """
     tolerance = checked_tolerance("numeric", relative_tolerance)
     options = {"percent": percent, "decimal_comma": decimal_comma}
 
     def found_in(text: str, required: bool) -> Fraction | None:
         if marker and marker in text:
-            numbers = read_numbers(text.rpartition(marker)[2], **options)
-            return numbers[0] if numbers else None
+            line = text.rpartition(marker)[2].strip().partition("\n")[0]
+            said = set(read_numbers(line, **options))
+            return said.pop() if len(said) == 1 else None
         numbers = [] if marker and required else read_numbers(text, **options)
         return numbers[-1] if numbers else None
 
     def score(prediction: str, case: Case) -> Outcome:
         expected = found_in(case.reference, required=False)
         if expected is None:
-            raise ValueError(f"numeric: the reference has no number: {case.reference[:80]!r}")
+            raise ValueError(f"numeric: the reference has no number, or not one alone: {case.reference[:80]!r}")
         found = found_in(prediction, required=marker_required)
         is_equal = found is not None and abs(found - expected) <= tolerance * abs(expected)
         return {"exact_match": is_equal, "has_number": found is not None}

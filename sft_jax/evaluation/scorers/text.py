@@ -1,11 +1,13 @@
 """Whole answers against the reference: exact match after a stated normalisation, and regular expressions."""
 
+import collections
 import re
 import string
 import unicodedata
 from collections.abc import Callable
 from typing import Literal
 
+from sft_jax.evaluation.scorers.bounded_regex import BoundedPattern, ExceededError
 from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer
 
 UnicodeForm = Literal["", "NFC", "NFD", "NFKC", "NFKD"]
@@ -73,34 +75,44 @@ def regex(
     `matches`: the pattern is found in the answer. `exact_match`: what it takes (`group`; by default the first group, or
     all of the match where the pattern has none; of the `first` or the `last` match) equals what it takes from the
     reference, or the whole reference where that does not match. Compared as by `normaliser`. Without `compare` there is
-    `matches` alone.
+    `matches` alone, and the reference is not looked at. `exceeded`: the answer took more steps than
+    `bounded_regex.MOST_STEPS`, and counts as one that does not match.
 
     Raises:
-        ValueError: the pattern is no regular expression, or has no such group.
+        ValueError: the pattern is no regular expression, cannot be matched in bounded time (`bounded_regex.py`), or
+            has no such group; when scoring, a reference that takes too many steps.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"regex: {pattern!r} is no regular expression: {error}") from error
-    number = min(compiled.groups, 1) if group is None else group
-    if number not in compiled.groupindex and number not in range(compiled.groups + 1):
+    wanted = min(compiled.groups, 1) if group is None else group
+    if wanted not in compiled.groupindex and wanted not in range(compiled.groups + 1):
         raise ValueError(f"regex: {pattern!r} has no group {group!r}; it has {compiled.groups} groups")
+    try:
+        bounded = BoundedPattern(pattern, compiled.groupindex.get(wanted, wanted))
+    except ValueError as error:
+        raise ValueError(f"regex: {error}") from error
     normalised = normaliser(ignore_case=ignore_case, ignore_punctuation=ignore_punctuation)
 
     def taken(text: str) -> str | None:
-        matches = list(compiled.finditer(text))
-        if not matches:
-            return None
-        return matches[0 if take == "first" else -1].group(number) or ""
+        matches = bounded.found(text)
+        return next(matches, None) if take == "first" else next(iter(collections.deque(matches, 1)), None)
 
     def score(prediction: str, case: Case) -> Outcome:
-        found = taken(prediction)
+        try:
+            found, exceeded = taken(prediction), False
+        except ExceededError:
+            found, exceeded = None, True
+        outcome = {"matches": found is not None, "exceeded": exceeded}
         if not compare:
-            return {"matches": found is not None}
-        expected = taken(case.reference)
+            return outcome
+        try:
+            expected = taken(case.reference)
+        except ExceededError as error:
+            raise ValueError(f"regex: in the reference {error}") from error
         expected = case.reference if expected is None else expected
-        is_equal = found is not None and normalised(found) == normalised(expected)
-        return {"exact_match": is_equal, "matches": found is not None}
+        return {"exact_match": found is not None and normalised(found) == normalised(expected), **outcome}
 
     return score
 

@@ -18,6 +18,7 @@ from sft_jax.evaluation.scorers import Outcome
 from sft_jax.evaluation.scorers.imported import imported
 from sft_jax.evaluation.tasks.choosing import Choosing
 from sft_jax.evaluation.tasks.generating import Generating
+from sft_jax.evaluation.tasks.preferring import Preferring
 from sft_jax.evaluation.tasks.reciting import Reciting
 from sft_jax.options import TaskOptions
 
@@ -32,7 +33,12 @@ class Task(Protocol):
         """What the responses to its requests are worth."""
 
 
-KINDS: dict[str, Callable[..., Task]] = {"generate": Generating, "choose": Choosing, "recite": Reciting}
+KINDS: dict[str, Callable[..., Task]] = {
+    "generate": Generating,
+    "choose": Choosing,
+    "recite": Reciting,
+    "prefer": Preferring,
+}
 
 
 def make_task(options: TaskOptions, records: Sequence[Record], renderer: ConversationRenderer) -> Task:

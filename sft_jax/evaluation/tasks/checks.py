@@ -12,7 +12,7 @@ from sft_jax.generation import Sampling
 from sft_jax.options import TaskOptions
 
 FLAG = "--config.evaluation.tasks"
-KINDS = ("generate", "choose", "recite")
+KINDS = ("generate", "choose", "recite", "prefer")
 CHOOSE_BY = ("logprob", "per_token", "unconditional")
 # Of one kind, with the defaults that mean that they were not asked for.
 _OF_GENERATE = (
@@ -74,6 +74,7 @@ def _unread(start: str, options: TaskOptions) -> list[str]:
     defaults = {field.name: field.default for field in dataclasses.fields(TaskOptions)} | {"scorer_options": {}}
     asked = {name for name, value in defaults.items() if getattr(options, name) != value}
     by_kind = {"generate": _OF_CHOOSE, "choose": _OF_GENERATE, "recite": (*_OF_GENERATE, *_OF_CHOOSE)}
+    by_kind["prefer"] = by_kind["recite"]
     problems = [
         f"{start}{name}={getattr(options, name)!r} is not read by kind={options.kind}; leave it out"
         for name in by_kind.get(options.kind, ())

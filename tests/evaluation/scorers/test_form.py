@@ -5,8 +5,8 @@ import math
 import pytest
 
 from sft_jax.evaluation.metrics import higher_is_better
-from sft_jax.evaluation.scorers import make_scorer
 from sft_jax.evaluation.scoring import aggregate, compare
+from tests import tiny
 from tests.evaluation.scored import score, scored
 
 
@@ -23,6 +23,30 @@ from tests.evaluation.scored import score, scored
 )
 def test_style_is_the_cosine_of_ngram_counts(answer, reference, order, similarity):
     assert score("style", answer, reference, order=order)["style_similarity"] == pytest.approx(similarity)
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "within"),
+    [
+        ("four", {"most": 4}, True),
+        ("four ", {"most": 4}, False),
+        ("", {"most": 0}, True),
+        ("", {"least": 1, "most": 4}, False),
+        ("one two\nthree", {"least": 3, "most": 3, "unit": "words"}, True),
+        ("one two", {"least": 3, "most": 3, "unit": "words"}, False),
+    ],
+)
+def test_length(answer, options, within):
+    assert score("length", answer, **options) == {"within_length": within}
+
+
+def test_length_in_tokens(tmp_path):
+    """The tiny tokenizer has one token a byte."""
+    tiny.tokenizer().save_pretrained(tmp_path)
+    options = {"unit": "tokens", "tokenizer": str(tmp_path), "most": 3}
+    assert [score("length", text, **options)["within_length"] for text in ("abc", "abcd", "é!", "éé")] == [
+        *(True, False, True, False)
+    ]
 
 
 def test_length_ratio_is_a_ratio_of_sums_that_does_not_judge():
@@ -71,9 +95,11 @@ def test_answers_without_ngrams_are_left_out():
         ("repetition", {"order": 0}, "order must be at least 1"),
         ("repetition", {"order": 2.5}, "must be a whole number"),
         ("length_ratio", {"unit": "lines"}, "one of 'characters', 'words'"),
+        ("length", {"most": 1, "least": 2}, "expected 0 <= least <= most, got least=2 and most=1"),
+        ("length", {"most": 1, "unit": "tokens"}, "tokens, and they alone, need a tokenizer"),
+        ("length", {"most": 1, "tokenizer": "x"}, "tokens, and they alone, need a tokenizer"),
     ],
 )
 def test_refused(spec, options, message):
     with pytest.raises(ValueError, match=message):
         score(spec, "a", " ", **options)
-    assert callable(make_scorer(spec))

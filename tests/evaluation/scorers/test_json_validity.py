@@ -49,6 +49,9 @@ CAR = {
         ('{"year": 2012, "color": "red"}', True, False),
         ("2012", True, False),
         ("prose", False, False),
+        ('{"year": 2012, "year": 2012}', True, False),  # which of the two, readers do not agree
+        ('{"year": NaN}', False, False),
+        ('{"year": 2012} as I said', False, False),
     ],
 )
 def test_json_schema(answer, valid, matches, tmp_path):
@@ -71,6 +74,27 @@ def test_a_schema_may_refer_to_itself():
 
 
 @pytest.mark.parametrize(
+    ("answer", "matches"),
+    [('"12-34"', True), ('"12"', False), ("12", True), ('"' + "1" * 300 + '"', False)],
+)
+def test_patterns_are_matched_in_bounded_time(answer, matches):
+    """The last one would keep `re` busy for longer than anybody lives."""
+    assert score("json_schema", answer, schema={"pattern": "^(\\d+)+-\\d+$"})["matches_schema"] is matches
+
+
+def test_names_of_properties_have_patterns_too():
+    schema = {"patternProperties": {"^x-.*$": {"type": "integer"}}, "additionalProperties": False}
+    matches = [score("json_schema", answer, schema=schema)["matches_schema"] for answer in ('{"x-a": 1}', '{"y": 1}')]
+    assert matches == [True, False]
+
+
+def test_what_is_nested_too_deeply_to_be_validated_matches_nothing():
+    tree = {"$id": "https://example.org/tree", "type": "array", "items": {"$ref": "tree"}}
+    deep = "[" * 900 + "]" * 900
+    assert score("json_schema", deep, schema=tree)["matches_schema"] is False
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "either the option 'schema' or"),
@@ -78,6 +102,8 @@ def test_a_schema_may_refer_to_itself():
         ({"schema": {"type": "integr"}}, r"option 'schema' is no valid JSON schema: 'integr' .* at \$.type"),
         ({"schema": {"$ref": "https://example.org/other"}}, "refers to 'https://example.org/other'"),
         ({"schema": {"$ref": "#/$defs/none"}}, "refers to '#/\\$defs/none'"),
+        ({"schema": {"pattern": r"(a)\1"}}, r"option 'schema': pattern '\(a\).* is not taken: back references"),
+        ({"schema": {"patternProperties": {"^(a+)+$": {}}}}, "where `re` matches, it may repeat once, a single"),
         ({"schema_file": "/nowhere/x.json"}, "cannot read schema_file '/nowhere/x.json': No such file"),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sft_jax.evaluation.scorers import SCORERS, Case, make_scorer
+from sft_jax.evaluation.scorers import SCORERS, Case, make_scorer, needs_reference
 from sft_jax.evaluation.scorers.options import check_options
 from sft_jax.evaluation.scoring import aggregate, check_cases, score_examples
 
@@ -137,7 +137,29 @@ def test_options_are_checked_by_their_types():
 
 
 OPTIONS = {"repetition": {"order": 1}, "regex": {"pattern": "a"}, "json_schema": {"schema": {}}}
+OPTIONS["length"] = {"least": 1, "most": 8}
 ROWS = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+
+
+WITHOUT_REFERENCE = {
+    **{name: OPTIONS.get(name, {}) for name in SCORERS if not needs_reference(name)},
+    "regex": {"pattern": "a", "compare": False},
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_REFERENCE)
+def test_a_scorer_that_needs_no_reference_says_the_same_with_any(name):
+    scorer = make_scorer(name, WITHOUT_REFERENCE[name])
+    for answer in ("{}", "a", ""):
+        outcomes = [scorer(answer, Case("1", reference, ROWS)) for reference in ("", "{}", "a")]
+        assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_which_scorers_need_a_reference():
+    assert set(WITHOUT_REFERENCE) == {"valid_json", "json_schema", "instructions", "length", "repetition", "regex"}
+    assert not needs_reference("regex", WITHOUT_REFERENCE["regex"])
+    assert needs_reference("regex", {"pattern": "a"})
+    assert needs_reference("package.module:function")
 
 
 @pytest.mark.parametrize("name", SCORERS)

@@ -77,7 +77,14 @@ REFERENCE = "She has 3 * 4 = <<3*4=12>>12 and 60 more.\n#### 72"
         ("1.000,5", "1000,50", {"decimal_comma": True}, True, True),
         # GSM8K: what follows the last marker.
         ("12 + 60\n#### 72", REFERENCE, GSM8K, True, True),
-        ("#### 71 no #### $72.00 as I said 5 times", REFERENCE, GSM8K, True, True),
+        ("#### 71 no #### $72.00 as I said", REFERENCE, GSM8K, True, True),
+        ("####\n72", REFERENCE, GSM8K, True, True),
+        ("#### 72\nThat was step 5.", REFERENCE, GSM8K, True, True),
+        ("#### 72 = 72.0", REFERENCE, GSM8K, True, True),
+        ("#### 1,234.0", "#### 1234", GSM8K, True, True),
+        ("#### 0.5", "#### 1/2", GSM8K, True, True),
+        ("#### 12 or 13", "#### 12", GSM8K, False, False),
+        ("#### 50%", "#### 0.5", GSM8K, False, True),
         ("12 + 60 = 72", REFERENCE, GSM8K, False, False),
         ("12 + 60 = 72", REFERENCE, GSM8K | {"marker_required": False}, True, True),
         ("#### seventy-two", REFERENCE, GSM8K, False, False),
@@ -89,8 +96,10 @@ def test_numeric(answer, reference, options, exact, has_number):
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(ValueError, match="row 0: numeric: the reference has no number: 'many'"):
+    with pytest.raises(ValueError, match="row 0: numeric: the reference has no number, or not one alone: 'many'"):
         score("numeric", "5", "many")
+    with pytest.raises(ValueError, match="not one alone: '#### 12 or 13'"):
+        score("numeric", "#### 12", "#### 12 or 13", **GSM8K)
     with pytest.raises(ValueError, match=r"relative_tolerance must lie in \[0, 1\], got -1"):
         make_scorer("numeric", {"relative_tolerance": -1})
     with pytest.raises(ValueError, match="'percent' of scorer 'numeric' must be one of 'ignore', 'hundredth'"):

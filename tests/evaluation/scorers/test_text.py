@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.evaluation.scorers import make_scorer
+from sft_jax.evaluation.scorers import bounded_regex, make_scorer
 from tests.evaluation.scored import score
 
 NO_PUNCTUATION = {"ignore_punctuation": True}
@@ -55,12 +55,23 @@ ANSWER_LINE = r"answer is (\w+)"
     ],
 )
 def test_regex(answer, reference, options, exact, matches):
-    assert score("regex", answer, reference, **options) == {"exact_match": exact, "matches": matches}
+    expected = {"exact_match": exact, "matches": matches, "exceeded": False}
+    assert score("regex", answer, reference, **options) == expected
 
 
 def test_a_pattern_alone_is_not_compared():
-    assert score("regex", "2024-01-31", "anything", pattern=r"^\d{4}-\d\d-\d\d$", compare=False) == {"matches": True}
-    assert score("regex", "soon", "anything", pattern=r"^\d{4}-\d\d-\d\d$", compare=False) == {"matches": False}
+    date = {"pattern": r"^\d{4}-\d\d-\d\d$", "compare": False}
+    assert score("regex", "2024-01-31", "anything", **date) == {"matches": True, "exceeded": False}
+    assert score("regex", "soon", "anything", **date) == {"matches": False, "exceeded": False}
+
+
+def test_an_answer_that_takes_too_many_steps_is_wrong_and_counted_apart(monkeypatch):
+    monkeypatch.setattr(bounded_regex, "MOST_STEPS", 100)
+    outcome = score("regex", "a" * 200, "b", pattern="(a+)+b")
+    assert outcome == {"exact_match": False, "matches": False, "exceeded": True}
+    assert score("regex", "b", "b", pattern="(a+)+b")["exceeded"] is False
+    with pytest.raises(ValueError, match=r"row 0: regex: in the reference .* took more than 100 steps"):
+        score("regex", "b", "a" * 200, pattern="(a+)+b")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +81,7 @@ def test_a_pattern_alone_is_not_compared():
         ({"pattern": "(a)", "group": 2}, "has no group 2; it has 1 groups"),
         ({"pattern": "(a)", "group": "b"}, "has no group 'b'"),
         ({}, "needs the option 'pattern'"),
+        ({"pattern": r"(a)\1"}, r"regex: '\(a\)\\\\1' is not taken: back references"),
         ({"pattern": "a", "take": "all"}, "'take' of scorer 'regex' must be one of 'first', 'last', got 'all'"),
         ({"pattern": 3}, "'pattern' of scorer 'regex' must be text, got 3"),
     ],
