@@ -24,7 +24,7 @@ OwnSequences = Sequence[int] | None
 
 NORMALIZE = ("tokens", "examples")
 # Arrays of a batch [B, P]; the others are [B, S].
-PER_SLOT = ("target_slots", "targets", "weights", "slices", "branches", "reference")
+PER_SLOT = ("target_slots", "targets", "weights", "slices", "branches", "reference", "drawn", "advantages")
 
 
 def assemble(
@@ -151,7 +151,7 @@ def _fill_sequence(
             at = _predictors(branch, targets)
             sequence["positions"][begin:end] = _positions(branch)
             sequence["segment_ids"][begin:end] += branch
-            sequence["branches"][slots] = branches + branch[targets]
+            sequence["branches"][slots] = branches + branch[targets].astype(np.int32)
             segments, branches = segments + int(branch[-1]), branches + int(branch[-1])
         sequence["target_slots"][slots] = begin + at
         sequence["targets"][slots] = tokens[targets]

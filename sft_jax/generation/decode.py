@@ -52,7 +52,7 @@ class Slots:
         stopped: it ended by a stop token.
         identity: (example, sample) of each answer.
         chosen: its tokens, up to `count`.
-        logprobs: their log-probabilities under the model, before temperature and cuts.
+        logprobs: their log-probabilities under the model, before temperature and cuts, unless these are `tempered`.
     """
 
     prompts: Cache | None
@@ -100,6 +100,12 @@ def read_prefix(model: Decoder, variables: Tree, prefix: Int[Array, "P"]) -> Cac
         variables, prefix[None], segment_ids=jnp.full((1, prefix.shape[0]), PREFIX), cache=empty, method="hidden"
     )
     return cache
+
+
+def begin(model: Decoder, slots: int, new: int, prompt: int) -> tuple[Cache, Slots]:
+    """No beginning that prompts share, and slots without answers; for the arguments see `empty_slots`."""
+    nothing = read_prefix(model, {}, jnp.zeros(0, jnp.int32))
+    return nothing, empty_slots(model, nothing, slots, new, prompt)
 
 
 def empty_slots(model: Decoder, prefix: Cache, slots: int, new: int, prompt: int) -> Slots:
@@ -283,6 +289,7 @@ def _choose_next(
     """
     logits = constrain(model.apply(variables, hidden, method="head")[:, 0], BATCH_AXES, None)
     token = choose(logits, slots.identity, slots.count, seed, sampling)
+    logits = logits / sampling.temperature if sampling.tempered else logits
     best = jnp.max(logits, axis=1, keepdims=True)
     log_sum = best[:, 0] + jnp.log(jnp.sum(jnp.exp(logits - best), axis=1))
     logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - log_sum

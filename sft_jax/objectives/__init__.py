@@ -18,6 +18,9 @@ without), its weight, and the branch of its sequence that it belongs to. It is c
 compare one with another; the answers of a pair are in one. A new method is a loss of two scores (`pair_losses`) plus
 its line in `METHODS`.
 
+An objective of groups (`policy_gradient`) sees the tokens of answers that the model itself gave to a prompt: their
+log-probabilities now and when they were drawn, and by how much each answer is better than others (`advantages`).
+
 The entry `loss` is minimised: sum / count over the whole optimizer step, all devices and micro-batches included. Every
 entry is logged the same way. `count` must not depend on the parameters.
 """
@@ -27,13 +30,15 @@ from collections.abc import Callable
 
 from sft_jax.objectives.cross_entropy import Settings, cross_entropy
 from sft_jax.objectives.pair_losses import PreferenceSettings
+from sft_jax.objectives.policy_gradient import PolicySettings, policy_gradient
 from sft_jax.objectives.preference import METHODS, objective_of
 
 SumCount = tuple
 Objective = Callable[..., dict[str, SumCount]]
 
 OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy}
-KNOWN = collections.ChainMap(METHODS, OBJECTIVES)  # of pairs and of logits, by their names
+OF_GROUPS: dict[str, Objective] = {"policy_gradient": policy_gradient}
+KNOWN = collections.ChainMap(METHODS, OF_GROUPS, OBJECTIVES)  # of pairs, of groups and of logits, by their names
 
 
 def get_objective(name: str) -> Objective:
@@ -44,12 +49,22 @@ def get_objective(name: str) -> Objective:
     """
     if name not in KNOWN:
         raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(KNOWN))}")
-    return objective_of(METHODS[name]) if compares_pairs(name) else OBJECTIVES[name]
+    return objective_of(METHODS[name]) if compares_pairs(name) else {**OBJECTIVES, **OF_GROUPS}[name]
 
 
 def compares_pairs(name: str) -> bool:
     """Whether the objective of that name compares the answers of pairs; others imitate."""
     return name in METHODS
+
+
+def samples_groups(name: str) -> bool:
+    """Whether the objective of that name is of answers that the model gives while it is trained."""
+    return name in OF_GROUPS
+
+
+def of_held_out(name: str) -> str:
+    """The objective by which held-out rows are measured: answers that are drawn anew have no loss to compare."""
+    return "cross_entropy" if samples_groups(name) else name
 
 
 def has_reference(name: str) -> bool:
@@ -61,11 +76,16 @@ __all__ = [
     "KNOWN",
     "METHODS",
     "OBJECTIVES",
+    "OF_GROUPS",
     "Objective",
+    "PolicySettings",
     "PreferenceSettings",
     "Settings",
     "compares_pairs",
     "cross_entropy",
     "get_objective",
     "has_reference",
+    "of_held_out",
+    "policy_gradient",
+    "samples_groups",
 ]

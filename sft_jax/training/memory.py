@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from sft_jax.data.batches import empty_batch
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
-from sft_jax.objectives import compares_pairs, has_reference
+from sft_jax.objectives import compares_pairs, has_reference, samples_groups
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data
 from sft_jax.sharding import batch_sharding, dealt_batch
@@ -97,10 +97,14 @@ def step_program(
 
 def _abstract_batch(options: Options, sizes: BatchSizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the global batch."""
-    sharding, pairs = batch_sharding(mesh), compares_pairs(options.objective.name)
+    sharding, groups = batch_sharding(mesh), samples_groups(options.objective.name)
+    branches = compares_pairs(options.objective.name) or groups
     # As for the data of a run (`run_data`): with as many slots as tokens each token would have its own.
-    slots = sizes.sequence_targets + (pairs and sizes.sequence_targets == sizes.sequence_length)
-    one = empty_batch(1, sizes.sequence_length, slots, with_slices=sizes.slices > 0, with_branches=pairs)
+    slots = sizes.sequence_targets + (branches and sizes.sequence_targets == sizes.sequence_length)
+    slices = sizes.slices > 0 and not groups
+    one = empty_batch(1, sizes.sequence_length, slots, with_slices=slices, with_branches=branches)
+    if groups:
+        one |= {name: np.zeros((1, slots), np.float32) for name in ("drawn", "advantages")}
     if has_reference(options.objective.name):
         one["reference"] = np.zeros((1, slots), np.float32)
     return {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from sft_jax.objectives import compares_pairs
+from sft_jax.objectives import compares_pairs, samples_groups
 from sft_jax.options import OptimizerOptions, Options
 from sft_jax.runs.adapting import adapter_hyperparameters
 from sft_jax.sharding import path_string
@@ -23,6 +23,7 @@ from sft_jax.training.update_rules import RULES, Hyperparameters
 Tree = Any
 
 PREFERENCE_NUMBERS = ("beta", "margin", "tail_weight", "sft_weight")  # beside label smoothing
+POLICY_NUMBERS = ("clip_low", "clip_high", "kl_weight")
 SCHEDULES = ("constant", "linear", "cosine")
 _NO_DECAY = re.compile(r"(scale|bias|sinks|magnitude|a_log)$")
 
@@ -76,6 +77,9 @@ def hyperparameters(options: Options, warmup_steps: int, total_steps: int) -> Hy
     }
     if compares_pairs(options.objective.name):
         values |= {name: getattr(options.objective, name) for name in PREFERENCE_NUMBERS}
+    if samples_groups(options.objective.name):
+        values |= {name: getattr(options.objective, name) for name in POLICY_NUMBERS}
+        values["temperature"] = options.rollouts.temperature
     for index, group in enumerate(parse_groups(optimizer.groups)):
         values[f"group_{index}_learning_rate_factor"] = group.learning_rate_factor
         if group.weight_decay is not None:

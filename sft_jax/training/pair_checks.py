@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sft_jax.objectives import METHODS, compares_pairs, has_reference
+from sft_jax.objectives import METHODS, compares_pairs, has_reference, samples_groups
 from sft_jax.options import Options
+from sft_jax.training.optimizer import POLICY_NUMBERS
 
 
 def problems_of_pairs(options: Options) -> list[str]:
@@ -63,6 +64,8 @@ def unread_objective_options(options: Options, defaults: Mapping[str, Any]) -> l
     read = {"normalize", "label_smoothing", "z_loss", "kl_to_base", "positions"}
     if compares_pairs(name):
         read = {"beta", "sft_weight", *METHODS[name].reads}
+    if samples_groups(name):
+        read = {"normalize", *POLICY_NUMBERS}
     asked = {f"objective.{option}": value for option, value in vars(options.objective).items() if option not in read}
     return [
         f"--config.{field}={value!r} is not read by --config.objective.name={name}; leave it at {defaults[field]!r}"
