@@ -4,7 +4,7 @@
         --config.data.train=questions.jsonl --workdir=runs/rlvr
 
 Rows are conversations whose last answer is the reference. All fields are those of configs/sft.py; docs/rlvr.md says
-what becomes of them. Fork this file for other rewards: config.rollouts.rewards.number = reward("numeric", marker="####").
+what becomes of them. For other rewards fork this file: config.rollouts.rewards.answer = reward("numeric", marker="#").
 """
 
 from ml_collections import ConfigDict

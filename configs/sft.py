@@ -77,8 +77,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.batch.micro_batches = 1  # parts into which it is split to save memory; the numbers stay the same
 
     config.objective = ConfigDict()
-    # Or of pairs of answers, see docs/preference.md and configs/preference.py; or "policy_gradient", of answers that the
-    # model samples and scorers judge, see docs/rlvr.md and configs/rlvr.py.
+    # Or of pairs of answers, see docs/preference.md and configs/preference.py; or "policy_gradient", of answers that
+    # the model samples and scorers judge, see docs/rlvr.md and configs/rlvr.py.
     config.objective.name = "cross_entropy"
     # Or "examples": each example weighs the same; of policy_gradient each answer. Of that also "constant": a token
     # weighs the same in each step, however long the answers are.
@@ -104,7 +104,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Of policy_gradient.
     config.objective.clip_low = 0.2  # the ratio to the probability at sampling counts as at least 1 - clip_low
     config.objective.clip_high = 0.2  # and as at most 1 + clip_high
-    # Factor of KL(model || what the run begins with), estimated on sampled tokens; 0: none. Another forward pass a step.
+    # Factor of KL(model || what the run begins with), estimated on sampled tokens, by another forward pass; 0: none.
     config.objective.kl_weight = 0.0
 
     config.rollouts = rollouts()  # of policy_gradient: the answers that are sampled

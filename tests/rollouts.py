@@ -1,28 +1,26 @@
-"""Runs of the tiny model on answers that it samples itself."""
+"""Runs of the tiny model on answers that it samples itself, and rewards that any model can raise."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from configs.sft import reward
+from sft_jax.training import run
 from tests import tiny
-
-_LETTERS = "abcdefghijklm"
-
-
-def share_of_vowels(answer: str, case: object) -> dict[str, float]:
-    """A reward that any model can raise: the share of the answer's characters that are a, e, i, o, u."""
-    return {"vowels": sum(letter in "aeiou" for letter in answer) / len(answer) if answer else 0.0}
+from tests.training import moments
 
 
 def asciiness(answer: str, case: object) -> dict[str, float]:
-    """Likewise: the share of characters below 128."""
+    """The share of characters below 128; a random model of bytes writes some of them."""
     return {"ascii": sum(ord(letter) < 128 for letter in answer) / len(answer) if answer else 0.0}
 
 
-def config(root: Path, arg: str = "full", **overrides: object) -> ConfigDict:
-    """`tiny.config` for answers of a few tokens, judged by `asciiness`."""
+def config(root: Path, arg: str = "full", rewards: dict[str, ConfigDict] | None = None, **overrides) -> ConfigDict:
+    """`tiny.config` for answers of a few tokens, judged by `asciiness` where no other rewards are given."""
     sampled = {
         "objective.name": "policy_gradient",
         "rollouts.prompts": 4,
@@ -34,21 +32,27 @@ def config(root: Path, arg: str = "full", **overrides: object) -> ConfigDict:
         "checkpoint.best_metric": "",
         "optimizer.schedule": "constant",
         "optimizer.weight_decay": 0.0,
+        "evaluation.every": "0 steps",
     }
     made = tiny.config(root, arg, **(sampled | overrides)).unlock()
-    if not made.rollouts.rewards:
-        made.rollouts.rewards.ascii = reward("tests.rollouts:asciiness")
+    made.rollouts.rewards.update(rewards or {"ascii": reward("tests.rollouts:asciiness")})
     return made.lock()
 
 
 def lines_of(workdir: Path) -> list[dict]:
-    """The log of a run without what a clock says."""
+    """The log of a run, without what a clock says."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timed = ("speed/", "time", "wall")
-    return [{name: value for name, value in line.items() if not name.startswith(timed)} for line in lines]
+    return [{name: value for name, value in line.items() if not name.startswith("speed/")} for line in lines]
 
 
 def samples_of(workdir: Path) -> dict[str, list[dict]]:
-    """Files of samples by their names."""
+    """The answers of each step, by the name of their file."""
     files = sorted((workdir / "samples").glob("*.jsonl"))
     return {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
+
+
+def train(spec: dict) -> None:
+    """A run in a process of its own, ended by SIGKILL at a moment of a step."""
+    jax.config.update("jax_num_cpu_devices", 8)
+    moments.at(spec["moment"], spec["step"], lambda: os.kill(os.getpid(), signal.SIGKILL))
+    run(config(Path(spec["root"]), **spec["overrides"]), spec["workdir"])

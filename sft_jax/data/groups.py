@@ -7,6 +7,7 @@ answer there may be: so it is known before anything is sampled whether the answe
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -78,7 +79,7 @@ def _layout(shape: Shape, prompts: tuple[int, ...]) -> Sequences:
                 f"{shape.sequence_length}"
             )
         bounds = np.linspace(0, shape.group, -(-shape.group // most) + 1).astype(int)  # of nearly equal size
-        pieces += [(number, range(begin, end)) for begin, end in zip(bounds, bounds[1:], strict=False)]
+        pieces += [(number, range(begin, end)) for begin, end in itertools.pairwise(bounds.tolist())]
     targets = np.array([len(answers) * shape.longest for _, answers in pieces], np.int32)
     lengths = targets + np.array([prompts[number] for number, _ in pieces], np.int32)
     pack = get_packing(shape.packing)

@@ -1,7 +1,7 @@
 """Advantages: by how much each sampled answer is better than what its prompt's other answers let expect.
 
-On the host, in float64. Where all rewards of a group are equal its advantages are exactly 0, whatever rounding leaves of
-a mean: a division by a standard deviation would make large numbers of that.
+On the host, in float64. Where all rewards of a group are equal its advantages are exactly 0, whatever rounding leaves
+of a mean: a division by a standard deviation would make large numbers of that.
 """
 
 from collections.abc import Callable

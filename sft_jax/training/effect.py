@@ -154,8 +154,9 @@ class EffectWatch:
             )
         if not counts["gradient"].any() and self._waits:
             raise NoEffectError(
-                f"nothing is trained: in {good} steps all answers to each prompt were worth the same (train/no_signal), "
-                "or none was trained (train/truncated). Look at samples/; give prompts that the model answers rightly "
+                f"nothing is trained: in {good} steps all answers to each prompt were worth the same "
+                "(train/no_signal), or had no end and were left out (train/truncated). Look at samples/; give prompts "
+                "that the model answers rightly "
                 "now and then, rewards that tell its answers apart, or more --config.rollouts.max_new_tokens, with "
                 "another --workdir."
             )

@@ -227,7 +227,7 @@ def policy_sums(
 
 
 def _of_start(model: Decoder, state: TrainState) -> Decoder:
-    """The decoder of what a run began with: under a fresh adapter the base, else the model without what training has."""
+    """The decoder of what a run began with: under a fresh adapter the base, else as it is measured."""
     if model.adapter is None or adapters.COLLECTION not in state.base:
         return _of_base(model)
     return _of_base(model).clone(adapter=dataclasses.replace(model.adapter, dropout=False))

@@ -67,8 +67,8 @@ def _of_reward(name: str, reward: RewardOptions) -> list[str]:
 def _weighted_rows(options: Options) -> list[str]:
     readings = {"": options.data.reading} | {name: source.reading for name, source in options.data.mixture.items()}
     return [
-        f"--config.data.{f'mixture.{name}.' if name else ''}reading.weight_column={reading.weight_column!r} is not read "
-        "where answers are sampled: each prompt counts the same; leave it empty"
+        f"--config.data.{f'mixture.{name}.' if name else ''}reading.weight_column={reading.weight_column!r} is not "
+        "read where answers are sampled: each prompt counts the same; leave it empty"
         for name, reading in readings.items()
         if reading.weight_column
     ]
@@ -82,8 +82,8 @@ def _unlike_the_sampler(options: Options) -> list[str]:
         "experts.capacity": options.experts.capacity,
     }
     return [
-        f"--config.{name}={value!r}: --config.objective.name={options.objective.name} compares each token's probability "
-        "with that when it was drawn, which this would change; give 0"
+        f"--config.{name}={value!r}: --config.objective.name={options.objective.name} compares each token's "
+        "probability with that when it was drawn, which this would change; give 0"
         for name, value in found.items()
         if value
     ]
@@ -96,8 +96,8 @@ def unread_rollout_options(options: Options, defaults: Mapping[str, Any]) -> lis
         return []
     asked = {f"rollouts.{option}": value for option, value in vars(options.rollouts).items()}
     problems = [
-        f"--config.{field}={value!r} is not read by --config.objective.name={name}; leave it at {defaults[field]!r}, or "
-        "give --config=configs/rlvr.py"
+        f"--config.{field}={value!r} is not read by --config.objective.name={name}; leave it at "
+        f"{defaults[field]!r}, or give --config=configs/rlvr.py"
         for field, value in asked.items()
         if field in defaults and value != defaults[field]
     ]

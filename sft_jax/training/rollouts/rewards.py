@@ -88,7 +88,7 @@ class Rewards:
                     raise ValueError(f"{FLAG}.{name}: {error}") from error
                 failed.append(name)
         parts |= dict.fromkeys(failed, 0.0)
-        total = math.fsum(self._entries[name].weight * parts[name] for name in self._entries)
+        total = sum(self._entries[name].weight * parts[name] for name in self._entries)
         if not math.isfinite(total):
             raise ValueError(f"{record.id}: the reward of an answer is {total}: {parts}; rewards must be finite")
         return Reward({name: parts[name] for name in self._entries}, tuple(failed), total)
