@@ -130,7 +130,7 @@ class _Request:
 
 # Of the module, so that all samplers of a model share what is compiled.
 _read_prefix = jax.jit(decode.read_prefix, static_argnums=0)
-_begin = jax.jit(decode.begin, static_argnums=(0, 1, 2, 3))
+_begin = jax.jit(decode.begin, static_argnums=(0, 2, 3, 4))
 _empty_slots = jax.jit(decode.empty_slots, static_argnums=(0, 2, 3, 4))
 _fill = jax.jit(decode.fill, static_argnums=0, static_argnames=("stop_ids", "sampling"), donate_argnums=2)
 _decode = jax.jit(decode.decode, static_argnums=0, static_argnames=("steps", "stop_ids", "sampling"), donate_argnums=2)
@@ -329,7 +329,7 @@ class _Board:
         self._slots: Slots
         if sizes is not None:
             self._prompt, self._rows = sizes.prompt, [sizes.row]
-            self._prefix, self._slots = _begin(self._model, slots, sizes.new, sizes.prompt)
+            self._prefix, self._slots = _begin(self._model, self._variables, slots, sizes.new, sizes.prompt)
             return
         self._prefix = _read_prefix(self._model, self._variables, np.asarray(prefix, np.int32))
         new = rounded_size(max(request.limit for request in requests), 16)

@@ -38,7 +38,7 @@ Objective = Callable[..., dict[str, SumCount]]
 
 OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy}
 OF_GROUPS: dict[str, Objective] = {"policy_gradient": policy_gradient}
-KNOWN = collections.ChainMap(METHODS, OF_GROUPS, OBJECTIVES)  # of pairs, of groups and of logits, by their names
+KNOWN = collections.ChainMap(OF_GROUPS, METHODS, OBJECTIVES)  # of pairs, of groups and of logits, by their names
 
 
 def get_objective(name: str) -> Objective:

@@ -115,11 +115,8 @@ CHECKS: dict[str, Check] = {
     "objective.positions": _one_of("supervised", "all"),
     "objective.head_chunk_tokens": _at_least(0),
     "rollouts.prompts": _at_least(1),
-    "rollouts.group": (lambda value: value >= 2, "must be at least 2: an answer is compared with others to its prompt"),
-    "rollouts.temperature": (
-        lambda value: math.isfinite(value) and value > 0,
-        "must be above 0: answers are drawn, and at 0 all of a group would be the same",
-    ),
+    "rollouts.group": _at_least(2),  # an answer is compared with others to its prompt
+    "rollouts.temperature": _ABOVE_ZERO,  # at 0 all answers to a prompt would be the same
     "rollouts.max_new_tokens": _at_least(1),
     "rollouts.slots": _at_least(0),
     "rollouts.advantages": _one_of(*ADVANTAGES),

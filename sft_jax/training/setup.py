@@ -101,7 +101,7 @@ def backend_of_pairs(asked: str, chosen: str) -> str:
     able = backend_with_parents(chosen)
     if able != chosen and asked == chosen:
         raise ValueError(
-            f"--config.execution.attention={asked}: the answers to a prompt share it in a sequence, which its "
+            f"--config.execution.attention={asked}: answers to a prompt share it in a sequence, which its "
             f"kernels cannot say; give auto or {able}"
         )
     return able

@@ -12,15 +12,19 @@ from sft_jax.sharding import inference_mesh, placement
 from tests.training.test_programs import compilations
 
 STOPS = (2, 5, 7)
+SIZES = Sizes(32, 128, 16)
+
+
+def prepared_on(mesh):
+    config = DecoderConfig(64, 2, 32, 4, 2, 8, 48, max_positions=256)
+    params = init_params(config, "scan", "float32", placement(mesh), seed=0, deviation=0.3)
+    model = Decoder(config, Execution(matmul_dtype="float32", layer_layout="scan"))
+    return prepare(model, {"params": params})
 
 
 @pytest.fixture(scope="module")
 def prepared():
-    config = DecoderConfig(64, 2, 32, 4, 2, 8, 48, max_positions=256)
-    mesh = inference_mesh(jax.devices()[:1])
-    params = init_params(config, "scan", "float32", placement(mesh), seed=0, deviation=0.3)
-    model = Decoder(config, Execution(matmul_dtype="float32", layer_layout="scan"))
-    return prepare(model, {"params": params})
+    return prepared_on(inference_mesh(jax.devices()[:1]))
 
 
 def prompts(*sizes):
@@ -28,7 +32,7 @@ def prompts(*sizes):
     return [draw.integers(8, 64, size).astype(np.int32) for size in sizes]
 
 
-def sampler(temperature=1.0, slots=4, sizes=Sizes(32, 128, 16), tempered=True):
+def sampler(temperature=1.0, slots=4, sizes=SIZES, tempered=True):
     return Sampler(STOPS, sampling=Sampling(temperature, tempered=tempered), slots=slots, sizes=sizes)
 
 
@@ -45,13 +49,17 @@ def test_the_same_answers_as_by_sizes_that_are_chosen(prepared):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
-def test_whatever_is_asked_three_programs(prepared):
+@pytest.mark.parametrize(("devices", "tensor"), [(1, 1), (8, 1), (8, 2)])
+def test_whatever_is_asked_three_programs(devices, tensor):
+    """Slots that are filled again are those that `decode` gave, on the same devices as those that `begin` made."""
     asking = [prompts(9, 20, 14, 31), prompts(5), prompts(32, 3, 4, 5, 6, 7), prompts(*[12] * 9)]
-    made = sampler(slots=6)
-    with compilations() as seen:
+    mesh, made = inference_mesh(jax.devices()[:devices], tensor), sampler(slots=6)
+    with jax.set_mesh(mesh), compilations() as seen:
+        prepared = prepared_on(mesh)
         for asked in asking:
             drawn(prepared, asked, made)
-    assert sorted(name for name in seen if name.startswith("jit(")) == ["jit(begin)", "jit(decode)", "jit(fill)"]
+    of_sampler = [name for name in seen if name in {f"jit({part})" for part in ("begin", "fill", "decode")}]
+    assert sorted(of_sampler) == ["jit(begin)", "jit(decode)", "jit(fill)"]
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])

@@ -12,8 +12,8 @@ from sft_jax.training.rollouts import rollout
 def at(moment: str, step: int, action: Callable[[], None], setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
     """Calls `action` at a moment of optimizer step `step`.
 
-    The moments: `in sampling`, `sampled`, `dispatch`, `before save`, `in save`, `saved`, `in evaluation`, `before log`. `setattr_` may be
-    pytest's, which undoes it.
+    The moments: `in sampling`, `sampled`, `dispatch`, `before save`, `in save`, `saved`, `in evaluation`, `before log`.
+    `setattr_` may be pytest's, which undoes it.
     """
     if moment == "in sampling":
         sample = trial.Rollouts.__call__

@@ -31,7 +31,8 @@ def problems_of_rollouts(options: Options) -> list[str]:
         if objective.normalize != "constant":
             return []
         return [
-            "--config.objective.normalize='constant' is for sampled answers (docs/rlvr.md); give tokens or examples"
+            f"--config.objective.normalize='constant' is not read by --config.objective.name={objective.name}, but of "
+            "sampled answers (docs/rlvr.md); give tokens or examples"
         ]
     problems = [problem for name, reward in options.rollouts.rewards.items() for problem in _of_reward(name, reward)]
     if not options.rollouts.rewards:

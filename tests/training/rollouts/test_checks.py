@@ -1,24 +1,33 @@
-"""Bad values are named with their flag before anything is sampled; what can be known of the config alone before rows."""
+"""Bad values are named with their flag before anything is sampled, and before rows are read where that is possible."""
 
+import functools
 import json
+import operator
 import re
 
+import jax
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs import rlvr, sft
 from configs.sft import reward, source
 from sft_jax import config_flag
+from sft_jax.data.conversations import Chat, Message
+from sft_jax.data.records import Record
+from sft_jax.models.config import DecoderConfig, LongRopeScaling
 from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.training import run
+from sft_jax.training.checked_run import check_run
 from sft_jax.training.checks import check_config
+from sft_jax.training.rollouts.rollout import Rollouts, _check_one_rotation
 from tests import rollouts, tiny
 from tests.command_line import config_of
 
 BAD = [
-    ({"rollouts.group": 1}, r"--config\.rollouts\.group=1 must be at least 2"),
-    ({"rollouts.temperature": 0.0}, r"--config\.rollouts\.temperature=0\.0 must be above 0: answers are drawn"),
+    ({"rollouts.group": 1}, r"--config\.rollouts\.group=1 must be at least 2$"),
+    ({"rollouts.temperature": 0.0}, r"--config\.rollouts\.temperature=0\.0 must be above 0$"),
     ({"rollouts.temperature": float("nan")}, r"--config\.rollouts\.temperature=nan must be above 0"),
     ({"rollouts.prompts": 0}, r"--config\.rollouts\.prompts=0 must be at least 1"),
     ({"rollouts.max_new_tokens": 0}, r"--config\.rollouts\.max_new_tokens=0 must be at least 1"),
@@ -33,7 +42,10 @@ BAD = [
     ({"data.masking.history": "expand"}, r"--config\.data\.masking\.history='expand': .*; give refuse"),
     ({"data.masking.too_long": "split"}, r"--config\.data\.masking\.too_long='split': .*; give drop or error"),
     ({"data.reading.weight_column": "w"}, r"--config\.data\.reading\.weight_column='w' is not read where answers are"),
-    ({"objective.neftune_alpha": 5.0}, r"--config\.objective\.neftune_alpha=5\.0: .* compares each token's probability"),
+    (
+        {"objective.neftune_alpha": 5.0},
+        r"--config\.objective\.neftune_alpha=5\.0: .* compares each token's probability",
+    ),
     ({"experts.capacity": 1.5}, r"--config\.experts\.capacity=1\.5: .* compares each token's probability"),
     ({"objective.label_smoothing": 0.1}, r"--config\.objective\.label_smoothing=0\.1 is not read by"),
     ({"objective.kl_to_base": 0.1}, r"--config\.objective\.kl_to_base=0\.1 is not read by"),
@@ -47,6 +59,26 @@ def test_bad_values(overrides, said, tmp_path):
     config = rollouts.config(tmp_path, **overrides)
     with pytest.raises(ValueError, match=said):
         check_config(config)
+
+
+ADVISED = {  # what was given -> what is given in its place
+    "rollouts.max_new_tokens": (128, {"data.sequence_length": 256}),
+    "data.masking.train_on": ("assistant", {"data.masking.train_on": "last"}),
+    "data.masking.history": ("expand", {"data.masking.history": "refuse"}),
+    "data.masking.too_long": ("split", {"data.masking.too_long": "error"}),
+    "data.reading.weight_column": ("w", {"data.reading.weight_column": ""}),
+    "objective.neftune_alpha": (5.0, {"objective.neftune_alpha": 0.0}),
+}
+
+
+@pytest.mark.parametrize("name", ADVISED)
+def test_what_is_advised_passes(name, tmp_path):
+    value, instead = ADVISED[name]
+    config = rollouts.config(tmp_path, **{name: value}).unlock()
+    with pytest.raises(ValueError, match=name):
+        check_config(config)
+    config.update_from_flattened_dict(instead)
+    check_config(config)
 
 
 def test_dropout(tmp_path):
@@ -89,21 +121,28 @@ def test_other_objectives_do_not_read_them(tmp_path):
     asked = {
         "rollouts.group": (4, r"--config\.rollouts\.group=4 is not read by --config\.objective\.name=cross_entropy"),
         "objective.clip_high": (0.3, r"--config\.objective\.clip_high=0\.3 is not read by"),
-        "objective.normalize": ("constant", r"--config\.objective\.normalize='constant' is for sampled answers"),
+        "objective.normalize": ("constant", r"--config\.objective\.normalize='constant' is not read by"),
     }
     for name, (value, said) in asked.items():
         with pytest.raises(ValueError, match=said):
             check_config(tiny.config(tmp_path, **{name: value}))
+        default = functools.reduce(operator.getitem, name.split("."), sft.get_config())
+        check_config(tiny.config(tmp_path, **{name: default}))  # which is what is advised
     config = tiny.config(tmp_path).unlock()
     config.rollouts.rewards.answer = reward()
     with pytest.raises(ValueError, match=r"--config\.rollouts\.rewards\.answer is not read by"):
-        check_config(config.lock())
+        check_config(config)
+    config.objective.name, config.data.masking.train_on = "policy_gradient", "last"
+    config.rollouts.max_new_tokens = 8
+    check_config(config)
 
 
 def test_weights_of_a_source_are_refused(tmp_path):
     config = rollouts.config(tmp_path).unlock()
     config.data.mixture.math = source("math.jsonl", weight="1", weight_column="w")
-    with pytest.raises(ValueError, match=r"--config\.data\.mixture\.math\.reading\.weight_column='w' is not read where"):
+    with pytest.raises(
+        ValueError, match=r"--config\.data\.mixture\.math\.reading\.weight_column='w' is not read where"
+    ):
         check_config(config.lock())
 
 
@@ -114,8 +153,16 @@ def rows(tmp_path, *lines):
 
 
 OF_ROWS = [
-    ({"prompt": "x" * 104, "completion": "y"}, {}, r"the prompt of rows\.jsonl:1 has 1\d\d tokens, and an answer has up"),
-    ({"prompt": "x", "completion": "y"}, {"rollouts.max_new_tokens": 127}, r"the prompt of rows\.jsonl:1 has .* tokens"),
+    (
+        {"prompt": "x" * 104, "completion": "y"},
+        {},
+        r"the prompt of rows\.jsonl:1 has 1\d\d tokens, and an answer has up",
+    ),
+    (
+        {"prompt": "x", "completion": "y"},
+        {"rollouts.max_new_tokens": 127},
+        r"the prompt of rows\.jsonl:1 has .* tokens",
+    ),
     ({"text": "no conversation"}, {"data.reading.text_end": "eos"}, r"rows\.jsonl:1: expected a conversation"),
     (
         {"prompt": "x", "chosen": "y", "rejected": "z"},
@@ -139,6 +186,33 @@ def test_rows_that_cannot_be_asked(row, overrides, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_rows_are_asked_with_the_numbers_that_are_advised(tmp_path):
+    """Longer sequences for a long prompt; as many sequences as a message says are needed."""
+    of_rows = rows(tmp_path, {"prompt": "x" * 104, "completion": "y"})
+    config = rollouts.config(tmp_path, **of_rows, **{"data.sequence_length": 160, "rollouts.prompts": 1}).unlock()
+    data = load_data(options_of(config))
+
+    def shape():
+        checked = check_run(config, epath.Path(tmp_path / "run"), jax.devices()[:1], None)
+        return Rollouts(checked, data, epath.Path(tmp_path / "run"), 2, writes=False).shape
+
+    assert shape().sequence_targets == 8
+    config.rollouts.group = 64
+    with pytest.raises(ValueError, match=r"\d+ sequences are needed") as error:
+        shape()
+    config.batch.sequences = needed = int(re.search(r"(\d+) sequences are needed", str(error.value))[1])
+    assert shape().sequences == needed
+
+
+def test_a_model_that_rotates_long_texts_otherwise():
+    rope = LongRopeScaling((1.0,) * 4, (2.0,) * 4, 50)
+    decoder = DecoderConfig(64, 2, 32, 4, 2, 8, 48, rope_scaling=rope)
+    record = Record("rows:1", Chat((Message("user", "x"), Message("assistant", "y"))), {})
+    _check_one_rotation(decoder, record, 50)
+    with pytest.raises(ValueError, match=r"rows:1: .*give fewer --config\.rollouts\.max_new_tokens"):
+        _check_one_rotation(decoder, record, 51)
+
+
 def test_a_scorer_that_refuses_a_reference_names_the_row(tmp_path):
     lines = [{"prompt": "1 + 1", "completion": "2"}, {"prompt": "2 + 2", "completion": "four"}]
     config = rollouts.config(tmp_path, rewards={"answer": reward("numeric")}, **rows(tmp_path, *lines))
@@ -149,7 +223,7 @@ def test_a_scorer_that_refuses_a_reference_names_the_row(tmp_path):
 
 def test_a_kernel_that_is_asked_for_is_refused(tmp_path):
     config = rollouts.config(tmp_path, **{"execution.attention": "splash"})
-    with pytest.raises(ValueError, match=r"--config\.execution\.attention=splash: the answers to a prompt share it"):
+    with pytest.raises(ValueError, match=r"--config\.execution\.attention=splash: answers to a prompt share it"):
         run(config, tmp_path / "run")
 
 

@@ -9,10 +9,16 @@ import pytest
 from sft_jax.training import run
 from sft_jax.training.rollouts.rollout import _identities, seed_of_step
 from tests import rollouts
+from tests.training import moments
 from tests.training.test_resume import history
 
 STEPS = 5
-OVERRIDES = {"duration": f"{STEPS} steps", "rollouts.temperature": 0.8, "checkpoint.every": "2 steps", "rollouts.prompts": 8}
+OVERRIDES = {
+    "duration": f"{STEPS} steps",
+    "rollouts.temperature": 0.8,
+    "checkpoint.every": "2 steps",
+    "rollouts.prompts": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +40,11 @@ KILLS = [("in sampling", 1), ("sampled", 2), ("in sampling", 4), ("dispatch", 4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moments", [KILLS[:3], KILLS[3:]])
-def test_killed(root, uninterrupted, moments, children):
+@pytest.mark.parametrize("kills", [KILLS[:3], KILLS[3:]])
+def test_killed(root, uninterrupted, kills, children):
     """Again and again in one directory, which then has what one that was never killed has."""
-    workdir = root / f"killed {moments[0][0]}"
-    for moment, step in moments:
+    workdir = root / f"killed {kills[0][0]}"
+    for moment, step in kills:
         spec = {"root": str(root), "workdir": str(workdir), "overrides": OVERRIDES, "moment": moment, "step": step}
         (end,) = children.run([("tests.rollouts:train", spec)])
         assert end.status == -signal.SIGKILL, end.output[-3000:]
@@ -60,12 +66,11 @@ def test_interrupted_while_it_samples(root, uninterrupted):
     def stop():
         raise Stop
 
-    from tests.training import moments
-
     for moment, step in (("in sampling", 3), ("sampled", 4)):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        with pytest.MonkeyPatch.context() as patch:
             moments.at(moment, step, stop, patch.setattr)
-            run(rollouts.config(root, **OVERRIDES), workdir)
+            with pytest.raises(Stop):
+                run(rollouts.config(root, **OVERRIDES), workdir)
     assert "000004.jsonl" in rollouts.samples_of(workdir)
     run(rollouts.config(root, **OVERRIDES), workdir)
     found = found_in(workdir)

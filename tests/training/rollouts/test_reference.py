@@ -1,4 +1,4 @@
-"""What a policy is kept near is what its run began with: its weights, without a fresh adapter, with one to begin with."""
+"""What a policy is kept near is what its run began with: the weights, and an adapter where there was one."""
 
 import jax
 import numpy as np

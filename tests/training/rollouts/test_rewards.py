@@ -91,8 +91,16 @@ def test_what_is_not_finite_stops():
 @pytest.mark.parametrize(
     ("rows", "entry", "said"),
     [
-        ([record("twelve", "rows:7")], of("numeric"), r"rewards\.answer: row rows:7: numeric: the reference has no num"),
-        ([Record("rows:3", Chat((Message("user", "hm"),)), {})], of("exact_match"), "rows:3: sampled answers are judged by"),
+        (
+            [record("twelve", "rows:7")],
+            of("numeric"),
+            r"rewards\.answer: row rows:7: numeric: the reference has no num",
+        ),
+        (
+            [Record("rows:3", Chat((Message("user", "hm"),)), {})],
+            of("exact_match"),
+            "rows:3: sampled answers are judged by",
+        ),
         ([record()], of("exact_match", metric="f1"), "metric='f1' is not measured; there are exact_match"),
     ],
 )

@@ -72,10 +72,10 @@ def torch_steps(config, samples):
             losses.append(-gain + KL * divergence)
             divergences.append(divergence.detach())
         loss = {
-            "tokens": lambda: torch.cat(losses).mean(),
-            "examples": lambda: torch.stack([each.mean() for each in losses]).mean(),
-            "constant": lambda: torch.cat(losses).sum() / (LONGEST * len(losses)),
-        }[config.objective.normalize]()
+            "tokens": torch.cat(losses).mean(),
+            "examples": torch.stack([each.mean() for each in losses]).mean(),
+            "constant": torch.cat(losses).sum() / (LONGEST * len(losses)),
+        }[config.objective.normalize]
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
