@@ -82,10 +82,12 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.batch.micro_batches = 1  # parts into which it is split to save memory; the numbers stay the same
 
     config.objective = ConfigDict()
-    config.objective.name = (
-        "cross_entropy"  # or of answers that were judged, see docs/preference.md and configs/preference.py
-    )
-    config.objective.normalize = "tokens"  # or "examples": each example weighs the same
+    # Or of answers that were judged, see docs/preference.md and configs/preference.py; or "policy_gradient", of answers
+    # that the model samples and scorers judge, see docs/rlvr.md and configs/rlvr.py.
+    config.objective.name = "cross_entropy"
+    # Or "examples": each example weighs the same; of policy_gradient each answer. Of that also "constant": a token
+    # weighs the same in each step, however long the answers are.
+    config.objective.normalize = "tokens"
     # Share of each target that goes to all tokens alike; of pairs, the share whose label is taken to be wrong.
     config.objective.label_smoothing = 0.0
     config.objective.z_loss = 0.0  # factor of log(Z)^2, which keeps logits from drifting
@@ -106,6 +108,14 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.objective.desirable_weight = 1.0  # of kto: factor of the losses of answers that are wanted
     config.objective.undesirable_weight = 1.0  # of kto: of those that are not
     config.objective.centring = 0.0  # of reward: factor of (chosen + rejected)^2, which keeps scores around 0
+
+    # Of policy_gradient.
+    config.objective.clip_low = 0.2  # the ratio to the probability at sampling counts as at least 1 - clip_low
+    config.objective.clip_high = 0.2  # and as at most 1 + clip_high
+    # Factor of KL(model || what the run begins with), estimated on sampled tokens, by another forward pass; 0: none.
+    config.objective.kl_weight = 0.0
+
+    config.rollouts = rollouts()  # of policy_gradient: the answers that are sampled
 
     config.experts = ConfigDict()  # of models that have some
     config.experts.balance_loss = 0.001  # factor of the loss that spreads tokens over experts; 0: none
@@ -225,7 +235,9 @@ def get_config(arg: str = "full") -> ConfigDict:
         *("normalize", "label_smoothing", "z_loss", "kl_to_base", "positions"),
         *("beta", "margin", "per_token", "tail_weight", "sft_weight"),
         *("desirable_weight", "undesirable_weight", "centring"),
+        *("clip_low", "clip_high", "kl_weight"),
     )
+    config.defaults.rollouts = _copied(config.rollouts, *(name for name in config.rollouts if name != "rewards"))
     config.defaults.precision = _copied(config.precision, "frozen")
     config.defaults.optimizer = _copied(
         config.optimizer,
@@ -261,6 +273,40 @@ def source(
     config.replacement = replacement
     config.reading = reading()
     config.reading.update(options)
+    return config
+
+
+def rollouts() -> ConfigDict:
+    """The answers that a run samples from the model that it trains, and what they are worth."""
+    config = ConfigDict()
+    config.prompts = 8  # rows of the data in a step
+    config.group = 8  # answers to each
+    config.temperature = 1.0  # of sampling, and of the log-probabilities that are trained
+    config.max_new_tokens = 256  # of an answer, with its end
+    config.slots = 0  # answers in progress at a time; 0: all of a step
+    # What an answer is worth: config.rollouts.rewards.answer = reward("numeric", marker="####"), added up over entries.
+    config.rewards = ConfigDict()
+    # By how much an answer is better: "centred", than the mean of its group; "leave_one_out", than that of the others;
+    # "group_std", "batch_std": than the mean of its group, in standard deviations of the group, or of the step.
+    config.advantages = "centred"
+    config.truncated = "leave_out"  # answers without an end: not trained; or "train"
+    return config
+
+
+def reward(scorer: str = "exact_match", *, metric: str = "", weight: float = 1.0, **options: object) -> ConfigDict:
+    """An entry of `config.rollouts.rewards`.
+
+    Args:
+        scorer: one of SCORERS in sft_jax/evaluation/scorers, or `package.module:function`.
+        metric: of what it measures; empty: whether the answer is right, or else the first that is better high.
+        weight: factor of the metric.
+        options: of the scorer, see docs/scorers.md.
+    """
+    config = ConfigDict()
+    config.scorer = scorer
+    config.scorer_options = ConfigDict(options)
+    config.metric = metric
+    config.weight = float(weight)
     return config
 
 

@@ -170,6 +170,33 @@ class ObjectiveOptions:
     desirable_weight: float
     undesirable_weight: float
     centring: float
+    clip_low: float
+    clip_high: float
+    kl_weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardOptions:
+    """An entry of `config.rollouts.rewards`: what an answer is worth."""
+
+    scorer: str
+    scorer_options: Mapping[str, Any]
+    metric: str
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutOptions:
+    """`config.rollouts`: the answers that are sampled and trained on."""
+
+    prompts: int
+    group: int
+    temperature: float
+    max_new_tokens: int
+    slots: int
+    rewards: Mapping[str, RewardOptions]
+    advantages: str
+    truncated: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +333,7 @@ class Options(WeightOptions):
     data: DataOptions
     batch: BatchOptions
     objective: ObjectiveOptions
+    rollouts: RolloutOptions
     experts: ExpertOptions
     execution: ExecutionOptions
     mesh: Mapping[str, int]  # devices along each axis
@@ -325,6 +353,7 @@ def options_of(config: ml_collections.ConfigDict) -> Options:
         data=_data(config.data),
         batch=_section(BatchOptions, config.batch),
         objective=_section(ObjectiveOptions, config.objective),
+        rollouts=_rollouts(config.rollouts),
         experts=_section(ExpertOptions, config.experts),
         execution=_section(ExecutionOptions, config.execution),
         mesh=config.mesh.to_dict(),
@@ -364,6 +393,13 @@ def evaluation_options(section: ml_collections.ConfigDict, data: DataOptions) ->
         prompting=_section(PromptingOptions, section.prompting),
         retrieval=_section(RetrievalOptions, section.retrieval),
     )
+
+
+def _rollouts(section: ml_collections.ConfigDict) -> RolloutOptions:
+    """The options of `config.rollouts`."""
+    of_entry = lambda entry: _section(RewardOptions, entry, scorer_options=entry.scorer_options.to_dict())
+    rewards = {name: of_entry(section.rewards[name]) for name in section.rewards}
+    return _section(RolloutOptions, section, rewards=rewards)
 
 
 def _task(name: str, section: ml_collections.ConfigDict, data: DataOptions) -> TaskOptions:

@@ -15,13 +15,16 @@ import pytest
 from configs import sft
 from sft_jax import config_flag, options
 from sft_jax.data.reading import Reading
-from sft_jax.objectives import judges_answers
+from sft_jax.objectives import judges_answers, samples_groups
 from sft_jax.options import (
     DataOptions,
     EvaluationOptions,
     FewShotOptions,
     ObjectiveOptions,
+    Options,
     PromptingOptions,
+    RewardOptions,
+    RolloutOptions,
     SourceOptions,
     TaskOptions,
 )
@@ -33,11 +36,8 @@ from tests.command_line import config_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Of others, those of their table SHIPPED.
-ARGUMENTS = {
-    "sft": ("full", "lora"),
-    "preference": ("full", "lora", "kto", "kto,lora"),
-    "reward_model": ("full", "lora"),
-}
+ARGUMENTS = dict.fromkeys(("sft", "reward_model", "rlvr"), ("full", "lora"))
+ARGUMENTS |= {"preference": ("full", "lora", "kto", "kto,lora")}
 
 
 def every_config():
@@ -62,6 +62,9 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
             (root / f"{name}.jsonl").write_text(json.dumps({"text": f"a text of {name} " * 20, "source": name}) + "\n")
         config.data.held_out, config.data.fail_on = config.data.mixture[name].path, "never"
     config.data.sequence_length, config.data.cache = 128, ""
+    if samples_groups(config.objective.name):
+        config.rollouts.max_new_tokens, config.rollouts.truncated = 8, "train"
+        config.rollouts.rewards.answer.scorer = "tests.rollouts:asciiness"  # that random weights can earn
     config.batch.sequences, config.batch.micro_batches = 8, 1
     config.duration = "1 steps"
     config.evaluation.sample_tokens = min(config.evaluation.sample_tokens, 4)
@@ -71,7 +74,7 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
 
 def tried():
     """Every config; those for one model and hardware are many."""
-    for_all = ("continued", "quickstart", "sft", "preference", "reward_model")
+    for_all = ("continued", "quickstart", "sft", "preference", "reward_model", "rlvr")
     return [pytest.param(name, arg, marks=() if name in for_all else pytest.mark.slow) for name, arg in every_config()]
 
 
@@ -158,7 +161,9 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     names = ("beta", "margin", "per_token", "tail_weight", "sft_weight")
     names += ("desirable_weight", "undesirable_weight", "centring")
     of_pairs = {(ObjectiveOptions, name) for name in names}
-    assert unread == of_mixtures | of_methods | of_pairs | {(DataOptions, "mixture_packing")}
+    of_rollouts = {(made, field.name) for made in (RolloutOptions, RewardOptions) for field in dataclasses.fields(made)}
+    of_rollouts |= {(ObjectiveOptions, "clip_low"), (ObjectiveOptions, "clip_high"), (Options, "rollouts")}
+    assert unread == of_mixtures | of_methods | of_pairs | of_rollouts | {(DataOptions, "mixture_packing")}
 
 
 @pytest.mark.parametrize("name", ["sft", "preference", "reward_model"])
@@ -369,7 +374,9 @@ def test_a_config_without_a_field_says_which(tmp_path):
         check_config(config)
 
 
-@pytest.mark.parametrize("name", [*flatten(sft.get_config().to_dict()), "data.mixture", "evaluation.tasks"])
+@pytest.mark.parametrize(
+    "name", [*flatten(sft.get_config().to_dict()), "data.mixture", "rollouts.rewards", "evaluation.tasks"]
+)
 def test_every_field_is_missed_before_anything_is_read(name):
     config = sft.get_config().copy_and_resolve_references().unlock()
     *sections, field = name.split(".")

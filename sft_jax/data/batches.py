@@ -24,7 +24,10 @@ OwnSequences = Sequence[int] | None
 
 NORMALIZE = ("tokens", "examples")
 # Arrays of a batch [B, P]; the others are [B, S].
-PER_SLOT = ("target_slots", "targets", "weights", "slices", "branches", "reference", "margins")
+PER_SLOT = (
+    *("target_slots", "targets", "weights", "slices", "branches", "reference"),
+    *("margins", "drawn", "advantages"),
+)
 
 
 def assemble(
@@ -153,7 +156,7 @@ def _fill_sequence(
             at = targets if examples.scored else _predictors(branch, targets)
             sequence["positions"][begin:end] = _positions(branch)
             sequence["segment_ids"][begin:end] += branch
-            sequence["branches"][slots] = branches + branch[targets]
+            sequence["branches"][slots] = branches + branch[targets].astype(np.int32)
             more = int(branch[-1]) + int(branch[-1]) % 2  # an answer that is preferred has an odd number in each
             segments, branches = segments + more, branches + more
         sequence["target_slots"][slots] = begin + at

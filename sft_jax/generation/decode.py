@@ -52,7 +52,7 @@ class Slots:
         stopped: it ended by a stop token.
         identity: (example, sample) of each answer.
         chosen: its tokens, up to `count`.
-        logprobs: their log-probabilities under the model, before temperature and cuts.
+        logprobs: their log-probabilities under the model, before temperature and cuts, unless these are `tempered`.
     """
 
     prompts: Cache | None
@@ -102,6 +102,15 @@ def read_prefix(model: Decoder, variables: Tree, prefix: Int[Array, "P"]) -> Cac
     return cache
 
 
+def begin(model: Decoder, variables: Tree, slots: int, new: int, prompt: int) -> tuple[Cache, Slots]:
+    """No beginning that prompts share, and slots without answers; for the arguments see `empty_slots`.
+
+    They are where `variables` are.
+    """
+    nothing = read_prefix(model, variables, jnp.zeros(0, jnp.int32))
+    return nothing, placed(empty_slots(model, nothing, slots, new, prompt))
+
+
 def empty_slots(model: Decoder, prefix: Cache, slots: int, new: int, prompt: int) -> Slots:
     """Slots without answers, each with the beginning in its first places.
 
@@ -134,6 +143,21 @@ def empty_slots(model: Decoder, prefix: Cache, slots: int, new: int, prompt: int
         chosen=jnp.zeros((slots, new), jnp.int32),
         logprobs=jnp.zeros((slots, new), jnp.float32),
     )
+
+
+def placed(slots: Slots) -> Slots:
+    """Slots as all programs give them, split over the mesh in force in the same way: so the program that goes on with
+    them is one, whichever they come from."""
+    by_slot = lambda own: constrain(own, BATCH_AXES, *[None] * (own.ndim - 1))
+
+    def of_cache(cache: Cache) -> Cache:
+        length = None if cache.length is None else constrain(cache.length)
+        places = {name: by_slot(getattr(cache, name)) for name in ("positions", "segments")}
+        return _split(cache).replace(**places, length=length)
+
+    caches = {"prompts": of_cache(slots.prompts), "cache": of_cache(slots.cache)}
+    others = {name: by_slot(array) for name, array in vars(slots).items() if name not in caches}
+    return slots.replace(**caches, **others)
 
 
 def _split(cache: Cache) -> Cache:
@@ -201,7 +225,7 @@ def fill(
         stopped=slots.stopped & ~fresh,
         identity=jnp.where(fresh[:, None], prompts.identity, slots.identity),
     )
-    return _choose_next(model, variables, last, begun, fresh, seed, stop_ids, sampling)
+    return placed(_choose_next(model, variables, last, begun, fresh, seed, stop_ids, sampling))
 
 
 def _of_slots(rows: Array, places: Int[Array, "B W"]) -> Array:
@@ -283,6 +307,7 @@ def _choose_next(
     """
     logits = constrain(model.apply(variables, hidden, method="head")[:, 0], BATCH_AXES, None)
     token = choose(logits, slots.identity, slots.count, seed, sampling)
+    logits = logits / sampling.temperature if sampling.tempered else logits
     best = jnp.max(logits, axis=1, keepdims=True)
     log_sum = best[:, 0] + jnp.log(jnp.sum(jnp.exp(logits - best), axis=1))
     logprob = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - log_sum
@@ -354,4 +379,4 @@ def decode(
     slots = slots.replace(prompts=None)
     # Carried from token to token, rotations are computed once: else XLA computes them for each layer and head on CPUs.
     slots, *_ = jax.lax.while_loop(unfinished, one_token, (slots, rotations(slots), jnp.zeros((), jnp.int32)))
-    return slots.replace(prompts=prompts)
+    return placed(slots.replace(prompts=prompts))

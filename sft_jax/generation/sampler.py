@@ -43,30 +43,58 @@ class Generated:
 
     Attributes:
         tokens: its token ids, without the stop token.
-        logprobs: log-probability (nats) of each of them under the model, before temperature and cuts; of the stop token
-            too, as the last one, where it stopped.
+        logprobs: log-probability (nats) of each of them under the model, before temperature and cuts (of `Sampling`
+            that is `tempered`, behind the temperature); of the stop token too, as the last one, where it stopped.
         finish_reason: what ended it: `stop`, the model did; `max_new_tokens`; or `max_positions`, it goes up to the
             last position that the model knows.
+        stop_token: which one ended it, where one did.
     """
 
     tokens: Int32[np.ndarray, "length"]
     logprobs: Float32[np.ndarray, "chosen"]
     finish_reason: str
+    stop_token: int | None = None
 
     @property
     def stopped(self) -> bool:
         """True if the model ended it."""
         return self.finish_reason == STOP
 
+    @property
+    def chosen(self) -> Int32[np.ndarray, "chosen"]:
+        """All tokens that were chosen, the stop token included."""
+        return self.tokens if self.stop_token is None else np.append(self.tokens, np.int32(self.stop_token))
+
     def followed_by(self, rest: "Generated") -> "Generated":
         """This answer, which was not at its end, with the rest of it."""
         tokens, logprobs = (
             np.concatenate(both) for both in ((self.tokens, rest.tokens), (self.logprobs, rest.logprobs))
         )
-        return Generated(tokens, logprobs, rest.finish_reason)
+        return Generated(tokens, logprobs, rest.finish_reason, rest.stop_token)
 
 
 OnAnswer = Callable[[int, int, Generated], None]  # (prompt, sample, answer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The shapes of a sampler that is compiled for nothing else, whatever it is asked.
+
+    Attributes:
+        prompt: tokens of a prompt, at most.
+        row: tokens of prompts that are read together, of each part into which a mesh splits a batch; at least `prompt`.
+        new: tokens of an answer, at most.
+    """
+
+    prompt: int
+    row: int
+    new: int
+
+    @classmethod
+    def for_prompts(cls, lengths: Sequence[int], at_once: int, new: int) -> "Sizes":
+        """Those for prompts of these lengths, `at_once` of which are answered together."""
+        row = max(max(lengths), min(_ROW_TOKENS, int(np.median(lengths)) * -(-at_once // shards())))
+        return cls(rounded_size(max(lengths), _SMALLEST_PROMPT), _row_size(row), rounded_size(new, 16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +130,7 @@ class _Request:
 
 # Of the module, so that all samplers of a model share what is compiled.
 _read_prefix = jax.jit(decode.read_prefix, static_argnums=0)
+_begin = jax.jit(decode.begin, static_argnums=(0, 2, 3, 4))
 _empty_slots = jax.jit(decode.empty_slots, static_argnums=(0, 2, 3, 4))
 _fill = jax.jit(decode.fill, static_argnums=0, static_argnames=("stop_ids", "sampling"), donate_argnums=2)
 _decode = jax.jit(decode.decode, static_argnums=0, static_argnames=("steps", "stop_ids", "sampling"), donate_argnums=2)
@@ -111,20 +140,29 @@ _with_shorter_prompts = jax.jit(decode.with_shorter_prompts, static_argnums=1)
 class Sampler:
     """Generates answers, greedily or by sampling.
 
-    Compiles for few sizes (`rounded_size`): of the rows in which prompts are read, of a slot, and of an answer.
+    Compiles for few sizes (`rounded_size`): of the rows in which prompts are read, of a slot, and of an answer. With
+    `sizes` for one of each, and so three programs in all: empty slots, reading prompts, and going on.
     """
 
-    def __init__(self, stop_ids: Sequence[int], *, sampling: Sampling | None = None, slots: int = 16):
+    def __init__(
+        self,
+        stop_ids: Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        slots: int = 16,
+        sizes: Sizes | None = None,
+    ):
         """Keeps what stays the same through all prompts.
 
         Args:
             stop_ids: tokens that end an answer.
             sampling: by default greedy.
             slots: answers in progress at a time, rounded up so that a mesh in force (`jax.set_mesh`) divides it.
+            sizes: by default chosen for what is asked.
         """
         if slots < 1:
             raise ValueError(f"slots={slots} must be at least 1")
-        self._slots = slots
+        self._slots, self._sizes = slots, sizes
         self._options = {"stop_ids": tuple(int(i) for i in stop_ids), "sampling": sampling or Sampling()}
 
     def generate(
@@ -194,7 +232,7 @@ class Sampler:
                 yield begun.followed_by(answer)
 
     def _growing(self, prepared: Prepared, request: _Request, seed: int, steps: int) -> Iterator[Generated]:
-        board = _Board(prepared, [request], request.rest[:0], self._slots_on_mesh(1), seed, self._options)
+        board = _Board(prepared, [request], request.rest[:0], self._slots_on_mesh(1), seed, self._options, self._sizes)
         board.fill([request])
         while not board.is_done(0):
             yield board.answer(0)
@@ -239,12 +277,12 @@ class Sampler:
     ) -> Iterator[tuple[_Request, Generated]]:
         if not requests:
             return
-        shared = shared_tokens([request.rest for request in requests])
+        shared = shared_tokens([request.rest for request in requests]) if self._sizes is None else 0
         prefix = requests[0].rest[:shared]
         order = sorted(requests, key=lambda request: (request.limit, len(request.rest)), reverse=True)
         queue = [dataclasses.replace(request, rest=request.rest[shared:]) for request in order]
-        count = self._slots_on_mesh(min(self._slots, len(queue)))
-        board = _Board(prepared, queue, prefix, count, seed, self._options)
+        count = self._slots_on_mesh(min(self._slots, len(queue)) if self._sizes is None else self._slots)
+        board = _Board(prepared, queue, prefix, count, seed, self._options, self._sizes)
         while queue or board.active:
             if queue and board.free >= min(len(queue), -(-count // _REFILLED)):
                 queue = board.fill(queue)
@@ -270,22 +308,35 @@ class _Board:
     """The slots on their devices, and what the host knows of them."""
 
     def __init__(
-        self, prepared: Prepared, requests: Sequence[_Request], prefix: Prompt, slots: int, seed: int, options: dict
+        self,
+        prepared: Prepared,
+        requests: Sequence[_Request],
+        prefix: Prompt,
+        slots: int,
+        seed: int,
+        options: dict,
+        sizes: Sizes | None,
     ):
         self._model, self._variables = prepared.model, prepared.variables
         self._options, self._seed, self.count = options, np.int32(seed), slots
-        self._shared = len(prefix)
-        self._prefix: Cache = _read_prefix(self._model, self._variables, np.asarray(prefix, np.int32))
-        new = rounded_size(max(request.limit for request in requests), 16)
-        self._prompt = _prompt_size(requests)
-        self._slots: Slots = _empty_slots(self._model, self._prefix, slots, new, self._prompt)
+        self._shared, self._may_shrink = len(prefix), sizes is None
+        self._shards = shards()
+        self._per_shard = slots // self._shards
         self._held: list[_Request | None] = [None] * slots
         self._done, self._stopped = np.ones(slots, bool), np.zeros(slots, bool)
         self._counts, self._chosen, self._logprobs = np.zeros(slots, np.int32), None, None
+        self._prefix: Cache
+        self._slots: Slots
+        if sizes is not None:
+            self._prompt, self._rows = sizes.prompt, [sizes.row]
+            self._prefix, self._slots = _begin(self._model, self._variables, slots, sizes.new, sizes.prompt)
+            return
+        self._prefix = _read_prefix(self._model, self._variables, np.asarray(prefix, np.int32))
+        new = rounded_size(max(request.limit for request in requests), 16)
+        self._prompt = _prompt_size(requests)
+        self._slots = _empty_slots(self._model, self._prefix, slots, new, self._prompt)
         longest = max(len(request.rest) for request in requests)
         usual = int(np.median([len(request.rest) for request in requests]))
-        self._shards = shards()
-        self._per_shard = slots // self._shards
         largest = _row_size(max(longest, min(_ROW_TOKENS, usual * self._per_shard)))
         self._rows = sorted({_row_size(largest * quarters // 4) for quarters in (1, 2, 3, 4)})
 
@@ -354,6 +405,8 @@ class _Board:
 
     def fit_to(self, queue: Sequence[_Request]) -> None:
         """Makes slots shorter where the prompts in them and those to come need at most half of their places."""
+        if not self._may_shrink:
+            return
         needed = _prompt_size([*queue, *(request for request in self._held if request is not None)])
         if needed <= self._prompt // 2:
             self._prompt = needed
@@ -384,7 +437,9 @@ class _Board:
         request, count, stopped = self._held[slot], int(self._counts[slot]), bool(self._stopped[slot])
         at_limit = self._shared + len(request.rest) + count >= self._model.config.max_positions
         reason = STOP if stopped else MAX_POSITIONS if at_limit else MAX_NEW_TOKENS
-        return Generated(self._chosen[slot, : count - stopped].copy(), self._logprobs[slot, :count].copy(), reason)
+        stop_token = int(self._chosen[slot, count - 1]) if stopped else None
+        tokens, logprobs = self._chosen[slot, : count - stopped].copy(), self._logprobs[slot, :count].copy()
+        return Generated(tokens, logprobs, reason, stop_token)
 
     def take_ended(self) -> Iterator[tuple[_Request, Generated]]:
         """The answers that have ended; their slots are free."""

@@ -15,11 +15,14 @@ class Sampling:
         temperature: 0 takes the most likely token (greedy).
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of most likely tokens whose probability reaches this (Holtzman et al. 2020).
+        tempered: log-probabilities that are told are those at that temperature, of what tokens are drawn from; else
+            they are the model's, before temperature.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    tempered: bool = False
 
     def __post_init__(self):
         if not self.temperature >= 0:
@@ -28,6 +31,11 @@ class Sampling:
             raise ValueError(f"top_k={self.top_k} must not be negative; 0 keeps all tokens")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
+        if self.tempered and (not self.temperature or self.top_k or self.top_p < 1):
+            raise ValueError(
+                "tempered log-probabilities are of all tokens at a temperature above 0: they go with neither "
+                f"temperature={self.temperature}, top_k={self.top_k} nor top_p={self.top_p}"
+            )
 
 
 def choose(

@@ -19,6 +19,9 @@ compare one with another; the answers of a pair are in one. A new method is a lo
 its line in `METHODS`. An objective of answers that does something else (`kto`) has the same form, and its line in
 `OF_ANSWERS`. One of a decoder that scores (`reward`) gets scores, and margins in the place of the reference.
 
+An objective of groups (`policy_gradient`) sees the tokens of answers that the model itself gave to a prompt: their
+log-probabilities now and when they were drawn, and by how much each answer is better than others (`advantages`).
+
 The entry `loss` is minimised: sum / count over the whole optimizer step, all devices and micro-batches included. Every
 entry is logged the same way. `count` must not depend on the parameters.
 """
@@ -30,6 +33,7 @@ from collections.abc import Callable
 from sft_jax.objectives.cross_entropy import Settings, cross_entropy
 from sft_jax.objectives.kto import kto
 from sft_jax.objectives.pair_losses import PreferenceSettings
+from sft_jax.objectives.policy_gradient import PolicySettings, policy_gradient
 from sft_jax.objectives.preference import METHODS, objective_of
 from sft_jax.objectives.reward import bradley_terry
 
@@ -63,7 +67,8 @@ OF_ANSWERS: dict[str, OfAnswers] = {
     "kto": OfAnswers(kto, ("beta", "desirable_weight", "undesirable_weight"), by_itself=True, divergence=True),
     "reward": OfAnswers(bradley_terry, ("centring",), reference=False, scores=True),
 }
-KNOWN = collections.ChainMap(METHODS, OF_ANSWERS, OBJECTIVES)  # of pairs, of answers and of logits, by their names
+OF_GROUPS: dict[str, Objective] = {"policy_gradient": policy_gradient}
+KNOWN = collections.ChainMap(OF_GROUPS, METHODS, OF_ANSWERS, OBJECTIVES)  # by their names
 
 
 def get_objective(name: str) -> Objective:
@@ -76,7 +81,7 @@ def get_objective(name: str) -> Objective:
         raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(KNOWN))}")
     if name in METHODS:
         return objective_of(METHODS[name])
-    return OF_ANSWERS[name].objective if name in OF_ANSWERS else OBJECTIVES[name]
+    return OF_ANSWERS[name].objective if name in OF_ANSWERS else {**OBJECTIVES, **OF_GROUPS}[name]
 
 
 def judges_answers(name: str) -> bool:
@@ -99,6 +104,16 @@ def scores_texts(name: str) -> bool:
     return name in OF_ANSWERS and OF_ANSWERS[name].scores
 
 
+def samples_groups(name: str) -> bool:
+    """Whether the objective of that name is of answers that the model gives while it is trained."""
+    return name in OF_GROUPS
+
+
+def of_held_out(name: str) -> str:
+    """The objective by which held-out rows are measured: answers that are drawn anew have no loss to compare."""
+    return "cross_entropy" if samples_groups(name) else name
+
+
 def has_reference(name: str) -> bool:
     """Whether its scores are relative to what the run begins with."""
     known = METHODS.get(name) or OF_ANSWERS.get(name)
@@ -115,7 +130,9 @@ __all__ = [
     "METHODS",
     "OBJECTIVES",
     "OF_ANSWERS",
+    "OF_GROUPS",
     "Objective",
+    "PolicySettings",
     "PreferenceSettings",
     "Settings",
     "compares_pairs",
@@ -124,6 +141,9 @@ __all__ = [
     "has_reference",
     "judges_answers",
     "judges_one_by_one",
+    "of_held_out",
+    "policy_gradient",
     "reads_of",
+    "samples_groups",
     "scores_texts",
 ]

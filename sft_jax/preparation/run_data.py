@@ -23,6 +23,7 @@ from sft_jax.data.tokenized import Counts, Tokenized, TokenizedExamples, dropped
 from sft_jax.data.tokenized.cache import cache_directory
 from sft_jax.data.tokenizing import NoExamplesError, nothing_left
 from sft_jax.models.vocabulary import with_new_tokens
+from sft_jax.objectives import samples_groups
 from sft_jax.options import DataOptions, ModelOptions, Options
 from sft_jax.preparation.judged import examples_for, left_out_note
 from sft_jax.preparation.measured import Measured, held_out_of, read_measured, too_long_advice
@@ -59,6 +60,7 @@ class Data:
         held_out_targets: target slots of a held-out sequence.
         held_out_note: how many examples there are, and which rows are left out; empty where there are none.
         made_for: fields of the config that it was made of, by their names.
+        train_records: what is trained on, as conversations; empty where answers are not sampled.
     """
 
     renderer: ConversationRenderer
@@ -71,6 +73,7 @@ class Data:
     held_out_targets: int
     held_out_note: str
     made_for: Mapping[str, Any]
+    train_records: Sequence[Record] = ()
 
     def differs_from(self, options: Options) -> list[str]:
         """Fields of a config by which its data are other than these: of data, tokenizer, batch and seed."""
@@ -96,7 +99,10 @@ class Data:
 
 # Sections and fields of a config that the data of a run depends on, and those within that change nothing of it.
 _READ_OF = ("data", "model")  # of them, those that its rows and their tokens depend on
-_MADE_OF = (*_READ_OF, "seed", "batch.sequences", "objective.name", "objective.positions")
+_MADE_OF = (
+    *(*_READ_OF, "seed", "batch.sequences", "objective.positions"),
+    *("objective.name", "rollouts.prompts"),
+)
 _NOT_MADE_OF = ("data.date", "data.fail_on", "data.cache")
 
 
@@ -174,6 +180,7 @@ class ReadData:
         findings: of the checks.
         checked: what the checks looked at; None where not all of them did.
         made_for: fields of the config that it was made of, by their names.
+        train_records: what is trained on, as conversations; empty where answers are not sampled.
     """
 
     renderer: ConversationRenderer
@@ -185,6 +192,7 @@ class ReadData:
     findings: Sequence[Finding]
     checked: CheckedData | None
     made_for: Mapping[str, Any]
+    train_records: Sequence[Record] = ()
 
     def differs_from(self, options: Options) -> list[str]:
         """Fields of a config by which what it reads is other than this."""
@@ -229,6 +237,7 @@ class ReadData:
             0 if held_out is None else _sequence_targets(held_out, options),
             note,
             made_for=_fields_of_data(options, _MADE_OF),
+            train_records=self.train_records,
         )
 
 
@@ -275,7 +284,15 @@ def read_data(
         findings=findings,
         checked=checked() if thorough else None,
         made_for=_fields_of_data(options, _READ_OF),
+        train_records=_kept_records(options, records),
     )
+
+
+def _kept_records(options: Options, records: TrainingRecords) -> list[Record]:
+    """All training records, where their answers are sampled and judged."""
+    if not samples_groups(options.objective.name):
+        return []
+    return [record for record in records if isinstance(record, Record)]
 
 
 def _unread_options(flags: Sequence[str]) -> list[Finding]:
@@ -302,14 +319,15 @@ def _check_sources(options: DataOptions, tokenized: Tokenized) -> None:
 
 
 def _plan(options: Options, examples: TokenizedExamples) -> PackPlan:
-    mixture = mixture_of(options.data)
+    """The order; where answers are sampled, a bin is a row that a step asks about."""
+    mixture, sampled = mixture_of(options.data), samples_groups(options.objective.name)
     return PackPlan(
         examples,
         sequence_length=options.data.sequence_length,
         sequence_targets=_sequence_targets(examples, options, mixture),
-        sequences_per_batch=options.batch.sequences,
+        sequences_per_batch=options.rollouts.prompts if sampled else options.batch.sequences,
         seed=options.seed,
-        packing=options.data.packing,
+        packing="none" if sampled else options.data.packing,
         max_examples_per_sequence=options.data.max_examples_per_sequence,
         mixture=mixture,
     )

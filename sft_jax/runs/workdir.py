@@ -30,6 +30,7 @@ _PARTIAL = ".partial"
 CONFIG, ENVIRONMENT, TEMPLATE = "config.json", "environment.json", "chat_template.jinja"
 DATA_REPORT = "data_report.json"
 EVALUATIONS, TASKS = "evaluations", "tasks/"  # what tasks gave, by step; the beginning of their metrics
+SAMPLES = "samples"  # answers that were trained on, a file a step
 PREDICTIONS = "predictions"  # of an evaluation, by task and method
 _LOCK = ".lock"
 STATUS, RESULT = "status.json", "result.json"

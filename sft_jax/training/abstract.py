@@ -42,15 +42,26 @@ def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout:
     hyper = jax.eval_shape(lambda: hyperparameters(options, warmup_steps=0, total_steps=1))
     base = {}
     if keeps_base(options):
-        base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, options.precision.frozen), trained)
+        base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype_of_kept(options)), trained)
     return abstract_around(
         trained, frozen, hyper, optimizer_settings(options.optimizer), mesh, ema=options.ema.decay > 0, base=base
     )
 
 
 def keeps_base(options: Options) -> bool:
-    """Whether the state holds a copy of the base: under adapters the frozen weights are the base."""
-    return options.objective.kl_to_base > 0 and not has_adapters(options.adapter)
+    """Whether the state holds a copy of what is trained as it was at first, for a divergence from it.
+
+    Under adapters the frozen weights are the base; an adapter to begin with is part of what a policy began as.
+    """
+    objective, beside = options.objective, has_adapters(options.adapter)
+    return (objective.kl_to_base > 0 and not beside) or (
+        objective.kl_weight > 0 and (not beside or bool(options.adapter.initial))
+    )
+
+
+def dtype_of_kept(options: Options) -> str:
+    """That of the copy: of weights as frozen ones are kept, of adapters as they are."""
+    return "float32" if has_adapters(options.adapter) else options.precision.frozen
 
 
 def abstract_around(

@@ -17,7 +17,7 @@ import ml_collections
 
 from sft_jax.audit.findings import FAIL_ON
 from sft_jax.data import cleaning, records
-from sft_jax.data.batches import NORMALIZE
+from sft_jax.data.groups import NORMALIZE
 from sft_jax.data.packing import PACKINGS
 from sft_jax.data.plan.mixture import MIXTURE_PACKINGS
 from sft_jax.data.rendering import masking
@@ -27,6 +27,7 @@ from sft_jax.models.config import ATTENTION_BACKENDS, FLOAT_DTYPES, REMAT_POLICI
 from sft_jax.models.quantization import KINDS
 from sft_jax.models.vocabulary import problems_of
 from sft_jax.objectives import KNOWN
+from sft_jax.objectives.advantages import ADVANTAGES
 from sft_jax.options import Options, options_of
 from sft_jax.preparation.mixing import malformed_sources, problems_in_mixture
 from sft_jax.preparation.retrieved import problems_in_retrieval
@@ -39,6 +40,7 @@ from sft_jax.training.branch import parse_branch, problems_of_branch
 from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import DECAY_SHAPES, SCHEDULES
 from sft_jax.training.pair_checks import problems_of_pairs, problems_of_scores, unread_objective_options
+from sft_jax.training.rollouts.checks import malformed_rewards, problems_of_rollouts, unread_rollout_options
 from sft_jax.training.update_rules import RULES, unread_options
 
 Check = tuple[Callable[[Any], bool], str]
@@ -115,9 +117,19 @@ CHECKS: dict[str, Check] = {
     "objective.desirable_weight": _ABOVE_ZERO,
     "objective.undesirable_weight": _ABOVE_ZERO,
     "objective.centring": _at_least(0),
+    "objective.clip_low": _SHARE,
+    "objective.clip_high": _at_least(0),
+    "objective.kl_weight": _at_least(0),
     "objective.neftune_alpha": _at_least(0),
     "objective.positions": _one_of("supervised", "all"),
     "objective.head_chunk_tokens": _at_least(0),
+    "rollouts.prompts": _at_least(1),
+    "rollouts.group": _at_least(2),  # an answer is compared with others to its prompt
+    "rollouts.temperature": _ABOVE_ZERO,  # at 0 all answers to a prompt would be the same
+    "rollouts.max_new_tokens": _at_least(1),
+    "rollouts.slots": _at_least(0),
+    "rollouts.advantages": _one_of(*ADVANTAGES),
+    "rollouts.truncated": _one_of("leave_out", "train"),
     "experts.balance_loss": _at_least(0),
     "experts.capacity": _at_least(0),
     "adapter.method": _known(METHODS, "none"),
@@ -174,7 +186,7 @@ CHECKS: dict[str, Check] = {
 }
 
 
-_FILLED_BY_RUN = ("data.mixture", "evaluation.tasks")  # sections that are empty in configs/sft.py
+_FILLED_BY_RUN = ("data.mixture", "rollouts.rewards", "evaluation.tasks")  # sections that are empty in configs/sft.py
 
 
 def _unread_optimizer_options(options: Options, defaults: Defaults) -> list[str]:
@@ -292,7 +304,7 @@ def _quantized(options: Options) -> list[str]:
 
 
 def _unread_frozen(options: Options, defaults: Defaults) -> list[str]:
-    default, read = defaults["precision.frozen"], bool(options.objective.kl_to_base)
+    default, read = defaults["precision.frozen"], bool(options.objective.kl_to_base or options.objective.kl_weight)
     if options.precision.frozen == default or read or not trains_all_weights(options.adapter, options.trained):
         return []
     return [
@@ -411,6 +423,7 @@ UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
     _unread_adapter_options,
     unread_objective_options,
     _unread_schedule_options,
+    unread_rollout_options,
     _unread_frozen,
     _unread_in_contents,
     _unread_mixture_packing,
@@ -423,6 +436,7 @@ TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     _patience,
     problems_of_pairs,
     problems_of_scores,
+    problems_of_rollouts,
     _groups,
     _trained_weights,
     _quantized,
@@ -471,7 +485,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         value = functools.reduce(operator.getitem, name.split("."), config)
         if not is_good(value):
             problems.append(f"--config.{name}={value!r} {expected}")
-    problems = problems or [*malformed_sources(config), *malformed_tasks(config)]
+    problems = problems or [*malformed_sources(config), *malformed_rewards(config), *malformed_tasks(config)]
     if problems:
         raise ValueError("\n".join(problems))
     # Values that are good on their own may not go together.

@@ -95,14 +95,24 @@ def counted(
 class EffectWatch:
     """Looks at the counts once when `LOOK_AFTER` good steps are done, and at the end of the run."""
 
-    def __init__(self, optimizer: OptimizerOptions, state: TrainState, say: Callable[[int, str], None]):
+    def __init__(
+        self,
+        optimizer: OptimizerOptions,
+        state: TrainState,
+        say: Callable[[int, str], None],
+        *,
+        waits_for_gradient: bool = False,
+    ):
         """Prepares the watch.
 
         Args:
             optimizer: what was asked for.
             state: the state that the run begins or goes on with.
             say: given the step and what there is to know of single arrays, once in the life of a run.
+            waits_for_gradient: there may be none for many steps, where all rewards of a group are equal: `after` looks
+                when there was one.
         """
+        self._waits = waits_for_gradient
         self._optimizer, self._say, self._parts = optimizer, say, parts(state.trained)
         self._looked = int(state.step) - int(state.skipped) >= LOOK_AFTER
 
@@ -124,8 +134,10 @@ class EffectWatch:
             return
         good = step - int(state.skipped)
         if good >= LOOK_AFTER:
-            self._looked = True
             counts = jax.device_get(state.effect)
+            if self._waits and not counts["gradient"].any():
+                return
+            self._looked = True
             self._check_all(counts, step, good)
             for line in self._idle(counts, good):
                 self._say(step, line)
@@ -139,6 +151,14 @@ class EffectWatch:
             raise NoEffectError(
                 f"nothing is trained: all {step} steps were skipped: loss or gradient was not finite. Look at the "
                 "examples in skipped_steps.jsonl, or lower --config.optimizer.learning_rate, with another --workdir."
+            )
+        if not counts["gradient"].any() and self._waits:
+            raise NoEffectError(
+                f"nothing is trained: in {good} steps all answers to each prompt were worth the same "
+                "(train/no_signal), or had no end and were left out (train/truncated). Look at samples/; give prompts "
+                "that the model answers rightly "
+                "now and then, rewards that tell its answers apart, or more --config.rollouts.max_new_tokens, with "
+                "another --workdir."
             )
         if not counts["gradient"].any():
             raise NoEffectError(

@@ -57,21 +57,29 @@ def hidden_states(
 
 
 def target_log_probabilities(
-    model: Decoder, chunk: int, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
+    model: Decoder,
+    chunk: int,
+    trained: Tree,
+    state: TrainState,
+    batch: Tree,
+    randomness: Randomness,
+    temperature: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B P"], Routing | None]:
     """The log-probability of every target of a (micro-)batch, float32; and how its tokens were routed.
 
-    `chunk` slots of a sequence go through the head at a time.
+    `chunk` slots of a sequence go through the head at a time. With a temperature they are those at it.
     """
     hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden, execution = gather_targets(hidden, batch["target_slots"]), model.execution
     trained_head = trained_head_weights(model, trained)
     frozen = {"head": frozen_head_weights(trained_head, trained, state)}
+    frozen |= {} if temperature is None else {"temperature": temperature}
     on_mesh = head_on_mesh(trained_head, frozen, hidden, execution.matmul_dtype, execution.gradient_dtype)
     by_vocabulary = on_mesh.logits if on_mesh else lambda logits: logits
 
     def head(trained_head: Tree, frozen: Tree, hidden: Array) -> Array:
-        return by_vocabulary(model.apply(merge(trained_head, frozen["head"]), hidden, method="head"))
+        logits = by_vocabulary(model.apply(merge(trained_head, frozen["head"]), hidden, method="head"))
+        return logits if temperature is None else logits / frozen["temperature"]
 
     with jax.named_scope("head_and_loss"):
         found = log_probabilities(head, trained_head, frozen, hidden, batch["targets"], chunk, on_mesh)

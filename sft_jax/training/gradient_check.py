@@ -107,8 +107,8 @@ def gradient_differences(
     model = Decoder(decoder, model.execution, spec)
     chunk = min(settings.head_chunk, _TARGETS // 2)
     settings = dataclasses.replace(settings, noise=False, slices=0, head_chunk=chunk)
-    if settings.preference is not None:  # whose sums are added up by the same code
-        settings = dataclasses.replace(settings, objective=cross_entropy, preference=None)
+    if settings.preference is not None or settings.policy is not None:  # whose sums are added up by the same code
+        settings = dataclasses.replace(settings, objective=cross_entropy, preference=None, policy=None)
     state = init_state(options, base, model, mesh, hyperparameters(options, 0, 1))
     differences = functools.partial(_differences, model, settings, mesh)
     compare = jax.jit(differences, compiler_options=settings.compiler_options)

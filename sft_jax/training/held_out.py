@@ -19,7 +19,7 @@ from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Prepared, Sampler,
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import variables
-from sft_jax.objectives import PreferenceSettings, Settings, get_objective, judges_answers
+from sft_jax.objectives import PreferenceSettings, Settings, get_objective, judges_answers, of_held_out, samples_groups
 from sft_jax.objectives.head import chunk_of
 from sft_jax.objectives.kl import KL_TO_BASE
 from sft_jax.objectives.kto import KL
@@ -83,7 +83,7 @@ def held_out_metrics(
             *sizes,
             batch_sequences,
             **how,
-            normalize=options.objective.normalize,
+            normalize="tokens" if samples_groups(options.objective.name) else options.objective.normalize,
             own=sequences_here(mesh, batch_sequences),
         )
         counted = _counted(batches, done, total, progress) if progress else batches
@@ -118,7 +118,9 @@ def held_out_settings(options: Options, settings: StepSettings, data: Data, mesh
     groups = slices_if_several(data.held_out.groups) if data.held_out is not None else None
     at_once = _sequences_at_once(options.evaluation, mesh)
     chunk = chunk_of(options.objective.head_chunk_tokens, at_once)
-    return dataclasses.replace(settings, head_chunk=chunk, slices=len(groups.names) if groups else 0)
+    objective = get_objective(of_held_out(options.objective.name))
+    slices = len(groups.names) if groups else 0
+    return dataclasses.replace(settings, objective=objective, policy=None, head_chunk=chunk, slices=slices)
 
 
 def check_best_metric(options: Options, data: Data, vocab_size: int, evaluators: Collection[str] = ()) -> None:
@@ -175,7 +177,7 @@ def names_by_objective(options: ObjectiveOptions, vocab_size: int = 2) -> set[st
     if judges_answers(options.name):
         return {f"held_out/{name}" for name in _preference_metrics(options)}
     settings = Settings(options.label_smoothing or None, options.z_loss or None)
-    objective = functools.partial(get_objective(options.name), settings=settings)
+    objective = functools.partial(get_objective(of_held_out(options.name)), settings=settings)
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((1, 1, vocab_size), "float32"), ((1, 1), "int32"), ((1, 1), "float32"))

@@ -118,7 +118,7 @@ def run(
         # ---- Loop: batch, step, record, evaluate, save, stop -------------------------------------------------------
         trial.begin(state, bar)
         while not trial.is_over:
-            batch = trial.next_batch()
+            batch = trial.next_batch(state)
             profiler.before(trial.step + 1)
             state, metrics = train_step(state, put_batch(batch, mesh))
             trial.dispatched(metrics)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from sft_jax.data.batches import empty_batch
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
-from sft_jax.objectives import has_reference, judges_answers, scores_texts
+from sft_jax.objectives import has_reference, judges_answers, samples_groups, scores_texts
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data
 from sft_jax.sharding import batch_sharding, dealt_batch
@@ -97,12 +97,14 @@ def step_program(
 
 def _abstract_batch(options: Options, sizes: BatchSizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the global batch."""
-    sharding, judged = batch_sharding(mesh), judges_answers(options.objective.name)
+    sharding, groups = batch_sharding(mesh), samples_groups(options.objective.name)
+    branches = judges_answers(options.objective.name) or groups
     # As for the data of a run (`run_data`): with as many slots as tokens each token would have its own.
-    slots = sizes.sequence_targets + (judged and sizes.sequence_targets == sizes.sequence_length)
-    one = empty_batch(1, sizes.sequence_length, slots, with_slices=sizes.slices > 0, with_branches=judged)
-    beside = {"reference": has_reference, "margins": scores_texts}
-    one |= {name: np.zeros((1, slots), np.float32) for name, has in beside.items() if has(options.objective.name)}
+    slots = sizes.sequence_targets + (branches and sizes.sequence_targets == sizes.sequence_length)
+    slices = sizes.slices > 0 and not groups
+    one = empty_batch(1, sizes.sequence_length, slots, with_slices=slices, with_branches=branches)
+    of = {"reference": has_reference, "margins": scores_texts, "drawn": samples_groups, "advantages": samples_groups}
+    one |= {name: np.zeros((1, slots), np.float32) for name, has in of.items() if has(options.objective.name)}
     return {
         name: jax.ShapeDtypeStruct((options.batch.sequences, *array.shape[1:]), array.dtype, sharding=sharding)
         for name, array in dealt_batch(one, mesh.shape["context"]).items()

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft_jax.models.variables import SCORE
-from sft_jax.objectives import has_reference, judges_answers, reads_of, scores_texts
+from sft_jax.objectives import has_reference, judges_answers, reads_of, samples_groups, scores_texts
 from sft_jax.options import Options
+from sft_jax.training.optimizer import POLICY_NUMBERS
 
 
 def problems_of_pairs(options: Options) -> list[str]:
@@ -87,6 +88,8 @@ def unread_objective_options(options: Options, defaults: Mapping[str, Any]) -> l
     read = {"normalize", "label_smoothing", "z_loss", "kl_to_base", "positions"}
     if judges_answers(name):
         read = {*reads_of(name)}
+    if samples_groups(name):
+        read = {"normalize", *POLICY_NUMBERS}
     asked = {f"objective.{option}": value for option, value in vars(options.objective).items() if option not in read}
     return [
         f"--config.{field}={value!r} is not read by --config.objective.name={name}; leave it at {defaults[field]!r}"

@@ -13,6 +13,7 @@ from sft_jax.agreement import agreed
 from sft_jax.data.plan import PackPlan
 from sft_jax.hardware import peak_flops
 from sft_jax.models.decoder import Decoder
+from sft_jax.objectives import samples_groups
 from sft_jax.objectives.slices import LOSS_BY_SLICE, means_by_slice
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data
@@ -69,7 +70,9 @@ class Recorder:
         """
         self._options, self._plan, self._log, self._workdir = options, data.plan, log, workdir
         # How much work a step needs where some of the weights are frozen is not worked out: no MFU then.
+        # Where answers are sampled, most of the time goes into what is no part of the step.
         known = has_adapters(options.adapter) or trains_all_weights(options.adapter, options.trained)
+        known = known and not samples_groups(options.objective.name)
         self._peak = peak_flops(devices[0].device_kind, len(devices)) if known else None
         self._flops = train_flops(
             model.config,
@@ -114,7 +117,7 @@ class Recorder:
         in_a_row = int(line.pop("train/skipped_in_a_row"))
         if line["train/skipped"]:
             self._note_skipped(step)
-        speeds = self._speeds(step, seconds)
+        speeds = self._speeds(step, seconds, line)
         if evaluation or step % self._options.log.every == 0:
             line |= evaluation or {}
             self._gap.add(line)
@@ -144,7 +147,8 @@ class Recorder:
             if name != LOSS_BY_SLICE
         }
         means |= means_by_slice("loss", self._plan.sources, by_source)
-        return {f"train/{name}": value for name, value in means.items()} | {LOSS_WEIGHT: float(pairs["loss"][1])}
+        named = lambda name: name if name.startswith("speed/") else f"train/{name}"
+        return {named(name): value for name, value in means.items()} | {LOSS_WEIGHT: float(pairs["loss"][1])}
 
     def _stop_diverged(self, step: int, in_a_row: int) -> None:
         self.flush()
@@ -158,8 +162,10 @@ class Recorder:
     def _progress(self, step: int) -> dict[str, float]:
         return {f"progress/{name}": value for name, value in counters_at(self._plan, step).items()}
 
-    def _speeds(self, step: int, seconds: float) -> dict[str, float]:
+    def _speeds(self, step: int, seconds: float, line: Mapping[str, float]) -> dict[str, float]:
         counts = self._plan.counts(step - 1)
+        if samples_groups(self._options.objective.name):  # the plan knows prompts alone
+            counts = {"tokens": line["train/tokens"], "supervised_tokens": line["train/sampled_tokens"]}
         speeds = {
             "speed/seconds_per_step": seconds,
             "speed/tokens_per_second": counts["tokens"] / seconds,

@@ -20,7 +20,7 @@ from sft_jax.models.layouts import resolved, to_layout
 from sft_jax.models.loading import cast
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.variables import canonical_path, merge, split
-from sft_jax.objectives import OF_ANSWERS, get_objective, judges_answers, reads_of
+from sft_jax.objectives import OF_ANSWERS, get_objective, judges_answers, reads_of, samples_groups
 from sft_jax.objectives.head import chunk_of
 from sft_jax.options import AdapterOptions, ObjectiveOptions, Options
 from sft_jax.runs.adapting import adapter_spec, arrays_of, has_adapters, init_beside
@@ -28,12 +28,19 @@ from sft_jax.runs.base import Base
 from sft_jax.runs.freezing import base_dtype, trained_predicate, trains_all_weights
 from sft_jax.runs.workdir import AUTO
 from sft_jax.sharding import data_shards, platform_of
-from sft_jax.training.abstract import abstract_rest, abstract_state, init_rest, keeps_base, placed_as_described
+from sft_jax.training.abstract import (
+    abstract_rest,
+    abstract_state,
+    dtype_of_kept,
+    init_rest,
+    keeps_base,
+    placed_as_described,
+)
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, optimizer_settings
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.state import TrainState, seed_array
-from sft_jax.training.step import PreferenceTerms, StepSettings
+from sft_jax.training.step import PolicyTerms, PreferenceTerms, StepSettings
 from sft_jax.training.step_memory import least_recomputed
 from sft_jax.training.update_rules import RULES, Rule
 
@@ -65,7 +72,7 @@ def resolve_execution(
     """
     layout, remat, platform = options.execution.layer_layout, options.execution.remat, platform_of(mesh)
     backend = choose_backend(options.execution.attention, platform, decoder, options.precision.matmul)
-    if judges_answers(options.objective.name):
+    if judges_answers(options.objective.name) or samples_groups(options.objective.name):
         backend = backend_of_pairs(options.execution.attention, backend)
     tokens = options.batch.sequences * options.data.sequence_length // options.batch.micro_batches
     save_memory = platform != "cpu" or (has_adapters(options.adapter) and tokens > _SCAN_TOKENS)
@@ -86,7 +93,7 @@ def resolve_execution(
 
 
 def backend_of_pairs(asked: str, chosen: str) -> str:
-    """The backend for pairs of answers, which share their prompt: one that `auto` chose gives way to one that can.
+    """The backend for answers that share their prompt: one that `auto` chose gives way to one that can.
 
     Raises:
         ValueError: one is asked for that cannot say so; names the flag.
@@ -94,7 +101,7 @@ def backend_of_pairs(asked: str, chosen: str) -> str:
     able = backend_with_parents(chosen)
     if able != chosen and asked == chosen:
         raise ValueError(
-            f"--config.execution.attention={asked}: the answers of a pair share their prompt in a sequence, which its "
+            f"--config.execution.attention={asked}: answers to a prompt share it in a sequence, which its "
             f"kernels cannot say; give auto or {able}"
         )
     return able
@@ -208,6 +215,7 @@ def step_settings(options: Options, mesh: Mesh) -> StepSettings:
     objective = options.objective
     return StepSettings(
         preference=_preference_terms(objective) if judges_answers(objective.name) else None,
+        policy=_policy_terms(options) if samples_groups(objective.name) else None,
         objective=get_objective(objective.name),
         optimizer=optimizer_settings(options.optimizer),
         label_smoothing=objective.label_smoothing > 0,
@@ -237,6 +245,12 @@ def _preference_terms(objective: ObjectiveOptions) -> PreferenceTerms:
     return PreferenceTerms(("beta", *(name for name, used in terms.items() if used)), objective.per_token)
 
 
+def _policy_terms(options: Options) -> PolicyTerms:
+    """What the objective of sampled answers has."""
+    objective = options.objective
+    return PolicyTerms(objective.normalize == "tokens", objective.kl_weight > 0, options.rollouts.temperature != 1)
+
+
 def init_state(
     options: Options,
     base: Base,
@@ -264,7 +278,7 @@ def init_state(
     trained, frozen = split(tree, trained_predicate(options.adapter, options.trained, base.decoder.num_layers))
     if not has_adapters(options.adapter):  # the base was read in the dtype of what is trained
         frozen = cast(frozen, options.precision.frozen)
-    kept = _copied(trained, options.precision.frozen) if keeps_base(options) else {}
+    kept = _copied(trained, dtype_of_kept(options)) if keeps_base(options) else {}
     return fresh_state(abstract, trained, frozen, hyper, seed, optimizer_settings(options.optimizer), kept)
 
 

@@ -21,13 +21,14 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.experts import Routing
 from sft_jax.models.partitioning import context_parts
 from sft_jax.models.variables import head_weights, merge
-from sft_jax.objectives import Objective, PreferenceSettings, Settings
+from sft_jax.objectives import Objective, PolicySettings, PreferenceSettings, Settings
 from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.branches import pair_weights
 from sft_jax.objectives.head import gather_targets, over_chunks
 from sft_jax.objectives.head_on_mesh import head_on_mesh
 from sft_jax.objectives.kl import KL_TO_BASE, kl_divergence, with_kl
 from sft_jax.objectives.kto import KL, answer_weights, mean_divergence
+from sft_jax.objectives.policy_gradient import count_of
 from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice
 from sft_jax.sharding import batch_sharding, shardings_of
 from sft_jax.training.effect import counted, squares
@@ -75,6 +76,21 @@ class PreferenceTerms:
 
 
 @dataclasses.dataclass(frozen=True)
+class PolicyTerms:
+    """What the objective of sampled answers has.
+
+    Attributes:
+        per_token: the loss is a mean over tokens, not over answers.
+        reference: the divergence from what the run began with is part of the loss.
+        tempered: answers are drawn at another temperature than 1.
+    """
+
+    per_token: bool = True
+    reference: bool = False
+    tempered: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class StepSettings:
     """What is static in the compiled step.
 
@@ -92,6 +108,7 @@ class StepSettings:
         deterministic: the compiler takes no operation whose result may differ from time to time, on GPUs.
         slices: slices of the data whose loss is measured apart; 0 for none. Batches then say of each target which.
         preference: what the objective has, if it is of answers that were judged; None for one that imitates.
+        policy: what the objective has, if it is of answers that the model samples.
     """
 
     objective: Objective
@@ -107,6 +124,7 @@ class StepSettings:
     deterministic: bool = False
     slices: int = 0
     preference: PreferenceTerms | None = None
+    policy: PolicyTerms | None = None
 
     @property
     def compiler_options(self) -> dict[str, bool] | None:
@@ -130,6 +148,8 @@ def loss_sums(
     """
     if settings.preference is not None:
         return preference_sums(model, settings, trained, state, batch, randomness, kl)
+    if settings.policy is not None:
+        return policy_sums(model, settings, trained, state, batch, randomness)
     hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden = gather_targets(hidden, batch["target_slots"])
     trained_head = trained_head_weights(model, trained)
@@ -208,6 +228,51 @@ def preference_sums(
     return metrics, routing
 
 
+def policy_sums(
+    model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
+) -> tuple[Metrics, Routing | None]:
+    """`loss_sums` of the objective of sampled answers.
+
+    `sampler_gap_max` is the largest gap of each sequence of the step at the place of its number, 0 elsewhere, so that
+    those of micro-batches add up.
+    """
+    terms, hyper = settings.policy, state.hyper
+    how = (batch, randomness, hyper["temperature"] if terms.tempered else None)
+    found, routing = target_log_probabilities(model, settings.head_chunk, trained, state, *how)
+    reference = None
+    if terms.reference:
+        with jax.named_scope("reference"):
+            began = (_of_start(model, state), settings.head_chunk, {}, _state_of_start(state), *how)
+            reference = jax.lax.stop_gradient(target_log_probabilities(*began)[0])
+    weight = hyper["kl_weight"] if terms.reference else None
+    numbers = PolicySettings(hyper["clip_low"], hyper["clip_high"], weight, terms.per_token)
+    of_weights = lambda values, weights: settings.objective(
+        values, batch["drawn"], batch["advantages"], reference, weights, batch["branches"], numbers
+    )
+    with jax.named_scope("policy_gradient"):
+        metrics = of_weights(found, batch["weights"])
+        gap = jnp.where(batch["weights"] > 0, jnp.abs(found - batch["drawn"]), 0.0)
+        sequences = settings.micro_batches * len(gap)
+        largest = jnp.zeros(sequences, jnp.float32).at[batch["number"]].set(jnp.max(gap, axis=1))
+        metrics["sampler_gap_max"] = (largest, jnp.ones(()) / settings.micro_batches)
+    return metrics, routing
+
+
+def _of_start(model: Decoder, state: TrainState) -> Decoder:
+    """The decoder of what a run began with: under a fresh adapter the base, else as it is measured."""
+    if model.adapter is None or adapters.COLLECTION not in state.base:
+        return _of_base(model)
+    return _of_base(model).clone(adapter=dataclasses.replace(model.adapter, dropout=False))
+
+
+def _state_of_start(state: TrainState) -> TrainState:
+    """The state with what it keeps of the start in the place of what is trained, all of it frozen."""
+    frozen = state.frozen
+    if adapters.COLLECTION not in state.base:
+        frozen = {kind: tree for kind, tree in frozen.items() if kind != adapters.COLLECTION}
+    return state.replace(trained={}, frozen=merge(state.base, frozen))
+
+
 def objective_numbers(settings: StepSettings, state: TrainState) -> Settings:
     """The numbers of the objective's terms, of those that it has."""
     used = {name: state.hyper[name] for name in ("label_smoothing", "z_loss") if getattr(settings, name)}
@@ -269,6 +334,9 @@ def gradients(
     weight = jnp.sum(batch["weights"])
     if settings.preference is not None:
         weight = settings.preference.count(batch)
+    if settings.policy is not None:
+        weight = count_of(batch["weights"], batch["branches"], per_token=settings.policy.per_token)
+        batch = {**batch, "number": jnp.arange(sequences)}
 
     def divergence(batch, keys):
         return loss_sums(model, settings, state.trained, state, batch, random(keys))[0][KL]
@@ -298,6 +366,8 @@ def gradients(
         return metrics, constrain(merge(in_float32(gradient), of_kernels))
 
     metrics, gradient = in_parts(value_and_grad, (0, 1))(batch, keys)
+    if settings.policy is not None:
+        metrics["sampler_gap_max"] = (jnp.max(metrics["sampler_gap_max"][0]), jnp.ones(()))
     scale = 1.0 / jnp.maximum(metrics["loss"][1], jnp.finfo(jnp.float32).tiny)
     return metrics, jax.tree.map(lambda g: g.astype(jnp.float32) * scale, gradient)
 

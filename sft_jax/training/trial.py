@@ -23,7 +23,7 @@ from sft_jax.audit.findings import check_findings
 from sft_jax.data.batches import Batch, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.sizes import check_sizes
-from sft_jax.objectives import has_reference, scores_texts
+from sft_jax.objectives import has_reference, samples_groups, scores_texts
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data, load_data
 from sft_jax.progress import ProgressBar, ProgressBars, silent
@@ -44,6 +44,8 @@ from sft_jax.training.held_out import Evaluator, check_best_metric, compile_eval
 from sft_jax.training.optimizer import hyperparameters
 from sft_jax.training.recorder import Recorder, counters_at
 from sft_jax.training.reference import with_reference
+from sft_jax.training.rollouts.rollout import Rollouts
+from sft_jax.training.rollouts.samples import forget_after
 from sft_jax.training.run_findings import run_findings
 from sft_jax.training.setup import chosen_by_platform
 from sft_jax.training.state import TrainState, saved_arrays, with_saved
@@ -126,6 +128,9 @@ class Trial:
             workdirs.check_inputs(workdir, self._fingerprints)
             check_sizes(checked.model.config, data.examples, data.held_out)
             check_best_metric(options, data, base.decoder.vocab_size, evaluated)
+            self._rollouts = None
+            if samples_groups(options.objective.name):
+                self._rollouts = Rollouts(checked, data, workdir, self.times.total_steps, writes=self._writes)
         workdirs.check_processes_agree(checked.config, self._fingerprints)
         self.step, self.best = first_step(options), BestEvaluation(options)
         self._ended: RunResult | None = None
@@ -294,6 +299,7 @@ class Trial:
             )
             if self._writes:
                 forget_result(self.workdir)
+                forget_after(self.workdir, self._done or 0)
         if log is not None:
             open_things.callback(log.close)
         open_things.callback(self.checkpoints.close)
@@ -304,7 +310,8 @@ class Trial:
             self._recorder.text(self.step, "config", "```json\n" + config + "\n```")
             self._recorder.text(self.step, "data", self.data.report.markdown())
             self._recorder.text(self.step, "chosen", self._chosen_line)
-        self._effect = EffectWatch(self.options.optimizer, state, self._note)
+        optimizer = self.options.optimizer
+        self._effect = EffectWatch(optimizer, state, self._note, waits_for_gradient=self._rollouts is not None)
         return self._recorder
 
     def _note(self, step: int, text: str) -> None:
@@ -321,18 +328,19 @@ class Trial:
             state: that it begins or goes on with.
             bar: shows how far it is; None: nothing does.
         """
-        self._bar, self._latest, self._pending = bar or silent("", 0), {}, None
+        self._bar, self._latest, self._pending, self._sampled = bar or silent("", 0), {}, None, {}
         options = self.options
-        self._batches = train_batches(
-            self.data.examples,
-            self.data.plan,
-            start_step=self.step,
-            end_step=self.times.total_steps,
-            own=sequences_here(self._mesh, options.batch.sequences),
-            normalize=options.objective.normalize,
-            threads=options.loader.threads,
-            batches_ahead=options.loader.batches_ahead,
-        )
+        if self._rollouts is None:
+            self._batches = train_batches(
+                self.data.examples,
+                self.data.plan,
+                start_step=self.step,
+                end_step=self.times.total_steps,
+                own=sequences_here(self._mesh, options.batch.sequences),
+                normalize=options.objective.normalize,
+                threads=options.loader.threads,
+                batches_ahead=options.loader.batches_ahead,
+            )
         if self._done is None:
             self._latest, texts = self._evaluate(state, self._show_evaluation, self.step)
             self._recorder.evaluation_at_start(self.step, self._latest, texts)
@@ -344,9 +352,20 @@ class Trial:
     def _show_evaluation(self, part: int, parts: int) -> None:
         self._bar.update(self.step, f"evaluating {part}/{parts}", within=True)
 
-    def next_batch(self) -> Batch:
-        """This process's sequences of the next step."""
-        batch = next(self._batches)
+    def _show_sampling(self, part: int, parts: int) -> None:
+        self._bar.update(self.step, f"sampling {part}/{parts}", within=True)
+
+    def next_batch(self, state: TrainState | None = None) -> Batch:
+        """This process's sequences of the next step.
+
+        Args:
+            state: that the step begins with; where answers are sampled, they are those of its model.
+        """
+        if self._rollouts is not None:
+            rollout = self._rollouts(state, self.step, self._show_sampling)
+            batch, self._sampled = rollout.batch, rollout.metrics
+        else:
+            batch = next(self._batches)
         if self.step == first_step(self.options):
             self._recorder.text(self.step, "first_batch", batch_markdown(batch, self.data.renderer.tokenizer))
         return batch
@@ -356,7 +375,7 @@ class Trial:
         if self._pending:
             self.record()
         self.step += 1
-        self._pending = (self.step, metrics)
+        self._pending = (self.step, metrics | self._sampled)
 
     @property
     def looks_at_effect(self) -> bool:
@@ -400,7 +419,8 @@ class Trial:
         if evaluating:
             tasks_at = step if self.times.tasks_due(step) else None
             self._latest, texts = self._evaluate(state, self._show_evaluation, tasks_at)
-            self._latest |= self._recorder.gap(self._pending[1], self._latest)
+            if self._rollouts is None:  # whose loss is another one than that of held-out rows
+                self._latest |= self._recorder.gap(self._pending[1], self._latest)
             self.best.observe(step, self._latest)
             scalars = self._latest | self.best.counted()
             self._recorder.texts(step, texts)

@@ -41,6 +41,11 @@ IN_ITS_DECAY = "test_a_decay_that_began_before_the_checkpoint_is_refused_and_men
 LABELS = ("training/test_kto.py", "test_rows_of_another_kind_are_refused_and_what_is_advised_passes")
 SCORES = ("training/test_reward_model.py", "test_what_it_cannot_do_is_refused")
 EXCLUDED = (SCORES[0], "test_what_it_excludes_is_refused_and_what_is_advised_passes")
+OF_ROLLOUTS = "training/rollouts/test_checks.py"
+MENDED = (OF_ROLLOUTS, "test_what_is_advised_passes")
+NO_ROLLOUTS = (OF_ROLLOUTS, "test_other_objectives_do_not_read_them")
+ASKED = (OF_ROLLOUTS, "test_rows_are_asked_with_the_numbers_that_are_advised")
+REWARDS = (OF_ROLLOUTS, "test_bad_rewards")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/preparation/judged.py", "a pair of answers is not an example to imitate"): (
         "training/test_preference.py",
@@ -102,7 +107,26 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "test_a_decay_longer_than_the_run_is_refused_and_mended_as_advised",
     ),
     ("sft_jax/training/run_findings.py", 'Give --config.optimizer.warmup="10 percent"'): SHORT_RUNS,
-    ("sft_jax/training/setup.py", "the answers of a pair share their prompt"): (
+    ("sft_jax/training/effect.py", "all answers to each prompt were worth the same"): (
+        "training/rollouts/test_run.py",
+        "test_a_run_without_any_signal_says_so",
+    ),
+    ("sft_jax/training/rollouts/checks.py", "must be what reward(scorer, weight=…)"): REWARDS,
+    ("sft_jax/training/rollouts/checks.py", "is empty: answers are worth nothing"): REWARDS,
+    ("sft_jax/training/rollouts/checks.py", "must be a finite number that is not 0"): REWARDS,
+    ("sft_jax/training/rollouts/checks.py", "read where answers are sampled: each prompt"): MENDED,
+    ("sft_jax/training/rollouts/checks.py", "probability with that when it was drawn"): MENDED,
+    ("sft_jax/training/rollouts/checks.py", "leaves no room for a prompt in"): MENDED,
+    ("sft_jax/training/rollouts/checks.py", "the last answer of a row is the reference"): MENDED,
+    ("sft_jax/training/rollouts/checks.py", "is not read by --config.objective.name={name}; leave it"): NO_ROLLOUTS,
+    ("sft_jax/training/rollouts/checks.py", "{FLAG}.{entry} is not read by --config.objective.name"): NO_ROLLOUTS,
+    ("sft_jax/training/rollouts/checks.py", "='constant' is not read by --config.objective.name"): NO_ROLLOUTS,
+    ("sft_jax/training/rollouts/rollout.py", "Leave such rows out, or give other numbers"): ASKED,
+    ("sft_jax/training/rollouts/rollout.py", "or give fewer --config.rollouts.max_new_tokens"): (
+        OF_ROLLOUTS,
+        "test_a_model_that_rotates_long_texts_otherwise",
+    ),
+    ("sft_jax/training/setup.py", "answers to a prompt share it in a sequence"): (
         "training/test_pairs_on_any_machine.py",
         "test_a_kernel_that_is_asked_for_is_refused",
     ),
@@ -451,6 +475,8 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ),
 }
 EXEMPT = {  # (file, part of it) -> why there is nothing to follow
+    ("sft_jax/training/rollouts/checks.py", "{FLAG}.{name}: {error}"): "the beginning of what a scorer says",
+    ("sft_jax/training/rollouts/rewards.py", "{FLAG}.{name}: {error}"): "likewise",
     ("sft_jax/options.py", "--config.evaluation.tasks.{name}.reading."): "the beginning of flags",
     ("sft_jax/data/reading.py", "--config.data.mixture.{name}.reading."): "the beginning of flags too",
     ("sft_jax/evaluation/scorers/instructions.py", "python -m nltk.downloader punkt_tab"): "it needs a download",

@@ -4,17 +4,39 @@ from collections.abc import Callable
 from typing import Any
 
 from sft_jax.runs.checkpoints import Checkpoints
-from sft_jax.training import held_out, loop
+from sft_jax.training import held_out, loop, trial
 from sft_jax.training.recorder import Recorder
+from sft_jax.training.rollouts import rollout
 
 
 def at(moment: str, step: int, action: Callable[[], None], setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
     """Calls `action` at a moment of optimizer step `step`.
 
-    The moments: `dispatch`, `before save`, `in save`, `saved`, `in evaluation`, `before log`. `setattr_` may be
-    pytest's, which undoes it.
+    The moments: `in sampling`, `sampled`, `dispatch`, `before save`, `in save`, `saved`, `in evaluation`, `before log`.
+    `setattr_` may be pytest's, which undoes it.
     """
-    if moment == "dispatch":
+    if moment == "in sampling":
+        sample = trial.Rollouts.__call__
+
+        def wrapped_sample(self, state, done, progress):
+            def watched(part, parts):
+                progress(part, parts)
+                if done + 1 == step and part == parts // 2:
+                    action()
+
+            return sample(self, state, done, watched)
+
+        setattr_(trial.Rollouts, "__call__", wrapped_sample)
+    elif moment == "sampled":
+        write = rollout.write_samples
+
+        def wrapped_write(workdir, at_step, lines):
+            write(workdir, at_step, lines)
+            if at_step == step:
+                action()
+
+        setattr_(rollout, "write_samples", wrapped_write)
+    elif moment == "dispatch":
         compile_step = loop.compile_train_step
 
         def compile_wrapped(*arguments):

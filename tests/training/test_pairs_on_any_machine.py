@@ -192,7 +192,7 @@ def test_counts_are_pairs(root):
 
 
 def test_a_kernel_that_is_asked_for_is_refused(root):
-    with pytest.raises(ValueError, match=r"--config\.execution\.attention=splash: the answers of a pair share"):
+    with pytest.raises(ValueError, match=r"--config\.execution\.attention=splash: answers to a prompt share it"):
         build(root, **{"execution.attention": "splash"})
     for advised in ("auto", "blocked"):
         assert build(root, **{"execution.attention": advised}).model.execution.attention_backend == "blocked"

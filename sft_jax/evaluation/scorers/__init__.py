@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer, problem_of_outcome
+from sft_jax.evaluation.scorers.cases import Case, Outcome, Scorer, ScorerFailedError, problem_of_outcome
 from sft_jax.evaluation.scorers.form import length, length_ratio, repetition, style
 from sft_jax.evaluation.scorers.imported import imported
 from sft_jax.evaluation.scorers.instructions import instructions
@@ -88,7 +88,8 @@ def _users_scorer(spec: str, options: Mapping[str, Any]) -> Scorer:
         try:
             outcome = function(prediction, case, **options)
         except Exception as error:  # not our code: whatever it raises is told with the row
-            raise ValueError(f"scorer {spec!r} raised {type(error).__name__} for row {case.id}: {error}") from error
+            said = f"scorer {spec!r} raised {type(error).__name__} for row {case.id}: {error}"
+            raise ScorerFailedError(said) from error
         if problem := problem_of_outcome(outcome):
             raise ValueError(f"scorer {spec!r} returned no outcome for row {case.id}: {problem}")
         return outcome

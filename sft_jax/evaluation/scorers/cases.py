@@ -28,6 +28,10 @@ class Case:
     row: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class ScorerFailedError(ValueError):
+    """A scorer could not judge an answer: it raised an error, or exceeded its bound on work."""
+
+
 Scorer = Callable[[str, Case], Outcome]  # (answer, case) -> outcome
 
 

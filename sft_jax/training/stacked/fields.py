@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from sft_jax.objectives import judges_answers
+from sft_jax.objectives import judges_answers, samples_groups
 from sft_jax.options import Options, options_of
 from sft_jax.runs.workdir import flatten, is_under
 from sft_jax.training.groups import parse_groups
@@ -121,6 +121,9 @@ def _problems(configs: Sequence[ConfigDict]) -> list[str]:
         return problems
     if any(map(judges_answers, values["objective.name"])):
         problems.append(f"{_shown('objective.name', values['objective.name'])}: of pairs, a run is trained by itself")
+    if any(map(samples_groups, values["objective.name"])):
+        shown = _shown("objective.name", values["objective.name"])
+        problems.append(f"{shown}: a run that samples its answers is trained by itself")
     if any(values["profile.start"]):
         problems.append(f"{_shown('profile.start', values['profile.start'])}: a run is profiled by itself; give 0")
     options = [options_of(config) for config in configs]

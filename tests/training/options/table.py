@@ -160,6 +160,11 @@ EXEMPT: dict[str, str] = {
             *("desirable_weight", "undesirable_weight", "centring"),
         )
     },
+    **{
+        f"objective.{name}": "of sampled answers; tests/training/rollouts"
+        for name in ("clip_low", "clip_high", "kl_weight")
+    },
+    **{f"rollouts.{name}": "of sampled answers; tests/training/rollouts" for name in sft.get_config().rollouts},
     "optimizer.max_skipped_in_a_row": "a number that the host compares with; tests/training/test_loop.py",
     "evaluation.sample_tokens": "a number of repetitions; every combination takes two",
     **{
