@@ -173,6 +173,7 @@ def test_every_number_and_name_is_checked(name):
     elsewhere = {
         "duration",
         "optimizer.warmup",
+        "optimizer.decay",
         "evaluation.every",
         "checkpoint.every",
         "mesh.replica",
@@ -228,6 +229,7 @@ def test_every_number_and_name_is_checked(name):
         "ema.evaluate",
         "adapter.targets",
         "checkpoint.best_metric",
+        "checkpoint.keep_stable",
     }
     fields = {name for name in flatten(config.to_dict()) if not name.startswith("defaults.")}
     assert fields - elsewhere == CHECKS.keys()
