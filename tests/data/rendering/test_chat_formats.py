@@ -426,7 +426,8 @@ def test_any_text_comes_through_or_is_refused(name, question, answer, argument, 
     turns = (Message("user", question), call, RESULT._replace(content=result), Message("assistant", answer))
     harmless, found = renderer.render_many([Chat((ASK, call_of(FORMATS[name]), RESULT, TWO)), Chat(turns)])
     if isinstance(found, ExampleError):
-        refusals = ["leaves out part of an answer", "another history", "begin with what prompts end with"]
+        refusals = ["leaves out part of an answer", "leaves out a message", "another history"]
+        refusals += ["begin with what prompts end with"]
         refusals += ["an answer says nothing"] if name.startswith("Ministral") else []
         assert any(words in str(found) for words in refusals), found
         return
