@@ -52,6 +52,7 @@ DIRECTIONS: dict[str, bool | None] = {
     "held_out_loss": False,
     "perplexity": False,
     "repetition": False,
+    "exceeded": False,
     "length_ratio": None,
 }
 

@@ -95,7 +95,7 @@ def tensors_of(hf_config: dict, decoder: DecoderConfig) -> list[TensorRule]:
     table = get_family(hf_config).tensor_table(decoder)
     if not decoder.scores:
         return table
-    heads = {rule.source for rule in table if rule.path == "head" or rule.equal_to is not None}
+    heads = {rule.source for rule in table if rule.path == "head" or rule.equal_to}
     score = TensorRule(f"{SCORE}.weight", SCORE, (1, decoder.model_dim), transpose)
     return [*(rule for rule in table if rule.source not in heads), score]
 

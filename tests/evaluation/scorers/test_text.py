@@ -2,6 +2,7 @@
 
 import pytest
 
+from sft_jax.evaluation.metrics import higher_is_better
 from sft_jax.evaluation.scorers import bounded_regex, make_scorer
 from tests.evaluation.scored import score
 
@@ -69,6 +70,7 @@ def test_an_answer_that_takes_too_many_steps_is_wrong_and_counted_apart(monkeypa
     monkeypatch.setattr(bounded_regex, "MOST_STEPS", 100)
     outcome = score("regex", "a" * 200, "b", pattern="(a+)+b")
     assert outcome == {"exact_match": False, "matches": False, "exceeded": True}
+    assert higher_is_better("exceeded") is False
     assert score("regex", "b", "b", pattern="(a+)+b")["exceeded"] is False
     with pytest.raises(ValueError, match=r"row 0: regex: in the reference .* took more than 100 steps"):
         score("regex", "b", "a" * 200, pattern="(a+)+b")
