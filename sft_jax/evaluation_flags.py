@@ -1,7 +1,5 @@
 """Flags that describe what `python -m sft_jax.evaluate` measures, where no config does."""
 
-import dataclasses
-
 from absl import flags
 
 from sft_jax import commands, inference_flags, reading_flags

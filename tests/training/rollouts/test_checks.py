@@ -248,9 +248,9 @@ def test_the_shipped_sizes_hold_the_answers_of_a_step(arg):
     options = options_of(rlvr.get_config(arg))
     asked, length = options.rollouts, options.data.sequence_length
     shape = Shape(asked.group, asked.max_new_tokens, options.batch.sequences, length, 0)
-    assert fitting_targets(shape, lambda: [[length // 4] * asked.prompts]) == 3 * asked.max_new_tokens
+    assert fitting_targets(shape, [[length // 4] * asked.prompts]) == 3 * asked.max_new_tokens
     with pytest.raises(NoRoomError, match="32 sequences are needed"):
-        fitting_targets(shape, lambda: [[length // 4 + 1] * asked.prompts])
+        fitting_targets(shape, [[length // 4 + 1] * asked.prompts])
 
 
 def test_a_planned_step_has_room_for_the_answers():
