@@ -25,7 +25,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     with config.unlocked():
         config.objective.name = "policy_gradient"
         config.rollouts.rewards.answer = reward("exact_match")
-        config.batch.sequences = 16  # enough for all answers of a step, as long as they may be
+        # Enough for 64 answers of 256 tokens: three in a sequence, behind a prompt of up to 256.
+        config.batch.sequences, config.batch.micro_batches = 24, 3
         config.data.masking.train_on = "last"  # the reference is the last answer
         config.optimizer.learning_rate = 1e-6 if arg == "full" else 1e-5
         config.optimizer.schedule = "constant"

@@ -1,7 +1,5 @@
 """Flags that describe what `python -m sft_jax.evaluate` measures, where no config does."""
 
-import dataclasses
-
 from absl import flags
 
 from sft_jax import commands, inference_flags, reading_flags, scorer_flags
@@ -117,7 +115,9 @@ def _options_of_flags():
         match_thinking=scorer_flags.MATCH_THINKING.value,
         max_new_tokens=inference_flags.MAX_NEW_TOKENS.value,
         samples=_SAMPLES.value,
-        **dataclasses.asdict(sampling),
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
         choices=tuple(_CHOICES.value),
         choices_column=_CHOICES_COLUMN.value,
         choose_by=_CHOOSE_BY.value,

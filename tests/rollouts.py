@@ -52,7 +52,11 @@ def samples_of(workdir: Path) -> dict[str, list[dict]]:
 
 
 def train(spec: dict) -> None:
-    """A run in a process of its own, ended by SIGKILL at a moment of a step."""
-    jax.config.update("jax_num_cpu_devices", 8)
-    moments.at(spec["moment"], spec["step"], lambda: os.kill(os.getpid(), signal.SIGKILL))
+    """A run in a process of its own, one of several, or ended by SIGKILL at a moment of a step."""
+    jax.config.update("jax_num_cpu_devices", spec.get("devices", 8))
+    if "coordinator" in spec:
+        jax.distributed.initialize(spec["coordinator"], 2, spec["process"])
+    if "moment" in spec:
+        moments.at(spec["moment"], spec["step"], lambda: os.kill(os.getpid(), signal.SIGKILL))
     run(config(Path(spec["root"]), **spec["overrides"]), spec["workdir"])
+    jax.distributed.shutdown()  # waits for the others

@@ -8,7 +8,7 @@ answer there may be: so it is known before anything is sampled whether the answe
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -89,7 +89,7 @@ def _layout(shape: Shape, prompts: tuple[int, ...]) -> Sequences:
     return tuple(tuple(pieces[member] for member in sorted(members.tolist())) for members in bins)
 
 
-def fitting_targets(shape: Shape, steps: Callable[[], Iterable[Sequence[int]]]) -> int:
+def fitting_targets(shape: Shape, steps: Sequence[Sequence[int]]) -> int:
     """The fewest slots P for targets with which the answers of all steps find room.
 
     The head is computed for all slots; a prompt that stands in several sequences costs nothing, as their number is
@@ -97,23 +97,23 @@ def fitting_targets(shape: Shape, steps: Callable[[], Iterable[Sequence[int]]]) 
 
     Args:
         shape: whose `sequence_targets` is not looked at.
-        steps: gives the tokens of the prompts of each step, from the first one on.
+        steps: tokens of the prompts of each step.
 
     Raises:
         NoRoomError: they find none with any number of slots; says how many sequences are needed.
     """
     most = (shape.sequence_length - 1) // shape.longest
-    prompts = max(len(step) for step in steps()) if most else 0
+    prompts = max(len(step) for step in steps) if most else 0
     for answers in range(max(1, -(-prompts * shape.group // shape.sequences)), most + 1):
         fitting = dataclasses.replace(shape, sequence_targets=answers * shape.longest)
-        if _all_fit(fitting, steps()):
+        if _all_fit(fitting, steps):
             return fitting.sequence_targets
     unbounded = dataclasses.replace(shape, sequence_targets=max(most, 1) * shape.longest, sequences=2**31)
-    needed = max(len(unbounded.layout(step)) for step in steps())
+    needed = max(len(unbounded.layout(step)) for step in steps)
     raise NoRoomError(f"{needed} sequences are needed")
 
 
-def _all_fit(shape: Shape, steps: Iterable[Sequence[int]]) -> bool:
+def _all_fit(shape: Shape, steps: Sequence[Sequence[int]]) -> bool:
     try:
         for step in steps:
             shape.layout(step)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.text import Text
 
+from sft_jax.objectives import samples_groups
 from sft_jax.options import Options, options_of
 from sft_jax.planning import comparison, fitting, report, search
 from sft_jax.planning.apart import Apart
@@ -126,6 +127,8 @@ def case_of(asked: Asked, name: str, config: ConfigDict, console: Console) -> Ca
     if asked.reads_data:
         data = load_run_data(options, len(devices_of(asked.topology)), console)
         sizes, plan = batch_sizes(data), data.plan
+    if samples_groups(options.objective.name):
+        sizes = BatchSizes(options.data.sequence_length, targets_of(options, asked.share))
     _check_length(sizes, shape)
     return Case(name, config, options, shape, sizes, asked.topology, plan, asked.tokens, asked.quick)
 
@@ -133,11 +136,16 @@ def case_of(asked: Asked, name: str, config: ConfigDict, console: Console) -> Ca
 def targets_of(options: Options, share: float) -> int:
     """Target slots of a sequence without its data: a share of its tokens, as a multiple of 8.
 
+    Of sampled answers as many as the answers of a step take at least, as long as they may be.
+
     Args:
         options: of the run.
         share: of the tokens that are supervised.
     """
-    length = options.data.sequence_length
+    length, rollouts = options.data.sequence_length, options.rollouts
+    if samples_groups(options.objective.name):
+        answers = math.ceil(rollouts.prompts * rollouts.group / options.batch.sequences)
+        return min(length, answers * rollouts.max_new_tokens)
     if options.objective.positions == "all":
         return length
     return min(length, max(_ROUND, math.ceil(share * length / _ROUND) * _ROUND))

@@ -22,6 +22,11 @@ from sft_jax.training.memory import BatchSizes, StepProgram
 Tree = Any
 
 
+def _has_base_pass(options: Options) -> bool:
+    """Whether a step does another forward pass, of what its run began with."""
+    return options.objective.kl_to_base > 0 or options.objective.kl_weight > 0
+
+
 def work_of_step(options: Options, program: StepProgram, sizes: BatchSizes) -> Work:
     """The arithmetic of a step, of all devices together.
 
@@ -39,7 +44,7 @@ def work_of_step(options: Options, program: StepProgram, sizes: BatchSizes) -> W
         targets=sequences * sizes.sequence_targets,
         remat=program.model.execution.remat,
         train_weights=not has_adapters(options.adapter),
-        base_pass=options.objective.kl_to_base > 0,
+        base_pass=_has_base_pass(options),
         adapter_weights=adapter_weights(decoder, {path: leaf.shape for path, leaf in beside.items()}),
         kernel=kernel_of(program.model.execution.attention_backend),
     )
@@ -58,7 +63,7 @@ def traffic_of_step(options: Options, program: StepProgram, sizes: BatchSizes) -
     tensor, sequences = mesh.shape["tensor"], options.batch.sequences
     shards = data_shards(mesh) * mesh.shape["context"]
     again, full = bool(recomputed_products(decoder, remat)), not has_adapters(options.adapter)
-    passes = 2 + again + full + (options.objective.kl_to_base > 0)
+    passes = 2 + again + full + _has_base_pass(options)
     trained = _numbers_of_a_device(state.trained)
     return traffic_of(
         decoder,

@@ -58,14 +58,14 @@ def test_no_room():
 
 
 def test_the_fewest_slots_for_targets():
-    steps = lambda: [[10, 20], [20, 20]]
+    steps = [[10, 20], [20, 20]]
     assert fitting_targets(SHAPE, steps) == 10  # four parts of two answers in four sequences
     assert fitting_targets(dataclasses.replace(SHAPE, sequences=2), steps) == 20
     assert fitting_targets(dataclasses.replace(SHAPE, sequences=8), steps) == 5
     with pytest.raises(NoRoomError, match="2 sequences are needed"):
         fitting_targets(dataclasses.replace(SHAPE, sequences=1), steps)
     with pytest.raises(NoRoomError, match="a prompt of 39 tokens"):
-        fitting_targets(SHAPE, lambda: [[39]])
+        fitting_targets(SHAPE, [[39]])
 
 
 def test_a_batch():

@@ -115,9 +115,7 @@ class Rollouts:
             most_pieces=options.data.max_examples_per_sequence,
         )
 
-        def steps() -> Iterator[Sequence[int]]:
-            return ([len(self._prompts[row]) for row in self._rows(step)] for step in range(total_steps))
-
+        steps = [[len(self._prompts[row]) for row in self._rows(step)] for step in range(total_steps)]
         try:
             return dataclasses.replace(shape, sequence_targets=fitting_targets(shape, steps))
         except NoRoomError as error:

@@ -14,9 +14,11 @@ from configs import rlvr, sft
 from configs.sft import reward, source
 from sft_jax import config_flag
 from sft_jax.data.conversations import Chat, Message
+from sft_jax.data.groups import NoRoomError, Shape, fitting_targets
 from sft_jax.data.records import Record
 from sft_jax.models.config import DecoderConfig, LongRopeScaling
 from sft_jax.options import options_of
+from sft_jax.planning.asked import targets_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.training import run
 from sft_jax.training.checked_run import check_run
@@ -238,3 +240,18 @@ def test_the_shipped_config():
         check_config(rlvr.get_config(arg))
     assert rlvr.get_config("lora").adapter.method == "lora"
     assert sft.get_config().rollouts.rewards.to_dict() == {}
+
+
+@pytest.mark.parametrize("arg", ["full", "lora"])
+def test_the_shipped_sizes_hold_the_answers_of_a_step(arg):
+    """Behind prompts of up to a quarter of a sequence; longer ones need more sequences."""
+    options = options_of(rlvr.get_config(arg))
+    asked, length = options.rollouts, options.data.sequence_length
+    shape = Shape(asked.group, asked.max_new_tokens, options.batch.sequences, length, 0)
+    assert fitting_targets(shape, [[length // 4] * asked.prompts]) == 3 * asked.max_new_tokens
+    with pytest.raises(NoRoomError, match="32 sequences are needed"):
+        fitting_targets(shape, [[length // 4 + 1] * asked.prompts])
+
+
+def test_a_planned_step_has_room_for_the_answers():
+    assert targets_of(options_of(rlvr.get_config()), share=0.1) == 3 * 256
