@@ -68,7 +68,7 @@ OF_ANSWERS: dict[str, OfAnswers] = {
     "reward": OfAnswers(bradley_terry, ("centring",), reference=False, scores=True),
 }
 OF_GROUPS: dict[str, Objective] = {"policy_gradient": policy_gradient}
-KNOWN = collections.ChainMap(OF_GROUPS, METHODS, OF_ANSWERS, OBJECTIVES)  # by their names
+KNOWN = collections.ChainMap(OF_GROUPS, OF_ANSWERS, METHODS, OBJECTIVES)  # by their names
 
 
 def get_objective(name: str) -> Objective:

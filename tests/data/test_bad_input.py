@@ -51,7 +51,7 @@ ROWS = {  # name -> (row, words of the error, after "bad.jsonl:2: ")
     "a NUL byte": (b'{"prompt": "a\0"}', "a NUL byte (character 14). The file is binary or damaged"),
     "a list": (b"[1]", "expected an object with the columns of a row, got a list"),
     "no known columns": (
-        b'{"label": 3}',
+        b'{"topic": 3}',
         "'completion' and 'prompt' are null or missing; row 1 is prompt_completion. Expected {\"prompt\": ...",
     ),
     "nothing at all": (b"{}", "'completion' and 'prompt' are null or missing"),

@@ -145,14 +145,14 @@ def test_rows_to_be_answered_need_no_answer(tmp_path):
 def test_a_question_without_an_answer_gets_no_flag(tmp_path):
     assert flags_in(said_by(tmp_path / "d.jsonl", [{"prompt": "a"}])) == []
     said = said_by(tmp_path / "d.jsonl", [{"x": [1]}])
-    assert "Formats are: messages, prompt_completion, alpaca," in said
+    assert "Formats are: messages, prompt_completion, labelled, alpaca," in said
     assert flags_in(said) == []
 
 
 @pytest.mark.parametrize("columns", ["a, b", "question, wrong_answer", "question, negative", "premise, hypothesis"])
 def test_no_column_is_taken_for_an_answer_that_is_not_named_like_one(columns, tmp_path):
     said = said_by(tmp_path / "d.jsonl", [{name: f"<{name}>" for name in columns.split(", ")}])
-    assert "Formats are: messages, prompt_completion, alpaca," in said
+    assert "Formats are: messages, prompt_completion, labelled, alpaca," in said
     assert flags_in(said) == []
 
 
