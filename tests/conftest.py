@@ -72,7 +72,8 @@ def pytest_collection_finish():
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if path := config.getoption("--family-table"):
+    path = config.getoption("--family-table")
+    if path and not hasattr(config, "workerinput"):  # which a worker has, and it has not seen all
         passed, failed = (
             [report.nodeid for report in terminalreporter.stats.get(kind, [])] for kind in ("passed", "failed")
         )
