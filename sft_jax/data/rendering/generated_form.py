@@ -69,7 +69,8 @@ class GeneratedForm:
     def next_turn_ends(self) -> str:
         """The token that ends an answer to which the template itself gives no end: the next question begins with it.
 
-        Of GLM, whose generation stops at `<|user|>`. Empty for most.
+        Of GLM, whose generation stops at `<|user|>`. Empty for most, and where answers begin with the same token: that
+        of a template that only lacks its end-of-turn.
         """
         return self._find_next_turn(_ANSWER, _ASK)
 
@@ -88,5 +89,6 @@ class GeneratedForm:
                 if self._encoder.find_special(alone.text, said) or not whole.startswith(alone.text):
                     return ""
                 special = self._encoder.find_special(whole, size)
-                return whole[slice(*special[0])] if special and special[0][0] == size else ""
+                ends = whole[slice(*special[0])] if special and special[0][0] == size else ""
+                return "" if ends in alone.text[alone.starts[1] :] else ends
         return ""

@@ -88,6 +88,7 @@ class ChatFormat:
         answer: what is trained of an answer.
         call: what is trained of a call of f, without content; with {reasoning}, if the template shows reasoning.
         text_arguments: the template takes arguments of a call as JSON text, not as an object.
+        no_content: it takes the content of a call without one as None, not as "".
         opening: what prompts end with and the template does not write before an answer: answers spell it.
         in_parts: it takes contents as lists of parts: "all", or only those with reasoning, "thinking".
         tools_field: the field of the system message in which it takes tools as JSON text.
@@ -106,6 +107,7 @@ class ChatFormat:
     added: tuple[str, ...] = ()
     begins: bool = False
     text_arguments: bool = False
+    no_content: bool = False
     opening: str = ""
     in_parts: str = ""
     tools_field: str = ""
@@ -464,6 +466,7 @@ FORMATS = {
         added=_DEEPSEEK_TOKENS,
         begins=True,
         text_arguments=True,
+        no_content=True,
         refuses={"tools": "the chat template does not show the definitions of tools"},
     ),
     "DeepSeek V3.1": ChatFormat(
