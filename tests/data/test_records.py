@@ -42,11 +42,11 @@ def test_files_that_share_a_name_with_others(tmp_path):
 
 
 def test_a_record_is_named_by_file_and_row(write):
-    path = write(PAIR, PAIR | {"label": 3})
+    path = write(PAIR, PAIR | {"topic": 3})
     first, second = read_records(path)
     assert (first.id, second.id) == ("train.jsonl:1", "train.jsonl:2")
     assert first.conversation == second.conversation == TURNS
-    assert second.fields == PAIR | {"label": 3}
+    assert second.fields == PAIR | {"topic": 3}
     assert (first.weight, first.group, first.source) == (1.0, "", "")
 
 

@@ -186,7 +186,7 @@ def test_no_number_is_a_constant_of_the_program(rule):
 def test_the_config_says_what_counts_as_not_asked_for():
     """Of every option that some rule, or some schedule, does not read."""
     config = sft.get_config()
-    unread = {"final_share"} | {option for rule in RULES for option in unread_options(rule)}
+    unread = {"final_share", "decay", "decay_shape"} | {option for rule in RULES for option in unread_options(rule)}
     assert {name: config.optimizer[name] for name in unread} == config.defaults.optimizer.to_dict()
     assert unread_options("adafactor") == ["betas", "epsilon", "momentum"]
     assert unread_options("muon") == ["decay_power"]

@@ -9,7 +9,7 @@ from sft_jax.data.rendering import ConversationRenderer
 from sft_jax.evaluation.metrics import higher_is_better
 from sft_jax.evaluation.parts import PartScorer
 from sft_jax.evaluation.scorers import Outcome, make_scorer
-from sft_jax.evaluation.scorers.cases import ScorerFailedError
+from sft_jax.evaluation.scorers.cases import JUDGEMENTS, ScorerFailedError
 from sft_jax.evaluation.scoring import score_values
 from sft_jax.options import RewardOptions
 from sft_jax.training.rollouts.checks import FLAG
@@ -68,7 +68,8 @@ class Rewards:
     def __call__(self, record: Record, text: str) -> Reward:
         """What one answer is worth.
 
-        A scorer that raises, or that a deeply nested answer exhausts, gives 0: its failure is told apart.
+        A scorer that raises, that a deeply nested answer exhausts, or whose bound on work an answer exceeds, gives 0:
+        its failure is told apart.
 
         Args:
             record: that it answers.
@@ -80,7 +81,9 @@ class Rewards:
         parts, failed = {}, []
         for name, scorer in self._scorers.items():
             try:
-                parts[name] = score_values([scorer(record, text)]).get(self._metrics[name], 0.0)
+                outcome = scorer(record, text)
+                parts[name] = score_values([outcome]).get(self._metrics[name], 0.0)
+                failed += [name] if outcome.get("exceeded") is True else []
             except RecursionError:
                 failed.append(name)
             except ValueError as error:
@@ -98,7 +101,7 @@ def _metric_of(asked: str, scorer: PartScorer, records: Sequence[Record]) -> str
     """The metric that is the reward; by default whether an answer is right, or else the first that is better high."""
     found = [(record, score_values([_of_reference(scorer, record)])) for record in records]
     there = found[0][1]
-    right = [name for name in ("exact_match", "accuracy") if name in there]
+    right = [name for name in JUDGEMENTS if name in there]
     name = asked or next(iter([*right, *filter(higher_is_better, there)]), "")
     if name not in there:
         raise ValueError(f"metric={asked!r} is not measured; there are {', '.join(there)}")

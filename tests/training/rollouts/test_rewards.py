@@ -107,3 +107,11 @@ def test_what_is_not_finite_stops():
 def test_what_cannot_be_judged_is_named(rows, entry, said):
     with pytest.raises(ValueError, match=said):
         rewards_of(rows, answer=entry)
+
+
+def test_a_bound_on_work_that_is_exceeded_is_told_apart():
+    rewards = rewards_of(answer=of("regex", pattern="(?:a|b)*c", compare=False))
+    long, wrong, right = (rewards(record(), text) for text in ("ab" * 500_000, "ab", "abc"))
+    assert (long.total, long.failed) == (0.0, ("answer",))
+    assert (wrong.total, wrong.failed) == (0.0, ())
+    assert (right.total, right.failed) == (1.0, ())
