@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,14 @@ from tests.models import families, reference
 LLAMA3 = reference.LLAMA3_ROPE
 SIZES = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "head_dim", "ffn_dim", "max_positions")
 STEPS = 1_000_000  # some 170,000 were taken
+
+
+@pytest.mark.parametrize("case", families.CASES)
+def test_what_a_config_leaves_out_is_what_transformers_takes_for_it(case):
+    fields = families.text_config(case)
+    family = get_family(fields)
+    whole = transformers.AutoConfig.for_model(**copy.deepcopy(fields)).to_dict()
+    assert family.decoder_config(fields) == family.decoder_config(whole)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from sft_jax.models.config import DecoderConfig
 from sft_jax.models.families import tables
 from sft_jax.models.families.tables import ConfigReader, TensorRule
 
+_ROTATED = 0.25  # of each head, where a config does not say
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -17,7 +18,7 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     Raises:
         ValueError: a key is missing, or asks for something this port does not implement.
     """
-    config = ConfigReader(hf_config)
+    config = ConfigReader({"rotary_pct": _ROTATED} | hf_config)
     activation = config.expect("hidden_act", *_ACTIVATIONS)
     config.skip("hidden_dropout", "classifier_dropout")
     sizes, bias = tables.sizes(config), config.get("attention_bias", True)

@@ -8,7 +8,9 @@ from sft_jax.models.families import tables
 from sft_jax.models.families.tables import ConfigReader, TensorRule
 
 Rules = Callable[[DecoderConfig, str, str], list[TensorRule]]
+# Where a config leaves them out, as in transformers.
 _DEFAULT_THETA = {"smollm3": 2_000_000.0, "mixtral": 1_000_000.0}
+_DEFAULT_EPSILON = {"ministral3": 1e-5, "mixtral": 1e-5}
 
 
 def decoder_config(hf_config: dict) -> DecoderConfig:
@@ -25,7 +27,7 @@ def decoder_config(hf_config: dict) -> DecoderConfig:
     made = DecoderConfig(
         **sizes,
         **tables.rope(config, sizes["head_dim"], default_theta=_DEFAULT_THETA.get(kind, 10_000.0)),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        norm_eps=config.get("rms_norm_eps", _DEFAULT_EPSILON.get(kind, 1e-6)),
         tie_embeddings=config.get("tie_word_embeddings", kind == "smollm3"),
         qkv_bias=attention_bias,
         out_bias=attention_bias,
