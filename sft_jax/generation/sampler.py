@@ -22,7 +22,7 @@ from sft_jax.generation.decode import Prompts, Slots
 from sft_jax.generation.prepared import Prepared
 from sft_jax.generation.prompts import check_prompts, shared_tokens
 from sft_jax.generation.sampling import Sampling
-from sft_jax.generation.sizes import SMALLEST, on_host, put, rounded_size, shards
+from sft_jax.generation.sizes import ROW_TOKENS, SMALLEST_PROMPT, Sizes, on_host, put, rounded_size, row_size, shards
 from sft_jax.models import rope
 from sft_jax.models.cache import Cache
 
@@ -32,8 +32,6 @@ Progress = Callable[[int, int], None]  # (answers done, answers in all)
 STOP, MAX_NEW_TOKENS, MAX_POSITIONS = ("stop", "max_new_tokens", "max_positions")
 
 _STEPS = 64  # tokens at most between two looks at which answers have ended
-_ROW_TOKENS = 1024  # of prompts that are read together, unless a single one is longer
-_SMALLEST_PROMPT = 16  # places of a slot for its prompt
 _REFILLED = 8  # slots are filled again when one of so many is free
 
 
@@ -74,27 +72,6 @@ class Generated:
 
 
 OnAnswer = Callable[[int, int, Generated], None]  # (prompt, sample, answer)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The shapes of a sampler that is compiled for nothing else, whatever it is asked.
-
-    Attributes:
-        prompt: tokens of a prompt, at most.
-        row: tokens of prompts that are read together, of each part into which a mesh splits a batch; at least `prompt`.
-        new: tokens of an answer, at most.
-    """
-
-    prompt: int
-    row: int
-    new: int
-
-    @classmethod
-    def for_prompts(cls, lengths: Sequence[int], at_once: int, new: int) -> "Sizes":
-        """Those for prompts of these lengths, `at_once` of which are answered together."""
-        row = max(max(lengths), min(_ROW_TOKENS, int(np.median(lengths)) * -(-at_once // shards())))
-        return cls(rounded_size(max(lengths), _SMALLEST_PROMPT), _row_size(row), rounded_size(new, 16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,8 +314,8 @@ class _Board:
         self._slots = _empty_slots(self._model, self._prefix, slots, new, self._prompt)
         longest = max(len(request.rest) for request in requests)
         usual = int(np.median([len(request.rest) for request in requests]))
-        largest = _row_size(max(longest, min(_ROW_TOKENS, usual * self._per_shard)))
-        self._rows = sorted({_row_size(largest * quarters // 4) for quarters in (1, 2, 3, 4)})
+        largest = row_size(max(longest, min(ROW_TOKENS, usual * self._per_shard)))
+        self._rows = sorted({row_size(largest * quarters // 4) for quarters in (1, 2, 3, 4)})
 
     @property
     def free(self) -> int:
@@ -451,12 +428,7 @@ class _Board:
 
 def _prompt_size(requests: Sequence[_Request]) -> int:
     """Places that a slot needs for the prompt of any of these."""
-    return rounded_size(max(len(request.rest) for request in requests), _SMALLEST_PROMPT)
-
-
-def _row_size(tokens: int) -> int:
-    """Places of a row for so many tokens of prompts: what is padding is computed all the same."""
-    return -(-tokens // SMALLEST) * SMALLEST if tokens <= _ROW_TOKENS else rounded_size(tokens)
+    return rounded_size(max(len(request.rest) for request in requests), SMALLEST_PROMPT)
 
 
 class _Row:

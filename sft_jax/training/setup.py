@@ -38,9 +38,10 @@ from sft_jax.training.abstract import (
 )
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, optimizer_settings
+from sft_jax.training.policy_sums import PolicyTerms
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.state import TrainState, seed_array
-from sft_jax.training.step import PolicyTerms, PreferenceTerms, StepSettings
+from sft_jax.training.step import PreferenceTerms, StepSettings
 from sft_jax.training.step_memory import least_recomputed
 from sft_jax.training.update_rules import RULES, Rule
 

@@ -21,7 +21,7 @@ from sft_jax.models.decoder import Decoder
 from sft_jax.models.experts import Routing
 from sft_jax.models.partitioning import context_parts
 from sft_jax.models.variables import head_weights, merge
-from sft_jax.objectives import Objective, PolicySettings, PreferenceSettings, Settings
+from sft_jax.objectives import Objective, PreferenceSettings, Settings
 from sft_jax.objectives.balance import balance_loss
 from sft_jax.objectives.branches import pair_weights
 from sft_jax.objectives.head import gather_targets, over_chunks
@@ -41,6 +41,7 @@ from sft_jax.training.forward import (
     trained_head_weights,
 )
 from sft_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from sft_jax.training.policy_sums import PolicyTerms, policy_sums
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.rounding import in_float32, kept_like, rounding_key
 from sft_jax.training.state import TrainState
@@ -73,21 +74,6 @@ class PreferenceTerms:
         """The count of the loss of a batch."""
         of_branches = answer_weights if self.divergence else pair_weights
         return jnp.sum(of_branches(batch["weights"], batch["branches"]))
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyTerms:
-    """What the objective of sampled answers has.
-
-    Attributes:
-        per_token: the loss is a mean over tokens, not over answers.
-        reference: the divergence from what the run began with is part of the loss.
-        tempered: answers are drawn at another temperature than 1.
-    """
-
-    per_token: bool = True
-    reference: bool = False
-    tempered: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +135,8 @@ def loss_sums(
     if settings.preference is not None:
         return preference_sums(model, settings, trained, state, batch, randomness, kl)
     if settings.policy is not None:
-        return policy_sums(model, settings, trained, state, batch, randomness)
+        how = (settings.policy, settings.objective, settings.head_chunk, settings.micro_batches)
+        return policy_sums(model, *how, trained, state, batch, randomness)
     hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden = gather_targets(hidden, batch["target_slots"])
     trained_head = trained_head_weights(model, trained)
@@ -226,51 +213,6 @@ def preference_sums(
             arrays = (found, batch["targets"], batch["weights"], batch["slices"])
             metrics[LOSS_BY_SLICE] = loss_by_slice(of_slice, *arrays, settings.slices)
     return metrics, routing
-
-
-def policy_sums(
-    model: Decoder, settings: StepSettings, trained: Tree, state: TrainState, batch: Tree, randomness: Randomness
-) -> tuple[Metrics, Routing | None]:
-    """`loss_sums` of the objective of sampled answers.
-
-    `sampler_gap_max` is the largest gap of each sequence of the step at the place of its number, 0 elsewhere, so that
-    those of micro-batches add up.
-    """
-    terms, hyper = settings.policy, state.hyper
-    how = (batch, randomness, hyper["temperature"] if terms.tempered else None)
-    found, routing = target_log_probabilities(model, settings.head_chunk, trained, state, *how)
-    reference = None
-    if terms.reference:
-        with jax.named_scope("reference"):
-            began = (_of_start(model, state), settings.head_chunk, {}, _state_of_start(state), *how)
-            reference = jax.lax.stop_gradient(target_log_probabilities(*began)[0])
-    weight = hyper["kl_weight"] if terms.reference else None
-    numbers = PolicySettings(hyper["clip_low"], hyper["clip_high"], weight, terms.per_token)
-    of_weights = lambda values, weights: settings.objective(
-        values, batch["drawn"], batch["advantages"], reference, weights, batch["branches"], numbers
-    )
-    with jax.named_scope("policy_gradient"):
-        metrics = of_weights(found, batch["weights"])
-        gap = jnp.where(batch["weights"] > 0, jnp.abs(found - batch["drawn"]), 0.0)
-        sequences = settings.micro_batches * len(gap)
-        largest = jnp.zeros(sequences, jnp.float32).at[batch["number"]].set(jnp.max(gap, axis=1))
-        metrics["sampler_gap_max"] = (largest, jnp.ones(()) / settings.micro_batches)
-    return metrics, routing
-
-
-def _of_start(model: Decoder, state: TrainState) -> Decoder:
-    """The decoder of what a run began with: under a fresh adapter the base, else as it is measured."""
-    if model.adapter is None or adapters.COLLECTION not in state.base:
-        return _of_base(model)
-    return _of_base(model).clone(adapter=dataclasses.replace(model.adapter, dropout=False))
-
-
-def _state_of_start(state: TrainState) -> TrainState:
-    """The state with what it keeps of the start in the place of what is trained, all of it frozen."""
-    frozen = state.frozen
-    if adapters.COLLECTION not in state.base:
-        frozen = {kind: tree for kind, tree in frozen.items() if kind != adapters.COLLECTION}
-    return state.replace(trained={}, frozen=merge(state.base, frozen))
 
 
 def objective_numbers(settings: StepSettings, state: TrainState) -> Settings:

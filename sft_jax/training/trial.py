@@ -362,6 +362,8 @@ class Trial:
             state: that the step begins with; where answers are sampled, they are those of its model.
         """
         if self._rollouts is not None:
+            if self._pending:  # sampling waits for that step anyway, and is part of the time of the next one
+                self.record()
             rollout = self._rollouts(state, self.step, self._show_sampling)
             batch, self._sampled = rollout.batch, rollout.metrics
         else:

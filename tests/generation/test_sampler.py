@@ -131,7 +131,8 @@ def test_neighbours_do_not_matter(tiny_model, variables, prompts, answers):
 @pytest.mark.parametrize("rows", [40, 70])
 def test_slots_are_filled_again_while_others_go_on(tiny_model, variables, prompts, answers, monkeypatch, rows):
     """With a limit for each answer, few slots, and rows that hold few prompts: each answer begins like the long one."""
-    monkeypatch.setattr(sampler, "_ROW_TOKENS", rows)
+    for module in (sampler, sizes):
+        monkeypatch.setattr(module, "ROW_TOKENS", rows)
     monkeypatch.setattr(sampler, "rounded_size", lambda size, smallest=8: sizes.rounded_size(size, 8))
     filled = []
     monkeypatch.setattr(

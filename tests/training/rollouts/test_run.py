@@ -9,8 +9,9 @@ import pytest
 from configs.sft import reward, task
 from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
-from sft_jax.training import loop, run
+from sft_jax.training import loop, run, trial
 from sft_jax.training.effect import NoEffectError
+from sft_jax.training.recorder import Recorder
 from tests import rollouts, tiny
 from tests.training.test_programs import compilations
 
@@ -34,7 +35,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(root):
     """A run on one device, of adapters, at another temperature than 1: its lines, its answers, what it compiled."""
-    settings = {"rollouts.temperature": 0.7, "objective.kl_weight": 0.1, **ONE, **LONG}
+    settings = {"rollouts.temperature": 0.7, "objective.kl_weight": 0.1, "adapter.rank": 3, **ONE, **LONG}
     with compilations() as seen:
         run(rollouts.config(root, "lora", **settings), root / "run", devices=jax.devices()[:1])
     return rollouts.lines_of(root / "run"), rollouts.samples_of(root / "run"), seen
@@ -160,3 +161,21 @@ def test_the_sum_of_rows_asked(root):
     assert len(set(asked)) == len(asked) == 48
     assert len(data.train_records) == 48
     assert not load_data(options_of(tiny.config(root))).train_records
+
+
+def test_a_step_is_read_before_the_next_one_samples(root, monkeypatch):
+    """So that its time is that of its own answers and update."""
+    seen, sample, record = [], trial.Rollouts.__call__, Recorder.record
+
+    def sampling(self, state, step, progress):
+        seen.append(("sample", step + 1))
+        return sample(self, state, step, progress)
+
+    def recording(self, step, *rest):
+        seen.append(("record", step))
+        return record(self, step, *rest)
+
+    monkeypatch.setattr(trial.Rollouts, "__call__", sampling)
+    monkeypatch.setattr(Recorder, "record", recording)
+    run(rollouts.config(root, duration="3 steps", **ONE), root / "order", devices=jax.devices()[:1])
+    assert seen == [(what, step) for step in (1, 2, 3) for what in ("sample", "record")]
