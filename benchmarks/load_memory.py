@@ -1,12 +1,13 @@
 """Host memory that loading a checkpoint onto eight devices takes beyond the parameters themselves.
 
-    python -m benchmarks.load_memory [--gib=2]
+    python -m benchmarks.load_memory [--gib=2] [--family=gpt_oss]
 
-Makes a random Llama checkpoint of bfloat16 tensors in a temporary directory, loads it in both layer layouts, and prints
-the peak of anonymous memory (mapped files do not count), less what was held before and what the parameters need.
+Makes a checkpoint of each family of `benchmarks.checkpoints` in a temporary directory, as published files store it,
+loads it in both layer layouts, and prints the peak of anonymous memory (mapped files do not count), less what was held
+before and what the parameters need. Memory of the emulated devices is memory of the host: what is on its way from one
+device to another counts too.
 """
 
-import json
 import re
 import subprocess
 import sys
@@ -17,10 +18,13 @@ from pathlib import Path
 
 from absl import app, flags
 
+from benchmarks.checkpoints import FAMILIES, write
+
 _GIB = flags.DEFINE_float("gib", 2.0, "Size of the checkpoint.", lower_bound=0.01)
 _LAYOUT = flags.DEFINE_enum("layout", "", ["", "scan", "unrolled"], "Measure one layout, in this process.")
 _DIRECTORY = flags.DEFINE_string("directory", "", "The checkpoint to measure with.")
-DEVICES, MODEL_DIM, FFN_DIM, VOCAB = 8, 2048, 5632, 32768
+_FAMILY = flags.DEFINE_enum("family", "", ["", *FAMILIES], "One family; by default all.")
+DEVICES = 8
 
 
 def main(_: list[str]) -> None:
@@ -28,45 +32,13 @@ def main(_: list[str]) -> None:
     if _LAYOUT.value:
         _measure(Path(_DIRECTORY.value), _LAYOUT.value)
         return
-    with tempfile.TemporaryDirectory() as directory:
-        largest = _write(Path(directory), _GIB.value)
-        print(f"largest tensor: {largest / 2**20:.0f} MiB in the file", flush=True)
-        for layout in ("scan", "unrolled"):
-            command = [sys.executable, "-m", "benchmarks.load_memory", f"--layout={layout}", f"--directory={directory}"]
-            subprocess.run(command, check=True)
-
-
-def _write(directory: Path, gib: float) -> int:
-    """Writes the checkpoint; bytes of its largest tensor."""
-    import ml_dtypes
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    from sft_jax.models.families import llama
-
-    fields = {
-        "model_type": "llama",
-        "vocab_size": VOCAB,
-        "hidden_size": MODEL_DIM,
-        "intermediate_size": FFN_DIM,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "tie_word_embeddings": False,
-    }
-    a_layer = 2 * (4 * MODEL_DIM**2 + 3 * MODEL_DIM * FFN_DIM)
-    layers = max(1, round((gib * 2**30 - 4 * VOCAB * MODEL_DIM) / a_layer))
-    fields["num_hidden_layers"] = layers
-    (directory / "config.json").write_text(json.dumps(fields))
-    rules = [rule for rule in llama.tensor_table(llama.decoder_config(fields)) if rule.path]
-    weight_map, largest = {}, 0
-    for start in range(0, len(rules), 40):
-        name = f"model-{start:05}.safetensors"
-        shard = {r.source: np.ones(r.shape, ml_dtypes.bfloat16) for r in rules[start : start + 40]}
-        largest = max(largest, *(array.nbytes for array in shard.values()))
-        save_file(shard, directory / name)
-        weight_map |= dict.fromkeys(shard, name)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return largest
+    for family in [_FAMILY.value] if _FAMILY.value else FAMILIES:
+        with tempfile.TemporaryDirectory() as directory:
+            largest = write(family, _GIB.value, Path(directory))
+            print(f"{family}: largest tensor {largest / 2**20:.0f} MiB in the file", flush=True)
+            for layout in ("scan", "unrolled"):
+                command = [sys.executable, "-m", "benchmarks.load_memory", f"--layout={layout}"]
+                subprocess.run([*command, f"--directory={directory}"], check=True)
 
 
 def _anonymous() -> int:

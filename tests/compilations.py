@@ -12,23 +12,33 @@ import numpy as np
 from jax._src import cache_key, compiler
 
 KEPT = 400  # programs; the least recently used go first
+_PROGRAMS: OrderedDict[str, object] = OrderedDict()
 
 
 def share() -> None:
     """Has JAX take a program with the same code, options and devices from the ones compiled before in this process."""
     compile_and_load = compiler.backend_compile_and_load
-    programs: OrderedDict[str, object] = OrderedDict()
 
     @functools.wraps(compile_and_load)
     def shared(backend, module, executable_devices, options, host_callbacks):
         if host_callbacks:  # they belong to one program
             return compile_and_load(backend, module, executable_devices, options, host_callbacks)
         key = cache_key.get(module, np.array(list(executable_devices)), options, backend)
-        if key not in programs:
-            programs[key] = compile_and_load(backend, module, executable_devices, options, host_callbacks)
-            if len(programs) > KEPT:
-                programs.popitem(last=False)
-        programs.move_to_end(key)
-        return programs[key]
+        if key not in _PROGRAMS:
+            _PROGRAMS[key] = compile_and_load(backend, module, executable_devices, options, host_callbacks)
+            if len(_PROGRAMS) > KEPT:
+                _PROGRAMS.popitem(last=False)
+        _PROGRAMS.move_to_end(key)
+        return _PROGRAMS[key]
 
     compiler.backend_compile_and_load = shared
+
+
+def forget() -> None:
+    """Lets go of all programs that were compiled."""
+    _PROGRAMS.clear()
+
+
+def kept() -> int:
+    """How many programs there are."""
+    return len(_PROGRAMS)

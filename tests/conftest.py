@@ -45,7 +45,7 @@ emulation.reserve_threads()
 compilations.share()
 
 
-pytest_plugins = ("tests.byte_tokenizers", "tests.children", "tests.time_limit")
+pytest_plugins = ("tests.byte_tokenizers", "tests.children", "tests.spent_programs", "tests.time_limit")
 
 
 def pytest_addoption(parser):

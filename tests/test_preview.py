@@ -1,11 +1,13 @@
 """The command that shows data before training: what it prints, writes, and answers with."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import read_records
@@ -14,6 +16,7 @@ from sft_jax.preparation.inspection import inspect_data, preview_page
 from sft_jax.preparation.run_data import load_data
 from sft_jax.progress import silent
 from tests import tiny
+from tests.data.rendering.chat_formats import FORMATS
 
 
 def preview(*arguments):
@@ -63,6 +66,47 @@ def test_the_command(data, tmp_path):
     }
     changed = [json.loads(line) for line in (tmp_path / "clean" / "changed.jsonl").read_text().splitlines()]
     assert [row["id"] for row in changed] == ["train.jsonl:32"]
+
+
+NEWEST = ("Gemma 4", "Qwen 3 Next", "Qwen 3.5", "Qwen 3.6", "DeepSeek V3", "GLM")
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith(NEWEST)])
+def test_what_a_template_does_is_shown(name, tmp_path):
+    """Every property of it, in the terminal and for machines, and how many rows it keeps."""
+    config = tiny.config(tmp_path, **{"data.held_out": ""})
+    FORMATS[name].tokenizer().save_pretrained(tmp_path / "model")
+    report = inspect_data(options_of(config), silent).data.report
+    console = Console(width=240, file=io.StringIO())
+    console.print(report)
+    shown = " ".join(console.file.getvalue().split())
+    assert report.numbers["dropped_rows"] == 0
+    properties = report.numbers["chat_templates"]["default"]
+    assert {"end of turn", "system message", "thinking", "generation prompt", "tools", "earlier answers"} <= set(
+        properties
+    )
+    for what, words in properties.items():
+        assert f"chat template, {what}" in shown
+        assert " ".join(words.split()) in shown
+
+
+def test_revisions_of_one_family_are_told_apart(tmp_path):
+    """Of the same rows: one revision trains them in one example, the other in two, and the properties say why."""
+    config = tiny.config(tmp_path, **{"data.held_out": "", "data.masking.history": "expand"})
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    Path(config.data.train).write_text(json.dumps(row) + "\n")
+    FORMATS["Gemma 4"].tokenizer().save_pretrained(tmp_path / "model")
+    found = []
+    for name in ("Gemma 4", "Gemma 4 31B"):
+        (tmp_path / "revision.jinja").write_text(FORMATS[name].template)
+        config.model.chat_template = str(tmp_path / "revision.jinja")
+        numbers = inspect_data(options_of(config), silent).data.report.numbers
+        found.append((numbers["examples"], numbers["chat_templates"]["default"]))
+    assert [examples for examples, _ in found] == [1, 2]
+    (_, one), (_, other) = found
+    assert {what for what in one if one[what] != other[what]} == {"generation prompt", "earlier answers"}
+    assert other["generation prompt"].endswith("is not shown before answers: the last one is trained behind it")
 
 
 def test_mistakes_get_a_message(data, tmp_path):

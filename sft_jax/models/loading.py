@@ -19,7 +19,7 @@ from sft_jax.models.families.tables import ConfigReader, TensorRule
 from sft_jax.models.initial import init_params
 from sft_jax.models.layouts import place_in, resolved
 from sft_jax.models.quantization import quantize, quantized_tree
-from sft_jax.models.shares import RowReader, Share, read_share
+from sft_jax.models.shares import BLOCK_BYTES, Blocks, RowReader, Share, blocks_of, read_share
 from sft_jax.models.variables import is_buffer, is_score
 from sft_jax.sources import PretrainedCheckpoint, open_checkpoint
 
@@ -96,7 +96,7 @@ def load_params(
 
     Tensors are read one after the other and go to their devices at once, into their place in the stack where layers are
     scanned. Of several hosts each reads an equal share of each tensor, and their devices exchange what they need
-    (`shares.py`): beside the result, a host holds its share of one tensor at a time.
+    (`shares.py`): beside the result, a host holds its share of one tensor at a time, and of a large one a block of it.
 
     Args:
         checkpoint: what was opened.
@@ -127,19 +127,21 @@ def load_params(
             continue
         stem, place = place_of(rule, layout, config.num_layers)
         counts = tuple(count for _, count in place)
-        held_in = _dtype_of(dtype, rule.path, checkpoint.tensors[rule.source].dtype)
-        share = read_share(rule, rows, jnp.dtype(held_in), functools.partial(_of_piece, sharding, stem, counts))
+        held_in = jnp.dtype(_dtype_of(dtype, rule.path, checkpoint.tensors[rule.source].dtype))
+        wanted = functools.partial(_of_piece, sharding, stem, counts)
+        numbers = tuple(number for number, _ in place)
+        if (blocks := _blocks(rule, held_in, wanted, quantized)) is not None:
+            whole = _whole(arrays, stem, (*counts, *blocks.shape), held_in, sharding)
+            arrays[stem] = _in_blocks(rule, rows, blocks, wanted(blocks.shape), whole, numbers)
+            continue
+        share = read_share(rule, rows, held_in, wanted)
         for name, piece in _stored(rule.path, share, quantized).items():
             path, target = stem + name, _of_piece(sharding, stem + name, counts, piece.shape)
             if not place:
                 arrays[path] = _placed(piece, target)
                 continue
-            whole = arrays.pop(path, None)
-            if whole is None:
-                shape = (*counts, *piece.shape)
-                whole = _empty(shape, piece.array.dtype, sharding(path, shape))()
-            write = _writer(whole.sharding, target, len(place))
-            arrays[path] = write(whole, piece, *(number for number, _ in place))
+            whole = _whole(arrays, path, (*counts, *piece.shape), piece.array.dtype, sharding)
+            arrays[path] = _writer(whole.sharding, target, len(place))(whole, piece, *numbers)
     return unflatten_dict({tuple(path.split("/")): array for path, array in arrays.items()})
 
 
@@ -175,12 +177,67 @@ def _stored(path: str, share: Share, quantized: str) -> dict[str, Share]:
 
     Scales are of whole columns and of the whole kernel: to quantize it, every device has all of it for a while.
     """
-    if quantized == "none" or not path.endswith("/kernel"):
+    if _is_kept(path, quantized):
         return {"": share}
     sharding = share.array.sharding
     whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
     leaves = _quantizer(whole, quantized)(_placed(share, whole))
     return {f"/{name}": Share(leaf, leaf.shape, None) for name, leaf in leaves.items()}
+
+
+def _is_kept(path: str, quantized: str) -> bool:
+    """Whether a parameter is kept as it is, and not in few bits."""
+    return quantized == "none" or not path.endswith("/kernel")
+
+
+def _whole(
+    arrays: dict[str, jax.Array], path: str, shape: tuple[int, ...], dtype: np.dtype, sharding: ShardingOf
+) -> jax.Array:
+    """The array that pieces are written into: taken out of `arrays`, or new."""
+    found = arrays.pop(path, None)
+    return _empty(shape, dtype, sharding(path, shape))() if found is None else found
+
+
+def _blocks(
+    rule: TensorRule, dtype: np.dtype, wanted: Callable[[tuple[int, ...]], Sharding], quantized: str
+) -> Blocks | None:
+    """How a tensor is read in blocks; None for one that is not large, of an expert, or not kept as it is."""
+    if rule.part is not None or not _is_kept(rule.path, quantized):
+        return None
+    blocks = blocks_of(rule, dtype, wanted)
+    return blocks if len(blocks.spans) > 1 else None
+
+
+def _in_blocks(
+    rule: TensorRule, rows: RowReader, blocks: Blocks, of_piece: Sharding, whole: jax.Array, numbers: tuple[int, ...]
+) -> jax.Array:
+    """`whole` with a tensor written into it, or into its place in a stack, a block after the other."""
+    for span in blocks.spans:
+        share = read_share(rule, rows, whole.dtype, lambda shape: of_piece, blocks.rows(span))
+        write = _block_writer(whole.sharding, of_piece, blocks.axis, len(numbers))
+        whole = write(whole, share, np.asarray([*numbers, span[0]], np.int32))
+    return whole
+
+
+@functools.cache
+def _block_writer(sharding: Sharding, of_piece: Sharding, axis: int, leading: int) -> Callable[..., jax.Array]:
+    """Writes a block into the whole, in place; each device into its own part, from the same index along `axis` on."""
+
+    def on_device(whole, block, at):
+        zeros = [0] * (whole.ndim - leading)
+        zeros[axis] = at[leading]
+        return jax.lax.dynamic_update_slice(whole, block, (*at[:leading], *zeros))
+
+    def write(whole, share, at):
+        block = share.placed(of_piece)
+        block = block.reshape((1,) * leading + block.shape)
+        if not isinstance(sharding, NamedSharding):
+            return on_device(whole, block, at)
+        spec = sharding.spec
+        specs = {"in_specs": (spec, spec, PartitionSpec()), "out_specs": spec}
+        return jax.shard_map(on_device, mesh=sharding.mesh, check_vma=False, **specs)(whole, block, at)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
 
 
 @functools.cache
@@ -255,15 +312,17 @@ def _check_table(checkpoint: PretrainedCheckpoint, rules: list[TensorRule]) -> N
 
 
 def _check_ignored(checkpoint: PretrainedCheckpoint, rule: TensorRule) -> None:
-    """Compares a duplicate with what it must equal, each process some of the rows."""
+    """Compares a duplicate with what it must equal, each process some of the rows, a block of them at a time."""
     if not rule.equal_to or rule.source not in checkpoint.tensors:
         return
     ours, theirs = checkpoint.tensors[rule.equal_to], checkpoint.tensors[rule.source]
     start, stop = (
         ours.rows * number // jax.process_count() for number in (jax.process_index(), jax.process_index() + 1)
     )
+    step = max(1, BLOCK_BYTES * ours.rows // (ours.size * ours.dtype.itemsize))
+    spans = [(first, min(first + step, stop)) for first in range(start, stop, step)]
     with agreed():
-        if not np.array_equal(theirs.read(start, stop), ours.read(start, stop)):
+        if not all(np.array_equal(theirs.read(*span), ours.read(*span)) for span in spans):
             raise ValueError(
                 f"{checkpoint.location}: {checkpoint.stored_name(rule.source)} differs from "
                 f"{checkpoint.stored_name(rule.equal_to)}, although {rule.ignored}; set tie_word_embeddings to false "

@@ -3,13 +3,14 @@
 A checkpoint stores most kernels as [out, in], and a mesh splits them along `in` first: what a host holds is a strip of
 every row, too narrow to be read from a bucket or a disk by itself. So each device takes whole rows, as many as the
 others, which lie in one piece of the file, and the mesh brings them into the layout that is wanted. Every byte is read
-by one host, whatever is split or repeated, and a host has no more of a tensor in memory than it reads. A tensor of all
-experts of a layer is read expert by expert, and each of them by every host.
+by one host, whatever is split or repeated. A tensor of all experts of a layer is read expert by expert, and each of
+them by every host; any other large one in blocks of rows (`blocks_of`), so that a host has no more of it in memory.
 """
 
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -19,6 +20,9 @@ from jax.sharding import PartitionSpec as P
 
 from sft_jax.models.families.tables import TensorRule
 from sft_jax.sources import TensorEntry
+
+# Of a large tensor, what a host reads at a time. On its way to the devices it is there several times.
+BLOCK_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,10 @@ class RowReader:
         self._tensors, self._source = tensors, ""
         self._kept: dict[tuple[int, int], np.ndarray] = {}
 
+    def entry(self, source: str) -> TensorEntry:
+        """The tensor called `source`."""
+        return self._tensors[source]
+
     def read(self, source: str, start: int, stop: int, alone: bool = False) -> np.ndarray:
         """The rows from `start` to before `stop` of the tensor called `source`; `alone`, no others of it are kept."""
         if source != self._source or (alone and (start, stop) not in self._kept):
@@ -69,8 +77,59 @@ class RowReader:
         return self._kept[start, stop]
 
 
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a large parameter is read in blocks, each of which has as many rows of every device's part.
+
+    Attributes:
+        shape: of the parameter.
+        axis: of the parameter, along which the stored rows lie.
+        parts: that it is split into along this axis.
+        spans: (start, stop) of each block, along this axis of each of the parts.
+    """
+
+    shape: tuple[int, ...]
+    axis: int
+    parts: int
+    spans: tuple[tuple[int, int], ...]
+
+    def rows(self, span: tuple[int, int]) -> np.ndarray:
+        """Indices of a block along the axis of the whole parameter."""
+        of_parts = np.arange(self.parts)[:, None] * (self.shape[self.axis] // self.parts)
+        return (of_parts + np.arange(*span)[None]).ravel()
+
+
+def blocks_of(rule: TensorRule, dtype: np.dtype, wanted: Callable[[tuple[int, ...]], Sharding]) -> Blocks:
+    """The blocks in which `read_share` takes a tensor that is not of all experts: one, unless it is large.
+
+    All but the last have rows that can be split evenly over the mesh.
+
+    Args:
+        rule: which tensor, and how its elements are ours.
+        dtype: of the result.
+        wanted: as of `read_share`.
+    """
+    places = _Places.of(rule)
+    sharding, count = wanted(places.shape), len(places.rows)
+    parts = devices = 1
+    if isinstance(sharding, NamedSharding):
+        along = _split(sharding, len(places.shape))[places.axis]
+        parts, devices = math.prod(sharding.mesh.shape[name] for name in along), sharding.mesh.size
+    each, unit = count // parts, devices // parts
+    num_bytes, limit = math.prod(places.shape) * dtype.itemsize, BLOCK_BYTES * jax.process_count()
+    if num_bytes <= limit:
+        return Blocks(places.shape, places.axis, parts, ((0, each),))
+    step = max(unit, each * limit // num_bytes // unit * unit)
+    edges = dict.fromkeys((*range(0, each - each % unit, step), each - each % unit, each))
+    return Blocks(places.shape, places.axis, parts, tuple(itertools.pairwise(edges)))
+
+
 def read_share(
-    rule: TensorRule, rows: RowReader, dtype: np.dtype, wanted: Callable[[tuple[int, ...]], Sharding]
+    rule: TensorRule,
+    rows: RowReader,
+    dtype: np.dtype,
+    wanted: Callable[[tuple[int, ...]], Sharding],
+    chosen: np.ndarray | None = None,
 ) -> Share:
     """What a rule says of a tensor, read by this process for its own devices alone.
 
@@ -79,12 +138,17 @@ def read_share(
         rows: reads it.
         dtype: of the result.
         wanted: from the shape of the parameter (a piece of it) to the sharding that it will have.
+        chosen: indices along the axis that the stored rows lie along (`Blocks.rows`); None is all. No other rows of the
+            tensor are kept.
     """
     if rule.part and len(rule.shape) > 2:
         return _read_expert(rule, rows, dtype, wanted)
     places = _Places.of(rule)
+    sharding = wanted(places.shape)
+    if chosen is not None:
+        places = places.at(chosen)
+        rows = RowReader({rule.source: rows.entry(rule.source)})
     shape, axis, count = places.shape, places.axis, len(places.rows)
-    sharding = wanted(shape)
     if isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, _over_rows(sharding, axis, len(shape), spare=True))
         count = -(-count // sharding.mesh.size) * sharding.mesh.size
@@ -117,11 +181,16 @@ def _over_rows(wanted: NamedSharding, axis: int, dimensions: int, *, spare: bool
 
     With `spare`, those of the mesh that are not among them come last, so that all devices have something to read.
     """
-    split = [() if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in wanted.spec]
-    split += [()] * (dimensions - len(split))
+    split = _split(wanted, dimensions)
     stay = split.pop(axis)
     order = [*stay, *(name for axes in split for name in axes), *(wanted.mesh.axis_names if spare else ())]
     return P(*(None,) * axis, tuple(dict.fromkeys(order)))
+
+
+def _split(sharding: NamedSharding, dimensions: int) -> list[tuple[str, ...]]:
+    """For each axis of the array those of the mesh that split it."""
+    split = [() if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in sharding.spec]
+    return split + [()] * (dimensions - len(split))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +219,11 @@ class _Places:
         _, columns = _numbers_seen(rule, len(rule.shape) - 1)
         sizes = (len(rows), len(columns))
         return cls(sizes if first else sizes[::-1], 0 if first else 1, rows, columns)
+
+    def at(self, chosen: np.ndarray) -> "_Places":
+        """Some indices along `axis` alone."""
+        shape = (*self.shape[: self.axis], len(chosen), *self.shape[self.axis + 1 :])
+        return dataclasses.replace(self, shape=shape, rows=self.rows[chosen])
 
     def read(self, read: Callable[[int, int], np.ndarray], start: int, stop: int, dtype: np.dtype) -> np.ndarray:
         """The parameter from `start` to before `stop` along `axis`; zeros beyond its end."""

@@ -10,6 +10,7 @@ from sft_jax.models.delta import cost
 from sft_jax.models.remat import SAVED
 from sft_jax.training.flops import train_flops
 
+SHARED_DOWN = "shared_down"  # of what every token takes beside its experts
 ATTENTION = "attention"  # in what is computed again: all of attention between its projections
 _FORWARD_PRODUCTS = 2  # of attention: scores, and values weighted by them
 BACKWARD_PRODUCTS = 5  # scores again, and the gradients of weights, values, queries and keys (Dao 2023, section 2.3)
@@ -73,8 +74,9 @@ def weights_by_product(decoder: DecoderConfig) -> dict[str, int]:
     if decoder.num_experts:
         weights["router"] = model * decoder.num_experts
         weights |= {"shared_gate": model} if decoder.shared_gate else {}
-        for name in ("gate", "up", "down"):  # of what every token takes beside its experts
-            weights[name] += model * decoder.shared_ffn_dim
+    if decoder.num_experts and decoder.shared_ffn_dim:  # what every token takes beside its experts
+        shared = model * decoder.shared_ffn_dim
+        weights |= {"gate": weights["gate"] + shared, "up": weights["up"] + shared, SHARED_DOWN: shared}
     for name in ("gate", "out") if decoder.per_layer_dim else ():  # around its part of a second embedding
         weights[name] += model * decoder.per_layer_dim
     return weights
@@ -90,10 +92,11 @@ def recomputed_products(decoder: DecoderConfig, remat: str) -> frozenset[str]:
     if remat == "none":
         return frozenset()
     names = {*weights_by_product(decoder), ATTENTION}
-    if decoder.norm_placement in ("pre", "parallel") and not decoder.num_experts:
-        names.remove("down")  # only the sum with the residual stream is read, and that is the next layer's input
+    if decoder.norm_placement in ("pre", "parallel"):  # only sums of what is added are read, by the next layer
+        names -= {"down"} if not decoder.num_experts else set()  # what experts give is weighted before
+        names -= {SHARED_DOWN} if not decoder.shared_gate and not decoder.expert_norms else set()
     saved = SAVED[remat]
-    kept = {name for name in names if name in saved}
+    kept = {name for name in names if name in saved or (name == SHARED_DOWN and "down" in saved)}
     if set(SAVED["attention"]) <= set(saved):
         kept.add(ATTENTION)
     return frozenset(names - kept)
@@ -173,8 +176,8 @@ def work_of(
 def _mixing(kind: DecoderConfig, sequences: int, length: int, kernel: Kernel) -> tuple[float, float]:
     """Operations of a layer between its projections: of the forward pass, and of the backward pass."""
     if kind.mixer == "delta":
-        forward = sequences * length * cost.flops_of_token(kind)
-        return forward, cost.BACKWARD_PASSES * forward
+        tokens = sequences * length
+        return tokens * cost.flops_of_token(kind), tokens * cost.backward_flops_of_token(kind)
     pairs = sequences * attention_pairs(length, kind.window, kernel.block)
     # Of a product of the size of the scores, some over the width of queries and keys, some over that of values.
     scores = pairs * kind.num_heads * (kind.head_dim + kind.value_width)
@@ -191,6 +194,6 @@ def adapter_weights(decoder: DecoderConfig, shapes: Mapping[str, tuple[int, ...]
     count = 0.0
     for path, shape in shapes.items():
         if path.endswith(("/a", "/b")):
-            taken = decoder.experts_per_token / decoder.num_experts if "/experts/" in path else 1
-            count += taken * math.prod(shape)
+            of_experts = "/experts/" in path and "/router/" not in path
+            count += math.prod(shape) * (decoder.experts_per_token / decoder.num_experts if of_experts else 1)
     return round(count)

@@ -87,4 +87,6 @@ def _moved(layer: DecoderConfig, tensor: int, activation_bytes: int) -> float:
         gated = 3 * layer.delta_value_width / tensor
         return (outside + convolved + gated) * activation_bytes + cost.floats_of_token(layer) / tensor * _FLOAT32
     rotated = (layer.num_heads + (0 if layer.reads_keys else layer.num_kv_heads)) * layer.head_dim / tensor
-    return (outside + 2 * rotated) * activation_bytes
+    gated = 3 * layer.num_heads * layer.head_dim / tensor if layer.attention_gate else 0
+    latent = 2 * (layer.query_rank + layer.kv_rank)  # normed
+    return (outside + 2 * rotated + gated + latent) * activation_bytes

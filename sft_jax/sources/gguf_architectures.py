@@ -1,170 +1,61 @@
-"""The architectures of GGUF files that can be read: keys, tensors, conventions and the config of each.
+"""The architectures of GGUF files that can be read, and the configs of those that are plain decoders.
 
-Values that a file leaves out are those that llama.cpp assumes: see conversion/ in its repository for what is written,
-and src/models/ for what is assumed on reading.
+What all have in common is in `gguf_conventions`; Qwen3-Next and Qwen 3.5 are in `gguf_delta`, Gemma 4 in `gguf_gemma4`,
+DeepSeek V3 and the GLMs in `gguf_routed`.
 """
 
-import dataclasses
-import re
-from collections.abc import Callable
-
-from sft_jax.sources import gguf_experts, gguf_rope
-from sft_jax.sources.gguf_file import GgufFile
+from sft_jax.sources import gguf_delta, gguf_experts, gguf_gemma4, gguf_rope, gguf_routed
+from sft_jax.sources.gguf_conventions import (
+    ATTENTION,
+    FOUR_NORMS,
+    HEAD_NORMS,
+    INSTEAD,
+    KEYS,
+    PROJECTIONS,
+    TWO_NORMS,
+    Architecture,
+    has_bias,
+    rope_fields,
+    shared_config,
+    stated_layer_types,
+)
+from sft_jax.sources.gguf_layouts import INTERLEAVED, minus_one
 from sft_jax.sources.gguf_metadata import ModelMetadata
-from sft_jax.sources.tensors import SourceError, TensorEntry
-
-_KEYS = gguf_rope.KEYS | {
-    "context_length",
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "vocab_size",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "expert_count",
-    "expert_used_count",
-}
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_PROJECTIONS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_TWO_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-_FOUR_NORMS = {
-    "attn_norm": "input_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+from sft_jax.sources.tensors import SourceError
 
 
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """How llama.cpp writes models of one architecture.
-
-    Attributes:
-      config: (metadata, the fields all architectures share) -> what config.json would say.
-      keys: metadata of the model that is read; another key would mean a feature that the config does not tell of.
-      outer: tensors outside the layers, GGUF name -> Hugging Face name, both without ".weight" and ".bias".
-      layer: tensors of a layer, likewise, without "blk.N." and "model.layers.N.".
-      read_by_config: tensors that are part of the config.
-      interleaved_rope: the rows of the query and key projections are in llama.cpp's order.
-      one_plus_norms: norms are stored as 1 + w.
-      partial_rope: a part of each head may be rotated alone.
-      bare: tensors whose Hugging Face name has no ".weight".
-      experts: given the file, the tensors of experts by Hugging Face name; None: there are none in this architecture.
-    """
-
-    config: Callable[[ModelMetadata, dict], dict]
-    layer: dict[str, str]
-    keys: frozenset[str] = _KEYS
-    outer: dict[str, str] = dataclasses.field(default_factory=lambda: _OUTER)
-    read_by_config: tuple[str, ...] = ()
-    interleaved_rope: bool = False
-    one_plus_norms: bool = False
-    partial_rope: bool = False
-    bare: tuple[str, ...] = ()
-    experts: Callable[[GgufFile], dict[str, TensorEntry]] | None = None
-
-
-def shared_config(metadata: ModelMetadata, partial_rope: bool = False) -> dict:
-    """The fields that all architectures spell alike. Defaults of absent keys are those of the GGUF specification.
-
-    Args:
-      metadata: of the model.
-      partial_rope: `rope.dimension_count` may be less than the head dimension.
-
-    Raises:
-      SourceError: metadata that is missing, or that contradicts itself or the tensors.
-    """
-    file = metadata.file
-    num_heads, hidden_size = metadata.integer("attention.head_count"), metadata.integer("embedding_length")
-    head_dim = metadata.integer("attention.key_length", hidden_size // num_heads)
-    for key in ("attention.value_length", *(() if partial_rope else ("rope.dimension_count",))):
-        if metadata.integer(key, head_dim) != head_dim:
-            raise SourceError(
-                f"{file.path}: {metadata.name(key)} is {metadata.get(key)}; expected the head dimension {head_dim}."
-            )
-    return {
-        "vocab_size": _vocab_size(metadata),
-        "hidden_size": hidden_size,
-        "intermediate_size": metadata.integer("feed_forward_length"),
-        "num_hidden_layers": metadata.integer("block_count"),
-        "num_attention_heads": num_heads,
-        "num_key_value_heads": metadata.integer("attention.head_count_kv", num_heads),
-        "head_dim": head_dim,
-        "max_position_embeddings": metadata.integer("context_length"),
-        "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon"),
-        "tie_word_embeddings": "output.weight" not in file.tensors,
-        "bos_token_id": file.checked("tokenizer.ggml.bos_token_id", "a whole number"),
-        "eos_token_id": file.checked("tokenizer.ggml.eos_token_id", "a whole number"),
-        "pad_token_id": file.checked("tokenizer.ggml.padding_token_id", "a whole number"),
-        "dtype": "float32",
-    }
-
-
-def _vocab_size(metadata: ModelMetadata) -> int:
-    file = metadata.file
-    if "token_embd.weight" not in file.tensors:
-        raise SourceError(f"{file.path}: has no tensor token_embd.weight: it is not a whole model.")
-    rows = file.tensors["token_embd.weight"].shape[0]
-    stated = metadata.integer("vocab_size", rows)
-    if stated != rows:
-        raise SourceError(
-            f"{file.path}: {metadata.name('vocab_size')} is {stated}, but token_embd.weight has {rows} rows."
-        )
-    return rows
-
-
-def _rope(metadata: ModelMetadata, shared: dict, theta: float | None = 10000.0) -> dict:
-    """`rope_theta`, which must be there if `theta` is None, and `rope_scaling`."""
-    theta = metadata.real("rope.freq_base", theta)
-    return {"rope_theta": theta, "rope_scaling": gguf_rope.rope_scaling(metadata, shared["head_dim"], theta)}
-
-
-def _has_bias(metadata: ModelMetadata, part: str) -> bool:
-    return any(re.fullmatch(rf"blk\.\d+\.{part}_.*\.bias", name) for name in metadata.file.tensors)
-
-
-def _llama(metadata: ModelMetadata, shared: dict) -> dict:
+def _llama(metadata: ModelMetadata) -> dict:
+    shared = shared_config(metadata)
     return shared | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        **_rope(metadata, shared),
-        "attention_bias": _has_bias(metadata, "attn"),
-        "mlp_bias": _has_bias(metadata, "ffn"),
+        **rope_fields(metadata, shared),
+        "attention_bias": has_bias(metadata, "attn"),
+        "mlp_bias": has_bias(metadata, "ffn"),
     }
 
 
-def _qwen2(metadata: ModelMetadata, shared: dict) -> dict:
+def _qwen2(metadata: ModelMetadata) -> dict:
     """llama.cpp leaves out the sliding window, which no released model uses."""
+    shared = shared_config(metadata)
     return shared | {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "hidden_act": "silu",
-        **_rope(metadata, shared),
+        **rope_fields(metadata, shared),
         "use_sliding_window": False,
     }
 
 
-def _qwen3(metadata: ModelMetadata, shared: dict) -> dict:
+def _qwen3(metadata: ModelMetadata) -> dict:
     qwen3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
-    return _qwen2(metadata, shared) | qwen3 | {"attention_bias": _has_bias(metadata, "attn")}
+    return _qwen2(metadata) | qwen3 | {"attention_bias": has_bias(metadata, "attn")}
 
 
-def _granite(metadata: ModelMetadata, shared: dict) -> dict:
+def _granite(metadata: ModelMetadata) -> dict:
     """Dense models of Granite 4 are written so too, with gate and up apart."""
-    return _llama(metadata, shared) | {
+    return _llama(metadata) | {
         "architectures": ["GraniteForCausalLM"],
         "model_type": "granite",
         "attention_multiplier": metadata.real("attention.scale"),
@@ -174,13 +65,14 @@ def _granite(metadata: ModelMetadata, shared: dict) -> dict:
     }
 
 
-def _ministral3(metadata: ModelMetadata, shared: dict) -> dict:
+def _ministral3(metadata: ModelMetadata) -> dict:
     """The file has `mscale_all_dim`, to which `mscale` is equal in all models."""
-    rope = _rope(metadata, shared)
+    shared = shared_config(metadata)
+    rope = rope_fields(metadata, shared)
     if (rope["rope_scaling"] or {}).get("rope_type") != "yarn":
         raise SourceError(
             f"{metadata.file.path}: {metadata.name('rope.scaling.type')} is {metadata.get('rope.scaling.type')!r}; "
-            "expected 'yarn'. Use the model's Hugging Face directory (safetensors) instead."
+            f"expected 'yarn'. {INSTEAD}"
         )
     scale = metadata.real("rope.scaling.yarn_log_multiplier")
     return shared | {
@@ -197,13 +89,14 @@ def _ministral3(metadata: ModelMetadata, shared: dict) -> dict:
     }
 
 
-def _olmo2(metadata: ModelMetadata, shared: dict) -> dict:
+def _olmo2(metadata: ModelMetadata) -> dict:
     """A file with a window is of OLMo 3, of which layers without one alone have a scaling of rope."""
-    rope = _rope(metadata, shared)
+    shared = shared_config(metadata)
+    rope = rope_fields(metadata, shared)
     scaling, factor = rope["rope_scaling"], "rope.scaling.yarn_attn_factor"
     if metadata.get(factor) is not None:  # what config.json has, although llama.cpp multiplies its default by it
         scaling = (scaling or {}) | {"attention_factor": metadata.real(factor)}
-    common = shared | {"hidden_act": "silu", "attention_bias": _has_bias(metadata, "attn")}
+    common = shared | {"hidden_act": "silu", "attention_bias": has_bias(metadata, "attn")}
     if metadata.get("attention.sliding_window") is None:
         olmo2 = {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"}
         return common | olmo2 | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
@@ -216,23 +109,13 @@ def _olmo2(metadata: ModelMetadata, shared: dict) -> dict:
             "sliding_attention": {"rope_type": "default"} | theta,
         },
         "sliding_window": metadata.integer("attention.sliding_window"),
-        "layer_types": _stated_layer_types(metadata, shared["num_hidden_layers"]),
+        "layer_types": stated_layer_types(metadata, shared["num_hidden_layers"]),
     }
 
 
-def _stated_layer_types(metadata: ModelMetadata, num_layers: int) -> list[str]:
-    key = "attention.sliding_window_pattern"
-    stated = metadata.get(key)
-    if not isinstance(stated, list) or len(stated) != num_layers or not all(isinstance(one, bool) for one in stated):
-        raise SourceError(
-            f"{metadata.file.path}: {metadata.name(key)} is {str(stated)[:60]}; expected true or false for each of "
-            f"{num_layers} layers."
-        )
-    return ["sliding_attention" if slides else "full_attention" for slides in stated]
-
-
-def _phi3(metadata: ModelMetadata, shared: dict) -> dict:
+def _phi3(metadata: ModelMetadata) -> dict:
     """A window of 0 is none."""
+    shared = shared_config(metadata, partial_rope=True)
     rotated = metadata.integer("rope.dimension_count", shared["head_dim"])
     windowed = metadata.get("attention.sliding_window", 0) != 0
     return shared | {
@@ -249,13 +132,14 @@ def _phi3(metadata: ModelMetadata, shared: dict) -> dict:
     }
 
 
-def _gemma2(metadata: ModelMetadata, shared: dict) -> dict:
+def _gemma2(metadata: ModelMetadata) -> dict:
     """Old files lack the window and the soft caps; Gemma 2 has one value of each in all sizes."""
+    shared = shared_config(metadata)
     return shared | {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
         "hidden_activation": "gelu_pytorch_tanh",
-        **_rope(metadata, shared),
+        **rope_fields(metadata, shared),
         "attention_bias": False,
         "query_pre_attn_scalar": _query_scalar(metadata, shared, by_head=(26, 42), by_width=46),
         "sliding_window": metadata.integer("attention.sliding_window", 4096),
@@ -265,15 +149,16 @@ def _gemma2(metadata: ModelMetadata, shared: dict) -> dict:
     }
 
 
-def _gemma3(metadata: ModelMetadata, shared: dict) -> dict:
+def _gemma3(metadata: ModelMetadata) -> dict:
     """Old files lack the rotary base of layers with a window; Gemma 3 has one value in all sizes. The scaling of rope
     is for the others."""
+    shared = shared_config(metadata)
     capped = metadata.get("final_logit_softcapping") is not None
     return shared | {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "hidden_activation": "gelu_pytorch_tanh",
-        **_rope(metadata, shared, theta=None),
+        **rope_fields(metadata, shared, theta=None),
         "rope_local_base_freq": metadata.real("rope.freq_base_swa", 10000.0),
         "attention_bias": False,
         "query_pre_attn_scalar": _query_scalar(metadata, shared, by_head=(18, 26, 34, 48), by_width=62),
@@ -284,9 +169,10 @@ def _gemma3(metadata: ModelMetadata, shared: dict) -> dict:
     }
 
 
-def _gpt_oss(metadata: ModelMetadata, shared: dict) -> dict:
+def _gpt_oss(metadata: ModelMetadata) -> dict:
     """The file has neither the limit of gate and up nor how YaRN rounds, which all released models have alike."""
-    rope = _rope(metadata, shared, theta=None)
+    shared = shared_config(metadata)
+    rope = rope_fields(metadata, shared, theta=None)
     if (rope["rope_scaling"] or {}).get("rope_type") == "yarn":
         rope["rope_scaling"] |= {"truncate": False}
     return shared | {
@@ -297,7 +183,7 @@ def _gpt_oss(metadata: ModelMetadata, shared: dict) -> dict:
         "num_local_experts": metadata.integer("expert_count"),
         "num_experts_per_tok": metadata.integer("expert_used_count"),
         **rope,
-        "attention_bias": _has_bias(metadata, "attn"),
+        "attention_bias": has_bias(metadata, "attn"),
         "sliding_window": metadata.integer("attention.sliding_window"),
         "layer_types": [
             "full_attention" if layer % 2 else "sliding_attention" for layer in range(shared["num_hidden_layers"])
@@ -328,7 +214,11 @@ def _layer_types(num_layers: int, period: int) -> list[str]:
     return ["full_attention" if (layer + 1) % period == 0 else "sliding_attention" for layer in range(num_layers)]
 
 
-_LLAMA = {"layer": _TWO_NORMS | _PROJECTIONS, "read_by_config": (gguf_rope.ROPE_FREQS,), "interleaved_rope": True}
+_LLAMA = {
+    "layer": TWO_NORMS | PROJECTIONS,
+    "read_by_config": (gguf_rope.ROPE_FREQS,),
+    "layouts": INTERLEAVED,
+}
 _FUSED = {
     "attn_qkv": "self_attn.qkv_proj",
     "attn_output": "self_attn.o_proj",
@@ -336,48 +226,50 @@ _FUSED = {
     "ffn_down": "mlp.down_proj",
 }
 _AFTER_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
-_GEMMA_KEYS = _KEYS | {"attention.sliding_window", "final_logit_softcapping"}
+_GEMMA_KEYS = KEYS | {"attention.sliding_window", "final_logit_softcapping"}
+_CENTRED = dict.fromkeys(("output_norm", *FOUR_NORMS, *HEAD_NORMS), minus_one)
 
 ARCHITECTURES = {
     "llama": Architecture(_llama, **_LLAMA),
     "mistral3": Architecture(
         _ministral3,
-        keys=_KEYS | {"attention.temperature_scale", "rope.scaling.yarn_log_multiplier"},
+        keys=KEYS | {"attention.temperature_scale", "rope.scaling.yarn_log_multiplier"},
         **_LLAMA,
     ),
     "granite": Architecture(
-        _granite, keys=_KEYS | {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"}, **_LLAMA
+        _granite, keys=KEYS | {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"}, **_LLAMA
     ),
     "olmo2": Architecture(
         _olmo2,
-        _AFTER_NORMS | _HEAD_NORMS | _PROJECTIONS,
-        keys=_KEYS | {"attention.sliding_window", "attention.sliding_window_pattern", "rope.scaling.yarn_attn_factor"},
+        _AFTER_NORMS | HEAD_NORMS | PROJECTIONS,
+        keys=KEYS | {"attention.sliding_window", "attention.sliding_window_pattern", "rope.scaling.yarn_attn_factor"},
     ),
     "phi3": Architecture(
         _phi3,
-        _TWO_NORMS | _FUSED,
-        keys=_KEYS | {"attention.sliding_window", "rope.scaling.attn_factor"},
+        TWO_NORMS | _FUSED,
+        keys=KEYS | {"attention.sliding_window", "rope.scaling.attn_factor"},
         read_by_config=(gguf_rope.LONG_FACTORS, gguf_rope.SHORT_FACTORS),
-        partial_rope=True,
     ),
     "gpt-oss": Architecture(
         _gpt_oss,
         {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
-        | {part: name for part, name in _PROJECTIONS.items() if part.startswith("attn")}
-        | {"attn_sinks": "self_attn.sinks", "ffn_gate_inp": "mlp.router"},
-        keys=_KEYS | {"attention.sliding_window", "expert_feed_forward_length"},
-        bare=("attn_sinks",),
-        experts=gguf_experts.interleaved,
+        | ATTENTION
+        | {"attn_sinks.weight": "self_attn.sinks", "ffn_gate_inp": "mlp.router"},
+        keys=KEYS | {"attention.sliding_window", "expert_feed_forward_length"},
+        composed=(gguf_experts.interleaved,),
     ),
-    "qwen2": Architecture(_qwen2, _TWO_NORMS | _PROJECTIONS),
-    "qwen3": Architecture(_qwen3, _TWO_NORMS | _HEAD_NORMS | _PROJECTIONS),
+    "qwen2": Architecture(_qwen2, TWO_NORMS | PROJECTIONS),
+    "qwen3": Architecture(_qwen3, TWO_NORMS | HEAD_NORMS | PROJECTIONS),
     "gemma2": Architecture(
-        _gemma2, _FOUR_NORMS | _PROJECTIONS, keys=_GEMMA_KEYS | {"attn_logit_softcapping"}, one_plus_norms=True
+        _gemma2, FOUR_NORMS | PROJECTIONS, keys=_GEMMA_KEYS | {"attn_logit_softcapping"}, layouts=_CENTRED
     ),
     "gemma3": Architecture(
         _gemma3,
-        _FOUR_NORMS | _HEAD_NORMS | _PROJECTIONS,
+        FOUR_NORMS | HEAD_NORMS | PROJECTIONS,
         keys=_GEMMA_KEYS | {"rope.freq_base_swa"},
-        one_plus_norms=True,
+        layouts=_CENTRED,
     ),
+    **gguf_delta.ARCHITECTURES,
+    **gguf_gemma4.ARCHITECTURES,
+    **gguf_routed.ARCHITECTURES,
 }

@@ -11,6 +11,7 @@ from sft_jax.sources.tensors import SourceError
 
 ROPE_FREQS = "rope_freqs"  # the tensor, in files of Llama 3.1 and later
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long", "rope_factors_short"  # those of LongRoPE, in files of Phi-3
+_STAYS = 1e30  # divisor of the frequency of pairs that do not rotate
 KEYS = frozenset(
     {
         "rope.freq_base",
@@ -82,6 +83,28 @@ def longrope(metadata: ModelMetadata) -> dict | None:
         "attention_factor": metadata.real("rope.scaling.attn_factor"),
         **{key: [float(str(value)) for value in values] for key, values in factors.items()},
     }
+
+
+def proportional(metadata: ModelMetadata, head_dim: int) -> dict:
+    """The rotation of Gemma 4 in layers without a window: the first pairs of a head rotate, the others stay.
+
+    The file has 1 for each pair that rotates and 1e30, by which its frequency is divided, for each that stays.
+
+    Raises:
+      SourceError: the tensor is missing, or holds something else.
+    """
+    file, name = metadata.file, f"{ROPE_FREQS}.weight"
+    if name not in file.tensors:
+        raise SourceError(f"{file.path}: has no tensor {name}: it is not a whole model.")
+    stored = tensor_entry(file.path, file.tensors[name]).load()
+    rotating = int(np.sum(stored == 1))
+    expected = np.where(np.arange(head_dim // 2) < rotating, 1, _STAYS)
+    if stored.shape != expected.shape or not np.array_equal(stored, expected.astype(np.float32)):
+        raise SourceError(
+            f"{file.path}: the tensor {name} has other divisors than 1 for the first pairs of {head_dim // 2} and "
+            f"{_STAYS:g} for the others. Use the model's Hugging Face directory (safetensors) instead."
+        )
+    return {"rope_type": "proportional", "partial_rotary_factor": 2 * rotating / head_dim}
 
 
 def _llama3(metadata: ModelMetadata, head_dim: int, rope_theta: float) -> dict:

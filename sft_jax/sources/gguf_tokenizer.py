@@ -1,9 +1,10 @@
 """The tokenizer that a GGUF file carries in its metadata: vocabulary, merges, special tokens, chat template.
 
-Built with the `tokenizers` library, so that no torch is needed. Two kinds: byte-level BPE, here, and SentencePiece's
-(`gguf_sentencepiece`). How byte-level BPE splits text before the merges apply is not stored in the file but named
-(`tokenizer.ggml.pre`); the table below gives, for the names that are supported, what the models' own tokenizer.json
-does. Other names are refused, since a guess would give almost the same ids, and the difference would not be noticed.
+Built with the `tokenizers` library, so that no torch is needed. Byte-level BPE is made here, SentencePiece's kind and
+that of Gemma 4 in `gguf_sentencepiece`. How byte-level BPE splits text before the merges apply is not stored in the
+file but named (`tokenizer.ggml.pre`); the table below gives, for the names that are supported, what the models' own
+tokenizer.json does. Other names are refused, since a guess would give almost the same ids, and the difference would not
+be noticed.
 """
 
 import dataclasses
@@ -37,6 +38,13 @@ def _cased_split(endings: str, numbers: str) -> str:
 
 
 _TEKKEN_SPLIT = _cased_split("", r"\p{N}")
+# Of DeepSeek V3: numbers first, then Chinese and kana, then the rest.
+_DEEPSEEK3_SPLITS = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 _GPT4O_SPLIT = _cased_split(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}")
 _ADVICE = "Use the model's Hugging Face directory (with tokenizer.json) instead."
 
@@ -57,8 +65,9 @@ _GPT2 = _Splitting(before=(), gpt2_regex=True)
 _DIGITS = _Splitting(before=(pre_tokenizers.Digits(individual_digits=True),), gpt2_regex=True)
 
 
-def _split(pattern: str, **fields: bool) -> _Splitting:
-    return _Splitting((pre_tokenizers.Split(Regex(pattern), behavior="isolated"),), gpt2_regex=False, **fields)
+def _split(*patterns: str, **fields: bool) -> _Splitting:
+    splits = (pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns)
+    return _Splitting(tuple(splits), gpt2_regex=False, **fields)
 
 
 _LLAMA3 = _split(_LLAMA3_SPLIT, ignore_merges=True, add_bos=True)
@@ -70,6 +79,9 @@ SPLITTINGS = {
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "qwen2": _split(_QWEN2_SPLIT, composed=True),
+    "deepseek-r1-qwen": _split(_QWEN2_SPLIT, composed=True),
+    "deepseek-v3": _split(*_DEEPSEEK3_SPLITS),
+    "glm4": _split(_LLAMA3_SPLIT),
     "qwen35": _split(_QWEN35_SPLIT, composed=True),
     "refact": _DIGITS,  # Granite
     "dbrx": _split(_LLAMA3_SPLIT),  # OLMo 2 and 3
@@ -92,14 +104,14 @@ def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
     file = read_gguf(path)
     file.require("tokenizer.ggml.model")
     kind = file.checked("tokenizer.ggml.model", "a string")
-    if kind not in ("gpt2", "llama"):
+    if kind not in ("gpt2", "llama", "gemma4"):
         raise SourceError(
             f"{file.path}: has a tokenizer of the kind {kind!r} (tokenizer.ggml.model); supported are 'gpt2', that is "
-            f"byte-level BPE, and 'llama', that is SentencePiece. {_ADVICE}"
+            f"byte-level BPE, 'llama', that is SentencePiece, and 'gemma4'. {_ADVICE}"
         )
     file.require("tokenizer.ggml.tokens")
     tokens = file.checked("tokenizer.ggml.tokens", "a list of strings")
-    vocabulary = _vocabulary(file, tokens if kind == "gpt2" else gguf_sentencepiece.respelled(file, tokens))
+    vocabulary = _vocabulary(file, gguf_sentencepiece.respelled(file, tokens) if kind == "llama" else tokens)
     types = _token_types(file, tokens)
     special = {
         "bos_token": _special_token(file, tokens, "bos_token_id"),
@@ -109,9 +121,13 @@ def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
     }
     if kind == "gpt2":
         splitting = _splitting(file)
-        add_bos, backend = splitting.add_bos, _byte_level(file, vocabulary, splitting)
-    else:
-        add_bos, backend = True, gguf_sentencepiece.backend(file, vocabulary, types, special["unk_token"])
+        add_bos, backend = _adds_bos(file, splitting.add_bos), _byte_level(file, vocabulary, splitting)
+    elif kind == "llama":
+        backend = gguf_sentencepiece.backend(file, vocabulary, types, special["unk_token"])
+        add_bos = _adds_bos(file, True)
+    else:  # the model's own tokenizer leaves BOS to the chat template, whatever the file says
+        backend = gguf_sentencepiece.of_gemma4(file, vocabulary, _merges(file, vocabulary), special["unk_token"])
+        add_bos = False
     _add_tokens(tokens, types, vocabulary, backend)
     architecture = file.metadata.get("general.architecture")
     context_length = file.checked(f"{architecture}.context_length", "a whole number")
@@ -119,12 +135,16 @@ def read_tokenizer(path: epath.Path) -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         **{name: token for name, token in special.items() if token is not None},
         **({} if context_length is None else {"model_max_length": context_length}),
-        add_bos_token=file.checked("tokenizer.ggml.add_bos_token", "true or false", add_bos),
+        add_bos_token=add_bos,
         add_eos_token=file.checked("tokenizer.ggml.add_eos_token", "true or false", False),
         chat_template=_chat_templates(file),
         clean_up_tokenization_spaces=False,
         name_or_path=str(path),
     )
+
+
+def _adds_bos(file: GgufFile, default: bool) -> bool:
+    return file.checked("tokenizer.ggml.add_bos_token", "true or false", default)
 
 
 def _chat_templates(file: GgufFile) -> str | dict[str, str] | None:
@@ -165,12 +185,17 @@ def _token_types(file: GgufFile, tokens: list[str]) -> list[int]:
     return types
 
 
-def _byte_level(file: GgufFile, vocabulary: dict[str, int], splitting: _Splitting) -> Tokenizer:
+def _merges(file: GgufFile, vocabulary: dict[str, int]) -> list[tuple[str, ...]]:
     file.require("tokenizer.ggml.merges")
     merges = [tuple(merge.split(" ")) for merge in file.checked("tokenizer.ggml.merges", "a list of strings")]
     for rank, merge in enumerate(merges):
         if len(merge) != 2 or not {merge[0], merge[1], "".join(merge)} <= vocabulary.keys():
             raise SourceError(f"{file.path}: merge {rank} {merge!r} is not of two tokens into one of the vocabulary.")
+    return merges
+
+
+def _byte_level(file: GgufFile, vocabulary: dict[str, int], splitting: _Splitting) -> Tokenizer:
+    merges = _merges(file, vocabulary)
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.ignore_merges))
     if splitting.composed:
         backend.normalizer = normalizers.NFC()

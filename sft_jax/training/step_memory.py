@@ -164,7 +164,8 @@ def saved_bytes(decoder: DecoderConfig, execution: Execution, tensor: int = 1, e
         attention_products   2 D + 2 (H + K) N  and queries, keys, values, and the result of `out`
         products             … + 2 F            and those of `gate` and `up`, of every expert that a token takes and of
                                                 what it takes beside them
-        none                 … + 2 D + H N + F  and the inputs of products: normed, mixed by attention, and gated
+        none                 … + 2 D + H N + F  and the inputs of products: normed, mixed by attention, and gated; of
+                                                gated delta nets what their convolution and norms compute in float32
 
     A part P of a second embedding is kept with the layer's input; the projections around it count as `gate` and `out`.
     Where experts have no bound, a device along `expert` has place for all tokens of all of these devices, if they
@@ -180,11 +181,11 @@ def saved_bytes(decoder: DecoderConfig, execution: Execution, tensor: int = 1, e
     read = jnp.dtype(execution.matmul_dtype).itemsize
     dim, takes = decoder.model_dim, decoder.experts_per_token if decoder.num_experts else 1
     takes *= expert if decoder.num_experts and not decoder.expert_capacity else 1
-    mixed, projected, between = _of_attention(decoder, tensor)
+    mixed, projected, between, in_float32 = _of_attention(decoder, tensor)
     inner = (takes * decoder.ffn_dim + decoder.shared_ffn_dim) / tensor
     normed_after = decoder.norm_placement in ("post", "both")
     of_gate_and_up = inner * (2 if decoder.ffn_gated else 1)
-    of_down = dim * takes if decoder.num_experts else dim * normed_after
+    of_down = dim * (takes + decoder.shared_gate) if decoder.num_experts else dim * normed_after
     router = 4 * decoder.num_experts
     sorted_tokens = takes * dim * read + 4 * dim if decoder.num_experts else 0  # by expert; and what the router reads
     sorted_tokens += dim * read if decoder.shared_ffn_dim and not decoder.expert_norms else 0  # as they are, beside
@@ -196,28 +197,32 @@ def saved_bytes(decoder: DecoderConfig, execution: Execution, tensor: int = 1, e
         "products": (of_gate_and_up + of_down + own_norms + part / tensor) * wide + router,
         "none": (2 * dim + inner) * read + (mixed + between + dim * normed_after) * wide + sorted_tokens,
     }
+    saved["none"] += 4 * in_float32
     saved["none"] += (3 * own_norms + dim * (part > 0) + 2 * part / tensor) * wide
     saved["none"] += 8 * dim * decoder.router_scales  # normed, and times the scale
     upto = list(saved).index(execution.remat) + 1
     return int(sum(list(saved.values())[:upto]))
 
 
-def _of_attention(decoder: DecoderConfig, tensor: int) -> tuple[float, float, float]:
-    """Elements of what heads read, of the results of projections before that, and of what lies between the two."""
+def _of_attention(decoder: DecoderConfig, tensor: int) -> tuple[float, float, float, float]:
+    """Elements of what heads read, of the results of projections before that, and of what lies between the two, in the
+    activations' dtype and in float32."""
     if decoder.mixer == "delta":
         keys, values = 2 * decoder.delta_key_width / tensor, decoder.delta_value_width / tensor
-        return values, keys + 2 * values, 3 * keys + 3 * values  # convolved; queries and keys normed, in float32; gated
+        # Each tap of the convolution, their sum and what is activated; queries, keys and values normed; and the gate.
+        taps = (decoder.delta_conv_width + 3) * (keys + values)
+        return values, keys + 2 * values, 0, taps + 3 * keys + 5 * values
     heads, kv_heads = (count * decoder.head_dim / tensor for count in (decoder.num_heads, decoder.num_kv_heads))
     if not decoder.kv_rank:
         kv_heads, gate = 0 if decoder.reads_keys else kv_heads, heads * decoder.attention_gate
         projected = heads + kv_heads * (1 if decoder.values_are_keys else 2) + gate
         normed = (heads + kv_heads) * (decoder.qk_norm != "none") + kv_heads * decoder.value_norm
-        return heads, projected, normed + gate
+        return heads, projected, normed + 2 * gate, 0  # the gate's sigmoid, and what is gated
     values, rotated = decoder.num_heads * decoder.value_width / tensor, decoder.rope_dim or decoder.head_dim
     latent = decoder.query_rank + decoder.kv_rank
     projected = latent + rotated + 2 * heads - decoder.num_heads * rotated / tensor + values
     # Latent vectors normed, and the part of keys that is rotated, beside that of each head.
-    return values, projected, latent + (decoder.num_heads / tensor - 1) * rotated
+    return values, projected, latent + (decoder.num_heads / tensor - 1) * rotated, 0
 
 
 def _layer_bytes(

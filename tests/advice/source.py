@@ -13,9 +13,8 @@ _NAMED = re.compile(rf"--[a-z]|\{{_?FLAGS?\}}|\{{reading\.split_flag\}}|python -
 _VERBS = (
     "give|leave|choose|take|read by|force|say|set|lower|raise|decide|use|export|accept|name|keeps|repairs|thin|drop"
 )
-_VERBS += (
-    "|call|takes them|must be|expected|train|look|makes|did you mean|remove|go on|start|then|shortened|to add|is read"
-)
+_VERBS += "|call|takes them|must be|expected|train|look|makes|did you mean|remove|go on|start|then|shortened|to add|put"
+_VERBS += "|is read"
 _ADVISED = re.compile(rf"\b({_VERBS})\b", re.IGNORECASE)
 
 

@@ -284,6 +284,10 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "data/rendering/test_chat_formats.py",
         "test_examples_are_refused_or_expanded_where_history_is_rewritten",
     ),
+    ("sft_jax/data/rendering/turns.py", "before the template, in a file given as --config.model.chat_template"): (
+        "data/rendering/test_generated_form.py",
+        "test_a_thought_behind_a_prompt_without_one_is_refused",
+    ),
     ("sft_jax/audit/report/__init__.py", "; python -m sft_jax.preview makes every check on all"): (
         "preparation/test_train_examples.py",
         "test_which_check_looked_at_how_many_records_is_said",

@@ -15,7 +15,9 @@ import torch
 import transformers
 
 from sft_jax.models.config import DecoderConfig
+from sft_jax.models.loading import decoder_config
 from sft_jax.models.rope import of_length
+from sft_jax.sources import PretrainedCheckpoint
 from sft_jax.sources.wrappers import WRAPPERS, unwrapped
 from tests.models import reference
 
@@ -709,6 +711,11 @@ def hf_config(case: str) -> dict:
 def text_config(case: str) -> dict:
     """What a family reads of a case's config."""
     return unwrapped(hf_config(case), {}, case)[0]
+
+
+def decoder(case: str) -> DecoderConfig:
+    """What a family makes of it."""
+    return decoder_config(PretrainedCheckpoint("made", "made", text_config(case), {}, ""))
 
 
 def torch_model(case: str, seed: int = 0) -> transformers.PreTrainedModel:

@@ -38,13 +38,11 @@ def packed(shape, seed=0):
     return blocks, rng.integers(122, 126, (experts, outputs, inputs // 32)).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """`model/` in MXFP4, as published files are, with a tokenizer and rows beside it."""
-    root = tmp_path_factory.mktemp("mxfp4")
+def write_mxfp4(directory):
+    """A random model of two layers in MXFP4, as published files are."""
     fields = families.hf_config("gpt_oss") | {"intermediate_size": 64, "num_hidden_layers": 2}
     config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-    directory = families.save(families.random_model(config), root / "model")
+    families.save(families.random_model(config), directory)
     tensors = load_file(directory / "model.safetensors")
     for number, name in enumerate([name for name in tensors if name.endswith(EXPERTS)]):
         experts, inputs, outputs = tensors.pop(name).shape
@@ -52,7 +50,14 @@ def root(tmp_path_factory):
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     saved = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(saved | {"quantization_config": SETTINGS}))
-    tiny.tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """`model/` in MXFP4, with a tokenizer and rows beside it."""
+    root = tmp_path_factory.mktemp("mxfp4")
+    tiny.tokenizer().save_pretrained(write_mxfp4(root / "model"))
     tiny.write_rows(root / "train.jsonl", 24)
     tiny.write_rows(root / "held_out.jsonl", 8, seed=1)
     return root

@@ -284,6 +284,7 @@ MOONLIGHT = DEEPSEEK_V3 | {
     "topk_group": 1,
     "vocab_size": 163840,
 }
+# Numbers as in THUDM/slime, scripts/models/glm4.5-355B-A32B.sh, and ggml-org/llama.cpp#15026.
 GLM4_MOE = SERVED | {
     "architectures": ["Glm4MoeForCausalLM"],
     "model_type": "glm4_moe",
@@ -315,6 +316,7 @@ GLM4_MOE = SERVED | {
     "use_qk_norm": True,
     "vocab_size": 151552,
 }
+# As in THUDM/slime, scripts/models/glm4.5-106B-A12B.sh, and ggml-org/llama.cpp#15026.
 GLM_AIR = GLM4_MOE | {
     "first_k_dense_replace": 1,
     "hidden_size": 4096,
@@ -325,10 +327,12 @@ GLM_AIR = GLM4_MOE | {
     "routed_scaling_factor": 1.0,
     "use_qk_norm": False,
 }
+# As in THUDM/slime, scripts/models/glm4.7-30B-A3B.sh, and the defaults of transformers' Glm4MoeLiteConfig.
 GLM_FLASH = SERVED | {
     "architectures": ["Glm4MoeLiteForCausalLM"],
     "model_type": "glm4_moe_lite",
     "attention_bias": False,
+    "eos_token_id": [154820, 154827, 154829],
     "first_k_dense_replace": 1,
     "hidden_size": 2048,
     "intermediate_size": 10240,
@@ -469,6 +473,7 @@ DELTA = SERVED | {
     "rms_norm_eps": 1e-06,
     "tie_word_embeddings": False,
 }
+# As in THUDM/slime, scripts/models/qwen3-next-80B-A3B.sh, and the metadata in ggml-org/llama.cpp#17578.
 QWEN3_NEXT = DELTA | {
     "architectures": ["Qwen3NextForCausalLM"],
     "model_type": "qwen3_next",
@@ -507,6 +512,8 @@ QWEN35 = DELTA | {
     },
     "vocab_size": 248320,
 }
+# As in THUDM/slime, scripts/models/qwen3.5-0.8B.sh; that value heads are 16 no public script says, but the size of the
+# model does: 0.75 B parameters, with those for images 0.85 B.
 QWEN35_SMALL = QWEN35 | {
     "model_type": "qwen3_5_text",
     "hidden_size": 1024,
@@ -518,6 +525,7 @@ QWEN35_SMALL = QWEN35 | {
     "num_hidden_layers": 24,
     "tie_word_embeddings": True,
 }
+# As in THUDM/slime, scripts/models/qwen3.5-27B.sh, and, of its delta nets, the metadata in ggml-org/llama.cpp#22673.
 QWEN35_LARGE = QWEN35 | {
     "model_type": "qwen3_5_text",
     "hidden_size": 5120,
@@ -529,6 +537,8 @@ QWEN35_LARGE = QWEN35 | {
     "num_key_value_heads": 4,
     "output_gate_type": "swish",
 }
+# As in THUDM/slime, scripts/models/qwen3.5-35B-A3B.sh; ollama/ollama#16031 counts 35.95 billion parameters, with those
+# for images and of the layer behind the last one.
 QWEN35_MOE = QWEN35 | {
     "model_type": "qwen3_5_moe_text",
     "hidden_size": 2048,
@@ -599,6 +609,20 @@ SMALL = {
 }
 
 
+# Billions of weights that a token is multiplied by, the head's among them, as published: in the names of the models, in
+# the model cards of gpt-oss (3.61 and 5.13) and Gemma 4, and in DeepSeek-AI 2024.
+ACTIVE = {
+    "gemma-4-26B-A4B": 3.8,
+    "DeepSeek-V3": 37,
+    "GLM-4.5": 32,
+    "GLM-4.5-Air": 12,
+    "Qwen3-Next-80B-A3B": 3,
+    "Qwen3.5-35B-A3B": 3,
+    "gpt-oss-20b": 3.61,
+    "gpt-oss-120b": 5.13,
+}
+
+
 def theirs(fields: dict) -> transformers.PreTrainedConfig:
     fields = copy.deepcopy(fields)
     return transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -621,6 +645,15 @@ def test_a_published_config_maps_with_nothing_left_over(name):
     flat = flatten_dict(shapes, sep="/")
     assert {rule.path for rule in table if rule.path} == flat.keys()
     assert sum(math.prod(leaf.shape) for leaf in flat.values()) == parameters
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_weights_that_a_token_is_multiplied_by_are_those_that_are_published(name):
+    """Of names that round down, such as A3B for 3.6, to less than one."""
+    fields, stated = PUBLISHED[name][0], ACTIVE[name]
+    found = sum(get_family(fields).decoder_config(copy.deepcopy(fields)).matmul_params()) / 1e9
+    digits = len(str(stated).partition(".")[2])
+    assert found == pytest.approx(stated, abs=0.9 if digits == 0 else 0.6 / 10**digits)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

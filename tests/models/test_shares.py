@@ -12,7 +12,7 @@ from sft_jax.models.families import get_family
 from sft_jax.models.loading import decoder_config, load_params, on_one
 from sft_jax.models.shares import RowReader, read_share
 from sft_jax.sharding import make_mesh, placement
-from sft_jax.sources import PretrainedCheckpoint, TensorEntry, open_checkpoint
+from sft_jax.sources import TensorEntry, open_checkpoint
 from tests import tiny
 from tests.models import families, reference
 from tests.ports import free_address
@@ -24,8 +24,7 @@ def numbered(shape):
 
 @pytest.mark.parametrize("name", families.CASES)
 def test_shares_of_all_devices_are_the_tensor_as_its_rule_sees_it(name):
-    hf_config = families.text_config(name)
-    config = decoder_config(PretrainedCheckpoint("made", "made", hf_config, {}, ""))
+    hf_config, config = families.text_config(name), families.decoder(name)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     of_first_layer = [
         rule for rule in get_family(hf_config).tensor_table(config) if rule.path and ".1." not in rule.source

@@ -52,7 +52,7 @@ def test_weights_are_those_of_the_decoder(changed):
     for path, leaf in flatten_dict(parameter_shapes(decoder)["layers"], sep="/").items():
         if path.endswith("/kernel"):
             taken = decoder.experts_per_token / decoder.num_experts if leaf.ndim == 4 else 1
-            kernels[path.split("/")[-2]] += taken * leaf.size
+            kernels["shared_down" if "shared/down" in path else path.split("/")[-2]] += taken * leaf.size
     assert kernels == weights
 
 
@@ -78,6 +78,9 @@ def test_every_policy_has_its_recomputation():
 def test_down_is_computed_again_where_something_reads_it():
     for changed in ({"norm_placement": "both"}, {"num_experts": 4, "experts_per_token": 2}):
         assert "down" in recomputed_products(dataclasses.replace(DECODER, **changed), "full")
+    for changed, again in (({}, False), ({"shared_gate": True}, True), ({"norm_placement": "both"}, True)):
+        decoder = dataclasses.replace(DECODER, **MIXTURE, **changed)
+        assert ("shared_down" in recomputed_products(decoder, "full")) == again
 
 
 @pytest.mark.parametrize(
@@ -169,6 +172,7 @@ def test_an_adapter_adds_its_products():
     assert adapter_weights(DECODER, shapes) == 2 * 3 * 512 * 4
     mixture = dataclasses.replace(DECODER, num_experts=4, experts_per_token=2)
     assert adapter_weights(mixture, {"layers/experts/up/a": (1, 4, 512, 4)}) == 2 * 512 * 4
+    assert adapter_weights(mixture, {"layers/experts/router/b": (1, 4, 4)}) == 4 * 4  # every token takes the router
     frozen, adapted = (work(train_weights=False, adapter_weights=count) for count in (0, 100))
     assert adapted.products - frozen.products == 2 * 16 * 100 * 3
     assert np.isclose(work(remat="full", adapter_weights=0).loop, work(remat="full").loop)

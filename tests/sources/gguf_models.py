@@ -5,6 +5,7 @@ for which architecture, and how tensors are changed, follows conversion/ of llam
 """
 
 import copy
+import json
 import math
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import gguf
 import numpy as np
 import transformers
 
-from tests.models import families
+from sft_jax.models import load_pretrained
+from sft_jax.sources import open_checkpoint
+from tests.models import families, reference
 
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": families.WINDOW, "tie_word_embeddings": True}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 20000.0}
@@ -85,6 +88,7 @@ CASES_OF_TORCH = {
     "phi3 longrope": families.LONGROPE | {"original_max_position_embeddings": 10, "tie_word_embeddings": True},
 }
 _WRITTEN_AS = {"ministral3": "mistral3", "olmo3": "olmo2", "gpt_oss": "gpt-oss"}
+TOLERANCE = 1e-4
 _SUFFIXES = (".weight", ".bias")
 _INTERLEAVED = ("granite", "llama", "ministral3")
 
@@ -92,6 +96,46 @@ _INTERLEAVED = ("granite", "llama", "ministral3")
 def torch_model(case: str) -> transformers.PreTrainedModel:
     fields = copy.deepcopy(families.SIZES | (CASES | CASES_OF_TORCH)[case])
     return families.random_model(transformers.AutoConfig.for_model(fields.pop("model_type"), **fields))
+
+
+def check_read(torch_model: transformers.PreTrainedModel, path: Path, rounded: float = 0.0) -> None:
+    """A file of the model gives its logits, its tensors (within `rounded`), and a config that transformers reads."""
+    ids = reference.tokens(2, 24)
+    expected = families.torch_logits(torch_model, ids)
+    assert expected.std() >= 1
+    model, params = load_pretrained(path)
+    np.testing.assert_allclose(reference.logits_of(model, params, ids), expected, atol=TOLERANCE, rtol=0)
+    stored = torch_model.state_dict()
+    true = _as_published(torch_model.config, stored)
+    ours = open_checkpoint(path)
+    assert ours.tensors.keys() == true.keys()
+    for label, entry in ours.tensors.items():
+        np.testing.assert_allclose(entry.load(), true[label], atol=rounded, rtol=0, err_msg=label)
+    # An exported config.json is one that transformers reads.
+    (path.parent / "config.json").write_text(json.dumps(ours.config))
+    again = transformers.AutoConfig.from_pretrained(path.parent)
+    assert type(again) is type(torch_model.config)
+    whole = families.random_model(again)
+    whole.load_state_dict(stored)
+    np.testing.assert_allclose(families.torch_logits(whole, ids), expected, atol=TOLERANCE)
+
+
+def _as_published(config: transformers.PreTrainedConfig, stored: dict) -> dict[str, np.ndarray]:
+    """The tensors of a model's published files: no head that is the embedding, and most experts one by one."""
+    made = {}
+    for name, tensor in stored.items():
+        stem, _, part = name.rpartition(".mlp.experts.")
+        array = tensor.numpy()
+        if not stem or config.model_type == "gpt_oss":
+            made[name] = array
+            continue
+        names = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
+        for number, expert in enumerate(array):
+            for own, rows in zip(names, np.split(expert, len(names)), strict=True):
+                made[f"{stem}.mlp.experts.{number}.{own}.weight"] = rows
+    if config.tie_word_embeddings:
+        del made["lm_head.weight"]
+    return made
 
 
 def permuted(weight: np.ndarray, num_heads: int) -> np.ndarray:

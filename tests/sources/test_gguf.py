@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sft_jax.sources import SourceError, open_checkpoint
-from sft_jax.sources.gguf import undo_rope_permutation
+from sft_jax.sources.gguf_layouts import undo_rope_permutation
 from sft_jax.sources.locate import locate
 from tests import work
 
@@ -221,9 +221,9 @@ def test_metadata_that_is_refused(tmp_path, write_gguf, llama_arrays, metadata, 
 
 
 def test_other_architecture(tmp_path, write_gguf, llama_arrays):
-    path = write_gguf(tmp_path / "tiny.gguf", llama_arrays, architecture="gemma4")
+    path = write_gguf(tmp_path / "tiny.gguf", llama_arrays, architecture="mamba")
     with pytest.raises(
-        SourceError, match=r"architecture 'gemma4'; GGUF files of llama, .* are supported. Use .*safetensors"
+        SourceError, match=r"architecture 'mamba'; GGUF files of llama, .* are supported. Use .*safetensors"
     ):
         open_checkpoint(path)
 

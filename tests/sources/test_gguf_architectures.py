@@ -17,7 +17,6 @@ from sft_jax.sources import SourceError, open_checkpoint
 from tests.models import families, reference
 from tests.sources import gguf_models
 
-TOLERANCE = 1e-4
 # Fields that transformers 5.23 does not take from the file: it reads no biases of Llama, no scaling of rope, no head
 # dimension of Qwen 3, no soft caps, no base of layers with a window, and no model's query scale but 256.
 LOST = {
@@ -49,7 +48,7 @@ def test_logits_equal_torch(case):
     expected = families.torch_logits(torch_model, ids)
     assert expected.std() >= 1
     model, params = load_pretrained(path)
-    np.testing.assert_allclose(reference.logits_of(model, params, ids), expected, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(reference.logits_of(model, params, ids), expected, atol=gguf_models.TOLERANCE, rtol=0)
 
 
 def test_tensors_equal_transformers(case):
@@ -90,25 +89,7 @@ def case_of_torch(request, tmp_path_factory):
 
 
 def test_logits_tensors_and_config_equal_those_of_the_torch_model(case_of_torch):
-    torch_model, path = case_of_torch
-    ids = reference.tokens(2, 24)
-    expected = families.torch_logits(torch_model, ids)
-    assert expected.std() >= 1
-    model, params = load_pretrained(path)
-    np.testing.assert_allclose(reference.logits_of(model, params, ids), expected, atol=TOLERANCE, rtol=0)
-    stored = torch_model.state_dict()
-    tied = {"lm_head.weight"} if torch_model.config.tie_word_embeddings else set()
-    ours = open_checkpoint(path)
-    assert ours.tensors.keys() == stored.keys() - tied
-    for label, entry in ours.tensors.items():
-        np.testing.assert_array_equal(entry.load(), stored[label].numpy(), err_msg=label)
-    # An exported config.json is one that transformers reads.
-    (path.parent / "config.json").write_text(json.dumps(ours.config))
-    again = AutoConfig.from_pretrained(path.parent)
-    assert type(again) is type(torch_model.config)
-    whole = type(torch_model)(again).eval()
-    whole.load_state_dict(stored)
-    np.testing.assert_allclose(families.torch_logits(whole, ids), expected, atol=TOLERANCE)
+    gguf_models.check_read(*case_of_torch)
 
 
 def empty_model(write_gguf, path, architecture, tensors=None, raw_types=None, **metadata):

@@ -85,7 +85,10 @@ SPLIT = {
     "gpt-4o": "It's|·|202|6|·Mc|Donald",
     "tekken": "It|'s|·|2|0|2|6|·Mc|Donald",
     "qwen35": "It|'s|·|2|0|2|6|·McDonald",
+    "deepseek-r1-qwen": "It|'s|·|2|0|2|6|·McDonald",
+    "glm4": "It|'s|·|202|6|·McDonald",
 }
+OF_TRANSFORMERS = {"glm4": "dbrx"}  # what it does not know, and under which name it has the same splitting
 
 
 @pytest.mark.parametrize("pre", SPLIT)
@@ -101,8 +104,27 @@ def test_where_text_is_split(tmp_path, write_gguf, pre):
     if pre == "refact":
         theirs = load_tokenizer(byte_level(write_gguf, tmp_path / "other", "smollm")[0])
     else:
-        theirs = read_by_transformers(path)
+        known = OF_TRANSFORMERS.get(pre, pre)
+        theirs = read_by_transformers(path if pre == known else byte_level(write_gguf, tmp_path / "other", known)[0])
     assert differing(samples, ours, theirs) == []
+    assert ours.batch_decode(ours(samples)["input_ids"]) == samples
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["It", "'s", " ", "202", "6", " McDonald"],
+        ["x", "_y", "東京", "now", " (", "a", ")"],
+        ["ありがとう", "1", "中", " é", "\n\n", " ", " a", "!?\r\n", "b"],
+    ],
+)
+def test_where_deepseek_v3_splits(tmp_path, write_gguf, pieces):
+    """By hand, after the three patterns of its tokenizer.json; transformers has them nowhere."""
+    ours = load_tokenizer(byte_level(write_gguf, tmp_path, "deepseek-v3")[0])
+    text = "".join(pieces)
+    found = ours.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    assert [text[start:stop] for _, (start, stop) in found] == pieces
+    samples = texts.varied(SPECIAL)
     assert ours.batch_decode(ours(samples)["input_ids"]) == samples
 
 
@@ -192,6 +214,62 @@ def test_sentencepiece(tmp_path, write_gguf, architecture, metadata, special):
     for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.get_vocab() == theirs.get_vocab()
+
+
+def gemma4_metadata(**changed):
+    """Gemma 4's order; runs of line ends and of blanks are tokens as others are, and the file has the merges."""
+    pieces, characters = learnt()
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>"]
+    tokens = [*special, "<|tool_call>", *BYTES, *pieces, "\n\n", *characters]
+    types = [CONTROL] * len(special) + [USER_DEFINED] + [BYTE] * 256
+    scored = {piece: -rank for rank, piece in enumerate([*pieces, "\n\n"])}
+    merged = generate_merges({token: id_ for id_, token in enumerate(tokens)}, scored)
+    return {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [-1000.0] * len(tokens),
+        "tokenizer.ggml.token_type": types + [NORMAL] * (len(tokens) - len(types)),
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in merged],
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+    } | {f"tokenizer.ggml.{key}": value for key, value in changed.items()}
+
+
+def test_gemma4(tmp_path, write_gguf):
+    """transformers reads the file with the class of the model's own tokenizer, which adds no BOS."""
+    path = write_gguf(tmp_path / "tiny.gguf", {}, gemma4_metadata(), architecture="gemma4")
+    ours, theirs = load_tokenizer(path), read_by_transformers(path)
+    samples = texts.varied(["<bos>", "<|turn>", "<turn|>", "<|tool_call>", "\n\n"])
+    assert len(samples) >= 1000
+    assert differing(samples, ours, theirs) == []
+    ids = ours(samples)["input_ids"]
+    assert ours.batch_decode(ids) == theirs.batch_decode(ids)
+    assert len({id_ for row in ids for id_ in row}) > 500
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.tokenize("a \n\n<|turn>b") == ["a", "▁", "\n\n", "<|turn>", "b"]
+    assert ours.decode(ours("Hello  world\n")["input_ids"]) == "Hello  world\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"merges": None}, r"has no metadata 'tokenizer.ggml.merges'"),
+        ({"merges": ["a zz"]}, r"merge 0 \('a', 'zz'\) is not of two tokens"),
+        (
+            {"tokens": ["a", "b", "ab"], "token_type": [1, 1, 1], "merges": ["a b"], "unknown_token_id": None},
+            r"neither a token for each byte .*: other text would vanish",
+        ),
+    ],
+)
+def test_gemma4_that_is_refused(tmp_path, write_gguf, changed, message):
+    changed = {"bos_token_id": None, "eos_token_id": None, "padding_token_id": None} | changed
+    path = write_gguf(tmp_path / "tiny.gguf", {}, gemma4_metadata(**changed), architecture="gemma4")
+    with pytest.raises(SourceError, match=f"tiny.gguf: .*({message})"):
+        load_tokenizer(path)
 
 
 def test_add_space_prefix(tmp_path, write_gguf):

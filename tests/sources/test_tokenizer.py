@@ -246,7 +246,7 @@ def test_splitting(tmp_path, write_gguf, pre):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"tokenizer.ggml.model": "t5"}, r"of the kind 't5' .*supported are 'gpt2'.* and 'llama'"),
+        ({"tokenizer.ggml.model": "t5"}, r"of the kind 't5' .*supported are 'gpt2'.* 'llama'.* and 'gemma4'"),
         ({"tokenizer.ggml.model": None}, r"has no metadata 'tokenizer.ggml.model'"),
         ({"tokenizer.ggml.pre": "falcon"}, r"pre-tokenizer 'falcon' .*supported are gpt-2, smollm"),
         ({"tokenizer.ggml.pre": None}, r"pre-tokenizer None"),

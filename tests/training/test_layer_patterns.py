@@ -1,5 +1,7 @@
 """Runs of a model whose layers differ in turn: scanned by the period of the pattern they are what they are unrolled."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from sft_jax.runs.metric_log import read_metrics
 from sft_jax.sharding import inference_mesh, placement
 from sft_jax.training import run
 from tests import tiny
-from tests.models import reference
+from tests.models import families, reference
 
 # Five layers of which every second does not rotate: a scan over two, repeated twice, and one layer.
 PATTERN = {"model_type": "smollm3", "num_hidden_layers": 5, "no_rope_layers": [1, 0, 1, 0, 1]}
@@ -66,6 +68,29 @@ def test_scanned_by_period_as_unrolled(root, case):
     assert one[-1] < one[0]
     for other in others:
         np.testing.assert_allclose(other, one, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["qwen3_5_text", "deepseek_v3", "gemma4_text with shared keys"])
+def test_layers_of_other_kinds_begun_by_period(tmp_path, case):
+    """Delta nets, latent attention, and layers that read another's keys: gone on with by period the losses are those of
+    a run that was not ended, bit for bit; and with layers apart they are the same but for rounding."""
+    families.save(families.torch_model(case), tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    tiny.write_rows(tmp_path / "train.jsonl", 48)
+    tiny.write_rows(tmp_path / "held_out.jsonl", 12, seed=1)
+    layout = lambda name: configured(tmp_path, "full", **{"execution.layer_layout": name})
+    assert resolved(SCAN, open_base(str(tmp_path / "model")).decoder) not in (SCAN, UNROLLED)
+    run(layout("scan"), tmp_path / "whole")
+    run(layout("scan"), tmp_path / "again", stop_after=2)
+    shutil.copytree(tmp_path / "again", tmp_path / "apart")
+    run(layout("scan"), tmp_path / "again")
+    run(layout("unrolled"), tmp_path / "apart")
+    whole = losses(tmp_path / "whole")
+    assert len(whole) == 4
+    assert whole[-1] < whole[0]
+    assert losses(tmp_path / "again") == whole
+    np.testing.assert_allclose(losses(tmp_path / "apart"), whole, rtol=1e-5)
 
 
 def test_the_result_is_read_in_every_layout(root):

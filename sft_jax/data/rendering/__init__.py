@@ -236,17 +236,18 @@ class ConversationRenderer:
         turns = [Message(role, mark) for role, mark in zip(("user", "assistant") * 2, "abcd", strict=True)]
         try:
             rendered = maker.template.render_with_parts(turns, ())
-            end = maker.end_of_answer(turns, 1)
+            end = "" if maker.next_turn_ends else maker.end_of_answer(turns, 1)
         except ExampleError:
             return "", ""
         if [part.message for part in rendered.parts] != [0, 1, 2, 3]:
             return "", ""
         starts = [0, *(part.end for part in rendered.parts)]
         gaps = [rendered.text[start : part.start] for start, part in zip(starts, rendered.parts, strict=False)]
-        first, again = gaps[0].removeprefix(self._encoder.beginning), gaps[2].rpartition(end)[2]
+        behind_end = lambda gap: gap.rpartition(end)[2] if end else gap
+        first, again = gaps[0].removeprefix(self._encoder.beginning), behind_end(gaps[2])
         user = first[len(first) - shared_length(first[::-1], again[::-1]) :]
         answer = gaps[1][: shared_length(gaps[1], gaps[3])]
-        return user.strip(), answer.rpartition(end)[2].strip()
+        return user.strip(), behind_end(answer).strip()
 
     def template_properties(self) -> dict[str, dict[str, str]]:
         """What each of the chat templates does, by its name, see properties.py."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sft_jax.data.conversations import Message, ToolCall
+from sft_jax.data.rendering.prompt_endings import closing_tag
 
 _THOUGHT, _SAID = "THOUGHT", "SAID"
 _CALLS = (ToolCall("first_probe", {"p": "ONE"}, "abcdefghi"), ToolCall("second_probe", {"p": "TWO"}, "abcdefghj"))
@@ -169,8 +170,8 @@ def _thinking_marks(write: Write, words: Sequence[str]) -> tuple[str, tuple[str,
 
 def _marks_of(opening: str) -> tuple[str, tuple[str, ...]] | None:
     """The marks of thinking that the prompt opens with a tag: <think> is closed by </think>."""
-    tag = re.fullmatch(r"([<\[])(\w+)([>\]])", opening.strip())
-    return None if tag is None else ("", (f"{tag[1]}/{tag[2]}{tag[3]}",))
+    closing = closing_tag(opening)
+    return ("", (closing,)) if closing else None
 
 
 def _with_end_before_calls(write: Write, found: AnswerFormat) -> tuple[str, tuple[str, ...]] | None:

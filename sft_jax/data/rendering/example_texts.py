@@ -77,6 +77,11 @@ class ExampleTexts:
         """The token that ends a turn, the last one by default, as text; raises ExampleError where there is none."""
         return self._turns.end_of_answer(messages, number)
 
+    @property
+    def next_turn_ends(self) -> str:
+        """See `TurnFinder.next_turn_ends`."""
+        return self._turns.next_turn_ends
+
     def answer_text(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """See `TurnFinder.answer_text`."""
         return self._turns.answer_text(messages, tools)
@@ -157,7 +162,7 @@ class ExampleTexts:
                 context.rendered.text,
                 context.rendered.template_spans(),
                 self._masking.char_weights(context),
-                context.rendered.owners() if names is None else names[context.rendered.owners()],
+                context.owners() if names is None else names[context.owners()],
                 roles,
                 tuple(numbers[: len(context.messages)]),
                 tuple(numbers[place] for place in context.trained),

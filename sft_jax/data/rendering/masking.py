@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from sft_jax.data.conversations import ROLES, Message
 from sft_jax.data.rendering.rendered import ExampleError, Offsets, TokenWeights
-from sft_jax.data.rendering.templates import TemplateText
+from sft_jax.data.rendering.template_text import TemplateText
 from sft_jax.data.rendering.turns import Context
 
 CharWeights = Float32[np.ndarray, "characters"]

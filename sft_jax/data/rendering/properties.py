@@ -6,13 +6,16 @@ conversations, by the same rules that render and prove examples.
 
 import contextlib
 
+import numpy as np
+
 from sft_jax.data.conversations import Chat, Message, ToolCall
 from sft_jax.data.rendering.example_texts import ExampleTexts
 from sft_jax.data.rendering.masking import Masking
 from sft_jax.data.rendering.outlines import shared_length
 from sft_jax.data.rendering.rendered import ExampleError
-from sft_jax.data.rendering.special_tokens import TextEncoder
-from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, TemplateText, Tools
+from sft_jax.data.rendering.special_tokens import Encoded, TextEncoder
+from sft_jax.data.rendering.template_text import TemplateText
+from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, Tools
 from sft_jax.data.rendering.thinking import USUAL
 
 _SYSTEM, _ASK, _AGAIN = Message("system", "§1"), Message("user", "§2"), Message("user", "§3")
@@ -51,6 +54,7 @@ class _Probe:
             "system message": self._system_message(),
             "contents": "lists of parts alone" if self._template.in_parts else "",
             "thinking": self._thinking(),
+            "generation prompt": self._generation_prompt(),
             "tools": self._definitions(),
             "calls": self._calls(),
             "earlier answers": self._earlier_answers(),
@@ -73,9 +77,10 @@ class _Probe:
 
     def _end_of_turn(self) -> str:
         try:
-            return self._texts.end_of_answer((_ASK, self._answer))
+            end = self._texts.end_of_answer((_ASK, self._answer))
         except ExampleError:
             return "none"
+        return f"{end}, with which the next turn begins" if self._texts.next_turn_ends else end
 
     def _system_message(self) -> str:
         """Where it stands, and what the template writes in its place where there is none.
@@ -108,8 +113,43 @@ class _Probe:
             return f"contents spell it, as prompts end with {opening!r}; {kept}"
         if kept := self._kept(_THOUGHT, "reasoning"):
             return f"a part of the content; {kept}" if self._template.reasoning_in_parts else f"shown; {kept}"
+        if kept := self._kept(_CALL._replace(reasoning="§6"), "reasoning"):
+            return f"shown before calls alone; {kept}"
         kept = self._kept(_SPELT, "content")
         return f"no place of its own; spelt in contents it is {kept or 'taken out'}"
+
+    def _generation_prompt(self) -> str:
+        """What it adds to a question, and how an answer without a thought goes on behind it."""
+        with contextlib.suppress(ExampleError):
+            asked = self._template.render((_ASK,), self._tools)
+            prompt = self._template.render((_ASK,), self._tools, True)
+            added = prompt[shared_length(asked, prompt) :]
+            return (repr(added) if added else "adds nothing") + self._behind_prompt(prompt)
+        return ""
+
+    def _behind_prompt(self, prompt: str) -> str:
+        """How an answer without a thought follows a prompt."""
+        found, thought = "", self._template.empty_thought
+        if thought and not self._template.marks_generation:
+            found = f"; of it {thought!r} is not shown before answers: the last one is trained behind it"
+        with contextlib.suppress(ExampleError):
+            said = self._texts.answer_text((_ASK, self._answer), self._tools)
+            goes_on = said.partition(_ANSWER.content)[0]
+            if goes_on.strip() and not self._template.opening:
+                found += f"; an answer without a thought goes on with {goes_on!r}"
+                if self._is_joined(prompt, said):
+                    found += ", which tokens join with the end of the prompt"
+        return found
+
+    def _is_joined(self, prompt: str, said: str) -> bool:
+        """Whether the tokens of a prompt are not those that it has before the answer."""
+        texts = (prompt, prompt + said)
+        alone, whole = self._encoder.encode_many(texts, [[(0, len(text))] for text in texts])
+        return (
+            isinstance(alone, Encoded)
+            and isinstance(whole, Encoded)
+            and not np.array_equal(alone.ids, whole.ids[: len(alone.ids)])
+        )
 
     def _kept(self, answer: Message, field: str) -> str:
         """Whether what an answer thinks stays once others follow; empty where it is never shown."""

@@ -6,7 +6,6 @@ with marks in their place, and the two results must agree byte for byte.
 
 import collections
 import contextlib
-import dataclasses
 import datetime
 import functools
 import itertools
@@ -15,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-import numpy as np
-from jaxtyping import Int32
 
 from sft_jax.data.conversations import Message, ToolCall
 from sft_jax.data.rendering.outlines import (
@@ -34,11 +31,12 @@ from sft_jax.data.rendering.outlines import (
     shared_length,
     words_of,
 )
+from sft_jax.data.rendering.prompt_endings import closing_tag, is_whole_thought, parting
 from sft_jax.data.rendering.rendered import ExampleError, Span
 from sft_jax.data.rendering.template_engine import GENERATION_END, GENERATION_START, ChatTemplateEnvironment, LoopError
+from sft_jax.data.rendering.template_text import TemplateText
 
 Tools = Sequence[Mapping[str, Any]]
-CharOwners = Int32[np.ndarray, "characters"]
 
 # Given to a template that takes no conversation without tools, where it is asked how it writes.
 PROBE_TOOL = {
@@ -50,6 +48,7 @@ PROBE_TOOL = {
     },
 }
 _TOOL_FIELDS = ("tools", "functions")  # of a system message, of templates that know no variable `tools`
+_SWITCHES = ("enable_thinking", "thinking")  # variables by which templates are told whether to think
 _PRINTED_PART = re.compile(r"""\{['"]type['"]""")  # of a list that a template wrote as it is
 _GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _RAISED = (  # by a program that is given what it does not expect
@@ -62,53 +61,6 @@ _RAISED = (  # by a program that is given what it does not expect
     TypeError,
     ValueError,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class TemplateText:
-    """A rendered conversation.
-
-    Attributes:
-        text: what the template made of it.
-        parts: where contents, reasoning and arguments stand, in the order of the text; all other characters are the
-            template's.
-        missing: (message, field) of what the template leaves out.
-        starts: where each message begins in the text, with the header the template gives it.
-        generation: the spans of {% generation %} blocks (empty if the template has none).
-        words: what of contents stands in the template's own text: words that the template looks for in them.
-    """
-
-    text: str
-    parts: tuple[Part, ...]
-    missing: frozenset[tuple[int, str]]
-    starts: tuple[int, ...]
-    generation: tuple[Span, ...]
-    words: tuple[Part, ...] = ()
-
-    def template_spans(self) -> list[Span]:
-        """What stands between the parts: the text of the template itself."""
-        ends = [0, *(part.end for part in self.parts)]
-        starts = [*(part.start for part in self.parts), len(self.text)]
-        return [span for span in zip(ends, starts, strict=True) if span[0] < span[1]]
-
-    def owners(self) -> CharOwners:
-        """The message of each character; -1 for text of the template that belongs to none."""
-        owners = np.full(len(self.text), -1, np.int32)
-        for number, start in enumerate(self.starts):
-            owners[start:] = number
-        for part in self.parts:
-            if part.message >= 0:
-                owners[part.start : part.end] = part.message
-        return owners
-
-    def parts_of(self, message: int) -> list[Part]:
-        """The parts of one message, in the order of the text."""
-        return [part for part in self.parts if part.message == message]
-
-    def said_by(self, message: int) -> list[Part]:
-        """The parts of one message and its words, in the order of the text."""
-        words = [part for part in self.words if part.message == message]
-        return sorted([*self.parts_of(message), *words], key=lambda part: part.start)
 
 
 class ChatTemplate:
@@ -125,6 +77,8 @@ class ChatTemplate:
             `tools` is a variable, or nothing takes them.
         opening: what the prompt ends with that the template itself does not write before an answer, such as "<think>":
             answers are to spell it. Empty for most.
+        empty_thought: what the prompt ends with and the template does not write before an answer, where it says that
+            nothing is thought: see `says_no_thought`. Empty for most.
     """
 
     def __init__(
@@ -157,13 +111,14 @@ class ChatTemplate:
         # What a template writes depends on the outline once contents are marks: one skeleton serves many examples.
         self._skeleton = functools.lru_cache(maxsize=4096)(self._find_skeleton)
         self._starts = functools.lru_cache(maxsize=4096)(self._find_starts)
+        self._takes_out = functools.lru_cache(maxsize=16)(self._find_taken_out)
         self._no_content, self.in_parts, self.reasoning_in_parts, self.tools_field = "", False, False, ""
         self._outliner = Outliner(source, special)
         self.in_parts = self._takes_parts_alone()
         self._fit_calls(source, special)
         self.reasoning_in_parts = self._takes_reasoning_in_parts()
         self.tools_field = self._find_tools_field()
-        self.opening = self._find_opening()
+        self.opening, self.empty_thought = self._find_ending(special)
         self._outliner = Outliner(source, special, self.arguments_as_text, self.opening)
 
     @property
@@ -183,6 +138,37 @@ class ChatTemplate:
             ExampleError: the template refuses the conversation, fails, or loops for too long.
         """
         return self._run([self._fields(message) for message in messages], tools, generation_prompt)
+
+    def says_no_thought(self, ending: str, rest: str) -> bool:
+        """Whether a prompt with this ending may stand before an answer: with it, the answer thinks nothing.
+
+        The ending opens a thought that the answer closes at once; or it is a whole one, in tags, or in words that the
+        template itself takes out of answers that spell them.
+
+        Args:
+            ending: of a prompt, which the template does not write before the answer.
+            rest: the answer as the template writes it in its place.
+        """
+        if closing := closing_tag(ending):
+            return rest.lstrip().startswith(closing)
+        return is_whole_thought(ending) or self._takes_out(ending)
+
+    def switch_for(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+        """The line of Jinja that, before the template, lets the last answer begin as its prompt ends; empty if unknown.
+
+        Args:
+            messages: end with an answer.
+            tools: what it may call.
+        """
+        fields = [self._fields(message) for message in messages]
+        for name, value in itertools.product(_SWITCHES, (True, False)):
+            if not re.search(rf"\b{name}\b", self.source):
+                continue
+            with contextlib.suppress(ExampleError):
+                prompt = self._run(fields[:-1], tools, True, **{name: value})
+                if self._run(fields, tools, False, **{name: value}).startswith(prompt):
+                    return f"{{%- set {name} = {str(value).lower()} %}}"
+        return ""
 
     def render_with_parts(
         self, messages: Sequence[Message], tools: Tools = (), generation_prompt: bool = False
@@ -274,6 +260,15 @@ class ChatTemplate:
                 self._skeleton.cache_clear()
         return False
 
+    def _find_taken_out(self, ending: str) -> bool:
+        """Whether an answer that spells the ending is shown without it."""
+        asked = Message("user", "a")
+        for tools in ((), (PROBE_TOOL,)):
+            with contextlib.suppress(ExampleError):
+                plain = self.render((asked, Message("assistant", "b")), tools)
+                return plain == self.render((asked, Message("assistant", f"{ending}b")), tools)
+        return False
+
     def _find_tools_field(self) -> str:
         """The field of the system message that shows tools, where the variable does not."""
         turns = tuple(Message(role, "a") for role in ("system", "user", "assistant"))
@@ -289,16 +284,23 @@ class ChatTemplate:
                     return self.tools_field
         return ""
 
-    def _find_opening(self) -> str:
-        """What the prompt writes behind the header of an answer, and the whole conversation does not."""
+    def _find_ending(self, special: re.Pattern) -> tuple[str, str]:
+        """What prompts write behind the header of an answer and the whole conversation does not: `opening`, or
+        `empty_thought`.
+        """
         asked = (Message("user", "a"),)
         for tools in ((), (PROBE_TOOL,)):
             with contextlib.suppress(ExampleError):
                 prompt = self.render(asked, tools, True)
                 whole = self.render((*asked, Message("assistant", "b")), tools)
-                shared = shared_length(prompt, whole)
-                return prompt[shared:] if prompt[shared:].strip() and whole.startswith("b", shared) else ""
-        return ""
+                at = parting(prompt, whole, [found.span() for found in special.finditer(prompt)], len(whole))
+                ending, rest = prompt[at:], whole[at:]
+                if not ending.strip():
+                    return "", ""
+                if self.says_no_thought(ending, rest):
+                    return "", ending
+                return (ending if rest.startswith("b") else ""), ""
+        return "", ""
 
     def _fields(self, message: Message) -> dict[str, Any]:
         as_text = self._outliner.arguments_as_text
@@ -411,7 +413,12 @@ class ChatTemplate:
             raise
 
     def _run(
-        self, messages: list[dict[str, Any]], tools: Sequence[Any], generation_prompt: bool, track: bool = False
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[Any],
+        generation_prompt: bool,
+        track: bool = False,
+        **switches: bool,
     ) -> str:
         if not messages:
             raise ExampleError("the conversation is empty")
@@ -427,7 +434,7 @@ class ChatTemplate:
             "mark_generation": track,
         }
         try:
-            text = self._environment.run(self._template, self._variables | given)
+            text = self._environment.run(self._template, self._variables | given | switches)
         except LoopError as error:
             raise ExampleError("the chat template loops for too long", str(error), stops=True) from error
         except _RAISED as error:

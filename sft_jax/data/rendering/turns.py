@@ -3,8 +3,9 @@
 The step between templates.py (text and parts) and masking.py (weights). The turn of an assistant goes from the end of
 the generation prompt, where the model takes over, to the end-of-turn token. Two renderings prove it, byte for byte: the
 prompt of the turn must be the beginning of the text, and so must the text up to the end-of-turn where the conversation
-ends with that turn. Where the template shows a turn otherwise once others follow (it removes the reasoning), the turn
-is trained in an example that ends with it, or the conversation is refused.
+ends with that turn. A conversation that ends with an answer has the form of generation, see generated_form.py. Where
+the template shows a turn otherwise once others follow (it removes the reasoning), the turn is trained in an example
+that ends with it, or the conversation is refused.
 """
 
 import contextlib
@@ -13,14 +14,17 @@ import functools
 from collections.abc import Sequence
 
 from sft_jax.data.conversations import Message
+from sft_jax.data.rendering.generated_form import GeneratedForm
 from sft_jax.data.rendering.outlines import shared_length
 from sft_jax.data.rendering.rendered import ExampleError, Span
 from sft_jax.data.rendering.special_tokens import TextEncoder
-from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, TemplateText, Tools
+from sft_jax.data.rendering.template_text import CharOwners, TemplateText
+from sft_jax.data.rendering.templates import PROBE_TOOL, ChatTemplate, Tools
 
 NO_END_OF_TURN = "the chat template has no end-of-turn token after an answer"
 STARTS_WITH_ANSWER = "the conversation starts with the assistant"
 _REWRITTEN = "the chat template shows the model another history at inference than in training"
+_UNMET = "an answer does not begin with what prompts end with"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,14 @@ class Context:
     turns: tuple[Turn, ...]
     trained: tuple[int, ...]
 
+    def owners(self) -> CharOwners:
+        """The message of each character; what ends a turn belongs to it, also where the next turn begins with it."""
+        owners = self.rendered.owners()
+        for number, turn in enumerate(self.turns):
+            if turn.end_of_turn is not None:
+                owners[slice(*turn.end_of_turn)] = number
+        return owners
+
 
 class _RewrittenError(ExampleError):
     """A turn is shown otherwise in this context than at inference; another context may do."""
@@ -71,6 +83,7 @@ class TurnFinder:
             all_ends: ends of turns that are not trained are wanted too.
         """
         self._template, self._encoder = template, encoder
+        self._form = GeneratedForm(template, encoder)
         self._needs_end, self._all_ends = needs_end, all_ends
 
     def contexts(
@@ -91,7 +104,7 @@ class TurnFinder:
         """
         left, found = set(trained), []
         while left:
-            rendered = self._template.render_with_parts(messages, tools)
+            rendered = self._form.rendered(messages, tools)
             self._check_marks(rendered, messages)
             proven = {}
             for number in sorted(left):
@@ -118,8 +131,9 @@ class TurnFinder:
         if number < len(messages) - 1:
             try:
                 self.contexts(messages, tools, trained, expand=True)
-            except ExampleError:
-                pass  # they cannot be proven there either
+            except ExampleError as other:  # they cannot be proven there either
+                if other.reason == _UNMET:
+                    raise other from error
             else:
                 return "--config.data.masking.history=expand makes an example that ends with it"
         if error.reason == NO_END_OF_TURN:
@@ -132,7 +146,7 @@ class TurnFinder:
         Raises:
             ExampleError: the template refuses the conversation, or changes what it says.
         """
-        rendered = self._template.render_with_parts(messages, tools)
+        rendered = self._form.rendered(messages, tools)
         turns = (Turn((), self._end_of_turn(rendered, messages, number)) for number in range(len(messages)))
         return Context(messages, rendered, tuple(turns), tuple(trained))
 
@@ -157,7 +171,7 @@ class TurnFinder:
         Raises:
             ExampleError: the template refuses the conversation, or changes what it says.
         """
-        rendered, last = self._template.render_with_parts(messages, tools), len(messages) - 1
+        rendered, last = self._form.rendered(messages, tools), len(messages) - 1
         prompt = self._template.render(messages[:-1], tools, True)
         if rendered.text.startswith(prompt):
             start = len(prompt)
@@ -169,8 +183,13 @@ class TurnFinder:
         return rendered.text[start : len(rendered.text) if end is None else end[0]]
 
     def _end_of(self, messages: Sequence[Message], tools: Tools, number: int) -> str:
-        rendered = self._template.render_with_parts(messages, tools)
+        rendered = self._form.rendered(messages, tools)
         return rendered.text[slice(*self._required_end(rendered, messages, range(len(messages))[number]))]
+
+    @property
+    def next_turn_ends(self) -> str:
+        """See `GeneratedForm.next_turn_ends`."""
+        return self._form.next_turn_ends
 
     @functools.cached_property
     def _plain_end(self) -> str:
@@ -234,10 +253,12 @@ class TurnFinder:
             opening = self._template.opening
             if opening and not messages[number].content.startswith(opening):
                 raise ExampleError(
-                    "an answer does not begin with what prompts end with",
+                    _UNMET,
                     f"message {number} is to begin with {opening!r}: spell its thought in the content, or give a "
                     "template whose prompts open none",
                 )
+            if number == len(messages) - 1 and messages[number - 1].role != "assistant":
+                self._check_ending(rendered, messages, tools)
             raise _RewrittenError(
                 _REWRITTEN,
                 f"the prompt for message {number} is not the beginning of the whole conversation",
@@ -256,13 +277,26 @@ class TurnFinder:
                 )
         return Turn((span,), end_of_turn)
 
+    def _check_ending(self, rendered: TemplateText, messages: Sequence[Message], tools: Tools) -> None:
+        """The prompt of the last answer must not part from the conversation in what it ends with alone."""
+        at, ending = self._form.ending(rendered, messages, tools)
+        if not ending:
+            return
+        switch = self._template.switch_for(messages, tools)
+        advice = f"put {switch} before the template, in a file given as --config.model.chat_template, or change the row"
+        raise ExampleError(
+            _UNMET,
+            f"the prompt for message {len(messages) - 1} ends with {ending!r}, where the template begins the answer "
+            f"with {rendered.text[at : at + 20]!r}; {advice if switch else 'change the row, or give another template'}",
+        )
+
     def _prove_end(
         self, rendered: TemplateText, messages: Sequence[Message], tools: Tools, number: int, turn: Turn
     ) -> None:
         """The text up to the end of the turn must be the same where the conversation ends with it."""
         if number == len(messages) - 1:
             return
-        alone = self._template.render(messages[: number + 1], tools)
+        alone = self._template.render(messages[: number + 1], tools) + self._form.closing(messages[number])
         end = max(end for _, end in turn.spans)
         if alone.startswith(rendered.text[:end]):
             return

@@ -8,19 +8,32 @@ import math
 from sft_jax.models.config import DecoderConfig
 
 CHUNK = 64
-BACKWARD_PASSES = 3  # of the arithmetic of a forward pass: one that is computed again, and the gradients of two inputs
 
 
 def flops_of_token(layer: DecoderConfig) -> int:
     """Floating-point operations of a token in the forward pass, between the projections of its layer.
 
-    Products of keys and queries with keys; those that invert the triangular system, two of C x C x C for each doubling
-    of its blocks but the first, and its solution; products with the state, three, and of corrections.
+    Products of keys and queries with keys; those that invert the triangular system, and its solution; products with the
+    state, three, and of corrections.
     """
     heads, key_dim, value_dim = layer.delta_value_heads, layer.delta_key_dim, layer.delta_value_dim
     of_keys = 4 * CHUNK * key_dim * layer.delta_key_heads
-    of_system = 2 * CHUNK * (CHUNK * 2 * int(math.log2(CHUNK) - 1) + key_dim + value_dim)
-    return of_keys + heads * (of_system + 6 * key_dim * value_dim + 2 * CHUNK * value_dim)
+    solution = 2 * CHUNK * (key_dim + value_dim)
+    return of_keys + _inverse(layer) + heads * (solution + 6 * key_dim * value_dim + 2 * CHUNK * value_dim)
+
+
+def backward_flops_of_token(layer: DecoderConfig) -> int:
+    """Those of the backward pass: the forward pass again, and the gradients of the two inputs of each product.
+
+    What is read is not computed again, and the gradient of an inverse needs none of the products that have made it.
+    """
+    read = 2 * layer.delta_value_heads * layer.delta_value_dim * (layer.delta_key_dim + CHUNK)
+    return 3 * flops_of_token(layer) - 2 * _inverse(layer) - read
+
+
+def _inverse(layer: DecoderConfig) -> int:
+    """Of the triangular system: two products of C x C x C for each doubling of its blocks but the first."""
+    return layer.delta_value_heads * 4 * CHUNK**2 * int(math.log2(CHUNK) - 1)
 
 
 def floats_of_token(layer: DecoderConfig) -> int:

@@ -35,6 +35,24 @@ These have system prompts and instructions in words of their own, which were put
     Granite 4         ibm-granite-granite-4.0 of jesus-talavera-ibm/llama.cpp at 289965b
     Gemma 3 in parts  trl/gemma3.jinja, given parts
 
+These were compared with their copies over 61 conversations (also thoughts and calls in rounds), each without tools,
+with one and with two, with and without generation prompt, and with the variables by which they think. Instructions on
+how to call, in words of their own, were left out of both:
+
+    Gemma 4 31B       google-chat_template.jinja of forcepusher/gemma4_jinja at 240af0f
+    Gemma 4           the same without the empty thought, as trl/chat_templates/gemma4_v4.jinja at 793134b has it
+    Qwen3-Next        trl/qwen3_instruct_2507.jinja; trl/qwen3.jinja, with the prompt of Qwen3-Thinking in unsloth's
+                      chat_templates.py
+    Qwen 3.5, 3.6     trl/qwen3_5_nothink.jinja, trl/qwen3_6.jinja
+    GLM 4.5           trl/glm4moe.jinja; llama.cpp, GLM-4.6, is the same but for calls without arguments
+    GLM 4.7           the copy in a comment of the Dart package llm_model_templates
+    DeepSeek V3.1     deepseek-ai-DeepSeek-V3.1 of ggml-org/llama.cpp at 0374c5b
+
+These were written by their copies and not compared with them:
+
+    Gemma 4 first     gemma4 of ggml-org/llama.cpp at 75f1ba7
+    DeepSeek V3       the copies in public scripts that keep what stands before </think>
+
 Mistral Small 3, Ministral 3 and Granite 4 were given strings and parts. Left out is what no conversation here can ask
 for: images, and variables that only a caller of the template sets (built-in tools of Llama 3.1). Documents of Granite
 are written and were not compared.
@@ -70,10 +88,14 @@ class ChatFormat:
         answer: what is trained of an answer.
         call: what is trained of a call of f, without content; with {reasoning}, if the template shows reasoning.
         text_arguments: the template takes arguments of a call as JSON text, not as an object.
+        no_content: it takes the content of a call without one as None, not as "".
         opening: what prompts end with and the template does not write before an answer: answers spell it.
         in_parts: it takes contents as lists of parts: "all", or only those with reasoning, "thinking".
         tools_field: the field of the system message in which it takes tools as JSON text.
         refuses: for a case it does not take: words of the reason.
+        revision: texts of the file, and what another revision of the template has in their place.
+        empty_thought: what prompts end with and the template does not write before an answer.
+        next_turn: what ends an answer that is the last one, which the template leaves to the next turn.
     """
 
     file: str
@@ -85,15 +107,24 @@ class ChatFormat:
     added: tuple[str, ...] = ()
     begins: bool = False
     text_arguments: bool = False
+    no_content: bool = False
     opening: str = ""
     in_parts: str = ""
     tools_field: str = ""
     refuses: dict[str, str] = dataclasses.field(default_factory=dict)
+    revision: dict[str, str] = dataclasses.field(default_factory=dict)
+    empty_thought: str = ""
+    next_turn: str = ""
 
     @property
     def template(self) -> str:
         """Jinja."""
-        return (_TEMPLATES / f"{self.file}.jinja").read_text(encoding="utf-8")
+        source = (_TEMPLATES / f"{self.file}.jinja").read_text(encoding="utf-8")
+        for text, other in self.revision.items():
+            if text not in source:
+                raise ValueError(f"{self.file}.jinja has no {text!r} to revise")
+            source = source.replace(text, other)
+        return source
 
     def tokenizer(self, eos: str = "") -> transformers.PreTrainedTokenizerFast:
         """One id a byte and the tokens of the format."""
@@ -135,6 +166,47 @@ _MISTRAL_TOKENS = (
 )
 _GRANITE_TOKENS = ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")
 _HERMES_CALL = '<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>{end}'
+_GEMMA_4_TOKENS = (
+    *("<bos>", "<eos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool>", "<tool|>"),
+    *("<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'),
+)
+_GEMMA_4_CALL = '<|tool_call>call:f{{city:<|"|>ARGUMENT<|"|>,n:2}}<tool_call|>'
+_GEMMA_4_31B = {
+    "{{ '<|turn>model\\n' }}": "{{ '<|turn>model\\n' + ('' if thinks else '<|channel>thought\\n<channel|>') }}",
+}
+_QWEN_3_PROMPT = (
+    "{{- '<think>\\n\\n</think>\\n\\n' if enable_thinking is defined and enable_thinking is false else '' }}"
+)
+_QWEN_3_INSTRUCT = {
+    "loop.index0 > question.at and (loop.last or reasoning)": "false",
+    "'</think>' in content": "false",
+    _QWEN_3_PROMPT: "",
+}
+_QWEN_3_5_CALL = (
+    "<tool_call>\n<function=f>\n<parameter=city>\nARGUMENT\n</parameter>\n<parameter=n>\n2\n</parameter>\n"
+    "</function>\n</tool_call>{end}"
+)
+_QWEN_3_6 = {
+    "opens = enable_thinking is defined and enable_thinking is true": (
+        "opens = enable_thinking is not defined or enable_thinking is not false"
+    ),
+    "loop.index0 > question.at %}": (
+        "loop.index0 > question.at or preserve_thinking is defined and preserve_thinking is true %}"
+    ),
+    "(value | tojson if nested else value | string)": "(value if value is string else value | tojson)",
+}
+_DEEPSEEK_TOKENS = tuple(
+    f"<｜{name}｜>"
+    for name in (
+        *("User", "Assistant", "tool▁calls▁begin", "tool▁call▁begin", "tool▁sep", "tool▁call▁end"),
+        *("tool▁calls▁end", "tool▁outputs▁begin", "tool▁output▁begin", "tool▁output▁end", "tool▁outputs▁end"),
+    )
+)
+_GLM_TOKENS = ("[gMASK]", "<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+_GLM_TAGS = (
+    *("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+)
 
 FORMATS = {
     "ChatML": ChatFormat("chatml", _CHATML_TOKENS, "<|endoftext|>", IM_END, refuses=_NO_CALLS),
@@ -224,13 +296,7 @@ FORMATS = {
         "<｜end▁of▁sentence｜>",
         call="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{arguments}\n```"
         "<｜tool▁call▁end｜><｜tool▁calls▁end｜>{end}",
-        added=tuple(
-            f"<｜{name}｜>"
-            for name in (
-                *("User", "Assistant", "tool▁calls▁begin", "tool▁call▁begin", "tool▁sep", "tool▁call▁end"),
-                *("tool▁calls▁end", "tool▁outputs▁begin", "tool▁output▁begin", "tool▁output▁end", "tool▁outputs▁end"),
-            )
-        ),
+        added=_DEEPSEEK_TOKENS,
         begins=True,
         text_arguments=True,
         refuses={"tools": "the chat template does not show the definitions of tools"},
@@ -324,5 +390,118 @@ FORMATS = {
         begins=True,
         in_parts="all",
         refuses=_ALTERNATES | {"tools": "must alternate"},
+    ),
+    "Gemma 4": ChatFormat(
+        "gemma_4",
+        _GEMMA_4_TOKENS,
+        "<eos>",
+        "<turn|>",
+        call=_GEMMA_4_CALL + "<|tool_response>",
+        begins=True,
+        refuses={"consecutive": "another history at inference"},
+    ),
+    "Gemma 4 31B": ChatFormat(
+        "gemma_4",
+        _GEMMA_4_TOKENS,
+        "<eos>",
+        "<turn|>",
+        call=_GEMMA_4_CALL + "<|tool_response>",
+        begins=True,
+        refuses={"consecutive": "another history at inference"},
+        revision=_GEMMA_4_31B,
+        empty_thought="<|channel>thought\n<channel|>",
+    ),
+    "Gemma 4 first": ChatFormat(
+        "gemma_4_first",
+        _GEMMA_4_TOKENS,
+        "<eos>",
+        "<turn|>",
+        call=_GEMMA_4_CALL + "{end}",
+        begins=True,
+        empty_thought="<|channel>thought\n<channel|>",
+    ),
+    "Qwen 3 Next Instruct": ChatFormat(
+        "qwen_3",
+        _CHATML_TOKENS,
+        "<|endoftext|>",
+        IM_END,
+        call=_HERMES_CALL,
+        added=("<tool_call>", "</tool_call>"),
+        revision=_QWEN_3_INSTRUCT,
+    ),
+    "Qwen 3 Next Thinking": ChatFormat(
+        "qwen_3",
+        _CHATML_TOKENS,
+        "<|endoftext|>",
+        IM_END,
+        answer="\n</think>\n\n{}{end}",
+        call="{reasoning}\n</think>\n\n" + _HERMES_CALL,
+        refuses={"consecutive": "another history at inference"},
+        added=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+        revision={_QWEN_3_PROMPT: "{{- '<think>\\n' }}"},
+    ),
+    "Qwen 3.5": ChatFormat(
+        "qwen_3_5",
+        _CHATML_TOKENS,
+        "<|endoftext|>",
+        IM_END,
+        call=_QWEN_3_5_CALL,
+        added=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+    ),
+    "Qwen 3.6": ChatFormat(
+        "qwen_3_5",
+        _CHATML_TOKENS,
+        "<|endoftext|>",
+        IM_END,
+        answer="\n</think>\n\n{}{end}",
+        call="{reasoning}\n</think>\n\n" + _QWEN_3_5_CALL,
+        added=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+        revision=_QWEN_3_6,
+    ),
+    "DeepSeek V3": ChatFormat(
+        "deepseek_v3",
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        "<｜end▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        added=_DEEPSEEK_TOKENS,
+        begins=True,
+        text_arguments=True,
+        no_content=True,
+        refuses={"tools": "the chat template does not show the definitions of tools"},
+    ),
+    "DeepSeek V3.1": ChatFormat(
+        "deepseek_v3_1",
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        "<｜end▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        call="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{arguments}<｜tool▁call▁end｜>"
+        "<｜tool▁calls▁end｜>{end}",
+        added=(*_DEEPSEEK_TOKENS, "<think>", "</think>"),
+        begins=True,
+        text_arguments=True,
+        refuses={"tools": "the chat template does not show the definitions of tools"},
+    ),
+    "GLM 4.5": ChatFormat(
+        "glm_4_5",
+        _GLM_TOKENS,
+        "<|endoftext|>",
+        "<|user|>",
+        answer="\n<think></think>\n{}{end}",
+        call="\n<think>{reasoning}</think>\n<tool_call>f\n<arg_key>city</arg_key>\n<arg_value>ARGUMENT</arg_value>\n"
+        "<arg_key>n</arg_key>\n<arg_value>2</arg_value>\n</tool_call><|observation|>",
+        added=_GLM_TAGS,
+        next_turn="<|user|>",
+    ),
+    "GLM 4.7": ChatFormat(
+        "glm_4_7",
+        _GLM_TOKENS,
+        "<|endoftext|>",
+        "<|user|>",
+        answer="</think>{}{end}",
+        call="{reasoning}</think><tool_call>f<arg_key>city</arg_key><arg_value>ARGUMENT</arg_value>"
+        "<arg_key>n</arg_key><arg_value>2</arg_value></tool_call><|observation|>",
+        added=_GLM_TAGS,
+        empty_thought="<think>",
+        next_turn="<|user|>",
     ),
 }

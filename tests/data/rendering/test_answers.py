@@ -10,7 +10,9 @@ from tests.data.rendering.chat_formats import FORMATS
 ASK = Message("user", "Weather in Rome?")
 ROME = ToolCall("weather", {"city": "Rome", "days": [1, 2.5], "deep": {"a": None}}, "abcdefghi")
 OSLO = ToolCall("weather", {"city": 'Os"lo\n'}, "abcdefghj")
-WITH_CALLS = [name for name, chat_format in FORMATS.items() if chat_format.call]
+# Their templates write calls that do not tell text from other values, or in a syntax of their own.
+UNREAD = ("Gemma 4", "Gemma 4 31B", "Gemma 4 first", "Qwen 3.5", "Qwen 3.6", "GLM 4.5", "GLM 4.7")
+WITH_CALLS = [name for name, chat_format in FORMATS.items() if chat_format.call and name not in UNREAD]
 ONE_CALL_ONLY = ("Llama 3.1",)
 
 
@@ -42,6 +44,17 @@ def test_calls_are_read_back(name, calls):
     assert (found.thinking, found.content) == ("", "")
 
 
+@pytest.mark.parametrize("name", UNREAD)
+def test_calls_that_cannot_be_read_back_stay_text(name):
+    """As they are written, to be compared as text."""
+    renderer = ConversationRenderer(FORMATS[name].tokenizer())
+    call = ToolCall("weather", {"city": "Rome"}, "abcdefghi")
+    found = read_back(renderer, Message("assistant", "", tool_calls=(call,)))
+    assert found.calls == ()
+    assert "weather" in found.content
+    assert found.content in renderer.answer_text((ASK, Message("assistant", "", tool_calls=(call,))))
+
+
 @pytest.mark.parametrize("name", ["Qwen 2.5", "Qwen 3", "DeepSeek R1", "OLMo 3", "Ministral 3", "Granite 4"])
 def test_a_content_before_calls_is_read_back(name):
     message = Message("assistant", "Let me look.", tool_calls=(ROME,))
@@ -51,7 +64,9 @@ def test_a_content_before_calls_is_read_back(name):
 
 
 @pytest.mark.parametrize(("reasoning", "content"), [("", "Oslo"), ("I know it.", "Oslo"), ("I know it.", "a</think>b")])
-@pytest.mark.parametrize("name", ["Qwen 3", "Ministral 3 Reasoning"])
+@pytest.mark.parametrize(
+    "name", ["Qwen 3", "Ministral 3 Reasoning", "Qwen 3 Next Thinking", "Qwen 3.6", "GLM 4.5", "GLM 4.7"]
+)
 def test_thinking(name, reasoning, content):
     renderer = ConversationRenderer(FORMATS[name].tokenizer())
     assert read_back(renderer, Message("assistant", content, reasoning=reasoning)) == Answer(reasoning, content)

@@ -11,6 +11,7 @@ import jinja2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.utils import chat_template_utils
 
 from sft_jax.data.conversations import Chat, Message, ToolCall
 from sft_jax.data.rendering import ConversationRenderer, ExampleError
@@ -76,8 +77,25 @@ def test_every_answer_with_its_end_and_nothing_else(name, eos, case):
     assert not isinstance(examples, ExampleError), examples
     text = "".join(trained_text(example) for example in examples)
     assert text == expected_text(chat_format, asked, eos or chat_format.native_end)
-    assert examples[-1].text == with_beginning(chat_format, theirs(tokenizer, chat, chat_format))
+    shown = dataclasses.replace(chat, messages=chat.messages[: examples[-1].messages.max() + 1])
+    assert examples[-1].text == as_generated(chat_format, tokenizer, shown)
     assert examples[-1].tokens.tolist() == tokenizer(examples[-1].text, add_special_tokens=False)["input_ids"]
+
+
+def as_generated(chat_format, tokenizer, chat):
+    """The rendering of transformers; a last answer behind its prompt, and with the end that the next turn brings."""
+    text = theirs(tokenizer, chat, chat_format)
+    last = chat.messages[-1]
+    if last.role == "assistant":
+        asked = dataclasses.replace(chat, messages=chat.messages[:-1])
+        prompt = theirs(tokenizer, asked, chat_format, add_generation_prompt=True)
+        if chat_format.empty_thought and not text.startswith(prompt):
+            assert prompt.endswith(chat_format.empty_thought)
+            before = prompt.removesuffix(chat_format.empty_thought)
+            assert text.startswith(before)
+            text = prompt + text.removeprefix(before)
+        text += "<|observation|>" if chat_format.next_turn and last.tool_calls else chat_format.next_turn
+    return with_beginning(chat_format, text)
 
 
 def spelt(chat_format, chat):
@@ -92,6 +110,10 @@ def theirs(tokenizer, chat, chat_format, **options):
     if chat_format.tools_field and tools and messages[0]["role"] == "system":
         messages[0][chat_format.tools_field] = json.dumps(tools)
     source = re.sub(r"strftime_now\('(.*?)'\)", lambda call: repr(NOW.strftime(call[1])), tokenizer.chat_template)
+    if chat_format.no_content:  # which transformers takes out, and the template asks for
+        compiled = chat_template_utils._compile_jinja_template(source)
+        beginning = tokenizer.special_tokens_map["bos_token"]
+        return compiled.render(messages=messages, tools=tools, bos_token=beginning, **options)
     return tokenizer.apply_chat_template(messages, tools=tools, chat_template=source, tokenize=False, **options)
 
 
@@ -108,6 +130,7 @@ def fields(chat, chat_format):
             said = [{"type": "text", "text": message.content}] if message.content else []
             found["content"] = thought + said
         if message.tool_calls:
+            found["content"] = found["content"] or (None if chat_format.no_content else found["content"])
             found["tool_calls"] = [
                 {
                     "type": "function",
@@ -128,7 +151,10 @@ def with_beginning(chat_format, text):
     return text if not chat_format.begins or text.startswith(first) else first + text
 
 
-REWRITTEN = {"Qwen 3": "another history at inference", "OLMo 3 Think": "no end-of-turn token after an answer"}
+OTHERWISE = ("Qwen 3", "Qwen 3 Next Thinking", "Qwen 3.5", "Qwen 3.6", "Gemma 4 31B", "Gemma 4 first", "GLM 4.7")
+REWRITTEN = dict.fromkeys(OTHERWISE, "another history at inference") | {
+    "OLMo 3 Think": "no end-of-turn token after an answer"
+}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -302,12 +328,13 @@ def test_calls_without_definitions_and_their_prompts(name):
     """Every step of a conversation with calls is trained after its own prompt."""
     chat_format = FORMATS[name]
     tokenizer = chat_format.tokenizer()
-    renderer = ConversationRenderer(tokenizer)
+    renderer = ConversationRenderer(tokenizer, masking=EXPAND)
     chat = Chat((ASK, call_of(chat_format), RESULT, TWO))
-    example = renderer.render(chat.messages)
-    assert trained_text(example) == expected_text(chat_format, chat, chat_format.native_end)
+    (examples,) = renderer.render_many([chat])
+    text = "".join(trained_text(example) for example in examples)
+    assert text == expected_text(chat_format, chat, chat_format.native_end)
     assert tokenizer.convert_tokens_to_ids(chat_format.ending(chat_format.native_end)) in renderer.stop_ids
-    for number in (1, 3):
+    for example, number in zip((examples[0], examples[-1]), (1, 3), strict=True):
         prompt = renderer.render_prompt(chat.messages[:number])
         assert example.tokens[: len(prompt)].tolist() == prompt.tolist()
         assert example.weights[len(prompt)] == 1
@@ -329,8 +356,9 @@ def test_special_tokens_are_text_wherever_they_are_spelt(name, place):
         user, result = (word if place == at else "w" for at, word in (("user", text), ("tool", text)))
         tool = {"type": "function", "function": {"name": "f", "description": text if place == "definition" else "d"}}
         turns = (Message("user", user), call, RESULT._replace(content=result), TWO)
-        tools = () if name == "DeepSeek R1" else (tool,)
-        examples.append(ConversationRenderer(tokenizer).render(turns, tools))
+        tools = () if name.startswith("DeepSeek") else (tool,)
+        (found,) = ConversationRenderer(tokenizer, masking=EXPAND).render_many([Chat(turns, tools)])
+        examples.append(found[-1])
     special = tokenizer.convert_tokens_to_ids(list(chat_format.special))
     counts = [[example.tokens.tolist().count(token) for token in special] for example in examples]
     assert counts[0] == counts[1]
@@ -398,21 +426,21 @@ def test_any_text_comes_through_or_is_refused(name, question, answer, argument, 
     turns = (Message("user", question), call, RESULT._replace(content=result), Message("assistant", answer))
     harmless, found = renderer.render_many([Chat((ASK, call_of(FORMATS[name]), RESULT, TWO)), Chat(turns)])
     if isinstance(found, ExampleError):
-        refusals = ["leaves out part of an answer", "another history"]
+        refusals = ["leaves out part of an answer", "another history", "begin with what prompts end with"]
         refusals += ["an answer says nothing"] if name.startswith("Ministral") else []
         assert any(words in str(found) for words in refusals), found
         return
     special = tokenizer.convert_tokens_to_ids([*FORMATS[name].special, IM_END])
-    counts = [[example.tokens.tolist().count(token) for token in special] for example in (harmless[0], found[0])]
+    counts = [[example.tokens.tolist().count(token) for token in special] for example in (harmless[-1], found[-1])]
     assert counts[0] == counts[1]
-    text = trained_text(found[0])
+    text = trained_text(found[-1])
     assert answer.strip() in text or "<think>" in answer or "</think>" in answer
-    assert (
-        not found[0].weights[[found[0].role(token) in ("user", "tool") for token in range(len(found[0].tokens))]].any()
-    )
+    for example in found:
+        roles = [example.role(token) for token in range(len(example.tokens))]
+        assert not example.weights[[role in ("user", "tool") for role in roles]].any()
 
 
 @functools.cache
 def renderer_of(name):
     tokenizer = FORMATS[name].tokenizer()
-    return tokenizer, ConversationRenderer(tokenizer)
+    return tokenizer, ConversationRenderer(tokenizer, masking=EXPAND)

@@ -29,6 +29,13 @@ WITH_TOOLS = "shown otherwise once others follow (with tools): data.masking.hist
 ALWAYS = "shown otherwise once others follow (always): data.masking.history=expand"
 DEFAULT = f"{OWN}; where there is none the template writes 'You are a helpful assistant.'"
 
+TAKEN_OUT = "shown; taken out of earlier answers"
+CALLS_ALONE = "shown before calls alone; taken out of earlier answers"
+UNREAD = "shown; not read in what the model writes"
+THINKING = "shown otherwise once others follow (with thinking, with spelt thinking): data.masking.history=expand"
+
+EMPTY = "<|channel>thought\n<channel|>"
+
 PROPERTIES = {  # system message, thinking, tools, calls, earlier answers
     "ChatML": (OWN, KEPT, "not shown", "not shown", AS_WRITTEN),
     "Llama 2": (JOINED, KEPT, "not shown", "not shown", AS_WRITTEN),
@@ -67,6 +74,42 @@ PROPERTIES = {  # system message, thinking, tools, calls, earlier answers
     ),
     "Granite 3": (f"{DEFAULT[:-1]} Today is February 03, 2024.'", KEPT, "shown", "not shown", AS_WRITTEN),
     "Granite 4": (DEFAULT, KEPT, "shown", "shown", AS_WRITTEN),
+    "Gemma 4": (OWN, CALLS_ALONE, "shown", UNREAD, AS_WRITTEN),
+    "Gemma 4 31B": (OWN, CALLS_ALONE, "shown", UNREAD, ALWAYS),
+    "Gemma 4 first": (OWN, KEPT, "shown", UNREAD, ALWAYS),
+    "Qwen 3 Next Instruct": (OWN, KEPT, "shown", "shown", AS_WRITTEN),
+    "Qwen 3 Next Thinking": (OWN, TAKEN_OUT, "shown", "shown", ALWAYS),
+    "Qwen 3.5": (OWN, TAKEN_OUT, "shown", UNREAD, ALWAYS),
+    "Qwen 3.6": (OWN, TAKEN_OUT, "shown", UNREAD, ALWAYS),
+    "DeepSeek V3": (OWN, KEPT, "not shown", UNREAD, AS_WRITTEN),
+    "DeepSeek V3.1": (
+        OWN,
+        "no place of its own; spelt in contents it is taken out",
+        "not shown",
+        "shown",
+        AS_WRITTEN,
+    ),
+    "GLM 4.5": (OWN, TAKEN_OUT, "shown", UNREAD, THINKING),
+    "GLM 4.7": (OWN, TAKEN_OUT, "shown", UNREAD, ALWAYS),
+}
+NOT_SHOWN = "; of it {!r} is not shown before answers: the last one is trained behind it"
+GOES_ON = "; an answer without a thought goes on with {!r}"
+PROMPTS = {  # what a generation prompt adds, and how the answer goes on behind it
+    "ChatML": ("<|im_start|>assistant\n", ""),
+    "Llama 2": ("", ""),
+    "Qwen 3": ("<|im_start|>assistant\n", GOES_ON.format("<think>\n\n</think>\n\n")),
+    "OLMo 3 Think": ("<|im_start|>assistant\n<think>", ""),
+    "Gemma 4": ("<|turn>model\n", ""),
+    "Gemma 4 31B": (f"<|turn>model\n{EMPTY}", NOT_SHOWN.format(EMPTY)),
+    "Gemma 4 first": (f"<|turn>model\n{EMPTY}", NOT_SHOWN.format(EMPTY)),
+    "Qwen 3 Next Instruct": ("<|im_start|>assistant\n", ""),
+    "Qwen 3 Next Thinking": ("<|im_start|>assistant\n<think>\n", GOES_ON.format("\n</think>\n\n")),
+    "Qwen 3.5": ("<|im_start|>assistant\n<think>\n\n</think>\n\n", ""),
+    "Qwen 3.6": ("<|im_start|>assistant\n<think>\n", GOES_ON.format("\n</think>\n\n")),
+    "DeepSeek V3": ("<｜Assistant｜>", ""),
+    "DeepSeek V3.1": ("<｜Assistant｜></think>", ""),
+    "GLM 4.5": ("<|assistant|>", GOES_ON.format("\n<think></think>\n")),
+    "GLM 4.7": ("<|assistant|><think>", NOT_SHOWN.format("<think>") + GOES_ON.format("</think>")),
 }
 
 
@@ -80,9 +123,30 @@ def test_properties(name):
     found = properties_of(name)
     names = ("system message", "thinking", "tools", "calls", "earlier answers")
     assert tuple(found[what] for what in names) == PROPERTIES[name]
-    assert found["end of turn"] == FORMATS[name].ending(FORMATS[name].native_end)
+    next_turn = ", with which the next turn begins" if FORMATS[name].next_turn else ""
+    assert found["end of turn"] == FORMATS[name].ending(FORMATS[name].native_end) + next_turn
     assert ("contents" in found) == (FORMATS[name].in_parts == "all")
     assert ("date" in found) == (name in ("Mistral Small 3", "Granite 3"))
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_what_a_generation_prompt_adds(name):
+    added, behind = PROMPTS[name]
+    assert properties_of(name)["generation prompt"] == (repr(added) if added else "adds nothing") + behind
+
+
+def test_tokens_over_the_end_of_a_prompt_are_said():
+    """Of two line ends in a row many tokenizers make one token: trained is what stands behind it."""
+    tokenizer = FORMATS["Qwen 3.6"].tokenizer()
+    tokenizer.add_tokens(["\n\n"])
+    renderer = ConversationRenderer(tokenizer)
+    found = renderer.template_properties()["default"]["generation prompt"]
+    assert found.endswith(GOES_ON.format("\n</think>\n\n") + ", which tokens join with the end of the prompt")
+    assert trained_text(renderer.render((ASK, ONE))) == "</think>\n\nASSISTONE<|im_end|>"
+    off = ConversationRenderer(tokenizer, "{%- set enable_thinking = false %}" + FORMATS["Qwen 3.6"].template)
+    example, prompt = off.render((ASK, ONE)), off.render_prompt((ASK,))
+    assert trained_text(example) == "ASSISTONE<|im_end|>"
+    assert example.tokens[: len(prompt)].tolist() == prompt.tolist()
 
 
 def test_properties_of_named_templates_stand_apart():
@@ -180,7 +244,7 @@ def test_thinking_that_prompts_open_and_contents_lose():
     )
     with pytest.raises(ExampleError, match="or give a template whose prompts open none"):
         renderer.render((ASK, ONE))
-    with pytest.raises(ExampleError, match=r"leaves out part of an answer|another history"):
+    with pytest.raises(ExampleError, match=r"the prompt for message 1 ends with '<think>\\n', where"):
         renderer.render((ASK, Message("assistant", "<think>\nREASON\n</think>\n\nANSWER")))
 
 
