@@ -78,6 +78,10 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ),
     ("sft_jax/runs/base.py", "has a score head beside its adapter"): SCORES,
     ("sft_jax/score.py", "one pair has no interval; give several"): ("test_score.py", "test_one_pair_has_no_interval"),
+    ("sft_jax/training/first_scores.py", "before the first step the head is zero"): (
+        SCORES[0],
+        "test_a_head_that_does_not_begin_at_zero_stops_a_run",
+    ),
     ("sft_jax/training/pair_checks.py", "is of the other head; give"): EXCLUDED,
     ("sft_jax/training/pair_checks.py", "a reward model scores texts and writes none"): EXCLUDED,
     ("sft_jax/training/pair_checks.py", "is not read by --config.objective.name={name}; leave"): NO_PAIRS,

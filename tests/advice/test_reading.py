@@ -1,7 +1,5 @@
 """Advice about rows and the options of reading: the option is taken out of what is said, and every row is read then."""
 
-import dataclasses
-import functools
 import json
 import re
 
@@ -84,15 +82,15 @@ def test_rows_are_read_as_advised(key, tmp_path):
 
 def test_unwanted_rows_are_left_out_and_listed(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(line(**PAIR, label=label) for label in (True, False, True)))
-    to_imitate = functools.partial(Reading, format="prompt_completion")
+    form = {"format": "prompt_completion"}  # by themselves they are answers with labels
     with pytest.raises(RecordError, match="To leave such rows out: ") as error:
-        read_records(tmp_path / "a.jsonl", to_imitate())
+        read_records(tmp_path / "a.jsonl", Reading(**form))
     (flag,) = [flag for flag in flags_in(str(error.value)) if "on_bad_row" in flag]  # said once
-    reader = RecordReader(tmp_path / "a.jsonl", dataclasses.replace(reading_by(flag), format="prompt_completion"))
+    reader = RecordReader(tmp_path / "a.jsonl", reading_by(flag, "--config.data.reading.format=prompt_completion"))
     assert [record.id for record in reader] == ["a.jsonl:1", "a.jsonl:3"]
     assert [row.id for row in reader.dropped] == ["a.jsonl:2"]
     (tmp_path / "a.jsonl").write_text(line(**PAIR, label=False))
-    for reading in (to_imitate(), to_imitate(flags="--reading.")):  # none is left then, or none is left out
+    for reading in (Reading(**form), Reading(**form, flags="--reading.")):  # none is left then, or none is left out
         with pytest.raises(RecordError, match="Say that it means something else by --") as error:
             read_records(tmp_path / "a.jsonl", reading)
         assert "on_bad_row" not in str(error.value)
