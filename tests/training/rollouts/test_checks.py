@@ -115,8 +115,12 @@ def test_answers_are_drawn_from_all_tokens(option):
 
 
 def test_flags_set_rewards():
-    config = config_of("--config=configs/rlvr.py", "--config.rollouts.rewards.answer.scorer=numeric")
-    assert options_of(config).rollouts.rewards["answer"].scorer == "numeric"
+    entry = "--config.rollouts.rewards.answer."
+    flags = (f"{entry}scorer=numeric", entry + 'scorer_options={"marker": "####"}')
+    config = config_of("--config=configs/rlvr.py", *flags)
+    check_config(config)
+    found = options_of(config).rollouts.rewards["answer"]
+    assert (found.scorer, found.scorer_options) == ("numeric", {"marker": "####"})
 
 
 def test_other_objectives_do_not_read_them(tmp_path):
