@@ -174,7 +174,7 @@ def test_the_log_of_a_step_is_there_before_its_checkpoint(bucket, tmp_path, monk
             super().save(step, *what)
 
     # orbax writes to buckets with libraries of its own, so checkpoints go into a local directory.
-    local = lambda workdir, *arguments: Watched(trial.epath.Path(tmp_path / "local"), *arguments)
+    local = lambda workdir, *arguments, **named: Watched(trial.epath.Path(tmp_path / "local"), *arguments, **named)
     monkeypatch.setattr(trial, "Checkpoints", local)
     config = tiny.config(tmp_path, **{"checkpoint.every": "1 steps", "duration": "3 steps"})
     assert run(config, bucket).step == 3
