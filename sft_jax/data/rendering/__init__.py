@@ -201,7 +201,8 @@ class ConversationRenderer:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a generated answer: the template's end-of-turn, and the tokenizer's eos token.
 
-        An answer that others follow may end otherwise than the last one, and so may calls.
+        An answer that others follow may end otherwise than the last one, and so may calls. What ends earlier answers
+        ends none where it stands within one, like <|end|> behind a thought of gpt-oss.
 
         Raises:
             ValueError: there is neither.
@@ -215,9 +216,10 @@ class ConversationRenderer:
                 if self.tokenizer.eos_token_id is None:
                     raise ValueError(f"Nothing ends an answer: {error}, and the tokenizer has no eos token.") from error
             with contextlib.suppress(ExampleError):  # the template takes one question only
-                found.add(
-                    maker.end_of_answer((question, Message("assistant", "b"), question, Message("assistant", "c")), 1)
-                )
+                turns = (question, Message("assistant", "b"), question, Message("assistant", "c"))
+                earlier = maker.end_of_answer(turns, 1)
+                if not any(earlier in literal for literal in maker.answer_format.literals()):
+                    found.add(earlier)
             with contextlib.suppress(ExampleError):  # the template has no calls
                 found.add(maker.end_of_answer((question, Message("assistant", "", tool_calls=(call,)))))
         ids = {self._encoder.token_id(text) for text in found}

@@ -1,8 +1,8 @@
 """The form of generation: conversations that end with an answer, as whoever generates it sees and ends them.
 
-Used by turns.py. Two things a template may leave out of a conversation although generation has them: the empty thought
-that its prompts end with, and the token behind the last answer, where it is the first one of the next turn. They are
-put there, and nothing else is changed.
+Used by turns.py. Three things a template may leave out of a conversation although generation has them: the thoughts of
+calls whose results the last answer follows, the empty thought that its prompts end with, and the token behind the last
+answer, where it is the first one of the next turn. They are put there, and nothing else is changed.
 """
 
 import contextlib
@@ -41,6 +41,8 @@ class GeneratedForm:
         rendered = self._template.render_with_parts(messages, tools)
         if messages[-1].role != "assistant" or self._template.marks_generation:
             return rendered
+        if self._takes_thoughts_of_calls_out and len(messages) > 1 and messages[-2].role != "assistant":
+            rendered = self._behind_its_prompt(rendered, messages, tools)
         if self._template.empty_thought and len(messages) > 1:
             at, ending = self.ending(rendered, messages, tools)
             if ending and self._template.says_no_thought(ending, rendered.text[at:]):
@@ -58,6 +60,31 @@ class GeneratedForm:
         at = parting(prompt, rendered.text, self._encoder.find_special(prompt), speaks)
         differs = prompt[at:].strip() and at >= shared_length(prompt, history)
         return at, prompt[at:] if differs else ""
+
+    def _behind_its_prompt(self, rendered: TemplateText, messages: Sequence[Message], tools: Tools) -> TemplateText:
+        """With the history that the prompt of the last answer has, if the answer begins as that prompt ends."""
+        asked = messages[:-1]
+        prompt = self._template.render_with_parts(asked, tools, generation_prompt=True)
+        history, begin = self._template.render(asked, tools), rendered.starts[-1]
+        header = prompt.text.removeprefix(history)
+        at = begin + len(header)
+        speaks = min([part.start for part in rendered.said_by(len(asked))], default=at)
+        if rendered.text.startswith(prompt.text) or header == prompt.text or at > speaks:
+            return rendered
+        return rendered.behind(prompt, at) if rendered.text.startswith(header, begin) else rendered
+
+    @functools.cached_property
+    def _takes_thoughts_of_calls_out(self) -> bool:
+        """Whether the prompt of an answer shows thoughts of the calls before it that the whole conversation does not.
+
+        Of gpt-oss, whose template drops them once a final answer follows.
+        """
+        asked = (_ASK, _CALLING._replace(reasoning="d"), _RESULT)
+        for tools in ((), (PROBE_TOOL,)):
+            with contextlib.suppress(ExampleError):
+                whole = self._template.render((*asked, _ANSWER), tools)
+                return not whole.startswith(self._template.render(asked, tools, True))
+        return False
 
     def closing(self, message: Message) -> str:
         """What ends a conversation whose last message it is, and the template leaves to the next turn."""

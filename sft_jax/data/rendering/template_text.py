@@ -73,3 +73,18 @@ class TemplateText:
             words=moved(self.words),
             starts=tuple(start + size if start > at else start for start in self.starts),
         )
+
+    def behind(self, history: "TemplateText", at: int) -> "TemplateText":
+        """The last message from a position on, behind another text of the messages before it."""
+        shift, last = len(history.text) - at, len(self.starts) - 1
+        moved = lambda parts: tuple(
+            part._replace(start=part.start + shift, end=part.end + shift) for part in parts if part.start >= at
+        )
+        return TemplateText(
+            text=history.text + self.text[at:],
+            parts=history.parts + moved(self.parts),
+            missing=history.missing | {(message, field) for message, field in self.missing if message == last},
+            starts=(*history.starts, self.starts[last] + shift),
+            generation=(),
+            words=history.words + moved(self.words),
+        )

@@ -202,6 +202,10 @@ _DEEPSEEK_TOKENS = tuple(
         *("tool▁calls▁end", "tool▁outputs▁begin", "tool▁output▁begin", "tool▁output▁end", "tool▁outputs▁end"),
     )
 )
+_GPT_OSS_TOKENS = (
+    *("<|startoftext|>", "<|endoftext|>", "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"),
+    *("<|call|>", "<|return|>"),
+)
 _GLM_TOKENS = ("[gMASK]", "<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 _GLM_TAGS = (
     *("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
@@ -503,5 +507,14 @@ FORMATS = {
         added=_GLM_TAGS,
         empty_thought="<think>",
         next_turn="<|user|>",
+    ),
+    "gpt-oss": ChatFormat(
+        "gpt_oss",
+        _GPT_OSS_TOKENS,
+        "<|return|>",
+        "<|return|>",
+        answer="<|channel|>final<|message|>{}{end}",
+        call="<|channel|>analysis<|message|>{reasoning}<|end|><|start|>assistant to=functions.f<|channel|>commentary "
+        "json<|message|>{arguments}<|call|>",
     ),
 }

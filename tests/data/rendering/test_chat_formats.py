@@ -124,7 +124,7 @@ def fields(chat, chat_format):
     for message in chat.messages:
         found = {"role": message.role, "content": message.content}
         if message.reasoning:
-            found["reasoning_content"] = message.reasoning
+            found |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
         if chat_format.in_parts == "all" or (chat_format.in_parts == "thinking" and message.reasoning):
             thought = [{"type": "thinking", "thinking": message.reasoning}] if message.reasoning else []
             said = [{"type": "text", "text": message.content}] if message.content else []
@@ -153,7 +153,8 @@ def with_beginning(chat_format, text):
 
 OTHERWISE = ("Qwen 3", "Qwen 3 Next Thinking", "Qwen 3.5", "Qwen 3.6", "Gemma 4 31B", "Gemma 4 first", "GLM 4.7")
 REWRITTEN = dict.fromkeys(OTHERWISE, "another history at inference") | {
-    "OLMo 3 Think": "no end-of-turn token after an answer"
+    "OLMo 3 Think": "no end-of-turn token after an answer",
+    "gpt-oss": "no end-of-turn token after an answer",
 }
 
 

@@ -11,6 +11,7 @@ from tests.data.rendering.chat_formats import FORMATS
 from tests.data.rendering.test_chat_formats import (
     AGAIN,
     ASK,
+    CALL,
     CASES,
     EXPAND,
     NOW,
@@ -25,6 +26,7 @@ from tests.data.rendering.test_chat_formats import (
 
 REASONED = ONE._replace(reasoning="REASON")
 EMPTY = "<|channel>thought\n<channel|>"
+FINAL = "<|start|>assistant<|channel|>final<|message|>"  # of gpt-oss, behind a thought
 
 
 def answers_of(example):
@@ -125,6 +127,7 @@ def test_thinking_by_a_variable(name, line, trained):
         ("GLM 4.5", "\n<think>REASON</think>\nASSISTONE<|user|>"),
         ("Qwen 3.6", "REASON\n</think>\n\nASSISTONE<|im_end|>"),
         ("Qwen 3 Next Thinking", "REASON\n</think>\n\nASSISTONE<|im_end|>"),
+        ("gpt-oss", "<|channel|>analysis<|message|>REASON<|end|>" + FINAL + "ASSISTONE<|return|>"),
     ],
 )
 def test_thoughts(name, trained):
@@ -215,6 +218,57 @@ def test_an_answer_that_another_answer_follows_has_no_such_end():
         [Chat((ASK, ONE, TWO))]
     )
     assert [trained_text(example).endswith("<|user|>") for example in examples] == [True, True]
+
+
+def test_an_answer_of_gpt_oss_sees_the_thoughts_of_the_calls_before_it():
+    """As its prompt shows them; the template itself takes them out once the answer stands there."""
+    chat_format = FORMATS["gpt-oss"]
+    renderer, call = ConversationRenderer(chat_format.tokenizer(), now=NOW), call_of(chat_format)
+    turns = (ASK, call, RESULT, call, RESULT, REASONED)
+    example = renderer.render(turns, (TOOL,))
+    called = chat_format.call.format(arguments='{"city": "ARGUMENT", "n": 2}', reasoning="REASON")
+    said = f"<|channel|>analysis<|message|>REASON<|end|>{FINAL}ASSISTONE<|return|>"
+    assert trained_text(example) == called + called + said
+    prompt = renderer.render_prompt(turns[:-1], (TOOL,))
+    assert example.tokens[: len(prompt)].tolist() == prompt.tolist()
+    assert [example.role(at) for at in (len(prompt) - 1, len(prompt))] == ["assistant"] * 2
+    (examples,) = ConversationRenderer(chat_format.tokenizer(), masking=EXPAND, now=NOW).render_many(
+        [Chat((*turns, AGAIN, call, RESULT, TWO), (TOOL,))]
+    )
+    assert [example.text.count("REASON") for example in examples] == [3, 1]
+
+
+REFUSED = {
+    "two calls at once": (
+        (ASK, CALL._replace(tool_calls=CALL.tool_calls * 2), RESULT),
+        "leaves out part of an answer: message 1: arguments",
+    ),
+    "words before a call": ((ASK, CALL._replace(content="SO"), RESULT, TWO), "leaves out a message: message 1"),
+    "a later system message": ((ASK, ONE, Message("system", "SYSTEM"), AGAIN, TWO), "leaves out a message: message 2"),
+    "channels in a content": (
+        (ASK, ONE._replace(content="<|channel|>final<|message|>")),
+        "refuses the conversation: A message holds tags of channels",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_gpt_oss_does_not_take(case):
+    turns, words = REFUSED[case]
+    (found,) = ConversationRenderer(FORMATS["gpt-oss"].tokenizer(), masking=EXPAND).render_many([Chat(turns, (TOOL,))])
+    assert isinstance(found, ExampleError)
+    assert words in str(found)
+
+
+def test_an_end_that_stands_behind_thoughts_stops_no_answer():
+    """As generation_config.json of gpt-oss: <|return|> and <|call|>; <|end|> ends an answer in a history alone."""
+    tokenizer = FORMATS["gpt-oss"].tokenizer()
+    renderer = ConversationRenderer(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(renderer.stop_ids) == ["<|call|>", "<|return|>"]
+    said = renderer.answer_text((ASK, REASONED))
+    assert renderer.read_answer(said) == ("REASON", "ASSISTONE", ())
+    (call,) = renderer.read_answer(renderer.answer_text((ASK, call_of(FORMATS["gpt-oss"])), (TOOL,)), (TOOL,)).calls
+    assert (call.name, call.arguments) == ("f", {"city": "ARGUMENT", "n": 2})
 
 
 def test_one_call_of_deepseek_v3_has_no_end():

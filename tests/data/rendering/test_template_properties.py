@@ -91,6 +91,7 @@ PROPERTIES = {  # system message, thinking, tools, calls, earlier answers
     ),
     "GLM 4.5": (OWN, TAKEN_OUT, "shown", UNREAD, THINKING),
     "GLM 4.7": (OWN, TAKEN_OUT, "shown", UNREAD, ALWAYS),
+    "gpt-oss": (OWN, TAKEN_OUT, "shown", "shown", ALWAYS),
 }
 NOT_SHOWN = "; of it {!r} is not shown before answers: the last one is trained behind it"
 GOES_ON = "; an answer without a thought goes on with {!r}"
@@ -109,6 +110,7 @@ PROMPTS = {  # what a generation prompt adds, and how the answer goes on behind 
     "DeepSeek V3": ("<｜Assistant｜>", ""),
     "DeepSeek V3.1": ("<｜Assistant｜></think>", ""),
     "GLM 4.5": ("<|assistant|>", GOES_ON.format("\n<think></think>\n")),
+    "gpt-oss": ("<|start|>assistant", GOES_ON.format("<|channel|>final<|message|>")),
     "GLM 4.7": ("<|assistant|><think>", NOT_SHOWN.format("<think>") + GOES_ON.format("</think>")),
 }
 
@@ -126,7 +128,7 @@ def test_properties(name):
     next_turn = ", with which the next turn begins" if FORMATS[name].next_turn else ""
     assert found["end of turn"] == FORMATS[name].ending(FORMATS[name].native_end) + next_turn
     assert ("contents" in found) == (FORMATS[name].in_parts == "all")
-    assert ("date" in found) == (name in ("Mistral Small 3", "Granite 3"))
+    assert ("date" in found) == (name in ("Mistral Small 3", "Granite 3", "gpt-oss"))
 
 
 @pytest.mark.parametrize("name", PROMPTS)
