@@ -68,7 +68,7 @@ def test_the_command(data, tmp_path):
     assert [row["id"] for row in changed] == ["train.jsonl:32"]
 
 
-NEWEST = ("Gemma 4", "Qwen 3 Next", "Qwen 3.5", "Qwen 3.6", "DeepSeek V3", "GLM")
+NEWEST = ("Gemma 4", "Qwen 3 Next", "Qwen 3.5", "Qwen 3.6", "DeepSeek V3", "GLM", "gpt-oss")
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith(NEWEST)])

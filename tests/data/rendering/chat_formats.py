@@ -48,6 +48,12 @@ how to call, in words of their own, were left out of both:
     GLM 4.7           the copy in a comment of the Dart package llm_model_templates
     DeepSeek V3.1     deepseek-ai-DeepSeek-V3.1 of ggml-org/llama.cpp at 0374c5b
 
+This one was compared over 71 conversations, each with no tools and five lists of them, with and without generation
+prompt, and with an effort of reasoning. Its identity, and what it says about channels, in words of their own, were put
+into the copy; types that are one of several (oneOf) were left out:
+
+    gpt-oss           trl/gptoss.jinja
+
 These were written by their copies and not compared with them:
 
     Gemma 4 first     gemma4 of ggml-org/llama.cpp at 75f1ba7
@@ -514,7 +520,6 @@ FORMATS = {
         "<|return|>",
         "<|return|>",
         answer="<|channel|>final<|message|>{}{end}",
-        call="<|channel|>analysis<|message|>{reasoning}<|end|><|start|>assistant to=functions.f<|channel|>commentary "
-        "json<|message|>{arguments}<|call|>",
+        call=" to=functions.f<|channel|>commentary json<|message|>{arguments}<|call|>",
     ),
 }

@@ -223,12 +223,12 @@ def test_an_answer_that_another_answer_follows_has_no_such_end():
 def test_an_answer_of_gpt_oss_sees_the_thoughts_of_the_calls_before_it():
     """As its prompt shows them; the template itself takes them out once the answer stands there."""
     chat_format = FORMATS["gpt-oss"]
-    renderer, call = ConversationRenderer(chat_format.tokenizer(), now=NOW), call_of(chat_format)
+    renderer, call = ConversationRenderer(chat_format.tokenizer(), now=NOW), CALL._replace(reasoning="REASON")
     turns = (ASK, call, RESULT, call, RESULT, REASONED)
     example = renderer.render(turns, (TOOL,))
-    called = chat_format.call.format(arguments='{"city": "ARGUMENT", "n": 2}', reasoning="REASON")
-    said = f"<|channel|>analysis<|message|>REASON<|end|>{FINAL}ASSISTONE<|return|>"
-    assert trained_text(example) == called + called + said
+    thought = "<|channel|>analysis<|message|>REASON<|end|>"
+    called = f"{thought}<|start|>assistant" + chat_format.call.format(arguments='{"city": "ARGUMENT", "n": 2}')
+    assert trained_text(example) == f"{called}{called}{thought}{FINAL}ASSISTONE<|return|>"
     prompt = renderer.render_prompt(turns[:-1], (TOOL,))
     assert example.tokens[: len(prompt)].tolist() == prompt.tolist()
     assert [example.role(at) for at in (len(prompt) - 1, len(prompt))] == ["assistant"] * 2
@@ -265,10 +265,10 @@ def test_an_end_that_stands_behind_thoughts_stops_no_answer():
     tokenizer = FORMATS["gpt-oss"].tokenizer()
     renderer = ConversationRenderer(tokenizer)
     assert tokenizer.convert_ids_to_tokens(renderer.stop_ids) == ["<|call|>", "<|return|>"]
-    said = renderer.answer_text((ASK, REASONED))
-    assert renderer.read_answer(said) == ("REASON", "ASSISTONE", ())
-    (call,) = renderer.read_answer(renderer.answer_text((ASK, call_of(FORMATS["gpt-oss"])), (TOOL,)), (TOOL,)).calls
-    assert (call.name, call.arguments) == ("f", {"city": "ARGUMENT", "n": 2})
+    assert renderer.read_answer(renderer.answer_text((ASK, REASONED))) == ("REASON", "ASSISTONE", ())
+    called = CALL._replace(reasoning="REASON")
+    thought, said, (call,) = renderer.read_answer(renderer.answer_text((ASK, called), (TOOL,)), (TOOL,))
+    assert (thought, said, call.name, call.arguments) == ("REASON", "", "f", {"city": "ARGUMENT", "n": 2})
 
 
 def test_one_call_of_deepseek_v3_has_no_end():
