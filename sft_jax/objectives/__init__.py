@@ -63,7 +63,7 @@ OF_ANSWERS: dict[str, OfAnswers] = {
     "kto": OfAnswers(kto, ("beta", "desirable_weight", "undesirable_weight"), by_itself=True, divergence=True),
     "reward": OfAnswers(bradley_terry, ("centring",), reference=False, scores=True),
 }
-KNOWN = collections.ChainMap(METHODS, OF_ANSWERS, OBJECTIVES)  # of pairs, of answers and of logits, by their names
+KNOWN = collections.ChainMap(OF_ANSWERS, METHODS, OBJECTIVES)  # of answers, of pairs and of logits, by their names
 
 
 def get_objective(name: str) -> Objective:
