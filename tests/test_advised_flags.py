@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FILES = [*sorted((ROOT / "sft_jax").rglob("*.py")), ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FILES.remove(ROOT / "docs" / "extending.md")  # its flags name what the code there adds
 FLAG = re.compile(r"--config\.([a-z_]+(?:\.[a-z_]+)*)(?:=(\w+)(?![\w(.{/]))?")
-PLACES = {"data.mixture"}  # of sources that a user names
+PLACES = {"data.mixture", "rollouts.rewards"}  # of entries that a user names
 
 
 def named():

@@ -5,8 +5,8 @@ import pytest
 from sft_jax.config_flag import ConfigError, load, tuple_flag
 from tests.command_line import SFT, config_of, flags_in
 
-SECTIONS = "config has: adapter, batch, checkpoint, data, "
-OPTIMIZER = "config.optimizer has: betas, clip_norm, decay_power, epsilon, final_share, groups, learning_rate,"
+SECTIONS = "config has: adapter, batch, branch, checkpoint, data, "
+OPTIMIZER = "config.optimizer has: betas, clip_norm, decay, decay_power, decay_shape, epsilon, final_share, groups,"
 
 MISTAKES = [  # (what was given, what the message says of it)
     (["--config.lr=1"], ["--config.lr=1: the config has no field 'lr'.", SECTIONS]),

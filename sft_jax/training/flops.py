@@ -15,8 +15,8 @@ def train_flops(
     """Floating-point operations that one optimizer step needs, recomputation left out (as MFU is defined).
 
     Forward and input gradient cost 2 operations each per weight and token; the weight gradient 2 more where the weights
-    are trained. Attention is counted over the full length of a sequence, without the causal half (PaLM, Chowdhery et
-    al. 2022), and the delta rule as it is token by token.
+    are trained. Attention is counted over the full length of a sequence, or of a layer's window, without the causal
+    half (PaLM, Chowdhery et al. 2022), and the delta rule as it is token by token.
 
     Args:
         config: the decoder.
@@ -37,4 +37,5 @@ def _mixing_flops(kind: DecoderConfig, sequence_length: int) -> int:
     """Of a token in the forward pass of a layer, between its projections: of scores, or of the update of a state."""
     if kind.mixer == "delta":
         return 6 * kind.delta_value_heads * kind.delta_key_dim * kind.delta_value_dim  # it is read twice, and written
-    return 2 * kind.num_heads * (kind.head_dim + kind.value_width) * sequence_length
+    (window,) = kind.layer_windows or (0,)
+    return 2 * kind.num_heads * (kind.head_dim + kind.value_width) * min(window or sequence_length, sequence_length)

@@ -1,5 +1,7 @@
 """FLOPs of a step, by hand and against what the compiler counts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,14 @@ def decoder(layers: int) -> DecoderConfig:
 )
 def test_by_hand(layers, train_weights, expected):
     assert train_flops(decoder(layers), 256, 100, 64, train_weights=train_weights) == expected
+
+
+@pytest.mark.parametrize(("windows", "seen"), [((16, 0), 16 + 64), ((16, 16), 32), ((128, 0), 128)])
+def test_a_layer_sees_no_more_than_its_window(windows, seen):
+    """12 x heads x head_dim operations of attention a token, for each token that it sees."""
+    windowed = dataclasses.replace(decoder(2), layer_windows=windows)
+    expected = 6 * (294_912 * 256 + 65_536 * 100) + 12 * 128 * seen * 256
+    assert train_flops(windowed, 256, 100, 64, train_weights=True) == expected
 
 
 def test_a_pass_of_the_base_costs_as_much_as_a_forward_pass():
