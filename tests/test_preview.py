@@ -74,7 +74,7 @@ NEWEST = ("Gemma 4", "Qwen 3 Next", "Qwen 3.5", "Qwen 3.6", "DeepSeek V3", "GLM"
 @pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith(NEWEST)])
 def test_what_a_template_does_is_shown(name, tmp_path):
     """Every property of it, in the terminal and for machines, and how many rows it keeps."""
-    config = tiny.config(tmp_path, **{"data.held_out": ""})
+    config = tiny.config(tmp_path, **{"data.held_out": "", "data.sequence_length": 256})
     FORMATS[name].tokenizer().save_pretrained(tmp_path / "model")
     report = inspect_data(options_of(config), silent).data.report
     console = Console(width=240, file=io.StringIO())

@@ -13,7 +13,7 @@ OSLO = ToolCall("weather", {"city": 'Os"lo\n'}, "abcdefghj")
 # Their templates write calls that do not tell text from other values, or in a syntax of their own.
 UNREAD = ("Gemma 4", "Gemma 4 31B", "Gemma 4 first", "Qwen 3.5", "Qwen 3.6", "GLM 4.5", "GLM 4.7")
 WITH_CALLS = [name for name, chat_format in FORMATS.items() if chat_format.call and name not in UNREAD]
-ONE_CALL_ONLY = ("Llama 3.1",)
+ONE_CALL_ONLY = ("Llama 3.1", "gpt-oss")
 
 
 def read_back(renderer, message):
