@@ -1,6 +1,5 @@
 """What a reward model gives before its first step: 0 for every text, by a head that begins at zero."""
 
-import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -10,12 +9,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 
-from sft_jax.data.batches import train_batches
-from sft_jax.generation.sizes import on_host
 from sft_jax.models.decoder import Decoder
 from sft_jax.preparation.run_data import Data
-from sft_jax.sharding import batch_sharding, put_batch, sequences_here, shardings_of
+from sft_jax.sharding import batch_sharding, shardings_of
 from sft_jax.training.checked_run import CheckedRun
+from sft_jax.training.first_batch import values_of_first_batch
 from sft_jax.training.forward import Randomness, target_scores
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.setup import in_use
@@ -55,17 +53,12 @@ def check_begins_at_zero(checked: CheckedRun, data: Data, state: TrainState) -> 
     """
     if not checked.base.fresh_head:
         return
-    options, mesh = checked.options, checked.mesh
-    size = options.batch.sequences // options.batch.micro_batches
-    own = sequences_here(mesh, size)
-    (first,) = train_batches(data.examples, data.plan, 0, 1, own=own, threads=0)
-    step = compile_score_step(checked.model, state, mesh)
-    (found,) = on_host((step(state, put_batch(first, mesh)),))
-    used = functools.partial(np.where, first["weights"] > 0)
-    off = float(np.abs(used(found[own, : data.plan.sequence_targets], 0.0)).max(initial=0.0))
+    step = compile_score_step(checked.model, state, checked.mesh)
+    found, first = values_of_first_batch(step, checked, data, state)
+    off = float(np.abs(np.where(first["weights"] > 0, found, 0.0)).max(initial=0.0))
     if not off <= _LARGEST:
         raise WrongScoreError(
-            f"--config.objective.name={options.objective.name}: before the first step the head is zero, so that every "
-            f"score should be 0 and the loss of a pair without a margin ln 2, and there is a score of {off:.2g}: the "
+            f"--config.objective.name={checked.options.objective.name}: before the first step the head is zero, so that "
+            f"every score should be 0 and the loss of a pair without a margin ln 2, and there is a score of {off:.2g}: the "
             "model has something else between its states and its scores than that head"
         )

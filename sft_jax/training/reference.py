@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32
 from rich.console import Console
 
 from sft_jax import models, objectives
-from sft_jax.data.batches import Batch, assemble, held_out_bins, train_batches
+from sft_jax.data.batches import Batch, assemble, held_out_bins
 from sft_jax.data.packing.bins import Bin
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.data.tokenized.cache import cache_directory
@@ -37,6 +37,7 @@ from sft_jax.preparation.run_data import Data
 from sft_jax.progress import ProgressBars
 from sft_jax.sharding import batch_sharding, platform_of, put_batch, sequences_here, shardings_of
 from sft_jax.training.checked_run import CheckedRun
+from sft_jax.training.first_batch import values_of_first_batch
 from sft_jax.training.forward import Randomness, target_log_probabilities
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.state import TrainState
@@ -162,13 +163,9 @@ def with_reference(checked: CheckedRun, data: Data, state: TrainState, console: 
     taken = {"examples": _referenced(checked, step, state, data.examples, data.plan.sequence_targets, console)}
     if data.held_out is not None:
         taken["held_out"] = _referenced(checked, step, state, data.held_out, data.held_out_targets, console)
-    data, options, mesh = dataclasses.replace(data, **taken), checked.options, checked.mesh
+    data = dataclasses.replace(data, **taken)
     if begins:
-        size = options.batch.sequences // options.batch.micro_batches
-        own, plan = sequences_here(mesh, size), data.plan
-        (first,) = train_batches(data.examples, plan, 0, 1, own=own, threads=0)
-        (found,) = on_host((step(state, put_batch(first, mesh)),))
-        check_begins_as_reference(found[own, : plan.sequence_targets], first, options)
+        check_begins_as_reference(*values_of_first_batch(step, checked, data, state), checked.options)
     return data
 
 
