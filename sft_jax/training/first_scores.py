@@ -57,8 +57,9 @@ def check_begins_at_zero(checked: CheckedRun, data: Data, state: TrainState) -> 
     found, first = values_of_first_batch(step, checked, data, state)
     off = float(np.abs(np.where(first["weights"] > 0, found, 0.0)).max(initial=0.0))
     if not off <= _LARGEST:
+        name = checked.options.objective.name
         raise WrongScoreError(
-            f"--config.objective.name={checked.options.objective.name}: before the first step the head is zero, so that "
-            f"every score should be 0 and the loss of a pair without a margin ln 2, and there is a score of {off:.2g}: the "
-            "model has something else between its states and its scores than that head"
+            f"--config.objective.name={name}: before the first step the head is zero, so that every score should be 0 "
+            f"and the loss of a pair without a margin ln 2, and there is a score of {off:.2g}: the model has something "
+            "else between its states and its scores than that head"
         )
