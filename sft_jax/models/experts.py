@@ -26,7 +26,8 @@ from sft_jax.models.context import dealt, natural
 from sft_jax.models.layers import Linear, adapted, gated, probe_of_kernel, stored_kernel, unscaled_norm, weight_of
 from sft_jax.models.matmul import Weight, einsum, grouped_matmul
 from sft_jax.models.partitioning import BATCH_AXES, constrain, context_parts, fit_spec, gather_own
-from sft_jax.models.quantization import dequantized
+from sft_jax.models.quantization import dequantized, is_quantized
+from sft_jax.models.remat import saving_policy
 from sft_jax.models.variables import CORRECTION
 
 ROUTING = "routing"  # the collection that holds a `Routing` of each layer, where `apply` is asked for it
@@ -63,16 +64,15 @@ class _ExpertKernel(nn.Module):
     """One projection of all experts."""
 
     shape: tuple[int, int, int]
-    dtype: str  # in which it is read where it is stored in few bits
     use_bias: bool
 
     @nn.compact
-    def __call__(self) -> dict[str, Array]:
+    def __call__(self) -> dict[str, Array | dict[str, Array]]:
         kernel = stored_kernel(self)
         if kernel is None:
             kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), self.shape)
         probe = probe_of_kernel(self)
-        kernels = {"kernel": dequantized(kernel, self.dtype)} | ({} if probe is None else {"probe": probe})
+        kernels = {"kernel": kernel} | ({} if probe is None else {"probe": probe})
         if self.use_bias:
             kernels["bias"] = self.param("bias", nn.initializers.zeros_init(), (self.shape[0], self.shape[2]))
         return {**kernels, **self.variables.get(adapters.COLLECTION, {})}
@@ -96,18 +96,19 @@ class Experts(nn.Module):
             used: False for padding, which is not counted.
             routed: what the router reads; by default `x`.
         """
-        config, keys, dtype = self.config, {}, self.execution.matmul_dtype
+        config, keys = self.config, {}
         weights, chosen = self._route(x if routed is None else routed, used)
         inward = (config.num_experts, config.model_dim, config.ffn_dim)
         shapes = {"gate": inward, "up": inward, "down": (config.num_experts, config.ffn_dim, config.model_dim)}
-        params = {name: _ExpertKernel(shape, dtype, config.ffn_bias, name=name)() for name, shape in shapes.items()}
+        params = {name: _ExpertKernel(shape, config.ffn_bias, name=name)() for name, shape in shapes.items()}
         if self.adapter is not None and self.adapter.dropout:
             keys = {name: self.make_rng("dropout") for name in shapes}
         lie = {name: weight_of(self, f"{name}/kernel", shape) for name, shape in shapes.items()}
         parts = (config, self.execution, self.adapter, lie)
-        if config.expert_capacity:
-            return _bounded(parts, params, keys, x, chosen, weights, used)
-        return _unbounded(parts, params, keys, x, chosen, weights)
+        serve = functools.partial(_from_few_bits, _bounded if config.expert_capacity else _unbounded, parts)
+        if any(is_quantized(arrays["kernel"]) for arrays in params.values()):
+            serve = jax.checkpoint(serve, policy=saving_policy("products"))  # which are all else that takes long
+        return serve(params, keys, x, chosen, weights, used)
 
     def _route(self, x: Array, used: Array) -> tuple[Float[Array, "B S X"], Int[Array, "B S X"]]:
         """Weights and numbers of the experts that each token takes; computed in float32."""
@@ -198,10 +199,17 @@ def _feed_forward(
     return project("down", gated(project("gate", x), project("up", x), config))
 
 
+def _from_few_bits(serve: Callable, parts, params: dict[str, dict], *args) -> Array:
+    """`serve` with `params` in which no kernel is in few bits any more, but as products read it."""
+    dtype = parts[1].matmul_dtype
+    params = {name: {**arrays, "kernel": dequantized(arrays["kernel"], dtype)} for name, arrays in params.items()}
+    return serve(parts, params, *args)
+
+
 # Without a bound.
 
 
-def _unbounded(parts, params, keys, x, chosen, weights):
+def _unbounded(parts, params, keys, x, chosen, weights, used):
     """Each device serves the experts it holds, for its own tokens and for those of the devices along `expert`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -18,7 +18,7 @@ from sft_jax.models.families import decoder_of, tensors_of
 from sft_jax.models.families.tables import ConfigReader, TensorRule
 from sft_jax.models.initial import init_params
 from sft_jax.models.layouts import place_in, resolved
-from sft_jax.models.quantization import quantize, quantized_tree
+from sft_jax.models.quantization import MXFP4, check_kernels, is_in_few_bits, quantize, quantized_tree
 from sft_jax.models.shares import BLOCK_BYTES, Blocks, RowReader, Share, blocks_of, read_share
 from sft_jax.models.variables import is_buffer, is_score
 from sft_jax.sources import PretrainedCheckpoint, open_checkpoint
@@ -104,7 +104,8 @@ def load_params(
         layout: layer layout of the result; `scan` is that of this decoder.
         dtype: dtype of the result, or of each parameter; a tensor goes to the devices in no other.
         sharding: where the array of a path and shape lives.
-        quantized: `int8` or `nf4` for kernels in few bits (`models/quantization.py`), quantized one by one.
+        quantized: `int8`, `nf4` or `mxfp4` for kernels in few bits (`models/quantization.py`), quantized one by one;
+            those in MXFP4 from what is stored, whatever `dtype` says, so that what was in MXFP4 is as it was.
 
     Raises:
         ValueError: tensors that are missing, unknown or of another shape; all are named.
@@ -117,6 +118,7 @@ def load_params(
         return placed_quantized(cast(params, dtype), quantized, sharding)
     rules = tensors_of(checkpoint.config, config)
     _check_table(checkpoint, rules)
+    check_kernels((rule.path for rule in rules if rule.path is not None), quantized)
     if checkpoint.wrapper is not None and jax.process_index() == 0:
         _say(checkpoint.wrapper.summary())
     arrays: dict[str, jax.Array] = {}
@@ -127,7 +129,9 @@ def load_params(
             continue
         stem, place = place_of(rule, layout, config.num_layers)
         counts = tuple(count for _, count in place)
-        held_in = jnp.dtype(_dtype_of(dtype, rule.path, checkpoint.tensors[rule.source].dtype))
+        held_in = checkpoint.tensors[rule.source].dtype
+        if quantized != MXFP4 or _is_kept(rule.path, quantized):
+            held_in = jnp.dtype(_dtype_of(dtype, rule.path, held_in))
         wanted = functools.partial(_of_piece, sharding, stem, counts)
         numbers = tuple(number for number, _ in place)
         if (blocks := _blocks(rule, held_in, wanted, quantized)) is not None:
@@ -187,7 +191,7 @@ def _stored(path: str, share: Share, quantized: str) -> dict[str, Share]:
 
 def _is_kept(path: str, quantized: str) -> bool:
     """Whether a parameter is kept as it is, and not in few bits."""
-    return quantized == "none" or not path.endswith("/kernel")
+    return not is_in_few_bits(path, quantized)
 
 
 def _whole(

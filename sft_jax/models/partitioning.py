@@ -22,7 +22,7 @@ MESH_AXES = ("replica", "fsdp", "expert", "context", "tensor")
 BATCH_AXES = ("replica", "fsdp", "expert")
 PARAM_AXES = ("fsdp", "expert", "context")  # over which parameters are split that are not experts'
 
-_STORED = r"(/(values|codes|block))?$"  # a kernel, or what stands for it in few bits
+_STORED = r"(/(values|codes|block|exponents))?$"  # a kernel, or what stands for it in few bits
 
 # First match wins; matched at the end of the path, so that moments and adapters follow their parameters.
 # Specs are for one layer; stacked layers get a leading None.

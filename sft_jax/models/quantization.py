@@ -1,21 +1,28 @@
-"""Frozen kernels in few bits: int8 with a scale a column, or NF4 in blocks with their scales quantized too.
+"""Frozen kernels in few bits: int8 with a scale a column, NF4 in blocks with their scales quantized too, or MXFP4.
 
 A quantized kernel is a small dict of arrays where the kernel was; `dequantized` gives the kernel back, inside the step,
-for one layer at a time. Kernels alone are quantized: embedding, head, norms and biases stay as they are.
+for one layer at a time. Kernels alone are quantized: embedding, head, norms and biases stay as they are. Of MXFP4, in
+which gpt-oss is published, so do all kernels but those of experts.
 
 Shapes: [*, I, O] a kernel, whose leading axes (layers, experts) are each quantized on their own.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
+from sft_jax.models import mxfp4
+from sft_jax.sources.mxfp4 import VALUES_OF_BLOCK
+
 Tree = Any
-KINDS = ("none", "int8", "nf4")
+MXFP4 = "mxfp4"
+KINDS = ("none", "int8", "nf4", MXFP4)
 BLOCK = 64  # inputs that share a scale (Dettmers et al. 2023, QLoRA)
 SCALES_BLOCK = 256  # scales that share a scale of their own
 
@@ -42,24 +49,45 @@ NF4 = np.asarray(
     np.float32,
 )
 _BETWEEN = (NF4[1:] + NF4[:-1]) / 2
+_KERNEL, _KERNEL_OF_EXPERTS = re.compile("(.*/)?kernel"), re.compile("(.*/)?experts/(gate|up|down)/kernel")
+
+
+def is_in_few_bits(path: str, kind: str) -> bool:
+    """Whether the parameter at a path is kept in few bits, where kernels are in this kind of them."""
+    if kind == "none":
+        return False
+    return (_KERNEL_OF_EXPERTS if kind == MXFP4 else _KERNEL).fullmatch(path) is not None
+
+
+def check_kernels(paths: Iterable[str], kind: str) -> None:
+    """Raises ValueError where no parameter of a model, by its path, would be in few bits."""
+    if kind != "none" and not any(is_in_few_bits(path, kind) for path in paths):
+        raise ValueError(
+            f"--config.precision.quantized={kind}: this model has no experts, which alone are kept in MXFP4; give nf4 "
+            "or int8"
+        )
 
 
 def quantize(kernel: Float[Array, "*L I O"], kind: str) -> dict[str, Array]:
     """A kernel in few bits.
 
     Args:
-        kernel: any float dtype; for NF4 an even number of inputs.
+        kernel: any float dtype; for NF4 an even number of inputs, for MXFP4 a multiple of 32.
         kind: `int8`: `values` int8 [*, I, O] and `scale` float32 [*, O], the largest of a column being 127. `nf4`:
             `codes` uint8 [*, I / 2, O], two inputs a byte; and the scale of each block of 64 inputs of a column, as
             int8 `block` [*, ceil(I / 64), O] times `block_scale` float32 [*, ceil(I / 64), ceil(O / 256)] plus
-            `block_mean` [*]: 4.13 bits a weight.
+            `block_mean` [*]: 4.13 bits a weight. `mxfp4`: see `mxfp4.encode`, 4.25 bits a weight.
 
     Raises:
-        ValueError: an odd number of inputs.
+        ValueError: an odd number of inputs, or of MXFP4 one that its blocks do not divide.
     """
     if kind == "nf4" and kernel.shape[-2] % 2:
         raise ValueError(f"NF4 packs two inputs into a byte; a kernel has {kernel.shape[-2]}. Use int8.")
-    function = {"int8": _to_int8, "nf4": _to_nf4}[kind]
+    if kind == MXFP4 and kernel.shape[-2] % VALUES_OF_BLOCK:
+        raise ValueError(
+            f"MXFP4 has blocks of {VALUES_OF_BLOCK} inputs; a kernel has {kernel.shape[-2]}. Use nf4 or int8."
+        )
+    function = {"int8": _to_int8, "nf4": _to_nf4, MXFP4: mxfp4.encode}[kind]
     for _ in range(kernel.ndim - 2):
         function = jax.vmap(function)
     return function(kernel.astype(jnp.float32))
@@ -76,27 +104,38 @@ def dequantized(
     """The kernel that `quantize` was given, rounded, in `dtype`; one that is not quantized as it is."""
     if not is_quantized(kernel):
         return kernel
-    function, leaf = (_from_int8, kernel["values"]) if "values" in kernel else (_from_nf4, kernel["codes"])
+    leaf = kernel["values" if "values" in kernel else "codes"]
+    function = _from_int8 if "values" in kernel else mxfp4.decode if "exponents" in kernel else _from_nf4
     for _ in range(leaf.ndim - 2):
         function = jax.vmap(function)
     return function(dict(kernel)).astype(dtype)
 
 
 def quantized_tree(params: Tree, kind: str) -> Tree:
-    """Parameters with every kernel quantized."""
-    return _on_kernels(params, lambda kernel: quantize(kernel, kind))
+    """Parameters with every kernel quantized; of MXFP4, every one of experts.
+
+    Raises:
+        ValueError: see `quantize` and `check_kernels`.
+    """
+    check_kernels(flatten_dict(params, sep="/"), kind)
+    return _on_kernels(params, lambda path, kernel: quantize(kernel, kind) if is_in_few_bits(path, kind) else kernel)
 
 
 def dequantized_tree(params: Tree) -> Tree:
     """Parameters with every quantized kernel given back, float32."""
-    return _on_kernels(params, dequantized)
+    return _on_kernels(params, lambda path, kernel: dequantized(kernel))
 
 
-def _on_kernels(tree: Tree, function: Callable[[Any], Any]) -> Tree:
-    return {
-        name: function(node) if name == "kernel" else _on_kernels(node, function) if isinstance(node, Mapping) else node
-        for name, node in tree.items()
-    }
+def _on_kernels(tree: Tree, function: Callable[[str, Any], Any], above: str = "") -> Tree:
+    """The tree with `function(path, kernel)` in the place of each kernel."""
+    made = {}
+    for name, node in tree.items():
+        path = f"{above}{name}"
+        if name == "kernel":
+            made[name] = function(path, node)
+        else:
+            made[name] = _on_kernels(node, function, f"{path}/") if isinstance(node, Mapping) else node
+    return made
 
 
 def _to_int8(kernel: Float[Array, "I O"]) -> dict[str, Array]:

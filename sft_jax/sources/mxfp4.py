@@ -11,11 +11,12 @@ import numpy as np
 from sft_jax.sources.tensors import SourceError, TensorEntry
 
 METHOD, MODEL_TYPES = "mxfp4", ("gpt_oss",)
-_BLOCKS, _SCALES, _VALUES_OF_BLOCK = "_blocks", "_scales", 32
-_BIAS, _LARGEST = 127, 252  # six times 2 ** 125 is a number of bfloat16, six times 2 ** 126 is none
+VALUES_OF_BLOCK = 32
+BIAS, LARGEST = 127, 252  # six times 2 ** 125 is a number of bfloat16, six times 2 ** 126 is none
 _E2M1 = np.asarray([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
-_VALUES = np.concatenate([_E2M1, -_E2M1])
-_PAIRS = np.stack([_VALUES[np.arange(256) & 15], _VALUES[np.arange(256) >> 4]], axis=1)  # of a byte
+VALUES = np.concatenate([_E2M1, -_E2M1])  # of each code of four bits
+_BLOCKS, _SCALES = "_blocks", "_scales"
+_PAIRS = np.stack([VALUES[np.arange(256) & 15], VALUES[np.arange(256) >> 4]], axis=1)  # of a byte
 
 
 def is_read(config: dict) -> bool:
@@ -54,7 +55,7 @@ def _entry(stem: str, tensors: dict[str, TensorEntry], location: str) -> TensorE
     for name, entry in ((stem + _BLOCKS, blocks), (stem + _SCALES, scales)):
         if entry.dtype != np.uint8:
             raise SourceError(f"{location}: {name} holds {entry.dtype}; expected uint8, as MXFP4 is stored.")
-    if len(scales.shape) != 3 or blocks.shape != (*scales.shape, _VALUES_OF_BLOCK // 2):
+    if len(scales.shape) != 3 or blocks.shape != (*scales.shape, VALUES_OF_BLOCK // 2):
         raise SourceError(
             f"{location}: {stem + _BLOCKS} has shape {blocks.shape} and {stem + _SCALES} {scales.shape}; expected "
             "[experts, out, in / 32, 16] and [experts, out, in / 32]."
@@ -64,16 +65,16 @@ def _entry(stem: str, tensors: dict[str, TensorEntry], location: str) -> TensorE
     def read(start: int, stop: int) -> np.ndarray:
         return _decode(f"{location}: {stem}", blocks.read(start, stop), scales.read(start, stop))
 
-    return TensorEntry((experts, groups * _VALUES_OF_BLOCK, outputs), np.dtype(ml_dtypes.bfloat16), read)
+    return TensorEntry((experts, groups * VALUES_OF_BLOCK, outputs), np.dtype(ml_dtypes.bfloat16), read)
 
 
 def _decode(what: str, blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """[experts, in, out]."""
-    if (largest := int(scales.max(initial=0))) > _LARGEST:
+    if (largest := int(scales.max(initial=0))) > LARGEST:
         raise SourceError(
-            f"{what}{_SCALES} holds {largest}; expected at most {_LARGEST}, above which values are no numbers of "
+            f"{what}{_SCALES} holds {largest}; expected at most {LARGEST}, above which values are no numbers of "
             "bfloat16. Copy or download it again."
         )
-    values = _PAIRS[blocks].reshape(*scales.shape, _VALUES_OF_BLOCK)
-    values = np.ldexp(values, scales.astype(np.int32)[..., None] - _BIAS).astype(ml_dtypes.bfloat16)
+    values = _PAIRS[blocks].reshape(*scales.shape, VALUES_OF_BLOCK)
+    values = np.ldexp(values, scales.astype(np.int32)[..., None] - BIAS).astype(ml_dtypes.bfloat16)
     return np.ascontiguousarray(values.reshape(*scales.shape[:2], -1).swapaxes(1, 2))

@@ -1,8 +1,9 @@
-"""gpt-oss as it is published, in MXFP4: decoded to the numbers that transformers gets, trained and exported."""
+"""gpt-oss as it is published, in MXFP4: decoded to the numbers that transformers gets, or kept in it under adapters."""
 
 import json
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from sft_jax.models import load_pretrained
+from sft_jax.models import AdapterSpec, Decoder, Execution, load_pretrained
 from sft_jax.models.loading import decoder_config, load_params, on_one
+from sft_jax.models.quantization import dequantized, dequantized_tree, quantize, quantized_tree
+from sft_jax.runs.metric_log import read_metrics
 from sft_jax.sharding import make_mesh, placement
 from sft_jax.sources import TensorEntry, open_checkpoint
 from sft_jax.sources.mxfp4 import decoded
@@ -100,7 +103,7 @@ def test_the_model_is_that_of_transformers(root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantized", ["none", "nf4"])
+@pytest.mark.parametrize("quantized", ["none", "nf4", "mxfp4"])
 def test_a_mesh_holds_the_numbers_of_one_device(root, quantized):
     checkpoint = open_checkpoint(root / "model")
     config = decoder_config(checkpoint)
@@ -133,10 +136,122 @@ def test_experts_are_read_one_by_one(root):
     assert sorted(spans) == sorted((name, expert, expert + 1) for name in names for expert in range(4))
 
 
+def kept(root):
+    """The parameters in MXFP4, and the same decoded when they were read, in bfloat16."""
+    checkpoint = open_checkpoint(root / "model")
+    config, one = decoder_config(checkpoint), on_one(jax.devices()[0])
+    return [load_params(checkpoint, config, "unrolled", "bfloat16", one, kind) for kind in ("mxfp4", "none")]
+
+
+def test_experts_stay_in_four_bits(root):
+    """As large as in the file; of what they stand for no bit is another, and all else is not quantized."""
+    stored, plain = kept(root)
+    found, expected = reference.flat(dequantized_tree(stored)), reference.flat(plain)
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path].astype(jnp.bfloat16), leaf, err_msg=path)
+    few = {path: leaf for path, leaf in reference.flat(stored).items() if "/kernel/" in path}
+    stems = {path.rpartition("/")[0] for path in few}
+    assert stems == {f"layers_{layer}/experts/{name}/kernel" for layer in (0, 1) for name in ("gate", "up", "down")}
+    files = load_file(root / "model" / "model.safetensors")
+    in_file = sum(array.nbytes for name, array in files.items() if name.endswith(("_blocks", "_scales")))
+    assert sum(leaf.nbytes for leaf in few.values()) == in_file
+    assert in_file * 8 == 4.25 * sum(expected[stem].size for stem in stems)
+
+
+def test_bytes_in_memory_are_those_of_the_file(root):
+    """Of the blocks that use their largest values, which is what whoever rounds to MXFP4 sees to."""
+    params, files = kept(root)[0], load_file(root / "model" / "model.safetensors")
+    for layer in range(2):
+        stored, name = (
+            params[f"layers_{layer}"]["experts"]["down"]["kernel"],
+            f"model.layers.{layer}.mlp.experts.down_proj",
+        )
+        blocks, scales = files[f"{name}_blocks"], files[f"{name}_scales"]
+        full = (np.maximum(blocks & 7, blocks >> 4 & 7).max(axis=-1) >= 6)[..., None]
+        assert full.mean() > 0.9
+        codes = np.asarray(stored["codes"]).swapaxes(1, 2).reshape(blocks.shape)
+        np.testing.assert_array_equal(np.where(full, codes, 0), np.where(full, blocks, 0))
+        exponents = np.asarray(stored["exponents"]).swapaxes(1, 2)
+        np.testing.assert_array_equal(np.where(full[..., 0], exponents, 0), np.where(full[..., 0], scales, 0))
+
+
+def test_whatever_is_in_mxfp4_is_encoded_as_it_is():
+    """All values, all powers of which the smallest value is a normal number, and blocks without large values."""
+    rng = np.random.default_rng(0)
+    blocks, scales = rng.integers(0, 256, (1, 251, 8, 16)), np.arange(2, 253)[None, :, None].repeat(8, 2)
+    blocks[:, :, 4:] &= 0b10110011  # values up to 1.5
+    blocks[:, :, 7] &= 0b10011001  # a half and nothing
+    stored = {"w_blocks": entry(blocks.astype(np.uint8)), "w_scales": entry(scales.astype(np.uint8))}
+    values = decoded(stored, "made")["w"].load()
+    np.testing.assert_array_equal(dequantized(quantize(jnp.asarray(values), "mxfp4")), values.astype(np.float32))
+
+
+def test_other_weights_are_rounded_to_the_nearest():
+    """Against `ml_dtypes`, whose numbers round as the specification says."""
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((3, 96, 40)).astype(np.float32)
+    kernel[0, :32, 0] = np.arange(32) / 4  # those between two values too, and those beyond the last
+    kernel[1, 32:64, 1] = 0
+    blocks = kernel.reshape(3, 3, 32, 40)
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    power = np.exp2(np.floor(np.log2(np.where(largest > 0, largest, 1))) - 2)
+    expected = np.clip(blocks / power, -6, 6).astype(ml_dtypes.float4_e2m1fn).astype(np.float32) * power
+    stored = quantize(jnp.asarray(kernel), "mxfp4")
+    np.testing.assert_array_equal(dequantized(stored), expected.reshape(kernel.shape))
+    assert sum(leaf.nbytes for leaf in stored.values()) * 8 == 4.25 * kernel.size
+
+
+@pytest.mark.parametrize("layout", ["scan", "unrolled"])
+def test_the_backward_pass_keeps_four_bits(root, layout):
+    """Kernels are decoded again for it: without that, those of all layers would lie in memory at once."""
+    model, params = load_pretrained(root / "model", execution=Execution(layer_layout=layout))
+    model = Decoder(model.config, model.execution, AdapterSpec("lora"))
+    count, width, ffn = model.config.num_experts, model.config.model_dim, model.config.ffn_dim
+    ones = {"a": jnp.ones((2, width, 2)), "b": jnp.ones((2, 2, 64)), "scale": jnp.ones((2,))}
+    beside = reference.in_layout({"layers": {"attention": {"query": ones}}}, model.layout)
+
+    def kept_shapes(params):
+        pull = lambda beside, params: jax.vjp(lambda x: model.apply({"params": params, "adapters": x}, IDS), beside)[1]
+        return [leaf.shape[-3:] for leaf in jax.tree.leaves(jax.eval_shape(pull, beside, params))]
+
+    kernels = ((count, width, ffn), (count, ffn, width))
+    assert set(kernels) <= set(kept_shapes(params))
+    few = kept_shapes(quantized_tree(params, "mxfp4"))
+    assert not set(kernels) & set(few)
+    assert (count, width // 2, ffn) in few
+
+
 @pytest.mark.slow
-def test_a_run_is_exported_as_plain_weights(root, tmp_path):
+@pytest.mark.parametrize(("method", "expert"), [("lora", 2), ("pissa", 1)])
+def test_a_run_in_four_bits_is_the_run_on_decoded_weights(root, tmp_path, method, expert):
+    changes = {"adapter.method": method, "adapter.targets": ("attention/.*", "experts/(gate|up|down)")}
+    changes |= {"mesh.fsdp": 4 // expert, "mesh.expert": expert, "mesh.tensor": 2}
+    losses = {}
+    for kind in ("none", "mxfp4"):
+        run(tiny.config(root, "lora", **FAST | changes | {"precision.quantized": kind}), tmp_path / kind)
+        lines = read_metrics(tmp_path / kind / "metrics.jsonl")
+        losses[kind] = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert len(losses["none"]) == 3
+    assert losses["none"][2] < losses["none"][0]
+    np.testing.assert_allclose(losses["mxfp4"], losses["none"], rtol=1e-6)
+
+
+def test_a_model_without_experts_has_none_in_mxfp4(tmp_path):
+    tiny.write_rows(tmp_path / "train.jsonl", 8)
+    tiny.tokenizer().save_pretrained(tiny.write_checkpoint(tmp_path / "model"))
+    changes = {"precision.quantized": "mxfp4", "data.held_out": "", "model.source": str(tmp_path / "model")}
+    with pytest.raises(ValueError, match=r"quantized=mxfp4: this model has no experts, .* give nf4 or int8"):
+        run(tiny.config(tmp_path, "lora", **changes), tmp_path / "run")
+    with pytest.raises(ValueError, match="blocks of 32 inputs; a kernel has 48"):
+        quantize(jnp.zeros((48, 8)), "mxfp4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantized", ["none", "mxfp4"])
+def test_a_run_is_exported_as_plain_weights(root, tmp_path, quantized):
     """Adapters of attention and experts, merged."""
-    changes = {"adapter.targets": ("attention/.*", "experts/(gate|up|down)")}
+    changes = {"adapter.targets": ("attention/.*", "experts/(gate|up|down)"), "precision.quantized": quantized}
     run(tiny.config(root, "lora", **FAST, **changes), tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())

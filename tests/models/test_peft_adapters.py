@@ -159,8 +159,8 @@ OUT = {
     "gemma3 wrapper": ("gemma3 wrapper", {}, {"targets": (*LAYERS, "embedding")}),
     "mistral3 wrapper": ("mistral3 wrapper", {}, {"targets": (*LAYERS, "head"), "method": "dora"}),
     "gemma4_text": ("gemma4_text", {}, {"targets": (*LAYERS, "embedding")}),
-    "gemma4_text, experts": ("gemma4_text with experts", {}, {"targets": EVERYWHERE}),
-    "gemma4_text, shared keys": ("gemma4_text with shared keys", {}, {"targets": (*LAYERS, "per_layer/.*")}),
+    "gemma4_text with experts": ("gemma4_text with experts", {}, {"targets": EVERYWHERE}),
+    "gemma4_text with shared keys": ("gemma4_text with shared keys", {}, {"targets": (*LAYERS, "per_layer/.*")}),
     "gemma4_text, dora": (
         "gemma4_text with shared keys",
         {},
@@ -255,7 +255,7 @@ IN = {
         },
     ),
     "gemma4_text": ("gemma4_text", {}, {"target_modules": "all-linear"}),
-    "gemma4_text, experts": (
+    "gemma4_text with experts": (
         "gemma4_text with experts",
         {},
         {
@@ -264,7 +264,7 @@ IN = {
             "rank_pattern": {"experts.down_proj": 2},
         },
     ),
-    "gemma4_text, shared keys": ("gemma4_text with shared keys", {}, {"target_modules": "all-linear"}),
+    "gemma4_text with shared keys": ("gemma4_text with shared keys", {}, {"target_modules": "all-linear"}),
     "gemma4 wrapper": ("gemma4 wrapper", {}, {"target_modules": r".*language_model.*\.(k_proj|per_layer_input_gate)"}),
     "gemma4_unified wrapper": ("gemma4_unified wrapper", {}, {"target_modules": r".*language_model.*\.o_proj"}),
     "gemma4_unified_text": ("gemma4_unified_text", {}, {"target_modules": "all-linear", "use_dora": True}),

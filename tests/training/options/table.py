@@ -95,7 +95,7 @@ FIELDS: dict[str, tuple] = {
     "ema.evaluate": (False, True),
     "precision.params": ("float32", "bfloat16"),
     "precision.frozen": ("auto", "float32", "bfloat16", "float16"),
-    "precision.quantized": ("none", "int8", "nf4"),
+    "precision.quantized": ("none", "int8", "nf4", "mxfp4"),
     "precision.matmul": ("bfloat16", "float32"),
     "precision.activations": ("auto", "float32", "bfloat16"),
     "precision.gradients": ("float32", "bfloat16"),
@@ -222,7 +222,7 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
             *(item for beside in _BESIDE for item in beside.items()),
             ("trained.weights", ((".*norm/scale",),)),
             ("optimizer.decay_power", (0.5,)),
-            ("precision.quantized", ("int8", "nf4")),
+            ("precision.quantized", ("int8", "nf4", "mxfp4")),
         )
     ),
     *(
@@ -279,11 +279,15 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
     ),
     ({"trained.last_layers": (1,), "execution.layer_layout": ("scan",)}, r"--config\.execution\.layer_layout"),
     (  # and with that all that adapters exclude
-        {"precision.quantized": ("int8", "nf4"), "adapter.method": ("none",), "adapter.train_new_tokens": (False,)},
+        {
+            "precision.quantized": ("int8", "nf4", "mxfp4"),
+            "adapter.method": ("none",),
+            "adapter.train_new_tokens": (False,),
+        },
         r"--config\.precision\.quantized=\w+",
     ),
     *(
-        ({"precision.quantized": ("int8", "nf4"), option: values}, r"--config\.precision\.quantized=\w+")
+        ({"precision.quantized": ("int8", "nf4", "mxfp4"), option: values}, r"--config\.precision\.quantized=\w+")
         for option, values in (
             ("optimizer.name", ("muon",)),
             ("trained.weights", FIELDS["trained.weights"][1:]),
@@ -296,7 +300,7 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
         r"--config\.precision\.gradients=bfloat16",
     ),
     (  # which is for adapters
-        {"precision.params": ("bfloat16",), "precision.quantized": ("int8", "nf4")},
+        {"precision.params": ("bfloat16",), "precision.quantized": ("int8", "nf4", "mxfp4")},
         r"--config\.precision\.quantized=\w+",
     ),
     ({"adapter.train_new_tokens": (True,), "model.new_tokens": ((),)}, r"--config\.adapter\.train_new_tokens=True"),
@@ -313,6 +317,10 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
         if name.startswith("data.reading.")
     ),
     ({"experts.capacity": (1.5,), "model": ("tied", "untied")}, r"--config\.experts\.capacity=1\.5"),
+    (
+        {"precision.quantized": ("mxfp4",), "model": ("tied", "untied")},
+        r"--config\.precision\.quantized=mxfp4: this model has no experts",
+    ),
     *((beside | {"optimizer.name": ("muon",)}, r"--config\.optimizer\.name=muon") for beside in _BESIDE),
     ({"optimizer.name": ("muon",), "trained.weights": ((".*norm/scale",),)}, r"--config\.optimizer\.name=muon"),
     (
