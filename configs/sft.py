@@ -174,7 +174,9 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Of weights under adapters, and of the copy for config.objective.kl_to_base. "auto" is "bfloat16" on accelerators
     # and "float32" on CPUs when the run begins, and stays that wherever it goes on or its result is used.
     config.precision.frozen = "auto"
-    config.precision.quantized = "none"  # kernels under adapters in few bits: "int8", or "nf4" as in QLoRA
+    # Kernels under adapters in few bits: "int8", "nf4" as in QLoRA, or "mxfp4": those of experts alone, as gpt-oss is
+    # published, without rounding that; experts of other models are rounded.
+    config.precision.quantized = "none"
     config.precision.matmul = "bfloat16"  # inputs of matrix products; accumulated in float32
     config.precision.activations = "auto"  # between matrix products; "auto" as above, or "float32", "bfloat16"
     # In which gradients of matrices are summed over devices, and those of layers' kernels kept up to the optimizer.

@@ -238,13 +238,8 @@ GEMMA4_MOE = (
     GEMMA4 | SAME_KEYS | {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 24}
 )
 GEMMA4_SHARED = GEMMA4 | {
-    "num_hidden_layers": 7,
-    "layer_types": [
-        "sliding_attention",
-        "full_attention",
-        "sliding_attention",
-        *["sliding_attention", "full_attention"] * 2,
-    ],
+    "num_hidden_layers": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 4,
     "hidden_size_per_layer_input": 12,
     "vocab_size_per_layer_input": 320,
     "num_kv_shared_layers": 4,

@@ -130,7 +130,7 @@ def test_killed_at_any_moment(root, uninterrupted, children):
 
 @pytest.mark.slow
 def test_a_delta_net_that_was_killed(tmp_path, children):
-    """Layers with a state in place of keys and values, and experts (Qwen3-Next); two steps behind a checkpoint."""
+    """Layers with a state in place of keys and values, and experts (Qwen3-Next)."""
     families.save(families.torch_model("qwen3_next"), tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     tiny.write_rows(tmp_path / "train.jsonl", 48)
@@ -139,7 +139,7 @@ def test_a_delta_net_that_was_killed(tmp_path, children):
     (end,) = children.run([(TRAIN, spec(tmp_path, tmp_path / "killed", moment="dispatch", step=6))])
     assert end.status == -signal.SIGKILL, end.output[-3000:]
     expected, left = history(tmp_path / "uninterrupted"), history(tmp_path / "killed")
-    assert (left["step"], expected["step"]) == (4, STEPS)
+    assert left["step"] in (3, 4)  # whose checkpoint may have been in the making
     assert any("delta" in path for path in flatten_dict(left["arrays"]["trained"], sep="/"))
     run(make_config(tmp_path), tmp_path / "killed")
     assert_equal(history(tmp_path / "killed"), expected)
