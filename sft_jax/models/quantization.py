@@ -1,8 +1,8 @@
 """Frozen kernels in few bits: int8 with a scale a column, NF4 in blocks with their scales quantized too, or MXFP4.
 
 A quantized kernel is a small dict of arrays where the kernel was; `dequantized` gives the kernel back, inside the step,
-for one layer at a time. Kernels alone are quantized: embedding, head, norms and biases stay as they are. Of MXFP4, in
-which gpt-oss is published, so do all kernels but those of experts.
+for one layer at a time. Kernels alone are quantized: embedding, head, norms and biases stay as they are. In MXFP4, in
+which gpt-oss is published, are the kernels of experts alone.
 
 Shapes: [*, I, O] a kernel, whose leading axes (layers, experts) are each quantized on their own.
 """
@@ -60,8 +60,8 @@ def is_in_few_bits(path: str, kind: str) -> bool:
 
 
 def check_kernels(paths: Iterable[str], kind: str) -> None:
-    """Raises ValueError where no parameter of a model, by its path, would be in few bits."""
-    if kind != "none" and not any(is_in_few_bits(path, kind) for path in paths):
+    """Raises ValueError where MXFP4 is asked for and no parameter of a model, by its path, would be in it."""
+    if kind == MXFP4 and not any(is_in_few_bits(path, kind) for path in paths):
         raise ValueError(
             f"--config.precision.quantized={kind}: this model has no experts, which alone are kept in MXFP4; give nf4 "
             "or int8"

@@ -47,6 +47,10 @@ NO_ROLLOUTS = (OF_ROLLOUTS, "test_other_objectives_do_not_read_them")
 ASKED = (OF_ROLLOUTS, "test_rows_are_asked_with_the_numbers_that_are_advised")
 REWARDS = (OF_ROLLOUTS, "test_bad_rewards")
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
+    ("sft_jax/models/quantization.py", ": this model has no experts, which alone are kept in MXFP4; give nf4"): (
+        "models/test_mxfp4.py",
+        "test_a_model_without_experts_has_none_in_mxfp4",
+    ),
     ("sft_jax/preparation/judged.py", "a pair of answers is not an example to imitate"): (
         "training/test_preference.py",
         "test_they_are_refused_with_the_flag",

@@ -15,12 +15,15 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from sft_jax.models import AdapterSpec, Decoder, Execution, load_pretrained
 from sft_jax.models.loading import decoder_config, load_params, on_one
 from sft_jax.models.quantization import dequantized, dequantized_tree, quantize, quantized_tree
+from sft_jax.options import options_of
+from sft_jax.runs.base import open_base
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.sharding import make_mesh, placement
 from sft_jax.sources import TensorEntry, open_checkpoint
 from sft_jax.sources.mxfp4 import decoded
 from sft_jax.sources.tensors import SourceError
 from sft_jax.training import run
+from sft_jax.training.trained_parameters import check_trained
 from tests import tiny
 from tests.exports.conftest import FAST, export
 from tests.exports.test_model import IDS, our_logits
@@ -238,11 +241,14 @@ def test_a_run_in_four_bits_is_the_run_on_decoded_weights(root, tmp_path, method
 
 
 def test_a_model_without_experts_has_none_in_mxfp4(tmp_path):
-    tiny.write_rows(tmp_path / "train.jsonl", 8)
-    tiny.tokenizer().save_pretrained(tiny.write_checkpoint(tmp_path / "model"))
-    changes = {"precision.quantized": "mxfp4", "data.held_out": "", "model.source": str(tmp_path / "model")}
+    """Refused before anything is read; what is advised passes."""
+    config = tiny.config(tmp_path, "lora", **{"precision.quantized": "mxfp4"})
+    decoder = open_base(config.model.source).decoder
     with pytest.raises(ValueError, match=r"quantized=mxfp4: this model has no experts, .* give nf4 or int8"):
-        run(tiny.config(tmp_path, "lora", **changes), tmp_path / "run")
+        check_trained(options_of(config), decoder)
+    for kind in ("nf4", "int8"):
+        config.precision.quantized = kind
+        check_trained(options_of(config), decoder)
     with pytest.raises(ValueError, match="blocks of 32 inputs; a kernel has 48"):
         quantize(jnp.zeros((48, 8)), "mxfp4")
 

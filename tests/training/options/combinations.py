@@ -8,6 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import save_file
 
 from configs import sft
@@ -35,7 +36,9 @@ def write_inputs(root: Path) -> Path:
     """Three models, an adapter that fits them, data."""
     for name, tied, layers in (("tied", True, 2), ("untied", False, 1)):
         tiny.write_checkpoint(root / name, tie_word_embeddings=tied, num_hidden_layers=layers)
-    families.save(families.torch_model("mixtral"), root / "experts")
+    fields = families.hf_config("mixtral") | {"intermediate_size": 64}  # whole blocks of MXFP4
+    mixture = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    families.save(families.random_model(mixture), root / "experts")
     tiny.tokenizer().save_pretrained(root / "experts")
     (root / "template.jinja").write_text(tiny.CHATML.replace("'\\n' + message", "': ' + message"))
     for name, count, seed in (("train", 24, 0), ("other", 24, 2), ("held_out", 6, 1)):
