@@ -21,9 +21,9 @@ class QuerySegments(NamedTuple):
             for a window counts the slots in between for nothing; its own slot where it has no parent.
     """
 
-    own: Int[Array, "*B S"]
-    parents: Int[Array, "*B S"] | None
-    behind: Int[Array, "*B S"] | None
+    own: Int[Array, "... s"]
+    parents: Int[Array, "... s"] | None
+    behind: Int[Array, "... s"] | None
 
 
 def query_segments(visibility: Visibility) -> QuerySegments:

@@ -19,6 +19,7 @@ from sft_jax.models.attention.parents import QuerySegments
 
 Kernel = splash_attention_kernel.SplashAttentionKernel
 _NONE = -1  # no key is of this segment
+_LANES = 128  # slots are padded to a multiple
 
 
 class Readings(NamedTuple):
@@ -58,15 +59,16 @@ def read_with_parents(
 
 
 def _forward(readings, query, key, value, segments, key_segments, sinks):
-    asked = _asked(readings, segments, key_segments)
-    parts = [
-        kernel(query, key, value, ids, of_reading)
-        for (kernel, ids), of_reading in zip(asked, (sinks, None), strict=True)
-    ]
-    sums = [of_part for _, (of_part,) in parts]
-    log_sums = jnp.logaddexp(*sums)
-    shares = (jnp.exp(of_part - log_sums)[..., None] for of_part in sums)
-    out = sum(share * read.astype(jnp.float32) for share, (read, _) in zip(shares, parts, strict=True))
+    parts, of_reading, after = [], sinks, key
+    for kernel, ids in _asked(readings, segments, key_segments):
+        read, (sums,) = kernel(query, after, value, ids, of_reading)
+        # The kernel gives each sum 128 times. One of them is taken before the next reading: else all would be kept,
+        # and copied into another layout.
+        sums, after = jax.lax.optimization_barrier((sums.reshape(len(sums), -1, _LANES), key))
+        parts.append((read, sums.reshape(len(sums), -1)))
+        of_reading = None
+    log_sums = jnp.logaddexp(*(sums for _, sums in parts))
+    out = sum(jnp.exp(sums - log_sums)[..., None] * read.astype(jnp.float32) for read, sums in parts)
     out, log_sums = (checkpoint_name(x, KEPT) for x in (out.astype(query.dtype), log_sums))
     return out, (readings, query, key, value, segments, key_segments, sinks, out, log_sums)
 
