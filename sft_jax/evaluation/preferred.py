@@ -1,6 +1,5 @@
 """What a reward model prefers: its scores of the answers of pairs, and how often the better one has the higher."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +16,6 @@ from sft_jax.data.scored import with_scored_ends
 from sft_jax.data.tokenizing import tokenize_records
 from sft_jax.evaluation.held_out_loss import sums_by_example
 from sft_jax.evaluation.statistics import Score, bootstrap_interval, mean_columns, ratio_of_sums, wilson
-from sft_jax.models.attention.choice import backend_with_parents
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.sizes import check_sizes
 from sft_jax.objectives.branches import by_branch
@@ -58,10 +56,7 @@ def scores_of_pairs(
     if dropped:
         raise ValueError(f"{dropped[0].id}: {dropped[0].reason} {dropped[0].detail}".strip())
     check_sizes(loaded.model.config, examples, remedy="Leave such rows out")
-    execution = loaded.model.execution
-    able = backend_with_parents(execution.attention_backend)
-    model = loaded.model.clone(execution=dataclasses.replace(execution, attention_backend=able))
-    both = functools.partial(_scores, model, loaded.variables)
+    both = functools.partial(_scores, loaded.model, loaded.variables)
     return sums_by_example(
         both, with_scored_ends(examples), mesh, batch_sequences=batch_sequences, progress=progress
     ).astype(np.float64)

@@ -23,7 +23,6 @@ from sft_jax.generation.prepared import Prepared
 from sft_jax.generation.prompts import check_tokens
 from sft_jax.generation.sizes import on_host, put, rounded_size, shards
 from sft_jax.models import positions, rope
-from sft_jax.models.attention.choice import backend_with_parents
 from sft_jax.models.decoder import Decoder
 
 Tokens = Int32[np.ndarray, "_"]
@@ -235,12 +234,7 @@ def _padded(parts: Sequence[Any], width: int) -> Int32[np.ndarray, "width"]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predicted(model: Decoder, variables: Any, rows: _Rows) -> tuple[Float[Array, "R N"], Bool[Array, "R N"]]:
-    """The log-probability of each predicted token, and whether it is the most likely one.
-
-    Continuations have their prompt as parent, so the model's kernels are not those that read them.
-    """
-    backend = backend_with_parents(model.execution.attention_backend)
-    model = model.clone(execution=dataclasses.replace(model.execution, attention_backend=backend))
+    """The log-probability of each predicted token, and whether it is the most likely one."""
     hidden, _ = model.apply(
         variables, rows.tokens, rows.positions, rows.segments, parents=rows.parents, method="hidden"
     )

@@ -16,7 +16,8 @@ class Visibility:
         key_positions: position of each key in its segment.
         query_segments: segment of each query.
         key_segments: segment of each key.
-        query_parents: a second segment that each query sees; None where none does.
+        query_parents: a second segment that each query sees, its own where it has none; None where no query has one. In
+            order, a parent stands before its segments, and between them there is no segment with another parent.
         in_order: queries are the last slots of the keys, and no query sees a slot behind its own.
         grown: in order, of a cache that grows: for inference alone.
         dealt: queries and keys stand in the order in which a sequence is dealt out to so many devices

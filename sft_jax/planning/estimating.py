@@ -35,7 +35,7 @@ def work_of_step(options: Options, program: StepProgram, sizes: BatchSizes) -> W
         program: its train step.
         sizes: of its batches.
     """
-    sequences, decoder = options.batch.sequences, program.model.config
+    sequences, decoder, with_branches = options.batch.sequences, program.model.config, "parents" in program.batch
     beside = flatten_dict(program.state.trained.get(adapters.COLLECTION, {}), sep="/")
     return work_of(
         decoder,
@@ -45,8 +45,9 @@ def work_of_step(options: Options, program: StepProgram, sizes: BatchSizes) -> W
         remat=program.model.execution.remat,
         train_weights=not has_adapters(options.adapter),
         base_pass=_has_base_pass(options),
+        head_again=with_branches and options.objective.head_chunk_tokens > 0 and not decoder.scores,
         adapter_weights=adapter_weights(decoder, {path: leaf.shape for path, leaf in beside.items()}),
-        kernel=kernel_of(program.model.execution.attention_backend),
+        kernel=kernel_of(program.model.execution.attention_backend, with_branches),
     )
 
 

@@ -24,20 +24,33 @@ class Kernel:
     Attributes:
         backward_products: products of the size of the scores in its backward pass.
         block: keys are read in blocks of so many, up to the end of the one that a query lies in.
+        in_window: how often the keys in a query's window are read.
+        in_all: how often all keys up to a query are.
     """
 
     backward_products: int = BACKWARD_PRODUCTS
     block: int = 1
+    in_window: int = 1
+    in_all: int = 0
+
+    def pairs(self, length: int, window: int) -> float:
+        """Pairs of a query and a key whose score is computed, in a sequence of so many tokens."""
+        read = ((self.in_window, window), (self.in_all, 0))
+        return sum(times * attention_pairs(length, reach, self.block) for times, reach in read)
 
 
-def kernel_of(backend: str) -> Kernel:
+def kernel_of(backend: str, with_parents: bool = False) -> Kernel:
     """That of a backend of attention.
 
     Args:
         backend: of `Execution.attention_backend`.
+        with_parents: whether segments have parents, which may lie anywhere before them: splash reads them apart.
     """
     fused = {"splash": Kernel(BACKWARD_PRODUCTS + _TWICE, 512), "triton": Kernel(BACKWARD_PRODUCTS + _TWICE, 64)}
-    return fused.get(backend, Kernel())
+    kernel = fused.get(backend, Kernel())
+    if not with_parents:
+        return kernel
+    return dataclasses.replace(kernel, in_window=int(backend == "splash"), in_all=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +137,7 @@ def work_of(
     remat: str | Iterable[str],
     train_weights: bool,
     base_pass: bool = False,
+    head_again: bool = False,
     adapter_weights: int = 0,
     kernel: Kernel = Kernel(),
 ) -> Work:
@@ -141,6 +155,7 @@ def work_of(
         remat: the policy, or the names of what is computed again (`recomputed_products`).
         train_weights: True for full fine-tuning, False where the weights are frozen.
         base_pass: whether the base predicts the same targets, for a divergence from it: one more forward pass.
+        head_again: whether targets go through the head once more, for their gradient (`log_probabilities`).
         adapter_weights: that a token is multiplied by in all layers, beside frozen weights.
         kernel: of attention.
     """
@@ -162,7 +177,8 @@ def work_of(
     products_again = 2 * tokens * (weights_again + adapter_weights * share_again)
     attention += attention_again
 
-    head = 2 * passes * targets * decoder.vocab_size * decoder.model_dim
+    _, of_head = decoder.matmul_params()
+    head = 2 * (passes + head_again) * targets * of_head
     before = 2 * passes * tokens * decoder.per_layer_weights()
     return Work(
         model=train_flops(decoder, tokens, targets, length, train_weights=train_weights, base_pass=base_pass),
@@ -178,7 +194,7 @@ def _mixing(kind: DecoderConfig, sequences: int, length: int, kernel: Kernel) ->
     if kind.mixer == "delta":
         tokens = sequences * length
         return tokens * cost.flops_of_token(kind), tokens * cost.backward_flops_of_token(kind)
-    pairs = sequences * attention_pairs(length, kind.window, kernel.block)
+    pairs = sequences * kernel.pairs(length, kind.window)
     # Of a product of the size of the scores, some over the width of queries and keys, some over that of values.
     scores = pairs * kind.num_heads * (kind.head_dim + kind.value_width)
     return scores * _FORWARD_PRODUCTS, scores * kernel.backward_products

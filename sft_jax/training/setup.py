@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding
 
 from sft_jax.models import adapters
-from sft_jax.models.attention.choice import backend_with_parents, choose_backend
+from sft_jax.models.attention.choice import choose_backend
 from sft_jax.models.config import DecoderConfig, Execution
 from sft_jax.models.context import check_length
 from sft_jax.models.decoder import Decoder
@@ -73,8 +73,6 @@ def resolve_execution(
     """
     layout, remat, platform = options.execution.layer_layout, options.execution.remat, platform_of(mesh)
     backend = choose_backend(options.execution.attention, platform, decoder, options.precision.matmul)
-    if judges_answers(options.objective.name) or samples_groups(options.objective.name):
-        backend = backend_of_pairs(options.execution.attention, backend)
     tokens = options.batch.sequences * options.data.sequence_length // options.batch.micro_batches
     save_memory = platform != "cpu" or (has_adapters(options.adapter) and tokens > _SCAN_TOKENS)
     scanned = save_memory and not options.trained.last_layers
@@ -91,21 +89,6 @@ def resolve_execution(
     if remat != AUTO or platform == "cpu":
         return execution
     return dataclasses.replace(execution, remat=least_recomputed(options, decoder, mesh, execution, runs, memory))
-
-
-def backend_of_pairs(asked: str, chosen: str) -> str:
-    """The backend for answers that share their prompt: one that `auto` chose gives way to one that can.
-
-    Raises:
-        ValueError: one is asked for that cannot say so; names the flag.
-    """
-    able = backend_with_parents(chosen)
-    if able != chosen and asked == chosen:
-        raise ValueError(
-            f"--config.execution.attention={asked}: answers to a prompt share it in a sequence, which its "
-            f"kernels cannot say; give auto or {able}"
-        )
-    return able
 
 
 def product_dtype(matmul: str, activations: str, platform: str) -> str:
@@ -166,7 +149,6 @@ def chosen_by_platform(options: Options, model: Decoder, platform: str) -> dict[
         platform: on which.
     """
     execution = model.execution
-    of_likelihoods = backend_with_parents(execution.attention_backend)
     chosen = {"activations": execution.activation_dtype}
     if keeps_base(options) or not trains_all_weights(options.adapter, options.trained):
         chosen["frozen weights"] = options.precision.frozen
@@ -174,7 +156,6 @@ def chosen_by_platform(options: Options, model: Decoder, platform: str) -> dict[
         "layers": "scanned" if execution.layer_layout == "scan" else "unrolled",
         "remat": execution.remat,
         "attention": execution.attention_backend,
-        **({"attention of likelihoods": of_likelihoods} if of_likelihoods != execution.attention_backend else {}),
         # What nobody can choose is said too, in case it was asked for.
         "deterministic": ("yes" if options.execution.deterministic else "no") if platform == "gpu" else "always",
     }

@@ -134,10 +134,6 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         OF_ROLLOUTS,
         "test_a_model_that_rotates_long_texts_otherwise",
     ),
-    ("sft_jax/training/setup.py", "answers to a prompt share it in a sequence"): (
-        "training/test_pairs_on_any_machine.py",
-        "test_a_kernel_that_is_asked_for_is_refused",
-    ),
     ("sft_jax/plan.py", "--search and --compare: give one of them"): (
         "test_plan.py",
         "test_flags_that_do_not_go_together",

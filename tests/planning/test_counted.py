@@ -12,6 +12,7 @@ from sft_jax.models.delta.order import Order
 from sft_jax.models.delta.recurrence import chunked
 from sft_jax.models.initial import parameter_shapes
 from sft_jax.models.layouts import UNROLLED
+from sft_jax.objectives.log_probabilities import log_probabilities
 from sft_jax.planning.flops import ATTENTION, Kernel, recomputed_products, weights_by_product, work_of
 from sft_jax.training.flops import train_flops
 from tests.models import families
@@ -88,6 +89,25 @@ def test_a_step_has_the_products_that_are_planned(case, remat):
             planned = (1 + again) * cost.flops_of_token(layer) + cost.backward_flops_of_token(layer)
             expected += rule(layer, gradient=True) + again * rule(layer) - TOKENS * planned
     assert traced(decoder, remat, gradient=True) == expected
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("chunk", [0, 16])
+def test_chunks_of_whole_answers_go_through_the_head_once_more(trained, chunk):
+    """`head_again` of the formula: for each target's log-probability, and then for its gradient."""
+    width, vocabulary, slots = 8, 24, 64
+    shapes = [(width, vocabulary), (SEQUENCES, slots, width)]
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    targets = jnp.zeros((SEQUENCES, slots), jnp.int32)
+    head = lambda trained, frozen, hidden: hidden @ (trained or frozen)["head"]
+
+    def loss(weights, hidden):
+        trees = ({"head": weights}, {}) if trained else ({}, {"head": weights})
+        return jnp.sum(log_probabilities(head, *trees, hidden, targets, chunk) ** 2)
+
+    found = dot_flops(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1) if trained else 1))(*given))
+    passes = (3 if trained else 2) + (chunk > 0)
+    assert found == 2 * passes * SEQUENCES * slots * width * vocabulary
 
 
 @pytest.mark.parametrize("remat", ["attention", "attention_products", "products"])

@@ -163,6 +163,32 @@ def test_fused_kernels_compute_scores_twice_in_the_backward_pass():
     assert fused.products == plain.products
 
 
+@pytest.mark.parametrize("window", [0, 256])
+@pytest.mark.parametrize(
+    ("backend", "in_window", "in_all"), [("blocked", 0, 1), ("triton", 0, 1), ("splash", 1, 1), ("reference", 0, 1)]
+)
+def test_parents_may_lie_before_a_window(backend, in_window, in_all, window):
+    """So all keys up to a query are read; splash reads its own segment and the parent one after the other."""
+    decoder = dataclasses.replace(DECODER, layer_windows=(window,))
+    given = {"sequences": 2, "length": 1024, "targets": 3, "remat": "none", "train_weights": True}
+    kernel = kernel_of(backend)
+    without, found = (work_of(decoder, kernel=kernel_of(backend, parents), **given) for parents in (False, True))
+    of_window, of_all = (attention_pairs(1024, reach, kernel.block) for reach in (window, 0))
+    assert without.attention / found.attention == pytest.approx(of_window / (in_window * of_window + in_all * of_all))
+    assert (found.model, found.products) == (without.model, without.products)
+
+
+def test_the_head_once_more():
+    """As objectives of whole answers have it; of a head that scores there is one number a target."""
+    head = 512 * 512
+    for train_weights in (True, False):
+        once, again = (work(train_weights=train_weights, head_again=twice).products for twice in (False, True))
+        assert again - once == 2 * 3 * head
+    given = {"sequences": 2, "length": 8, "targets": 3, "remat": "none", "train_weights": True}
+    scores = work_of(dataclasses.replace(DECODER, scores=True), **given)
+    assert work().products - scores.products == 2 * 3 * 3 * (head - 512)
+
+
 def test_an_adapter_adds_its_products():
     shapes = {
         "layers/attention/query/a": (3, 512, 4),

@@ -14,13 +14,13 @@ from sft_jax.options import options_of
 from sft_jax.runs.base import open_base
 from sft_jax.training.forward import Randomness, target_log_probabilities
 from sft_jax.training.memory import BatchSizes, step_program
-from sft_jax.training.setup import backend_of_pairs
 from sft_jax.training.stacked.fields import NotStackableError, refuse_what_cannot_be_stacked
 from tests import preferences, tiny
 from tests.training import test_invariance as invariance
 from tests.training.test_invariance import ALL_AT_ONCE, measure, mesh
 
 PAIRS = 16
+BY_KERNELS = [pytest.param(name, marks=pytest.mark.slow) for name in ("splash", "triton")]
 MODELS = {"full": {}, "windows": {"model_type": "mistral", "sliding_window": 24}}
 
 
@@ -103,7 +103,10 @@ def log_probabilities(built, batch):
     return np.asarray(found)[batch["weights"] > 0]
 
 
-@pytest.mark.parametrize("attention", ["blocked", "reference"])
+@pytest.mark.parametrize(
+    "attention",
+    ["blocked", "reference", *(pytest.param(name, marks=pytest.mark.slow) for name in ("splash", "triton"))],
+)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_shared_prompt_is_two_whole_rows(root, model, attention):
     built = build(root, model=model, **{"execution.attention": attention})
@@ -191,16 +194,12 @@ def test_counts_are_pairs(root):
     assert metrics["nll"][1] == (batch_of(built)["branches"] % 2 == 1).sum()
 
 
-def test_a_kernel_that_is_asked_for_is_refused(root):
-    with pytest.raises(ValueError, match=r"--config\.execution\.attention=splash: answers to a prompt share it"):
-        build(root, **{"execution.attention": "splash"})
-    for advised in ("auto", "blocked"):
-        assert build(root, **{"execution.attention": advised}).model.execution.attention_backend == "blocked"
-
-
-@pytest.mark.parametrize(("chosen", "able"), [("splash", "blocked"), ("triton", "blocked"), ("blocked", "blocked")])
-def test_what_auto_chose_gives_way(chosen, able):
-    assert backend_of_pairs("auto", chosen) == able
+@pytest.mark.parametrize("attention", BY_KERNELS)
+@pytest.mark.parametrize("case", ["replica 2, fsdp 2, tensor 2", "fsdp 2, context 2"])
+def test_dpo_by_kernels(root, expected, case, attention):
+    built = build(root, **CASES[case], **{"execution.attention": attention})
+    assert built.model.execution.attention_backend == attention
+    assert_same(measure(built, batch_of(built)), expected("full"))
 
 
 def test_settings_know_their_terms(root):

@@ -184,21 +184,22 @@ def test_steps_are_deterministic_on_gpus_where_that_is_asked_for(tmp_path, monke
         assert setup.chosen_by_platform(without, model, platform)["deterministic"] == "no"
 
 
+@pytest.mark.parametrize("objective", ["cross_entropy", "dpo", "kto", "policy_gradient"])
 @pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ("splash", {"attention": "splash", "attention of likelihoods": "blocked"}),
-        ("triton", {"attention": "triton", "attention of likelihoods": "blocked"}),
-        ("blocked", {"attention": "blocked"}),
-        ("reference", {"attention": "reference"}),
-    ],
+    ("platform", "matmul", "chosen"),
+    [("tpu", "bfloat16", "splash"), ("gpu", "bfloat16", "triton"), ("tpu", "float32", "blocked")],
 )
-def test_what_reads_likelihoods_is_said_where_it_is_another_attention(tmp_path, asked, said):
-    config = tiny.config(tmp_path, **{"execution.attention": asked})
+def test_answers_that_share_a_prompt_are_read_by_the_platforms_attention(
+    tmp_path, monkeypatch, objective, platform, matmul, chosen
+):
+    asked = {"objective.name": objective, "precision.matmul": matmul, "execution.remat": "full"}
+    config = tiny.config(tmp_path, **asked)
     options, mesh = options_of(config), make_mesh(config.mesh.to_dict(), jax.devices())
+    monkeypatch.setattr(setup, "platform_of", lambda mesh: platform)
     model = make_model(options, open_base(config.model.source).decoder, mesh)
-    chosen = setup.chosen_by_platform(options, model, "cpu")
-    assert {name: value for name, value in chosen.items() if name.startswith("attention")} == said
+    assert model.execution.attention_backend == chosen
+    said = setup.chosen_by_platform(options, model, platform)
+    assert {name: value for name, value in said.items() if name.startswith("attention")} == {"attention": chosen}
 
 
 def test_float16_is_not_trained_in(tmp_path):

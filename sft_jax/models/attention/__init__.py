@@ -4,7 +4,6 @@ import jax
 from jaxtyping import Array, Float
 
 from sft_jax.models.attention.blocked import blocked_attention
-from sft_jax.models.attention.choice import backend_with_parents
 from sft_jax.models.attention.kept import KEPT
 from sft_jax.models.attention.reference import reference_attention
 from sft_jax.models.attention.sequential import sequential_attention
@@ -36,17 +35,14 @@ def attention(
         visibility: which keys each query sees.
         matmul_dtype: dtype of the inputs of the matrix products.
         backend: one of `ATTENTION_BACKENDS` (`choice.py`). All but `reference` serve where `visibility.in_order`, and
-            leave the rest (writing into a cache that has room) to it; kernels serve where no query has a parent. What
-            is read into a cache that grows is always read in blocks, one after the other.
+            leave the rest (writing into a cache that has room) to it. What is read into a cache that grows is always
+            read in blocks, one after the other.
         window: positions that a query sees, itself included; 0 is all.
         scale: factor on scores; 0 is N ** -0.5.
         softcap: scores x become softcap tanh(x / softcap) (Gemma 2); 0 leaves them.
         before: keys and values in arrays of their own; in `visibility` they stand in front of the others.
         sinks: one more score of each head, which takes its share of the softmax and reads nothing (attention sinks,
             Xiao et al. 2023; learned, as in gpt-oss); None is none.
-
-    Raises:
-        ValueError: parents are asked of a kernel.
     """
     scale = scale or query.shape[-1] ** -0.5
     how = (window, matmul_dtype, scale, softcap, sinks)
@@ -61,11 +57,6 @@ def attention(
 def _in_order(query, key, value, visibility, backend, how):
     """Of queries that see no slot behind their own."""
     if backend != "blocked":
-        if visibility.query_parents is not None:
-            raise ValueError(
-                f"the attention kernels of {backend} cannot say that a segment sees its parent: give the execution the "
-                f"attention_backend {backend_with_parents(backend)}"
-            )
         return _fused(backend)(query, key, value, visibility, *how)
     if visibility.dealt == 1:
         return blocked_attention(query, key, value, visibility, *how)

@@ -37,15 +37,6 @@ def problem(backend: str, platform: str, decoder: DecoderConfig, matmul_dtype: s
     return None
 
 
-def backend_with_parents(backend: str) -> str:
-    """The backend for sequences in which segments have parents, which no kernel can say: `blocked` in its place.
-
-    Args:
-        backend: of the model, one of ATTENTION_BACKENDS.
-    """
-    return "blocked" if backend in _PLATFORM_OF else backend
-
-
 def choose_backend(asked: str, platform: str, decoder: DecoderConfig, matmul_dtype: str) -> str:
     """The backend that is asked for; `auto` is the first of the platform's that can compute the model's attention.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from sft_jax.models.attention.parents import query_segments
 from sft_jax.models.context import natural
 from sft_jax.models.partitioning import BATCH_AXES, fit_spec
 from sft_jax.models.visibility import Visibility
@@ -68,8 +69,8 @@ def on_each_device(
     """Calls `local` with what each device holds.
 
     Args:
-        local: of queries [b, s, h, N], keys [b, S, k, N] and values [b, S, k, M] from first to last, the segments of
-            both, and what a device has of `more`.
+        local: of queries [b, s, h, N], keys [b, S, k, N] and values [b, S, k, M] from first to last, the
+            `QuerySegments`, the segments of the keys, and what a device has of `more`.
         placed: how it is split.
         query: those of the model, as `visibility` orders them.
         key: likewise.
@@ -82,14 +83,14 @@ def on_each_device(
         key, value = (jnp.repeat(x, placed.repeats, axis=2) for x in (key, value))
 
     def on_device(query, key, value, segments, more):
-        keys = (key, value, segments)
+        keys = (key, value, segments.own)
         if placed.parts > 1:
             keys = tuple(jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True) for x in keys)
         if visibility.dealt > 1:
             keys = tuple(natural(x, visibility.dealt) for x in keys)
         return local(query, *keys[:2], segments, keys[2], more)
 
-    arrays = (query, key, value, visibility.query_segments, more)
+    arrays = (query, key, value, query_segments(visibility), more)
     if placed.spec is None:
         return on_device(*arrays)
     specs = (placed.spec,) * 3 + (P(*placed.spec[:2]), more_specs)

@@ -2,10 +2,12 @@
 
 Each of the model's windows is a kernel of its own, which skips the blocks that no query sees. The kernel is told slots,
 not positions: of packed sequences that is the same, for inside a segment positions grow by one from slot to slot.
-Products take inputs in the matmul dtype, sums are float32. On CPUs the same kernel is interpreted, which is for tests.
+Where segments have parents it reads twice (`splash_parents.py`). Products take inputs in the matmul dtype, sums are
+float32. On CPUs the same kernel is interpreted, which is for tests.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +17,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from sft_jax.models.attention.kept import KEPT
+from sft_jax.models.attention.parents import QuerySegments
 from sft_jax.models.attention.placement import CONTEXT, on_each_device, placement
 from sft_jax.models.attention.splash_mask import slot_mask
+from sft_jax.models.attention.splash_parents import Kernel, Readings, read_with_parents
 from sft_jax.models.visibility import Visibility
 
 BLOCKS = (512, 256, 128)  # slots of a block; the kernel wants multiples of 128
 MOST_PADDING = 1 / 8  # a larger block is worth so many slots beside those of a sequence
-
-Kernel = splash_attention_kernel.SplashAttentionKernel
 
 
 def splash_attention(
@@ -42,7 +44,7 @@ def splash_attention(
         query: H query heads; head h reads key/value head h // (H / K).
         key: K key heads, of the same slots.
         value: K value heads, of a width of their own.
-        visibility: which keys each query sees: in order, without parents.
+        visibility: which keys each query sees, in order.
         window: positions that a query sees, itself included; 0 is all.
         matmul_dtype: dtype of the inputs of the matrix products, and of what is read before it is cast back.
         scale: factor on scores.
@@ -50,19 +52,20 @@ def splash_attention(
         sinks: one more score of each head, with no value; None is none.
     """
     placed = placement(query, key)
-    of_window = functools.partial(_kernel, query.shape[1], visibility.dealt, placed.parts, softcap, window)
-    compiled, interpreted = of_window(interpret=False), of_window(interpret=True)
-    specs = None if placed.spec is None else _spec(compiled, placed.parts)
+    of_length = functools.partial(_kernel, query.shape[1], visibility.dealt, placed.parts, softcap, window)
+    kernels = of_length if visibility.query_parents is None else functools.partial(_readings, of_length)
+    compiled, interpreted = kernels(interpret=False), kernels(interpret=True)
+    specs = None if placed.spec is None else _specs(compiled, placed.parts)
 
-    def local(query, key, value, query_segments, key_segments, more):
-        kernel, sinks = more
-        of_cpu = jax.tree.unflatten(jax.tree.structure(interpreted), jax.tree.leaves(kernel))
+    def local(query, key, value, segments, key_segments, more):
+        kernels, sinks = more
+        of_cpu = jax.tree.unflatten(jax.tree.structure(interpreted), jax.tree.leaves(kernels))
         queries, keys = _padded(query.shape[1]), _padded(key.shape[1])
         inputs = [_heads_first(query.astype(jnp.float32) * scale, queries, matmul_dtype)]
         inputs += [_heads_first(x, keys, matmul_dtype) for x in (key, value)]
-        inputs += [_lengthened(query_segments, queries), _lengthened(key_segments, keys)]
+        inputs += [jax.tree.map(lambda x: _lengthened(x, queries), segments), _lengthened(key_segments, keys)]
         mixed = jax.lax.platform_dependent(
-            *inputs, sinks, cpu=functools.partial(_read, of_cpu), tpu=functools.partial(_read, kernel)
+            *inputs, sinks, cpu=functools.partial(_read, of_cpu), tpu=functools.partial(_read, kernels)
         )
         return jnp.swapaxes(mixed, 1, 2)[:, : query.shape[1]].astype(query.dtype)
 
@@ -71,21 +74,24 @@ def splash_attention(
 
 
 def _read(
-    kernel: Kernel,
+    kernels: Kernel | Readings,
     query: Float[Array, "B H s N"],
     key: Float[Array, "B K S N"],
     value: Float[Array, "B K S M"],
-    query_segments: Int[Array, "B s"],
+    segments: QuerySegments,
     key_segments: Int[Array, "B S"],
     sinks: Float[Array, "H"] | None,
 ) -> Float[Array, "B H s M"]:
-    """What the kernel gives."""
+    """What the kernel gives, or both readings do."""
 
-    def one_sequence(query, key, value, query_segments, key_segments, sinks):
-        segments = splash_attention_kernel.SegmentIds(query_segments, key_segments)
-        return kernel(query, key, value, segments, None if sinks is None else _with_wide_gradient(sinks))
+    def one_sequence(query, key, value, segments, key_segments, sinks):
+        if isinstance(kernels, Readings):
+            sinks = None if sinks is None else sinks.astype(jnp.float32)
+            return read_with_parents(kernels, query, key, value, segments, key_segments, sinks)
+        ids = splash_attention_kernel.SegmentIds(segments.own, key_segments)
+        return kernels(query, key, value, ids, None if sinks is None else _with_wide_gradient(sinks))
 
-    arrays = (query, key, value, query_segments, key_segments, sinks)
+    arrays = (query, key, value, segments, key_segments, sinks)
     return jax.vmap(one_sequence, in_axes=(0, 0, 0, 0, 0, None))(*arrays)
 
 
@@ -100,7 +106,23 @@ _with_wide_gradient.defvjp(
 )
 
 
-def _kernel(length: int, dealt: int, parts: int, softcap: float, window: int, interpret: bool) -> Kernel:
+def _readings(of_length: Callable[..., Kernel], interpret: bool) -> Readings:
+    """The kernels for a query's own segment and for its parent."""
+    own, parents = (of_length(of_parents=of_parents, joined=True, interpret=interpret) for of_parents in (False, True))
+    return Readings(own, parents)
+
+
+def _kernel(
+    length: int,
+    dealt: int,
+    parts: int,
+    softcap: float,
+    window: int,
+    *,
+    interpret: bool,
+    of_parents: bool = False,
+    joined: bool = False,
+) -> Kernel:
     """The kernel of one window, whose arrays, which blocks to read, are split like the queries.
 
     Args:
@@ -110,24 +132,28 @@ def _kernel(length: int, dealt: int, parts: int, softcap: float, window: int, in
         softcap: of the scores; 0 is none.
         window: slots that a query sees, itself included; 0 is all.
         interpret: for CPUs.
+        of_parents: reads parents, which a window reaches wherever they are.
+        joined: what it gives is put together with what another one does.
     """
     rows, keys = _padded(length // parts), _padded(length)
-    mask = slot_mask(length, rows, keys, dealt, parts, window)
+    mask = slot_mask(length, rows, keys, dealt, parts, window, 0 if of_parents else window)
     return splash_attention_kernel.make_splash_mha(
         mask=splash_attention_mask.MultiHeadMask([mask]),  # the same for all heads
         block_sizes=_block_sizes(_block(length // parts), _block(length)),
         head_shards=1,
         q_seq_shards=parts,
         attn_logits_soft_cap=softcap or None,
-        residual_checkpoint_name=KEPT,
+        save_residuals=joined,
+        residual_checkpoint_name=None if joined else KEPT,
         interpret=interpret,
     )
 
 
-def _spec(kernel: Kernel, parts: int) -> Kernel:
-    """How the arrays of a kernel are split."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return kernel.manual_sharding_spec(NamedSharding(mesh, P(None, CONTEXT if parts > 1 else None)))
+def _specs(kernels: Kernel | Readings, parts: int) -> Kernel | Readings:
+    """How the arrays of kernels are split."""
+    split = NamedSharding(jax.sharding.get_abstract_mesh(), P(None, CONTEXT if parts > 1 else None))
+    of_kernel = lambda kernel: kernel.manual_sharding_spec(split)
+    return jax.tree.map(of_kernel, kernels, is_leaf=lambda x: isinstance(x, Kernel))
 
 
 def _block_sizes(queries: int, keys: int) -> splash_attention_kernel.BlockSizes:

@@ -1,9 +1,10 @@
 """Attention on GPUs: kernels that make scores a block at a time (`triton_kernels.py`), and their gradient.
 
 The kernels have one width for queries, keys and values: narrower ones get zeros behind, of which nothing comes.
-Packed sequences, grouped heads, windows and softcaps are said in the kernels. They are told slots, not positions: of
-packed sequences that is the same, for inside a segment positions grow by one from slot to slot. Products take inputs in
-the matmul dtype, sums are float32. On CPUs the same kernels are interpreted, which is for tests.
+Packed sequences, parents, grouped heads, windows and softcaps are said in the kernels. They are told slots, not
+positions: of packed sequences that is the same, for inside a segment positions grow by one from slot to slot; where
+there are parents, also the slots that there would be without what stands in between. Products take inputs in the matmul
+dtype, sums are float32. On CPUs the same kernels are interpreted, which is for tests.
 """
 
 import functools
@@ -40,7 +41,7 @@ def triton_attention(
         query: H query heads; head h reads key/value head h // (H / K).
         key: K key heads, of the same slots.
         value: K value heads, of a width of their own.
-        visibility: which keys each query sees: in order, without parents.
+        visibility: which keys each query sees, in order.
         window: positions that a query sees, itself included; 0 is all.
         matmul_dtype: dtype of the inputs of the matrix products, and of what is read before it is cast back.
         scale: factor on scores.
@@ -54,13 +55,13 @@ def triton_attention(
     chunks = 2 * dealt // placed.parts if dealt > 1 else 1  # of a device, each of slots that follow on one another
     firsts = jnp.asarray(_first_slots(length, dealt, placed.parts, chunks))
 
-    def local(query, key, value, query_segments, key_segments, more):
+    def local(query, key, value, segments, key_segments, more):
         firsts, size, sinks = more
         sinks = None if sinks is None else sinks.astype(jnp.float32)
         in_blocks = functools.partial(_in_blocks, chunks=chunks)
         queries = in_blocks((query.astype(jnp.float32) * scale).astype(matmul_dtype))
         keys, values = (_in_blocks(x.astype(matmul_dtype), chunks=1) for x in (key, value))
-        who = Who(in_blocks(query_segments), _in_blocks(key_segments, chunks=1), firsts, size)
+        who = Who(jax.tree.map(in_blocks, segments), _in_blocks(key_segments, chunks=1), firsts, size)
         mixed = _attention(queries, keys, values, sinks, who, softcap, chunks)
         mixed = mixed.reshape(mixed.shape[0], chunks, -1, *mixed.shape[2:])[:, :, : query.shape[1] // chunks]
         return mixed.reshape(query.shape).astype(query.dtype)

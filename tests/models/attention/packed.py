@@ -24,6 +24,28 @@ def visibility(length, segmented=True):
     return Visibility(*(jnp.asarray(x) for x in (positions, positions, segments, segments)), in_order=True)
 
 
+def branched(length):
+    """Sequence 0: a trunk with two branches, a segment by itself, a trunk with one branch, and padding behind them.
+    Sequence 1: a trunk with three branches."""
+    tenth = length // 10
+    trunk = length - 7 * tenth
+    texts = (
+        ((1, 1, 0, tenth), (2, 1, tenth, 2 * tenth), (3, 1, tenth, 3 * tenth), (4, 4, 0, tenth), (5, 5, 0, tenth),
+         (6, 5, tenth, tenth), (0, 0, 0, length - 9 * tenth)),
+        ((1, 1, 0, trunk), (2, 1, trunk, tenth), (3, 1, trunk, 2 * tenth), (4, 1, trunk, 4 * tenth)),
+    )  # fmt: skip
+    segments, parents, positions = np.zeros((3, 2, length), np.int32)
+    for sequence, of_sequence in enumerate(texts):
+        begin = 0
+        for segment, parent, position, size in of_sequence:
+            slots = (sequence, slice(begin, begin + size))
+            segments[slots], parents[slots], positions[slots] = segment, parent, position + np.arange(size)
+            begin += size
+        assert begin == length
+    arrays = (positions, positions, segments, segments, parents)
+    return Visibility(*(jnp.asarray(x) for x in arrays), in_order=True)
+
+
 def inputs(length, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, value_dim=0):
     """Query, key, value, and the cotangent of what is read; the last two may have a width of their own."""
     rng, counts = np.random.default_rng(0), (heads, kv_heads, kv_heads, heads)
@@ -36,14 +58,12 @@ def sinks_of(heads=HEADS):
     return jnp.asarray(np.random.default_rng(1).normal(size=heads), jnp.float32)
 
 
-def results(
-    backend, length, matmul_dtype="float32", window=0, softcap=0.0, parts=1, segmented=True, sinks=None, **sizes
-):
+def results(backend, length, matmul_dtype="float32", window=0, softcap=0.0, parts=1, seen=None, sinks=None, **sizes):
     """What is read, and the gradients of query, key and value, from first to last slot; and of sinks if any.
 
-    With several parts, all arrays are dealt out to them first.
+    By default `visibility` is what is seen. With several parts, all arrays are dealt out to them first.
     """
-    arrays, seen = inputs(length, **sizes), visibility(length, segmented)
+    arrays, seen = inputs(length, **sizes), visibility(length) if seen is None else seen
     if parts > 1:
         arrays, seen = jax.tree.map(lambda x: dealt(x, parts), (arrays, seen.replace(dealt=parts)))
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sft_jax.models.attention.choice import backend_with_parents, choose_backend, problem
+from sft_jax.models.attention.choice import choose_backend, problem
 from sft_jax.models.config import ATTENTION_BACKENDS, DecoderConfig
 
 LLAMA = DecoderConfig(128, 2, 64, 4, 2, 16, 96)
@@ -27,14 +27,6 @@ WIDE = dataclasses.replace(LLAMA, head_dim=512)
 )
 def test_auto_is_the_first_that_can(platform, decoder, dtype, chosen):
     assert choose_backend("auto", platform, decoder, dtype) == chosen
-
-
-@pytest.mark.parametrize(
-    ("backend", "expected"),
-    [("splash", "blocked"), ("triton", "blocked"), ("blocked", "blocked"), ("reference", "reference")],
-)
-def test_what_reads_segments_with_parents(backend, expected):
-    assert backend_with_parents(backend) == expected
 
 
 @pytest.mark.parametrize("asked", ATTENTION_BACKENDS)

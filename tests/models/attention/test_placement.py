@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 from sft_jax.models.attention import attention
 from sft_jax.models.attention.placement import placement
 from sft_jax.models.partitioning import MESH_AXES
-from tests.models.attention.packed import differences, inputs, results, sinks_of, visibility
+from tests.models.attention.packed import branched, differences, inputs, results, sinks_of, visibility
 
 BACKENDS = ("splash", "triton", "blocked", "reference")
 WINDOW, VALUE_DIM = 60, 12
@@ -31,22 +31,29 @@ def mesh_of(fsdp, context, tensor):
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+# Of those, with segments that have parents.
+WITH_PARENTS = ("all axes", "split from first to last", "dealt out on one device")
+
+
 @functools.cache
-def expected(case):
+def expected(case, seen=visibility):
     _, _, length, window, (heads, kv_heads) = CASES[case]
     sizes = {"heads": heads, "kv_heads": kv_heads, "value_dim": VALUE_DIM}
-    return results("reference", length, window=window, sinks=sinks_of(heads), **sizes)
+    return results("reference", length, window=window, sinks=sinks_of(heads), seen=seen(length), **sizes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "seen"), [(case, visibility) for case in CASES] + [(case, branched) for case in WITH_PARENTS]
+)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_split_attention_equals_that_of_one_device(backend, case):
+def test_split_attention_equals_that_of_one_device(backend, case, seen):
     shape, parts, length, window, (heads, kv_heads) = CASES[case]
     with jax.set_mesh(mesh_of(*shape)):
         sizes = {"heads": heads, "kv_heads": kv_heads, "value_dim": VALUE_DIM}
-        found = results(backend, length, window=window, parts=parts, sinks=sinks_of(heads), **sizes)
-    assert max(differences(found, expected(case))) < 3e-6
+        given = {"window": window, "parts": parts, "sinks": sinks_of(heads), "seen": seen(length)}
+        found = results(backend, length, **given, **sizes)
+    assert max(differences(found, expected(case, seen))) < 3e-6
 
 
 @pytest.mark.parametrize(

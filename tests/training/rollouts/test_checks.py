@@ -227,12 +227,6 @@ def test_a_scorer_that_refuses_a_reference_names_the_row(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_kernel_that_is_asked_for_is_refused(tmp_path):
-    config = rollouts.config(tmp_path, **{"execution.attention": "splash"})
-    with pytest.raises(ValueError, match=r"--config\.execution\.attention=splash: answers to a prompt share it"):
-        run(config, tmp_path / "run")
-
-
 def test_data_of_another_objective_are_refused(tmp_path):
     data = load_data(options_of(tiny.config(tmp_path, **{"data.held_out": "", "data.masking.train_on": "last"})))
     with pytest.raises(ValueError, match=r"--config\.objective\.name.* differ"):

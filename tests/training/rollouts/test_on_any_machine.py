@@ -78,10 +78,13 @@ CASES = {
     "unpacked": {"data.packing": "none"},
     "unrolled": {"execution.layer_layout": "unrolled"},
     "blocked attention": {"execution.attention": "blocked"},
+    "splash attention": {"execution.attention": "splash"},
+    "triton attention": {"execution.attention": "triton"},
     "remat full": {"execution.remat": "full"},
     "chunked head": {"objective.head_chunk_tokens": 112},  # 7 slots of a row at a time: the last chunk is padded
     "all at once": {name: value for name, value in ALL_AT_ONCE.items() if name != "objective.positions"},
 }
+BY_KERNELS = ("splash attention", "triton attention")
 # Parts of a group in sequences, and so in micro-batches, of their own, with the prompt before each.
 SPLIT = {"two answers a sequence": {"targets": 2 * LONGEST}, "packed": {"targets": 8 * LONGEST, "length": 300}}
 
@@ -96,7 +99,9 @@ def expected(root):
     return measured
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in BY_KERNELS else ()) for case in CASES]
+)
 def test_all_weights(root, expected, case):
     built = build(root, **({"batch.sequences": 16} | CASES[case]))
     assert_same(measure(built, batch_of(built)), expected("full"))
