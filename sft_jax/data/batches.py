@@ -18,7 +18,7 @@ from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import ExampleBranches, TokenizedExamples
 from sft_jax.data.tokenized.columns import Labels
 
-Batch = dict[str, Shaped[np.ndarray, "sequences _"]]
+Batch = dict[str, Shaped[np.ndarray, "sequences _ ..."]]
 TokenWeights = Float32[np.ndarray, "sequences tokens"]
 OwnSequences = Sequence[int] | None
 
