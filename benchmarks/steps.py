@@ -57,7 +57,7 @@ def ours(
     from sft_jax.runs.precision import with_dtypes
     from sft_jax.sharding import make_mesh, platform_of, put_batch
     from sft_jax.training.optimizer import hyperparameters
-    from sft_jax.training.setup import init_state, make_model, step_settings
+    from sft_jax.training.setup import init_state, make_model, open_teacher, step_settings
     from sft_jax.training.step import compile_train_step
 
     config = sft.get_config(arg).copy_and_resolve_references()
@@ -67,10 +67,11 @@ def ours(
     mesh = make_mesh(config.mesh.to_dict(), jax.devices())
     options = options_of(with_dtypes(config, platform_of(mesh)))
     base = open_base(MODEL)
-    model = make_model(options, base.decoder, mesh)
+    model, teacher = make_model(options, base.decoder, mesh), open_teacher(options, base, mesh)
     with jax.set_mesh(mesh):
-        state = init_state(options, base, model, mesh, hyperparameters(options, 0, 1000))
-        train_step = compile_train_step(model, step_settings(options, mesh), state, mesh)
+        state = init_state(options, base, model, mesh, hyperparameters(options, 0, 1000), None, teacher)
+        settings = step_settings(options, mesh, teacher and teacher.model)
+        train_step = compile_train_step(model, settings, state, mesh)
     count = 0
 
     def step() -> float:

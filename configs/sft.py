@@ -83,7 +83,8 @@ def get_config(arg: str = "full") -> ConfigDict:
 
     config.objective = ConfigDict()
     # Or of answers that were judged, see docs/preference.md and configs/preference.py; or "policy_gradient", of answers
-    # that the model samples and scorers judge, see docs/rlvr.md and configs/rlvr.py.
+    # that the model samples and scorers judge, see docs/rlvr.md and configs/rlvr.py; or "forward_kl", "reverse_kl",
+    # "jensen_shannon", of a teacher, see docs/distillation.md and configs/distillation.py.
     config.objective.name = "cross_entropy"
     # Or "examples": each example weighs the same; of policy_gradient each answer. Of that also "constant": a token
     # weighs the same in each step, however long the answers are.
@@ -114,6 +115,22 @@ def get_config(arg: str = "full") -> ConfigDict:
     config.objective.clip_high = 0.2  # and as at most 1 + clip_high
     # Factor of KL(model || what the run begins with), estimated on sampled tokens, by another forward pass; 0: none.
     config.objective.kl_weight = 0.0
+    # Factor of a reward for each token, ln teacher(token) - ln model(token), beside those for answers; 0: none.
+    config.objective.teacher_weight = 0.0
+
+    # Of distillation.
+    config.objective.temperature = 1.0  # by which the logits of both are divided; the divergence counts its square
+    config.objective.teacher_share = (
+        0.5  # of jensen_shannon: of the teacher, in the mixture that both are compared with
+    )
+    config.objective.cross_entropy_share = 0.0  # of the cross-entropy in the loss; the rest is the divergence's
+
+    config.teacher = ConfigDict()  # of distillation, also by teacher_weight: the model that is imitated
+    config.teacher.source = ""  # as config.model.source; of the same vocabulary
+    config.teacher.revision = ""  # of a hub name: branch, tag or commit
+    # 0: its weights are in the step, frozen, in config.precision.frozen. Above: its so many most likely tokens of every
+    # target, and the rest as one outcome, are computed once before the first step, and kept in config.data.cache.
+    config.teacher.top_k = 0
 
     config.rollouts = rollouts()  # of policy_gradient: the answers that are sampled
 
@@ -171,8 +188,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     # Of trained weights and their moments. In "bfloat16" they take half the memory, and updates are rounded to them
     # stochastically, by bits that follow from seed and step; a moving average and adapters are always in float32.
     config.precision.params = "float32"
-    # Of weights under adapters, and of the copy for config.objective.kl_to_base. "auto" is "bfloat16" on accelerators
-    # and "float32" on CPUs when the run begins, and stays that wherever it goes on or its result is used.
+    # Of weights under adapters, of a teacher, and of the copy for config.objective.kl_to_base. "auto" is "bfloat16" on
+    # accelerators and "float32" on CPUs when the run begins, and stays that wherever it goes on or its result is used.
     config.precision.frozen = "auto"
     # Kernels under adapters in few bits: "int8", "nf4" as in QLoRA, or "mxfp4": those of experts alone, as gpt-oss is
     # published, without rounding that; experts of other models are rounded.
@@ -237,8 +254,10 @@ def get_config(arg: str = "full") -> ConfigDict:
         *("normalize", "label_smoothing", "z_loss", "kl_to_base", "positions"),
         *("beta", "margin", "per_token", "tail_weight", "sft_weight"),
         *("desirable_weight", "undesirable_weight", "centring"),
-        *("clip_low", "clip_high", "kl_weight"),
+        *("clip_low", "clip_high", "kl_weight", "teacher_weight"),
+        *("temperature", "teacher_share", "cross_entropy_share"),
     )
+    config.defaults.teacher = _copied(config.teacher, *config.teacher)
     config.defaults.rollouts = _copied(config.rollouts, *(name for name in config.rollouts if name != "rewards"))
     config.defaults.precision = _copied(config.precision, "frozen")
     config.defaults.optimizer = _copied(

@@ -173,6 +173,19 @@ class ObjectiveOptions:
     clip_low: float
     clip_high: float
     kl_weight: float
+    teacher_weight: float
+    temperature: float
+    teacher_share: float
+    cross_entropy_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherOptions:
+    """`config.teacher`: the model that distillation imitates."""
+
+    source: str
+    revision: str
+    top_k: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,6 +346,7 @@ class Options(WeightOptions):
     data: DataOptions
     batch: BatchOptions
     objective: ObjectiveOptions
+    teacher: TeacherOptions
     rollouts: RolloutOptions
     experts: ExpertOptions
     execution: ExecutionOptions
@@ -353,6 +367,7 @@ def options_of(config: ml_collections.ConfigDict) -> Options:
         data=_data(config.data),
         batch=_section(BatchOptions, config.batch),
         objective=_section(ObjectiveOptions, config.objective),
+        teacher=_section(TeacherOptions, config.teacher),
         rollouts=_rollouts(config.rollouts),
         experts=_section(ExpertOptions, config.experts),
         execution=_section(ExecutionOptions, config.execution),

@@ -204,5 +204,5 @@ def dealt_batch(batch: Mapping[str, np.ndarray], parts: int) -> dict[str, np.nda
         return made | {name: made[name][:, order] for name in PER_SLOT if name in made}
     filled = -(-slots // parts) * parts
     filled += parts if filled == length else 0
-    more = [(0, 0), (0, filled - slots)]
-    return made | {name: np.pad(made[name], more) for name in PER_SLOT if name in made}
+    more = lambda array: [(0, 0), (0, filled - slots), *[(0, 0)] * (array.ndim - 2)]
+    return made | {name: np.pad(made[name], more(made[name])) for name in PER_SLOT if name in made}

@@ -15,7 +15,7 @@ import pytest
 from configs import sft
 from sft_jax import config_flag, options
 from sft_jax.data.reading import Reading
-from sft_jax.objectives import judges_answers, samples_groups
+from sft_jax.objectives import distils, judges_answers, samples_groups
 from sft_jax.options import (
     DataOptions,
     EvaluationOptions,
@@ -27,6 +27,7 @@ from sft_jax.options import (
     RolloutOptions,
     SourceOptions,
     TaskOptions,
+    TeacherOptions,
 )
 from sft_jax.runs.workdir import flatten
 from sft_jax.training import run
@@ -36,7 +37,7 @@ from tests.command_line import config_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Of others, those of their table SHIPPED.
-ARGUMENTS = dict.fromkeys(("sft", "reward_model", "rlvr"), ("full", "lora"))
+ARGUMENTS = dict.fromkeys(("sft", "reward_model", "rlvr", "distillation"), ("full", "lora"))
 ARGUMENTS |= {"preference": ("full", "lora", "kto", "kto,lora")}
 
 
@@ -62,6 +63,9 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
             (root / f"{name}.jsonl").write_text(json.dumps({"text": f"a text of {name} " * 20, "source": name}) + "\n")
         config.data.held_out, config.data.fail_on = config.data.mixture[name].path, "never"
     config.data.sequence_length, config.data.cache = 128, ""
+    if distils(config.objective.name):
+        config.teacher.source = config.model.source + " teacher"
+        tiny.write_checkpoint(Path(config.teacher.source), seed=1, hidden_size=64)
     if samples_groups(config.objective.name):
         config.rollouts.max_new_tokens, config.rollouts.truncated = 8, "train"
         config.rollouts.rewards.answer.scorer = "tests.rollouts:asciiness"  # that random weights can earn
@@ -74,7 +78,7 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
 
 def tried():
     """Every config; those for one model and hardware are many."""
-    for_all = ("continued", "quickstart", "sft", "preference", "reward_model", "rlvr")
+    for_all = ("continued", "quickstart", "sft", "preference", "reward_model", "rlvr", "distillation")
     return [pytest.param(name, arg, marks=() if name in for_all else pytest.mark.slow) for name, arg in every_config()]
 
 
@@ -160,13 +164,16 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     }  # these are read by `python -m sft_jax.evaluate` alone
     names = ("beta", "margin", "per_token", "tail_weight", "sft_weight")
     names += ("desirable_weight", "undesirable_weight", "centring")
+    names += ("temperature", "teacher_share", "cross_entropy_share")
     of_pairs = {(ObjectiveOptions, name) for name in names}
     of_rollouts = {(made, field.name) for made in (RolloutOptions, RewardOptions) for field in dataclasses.fields(made)}
     of_rollouts |= {(ObjectiveOptions, "clip_low"), (ObjectiveOptions, "clip_high"), (Options, "rollouts")}
-    assert unread == of_mixtures | of_methods | of_pairs | of_rollouts | {(DataOptions, "mixture_packing")}
+    of_teacher = {(TeacherOptions, field.name) for field in dataclasses.fields(TeacherOptions)} | {(Options, "teacher")}
+    of_others = of_pairs | of_rollouts | of_teacher
+    assert unread == of_mixtures | of_methods | of_others | {(DataOptions, "mixture_packing")}
 
 
-@pytest.mark.parametrize("name", ["sft", "preference", "reward_model"])
+@pytest.mark.parametrize("name", ["sft", "preference", "reward_model", "distillation"])
 def test_every_number_and_name_is_checked(name):
     """What no run can have is found before anything is read: all fields but free text, booleans, durations, meshes."""
     config = importlib.import_module(f"configs.{name}").get_config("lora")
@@ -188,6 +195,8 @@ def test_every_number_and_name_is_checked(name):
         "model.new_tokens_in_contents",
         "execution.deterministic",
         "objective.per_token",
+        "teacher.source",
+        "teacher.revision",
         "data.train",
         "data.held_out",
         "data.cache",
@@ -284,7 +293,7 @@ BAD = [
     ("data.max_examples_per_sequence", -1, "must be at least 0"),
     ("batch.sequences", 0, "must be at least 1"),
     ("batch.micro_batches", 3, "batch.sequences=8 must be a multiple of --config.batch.micro_batches=3 x 8"),
-    ("objective.name", "bpo", "must be one of cross_entropy, dpo, "),
+    ("objective.name", "bpo", "must be one of cross_entropy, forward_kl, reverse_kl, jensen_shannon, dpo, "),
     ("objective.beta", 0.0, "must be above 0"),
     ("objective.margin", -1.0, "must be at least 0"),
     ("objective.tail_weight", 1.5, "must lie between 0 and 1"),
@@ -292,6 +301,14 @@ BAD = [
     ("objective.desirable_weight", 0.0, "must be above 0"),
     ("objective.undesirable_weight", 1.5, "is not read by --config.objective.name=cross_entropy"),
     ("objective.centring", -0.1, "must be at least 0"),
+    ("objective.temperature", 0.0, "must be above 0"),
+    ("objective.teacher_share", 1.0, "must lie between 0 and 1, and be neither"),
+    ("objective.cross_entropy_share", 1.0, "must lie in [0, 1)"),
+    ("objective.temperature", 2.0, "is not read by --config.objective.name=cross_entropy"),
+    ("objective.teacher_weight", -1.0, "must be at least 0"),
+    ("objective.teacher_weight", 1.0, "is not read by --config.objective.name=cross_entropy"),
+    ("teacher.top_k", -1, "must be at least 0"),
+    ("teacher.source", "some", "is not read by --config.objective.name=cross_entropy; leave it at ''"),
     ("model.head", "none", "must be one of vocabulary, score"),
     ("objective.beta", 0.5, "is not read by --config.objective.name=cross_entropy"),
     ("objective.per_token", True, "is not read by --config.objective.name=cross_entropy"),

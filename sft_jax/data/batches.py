@@ -18,15 +18,15 @@ from sft_jax.data.plan import PackPlan
 from sft_jax.data.tokenized import ExampleBranches, TokenizedExamples
 from sft_jax.data.tokenized.columns import Labels
 
-Batch = dict[str, Shaped[np.ndarray, "sequences _"]]
+Batch = dict[str, Shaped[np.ndarray, "sequences _ ..."]]
 TokenWeights = Float32[np.ndarray, "sequences tokens"]
 OwnSequences = Sequence[int] | None
 
 NORMALIZE = ("tokens", "examples")
-# Arrays of a batch [B, P]; the others are [B, S].
+# Arrays of a batch [B, P], or of a teacher [B, P, …]; the others are [B, S].
 PER_SLOT = (
     *("target_slots", "targets", "weights", "slices", "branches", "reference"),
-    *("margins", "drawn", "advantages"),
+    *("margins", "drawn", "advantages", "teacher_ids", "teacher_log_probabilities"),
 )
 
 
@@ -74,7 +74,8 @@ def assemble(
         tokens, positions, segment_ids: int32 [B, S]; target_slots, targets: int32 [B, P]; weights: float32 [B, P]; with
         `slices` the number of each target's slice: int32 [B, P]; where examples have branches also parents: int32
         [B, S], and branches: int32 [B, P]; where they have a reference also that, and where their tokens are scored
-        their margins: float32 [B, P].
+        their margins: float32 [B, P]; where a teacher's most likely tokens are known, these and log-probabilities of
+        them and of the rest: int32 [B, P, k], float32 [B, P, outcomes].
 
     Raises:
         ValueError: unknown `normalize`, a bin that exceeds a bound, or branches where slot i is position i.
@@ -93,6 +94,7 @@ def assemble(
     )
     beside = {"reference": examples.reference is not None, "margins": examples.scored}
     batch |= {name: np.zeros_like(batch["weights"]) for name, there in beside.items() if there}
+    batch |= {name: np.zeros((*batch["weights"].shape, *of.shape[1:]), of.dtype) for name, of in _of_teacher(examples)}
     for number, members in enumerate(bins):
         _fill_sequence({name: array[number] for name, array in batch.items()}, examples, members, normalize, codes)
     return batch
@@ -165,11 +167,19 @@ def _fill_sequence(
             sequence["slices"][slots] = codes[member]
         if examples.reference is not None:
             sequence["reference"][slots] = examples.reference[slice(*examples.target_offsets[member : member + 2])]
+        for name, of_targets in _of_teacher(examples):
+            sequence[name][slots] = of_targets[slice(*examples.target_offsets[member : member + 2])]
         if examples.margins is not None and "margins" in sequence:
             sequence["margins"][slots] = examples.margins[member]
         chosen = weights[targets]
         sequence["weights"][slots] = chosen if normalize == "tokens" else chosen / chosen.sum()
         begin, used, segments = end, used + count, segments + 1
+
+
+def _of_teacher(examples: TokenizedExamples) -> list[tuple[str, np.ndarray]]:
+    """What a teacher gives all targets, by its name in batches."""
+    known = examples.teacher
+    return [] if known is None else [(f"teacher_{name}", known[name]) for name in known.dtype.names]
 
 
 def _positions(branch: ExampleBranches) -> Int32[np.ndarray, "tokens"]:

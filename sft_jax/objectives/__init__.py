@@ -9,6 +9,9 @@ plus its line in `OBJECTIVES`:
 its numbers, which are arrays, or None for a term that the run has not (`Settings`). It is called for parts of a batch,
 by some slots and by the sequences of a device: it must not compare one with another.
 
+Distillation compares the logits with a teacher's: the objective is a divergence of two distributions (`divergences`),
+and `distillation` makes the sums and counts of it.
+
 An objective of pairs (`preference`) sees what the model gives whole answers, and compares the two of a pair:
 
     def objective(log_probabilities, reference, weights, branches, settings) -> dict[str, tuple[sum, count]]
@@ -31,6 +34,7 @@ import dataclasses
 from collections.abc import Callable
 
 from sft_jax.objectives.cross_entropy import Settings, cross_entropy
+from sft_jax.objectives.divergences import DIVERGENCES, READS, DistillationSettings
 from sft_jax.objectives.kto import kto
 from sft_jax.objectives.pair_losses import PreferenceSettings
 from sft_jax.objectives.policy_gradient import PolicySettings, policy_gradient
@@ -68,11 +72,11 @@ OF_ANSWERS: dict[str, OfAnswers] = {
     "reward": OfAnswers(bradley_terry, ("centring",), reference=False, scores=True),
 }
 OF_GROUPS: dict[str, Objective] = {"policy_gradient": policy_gradient}
-KNOWN = collections.ChainMap(OF_GROUPS, OF_ANSWERS, METHODS, OBJECTIVES)  # by their names
+KNOWN = collections.ChainMap(OF_GROUPS, OF_ANSWERS, METHODS, DIVERGENCES, OBJECTIVES)  # by their names
 
 
 def get_objective(name: str) -> Objective:
-    """The objective of that name.
+    """The objective of that name; of distillation its divergence.
 
     Raises:
         ValueError: there is none.
@@ -81,7 +85,7 @@ def get_objective(name: str) -> Objective:
         raise ValueError(f"unknown objective {name!r}; known: {', '.join(sorted(KNOWN))}")
     if name in METHODS:
         return objective_of(METHODS[name])
-    return OF_ANSWERS[name].objective if name in OF_ANSWERS else {**OBJECTIVES, **OF_GROUPS}[name]
+    return OF_ANSWERS[name].objective if name in OF_ANSWERS else {**OBJECTIVES, **DIVERGENCES, **OF_GROUPS}[name]
 
 
 def judges_answers(name: str) -> bool:
@@ -109,6 +113,11 @@ def samples_groups(name: str) -> bool:
     return name in OF_GROUPS
 
 
+def distils(name: str) -> bool:
+    """Whether it compares the logits with those of a teacher."""
+    return name in DIVERGENCES
+
+
 def of_held_out(name: str) -> str:
     """The objective by which held-out rows are measured: answers that are drawn anew have no loss to compare."""
     return "cross_entropy" if samples_groups(name) else name
@@ -121,22 +130,27 @@ def has_reference(name: str) -> bool:
 
 
 def reads_of(name: str) -> tuple[str, ...]:
-    """Fields of `config.objective` that an objective of answers reads, of those that not all objectives read."""
+    """Fields of `config.objective` that an objective of answers or of a teacher reads, of those that not all read."""
+    if distils(name):
+        return ("temperature", "cross_entropy_share", *READS.get(name, ()))
     return OF_ANSWERS[name].reads if name in OF_ANSWERS else ("beta", "sft_weight", *METHODS[name].reads)
 
 
 __all__ = [
+    "DIVERGENCES",
     "KNOWN",
     "METHODS",
     "OBJECTIVES",
     "OF_ANSWERS",
     "OF_GROUPS",
+    "DistillationSettings",
     "Objective",
     "PolicySettings",
     "PreferenceSettings",
     "Settings",
     "compares_pairs",
     "cross_entropy",
+    "distils",
     "get_objective",
     "has_reference",
     "judges_answers",

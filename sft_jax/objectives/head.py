@@ -120,6 +120,25 @@ def of_chunks(function, chunk, on_mesh, trained, frozen, hidden, slots):
     return jax.lax.scan(body, None, chunks)[1]
 
 
+def values_of_slots(function, chunk, on_mesh, trained, frozen, hidden, slots):
+    """What `function` gives each slot of a chunk, arrays [B, C, …], for all slots: [B, P, …]; it is not differentiated.
+
+    Arguments as of `over_chunks`; `slots` are further arrays [B, P, …] that `function` takes after the hidden states.
+    """
+    if on_mesh is None:
+        return _values_of_slots(function, chunk, on_mesh, trained, frozen, hidden, slots)
+    values = functools.partial(_values_of_slots, function, chunk, on_mesh)
+    return on_mesh.run(values, trained, frozen, hidden, slots, gives="slots")
+
+
+def _values_of_slots(function, chunk, on_mesh, trained, frozen, hidden, slots):
+    own = lambda found: found if on_mesh is None else jax.tree.map(on_mesh.own, found)
+    of_chunk = lambda *arguments: own(function(*arguments))
+    found = of_chunks(of_chunk, chunk, on_mesh, trained, frozen, hidden, slots)
+    parts = 1 if on_mesh is None else on_mesh.parts
+    return jax.tree.map(lambda values: joined_slots(values, hidden.shape[1], parts), found)
+
+
 def _total(stacked: Tree) -> Tree:
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), stacked)
 

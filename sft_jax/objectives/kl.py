@@ -17,7 +17,11 @@ def kl_divergence(reference: Float[Array, "*B V"], logits: Float[Array, "*B V"])
 
     Worked example: p = (1/2, 1/2) and q = (1/4, 3/4) give 1/2 ln 2 + 1/2 ln(2/3) = 0.1438.
     """
-    log_p, log_q = jax.nn.log_softmax(reference, axis=-1), jax.nn.log_softmax(logits, axis=-1)
+    return kl_of_log_probabilities(jax.nn.log_softmax(reference, axis=-1), jax.nn.log_softmax(logits, axis=-1))
+
+
+def kl_of_log_probabilities(log_p: Float[Array, "*B V"], log_q: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """The same of distributions given by finite log-probabilities."""
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 

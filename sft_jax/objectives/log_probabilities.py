@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sft_jax.objectives.head import differentiated, joined_slots, of_chunks
+from sft_jax.objectives.head import differentiated, values_of_slots
 from sft_jax.objectives.head_on_mesh import HeadOnMesh
 
 Tree = Any
@@ -54,19 +54,8 @@ def _of_targets(logits: Float[Array, "B C V"], targets: Int[Array, "B C"]) -> Fl
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunked(head, chunk, on_mesh, trained, frozen, hidden, targets):
-    function = functools.partial(_read, head, chunk, on_mesh)
-    if on_mesh is None:
-        return function(trained, frozen, hidden, targets)
-    return on_mesh.run(function, trained, frozen, hidden, targets, gives="slots")
-
-
-def _read(head, chunk, on_mesh, trained, frozen, hidden, targets):
-    def of_chunk(trained, frozen, hidden, targets):
-        found = _of_targets(head(trained, frozen, hidden), targets)
-        return found if on_mesh is None else on_mesh.own(found)
-
-    found = of_chunks(of_chunk, chunk, on_mesh, trained, frozen, hidden, (targets,))
-    return joined_slots(found, hidden.shape[1], 1 if on_mesh is None else on_mesh.parts)
+    of_chunk = lambda trained, frozen, hidden, targets: _of_targets(head(trained, frozen, hidden), targets)
+    return values_of_slots(of_chunk, chunk, on_mesh, trained, frozen, hidden, (targets,))
 
 
 def _forward(head, chunk, on_mesh, trained, frozen, hidden, targets):

@@ -27,6 +27,7 @@ from sft_jax.runs.workdir import write_whole
 from sft_jax.training.checks import check_config
 from sft_jax.training.initial_adapter import open_initial_adapter
 from sft_jax.training.memory import BatchSizes, batch_sizes
+from sft_jax.training.teacher import is_in_step
 from sft_jax.training.trained_parameters import check_trained
 from sft_jax.training.trial import load_run_data
 
@@ -118,6 +119,11 @@ def case_of(asked: Asked, name: str, config: ConfigDict, console: Console) -> Ca
     check_config(config)
     config = with_dtypes(config, asked.topology.platform)
     options = options_of(config)
+    if is_in_step(options):
+        raise ValueError(
+            f"--config.teacher.top_k=0 (--config.objective.name={options.objective.name}): a plan knows nothing of a "
+            "teacher in the step. Give --config.teacher.top_k=32, for example, with which it is not in the step"
+        )
     shape = shape_of(options.model)
     if options.adapter.initial:  # what it brings is in its files, and they are compared with the base's
         config = open_initial_adapter(options.adapter, base_of(options.model)).in_config(config)

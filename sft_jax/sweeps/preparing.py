@@ -23,7 +23,7 @@ from sft_jax.sweeps.shared import Shared
 from sft_jax.training.durations import run_steps
 from sft_jax.training.initial_adapter import open_initial_adapter
 from sft_jax.training.memory import StepProgram, batch_sizes, step_program
-from sft_jax.training.setup import sequences_at_once, trained_decoder
+from sft_jax.training.setup import open_teacher, sequences_at_once, trained_decoder
 from sft_jax.training.trained_parameters import check_trained
 
 _ANY_PLATFORM = "cpu"  # by which only dtypes and execution are chosen
@@ -91,7 +91,8 @@ def prepare(
             mesh = make_mesh(run.config.mesh.to_dict(), devices)
             options, base = _opened(run.config, shared, platform_of(mesh))
             data = shared.data(options, len(devices), console)
-            program = step_program(options, base.decoder, batch_sizes(data), mesh, base.new_token_ids)
+            teacher = open_teacher(options, base, mesh)
+            program = step_program(options, base.decoder, batch_sizes(data), mesh, base.new_token_ids, teacher)
             prepared.append(PreparedRun(run, program, run_steps(options.duration, data.plan)))
         except (ValueError, OSError) as error:
             problems.add(number, error)

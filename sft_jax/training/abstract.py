@@ -14,6 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from sft_jax.models.config import DecoderConfig
+from sft_jax.models.decoder import Decoder
+from sft_jax.models.initial import parameter_shapes
+from sft_jax.models.layouts import to_layout
+from sft_jax.models.loading import cast
 from sft_jax.options import Options
 from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import weight_shapes
@@ -23,10 +27,12 @@ from sft_jax.training.optimizer import OptimizerSettings, hyperparameters, make_
 from sft_jax.training.state import TrainState
 
 Tree = Any
-_GIVEN = ("trained", "frozen", "hyper", "seed", "base")
+_GIVEN = ("trained", "frozen", "hyper", "seed", "base", "teacher")
 
 
-def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout: str) -> TrainState:
+def abstract_state(
+    options: Options, decoder: DecoderConfig, mesh: Mesh, layout: str, teacher: Decoder | None = None
+) -> TrainState:
     """Shapes, dtypes and shardings of the whole train state.
 
     Args:
@@ -34,6 +40,7 @@ def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout:
         decoder: of the base, with the embeddings of its new tokens.
         mesh: over which the arrays are spread; its devices are only named.
         layout: layer layout of weights, adapters and moments.
+        teacher: that the state holds.
 
     Raises:
         ValueError: adapters have no place in this model, or its kernels none in so few bits; says what to give.
@@ -43,9 +50,15 @@ def abstract_state(options: Options, decoder: DecoderConfig, mesh: Mesh, layout:
     base = {}
     if keeps_base(options):
         base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype_of_kept(options)), trained)
-    return abstract_around(
-        trained, frozen, hyper, optimizer_settings(options.optimizer), mesh, ema=options.ema.decay > 0, base=base
-    )
+    of_teacher = {} if teacher is None else teacher_shapes(teacher, options.precision.frozen)
+    kept = {"ema": options.ema.decay > 0, "base": base, "teacher": of_teacher}
+    return abstract_around(trained, frozen, hyper, optimizer_settings(options.optimizer), mesh, **kept)
+
+
+def teacher_shapes(teacher: Decoder, dtype: str) -> Tree:
+    """{"params": …}: shapes and dtypes of a teacher's weights, as it reads them."""
+    as_read = lambda params: to_layout(cast(params, dtype), teacher.layout)
+    return {"params": jax.eval_shape(as_read, parameter_shapes(teacher.config))}
 
 
 def keeps_base(options: Options) -> bool:
@@ -73,11 +86,13 @@ def abstract_around(
     *,
     ema: bool = False,
     base: Tree | None = None,
+    teacher: Tree | None = None,
 ) -> TrainState:
     """The same around parameters that are given, as arrays or as shapes: moments are laid out like what they are of."""
     beside = jax.eval_shape(lambda trained, hyper: init_rest(trained, hyper, optimizer, ema=ema), trained, hyper)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    shapes = TrainState(trained=trained, frozen=frozen, hyper=hyper, seed=seed, base=base or {}, **beside)
+    kept = {"base": base or {}, "teacher": teacher or {}}
+    shapes = TrainState(trained=trained, frozen=frozen, hyper=hyper, seed=seed, **kept, **beside)
     return abstract_like(shapes, shardings_of(shapes, mesh))
 
 
@@ -98,7 +113,7 @@ def init_rest(trained: Tree, hyper: dict[str, Array], optimizer: OptimizerSettin
 
 
 def abstract_rest(abstract: TrainState) -> dict[str, Tree]:
-    """The description of what `init_rest` makes: all of the state but parameters, base, hyperparameters, seed."""
+    """The description of what `init_rest` makes: all of the state but parameters, hyperparameters, seed."""
     names = (field.name for field in dataclasses.fields(abstract))
     return {name: getattr(abstract, name) for name in names if name not in _GIVEN}
 

@@ -18,9 +18,10 @@ from sft_jax.sharding import make_mesh, platform_of
 from sft_jax.training.branch import Branch, open_branch
 from sft_jax.training.checks import check_config
 from sft_jax.training.initial_adapter import InitialAdapter, open_initial_adapter
-from sft_jax.training.setup import make_model, step_settings
+from sft_jax.training.setup import make_model, open_teacher, step_settings
 from sft_jax.training.step import StepSettings
 from sft_jax.training.step_memory import common_device_bytes
+from sft_jax.training.teacher import Teacher, is_in_step
 from sft_jax.training.trained_parameters import check_trained
 
 
@@ -39,6 +40,7 @@ class CheckedRun:
         initial: the adapter to begin with; None for a fresh one, or for none.
         model: the decoder, for training.
         branch: the checkpoint of another run to begin with; None for a run from its base, or one that goes on.
+        teacher: the model that is imitated; None for a run without one.
     """
 
     config: ml_collections.ConfigDict
@@ -50,6 +52,12 @@ class CheckedRun:
     initial: InitialAdapter | None
     model: Decoder
     branch: Branch | None = None
+    teacher: Teacher | None = None
+
+    @property
+    def teacher_in_step(self) -> Decoder | None:
+        """The teacher's decoder, where its weights are in the step."""
+        return self.teacher.model if self.teacher is not None and is_in_step(self.options) else None
 
 
 def check_run(
@@ -80,10 +88,14 @@ def check_run(
         if initial is not None:  # it brings options of its own
             config = initial.in_config(config)
             options = options_of(config)
-        model = make_model(options, base.decoder, mesh, base.new_token_ids, memory=memory)
+        teacher = open_teacher(options, base, mesh)
+        if teacher is not None:
+            settings = step_settings(options, mesh, teacher.model)
+        in_step = teacher.model if teacher is not None and is_in_step(options) else None
+        model = make_model(options, base.decoder, mesh, base.new_token_ids, memory=memory, teacher=in_step)
         check_trained(options, base.decoder)
     config = workdirs.with_date(there, config)
     if branch is not None:
         with agreed():
             branch.check_config(config)
-    return CheckedRun(config, options_of(config), devices, mesh, settings, base, initial, model, branch)
+    return CheckedRun(config, options_of(config), devices, mesh, settings, base, initial, model, branch, teacher)

@@ -41,6 +41,8 @@ from sft_jax.training.groups import parse_groups
 from sft_jax.training.optimizer import DECAY_SHAPES, SCHEDULES
 from sft_jax.training.pair_checks import problems_of_pairs, problems_of_scores, unread_objective_options
 from sft_jax.training.rollouts.checks import malformed_rewards, problems_of_rollouts, unread_rollout_options
+from sft_jax.training.teacher import needs_teacher
+from sft_jax.training.teacher_checks import problems_of_teacher, unread_teacher_options
 from sft_jax.training.update_rules import RULES, unread_options
 
 Check = tuple[Callable[[Any], bool], str]
@@ -120,11 +122,16 @@ CHECKS: dict[str, Check] = {
     "objective.clip_low": _SHARE,
     "objective.clip_high": _at_least(0),
     "objective.kl_weight": _at_least(0),
+    "objective.teacher_weight": _at_least(0),
+    "objective.temperature": _ABOVE_ZERO,
+    "objective.teacher_share": (lambda value: 0 < value < 1, "must lie between 0 and 1, and be neither"),
+    "objective.cross_entropy_share": _BELOW_ONE,
     "objective.neftune_alpha": _at_least(0),
     "objective.positions": _one_of("supervised", "all"),
     "objective.head_chunk_tokens": _at_least(0),
+    "teacher.top_k": _at_least(0),
     "rollouts.prompts": _at_least(1),
-    "rollouts.group": _at_least(2),  # an answer is compared with others to its prompt
+    "rollouts.group": _at_least(1),
     "rollouts.temperature": _ABOVE_ZERO,  # at 0 all answers to a prompt would be the same
     "rollouts.max_new_tokens": _at_least(1),
     "rollouts.slots": _at_least(0),
@@ -305,6 +312,7 @@ def _quantized(options: Options) -> list[str]:
 
 def _unread_frozen(options: Options, defaults: Defaults) -> list[str]:
     default, read = defaults["precision.frozen"], bool(options.objective.kl_to_base or options.objective.kl_weight)
+    read = read or needs_teacher(options)
     if options.precision.frozen == default or read or not trains_all_weights(options.adapter, options.trained):
         return []
     return [
@@ -422,6 +430,7 @@ UNREAD: tuple[Callable[[Options, Defaults], list[str]], ...] = (
     _unread_optimizer_options,
     _unread_adapter_options,
     unread_objective_options,
+    unread_teacher_options,
     _unread_schedule_options,
     unread_rollout_options,
     _unread_frozen,
@@ -437,6 +446,7 @@ TOGETHER: tuple[Callable[[Options], list[str]], ...] = (
     problems_of_pairs,
     problems_of_scores,
     problems_of_rollouts,
+    problems_of_teacher,
     _groups,
     _trained_weights,
     _quantized,

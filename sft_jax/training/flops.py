@@ -27,10 +27,22 @@ def train_flops(
         base_pass: whether the base predicts the same targets, for a divergence from it: one more forward pass.
     """
     layers, head = config.matmul_params()
-    passes = (6 if train_weights else 4) + (2 if base_pass else 0)
+    passes = 6 if train_weights else 4
+    mixing = 3 * _all_mixing_flops(config, sequence_length)
+    step = passes * (layers * tokens + head * targets) + mixing * tokens
+    return step + (forward_flops(config, tokens, targets, sequence_length) if base_pass else 0)
+
+
+def forward_flops(config: DecoderConfig, tokens: int, targets: int, sequence_length: int) -> float:
+    """Those of one forward pass, as of a teacher; arguments as of `train_flops`."""
+    layers, head = config.matmul_params()
+    return 2 * (layers * tokens + head * targets) + _all_mixing_flops(config, sequence_length) * tokens
+
+
+def _all_mixing_flops(config: DecoderConfig, sequence_length: int) -> int:
+    """`_mixing_flops` of all layers."""
     kinds = (config.of_layer(number) for number in range(config.num_layers))
-    mixing = (4 if base_pass else 3) * sum(_mixing_flops(kind, sequence_length) for kind in kinds)
-    return passes * (layers * tokens + head * targets) + mixing * tokens
+    return sum(_mixing_flops(kind, sequence_length) for kind in kinds)
 
 
 def _mixing_flops(kind: DecoderConfig, sequence_length: int) -> int:

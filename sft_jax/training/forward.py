@@ -56,6 +56,13 @@ def hidden_states(
     return hidden, total_routing(collections[ROUTING]) if model.config.num_experts else None
 
 
+def frozen_target_states(model: Decoder, variables: Tree, batch: Tree) -> Array:
+    """Hidden states of the target slots, of a model that is not trained: without gradient, dropout or noise."""
+    tokens, places = batch["tokens"], (batch["positions"], batch["segment_ids"])
+    hidden, _ = model.apply(variables, tokens, *places, method="hidden", dealt=context_parts())
+    return gather_targets(jax.lax.stop_gradient(hidden), batch["target_slots"])
+
+
 def target_log_probabilities(
     model: Decoder,
     chunk: int,

@@ -107,8 +107,9 @@ def gradient_differences(
     model = Decoder(decoder, model.execution, spec)
     chunk = min(settings.head_chunk, _TARGETS // 2)
     settings = dataclasses.replace(settings, noise=False, slices=0, head_chunk=chunk)
-    if settings.preference is not None or settings.policy is not None:  # whose sums are added up by the same code
-        settings = dataclasses.replace(settings, objective=cross_entropy, preference=None, policy=None)
+    if settings.preference or settings.policy or settings.distillation:  # whose sums are added up by the same code
+        of_logits = {"preference": None, "policy": None, "distillation": None}
+        settings = dataclasses.replace(settings, objective=cross_entropy, **of_logits)
     state = init_state(options, base, model, mesh, hyperparameters(options, 0, 1))
     differences = functools.partial(_differences, model, settings, mesh)
     compare = jax.jit(differences, compiler_options=settings.compiler_options)

@@ -19,7 +19,17 @@ from sft_jax.generation import MAX_NEW_TOKENS, MAX_POSITIONS, Prepared, Sampler,
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.variables import variables
-from sft_jax.objectives import PreferenceSettings, Settings, get_objective, judges_answers, of_held_out, samples_groups
+from sft_jax.objectives import (
+    DistillationSettings,
+    PreferenceSettings,
+    Settings,
+    distils,
+    get_objective,
+    judges_answers,
+    of_held_out,
+    samples_groups,
+)
+from sft_jax.objectives.distillation import distillation, of_all_tokens
 from sft_jax.objectives.head import chunk_of
 from sft_jax.objectives.kl import KL_TO_BASE
 from sft_jax.objectives.kto import KL
@@ -176,8 +186,14 @@ def names_by_objective(options: ObjectiveOptions, vocab_size: int = 2) -> set[st
     """What `held_out_metrics` measures of held-out rows, whichever they are; of rows in groups the loss of each too."""
     if judges_answers(options.name):
         return {f"held_out/{name}" for name in _preference_metrics(options)}
-    settings = Settings(options.label_smoothing or None, options.z_loss or None)
-    objective = functools.partial(get_objective(of_held_out(options.name)), settings=settings)
+    objective = get_objective(of_held_out(options.name))
+    if distils(options.name):
+        numbers = DistillationSettings(options.temperature, options.teacher_share, options.cross_entropy_share)
+        measured = functools.partial(distillation, divergence=objective, settings=numbers)
+        objective = lambda logits, *rest: measured(logits, *rest, of_all_tokens(logits, logits))
+    else:
+        settings = Settings(options.label_smoothing or None, options.z_loss or None)
+        objective = functools.partial(objective, settings=settings)
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((1, 1, vocab_size), "float32"), ((1, 1), "int32"), ((1, 1), "float32"))

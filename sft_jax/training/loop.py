@@ -92,8 +92,11 @@ def run(
         # ---- Check: gradients add up on these devices --------------------------------------------------------------
         check_micro_batches(options, checked.base, model, checked.settings, mesh)
 
+        # ---- Teacher: its most likely tokens, where they are data ---------------------------------------------------
+        trial.take_teacher()
+
         # ---- State: weights, adapters and moments on their devices -------------------------------------------------
-        state = init_state(options, checked.base, model, mesh, trial.hyper, checked.initial)
+        state = init_state(options, checked.base, model, mesh, trial.hyper, checked.initial, checked.teacher)
 
         # ---- Reference: of objectives that compare the policy with what the run begins with ------------------------
         trial.take_reference(state)

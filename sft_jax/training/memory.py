@@ -10,14 +10,17 @@ from jax.sharding import Mesh
 from sft_jax.data.batches import empty_batch
 from sft_jax.models.config import DecoderConfig
 from sft_jax.models.decoder import Decoder
-from sft_jax.objectives import has_reference, judges_answers, samples_groups, scores_texts
+from sft_jax.objectives import distils, has_reference, judges_answers, samples_groups, scores_texts
+from sft_jax.objectives.top_k import outcomes_of
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data
 from sft_jax.sharding import batch_sharding, dealt_batch
 from sft_jax.training.abstract import abstract_state
+from sft_jax.training.distillation_sums import IDS, LOG_PROBABILITIES
 from sft_jax.training.programs import Signature, signature_of
 from sft_jax.training.setup import make_model, step_settings
 from sft_jax.training.step import Step, compile_train_step
+from sft_jax.training.teacher import Teacher, is_in_step
 
 Tree = Any
 
@@ -73,7 +76,12 @@ def batch_sizes(data: Data) -> BatchSizes:
 
 
 def step_program(
-    options: Options, decoder: DecoderConfig, sizes: BatchSizes, mesh: Mesh, new_token_ids: range = range(0)
+    options: Options,
+    decoder: DecoderConfig,
+    sizes: BatchSizes,
+    mesh: Mesh,
+    new_token_ids: range = range(0),
+    teacher: Teacher | None = None,
 ) -> StepProgram:
     """The train step of a run.
 
@@ -83,20 +91,26 @@ def step_program(
         sizes: of its batches.
         mesh: on which it would run; its devices need not be there.
         new_token_ids: ids of the new tokens.
+        teacher: that is imitated; without it a step whose teacher's tokens are data is that of one with as many.
 
     Raises:
         ValueError: adapters have no place in this model, or sequences, micro-batches and mesh do not divide.
     """
-    model = make_model(options, decoder, mesh, new_token_ids)
-    settings = dataclasses.replace(step_settings(options, mesh), slices=sizes.slices)
-    state = abstract_state(options, decoder, mesh, model.layout)
-    batch = _abstract_batch(options, sizes, mesh)
+    of_teacher = None if teacher is None else teacher.model
+    in_step = of_teacher if is_in_step(options) else None
+    model = make_model(options, decoder, mesh, new_token_ids, teacher=in_step)
+    settings = dataclasses.replace(step_settings(options, mesh, of_teacher), slices=sizes.slices)
+    state = abstract_state(options, decoder, mesh, model.layout, in_step)
+    known = min(decoder.vocab_size, (of_teacher.config if of_teacher else decoder).vocab_size)
+    batch = _abstract_batch(options, sizes, mesh, known)
     step = compile_train_step(model, settings, state, mesh)
     return StepProgram(step, signature_of(batch), state, batch, mesh, model)
 
 
-def _abstract_batch(options: Options, sizes: BatchSizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the global batch."""
+def _abstract_batch(
+    options: Options, sizes: BatchSizes, mesh: Mesh, vocabulary: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the global batch; with a teacher of so many tokens."""
     sharding, groups = batch_sharding(mesh), samples_groups(options.objective.name)
     branches = judges_answers(options.objective.name) or groups
     # As for the data of a run (`run_data`): with as many slots as tokens each token would have its own.
@@ -105,6 +119,9 @@ def _abstract_batch(options: Options, sizes: BatchSizes, mesh: Mesh) -> dict[str
     one = empty_batch(1, sizes.sequence_length, slots, with_slices=slices, with_branches=branches)
     of = {"reference": has_reference, "margins": scores_texts, "drawn": samples_groups, "advantages": samples_groups}
     one |= {name: np.zeros((1, slots), np.float32) for name, has in of.items() if has(options.objective.name)}
+    if distils(options.objective.name) and (k := options.teacher.top_k):
+        one[IDS] = np.zeros((1, slots, k), np.int32)
+        one[LOG_PROBABILITIES] = np.zeros((1, slots, outcomes_of(k, vocabulary)), np.float32)
     return {
         name: jax.ShapeDtypeStruct((options.batch.sequences, *array.shape[1:]), array.dtype, sharding=sharding)
         for name, array in dealt_batch(one, mesh.shape["context"]).items()

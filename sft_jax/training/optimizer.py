@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from sft_jax.objectives import OF_ANSWERS, judges_answers, samples_groups
+from sft_jax.objectives import OF_ANSWERS, distils, judges_answers, reads_of, samples_groups
 from sft_jax.options import OptimizerOptions, Options
 from sft_jax.runs.adapting import adapter_hyperparameters
 from sft_jax.sharding import path_string
@@ -30,7 +30,7 @@ PREFERENCE_NUMBERS = (
     *("beta", "margin", "tail_weight", "sft_weight"),
     *("desirable_weight", "undesirable_weight", "centring"),
 )
-POLICY_NUMBERS = ("clip_low", "clip_high", "kl_weight")
+POLICY_NUMBERS = ("clip_low", "clip_high", "kl_weight", "teacher_weight")
 _NO_DECAY = re.compile(r"(scale|bias|sinks|magnitude|a_log)$")
 
 
@@ -88,6 +88,8 @@ def hyperparameters(options: Options, warmup_steps: int, total_steps: int, decay
         values |= {name: getattr(options.objective, name) for name in PREFERENCE_NUMBERS}
     if options.objective.name in OF_ANSWERS and OF_ANSWERS[options.objective.name].divergence:
         values["kl"] = 0.0  # of the whole step; of held-out examples, where they are measured
+    if distils(options.objective.name):
+        values |= {name: getattr(options.objective, name) for name in reads_of(options.objective.name)}
     if samples_groups(options.objective.name):
         values |= {name: getattr(options.objective, name) for name in POLICY_NUMBERS}
         values["temperature"] = options.rollouts.temperature

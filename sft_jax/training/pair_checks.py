@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft_jax.models.variables import SCORE
-from sft_jax.objectives import has_reference, judges_answers, reads_of, samples_groups, scores_texts
+from sft_jax.objectives import distils, has_reference, judges_answers, reads_of, samples_groups, scores_texts
 from sft_jax.options import Options
 from sft_jax.training.optimizer import POLICY_NUMBERS
 
@@ -90,6 +90,8 @@ def unread_objective_options(options: Options, defaults: Mapping[str, Any]) -> l
         read = {*reads_of(name)}
     if samples_groups(name):
         read = {"normalize", *POLICY_NUMBERS}
+    if distils(name):
+        read = {"normalize", "positions", *reads_of(name)}
     asked = {f"objective.{option}": value for option, value in vars(options.objective).items() if option not in read}
     return [
         f"--config.{field}={value!r} is not read by --config.objective.name={name}; leave it at {defaults[field]!r}"

@@ -27,11 +27,13 @@ class PolicyTerms:
         per_token: the loss is a mean over tokens, not over answers.
         reference: the divergence from what the run began with is part of the loss.
         tempered: answers are drawn at another temperature than 1.
+        teacher: each token is rewarded by how much likelier this decoder thinks it, whose weights the state has.
     """
 
     per_token: bool = True
     reference: bool = False
     tempered: bool = False
+    teacher: Decoder | None = None
 
 
 def policy_sums(
@@ -46,6 +48,9 @@ def policy_sums(
     randomness: Randomness,
 ) -> tuple[Metrics, Routing | None]:
     """Sums and counts of the objective over a (micro-)batch, as a function of `trained`; and how it was routed.
+
+    `teacher_kl` is the mean over tokens of how much less likely a teacher thinks them, where there is one: an estimate
+    of KL(model || teacher).
 
     `sampler_gap_max` is the largest gap of each sequence of the step at the place of its number (`batch["number"]`), 0
     elsewhere, so that those of micro-batches add up.
@@ -70,15 +75,36 @@ def policy_sums(
             began = (_of_start(model, state), head_chunk, {}, _state_of_start(state))
             reference = target_log_probabilities(*began, batch, Randomness(), temperature)[0]
             reference = jax.lax.stop_gradient(reference)
+    advantages, of_teacher = batch["advantages"], {}
+    if terms.teacher is not None:
+        likelier = _likelier_by_teacher(terms.teacher, head_chunk, state, batch, temperature)
+        advantages = advantages + hyper["teacher_weight"] * likelier
+        used = batch["weights"] > 0
+        of_teacher["teacher_kl"] = (-jnp.sum(jnp.where(used, likelier, 0.0)), jnp.sum(used, dtype=jnp.float32))
     weight = hyper["kl_weight"] if terms.reference else None
     numbers = PolicySettings(hyper["clip_low"], hyper["clip_high"], weight, terms.per_token)
     with jax.named_scope("policy_gradient"):
         weights, drawn = batch["weights"], batch["drawn"]
-        metrics = objective(found, drawn, batch["advantages"], reference, weights, batch["branches"], numbers)
+        metrics = objective(found, drawn, advantages, reference, weights, batch["branches"], numbers) | of_teacher
         gap = jnp.where(weights > 0, jnp.abs(found - drawn), 0.0)
         places = jnp.zeros(micro_batches * len(gap), jnp.float32).at[batch["number"]]
         metrics["sampler_gap_max"] = (places.set(jnp.max(gap, axis=1)), jnp.ones(()) / micro_batches)
     return metrics, routing
+
+
+def _likelier_by_teacher(
+    teacher: Decoder, head_chunk: int, state: TrainState, batch: Tree, temperature: Array | None
+) -> Array:
+    """By how much likelier a teacher thinks each token than the model did that drew it, without gradient.
+
+    As the advantage of a token it makes the gradient that of KL(model || teacher) at the tokens that the model draws,
+    one by one (Agarwal et al. 2023, https://arxiv.org/abs/2306.13649; Lu and Thinking Machines 2025,
+    https://thinkingmachines.ai/blog/on-policy-distillation).
+    """
+    with jax.named_scope("teacher"):
+        state = state.replace(trained={}, frozen=state.teacher)
+        found, _ = target_log_probabilities(teacher, head_chunk, {}, state, batch, Randomness(), temperature)
+        return jax.lax.stop_gradient(found) - batch["drawn"]
 
 
 def _of_start(model: Decoder, state: TrainState) -> Decoder:

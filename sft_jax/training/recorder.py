@@ -21,7 +21,7 @@ from sft_jax.progress import figures
 from sft_jax.runs.adapting import has_adapters
 from sft_jax.runs.freezing import trains_all_weights
 from sft_jax.runs.metric_log import MetricLog
-from sft_jax.training.flops import train_flops
+from sft_jax.training.flops import forward_flops, train_flops
 from sft_jax.training.gap import LOSS_WEIGHT, Gap
 
 SKIPPED = "skipped_steps.jsonl"
@@ -55,6 +55,7 @@ class Recorder:
         log: MetricLog | None,
         resume_step: int = -1,
         history: Sequence[Mapping[str, Any]] = (),
+        teacher: Decoder | None = None,
     ):
         """Prepares the recorder.
 
@@ -67,6 +68,7 @@ class Recorder:
             log: where metrics are written; None on all processes but one.
             resume_step: see `MetricLog`; skipped steps noted after it are forgotten.
             history: the lines of the log up to `resume_step`.
+            teacher: that is in the step.
         """
         self._options, self._plan, self._log, self._workdir = options, data.plan, log, workdir
         # How much work a step needs where some of the weights are frozen is not worked out: no MFU then.
@@ -74,14 +76,12 @@ class Recorder:
         known = has_adapters(options.adapter) or trains_all_weights(options.adapter, options.trained)
         known = known and not samples_groups(options.objective.name)
         self._peak = peak_flops(devices[0].device_kind, len(devices)) if known else None
-        self._flops = train_flops(
-            model.config,
-            options.batch.sequences * options.data.sequence_length,
-            options.batch.sequences * data.plan.sequence_targets,
-            options.data.sequence_length,
-            train_weights=not has_adapters(options.adapter),
-            base_pass=options.objective.kl_to_base > 0,
-        )
+        sizes = [options.batch.sequences * size for size in (options.data.sequence_length, data.plan.sequence_targets)]
+        sizes.append(options.data.sequence_length)
+        trains = not has_adapters(options.adapter)
+        base_pass = options.objective.kl_to_base > 0
+        self._flops = train_flops(model.config, *sizes, train_weights=trains, base_pass=base_pass)
+        self._flops += 0 if teacher is None else forward_flops(teacher.config, *sizes)
         self._gap = Gap(history)
         self._skipped: list[str] = []
         if log is not None and (workdir / SKIPPED).exists():

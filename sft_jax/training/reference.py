@@ -6,8 +6,7 @@ micro-batch at a time; then they are data like the targets themselves, and no se
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,15 +18,10 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, Float32
 from rich.console import Console
 
-from sft_jax import models, objectives
-from sft_jax.data.batches import Batch, assemble, held_out_bins
-from sft_jax.data.packing.bins import Bin
+from sft_jax.data.batches import Batch
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.data.tokenized.cache import cache_directory
-from sft_jax.data.tokenized.cache_key import code_digest, source_digest
 from sft_jax.data.tokenized.cached_values import cached_values
-from sft_jax.dispatch import one_late
-from sft_jax.generation.sizes import on_host
 from sft_jax.models.decoder import Decoder
 from sft_jax.objectives import METHODS, PreferenceSettings, get_objective
 from sft_jax.objectives.branches import PAIR, by_branch
@@ -35,17 +29,17 @@ from sft_jax.objectives.kto import BRANCHES
 from sft_jax.options import ObjectiveOptions, Options
 from sft_jax.preparation.run_data import Data
 from sft_jax.progress import ProgressBars
-from sft_jax.sharding import batch_sharding, platform_of, put_batch, sequences_here, shardings_of
+from sft_jax.sharding import batch_sharding, shardings_of
 from sft_jax.training.checked_run import CheckedRun
 from sft_jax.training.first_batch import values_of_first_batch
 from sft_jax.training.forward import Randomness, target_log_probabilities
 from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepSettings, method_of
+from sft_jax.training.target_values import Progress, key_of_values, row_without, values_of_targets
 
 Tree = Any
 Values = Float32[np.ndarray, "targets"]
-Progress = Callable[[float], object]  # of the share that is done
 
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}  # of margins, before the first step
 
@@ -82,8 +76,7 @@ def reference_of(
     state: TrainState,
     examples: TokenizedExamples,
     slots: int,
-    options: Options,
-    mesh: Mesh,
+    checked: CheckedRun,
     progress: Progress,
 ) -> Values:
     """The log-probability of every target of all examples, in their order.
@@ -93,55 +86,21 @@ def reference_of(
         state: that the run begins with.
         examples: all are measured once.
         slots: target slots of a sequence.
-        options: of the run.
-        mesh: on which it runs.
+        checked: the run's config, and what was made of it.
         progress: called with the share that is done.
     """
-    length, size = options.data.sequence_length, options.batch.sequences // options.batch.micro_batches
-    bins = held_out_bins(examples, length, slots, options.data.packing, options.data.max_examples_per_sequence)
-    parts = [[*bins[start : start + size]] for start in range(0, len(bins), size)]
     found = np.full(int(examples.target_offsets[-1]), np.nan, np.float32)
-
-    def dispatched() -> Iterator[tuple[jax.Array, list[Bin]]]:
-        own = sequences_here(mesh, size)
-        for number, part in enumerate(parts):
-            progress(number / len(parts))
-            filled = part + [np.zeros(0, np.int32)] * (size - len(part))
-            batch = assemble(examples, [filled[i] for i in own], sequence_length=length, sequence_targets=slots)
-            yield step(state, put_batch(batch, mesh)), part
-
-    for values, part in one_late(dispatched()):
-        (values,) = on_host((values,))
-        for row, members in zip(values, part, strict=False):
-            places = np.concatenate([np.arange(*examples.target_offsets[member : member + 2]) for member in members])
-            found[places] = row[: len(places)]
-    if np.isnan(found).any():
-        row = int(examples.target_offsets.searchsorted(np.isnan(found).argmax(), side="right")) - 1
-        raise ValueError(f"{examples.ids[row]}: what the run begins with gives it no finite log-probability")
+    values_of_targets(lambda batch: (step(state, batch),), (found,), examples, slots, checked, progress)
+    if row := row_without(np.isnan(found), examples):
+        raise ValueError(f"{row}: what the run begins with gives it no finite log-probability")
     return found
 
 
 def reference_key(checked: CheckedRun, examples: TokenizedExamples, slots: int) -> dict[str, Any]:
-    """What the log-probabilities depend on: rows, weights, precision, how both are computed, and code."""
-    options, here = checked.options, Path(__file__).parent
-    device = checked.mesh.devices.flat[0]
-    adapter = dataclasses.asdict(options.adapter)
-    return {
-        "rows": examples.fingerprint(),
-        "weights": [checked.base.fingerprint, checked.initial and checked.initial.fingerprint, repr(adapter)],
-        "precision": dataclasses.asdict(options.precision),
-        "model": repr((checked.model.config, checked.model.execution, checked.model.adapter)),
-        "mesh": [dict(checked.mesh.shape), platform_of(checked.mesh), device.device_kind],
-        "batches": [
-            *(options.batch.sequences // options.batch.micro_batches, options.data.sequence_length, slots),
-            *(options.data.packing, options.data.max_examples_per_sequence, checked.settings.head_chunk),
-        ],
-        "code": [
-            *(code_digest(without=(), root=Path(package.__file__).parent) for package in (models, objectives)),
-            source_digest([here / "forward.py", Path(__file__)], here),
-        ],
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
-    }
+    """What the log-probabilities depend on."""
+    adapter = repr(dataclasses.asdict(checked.options.adapter))
+    weights = [checked.base.fingerprint, checked.initial and checked.initial.fingerprint, adapter]
+    return key_of_values(checked, examples, slots, checked.model, [Path(__file__)]) | {"weights": weights}
 
 
 def with_reference(checked: CheckedRun, data: Data, state: TrainState, console: Console, *, begins: bool) -> Data:
@@ -176,7 +135,7 @@ def _referenced(
     with ProgressBars(console) as show:
         bar = functools.cache(lambda: show("log-probabilities of the reference", None))
         progress = lambda share: bar().update(share, within=True)
-        make = lambda: reference_of(step, state, examples, slots, options, checked.mesh, progress)
+        make = lambda: reference_of(step, state, examples, slots, checked, progress)
         key, count = reference_key(checked, examples, slots), int(examples.target_offsets[-1])
         values, note = cached_values(cache_directory(options.data.cache), key, count, make)
     console.print(f"Reference: {count:,} log-probabilities, {note}", markup=False, soft_wrap=True)

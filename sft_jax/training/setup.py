@@ -20,7 +20,7 @@ from sft_jax.models.layouts import resolved, to_layout
 from sft_jax.models.loading import cast
 from sft_jax.models.quantization import dequantized_tree
 from sft_jax.models.variables import canonical_path, merge, split
-from sft_jax.objectives import OF_ANSWERS, get_objective, judges_answers, reads_of, samples_groups
+from sft_jax.objectives import OF_ANSWERS, distils, get_objective, judges_answers, reads_of, samples_groups
 from sft_jax.objectives.head import chunk_of
 from sft_jax.options import AdapterOptions, ObjectiveOptions, Options
 from sft_jax.runs.adapting import adapter_spec, arrays_of, has_adapters, init_beside
@@ -36,6 +36,7 @@ from sft_jax.training.abstract import (
     keeps_base,
     placed_as_described,
 )
+from sft_jax.training.distillation_sums import DistillationTerms
 from sft_jax.training.initial_adapter import InitialAdapter
 from sft_jax.training.optimizer import OptimizerSettings, optimizer_settings
 from sft_jax.training.policy_sums import PolicyTerms
@@ -43,6 +44,7 @@ from sft_jax.training.programs import Signature, shared, signature_of
 from sft_jax.training.state import TrainState, seed_array
 from sft_jax.training.step import PreferenceTerms, StepSettings
 from sft_jax.training.step_memory import least_recomputed
+from sft_jax.training.teacher import Teacher, is_in_step, needs_teacher, open_teacher_base
 from sft_jax.training.update_rules import RULES, Rule
 
 Tree = Any
@@ -52,7 +54,12 @@ _SCAN_TOKENS = 1024  # of a micro-batch, see `resolve_execution`
 
 
 def resolve_execution(
-    options: Options, decoder: DecoderConfig, mesh: Mesh, runs: int = 1, memory: int | None = None
+    options: Options,
+    decoder: DecoderConfig,
+    mesh: Mesh,
+    runs: int = 1,
+    memory: int | None = None,
+    teacher: Decoder | None = None,
 ) -> Execution:
     """How the decoder runs; `auto` takes what was measured faster (see benchmarks/), or what fits.
 
@@ -67,6 +74,7 @@ def resolve_execution(
         mesh: on which.
         runs: that are trained in one program.
         memory: bytes that a program can have of a device; by default as this process knows them.
+        teacher: that is in the step.
 
     Raises:
         ValueError: attention by a backend that cannot compute it here.
@@ -88,7 +96,9 @@ def resolve_execution(
     )
     if remat != AUTO or platform == "cpu":
         return execution
-    return dataclasses.replace(execution, remat=least_recomputed(options, decoder, mesh, execution, runs, memory))
+    return dataclasses.replace(
+        execution, remat=least_recomputed(options, decoder, mesh, execution, runs, memory, teacher)
+    )
 
 
 def product_dtype(matmul: str, activations: str, platform: str) -> str:
@@ -107,6 +117,7 @@ def make_model(
     new_token_ids: range = range(0),
     runs: int = 1,
     memory: int | None = None,
+    teacher: Decoder | None = None,
 ) -> Decoder:
     """The decoder with its adapters, for training; `in_use` is what to measure.
 
@@ -117,13 +128,34 @@ def make_model(
         new_token_ids: ids of the new tokens.
         runs: that are trained in one program.
         memory: bytes that a program can have of a device; by default as this process knows them.
+        teacher: that is in the step.
 
     Raises:
         ValueError: a bound on experts for a model that has none.
     """
     decoder = trained_decoder(options, decoder)
     spec = adapter_spec(options.adapter, new_token_ids, training=True)
-    return Decoder(decoder, resolve_execution(options, decoder, mesh, runs, memory), spec)
+    return Decoder(decoder, resolve_execution(options, decoder, mesh, runs, memory, teacher), spec)
+
+
+def open_teacher(options: Options, student: Base, mesh: Mesh) -> Teacher | None:
+    """The teacher of a run that has one; its decoder draws nothing, and keeps nothing for a backward pass.
+
+    Args:
+        options: of the run.
+        student: what is trained.
+        mesh: on which.
+
+    Raises:
+        ValueError: as `open_teacher_base`.
+    """
+    if not needs_teacher(options):
+        return None
+    base = open_teacher_base(options, student)
+    execution = dataclasses.replace(options.execution, remat="none")
+    options = dataclasses.replace(options, execution=execution)
+    decoder = Decoder(base.decoder, resolve_execution(options, base.decoder, mesh))
+    return Teacher(base, decoder, options.precision.frozen)
 
 
 def trained_decoder(options: Options, decoder: DecoderConfig) -> DecoderConfig:
@@ -150,7 +182,8 @@ def chosen_by_platform(options: Options, model: Decoder, platform: str) -> dict[
     """
     execution = model.execution
     chosen = {"activations": execution.activation_dtype}
-    if keeps_base(options) or not trains_all_weights(options.adapter, options.trained):
+    frozen = keeps_base(options) or needs_teacher(options)
+    if frozen or not trains_all_weights(options.adapter, options.trained):
         chosen["frozen weights"] = options.precision.frozen
     return chosen | {
         "layers": "scanned" if execution.layer_layout == "scan" else "unrolled",
@@ -186,8 +219,13 @@ def sequences_at_once(options: Options, shards: int) -> int:
     return sequences // (parts * shards)
 
 
-def step_settings(options: Options, mesh: Mesh) -> StepSettings:
+def step_settings(options: Options, mesh: Mesh, teacher: Decoder | None = None) -> StepSettings:
     """What is static in the compiled step.
+
+    Args:
+        options: of the run.
+        mesh: on which it is trained.
+        teacher: of the run; without it the settings of a step that has one do not say which.
 
     Raises:
         ValueError: sequences, micro-batches, the length of a sequence and mesh do not divide; names the flags.
@@ -197,7 +235,8 @@ def step_settings(options: Options, mesh: Mesh) -> StepSettings:
     objective = options.objective
     return StepSettings(
         preference=_preference_terms(objective) if judges_answers(objective.name) else None,
-        policy=_policy_terms(options) if samples_groups(objective.name) else None,
+        policy=_policy_terms(options, teacher) if samples_groups(objective.name) else None,
+        distillation=_distillation_terms(options, teacher) if distils(objective.name) else None,
         objective=get_objective(objective.name),
         optimizer=optimizer_settings(options.optimizer),
         label_smoothing=objective.label_smoothing > 0,
@@ -227,10 +266,21 @@ def _preference_terms(objective: ObjectiveOptions) -> PreferenceTerms:
     return PreferenceTerms(("beta", *(name for name, used in terms.items() if used)), objective.per_token)
 
 
-def _policy_terms(options: Options) -> PolicyTerms:
+def _policy_terms(options: Options, teacher: Decoder | None) -> PolicyTerms:
     """What the objective of sampled answers has."""
     objective = options.objective
-    return PolicyTerms(objective.normalize == "tokens", objective.kl_weight > 0, options.rollouts.temperature != 1)
+    used = (objective.normalize == "tokens", objective.kl_weight > 0, options.rollouts.temperature != 1)
+    return PolicyTerms(*used, teacher if needs_teacher(options) else None)
+
+
+def _distillation_terms(options: Options, teacher: Decoder | None) -> DistillationTerms:
+    """What distillation has: a term whose number changes nothing is left out."""
+    left_out = {"temperature": 1.0, "cross_entropy_share": 0.0}
+    numbers = reads_of(options.objective.name)
+    numbers = tuple(name for name in numbers if getattr(options.objective, name) != left_out.get(name))
+    if is_in_step(options):
+        return DistillationTerms(numbers, teacher)
+    return DistillationTerms(numbers, vocabulary=None if teacher is None else teacher.config.vocab_size)
 
 
 def init_state(
@@ -240,6 +290,7 @@ def init_state(
     mesh: Mesh,
     hyper: dict[str, jax.Array],
     initial: InitialAdapter | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainState:
     """The state at step 0, every array on its devices.
 
@@ -247,7 +298,8 @@ def init_state(
     are made where they live.
     """
     layout = model.layout
-    abstract = abstract_state(options, base.decoder, mesh, layout)
+    teacher = teacher if is_in_step(options) else None
+    abstract = abstract_state(options, base.decoder, mesh, layout, teacher and teacher.model)
     hyper, seed = placed_as_described((abstract.hyper, abstract.seed), (hyper, seed_array(options.seed)))
     tree = {"params": base.params(layout, base_dtype(options), mesh, options.precision.quantized)}
     if has_adapters(options.adapter):
@@ -261,7 +313,8 @@ def init_state(
     if not has_adapters(options.adapter):  # the base was read in the dtype of what is trained
         frozen = cast(frozen, options.precision.frozen)
     kept = _copied(trained, dtype_of_kept(options)) if keeps_base(options) else {}
-    return fresh_state(abstract, trained, frozen, hyper, seed, optimizer_settings(options.optimizer), kept)
+    of_teacher = {} if teacher is None else teacher.variables(mesh)
+    return fresh_state(abstract, trained, frozen, hyper, seed, optimizer_settings(options.optimizer), kept, of_teacher)
 
 
 def _copied(trained: Tree, dtype: str) -> Tree:
@@ -333,19 +386,22 @@ def fresh_state(
     seed: jax.Array,
     optimizer: OptimizerSettings,
     base: Tree | None = None,
+    teacher: Tree | None = None,
 ) -> TrainState:
     """The state at step 0 that `abstract` describes, around its parameters; the rest is made where it lives.
 
     Raises:
         ValueError: these are not the parameters that it describes; names them.
     """
-    trained, frozen, base = placed_as_described(
-        (abstract.trained, abstract.frozen, abstract.base), (trained, frozen, base or {})
+    trained, frozen, base, teacher = placed_as_described(
+        (abstract.trained, abstract.frozen, abstract.base, abstract.teacher),
+        (trained, frozen, base or {}, teacher or {}),
     )
     hyper, seed = placed_as_described((abstract.hyper, abstract.seed), (hyper, seed))
     rest = signature_of(abstract_rest(abstract))
     made = _rest_maker(optimizer, RULES[optimizer.rule], bool(abstract.ema), rest)(trained, hyper)
-    return TrainState(trained=trained, frozen=frozen, hyper=hyper, seed=seed, base=base, **made)
+    kept = {"base": base, "teacher": teacher}
+    return TrainState(trained=trained, frozen=frozen, hyper=hyper, seed=seed, **kept, **made)
 
 
 @shared

@@ -33,6 +33,7 @@ class TrainState:
         effect: how many steps gave each part of `trained` a gradient, and an update; see `effect.py`.
         base: what `trained` was in the base, where the loss has a divergence from it; else, and under adapters, empty.
             Like the frozen part it is in no checkpoint.
+        teacher: {"params": …} of the teacher of a distillation that has it in the step; else empty. In no checkpoint.
     """
 
     step: Leaf
@@ -46,6 +47,7 @@ class TrainState:
     ema: Tree
     effect: dict[str, Leaf]
     base: Tree = dataclasses.field(default_factory=dict)
+    teacher: Tree = dataclasses.field(default_factory=dict)
 
 
 def seed_array(seed: int) -> UInt32[Array, ""]:
@@ -60,7 +62,7 @@ def saved_arrays(state: TrainState) -> Tree:
 
 
 def with_saved(state: TrainState, arrays: Tree) -> TrainState:
-    """The state with what a checkpoint holds; frozen parameters, the base, hyperparameters and seed are kept."""
+    """The state with what a checkpoint holds; all else is kept."""
     restored = dict(arrays)
     constants = restored.pop(CONSTANTS, {})
     return state.replace(frozen=merge(constants, state.frozen), **restored)

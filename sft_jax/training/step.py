@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from sft_jax.models import adapters, probes
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.experts import Routing
-from sft_jax.models.partitioning import context_parts
 from sft_jax.models.variables import head_weights, merge
 from sft_jax.objectives import Objective, PreferenceSettings, Settings
 from sft_jax.objectives.balance import balance_loss
@@ -31,10 +30,12 @@ from sft_jax.objectives.kto import KL, answer_weights, mean_divergence
 from sft_jax.objectives.policy_gradient import count_of
 from sft_jax.objectives.slices import LOSS_BY_SLICE, loss_by_slice
 from sft_jax.sharding import batch_sharding, shardings_of
+from sft_jax.training.distillation_sums import DistillationTerms, beside_the_student, objective_of
 from sft_jax.training.effect import counted, squares
 from sft_jax.training.forward import (
     Randomness,
     frozen_head_weights,
+    frozen_target_states,
     hidden_states,
     target_log_probabilities,
     target_scores,
@@ -95,6 +96,7 @@ class StepSettings:
         slices: slices of the data whose loss is measured apart; 0 for none. Batches then say of each target which.
         preference: what the objective has, if it is of answers that were judged; None for one that imitates.
         policy: what the objective has, if it is of answers that the model samples.
+        distillation: what the objective has, if it compares the model with a teacher at each target.
     """
 
     objective: Objective
@@ -111,6 +113,7 @@ class StepSettings:
     slices: int = 0
     preference: PreferenceTerms | None = None
     policy: PolicyTerms | None = None
+    distillation: DistillationTerms | None = None
 
     @property
     def compiler_options(self) -> dict[str, bool] | None:
@@ -140,16 +143,9 @@ def loss_sums(
     hidden, routing = hidden_states(model, trained, state, batch, randomness)
     hidden = gather_targets(hidden, batch["target_slots"])
     trained_head = trained_head_weights(model, trained)
-    frozen = {
-        "head": frozen_head_weights(trained_head, trained, state),
-        "objective": objective_numbers(settings, state),
-    }
-    more = {"slices": batch["slices"]} if settings.slices else {}
     base = _of_base(model) if settings.kl_to_base else None
-    if base is not None:
-        with jax.named_scope("base"):
-            more["base_hidden"] = gather_targets(base_hidden_states(base, state, batch), batch["target_slots"])
-        frozen |= {"base_head": head_weights(base_variables(state)), KL_TO_BASE: state.hyper[KL_TO_BASE]}
+    frozen, more = _beside_the_model(settings, base, state, batch)
+    frozen |= {"head": frozen_head_weights(trained_head, trained, state)}
 
     execution = model.execution
     on_mesh = head_on_mesh(trained_head, frozen, hidden, execution.matmul_dtype, execution.gradient_dtype)
@@ -158,11 +154,7 @@ def loss_sums(
     def head_objective(trained_head, frozen, hidden, targets, weights, *of_slots):
         of_slots = dict(zip(more, of_slots, strict=True))
         logits = by_vocabulary(model.apply(merge(trained_head, frozen["head"]), hidden, method="head"))
-        objective = functools.partial(settings.objective, settings=frozen["objective"])
-        if base is not None:
-            base_logits = by_vocabulary(base.apply(frozen["base_head"], of_slots["base_hidden"], method="head"))
-            divergence = kl_divergence(base_logits, logits)
-            objective = _near_base(objective, divergence, frozen[KL_TO_BASE])
+        objective = _objective_of_chunk(settings, base, logits, frozen, of_slots, by_vocabulary)
         metrics = objective(logits, targets, weights)
         if settings.slices:
             by_slice = loss_by_slice(objective, logits, targets, weights, of_slots["slices"], settings.slices)
@@ -182,6 +174,40 @@ def loss_sums(
             on_mesh,
         )
     return metrics, routing
+
+
+def _beside_the_model(
+    settings: StepSettings, base: Decoder | None, state: TrainState, batch: Tree
+) -> tuple[Tree, Tree]:
+    """What the head and the loss read beside the model: (weights and numbers, arrays of slots)."""
+    frozen = {"objective": objective_numbers(settings, state)}
+    of_slots = {"slices": batch["slices"]} if settings.slices else {}
+    if settings.distillation is not None:
+        of_teacher, slots_of_teacher = beside_the_student(settings.distillation, state, batch)
+        frozen, of_slots = frozen | of_teacher, of_slots | slots_of_teacher
+    if base is not None:
+        with jax.named_scope("base"):
+            of_slots["base_hidden"] = frozen_target_states(base, base_variables(state), batch)
+        frozen |= {"base_head": head_weights(base_variables(state)), KL_TO_BASE: state.hyper[KL_TO_BASE]}
+    return frozen, of_slots
+
+
+def _objective_of_chunk(
+    settings: StepSettings,
+    base: Decoder | None,
+    logits: Array,
+    frozen: Tree,
+    of_slots: Tree,
+    by_vocabulary: Callable[[Array], Array],
+) -> Callable[[Array, Array, Array], Metrics]:
+    """The objective of a chunk, of (logits, targets, weights); arguments as in `loss_sums`."""
+    if settings.distillation is not None:
+        return objective_of(settings.distillation, settings.objective, logits, frozen, of_slots, by_vocabulary)
+    objective = functools.partial(settings.objective, settings=frozen["objective"])
+    if base is None:
+        return objective
+    base_logits = by_vocabulary(base.apply(frozen["base_head"], of_slots["base_hidden"], method="head"))
+    return _near_base(objective, kl_divergence(base_logits, logits), frozen[KL_TO_BASE])
 
 
 def preference_sums(
@@ -235,13 +261,6 @@ def base_variables(state: TrainState) -> Tree:
     """The parameters of the base: what is frozen, and what the state keeps of what is trained."""
     params = {kind: tree for kind, tree in state.frozen.items() if kind != adapters.COLLECTION}
     return merge(state.base, params)
-
-
-def base_hidden_states(base: Decoder, state: TrainState, batch: Tree) -> Array:
-    """Hidden states of the base, without gradient, dropout or noise."""
-    tokens, places = batch["tokens"], (batch["positions"], batch["segment_ids"])
-    hidden, _ = base.apply(base_variables(state), tokens, *places, method="hidden", dealt=context_parts())
-    return jax.lax.stop_gradient(hidden)
 
 
 def gradients(

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from sft_jax.agreement import exchanged
 from sft_jax.hardware import hardware_of
 from sft_jax.models.config import REMAT_POLICIES, DecoderConfig, Execution
+from sft_jax.models.decoder import Decoder
 from sft_jax.models.delta import cost
 from sft_jax.models.initial import parameter_shapes
 from sft_jax.models.layouts import UNROLLED, resolved
@@ -66,6 +67,7 @@ def least_recomputed(
     execution: Execution,
     runs: int = 1,
     limit: int | None = None,
+    teacher: Decoder | None = None,
 ) -> str:
     """The remat policy that computes the least again among those whose step fits; `full` where none does, or where it
     is not known how much memory a device has.
@@ -77,13 +79,14 @@ def least_recomputed(
         execution: all else of it.
         runs: that are trained in one program.
         limit: bytes that a program can have of a device; by default those of the mesh's, as this process knows them.
+        teacher: that is in the step.
     """
     limit = device_bytes(mesh.devices.flat) if limit is None else limit
     if limit is None:
         return "full"
     for remat in REMAT_POLICIES:  # from the one that computes nothing again
         policy = dataclasses.replace(execution, remat=remat)
-        if step_memory(options, decoder, mesh, policy, runs).total <= SHARE * limit:
+        if step_memory(options, decoder, mesh, policy, runs, teacher).total <= SHARE * limit:
             return remat
     return "full"
 
@@ -110,7 +113,12 @@ def device_bytes(devices: Iterable[Any]) -> int | None:
 
 
 def step_memory(
-    options: Options, decoder: DecoderConfig, mesh: Mesh, execution: Execution, runs: int = 1
+    options: Options,
+    decoder: DecoderConfig,
+    mesh: Mesh,
+    execution: Execution,
+    runs: int = 1,
+    teacher: Decoder | None = None,
 ) -> StepMemory:
     """What a step needs of each device.
 
@@ -120,8 +128,9 @@ def step_memory(
         mesh: on which; its devices need not be there.
         execution: of the decoder.
         runs: that are trained in one program, each with a state of its own.
+        teacher: that is in the step; what its forward pass needs is not counted, beside what the student's keeps.
     """
-    state = abstract_state(options, decoder, mesh, resolved(execution.layer_layout, decoder))
+    state = abstract_state(options, decoder, mesh, resolved(execution.layer_layout, decoder), teacher)
     parts, context = options.batch.micro_batches, mesh.shape["context"]
     sequences = max(1, options.batch.sequences // (parts * data_shards(mesh)))
     length = options.data.sequence_length // context

@@ -23,7 +23,7 @@ from sft_jax.audit.findings import check_findings
 from sft_jax.data.batches import Batch, train_batches
 from sft_jax.models.decoder import Decoder
 from sft_jax.models.sizes import check_sizes
-from sft_jax.objectives import has_reference, samples_groups, scores_texts
+from sft_jax.objectives import distils, has_reference, samples_groups, scores_texts
 from sft_jax.options import Options
 from sft_jax.preparation.run_data import Data, load_data
 from sft_jax.progress import ProgressBar, ProgressBars, silent
@@ -51,6 +51,7 @@ from sft_jax.training.setup import chosen_by_platform
 from sft_jax.training.state import TrainState, saved_arrays, with_saved
 from sft_jax.training.step import Metrics, StepSettings
 from sft_jax.training.tasks import TaskEvaluation
+from sft_jax.training.teacher_values import with_teacher_values
 
 
 def load_run_data(options: Options, device_count: int, console: Console) -> Data:
@@ -122,11 +123,15 @@ class Trial:
             self._fingerprints = data.fingerprints() | {"model": base.fingerprint}
             if checked.initial is not None:
                 self._fingerprints["adapter"] = checked.initial.fingerprint
+            if checked.teacher is not None:
+                self._fingerprints["teacher"] = checked.teacher.base.fingerprint
             if checked.branch is not None:
                 checked.branch.check_steps(options, data.plan, self._fingerprints)
             self._fingerprints |= fingerprint_of_branch(options, checked.branch, workdir)
             workdirs.check_inputs(workdir, self._fingerprints)
             check_sizes(checked.model.config, data.examples, data.held_out)
+            if checked.teacher is not None:
+                checked.teacher.check_sizes(data.examples, data.held_out)
             check_best_metric(options, data, base.decoder.vocab_size, evaluated)
             self._rollouts = None
             if samples_groups(options.objective.name):
@@ -228,7 +233,12 @@ class Trial:
                 chosen,
             )
 
-    # ---- Reference -------------------------------------------------------------------------------------------------
+    # ---- Teacher and reference -------------------------------------------------------------------------------------
+
+    def take_teacher(self) -> None:
+        """Where a teacher's most likely tokens are data, gives all targets these; from the cache where it has them."""
+        if distils(self.options.objective.name) and self.options.teacher.top_k:
+            self.data = with_teacher_values(self.checked, self.data, self._console)
 
     def take_reference(self, state: TrainState) -> None:
         """Where the objective has a reference, gives all targets the log-probabilities of what the run begins with.
@@ -294,9 +304,8 @@ class Trial:
         with agreed():
             resume_step = -1 if self._done is None else self._done
             log = MetricLog(self.workdir, resume_step) if self._writes else None
-            self._recorder = Recorder(
-                self.options, self.data, model, self.checked.devices, self.workdir, log, resume_step, self._history
-            )
+            of_run = (self.options, self.data, model, self.checked.devices, self.workdir, log, resume_step)
+            self._recorder = Recorder(*of_run, self._history, self.checked.teacher_in_step)
             if self._writes:
                 forget_result(self.workdir)
                 forget_after(self.workdir, self._done or 0)

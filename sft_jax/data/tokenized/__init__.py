@@ -47,6 +47,8 @@ class TokenizedExamples:
         scored: a supervised token is not predicted: what is read is the state at itself.
         reference: of each supervised token, its log-probability by a reference, where there is one. It is no part of
             the fingerprint, nor of what is on disk.
+        teacher: of each supervised token, what a teacher gives it, likewise: `ids` int32 [k] of the tokens that it
+            thinks most likely, and `log_probabilities` float32 of them and of the rest.
         stored_lengths: `lengths`, where they are known already.
         stored_supervised: `supervised`, where it is known already.
         stored_fingerprint: `fingerprint()`, where it is known already.
@@ -62,6 +64,7 @@ class TokenizedExamples:
     margins: Float32[np.ndarray, "examples"] | None = None
     scored: bool = False
     reference: Float32[np.ndarray, "targets"] | None = None
+    teacher: np.ndarray | None = None
     stored_lengths: Sizes | None = None
     stored_supervised: Sizes | None = None
     stored_fingerprint: str = ""

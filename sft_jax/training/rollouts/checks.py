@@ -35,10 +35,15 @@ def problems_of_rollouts(options: Options) -> list[str]:
             "sampled answers (docs/rlvr.md); give tokens or examples"
         ]
     problems = [problem for name, reward in options.rollouts.rewards.items() for problem in _of_reward(name, reward)]
-    if not options.rollouts.rewards:
+    if not options.rollouts.rewards and not objective.teacher_weight:
         problems.append(
             f"{FLAG} is empty: answers are worth nothing. Give config.rollouts.rewards.answer = "
             'reward("exact_match") in the config file (docs/rlvr.md)'
+        )
+    if options.rollouts.rewards and options.rollouts.group == 1:
+        problems.append(
+            "--config.rollouts.group=1: the reward of an answer is compared with those of others to its prompt; give 2 "
+            "or more"
         )
     if options.rollouts.max_new_tokens >= options.data.sequence_length:
         problems.append(

@@ -86,10 +86,14 @@ class Rollouts:
         if problem := problem_of_prompt(ids, decoder):
             raise ValueError(f"the prompt of {record.id} {problem}")
         longest = len(ids) + self._options.max_new_tokens
-        for most, flag in (
+        limits = [
             (options.data.sequence_length, "--config.data.sequence_length"),
             (decoder.max_positions, "--config.model.max_positions"),
-        ):
+        ]
+        if (teacher := self._checked.teacher_in_step) is not None:
+            limits.append((teacher.config.max_positions, "the positions of --config.teacher.source"))
+            _check_one_rotation(teacher.config, record, longest)
+        for most, flag in limits:
             if longest > most:
                 raise ValueError(
                     f"the prompt of {record.id} has {len(ids)} tokens, and an answer has up to "
@@ -163,7 +167,7 @@ class Rollouts:
         ]
         totals = np.array([[reward.total for reward in group] for group in rewards], np.float64)
         _check_processes_agree(totals)
-        better = advantages(totals, self._options.advantages)
+        better = advantages(totals, self._options.advantages) if self._rewards.names else np.zeros_like(totals)
         groups = [
             [self._sampled(answer, advantage) for answer, advantage in zip(*pair, strict=True)]
             for pair in zip(answers, better, strict=True)
@@ -223,13 +227,14 @@ class Rollouts:
         total = lambda values: (float(sum(values)), float(len(flat)))
         tokens = sum(len(answer.chosen) for answer in flat)
         metrics = {
-            "reward": total(reward.total for reward in judged),
-            "no_signal": (float(without_signal(totals).sum()), float(len(totals))),
             "answer_tokens": (float(tokens), float(len(flat))),
             "truncated": total(not answer.stopped for answer in flat),
             "tokens": (float(tokens + sum(len(self._prompts[row]) for row in rows)), 1.0),
             "sampled_tokens": (float(tokens), 1.0),
         }
+        if self._rewards.names:
+            metrics["reward"] = total(reward.total for reward in judged)
+            metrics["no_signal"] = (float(without_signal(totals).sum()), float(len(totals)))
         for name in self._rewards.names:
             metrics[f"reward/{name}"] = total(reward.parts[name] for reward in judged)
             metrics[f"scorer_failed/{name}"] = total(name in reward.failed for reward in judged)

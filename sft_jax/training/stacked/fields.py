@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from sft_jax.objectives import judges_answers, samples_groups
+from sft_jax.objectives import distils, judges_answers, samples_groups
 from sft_jax.options import Options, options_of
 from sft_jax.runs.workdir import flatten, is_under
 from sft_jax.training.groups import parse_groups
@@ -124,6 +124,9 @@ def _problems(configs: Sequence[ConfigDict]) -> list[str]:
     if any(map(samples_groups, values["objective.name"])):
         shown = _shown("objective.name", values["objective.name"])
         problems.append(f"{shown}: a run that samples its answers is trained by itself")
+    if any(map(distils, values["objective.name"])):
+        shown = _shown("objective.name", values["objective.name"])
+        problems.append(f"{shown}: a run with a teacher is trained by itself")
     if any(values["profile.start"]):
         problems.append(f"{_shown('profile.start', values['profile.start'])}: a run is profiled by itself; give 0")
     options = [options_of(config) for config in configs]

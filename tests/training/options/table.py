@@ -162,8 +162,13 @@ EXEMPT: dict[str, str] = {
     },
     **{
         f"objective.{name}": "of sampled answers; tests/training/rollouts"
-        for name in ("clip_low", "clip_high", "kl_weight")
+        for name in ("clip_low", "clip_high", "kl_weight", "teacher_weight")
     },
+    **{
+        f"objective.{name}": "of a teacher; tests/training/test_distillation_on_any_machine.py"
+        for name in ("temperature", "teacher_share", "cross_entropy_share")
+    },
+    **{f"teacher.{name}": "of distillation; tests/training/test_distillation.py" for name in sft.get_config().teacher},
     **{f"rollouts.{name}": "of sampled answers; tests/training/rollouts" for name in sft.get_config().rollouts},
     "optimizer.max_skipped_in_a_row": "a number that the host compares with; tests/training/test_loop.py",
     "evaluation.sample_tokens": "a number of repetitions; every combination takes two",

@@ -28,7 +28,7 @@ from tests import rollouts, tiny
 from tests.command_line import config_of
 
 BAD = [
-    ({"rollouts.group": 1}, r"--config\.rollouts\.group=1 must be at least 2$"),
+    ({"rollouts.group": 1}, r"--config\.rollouts\.group=1: the reward of an answer is compared .* give 2 or more$"),
     ({"rollouts.temperature": 0.0}, r"--config\.rollouts\.temperature=0\.0 must be above 0$"),
     ({"rollouts.temperature": float("nan")}, r"--config\.rollouts\.temperature=nan must be above 0"),
     ({"rollouts.prompts": 0}, r"--config\.rollouts\.prompts=0 must be at least 1"),
