@@ -1,17 +1,12 @@
 """Runs of the tiny model on answers that it samples itself, and rewards that any model can raise."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from configs.sft import reward
-from sft_jax.training import run
 from tests import tiny
-from tests.training import moments
 
 
 def asciiness(answer: str, case: object) -> dict[str, float]:
@@ -49,14 +44,3 @@ def samples_of(workdir: Path) -> dict[str, list[dict]]:
     """The answers of each step, by the name of their file."""
     files = sorted((workdir / "samples").glob("*.jsonl"))
     return {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
-
-
-def train(spec: dict) -> None:
-    """A run in a process of its own, one of several, or ended by SIGKILL at a moment of a step."""
-    jax.config.update("jax_num_cpu_devices", spec.get("devices", 8))
-    if "coordinator" in spec:
-        jax.distributed.initialize(spec["coordinator"], 2, spec["process"])
-    if "moment" in spec:
-        moments.at(spec["moment"], spec["step"], lambda: os.kill(os.getpid(), signal.SIGKILL))
-    run(config(Path(spec["root"]), **spec["overrides"]), spec["workdir"])
-    jax.distributed.shutdown()  # waits for the others

@@ -45,8 +45,9 @@ def _check_one_rotation(decoder: DecoderConfig, examples: TokenizedExamples) -> 
     both = (lengths > short).any(axis=0) & ((lengths > 0) & (lengths <= short)).any(axis=0)
     if both.any():
         row = int(both.argmax())
+        texts = ", ".join(str(length) for length in lengths[:, row] if length)
         raise ValueError(
-            f"{examples.ids[row]}: its answers make texts of {', '.join(map(str, lengths[1:, row]))} tokens, and this "
-            f"model rotates texts of more than {short} otherwise (LongRoPE), so that they cannot share their prompt. "
+            f"{examples.ids[row]}: its answers make texts of {texts} tokens, and this model "
+            f"rotates texts of more than {short} otherwise (LongRoPE), so that they cannot share their prompt. "
             "Leave such rows out"
         )

@@ -1,10 +1,12 @@
 """Training in a process of its own, for `tests.children`: the tiny model, and what happens to its process.
 
-It ends itself with SIGKILL, or fails, at a chosen moment of a chosen step. With `stacked`, a list of overrides, and
-`workdirs`, several runs train in one program.
+Its config is that of `tests.tiny:config`, or of another such function that `config` names. The process ends itself
+with SIGKILL, or fails, at a chosen moment of a chosen step. With `stacked`, a list of overrides, and `workdirs`,
+several runs train in one program.
 """
 
 import os
+import pkgutil
 import signal
 import time
 from pathlib import Path
@@ -14,7 +16,6 @@ import jax
 import tests.training.poison  # noqa: F401  registers its objective
 from sft_jax.training import run
 from sft_jax.training.stacked import run_stacked
-from tests import tiny
 from tests.training import moments
 
 
@@ -39,11 +40,12 @@ def train(spec: dict) -> dict | None:
     if "moment" in spec:
         moments.at(spec["moment"], spec["step"], end)
     os.chdir(spec.get("cwd", "."))
+    config = pkgutil.resolve_name(spec.get("config", "tests.tiny:config"))
     if "stacked" in spec:
-        configs = [tiny.config(Path(spec["root"]), spec["arg"], **overrides) for overrides in spec["stacked"]]
+        configs = [config(Path(spec["root"]), spec["arg"], **overrides) for overrides in spec["stacked"]]
         run_stacked(configs, spec["workdirs"])
         return None
-    config = tiny.config(Path(spec["root"]), spec.get("arg", "full"), **spec.get("overrides", {}))
-    result = run(config, spec["workdir"], devices=devices)
+    made = config(Path(spec["root"]), spec.get("arg", "full"), **spec.get("overrides", {}))
+    result = run(made, spec["workdir"], devices=devices)
     jax.distributed.shutdown()  # waits for the others
     return {"step": result.step, "interrupted": result.interrupted}

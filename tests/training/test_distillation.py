@@ -206,7 +206,7 @@ def test_runs_without_a_teacher_do_not_read_one(tmp_path):
 
 def test_several_runs_with_teachers_are_not_one_program(tmp_path):
     configs = [distillation.config(tmp_path, seed=seed) for seed in (0, 1)]
-    with pytest.raises(NotStackableError, match="a run with a teacher is trained by itself"):
+    with pytest.raises(NotStackableError, match="a run that has a teacher is trained by itself"):
         refuse_what_cannot_be_stacked(configs)
 
 

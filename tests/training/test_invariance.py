@@ -77,6 +77,17 @@ CASES = {
     "head on all positions": {"objective.positions": "all"},
     "all at once": ALL_AT_ONCE,
 }
+# Of objectives of answers, which have no slot for each position.
+OF_ANSWERS = {
+    "fsdp 8": mesh(1, 8, 1),
+    "replica 2, fsdp 2, tensor 2": mesh(2, 2, 2),
+    "fsdp 2, context 2": mesh(fsdp=2, context=2),
+    **{
+        name: CASES[name]
+        for name in ("2 micro-batches", "4 micro-batches", "unpacked", "unrolled", "blocked attention", "remat full")
+    },
+    "all at once": {name: value for name, value in ALL_AT_ONCE.items() if name != "objective.positions"},
+}
 LORA_CASES = ("fsdp 8", "replica 2, fsdp 2, tensor 2", "4 micro-batches", "unpacked", "unrolled", "all at once")
 MIXTURE_CASES = {
     "expert 4, fsdp 2": mesh(1, 2, 1, expert=4),

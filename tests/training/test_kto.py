@@ -11,7 +11,6 @@ from rich.console import Console
 
 from sft_jax.data.batches import assemble
 from sft_jax.options import options_of
-from sft_jax.preparation import run_data
 from sft_jax.preparation.run_data import load_data
 from sft_jax.training import held_out, run
 from sft_jax.training.reference import WrongReferenceError, check_begins_as_reference
@@ -19,7 +18,8 @@ from sft_jax.training.setup import in_use
 from sft_jax.training.step import compile_eval_step
 from tests import preferences, tiny
 from tests.training import test_invariance as invariance
-from tests.training.test_invariance import ALL_AT_ONCE, measure, mesh
+from tests.training.test_invariance import OF_ANSWERS, measure
+from tests.training.torch_answers import ADAMW, assert_agrees, torch_steps
 
 QUIET = Console(quiet=True)
 ROWS = 16
@@ -135,100 +135,33 @@ def test_what_is_trained_is_the_answer(tmp_path):
 
 # ---- Beside torch ---------------------------------------------------------------------------------------------------
 
-STEPS, RATE, BETA, WANTED, UNWANTED = 3, 2e-3, 0.2, 1.0, 1.5
+STEPS, BETA, WANTED, UNWANTED = 3, 0.2, 1.0, 1.5
 
 
-def config_for(root, make):
-    return make(
-        root,
-        **{
-            "duration": f"{STEPS} steps",
-            "data.held_out": "",
-            "checkpoint.best_metric": "",
-            "mesh.fsdp": 2,
-            "mesh.tensor": 2,
-            "mesh.context": 2,
-            "batch.sequences": 4,
-            "batch.micro_batches": 2,
-            "optimizer.learning_rate": RATE,
-            "optimizer.schedule": "constant",
-            "optimizer.warmup": "0 steps",
-            "optimizer.weight_decay": 0.0,
-            "optimizer.epsilon": 1e-6,
-            "optimizer.clip_norm": 1.0,
-            "checkpoint.every": "1000 steps",
-            "objective.name": "kto",
-            "objective.beta": BETA,
-            "objective.desirable_weight": WANTED,
-            "objective.undesirable_weight": UNWANTED,
-        },
-    )
-
-
-def torch_steps(config):
-    """(loss, mean log-ratio of other answers, gradient norm) of each step; an answer is a whole row by itself."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    data = run_data.load_data(options_of(config))
-    load = lambda: transformers.LlamaForCausalLM.from_pretrained(config.model.source, dtype=torch.float32)
-    policy, reference = load(), load()
-    optimizer = torch.optim.AdamW(policy.parameters(), RATE, tuple(config.optimizer.betas), 1e-6, weight_decay=0.0)
-
-    def of_answer(model, number, answer):
-        (tokens, weights), branch = data.examples.example(number), data.examples.branches_of(number)
-        inside = (branch == 0) | (branch == answer)
-        ids, used = torch.tensor(tokens[inside][None]).long(), torch.tensor(weights[inside][1:] > 0)
-        logs = torch.log_softmax(model(ids).logits[0, :-1], -1)
-        return logs.gather(1, ids[0, 1:, None])[:, 0][used].sum()
-
-    @functools.cache
-    def of_reference(number, answer):
-        with torch.no_grad():
-            return of_answer(reference, number, answer)
-
-    ratio = lambda number, answer: of_answer(policy, number, answer) - of_reference(number, answer)
-
-    found = []
-    for step in range(STEPS):
-        rows = [int(member) for members in data.plan.batch_bins(step) for member in members]
-        there = [(number, side) for number in rows for side in (1, 2) if side in data.examples.branches_of(number)]
-        with torch.no_grad():
-            others = torch.stack([ratio(number, side + 2) for number, side in there]).mean()
-        point = others.clamp(min=0)
-        losses = []
-        for number, side in there:
-            sign, weight = (1, WANTED) if side == 1 else (-1, UNWANTED)
-            losses.append(weight * (1 - torch.sigmoid(sign * BETA * (ratio(number, side) - point))))
-        loss = torch.stack(losses).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        found.append((loss.item(), others.item(), float(norm)))
-    return np.array(found)
-
-
-@pytest.fixture
-def one_thread():
-    """torch with as many threads as such small products need."""
+def loss_of(ratio, examples, rows):
+    """The loss, and the mean log-ratio of other answers, which is a number for all of the step."""
     torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    there = [(number, side) for number in rows for side in (1, 2) if side in examples.branches_of(number)]
+    with torch.no_grad():
+        others = torch.stack([ratio(number, side + 2) for number, side in there]).mean()
+    losses = []
+    for number, side in there:
+        sign, weight = (1, WANTED) if side == 1 else (-1, UNWANTED)
+        above = sign * BETA * (ratio(number, side) - others.clamp(min=0))
+        losses.append(weight * (1 - torch.sigmoid(above)))
+    return torch.stack(losses).mean(), others
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("make", [preferences.labelled_config, preferences.config], ids=["labels", "pairs"])
 def test_steps_agree_with_torch(tmp_path, make):
-    config = config_for(tmp_path, make)
+    sizes = {"duration": f"{STEPS} steps", "batch.micro_batches": 2}
+    sizes |= {"mesh.fsdp": 2, "mesh.tensor": 2, "mesh.context": 2}
+    numbers = {"beta": BETA, "desirable_weight": WANTED, "undesirable_weight": UNWANTED}
+    objective = {"objective.name": "kto"} | {f"objective.{name}": value for name, value in numbers.items()}
+    config = make(tmp_path, **ADAMW | sizes | objective)
     run(config, tmp_path / "run", console=QUIET)
-    lines = lines_of(tmp_path / "run")
-    ours = np.array([[line[f"train/{name}"] for name in ("loss", "kl", "grad_norm")] for line in lines])
-    theirs = torch_steps(config)
-    np.testing.assert_allclose(ours[:, 0], theirs[:, 0], atol=2e-5, rtol=0)
-    np.testing.assert_allclose(ours[:, 1], theirs[:, 1], atol=1e-3, rtol=1e-4)
-    np.testing.assert_allclose(ours[:, 2], theirs[:, 2], rtol=1e-3)
-    assert theirs[-1, 0] < theirs[0, 0] - 0.05, "it must have learnt something for the comparison to mean anything"
+    theirs = torch_steps(config, STEPS, loss_of)
+    assert_agrees(lines_of(tmp_path / "run"), theirs, "kl", learnt=0.05, atol=1e-3, rtol=1e-4)
 
 
 # ---- Any machine ----------------------------------------------------------------------------------------------------
@@ -277,14 +210,9 @@ def expected(root):
 
 
 CASES = {
-    "fsdp 8": mesh(1, 8, 1),
-    "fsdp 2, context 2": mesh(fsdp=2, context=2),
-    "2 micro-batches": {"batch.micro_batches": 2},
-    "4 micro-batches": {"batch.micro_batches": 4},
-    "unpacked": {"data.packing": "none"},
-    "chunked head": {"objective.head_chunk_tokens": 72},
-    "all at once": {name: value for name, value in ALL_AT_ONCE.items() if name != "objective.positions"},
-}
+    name: OF_ANSWERS[name]
+    for name in ("fsdp 8", "fsdp 2, context 2", "2 micro-batches", "4 micro-batches", "unpacked", "all at once")
+} | {"chunked head": {"objective.head_chunk_tokens": 72}}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -356,11 +284,14 @@ def test_the_first_loss_is_known_and_a_run_goes_on_to_the_bit(tmp_path):
     assert second["train/loss"] < 0.5 - 1e-3
 
 
-def test_rewards_that_are_off_stop_a_run(root):
-    built = build(root)
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 0.02)])
+def test_rewards_that_are_off_stop_a_run(root, dtype, bound):
+    built = build(root, **{"precision.matmul": dtype})
     batch, options = batch_of(built), options_of(built.config)
     check_begins_as_reference(batch["reference"], batch, options)
     for branches in ((1,), (2,), (3, 4)):  # of answers that are wanted, of others, of other prompts
-        off = np.where(np.isin((batch["branches"] - 1) % 4 + 1, branches), np.float32(1e-3), np.float32(0))
-        with pytest.raises(WrongReferenceError, match=r"name=kto: .*loss should be 0\.5000, and it is 0\.\d+"):
+        off = np.where(np.isin((batch["branches"] - 1) % 4 + 1, branches), np.float32(10 * bound), np.float32(0))
+        check_begins_as_reference(batch["reference"] + np.float32(0.01) * off, batch, options)
+        with pytest.raises(WrongReferenceError, match=r"name=kto: .*loss should be 0\.5000, and it is 0\.\d+") as error:
             check_begins_as_reference(batch["reference"] + off, batch, options)
+        assert f"of which rounding explains {bound:.2g}" in str(error.value)

@@ -14,10 +14,10 @@ from sft_jax.options import options_of
 from sft_jax.runs.base import open_base
 from sft_jax.training.forward import Randomness, target_log_probabilities
 from sft_jax.training.memory import BatchSizes, step_program
-from sft_jax.training.stacked.fields import NotStackableError, refuse_what_cannot_be_stacked
+from sft_jax.training.stacked.fields import NotStackableError, groups_of, refuse_what_cannot_be_stacked
 from tests import preferences, tiny
 from tests.training import test_invariance as invariance
-from tests.training.test_invariance import ALL_AT_ONCE, measure, mesh
+from tests.training.test_invariance import OF_ANSWERS, measure
 
 PAIRS = 16
 BY_KERNELS = [pytest.param(name, marks=pytest.mark.slow) for name in ("splash", "triton")]
@@ -129,19 +129,8 @@ def test_the_comparison_can_fail(root):
         np.testing.assert_allclose(log_probabilities(built, merged), expected, rtol=1e-5)
 
 
-CASES = {
-    "fsdp 8": mesh(1, 8, 1),
-    "replica 2, fsdp 2, tensor 2": mesh(2, 2, 2),
-    "fsdp 2, context 2": mesh(fsdp=2, context=2),
-    "2 micro-batches": {"batch.micro_batches": 2},
-    "4 micro-batches": {"batch.micro_batches": 4},
-    "unpacked": {"data.packing": "none"},
-    "unrolled": {"execution.layer_layout": "unrolled"},
-    "blocked attention": {"execution.attention": "blocked"},
-    "remat full": {"execution.remat": "full"},
-    "chunked head": {"objective.head_chunk_tokens": 72},  # 9 slots of a row at a time: the last chunk is padded
-    "all at once": {name: value for name, value in ALL_AT_ONCE.items() if name != "objective.positions"},
-}
+# Of the head 9 slots of a row at a time: the last chunk is padded.
+CASES = OF_ANSWERS | {"chunked head": {"objective.head_chunk_tokens": 72}}
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +212,12 @@ def test_the_step_that_is_planned_has_the_arrays_of_a_run(root, name):
     assert every_position["targets"].shape[1] != 288
 
 
-def test_several_runs_of_pairs_do_not_train_in_one_program(root):
-    configs = [build(root, seed=seed).config for seed in (0, 1)]
-    with pytest.raises(NotStackableError, match=r"objective\.name: 'dpo': of pairs, a run is trained by itself"):
+@pytest.mark.parametrize("differ", [{"seed": 1}, {"objective.beta": 0.5}, {"objective.name": "simpo"}])
+def test_several_runs_of_pairs_do_not_train_in_one_program(root, differ):
+    """Which is said whatever else is between them, since no grouping helps; each by itself is a group."""
+    configs = [build(root, **overrides).config for overrides in ({}, differ)]
+    said = r"objective\.name: 'dpo'.*: a run that learns from judged answers is trained by itself"
+    with pytest.raises(NotStackableError, match=said) as error:
         refuse_what_cannot_be_stacked(configs)
+    assert str(error.value).endswith("or each by itself.")
+    assert groups_of(configs, lambda config: config, 8) == [[config] for config in configs]

@@ -5,6 +5,7 @@ import functools
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,7 +16,7 @@ from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import run
 from sft_jax.training.gap import GAP
-from tests import tiny
+from tests import preferences, tiny
 from tests.children import Children, Ended
 from tests.models import families
 from tests.ports import free_address
@@ -170,6 +171,42 @@ def test_all_end_early_together_and_find_that_they_have(root, start):
         ends = start(root / "dense", workdir, 2, 1, overrides=overrides)
         assert [end["step"] for end in ends] == [4, 4]
         assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == list(range(5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", ["config", "labelled_config"])
+def test_judged_answers_and_their_reference(root, ends_of, tmp_path, make):
+    """2 processes: the log and the reference of one; the next run finds its values where they are kept."""
+    judged = QUICK | {"checkpoint.best_metric": "", "data.sequence_length": 288, "mesh.fsdp": 4, "mesh.tensor": 2}
+    kept_in = lambda name: {"overrides": judged | {"data.cache": str(tmp_path / f"{name} cache")}}
+    run(getattr(preferences, make)(root / "dense", **kept_in("alone")["overrides"]), tmp_path / "alone")
+    order = [0, 4, 1, 5, 2, 6, 3, 7]  # `tensor` lies between the processes
+    asked = {"config": f"tests.preferences:{make}", "device_order": order, **kept_in("together")}
+    for name, source in (("together", "computed, kept in"), ("again", "from the cache")):
+        ends = ends_of(root / "dense", tmp_path / name, 2, 4, **asked)
+        assert [end.status for end in ends] == [0, 0], [end.output[-5000:] for end in ends]
+        assert ends[0].output.count(f"log-probabilities, {source}") == 2  # of rows that are trained, and held-out ones
+        assert_same_answers(history(tmp_path / name)[0], history(tmp_path / "alone")[0])
+    found, expected = (reference_in(tmp_path / f"{name} cache") for name in ("together", "alone"))
+    assert [len(values) for values in found] == [len(values) for values in expected]
+    for values, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, other, rtol=1e-5)
+
+
+def reference_in(cache: Path) -> list[np.ndarray]:
+    """The values of each file, behind its checksum; those of fewer targets first."""
+    return sorted((np.frombuffer(path.read_bytes()[64:], "<f4") for path in cache.glob("*.values")), key=len)
+
+
+def assert_same_answers(lines: list[dict], expected_lines: list[dict]) -> None:
+    """Rewards and what is made of them are differences of log-probabilities; where they are 0, accuracy is rounding."""
+    assert [line["step"] for line in lines] == [line["step"] for line in expected_lines] == list(range(STEPS + 1))
+    for line, other in zip(lines, expected_lines, strict=True):
+        assert line.keys() == other.keys()
+        for name, value in other.items():
+            if not (name.endswith("/accuracy") and line["step"] < 2):
+                bounds = {"rel": 1e-5} if name.endswith("/loss") else {"rel": 1e-4, "abs": 1e-4}
+                assert line[name] == pytest.approx(value, **bounds), (line["step"], name)
 
 
 def claimed(root: Path, name: str) -> Path:

@@ -9,9 +9,10 @@ import pytest
 from etils import epath
 from rich.console import Console
 
+from sft_jax import objectives
 from sft_jax.data.batches import assemble
 from sft_jax.data.tokenized.cached_values import cached_values
-from sft_jax.objectives import METHODS, has_reference
+from sft_jax.objectives import has_reference
 from sft_jax.training import reference, run
 from sft_jax.training.checked_run import check_run
 from sft_jax.training.checks import check_config
@@ -151,12 +152,13 @@ def test_an_initial_adapter_moves_it(tmp_path, monkeypatch):
 
 
 KNOWN = {"dpo": np.log(2), "dpo_hinge": 1.0, "dpo_ipo": 1 / (4 * 0.1**2), "dpo_robust": np.log(2)}
+SMOOTHED = {"dpo_robust": {"objective.label_smoothing": 0.1}}
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if has_reference(name)])
+@pytest.mark.parametrize("name", KNOWN)
 def test_the_first_loss_is_known(tmp_path, name):
-    options = {"objective.label_smoothing": 0.1} if name == "dpo_robust" else {}
-    run(preferences.config(tmp_path, duration="2 steps", **{"objective.name": name}, **options), tmp_path / "run")
+    options = {"objective.name": name, **SMOOTHED.get(name, {})}
+    run(preferences.config(tmp_path, duration="2 steps", **options), tmp_path / "run")
     start, first, second = lines_of(tmp_path / "run")
     assert start["held_out/loss"] == pytest.approx(KNOWN[name], rel=1e-5)
     assert first["train/loss"] == pytest.approx(KNOWN[name], rel=1e-5)
@@ -178,18 +180,24 @@ def first_batch(root, tmp_path, **overrides):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 0.02)])
-def test_margins_that_are_off_stop_a_run(tmp_path, dtype, bound):
-    options, batch = first_batch(tmp_path, tmp_path, **{"precision.matmul": dtype})
+@pytest.mark.parametrize("name", KNOWN)
+def test_margins_that_are_off_stop_a_run(tmp_path, name, dtype, bound):
+    """Each token by the bound: IPO has means of them, the others sums."""
+    asked = {"objective.name": name, "precision.matmul": dtype, **SMOOTHED.get(name, {})}
+    options, batch = first_batch(tmp_path, tmp_path, **asked)
     check_begins_as_reference(batch["reference"], batch, options)
-    of_chosen = np.where(batch["branches"] % 2 == 1, np.float32(10 * bound), np.float32(0))
+    of_chosen = np.where(batch["branches"] % 2 == 1, np.float32(20 * bound), np.float32(0))
     check_begins_as_reference(batch["reference"] + np.float32(0.01) * of_chosen, batch, options)
-    with pytest.raises(
-        WrongReferenceError, match=r"loss should be 0.6931, and it is 0\.\d+: rewards and margins"
-    ) as error:
+    said = rf"name={name}: .*loss should be {KNOWN[name]:.4f}, and it is \d+\.\d+: rewards and margins are off"
+    with pytest.raises(WrongReferenceError, match=said) as error:
         check_begins_as_reference(batch["reference"] + of_chosen, batch, options)
     assert f"of which rounding explains {bound:.2g}" in str(error.value)
     with pytest.raises(WrongReferenceError):  # both answers alike: no margin is off, and every reward is
         check_begins_as_reference(batch["reference"] - np.float32(100 * bound), batch, options)
+
+
+def test_the_objectives_with_a_reference_are_known():
+    assert KNOWN.keys() | {"kto"} == {name for name in objectives.KNOWN if has_reference(name)}
 
 
 def test_values_of_other_weights_stop_a_run(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from sft_jax.training.checks import check_config
 from sft_jax.training.first_scores import WrongScoreError
 from tests import preferences, tiny
 from tests.training import test_invariance as invariance
-from tests.training.test_invariance import ALL_AT_ONCE, measure, mesh
+from tests.training.test_invariance import OF_ANSWERS, measure, mesh
 from tests.training.test_stop_after import log_of
 
 QUIET = Console(quiet=True)
@@ -270,7 +270,7 @@ CASES = {
     "fsdp 2, context 2": ("full", mesh(fsdp=2, context=2)),
     "4 micro-batches": ("full", {"batch.micro_batches": 4}),
     "unpacked": ("full", {"data.packing": "none"}),
-    "all at once": ("full", {name: value for name, value in ALL_AT_ONCE.items() if name != "objective.positions"}),
+    "all at once": ("full", OF_ANSWERS["all at once"]),
     "adapters, replica 2, fsdp 2, tensor 2": ("lora", mesh(2, 2, 2) | {"batch.micro_batches": 2}),
 }
 

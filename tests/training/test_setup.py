@@ -71,6 +71,8 @@ def test_answers_of_a_pair_that_rotate_their_prompt_in_two_ways_are_refused():
     check_sizes(decoder, pair(2, 2, 1), pair(2, 3, 4), rows([1] * 6, [1, 2]))
     with pytest.raises(ValueError, match=r"t:1: its answers make texts of 4, 5 tokens, .* more than 4 otherwise"):
         check_sizes(decoder, pair(2, 2, 3))
+    with pytest.raises(ValueError, match="texts of 5, 4 tokens"):  # one answer, and one to another prompt
+        check_sizes(decoder, pair(2, 0, 3, 0, 2))
 
 
 def test_rows_are_read_as_the_config_says(tmp_path):

@@ -111,7 +111,8 @@ def _problems(configs: Sequence[ConfigDict]) -> list[str]:
     names = sorted(set().union(*flat))
     values = {name: [fields.get(name, "(absent)") for fields in flat] for name in names}
     differ = {name: found for name, found in values.items() if len(set(map(repr, found))) > 1}
-    problems = [f"{_shown(name, found)} may not differ" for name, found in differ.items() if not may_differ(name)]
+    problems = _by_themselves(values["objective.name"])
+    problems += [f"{_shown(name, found)} may not differ" for name, found in differ.items() if not may_differ(name)]
     problems += [
         f"{_shown(name, values[name])}: either all are 0, or none is"
         for name in _ALL_OR_NONE
@@ -119,14 +120,6 @@ def _problems(configs: Sequence[ConfigDict]) -> list[str]:
     ]
     if problems:
         return problems
-    if any(map(judges_answers, values["objective.name"])):
-        problems.append(f"{_shown('objective.name', values['objective.name'])}: of pairs, a run is trained by itself")
-    if any(map(samples_groups, values["objective.name"])):
-        shown = _shown("objective.name", values["objective.name"])
-        problems.append(f"{shown}: a run that samples its answers is trained by itself")
-    if any(map(distils, values["objective.name"])):
-        shown = _shown("objective.name", values["objective.name"])
-        problems.append(f"{shown}: a run with a teacher is trained by itself")
     if any(values["profile.start"]):
         problems.append(f"{_shown('profile.start', values['profile.start'])}: a run is profiled by itself; give 0")
     options = [options_of(config) for config in configs]
@@ -144,6 +137,20 @@ def _problems(configs: Sequence[ConfigDict]) -> list[str]:
             for name in ranks
         ]
     return problems
+
+
+def _by_themselves(names: Sequence[str]) -> list[str]:
+    """Objectives whose runs share no program, whatever else they agree in."""
+    kinds = {
+        "learns from judged answers": judges_answers,
+        "samples its answers": samples_groups,
+        "has a teacher": distils,
+    }
+    return [
+        f"{_shown('objective.name', found)}: a run that {what} is trained by itself"
+        for what, is_one in kinds.items()
+        if (found := [name for name in names if is_one(name)])
+    ]
 
 
 def may_differ(name: str) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 import tests.training.poison  # noqa: F401  registers its objectives
+from sft_jax import training
 from sft_jax.runs.checkpoints import Checkpoints
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.result import read_result
@@ -16,7 +17,7 @@ from sft_jax.sweeps.launchers import stacked
 from sft_jax.sweeps.launchers.stacked import launch
 from sft_jax.sweeps.status import read_status
 from sft_jax.training.stacked import run_stacked
-from tests import tiny
+from tests import preferences, tiny
 
 SHORT = {"duration": "4 steps", "evaluation.every": "2 steps", "checkpoint.every": "2 steps"}
 
@@ -123,6 +124,22 @@ def test_rows_that_are_no_one_program(tmp_path):
     assert code == 0
     assert "These runs train each by itself." in shown
     assert [status for status, _, _ in states(sweep)] == ["finished"] * 2
+
+
+def test_runs_of_pairs_train_each_by_itself(tmp_path):
+    """Whatever they differ in; the run in a sweep is the run alone."""
+    alike = {**SHORT, "checkpoint.best_metric": ""}
+    base = preferences.config(tmp_path, "lora", **alike)
+    stated = [{"seed": 0}, {"seed": 1}, {"objective.beta": 0.5}]
+    of_sweep = {"sweep": "question/sweep.py", "config": "configs/preference.py", "base": base, "stated": stated}
+    sweep = claim_sweep(tmp_path / "sweep", **of_sweep)
+    code, shown = launched(sweep, tmp_path)
+    assert code == 0
+    assert "3 runs in 3 programs, of 1, 1, 1 runs. By themselves" in shown
+    assert states(sweep) == [("finished", 1, "stacked")] * 3
+    training.run(preferences.config(tmp_path, "lora", **alike), tmp_path / "alone", console=Console(quiet=True))
+    lines = lambda path: [line["train/loss"] for line in read_metrics(path / "metrics.jsonl") if "train/loss" in line]
+    assert lines(Path(sweep.run_dir(sweep.stated_runs[0].name))) == lines(tmp_path / "alone")
 
 
 def test_a_bucket_is_refused(tmp_path):

@@ -45,8 +45,8 @@ def test_killed(root, uninterrupted, kills, children):
     """Again and again in one directory, which then has what one that was never killed has."""
     workdir = root / f"killed {kills[0][0]}"
     for moment, step in kills:
-        spec = {"root": str(root), "workdir": str(workdir), "overrides": OVERRIDES, "moment": moment, "step": step}
-        (end,) = children.run([("tests.rollouts:train", spec)])
+        spec = {"config": "tests.rollouts:config", "root": str(root), "workdir": str(workdir), "overrides": OVERRIDES}
+        (end,) = children.run([("tests.training.driver:train", spec | {"moment": moment, "step": step})])
         assert end.status == -signal.SIGKILL, end.output[-3000:]
     run(rollouts.config(root, **OVERRIDES), workdir)
     found = found_in(workdir)

@@ -13,7 +13,7 @@ from sft_jax.training.memory import BatchSizes, step_program
 from sft_jax.training.stacked.fields import NotStackableError, refuse_what_cannot_be_stacked
 from tests import tiny
 from tests.training import test_invariance as invariance
-from tests.training.test_invariance import ALL_AT_ONCE, measure, mesh
+from tests.training.test_invariance import OF_ANSWERS, measure
 
 GROUP, LONGEST = 4, 12
 POLICY = {
@@ -69,22 +69,12 @@ def assert_same(found, expected):
         assert np.linalg.norm(gradient[path] - leaf) <= 1e-5 * norm, path
 
 
-CASES = {
-    "fsdp 8": mesh(1, 8, 1),
-    "replica 2, fsdp 2, tensor 2": mesh(2, 2, 2),
-    "fsdp 2, context 2": mesh(fsdp=2, context=2),
-    "2 micro-batches": {"batch.micro_batches": 2},
-    "4 micro-batches": {"batch.micro_batches": 4},
-    "unpacked": {"data.packing": "none"},
-    "unrolled": {"execution.layer_layout": "unrolled"},
-    "blocked attention": {"execution.attention": "blocked"},
-    "splash attention": {"execution.attention": "splash"},
-    "triton attention": {"execution.attention": "triton"},
-    "remat full": {"execution.remat": "full"},
-    "chunked head": {"objective.head_chunk_tokens": 112},  # 7 slots of a row at a time: the last chunk is padded
-    "all at once": {name: value for name, value in ALL_AT_ONCE.items() if name != "objective.positions"},
-}
 BY_KERNELS = ("splash attention", "triton attention")
+# Of the head 7 slots of a row at a time: the last chunk is padded.
+CASES = OF_ANSWERS | {
+    "chunked head": {"objective.head_chunk_tokens": 112},
+    **{name: {"execution.attention": name.split()[0]} for name in BY_KERNELS},
+}
 # Parts of a group in sequences, and so in micro-batches, of their own, with the prompt before each.
 SPLIT = {"two answers a sequence": {"targets": 2 * LONGEST}, "packed": {"targets": 8 * LONGEST, "length": 300}}
 

@@ -15,9 +15,9 @@ OVERRIDES = {"duration": "3 steps", "optimizer.learning_rate": 1e-3, "execution.
 @pytest.mark.slow
 def test_two_processes(tmp_path, children):
     run(rollouts.config(tmp_path, **OVERRIDES), tmp_path / "alone", devices=jax.devices()[:4])
-    spec = {"root": str(tmp_path), "workdir": str(tmp_path / "together"), "overrides": OVERRIDES, "devices": 2}
-    spec["coordinator"] = free_address()
-    calls = [("tests.rollouts:train", spec | {"process": number}) for number in range(2)]
+    spec = {"config": "tests.rollouts:config", "root": str(tmp_path), "workdir": str(tmp_path / "together")}
+    spec |= {"overrides": OVERRIDES, "devices": 2, "coordinator": free_address()}
+    calls = [("tests.training.driver:train", spec | {"process": number}) for number in range(2)]
     for end in children.run(calls):
         assert end.status == 0, end.output[-3000:]
     together, alone = (rollouts.samples_of(tmp_path / name) for name in ("together", "alone"))
