@@ -5,8 +5,8 @@
 SmolLM2-135M in float32, two pairs a step, rows of made-up words: `alike`, prompts and answers of 150 tokens each;
 `short`, prompts of 235 and answers of 55; `varied`, the same on average, lengths by a lognormal law. TRL has gradient
 checkpointing off, a fused AdamW, and the reference's log-probabilities computed before or in the step; with `varied` it
-also groups pairs by their length. A rate counts what is in the rows, a prompt once for each answer, so that it says
-pairs a second; but fine-tuning and the DPO beside it count what is read. Compare ratios: they come from one run.
+also groups pairs by their length. Pairs a second are tokens a second, of rows with a prompt for each answer, divided by
+those of a pair; a row of fine-tuning has as many tokens as a pair of ours. Compare ratios: they come from one run.
 
 `--only=memory` compiles the steps of DPO and of fine-tuning, with LoRA and of all weights, and takes no step.
 """
@@ -30,7 +30,7 @@ _ONLY = flags.DEFINE_enum("only", "all", ["all", *LENGTHS, "memory"], "Which com
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Steps of each variant that are timed.", lower_bound=2)
 _LAYERS = flags.DEFINE_integer("layers", 0, "Only the first layers of the model, to try this; 0: all.", lower_bound=0)
 
-PAIRS, ROWS = 2, 64  # of a step; of the data
+PAIRS = 2  # of a step
 _UNUSED = 2  # tokens of a pair behind the ends of its answers: the chat template's newlines
 
 
@@ -62,14 +62,14 @@ def _variants(name: str, model: str, lengths: Lengths) -> dict[str, tuple]:
     if name == "varied":
         grouped = {**rows, "train_sampling_strategy": "group_by_length"}
         return disk | {"TRL, pairs grouped by length": (theirs, grouped)}
-    return disk | {"ours, fine-tuning on as many tokens": (ours, {**rows, "objective": "cross_entropy"})}
+    return disk | {"ours, fine-tuning on as many tokens as it reads": (ours, {**rows, "objective": "cross_entropy"})}
 
 
 def ours(model: str, lengths: Lengths, objective: str = "dpo", measure_reference: bool = False) -> StepFunction:
     """Our step on such rows."""
     with tempfile.TemporaryDirectory() as directory:
         config = config_for(Path(directory), model, lengths, "lora", objective)
-        return run_steps.trained(config, measure_reference)
+        return run_steps.trained(config, 2, measure_reference)
 
 
 def theirs(model: str, lengths: Lengths, **settings: Any) -> StepFunction:
@@ -92,11 +92,12 @@ def config_for(root: Path, model: str, lengths: Lengths, arg: str, objective: st
     of_pairs = objective == "dpo"
     config = (preference if of_pairs else sft).get_config(arg).copy_and_resolve_references()
     write = write_pairs if of_pairs else write_conversations
+    rows = 16 if lengths.spread else 8
     pair = lengths.prompt + 2 * lengths.answer + _UNUSED
     config.update_from_flattened_dict(
         {
             "model.source": model,
-            "data.train": str(write(root / f"{objective}.jsonl", load_tokenizer(model), ROWS, lengths)),
+            "data.train": str(write(root / f"{objective}.jsonl", load_tokenizer(model), rows, lengths)),
             "data.cache": "",
             # Lengths that vary share long sequences; alike, each pair has one.
             "data.sequence_length": 2 * pair if lengths.spread else pair,
@@ -117,7 +118,8 @@ def config_for(root: Path, model: str, lengths: Lengths, arg: str, objective: st
 def _show(name: str, lengths: Lengths, results: dict[str, dict]) -> None:
     """A table of one comparison."""
     first, tokens = next(iter(results.values())), 2 * (lengths.prompt + lengths.answer)
-    table = Table("", "pairs/s", "speed, ratio", "peak memory, GiB", title=f"{name}, prompts and answers of {lengths}")
+    title = f"{name}: prompts of {lengths.prompt} tokens, answers of {lengths.answer}"
+    table = Table("", "pairs/s", "speed, ratio", "peak memory, GiB", title=title)
     for variant, result in results.items():
         cells = (f"{result['rate'] / tokens:.3f}", f"{result['rate'] / first['rate']:.2f}")
         table.add_row(variant, *cells, f"{result['peak_gib']:.2f}")

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from absl import app, flags
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -56,8 +57,8 @@ def ours(model: str, every_step: bool = True, shared: bool = True) -> StepFuncti
     from sft_jax.sources import load_tokenizer
 
     config = rlvr.get_config("lora").copy_and_resolve_references()
-    config.rollouts.rewards.clear()
-    config.rollouts.rewards.vowels = reward("benchmarks.trl_steps:vowels")
+    with config.unlocked():
+        config.rollouts.rewards = ConfigDict({"vowels": reward("benchmarks.trl_steps:vowels")})
     with tempfile.TemporaryDirectory() as directory:
         rows = write_conversations(Path(directory) / "rows.jsonl", load_tokenizer(model), ROWS, LENGTHS)
         settings = {

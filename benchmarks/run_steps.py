@@ -60,11 +60,12 @@ class Started:
         return train_batches(self.data.examples, self.data.plan, end_step=self.times.total_steps, threads=1)
 
 
-def trained(config, measure_reference: bool = False) -> StepFunction:
+def trained(config, answers: int, measure_reference: bool = False) -> StepFunction:
     """A step on the data, which gives the tokens of its rows: those of a prompt once for each answer.
 
     Args:
         config: of the run.
+        answers: to a prompt.
         measure_reference: take the reference's log-probabilities of the batch in the step too, once more.
     """
     begun, numbers = Started(config), itertools.count()
@@ -76,8 +77,8 @@ def trained(config, measure_reference: bool = False) -> StepFunction:
         if measured is not None:
             measured(batch)
         begun.update(batch)
-        bins = begun.data.plan.batch_bins(next(numbers))
-        return float(sum(tokens_of_rows(begun.data.examples, int(row)) for members in bins for row in members))
+        bins, examples = begun.data.plan.batch_bins(next(numbers)), begun.data.examples
+        return float(sum(tokens_of_rows(examples, int(row), answers) for members in bins for row in members))
 
     return step
 
@@ -100,13 +101,10 @@ def _of_reference(begun: Started) -> Callable[[Mapping[str, np.ndarray]], np.nda
     return measured
 
 
-def tokens_of_rows(examples, number: int) -> int:
-    """Tokens of an example, were each of its answers a row: those before them count for every one."""
-    branches = examples.branches_of(number)
-    if branches is None:
-        return int(examples.lengths[number])
-    trunk = int(np.count_nonzero(branches == 0))
-    return len(branches) - trunk + trunk * len(set(branches[trunk:].tolist()))
+def tokens_of_rows(examples, number: int, answers: int) -> int:
+    """Tokens of an example up to the ends of its answers, were each of these a row with a prompt of its own."""
+    trained = np.flatnonzero(examples.example(number)[1])
+    return len(trained) + answers * int(trained[0])
 
 
 def sampled(config, every_step: bool = True) -> StepFunction:
