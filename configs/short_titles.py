@@ -1,7 +1,7 @@
 """Short vehicle titles with SmolLM2-135M-Instruct on two CPU cores: what the ablations in experiments/ begin with.
 
     python -m experiments.short_titles
-    python -m sft_jax.sweep --config=configs/short_titles.py --sweep=experiments/data_size/sweep.py --workdir=runs/data_size
+    python -m sft_jax.sweep --config=configs/short_titles.py --sweep=experiments/data_size/sweep.py --workdir=runs/size
 
 `:replay` mixes pieces of Python into the titles, and measures each by itself. `:tasks` is for
 `python -m sft_jax.evaluate`: the titles as a task, and Python as a probe of what the model could do before.
@@ -49,10 +49,11 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def titles(path: str) -> ConfigDict:
+def titles(path: str, rows: int = 0) -> ConfigDict:
     """The task: the JSON object of a title, field by field.
 
     Args:
         path: of the titles.
+        rows: that are asked, the first so many; 0: all.
     """
-    return sft.task(path, scorer="json_extraction", max_new_tokens=48, group_column="source")
+    return sft.task(path, scorer="json_extraction", max_new_tokens=48, group_column="source", rows=rows)

@@ -16,7 +16,12 @@ from absl import flags
 from sft_jax import commands, config_flag, slurm_flags
 
 _CONFIG = config_flag.define()
-_SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, for example experiments/data_size/sweep.py; :ARGUMENT behind it is given to its functions.", required=True)
+_SWEEP = flags.DEFINE_string(
+    "sweep",
+    None,
+    "Sweep file, for example experiments/data_size/sweep.py; :ARGUMENT behind it is given to its functions.",
+    required=True,
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep, in which each run has one.", required=True)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the runs, what is done, memory and time; start nothing.")
 _LAUNCHER = flags.DEFINE_enum(

@@ -42,7 +42,7 @@ def train_of(kind: str) -> str:
 
 
 def held_out_of(kind: str) -> str:
-    """The held-out file of `turns`, `general`, `lengths` or `formats`."""
+    """The held-out file of `turns`, `general`, `lengths`, `short` (those that ask for one fact) or `formats`."""
     return f"{kind}_{HELD_OUT}"
 
 
@@ -74,6 +74,7 @@ def all_files(rows: int, held_out: int, seed: int) -> dict[str, list[Row]]:
         held_out_of("turns"): in_turns(measured, seed),
         train_of("lengths"): of_two_lengths(trained),
         held_out_of("lengths"): of_two_lengths(measured),
+        held_out_of("short"): of_two_lengths(measured)[::2],
         train_of("general"): [continued(text) for text in pieces[held_out:]],
         held_out_of("general"): [continued(text) for text in pieces[:held_out]],
         **{train_of(name): [formatted(title, name) for title in trained] for name in FORMATS},

@@ -48,6 +48,15 @@ class Setting:
         """For a product: what makes the small form small; in the other form nothing."""
         return [dict(_SMALL) if self.is_smoke else {}]
 
+    @property
+    def asked(self) -> int:
+        """Rows of a task that are asked; 0: all."""
+        return 2 if self.is_smoke else 0
+
+    def in_full(self, runs: list[Overrides]) -> list[Overrides]:
+        """For a product: what the small form has otherwise."""
+        return [{}] if self.is_smoke else runs
+
     def file(self, name: str) -> str:
         """The path of a file of rows."""
         return str(Path(self.data) / name)
@@ -75,5 +84,7 @@ def setting_of(arg: str) -> Setting:
         elif name == "data" and value:
             found = dataclasses.replace(found, data=value)
         else:
-            raise ValueError(f"the argument {arg!r}: expected 'smoke', 'data=DIRECTORY', or both with a comma, got {part!r}")
+            raise ValueError(
+                f"the argument {arg!r}: expected 'smoke', 'data=DIRECTORY', or both with a comma, got {part!r}"
+            )
     return found
