@@ -4,7 +4,7 @@ r"""How much do more rows help, at the same number of steps?
     python -m sft_jax.sweep --config=configs/short_titles.py --sweep=experiments/data_size/sweep.py \
         --workdir=runs/data_size
 
-Nine runs: 4, 16 and 64 rows, each with three seeds. The smaller sets are the first rows of the larger ones.
+Nine runs: 2, 8 and 32 rows, each with three seeds. The smaller sets are the first rows of the larger ones.
 """
 
 from experiments.short_titles.rows import HELD_OUT, SIZES, of_size

@@ -14,7 +14,7 @@ from experiments.continued_pretraining.texts import modules
 from experiments.short_titles.documents import ASKED, INSTRUCTION, ShortTitle, short_titles
 
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
-SIZES = (4, 16, 64)  # of the first rows of TRAIN, in files of their own
+SIZES = (2, 8, 32)  # of the first rows of TRAIN, in files of their own
 WRONG_PERCENT = (25, 50, 75, 100)  # of the rows of TRAIN, whose answers are those to other titles
 FORMATS = ("chatml", "plain", "headings")
 EVERY_FORMAT = "all_formats"
