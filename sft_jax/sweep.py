@@ -1,6 +1,6 @@
 """Runs a sweep: many runs that answer one question, stated by a file.
 
-    python -m sft_jax.sweep --config=configs/sft.py:lora --sweep=experiments/lora_rank/sweep.py --workdir=runs/rank
+    python -m sft_jax.sweep --config=configs/sft.py:lora --sweep=mine.py --workdir=runs/mine
     python -m sft_jax.sweep … --dry_run        # the runs, memory of their steps, and time by earlier runs
     python -m sft_jax.sweep … --launcher=slurm --slurm_gpus=1      # --helpfull lists the flags of SLURM
 

@@ -14,7 +14,7 @@ from sft_jax.sweeps.executing import execute
 from sft_jax.sweeps.files import load
 from sft_jax.sweeps.report.analysis import analyse
 from sft_jax.sweeps.report.embedding import BEGIN, END, check_marks
-from sft_jax.sweeps.report.quantities import quantity_of
+from sft_jax.sweeps.report.quantities import LOGGED, USUAL, quantity_of
 from sft_jax.sweeps.report.reading import read_runs
 from sft_jax.sweeps.runs import runs_of
 from sft_jax.sweeps.shared import Shared
@@ -108,7 +108,7 @@ def test_the_small_form_runs(folder, data, tmp_path):
     (arguments,) = commands_of(folder, "sft_jax.report")
     metrics = [one.partition("=")[2] for one in arguments if one.startswith(("--metric=", "--also="))]
     metrics = [name for of in metrics for name in of.split(",") if not name.startswith(BY_EVALUATION)]
-    runs = read_runs(tmp_path, set(metrics))
+    runs = read_runs(tmp_path, {*metrics, *LOGGED, *USUAL})
     assert len(runs.runs) >= 2
     for name in metrics or [""]:
         found = analyse(runs, quantity_of(runs, name, "final", None))
