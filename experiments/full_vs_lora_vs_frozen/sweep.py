@@ -24,6 +24,7 @@ def get_sweep(arg: str = "") -> list[dict]:
             product(without_adapter, fixed("trained.last_layers", 1 if setting.is_smoke else 10), rates(2e-5, 1e-4)),
             product(without_adapter, fixed("trained.weights", (".*norm/scale",)), rates(1e-3, 5e-3)),
         ),
+        fixed("execution.layer_layout", "unrolled"),  # of which some layers can be trained alone
         setting.rows(),
         seeds(setting.seeds),
         setting.small,
