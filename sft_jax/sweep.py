@@ -1,6 +1,6 @@
 """Runs a sweep: many runs that answer one question, stated by a file.
 
-    python -m sft_jax.sweep --config=configs/sft.py:lora --sweep=experiments/lora_rank/sweep.py --workdir=runs/rank
+    python -m sft_jax.sweep --config=configs/sft.py:lora --sweep=mine.py --workdir=runs/mine
     python -m sft_jax.sweep … --dry_run        # the runs, memory of their steps, and time by earlier runs
     python -m sft_jax.sweep … --launcher=slurm --slurm_gpus=1      # --helpfull lists the flags of SLURM
 
@@ -16,7 +16,12 @@ from absl import flags
 from sft_jax import commands, config_flag, slurm_flags
 
 _CONFIG = config_flag.define()
-_SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, for example experiments/lora_rank/sweep.py.", required=True)
+_SWEEP = flags.DEFINE_string(
+    "sweep",
+    None,
+    "Sweep file, for example experiments/data_size/sweep.py; :ARGUMENT behind it is given to its functions.",
+    required=True,
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep, in which each run has one.", required=True)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the runs, what is done, memory and time; start nothing.")
 _LAUNCHER = flags.DEFINE_enum(

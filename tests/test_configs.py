@@ -78,7 +78,7 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
 
 def tried():
     """Every config; those for one model and hardware are many."""
-    for_all = ("continued", "quickstart", "sft", "preference", "reward_model", "rlvr", "distillation")
+    for_all = ("continued", "quickstart", "sft", "short_titles", "preference", "reward_model", "rlvr", "distillation")
     return [pytest.param(name, arg, marks=() if name in for_all else pytest.mark.slow) for name, arg in every_config()]
 
 

@@ -140,7 +140,7 @@ def arguments_of(command, root):
         "sweep": [
             *config_flags(root),
             "--config.batch.sequences=8",
-            "--sweep=experiments/lora_rank/sweep.py",
+            "--sweep=experiments/learning_rate_and_rank/sweep.py",
             "--config.adapter.method=lora",
             f"--workdir={root / 'sweep'}",
             "--dry_run",

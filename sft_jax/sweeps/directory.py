@@ -29,6 +29,7 @@ from sft_jax.runs.workdir import (
     only_one,
     write_whole,
 )
+from sft_jax.sweeps.files import parts_of
 from sft_jax.sweeps.runs import Overrides, SweepRun, config_of, differing, fields_of, resolve, runs_of
 from sft_jax.sweeps.settings import FILE
 from sft_jax.sweeps.status import read_status
@@ -244,13 +245,13 @@ def _check_free(root: epath.Path) -> None:
 def _check_same(there: SweepDirectory, sweep: str, base: ConfigDict, search: Mapping[str, Any] | None) -> None:
     """Checks that a directory is of this sweep.
 
-    The file may lie in another checkout: of its path the last two parts are compared.
+    The file may lie in another checkout: of its path the last two parts are compared, and its argument.
     """
     found, wanted = fields_of(there.base), fields_of(base)
     if not wanted["data.date"]:
         wanted["data.date"] = found.get("data.date")
     differ = differences(found, wanted)
-    if Path(there.sweep).absolute().parts[-2:] != Path(sweep).absolute().parts[-2:]:
+    if _stated_by(there.sweep) != _stated_by(sweep):
         differ = [f"the sweep file: {there.sweep!r} there, {sweep!r} asked for", *differ]
     found_search = json.dumps(there.search, sort_keys=True)
     if found_search != (asked := json.dumps(search, sort_keys=True, default=list)):
@@ -261,6 +262,12 @@ def _check_same(there: SweepDirectory, sweep: str, base: ConfigDict, search: Map
             f"{there.root} is the directory of another sweep:\n  {listed}\n"
             "Give another --workdir, or what that sweep was started with to go on with it."
         )
+
+
+def _stated_by(sweep: str) -> tuple[tuple[str, ...], list[str]]:
+    """What makes a sweep file the same one: the end of its path, and its argument."""
+    path, given = parts_of(sweep)
+    return Path(path).absolute().parts[-2:], given
 
 
 def _with_date(base: ConfigDict, there: SweepDirectory | None) -> ConfigDict:

@@ -1,7 +1,11 @@
-"""Sweep files: `get_sweep()` gives the overrides of each run, and `get_search()` how runs are chosen."""
+"""Sweep files: `get_sweep()` gives the overrides of each run, and `get_search()` how runs are chosen.
+
+`FILE:ARGUMENT` gives both an argument, a string, as `--config` does: what it means is the file's own affair.
+"""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -25,50 +29,65 @@ class Stated:
     search: Search | None
 
 
-def load(path: str) -> Stated:
+def parts_of(sweep: str) -> tuple[str, list[str]]:
+    """The path of a sweep file, and what its functions are given: nothing, or one argument.
+
+    >>> parts_of("experiments/data_size/sweep.py"), parts_of("experiments/data_size/sweep.py:smoke")
+    (('experiments/data_size/sweep.py', []), ('experiments/data_size/sweep.py', ['smoke']))
+    """
+    path, *given = sweep.split(":", 1)
+    return path, given
+
+
+def load(sweep: str) -> Stated:
     """What a sweep file states.
 
+    Args:
+        sweep: "FILE", or "FILE:ARGUMENT" with what its functions are given.
+
     Raises:
-        ConfigError: there is no such file, it lacks `get_sweep`, one of its functions fails or gives something else;
-            names file and line.
+        ConfigError: there is no such file, it lacks `get_sweep`, one of its functions takes no argument or needs one,
+            fails, or gives something else; names file and line.
     """
-    module = module_of(path, FLAG)
+    module = module_of(parts_of(sweep)[0], FLAG)
     search = None
     if hasattr(module, "get_search"):
-        search = _call(_function(module, "get_search", path), path)
+        search = _called(module, "get_search", sweep)
         if not isinstance(search, Search):
             raise ConfigError(
-                f"--{FLAG}={path}: its get_search returned {_kind(search)}, expected SuccessiveHalving(…) or Optuna(…)"
+                f"--{FLAG}={sweep}: its get_search returned {_kind(search)}, expected SuccessiveHalving(…) or Optuna(…)"
             )
     if isinstance(search, Optuna) and not hasattr(module, "get_sweep"):
         return Stated([{}], search)
     if not hasattr(module, "get_sweep"):
-        raise ConfigError(f"--{FLAG}={path}: {path} has no function get_sweep, which gives {_LISTS}.")
-    return Stated(_overrides(_call(_function(module, "get_sweep", path), path), path), search)
+        raise ConfigError(f"--{FLAG}={sweep}: it has no function get_sweep, which gives {_LISTS}.")
+    return Stated(_overrides(_called(module, "get_sweep", sweep), sweep), search)
 
 
-def _function(module: ModuleType, name: str, path: str) -> Callable[..., Any]:
-    found = getattr(module, name)
-    if not callable(found):
-        raise ConfigError(f"--{FLAG}={path}: its {name} is {_kind(found)}, expected a function")
-    return found
-
-
-def _call(function: Callable[..., Any], path: str) -> Any:
+def _called(module: ModuleType, name: str, sweep: str) -> Any:
+    """What a function of the file gives."""
+    function, (path, given) = getattr(module, name), parts_of(sweep)
+    if not callable(function):
+        raise ConfigError(f"--{FLAG}={sweep}: its {name} is {_kind(function)}, expected a function")
     try:
-        return function()
+        inspect.signature(function).bind(*given)
+    except TypeError:
+        what = f"takes no argument: --{FLAG}={path}" if given else f"needs an argument: --{FLAG}={path}:ARGUMENT"
+        raise ConfigError(f"--{FLAG}={sweep}: its {name} {what}") from None
+    try:
+        return function(*given)
     except MISTAKES as error:
-        raise ConfigError(f"--{FLAG}={path}: {said(error, path)}") from error
+        raise ConfigError(f"--{FLAG}={sweep}: {said(error, path)}") from error
 
 
-def _overrides(made: Any, path: str) -> list[dict[str, Any]]:
+def _overrides(made: Any, sweep: str) -> list[dict[str, Any]]:
     if not isinstance(made, (list, tuple)):
-        raise ConfigError(f"--{FLAG}={path}: its get_sweep returned {_kind(made)}, expected {_LISTS}")
+        raise ConfigError(f"--{FLAG}={sweep}: its get_sweep returned {_kind(made)}, expected {_LISTS}")
     for number, overrides in enumerate(made, start=1):
         if not isinstance(overrides, Mapping):
             raise ConfigError(
-                f"--{FLAG}={path}: run {number} of its get_sweep is {_kind(overrides)}, expected a dict from fields to "
-                "values"
+                f"--{FLAG}={sweep}: run {number} of its get_sweep is {_kind(overrides)}, expected a dict from fields "
+                "to values"
             )
     return [dict(overrides) for overrides in made]
 

@@ -124,12 +124,13 @@ def refused(tmp_path, **given):
 OTHERS = [  # (what is another, what the message lists)
     ({"batch.sequences": 16}, ["batch.sequences: 8 there, 16 asked for"]),
     ({"sweep": "experiments/alpha/sweep.py"}, [f"the sweep file: '{SWEEP}' there, 'experiments/alpha/sweep.py' asked"]),
+    ({"sweep": f"{SWEEP}:smoke"}, [f"the sweep file: '{SWEEP}' there, '{SWEEP}:smoke' asked for"]),
     ({"search": {"kind": "optuna"}}, ['the search: null there, {"kind": "optuna"} asked for']),
     ({"data.date": "2020-01-01"}, ["data.date: '20", "there, '2020-01-01' asked for"]),
 ]
 
 
-@pytest.mark.parametrize(("given", "said"), OTHERS, ids=[next(iter(given)) for given, _ in OTHERS])
+@pytest.mark.parametrize(("given", "said"), OTHERS, ids=range(len(OTHERS)))
 def test_the_directory_of_another_sweep_is_refused(tmp_path, given, said):
     claim(tmp_path)
     before = (tmp_path / "sweep" / FILE).read_bytes()
@@ -139,6 +140,14 @@ def test_the_directory_of_another_sweep_is_refused(tmp_path, given, said):
         assert text in message
     assert message.endswith("Give another --workdir, or what that sweep was started with to go on with it.")
     assert (tmp_path / "sweep" / FILE).read_bytes() == before
+
+
+def test_the_same_sweep_file_in_another_checkout(tmp_path):
+    """Its argument is the same one too, whatever is in it."""
+    argument = "data=there/rows/of/mine"
+    sweep = claim(tmp_path, sweep=f"{SWEEP}:{argument}")
+    assert claim(tmp_path, sweep=f"/elsewhere/{SWEEP}:{argument}").runs == sweep.runs
+    assert "is the directory of another sweep" in refused(tmp_path, sweep=f"{SWEEP}:data=here/rows/of/mine")
 
 
 def test_the_directory_of_another_sweep_is_left_as_advised(tmp_path):

@@ -13,12 +13,12 @@ from sft_jax.sweeps.search import Search
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "sweeps.md").read_text()
-EXAMPLE = ROOT / "experiments" / "lora_rank" / "sweep.py"
+EXAMPLE = ROOT / "experiments" / "learning_rate_and_rank" / "sweep.py"
 SNIPPETS = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 
 
 def test_the_example_is_the_file():
-    assert SNIPPETS[0] == EXAMPLE.read_text()[EXAMPLE.read_text().index("from sft_jax") :]
+    assert SNIPPETS[0] == EXAMPLE.read_text()[EXAMPLE.read_text().index("from ") :]
 
 
 def test_the_name_of_a_run_is_one_of_the_example():

@@ -1,17 +1,10 @@
 """Sweep files: what is wrong in one is said with its line."""
 
-from pathlib import Path
-
 import pytest
 
-from configs import sft
 from sft_jax.config_files import ConfigError
 from sft_jax.sweeps.files import load
-from sft_jax.sweeps.runs import runs_of
 from sft_jax.sweeps.search import Optuna, SuccessiveHalving
-
-ROOT = Path(__file__).parents[2]
-EXPERIMENTS = sorted(ROOT.glob("experiments/*/sweep.py"))
 
 MISTAKES = [  # (what the file has, what the message says after its name)
     ("x = 1", "has no function get_sweep, which gives a list of dicts, as product(values(…), seeds(3)) makes it."),
@@ -27,7 +20,7 @@ MISTAKES = [  # (what the file has, what the message says after its name)
         "from sft_jax.sweeps import *\n\ndef get_sweep():\n    return product(seeds(2), seeds(3))",
         "line 4: ValueError: product sets 'seed' twice",
     ),
-    ("def get_sweep(x):\n    return []", "TypeError: get_sweep() missing 1 required positional argument: 'x'"),
+    ("def get_sweep(x):\n    return []", "its get_sweep needs an argument: --sweep="),
     ("def get_search():\n    return 3", "its get_search returned int, expected SuccessiveHalving(…) or Optuna(…)"),
     (
         "from sft_jax.sweeps import *\ndef get_search():\n    return SuccessiveHalving()",
@@ -44,6 +37,39 @@ def test_what_is_wrong_in_a_sweep_file(tmp_path, text, said):
         load(str(path))
     assert str(error.value).startswith(f"--sweep={path}: ")
     assert said in str(error.value)
+
+
+def test_a_sweep_file_with_an_argument(tmp_path):
+    """As `--config` takes it: behind the first colon. Both functions are given it."""
+    path = tmp_path / "sweep.py"
+    path.write_text(
+        "from sft_jax.sweeps import *\n"
+        "def get_sweep(arg=''):\n    return [{'model.source': arg}]\n"
+        "def get_search(arg=''):\n    return SuccessiveHalving(first=len(arg) or 1)\n"
+    )
+    assert load(str(path)).overrides == [{"model.source": ""}]
+    stated = load(f"{path}:random:x?y=1")
+    assert stated.overrides == [{"model.source": "random:x?y=1"}]
+    assert stated.search == SuccessiveHalving(first=len("random:x?y=1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_sweep():\n    return [{}]", "its get_sweep takes no argument: --sweep={path}"),
+        (
+            "def get_sweep(arg):\n    return [{}]\ndef get_search():\n    pass",
+            "its get_search takes no argument: --sweep={path}",
+        ),
+        ("def get_sweep(arg):\n    raise ValueError(arg)", "{path}, line 2: ValueError: little"),
+    ],
+)
+def test_what_is_wrong_with_an_argument(tmp_path, text, said):
+    path = tmp_path / "sweep.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load(f"{path}:little")
+    assert str(error.value) == f"--sweep={path}:little: {said.format(path=path)}"
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -63,14 +89,3 @@ def test_searches_are_found(tmp_path):
     stated = load(str(path))
     assert stated.search == SuccessiveHalving(first=5)
     assert stated.overrides == [{"seed": 0}, {"seed": 1}]
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.parent.name)
-def test_every_sweep_here_can_be_run(path):
-    stated = load(str(path))
-    runs = runs_of(sft.get_config("lora"), stated.overrides)
-    assert len({run.name for run in runs}) == len(runs) >= 2
-
-
-def test_there_are_some():
-    assert {path.parent.name for path in EXPERIMENTS} >= {"lora_rank"}

@@ -248,7 +248,7 @@ def test_what_nothing_beats_in_quality_and_cost(tmp_path):
 
 
 def test_fields_that_vary_together_are_one_factor(sweep):
-    """As in experiments/lora_rank, where alpha grows with the rank: two factors, and a heat map of them."""
+    """As in experiments/learning_rate_and_rank where alpha grows with the rank: two factors, and a heat map of them."""
     found, curves = report_of(sweep)
     found = {**found, "factors": [LR, RANK, ALPHA]}
     found["settings"] = [

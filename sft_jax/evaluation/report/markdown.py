@@ -34,7 +34,7 @@ def markdown_sections(
         lines += [f"## {escaped(section.title)}", "", *section_lines(section)]
         for plot in plots:
             if plot.section == section.name:
-                lines += [f"![{_caption(plot)}]({plots_at}/{plot.name}.png)", ""]
+                lines += [image_line(plot, plots_at), ""]
     return "\n".join(lines)
 
 
@@ -63,9 +63,13 @@ def table_lines(table: TextTable) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
-def _caption(plot: Plot) -> str:
-    """Brackets would end it, or would have to be in pairs."""
-    return re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", escaped(plot.caption))
+def image_line(plot: Plot, plots_at: str) -> str:
+    """A plot, which lies in a directory beside the text, with its caption.
+
+    Brackets would end that, or would have to be in pairs.
+    """
+    caption = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", escaped(plot.caption))
+    return f"![{caption}]({plots_at}/{plot.name}.png)"
 
 
 def escaped(text: str) -> str:

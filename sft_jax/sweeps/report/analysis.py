@@ -34,20 +34,23 @@ class BaselineError(ValueError):
     """The baseline is no setting of the sweep."""
 
 
-def analyse(runs: Runs, quantity: Quantity, baseline: Mapping[str, str] | None = None) -> Found:
+def analyse(
+    runs: Runs, quantity: Quantity, baseline: Mapping[str, str] | None = None, also: Sequence[Quantity] = ()
+) -> Found:
     """All that is found of a quantity, in the form that the package describes.
 
     Args:
         runs: of the sweep.
         quantity: what is asked for.
         baseline: text of the values of some factors, by path or short name; None: the first setting.
+        also: further quantities, of which the mean of each setting is shown beside it.
 
     Raises:
         BaselineError: there is no such factor, or the values fit no setting or several.
     """
     groups = _groups(runs, quantity)
     base = _baseline(runs, list(groups), baseline)
-    settings = [_setting(dict(key), name, group) for (name, key), group in groups.items()]
+    settings = [_setting(dict(key), name, group, also) for (name, key), group in groups.items()]
     by_name = {name: group for (name, _), group in groups.items()}
     _compare(settings, by_name, base, quantity)
     return {
@@ -55,6 +58,7 @@ def analyse(runs: Runs, quantity: Quantity, baseline: Mapping[str, str] | None =
         "sweep": runs.sweep,
         "created": datetime.date.today().isoformat(),
         "metric": quantity.name,
+        "also": [other.name for other in also],
         "at": quantity.at if isinstance(quantity.at, str) else f"step {quantity.at}",
         "better": {True: "higher", False: "lower", None: None}[quantity.better],
         "factors": list(runs.factors),
@@ -84,13 +88,15 @@ def _groups(runs: Runs, quantity: Quantity) -> dict[tuple[str, tuple[tuple[str, 
     return {(name, tuple(values.items())): group for name, (values, group) in groups.items()}
 
 
-def _setting(values: Mapping[str, Any], name: str, group: Group) -> Found:
+def _setting(values: Mapping[str, Any], name: str, group: Group, also: Sequence[Quantity]) -> Found:
+    others = {other.name: [_value(run, other) if one else None for run, one in group] for other in also}
     taken = [one for _, one in group if one is not None]
     there = [cost for cost in COSTS if taken and all(cost in one.costs for one in taken)]
     return {
         "name": name,
         "values": dict(values),
         "score": _score([one.value for one in taken]),
+        "also": {other: _score([value for value in of if value is not None]) for other, of in others.items()},
         "runs": [
             {
                 "name": run.name,
@@ -98,13 +104,20 @@ def _setting(values: Mapping[str, Any], name: str, group: Group) -> Found:
                 "state": run.state,
                 "step": one.step if one else None,
                 "value": one.value if one else None,
+                "also": {other: of[number] for other, of in others.items()},
                 "costs": dict(one.costs) if one else {},
             }
-            for run, one in group
+            for number, (run, one) in enumerate(group)
         ],
         "costs": {cost: float(np.mean([one.costs[cost] for one in taken])) for cost in there},
         "difference": None,
     }
+
+
+def _value(run: SweptRun, quantity: Quantity) -> float | None:
+    """The value of a run alone."""
+    taken = take(run, quantity)
+    return None if taken is None else taken.value
 
 
 def _score(values: Sequence[float]) -> dict[str, float | None] | None:

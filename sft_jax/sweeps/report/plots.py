@@ -61,6 +61,9 @@ def draw_sweep(found: Found, curves: Sequence[Curve], axis: str) -> list[Plot]:
     if len(together) == 2:
         caption = f"{_metric(found)} by {' and '.join(labels.values())}: means over seeds"
         plots.append(_plot("grid", VARIED, _grid_figure(found, scored, labels, caption), caption))
+    for other in found["also"]:
+        caption = f"{_metric(found)} against {other}: means over seeds, and intervals"
+        plots.append(_plot(f"beside {other}", VARIED, _beside_figure(found, scored, other, caption), caption))
     for cost, front in found["fronts"].items():
         caption = f"{_metric(found)} against {COST_NAMES[cost]}; the line joins what nothing beats in both"
         plots.append(_plot(f"cost {cost}", COST, _cost_figure(found, scored, cost, front, caption), caption))
@@ -245,6 +248,29 @@ def _grid_figure(found: Found, settings: Sequence[Found], labels: Mapping[str, s
         if np.isfinite(value) and len(columns) <= 12:
             dark = (value > middle) == (found["better"] == "lower")
             axes.text(column, row, f"{value:.4g}", ha="center", va="center", color="white" if dark else "black", size=9)
+    return figure
+
+
+def _beside_figure(found: Found, settings: Sequence[Found], other: str, title: str) -> Any:
+    """A point for each setting that has both, with both intervals; None where there are fewer than two."""
+    there = [one for one in settings if one["also"][other] is not None]
+    if len(there) < 2:
+        return None
+    figure, axes = figure_with_axes(4.4, title)
+    told = _told_apart(found, [one["name"] for one in there])
+    for one in there:
+        x, y, number = one["also"][other], one["score"], told.index(one["name"]) if one["name"] in told else None
+        color = PALE if number is None else COLORS[number % len(COLORS)]
+        marker = "o" if number is None else MARKERS[number % len(MARKERS)]
+        for score, line in ((x, lambda at, y=y: (at, [y["value"]] * 2)), (y, lambda at, x=x: ([x["value"]] * 2, at))):
+            if score["low"] is not None:
+                axes.plot(*line([score["low"], score["high"]]), color=color, linewidth=1.2, alpha=0.4)
+        label = {} if number is None else {"label": name_in_lines(one["name"])}
+        axes.plot(x["value"], y["value"], marker, color=color, markersize=7, linestyle="", **label)
+    axes.set_xlabel(literal(other))
+    axes.set_ylabel(_label(found))
+    axes.grid(**GRID)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     return figure
 
 

@@ -57,7 +57,7 @@ class Taken:
     costs: Mapping[str, float]
 
 
-def quantity_of(runs: Runs, name: str, at: str | int, better: bool | None) -> Quantity:
+def quantity_of(runs: Runs, name: str, at: str | int, better: bool | None, flag: str = "metric") -> Quantity:
     """What is asked for.
 
     Args:
@@ -65,6 +65,7 @@ def quantity_of(runs: Runs, name: str, at: str | int, better: bool | None) -> Qu
         name: of the metric; empty: that by which checkpoints are chosen, or a usual loss.
         at: `final`, `best`, or a step.
         better: said by the user; None: what is known of the metric.
+        flag: that names it, for errors.
 
     Raises:
         QuantityError: no run has it; names those there are. Or nothing has it at that step.
@@ -84,7 +85,7 @@ def quantity_of(runs: Runs, name: str, at: str | int, better: bool | None) -> Qu
     if not any(name in scores for scores in evaluated.values()):
         there = [*sorted(logged), *sorted(frozenset().union(*evaluated.values()))]
         listed = f"there are {', '.join(there)}" if there else "no run has logged anything yet"
-        raise QuantityError(f"--metric={name} is in no run of {runs.root}; {listed}")
+        raise QuantityError(f"--{flag}={name} is in no run of {runs.root}; {listed}")
     if at != "final":
         raise QuantityError(f"--at={at}: {name} is of an evaluation, which has one value a run; leave out --at")
     return Quantity(name, at, better, {run: scores[name] for run, scores in evaluated.items() if name in scores})

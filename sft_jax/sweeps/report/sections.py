@@ -73,7 +73,7 @@ def settings_table(found: Found) -> TextTable:
     keys, costs = short_keys(found["factors"]), _costs(found)
     columns = (
         *(keys[factor] for factor in found["factors"]),
-        *(found["metric"], "seeds", "difference", "p", "p (Holm)", "the setting is"),
+        *(found["metric"], *found["also"], "seeds", "difference", "p", "p (Holm)", "the setting is"),
         *(COST_NAMES[cost] for cost in costs),
     )
     rows = tuple(setting_cells(found, one, costs) for one in found["settings"])
@@ -87,6 +87,7 @@ def setting_cells(found: Found, setting: Found, costs: Sequence[str]) -> tuple[s
     return (
         *([exact_text(setting["values"][factor]) for factor in found["factors"]] or [setting["name"]]),
         number_text(setting["score"]),
+        *(number_text(setting["also"][other]) for other in found["also"]),
         f"{counted}{of_all}",
         *_difference_cells(found, setting),
         *(cost_text(cost, setting["costs"].get(cost)) for cost in costs),

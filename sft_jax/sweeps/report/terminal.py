@@ -48,8 +48,9 @@ def _table(found: Mapping[str, Any]) -> Table:
     for name in names:
         table.add_column(Text(visible(name)), style="bold", overflow="fold")
     # No bound of an interval is cut, in a narrow terminal either.
-    for name, width in (("mean [95 %]", 9), ("seeds", 5), ("difference", 10), ("p, Holm", 7)):
-        table.add_column(Text(name), justify="right", min_width=width)
+    widths = {"mean [95 %]": 9, **dict.fromkeys(found["also"], 9), "seeds": 5, "difference": 10, "p, Holm": 7}
+    for name, width in widths.items():
+        table.add_column(Text(visible(name)), justify="right", min_width=width)
     table.add_column("the setting is")
     for one in ordered[:_MOST_SETTINGS]:
         cells = list(setting_cells(found, one, ()))

@@ -79,12 +79,13 @@ def _runs_csv(found: Mapping[str, Any]) -> str:
             **{keys[factor]: exact_text(value) for factor, value in setting["values"].items()},
             "step": run["step"],
             found["metric"]: run["value"],
+            **run["also"],
             **run["costs"],
         }
         for setting in found["settings"]
         for run in setting["runs"]
     ]
-    return _csv(["run", "state", "seed", *keys.values(), "step", found["metric"], *COST_NAMES], rows)
+    return _csv(["run", "state", "seed", *keys.values(), "step", found["metric"], *found["also"], *COST_NAMES], rows)
 
 
 def _settings_csv(found: Mapping[str, Any]) -> str:
@@ -95,14 +96,22 @@ def _settings_csv(found: Mapping[str, Any]) -> str:
             "setting": setting["name"],
             **{keys[factor]: exact_text(value) for factor, value in setting["values"].items()},
             **{name: (setting["score"] or {}).get(name) for name in score},
+            **{other: (score_of or {}).get("value") for other, score_of in setting["also"].items()},
             "seeds": sum(run["value"] is not None for run in setting["runs"]),
             **{f"difference_{name}": (setting["difference"] or {}).get(name) for name in difference},
             **setting["costs"],
         }
         for setting in found["settings"]
     ]
-    columns = ["setting", *keys.values(), *score, "seeds", *(f"difference_{name}" for name in difference), *COST_NAMES]
-    return _csv(columns, rows)
+    columns = [
+        "setting",
+        *keys.values(),
+        *score,
+        *found["also"],
+        "seeds",
+        *(f"difference_{name}" for name in difference),
+    ]
+    return _csv([*columns, *COST_NAMES], rows)
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

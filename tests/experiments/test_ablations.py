@@ -1,0 +1,159 @@
+"""Every ablation: its runs can be made, its small form runs, its README and the index say what there is."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import pytest
+from rich.console import Console
+
+from experiments.short_titles.rows import SIZES, all_files, as_lines
+from experiments.short_titles.setting import Setting, setting_of
+from sft_jax.sweeps.executing import execute
+from sft_jax.sweeps.files import load
+from sft_jax.sweeps.report.analysis import analyse
+from sft_jax.sweeps.report.embedding import BEGIN, END, check_marks
+from sft_jax.sweeps.report.quantities import LOGGED, USUAL, quantity_of
+from sft_jax.sweeps.report.reading import read_runs
+from sft_jax.sweeps.runs import runs_of
+from sft_jax.sweeps.shared import Shared
+from sft_jax.sweeps.statement import Statement
+from tests.command_line import config_of
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = sorted(path.parent for path in ROOT.glob("experiments/*/sweep.py"))
+NAMES = [folder.name for folder in FOLDERS]
+INTERVAL = re.compile(r"[\d.]+(?:e-?\d+)? \[[^\]]+\]")
+NOT_MEASURED = "Not measured."
+# Measured afterwards by `python -m sft_jax.evaluate`, of which there is nothing yet when the runs end.
+BY_EVALUATION = ("evaluation/",)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("short_titles")
+    for name, rows in all_files(SIZES[-1], held_out=4, seed=0).items():
+        (directory / name).write_text(as_lines(rows), encoding="utf-8")
+    return directory
+
+
+def commands_of(folder, module):
+    """The arguments of the commands in a README that run a module."""
+    text = (folder / "README.md").read_text().replace("\\\n", " ")
+    lines = re.findall(rf"^ +python -m {re.escape(module)}(.*)$", text, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+def flag(arguments, name):
+    (value,) = [one.partition("=")[2] for one in arguments if one.startswith(f"--{name}=")]
+    return value
+
+
+def base_of(folder, **changes):
+    """The config of the command in the README, with changes."""
+    (arguments,) = commands_of(folder, "sft_jax.sweep")
+    config = config_of(*(one for one in arguments if one.startswith("--config")))
+    changed = config.copy_and_resolve_references().unlock()
+    changed.update_from_flattened_dict(changes)
+    return changed.lock()
+
+
+def between_marks(folder):
+    return (folder / "README.md").read_text().partition(BEGIN)[2].partition(END)[0].strip()
+
+
+def index():
+    """(question and link, answer, runs, cost) by folder."""
+    text = (ROOT / "experiments" / "README.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| [")]
+    return {re.match(r" \[(\w+)\]", row[0])[1]: [cell.strip() for cell in row] for row in rows}
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the commands are given
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_every_run_can_be_made(folder):
+    """In full: the fields are there, the values can be had, no two runs are the same; as many as the index says."""
+    (arguments,) = commands_of(folder, "sft_jax.sweep")
+    assert flag(arguments, "sweep") == f"experiments/{folder.name}/sweep.py"
+    runs = runs_of(base_of(folder), load(flag(arguments, "sweep")).overrides)
+    assert len(runs) == int(index()[folder.name][2])
+    assert len({run.name for run in runs}) == len(runs)
+    seeds = {run.config.seed for run in runs}
+    assert len(seeds) >= 3  # what an interval is over
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_the_small_form_runs(folder, data, tmp_path):
+    """All of its runs reach their end, and the report of the README finds its metrics."""
+    base = base_of(folder, **{"data.cache": "", "data.train": "", "loader.tokenize_workers": 0})
+    if not base.data.mixture:
+        base = base_of(folder, **{"data.cache": "", "data.train": str(data / "train.jsonl")})
+        base = base.unlock()
+        base.data.held_out, base.loader.tokenize_workers = str(data / "held_out.jsonl"), 0
+    statement = Statement.of(f"experiments/{folder.name}/sweep.py:smoke,data={data}", "a config", base, tmp_path)
+    shared = Shared()
+
+    def launch(sweep, todo, stop_after):
+        one_device = jax.devices()[:1]
+        ends = [execute(run, sweep.run_dir(run.name), shared, devices=one_device) for run in todo]
+        assert [(end.state, end.error) for end in ends] == [("finished", None)] * len(todo)
+        return 0
+
+    assert statement.run(launch, lambda name: True, Console(quiet=True)) == 0
+    (arguments,) = commands_of(folder, "sft_jax.report")
+    metrics = [one.partition("=")[2] for one in arguments if one.startswith(("--metric=", "--also="))]
+    metrics = [name for of in metrics for name in of.split(",") if not name.startswith(BY_EVALUATION)]
+    runs = read_runs(tmp_path, {*metrics, *LOGGED, *USUAL})
+    assert len(runs.runs) >= 2
+    for name in metrics or [""]:
+        found = analyse(runs, quantity_of(runs, name, "final", None))
+        assert found["better"] is not None
+        assert all(one["score"] is not None for one in found["settings"])
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_readme(folder):
+    """It has the commands, what was expected, and a place for the report, in which there is one or nothing."""
+    readme = folder / "README.md"
+    text = readme.read_text()
+    check_marks(str(readme))
+    assert "**Expected.**" in text
+    (report,) = commands_of(folder, "sft_jax.report")
+    assert flag(report, "into") == str(readme.relative_to(ROOT))
+    (sweep,) = commands_of(folder, "sft_jax.sweep")
+    assert report[0] == flag(sweep, "workdir")
+    measured = between_marks(folder)
+    assert measured == NOT_MEASURED or INTERVAL.search(measured)
+    for plot in re.findall(r"\]\((plots/[^)]+)\)", text):
+        assert (folder / plot).is_file()
+    assert {path.name for path in folder.glob("plots/*")} == set(re.findall(r"\]\(plots/([^)]+)\)", measured))
+
+
+def test_the_index_says_what_the_folders_say():
+    rows = index()
+    assert sorted(rows) == NAMES
+    for name, (_, answer, _, cost) in rows.items():
+        measured = between_marks(ROOT / "experiments" / name)
+        if measured == NOT_MEASURED:
+            assert (answer, cost) == ("not measured", ""), name
+            continue
+        figures = INTERVAL.findall(answer)
+        assert figures, name
+        assert cost, name
+        for figure in figures:
+            assert figure in measured.replace("**", ""), (name, figure)
+
+
+def test_the_argument_of_a_sweep():
+    assert setting_of("") == Setting()
+    assert setting_of("smoke,data=a/b") == setting_of("data=a/b,smoke") == Setting("a/b", is_smoke=True)
+    assert Setting("a").file("x.jsonl") == "a/x.jsonl"
+    with pytest.raises(ValueError, match="the argument 'smok': expected 'smoke', 'data=DIRECTORY', or both"):
+        setting_of("smok")
+    with pytest.raises(ValueError, match="got 'data='"):
+        setting_of("smoke,data=")
