@@ -13,7 +13,7 @@ from etils import epath
 from rich.console import Console
 
 from experiments.quickstart.documents import write_dataset
-from experiments.running import run_command
+from experiments.commands import run_command
 from sft_jax import commands
 from sft_jax.sources import load_tokenizer, open_checkpoint
 

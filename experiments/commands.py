@@ -1,4 +1,4 @@
-"""Runs the project's commands as a user would type them, and shows them."""
+"""The commands of an experiment, run and shown as a user would type them."""
 
 import shlex
 import signal
@@ -10,7 +10,7 @@ from rich.console import Console
 
 
 def run_command(module: str, arguments: Sequence[str], console: Console) -> None:
-    """Runs `python -m module arguments`; ends with its exit code if it fails or is interrupted."""
+    """Shows `python -m module arguments` and runs it; ends with its exit code if it fails or is interrupted."""
     console.print(f"[dim]{shlex.join(['python', '-m', module, *arguments])}[/dim]", soft_wrap=True)
     process = subprocess.Popen([sys.executable, "-m", module, *arguments])
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # it saves and leaves with a code, so do we
