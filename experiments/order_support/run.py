@@ -14,9 +14,9 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
+from experiments.commands import run_command
 from experiments.order_support.letters import CLOSING, ESCALATION, OPENING
 from experiments.order_support.rows import HELD_OUT, LATER, RECORDS, RECORDS_LATER, TRAIN, VALIDATION, write_data
-from experiments.commands import run_command
 from sft_jax import commands
 from sft_jax.evaluation.figures import metric_name, score_text
 from sft_jax.evaluation.report.drawing import COLORS, MARKERS, draw_point, figure_with_axes, name_lines, png_of

@@ -12,8 +12,8 @@ from absl import flags
 from etils import epath
 from rich.console import Console
 
-from experiments.quickstart.documents import write_dataset
 from experiments.commands import run_command
+from experiments.quickstart.documents import write_dataset
 from sft_jax import commands
 from sft_jax.sources import load_tokenizer, open_checkpoint
 
