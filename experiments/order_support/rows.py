@@ -6,9 +6,7 @@ end: its orders and wordings are not among the others. `later.jsonl` has those h
 changed. All of it is a pure function of the numbers of rows and the seed.
 """
 
-import json
 import random
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from experiments.order_support.letters import (
@@ -31,10 +29,10 @@ from experiments.order_support.shop import (
     order_record,
     policy_record,
 )
-from sft_jax.runs.workdir import write_whole
+from experiments.rows import HELD_OUT, chat_row, write_rows
 
 RECORDS, RECORDS_LATER = "records.jsonl", "records_later.jsonl"
-TRAIN, VALIDATION, HELD_OUT, LATER = "train.jsonl", "validation.jsonl", "held_out.jsonl", "later.jsonl"
+TRAIN, VALIDATION, LATER = "train.jsonl", "validation.jsonl", "later.jsonl"
 
 HELD_OUT_POLICIES = [(policy, question) for policy in POLICIES for question in HELD_OUT_POLICY_QUESTIONS[policy.topic]]
 
@@ -55,7 +53,6 @@ def write_data(directory: Path, train_rows: int, held_out_rows: int, seed: int) 
     validation_rows = max(2, train_rows // 25)
     counts = {HELD_OUT: held_out_rows, TRAIN: train_rows, VALIDATION: validation_rows}
     orders = iter(invent_orders(sum(counts.values()), seed))
-    directory.mkdir(parents=True, exist_ok=True)
     records: dict[str, list[Row]] = {RECORDS: _policies(changed=False), RECORDS_LATER: _policies(changed=True)}
     rows: dict[str, list[Row]] = {LATER: []}
     for name, count in counts.items():
@@ -70,8 +67,7 @@ def write_data(directory: Path, train_rows: int, held_out_rows: int, seed: int) 
             row_later = _row(moved, row["id"], seed, changed=True)
             if name == HELD_OUT and row_later["messages"] != row["messages"]:
                 rows[LATER].append(row_later)
-    for name, lines in {**records, **rows}.items():
-        write_whole(directory / name, _lines(lines))
+    write_rows(directory, {**records, **rows})
 
 
 def _row(order: Order, name: str, seed: int, *, changed: bool) -> Row:
@@ -95,17 +91,8 @@ def _trained_policy(chance: random.Random) -> tuple[Policy, str]:
 
 
 def _as_row(letter: Letter, name: str, record: str) -> Row:
-    return {
-        "id": name,
-        "messages": [
-            {"role": "user", "content": letter.question},
-            {"role": "assistant", "content": letter.answer},
-        ],
-        "kind": letter.kind,
-        "facts": list(letter.facts),
-        "escalated": letter.escalated,
-        "record": record,
-    }
+    columns = {"kind": letter.kind, "facts": list(letter.facts), "escalated": letter.escalated, "record": record}
+    return chat_row(letter.question, letter.answer, id=name, **columns)
 
 
 def _policies(*, changed: bool) -> list[Row]:
@@ -114,7 +101,3 @@ def _policies(*, changed: bool) -> list[Row]:
 
 def _record(name: str, text: str) -> Row:
     return {"id": name, "text": text}
-
-
-def _lines(rows: Iterable[Mapping[str, object]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.order_support import run
+from experiments.order_support import methods
 from experiments.order_support.letters import CLOSING, ESCALATION, OPENING, POLICY
 from experiments.order_support.rows import HELD_OUT, HELD_OUT_POLICIES, LATER, RECORDS, RECORDS_LATER, TRAIN, write_data
 from experiments.order_support.scorer import claims, letter, with_days
@@ -143,17 +143,17 @@ def test_days_are_the_same_however_they_are_written():
 def test_the_table_has_a_line_for_each_method_of_both_evaluations(data, tmp_path):
     """Of evaluations as the command writes them, here with right answers before the change and none after it."""
     for file in (HELD_OUT, LATER):
-        for name in (run.PLAIN, run.WITH_PASSAGES):
-            directory = run.evaluation_of(tmp_path, name, file)
+        for name in (methods.PLAIN, methods.WITH_PASSAGES):
+            directory = methods.evaluation_of(tmp_path, name, file)
             directory.mkdir(parents=True)
             outcomes = [scored(answer_of(row) if file == HELD_OUT else "", row) for row in rows_of(data / file)]
             scores = {metric: score.as_dict() for metric, score in aggregate(outcomes, seed=0).items()}
-            methods = run.METHODS if name == run.PLAIN else ("sft+rag",)
-            results = {"tasks": {"letters": {"scores": dict.fromkeys(methods, scores)}}}
+            measured = methods.METHODS if name == methods.PLAIN else ("sft+rag",)
+            results = {"tasks": {"letters": {"scores": dict.fromkeys(measured, scores)}}, "forgetting": None}
             (directory / "results.json").write_text(json.dumps(results))
-    results = {file: run.read_results(tmp_path, file) for file in (HELD_OUT, LATER)}
-    lines = run.table_of(results).rows
-    assert [line[0] for line in lines] == list(run.ROWS)
+    results = {file: methods.read_results(tmp_path, file) for file in (HELD_OUT, LATER)}
+    lines = methods.table_of(results).rows
+    assert [line[0] for line in lines] == list(methods.ROWS)
     assert all(cell.startswith("1.000 [") for line in lines for cell in line[1:-1])
     assert all(line[-1].startswith("0.000 [") for line in lines)
-    assert run.plot_of(results).startswith(b"\x89PNG")
+    assert methods.plot_of(results).startswith(b"\x89PNG")
