@@ -1,9 +1,10 @@
-"""The files of rows that experiments write, and their names."""
+"""The rows that experiments read and write: questions with one answer each."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_jax.data.records import Record, RecordError
 from sft_jax.data.written_rows import lines_of
 from sft_jax.runs.workdir import write_whole
 
@@ -26,3 +27,16 @@ def chat_row(question: str, answer: str, **columns: object) -> dict[str, object]
     """A question and its answer as a row, with other columns before them."""
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {**columns, "messages": turns}
+
+
+def question_and_answer(record: Record) -> tuple[str, str]:
+    """The texts of a row of the user's that is one question with its answer.
+
+    Raises:
+        RecordError: it is anything else.
+    """
+    roles = [message.role for message in record.conversation]
+    if roles != ["user", "assistant"]:
+        raise RecordError(f"{record.id}: expected one question and its answer, as user and assistant, got {roles}")
+    asked, answered = record.conversation
+    return asked.content, answered.content.strip()

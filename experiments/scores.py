@@ -14,6 +14,8 @@ from sft_jax.evaluation.report.tables import TextTable
 from sft_jax.runs.workdir import write_whole
 
 Score = Mapping[str, float]  # {"value", "low", "high"}, the limits optional
+_SPREAD = 0.6  # of a line's height, over which the points of its series lie
+_WORDS = {"few_shot": "few-shot", "rag": "retrieval", "sft": "SFT"}  # for parts of methods
 
 
 def read_task(evaluation: Path) -> dict[str, Any]:
@@ -33,6 +35,19 @@ def read_answers(evaluation: Path, method: str) -> list[dict[str, Any]]:
     (path,) = (evaluation / "predictions").glob(f"*/{method}.jsonl")
     # Only \n ends a line: str.splitlines would also cut at U+2028.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+
+
+def method_name(method: str) -> str:
+    """As tables call a method: `prompted, few-shot` for `prompted+few_shot`."""
+    return ", ".join(_WORDS.get(part, part) for part in method.split("+"))
+
+
+def score_lines(task: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, dict[str, Score]]:
+    """The scores of each method that was measured, in these metrics."""
+    return {
+        method_name(method): {metric: scores[metric] for metric in metrics if metric in scores}
+        for method, scores in task["scores"].items()
+    }
 
 
 def group_scores(task: Mapping[str, Any], method: str, metric: str) -> dict[str, Score]:
@@ -64,13 +79,23 @@ def score_plot(series: Mapping[str, Mapping[str, Score]], title: str, axis: str)
     for number, (words, scores) in enumerate(series.items()):
         color, marker = COLORS[number], MARKERS[number]
         for name, score in scores.items():
-            draw_point(axes, score, names.index(name) + 0.24 * (number - (len(series) - 1) / 2), color, marker)
+            beside = _SPREAD * ((number + 0.5) / len(series) - 0.5)
+            draw_point(axes, score, names.index(name) + beside, color, marker)
         axes.plot([], [], marker, color=color, label=words)
     name_lines(axes, names)
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel(axis)
     axes.legend(loc="best", frameon=False)
     return png_of(figure)
+
+
+def metric_plot(lines: Mapping[str, Mapping[str, Score]], metrics: Sequence[str], title: str, axis: str) -> bytes:
+    """`score_plot` of the metrics of each method that has them."""
+    series = {
+        metric_name(metric): {name: scores[metric] for name, scores in lines.items() if metric in scores}
+        for metric in metrics
+    }
+    return score_plot(series, f"{title}, 95 % intervals", axis)
 
 
 def show(out: Path, tables: Sequence[TextTable], plot: bytes, console: Console) -> None:

@@ -9,8 +9,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.rows import HELD_OUT, chat_row, train_file, write_rows
-from sft_jax.data.records import Record, RecordError
+from experiments.rows import HELD_OUT, chat_row, question_and_answer, train_file, write_rows
+from sft_jax.data.records import Record
 
 _LENGTHS = ((8, "up to 8 words"), (16, "9 to 16 words"))  # of a message: the groups where the user's rows have none
 _LONGEST = "17 words and more"
@@ -42,7 +42,7 @@ def write_data(
     Raises:
         ValueError: a class has too few rows, or none in `test`.
     """
-    counts = collections.Counter(_label(record) for record in train)
+    counts = collections.Counter(_class_of(record) for record in train)
     names = sorted(sorted(counts, key=lambda name: (-counts[name], name))[: classes or None])
     drawn, measured = _by_class(train, names, seed), _by_class(test, names, seed)
     for name in names:
@@ -61,36 +61,24 @@ def write_data(
 
 def to_row(record: Record, names: Sequence[str]) -> dict[str, object]:
     """A message as a question with all classes, the class as its answer, and the group it is measured in."""
-    text = _text(record)
+    text, label = question_and_answer(record)
     question = f"Which of these classes is the message of? Answer with its name alone.\n\nClasses: {', '.join(names)}"
     words = len(text.split())
     length = next((name for most, name in _LENGTHS if words <= most), _LONGEST)
     asked = f"{question}\n\nMessage: {text}"
-    return chat_row(asked, _label(record), id=record.id, group=record.group or length)
+    return chat_row(asked, label, id=record.id, group=record.group or length)
 
 
 def _by_class(records: Sequence[Record], names: Sequence[str], seed: int) -> dict[str, list[Record]]:
     """The rows of each class in an order that is drawn and does not depend on the other classes."""
     found: dict[str, list[Record]] = {name: [] for name in names}
     for record in records:
-        if (label := _label(record)) in found:
+        if (label := _class_of(record)) in found:
             found[label].append(record)
     for name, of_class in found.items():
         random.Random(f"{seed}/{name}").shuffle(of_class)
     return found
 
 
-def _text(record: Record) -> str:
-    return _turns(record)[0]
-
-
-def _label(record: Record) -> str:
-    return _turns(record)[1].strip()
-
-
-def _turns(record: Record) -> tuple[str, str]:
-    roles = [message.role for message in record.conversation]
-    if roles != ["user", "assistant"]:
-        raise RecordError(f"{record.id}: expected a message and its class, as user and assistant, got {roles}")
-    asked, answered = record.conversation
-    return asked.content, answered.content
+def _class_of(record: Record) -> str:
+    return question_and_answer(record)[1]

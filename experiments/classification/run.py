@@ -17,7 +17,7 @@ from experiments.classification.rows import write_data
 from experiments.classification.tables import KINDS, WORDS, WRITTEN, score_lines, tables_of
 from experiments.commands import SEED, evaluate, train
 from experiments.rows import HELD_OUT, train_file
-from experiments.scores import read_task, score_plot, show
+from experiments.scores import metric_plot, read_task, show
 from sft_jax import commands, reading_flags
 from sft_jax.data.records import read_records
 
@@ -52,9 +52,8 @@ def main(_: Sequence[str]) -> None:
         methods = "base,few_shot,sft" if size == sizes[0] else "few_shot,sft"  # the base has no examples
         found[size] = {kind: _measured(kind, size, names, methods, console) for kind in KINDS}
     console.rule("all methods")
-    lines = score_lines(found)
-    series = {words: {name: line[f"macro-F1, {words}"] for name, line in lines.items()} for words in WORDS.values()}
-    show(out, tables_of(found), score_plot(series, "95 % intervals", "macro-F1"), console)
+    shown = [f"macro-F1, {words}" for words in WORDS.values()]
+    show(out, tables_of(found), metric_plot(score_lines(found), shown, "Classes", "macro-F1"), console)
 
 
 def _measured(kind: str, size: int, names: Sequence[str], methods: str, console: Console) -> dict:

@@ -1,5 +1,6 @@
-"""Runs an experiment from its first command to its table, with a tiny model."""
+"""Runs an experiment from its first command to its table, with a tiny model, and reads what it wrote."""
 
+import json
 import os
 import subprocess
 import sys
@@ -32,3 +33,8 @@ def table_of(directory: Path) -> list[list[str]]:
     lines = (directory / "out" / "table.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     return [rows[0], *rows[2:]]
+
+
+def rows_of(path: Path) -> list[dict]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

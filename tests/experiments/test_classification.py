@@ -1,7 +1,6 @@
 """Messages and classes: balanced samples, tables, and the experiment from its first command to its table."""
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def records(tmp_path):
 
 def rows_of(path: Path) -> list[dict]:
     """With question and answer as columns."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = smoke.rows_of(path)
     turns = [[turn["content"] for turn in row["messages"]] for row in rows]
     return [row | {"prompt": asked, "completion": label} for row, (asked, label) in zip(rows, turns, strict=True)]
 
@@ -84,7 +83,7 @@ def test_classes_with_too_few_rows_are_refused(records, tmp_path):
 
 def test_rows_that_are_no_message_with_a_class_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "assistant", "content": "hi"}]}\n')
-    with pytest.raises(RecordError, match=r"a.jsonl:1: expected a message and its class.*\['assistant'\]"):
+    with pytest.raises(RecordError, match=r"a.jsonl:1: expected one question and its answer.*\['assistant'\]"):
         write_data(tmp_path, read_records(tmp_path / "a.jsonl"), [], classes=0, sizes=(1,), held_out=1, seed=0)
 
 

@@ -12,6 +12,7 @@ from experiments.order_support.scorer import claims, letter, with_days
 from experiments.order_support.shop import STATES, invent_orders, later, order_record
 from sft_jax.evaluation.scorers.cases import Case
 from sft_jax.evaluation.scoring import aggregate
+from tests.experiments.smoke import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,6 @@ def data(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("letters")
     write_data(directory, train_rows=60, held_out_rows=40, seed=0)
     return directory
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def question_of(row: dict) -> str:
