@@ -12,12 +12,13 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import faker
 from faker import Faker
 
-from experiments.quickstart.layouts import STATES, print_title
+from experiments.quickstart.layouts import STATES, StateForm, print_title
 from experiments.quickstart.prompts import answer, question
 from experiments.quickstart.titles import Title, invent_title
 
@@ -37,11 +38,11 @@ class Document:
     facts: Title
 
 
-def make_document(seed: str) -> Document:
-    """The document of a seed; a private Faker instance, so no global state is read or left."""
+def make_document(seed: str, forms: Sequence[StateForm] = STATES) -> Document:
+    """The document of a seed in one of the forms; a private Faker instance, so no global state is read or left."""
     fake = Faker("en_US")
     fake.seed_instance(seed)
-    form = fake.random_element(STATES)
+    form = fake.random_element(forms)
     facts = invent_title(fake, form.title_pattern)
     text, stated = print_title(fake, facts, form)
     return Document(text, stated, facts)
@@ -55,8 +56,8 @@ def make_documents(train_rows: int, held_out_rows: int, seed: int) -> tuple[list
     if train_rows < 0 or held_out_rows < 0:
         raise ValueError(f"numbers of rows must be >= 0, got {train_rows=} and {held_out_rows=}")
     seen: set[str] = set()
-    held_out = [_fresh_document(f"{seed}/held_out/{row}", seen) for row in range(held_out_rows)]
-    train = [_fresh_document(f"{seed}/train/{row}", seen) for row in range(train_rows)]
+    held_out = [fresh_document(f"{seed}/held_out/{row}", seen) for row in range(held_out_rows)]
+    train = [fresh_document(f"{seed}/train/{row}", seen) for row in range(train_rows)]
     return train, held_out
 
 
@@ -99,9 +100,13 @@ def write_dataset(directory: str | os.PathLike, train_rows: int, held_out_rows: 
     return True
 
 
-def _fresh_document(seed: str, seen: set[str]) -> Document:
+def fresh_document(seed: str, seen: set[str], forms: Sequence[StateForm] = STATES) -> Document:
+    """A document that shares no VIN, owner, title number or text with those in `seen`, to which it is added.
+
+    Raises ValueError where none is found.
+    """
     for attempt in range(TRIES_A_ROW):
-        document = make_document(f"{seed}/{attempt}")
+        document = make_document(f"{seed}/{attempt}", forms)
         facts = document.facts
         marks = {
             f"vin {facts.vin}",

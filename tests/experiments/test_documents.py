@@ -229,6 +229,6 @@ def test_wrong_numbers_of_rows(arguments, message):
 
 def test_no_fresh_document_is_an_error(monkeypatch):
     only = make_document("one")
-    monkeypatch.setattr(documents, "make_document", lambda seed: only)
+    monkeypatch.setattr(documents, "make_document", lambda seed, forms: only)
     with pytest.raises(ValueError, match="no document unlike the others found for 0/held_out/1 in 100 tries"):
         make_documents(0, 2, 0)

@@ -49,7 +49,7 @@ def figure_with_axes(height: float, title: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def draw_point(axes: Any, score: Mapping[str, float], place: int, color: str, marker: str) -> None:
+def draw_point(axes: Any, score: Mapping[str, float], place: float, color: str, marker: str) -> None:
     """A score with its interval, if it has one, along the line at `place`."""
     if "low" in score:
         axes.plot([score["low"], score["high"]], [place] * 2, color=color, linewidth=2, solid_capstyle="butt")

@@ -1,0 +1,1 @@
+"""Fields out of documents and messages, by the number of rows that are trained; see README.md."""
