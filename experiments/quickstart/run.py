@@ -6,17 +6,15 @@ It runs the commands a user would type, and prints them. Every stage leaves its 
 quickstart goes on where it was, and a second one only shows the table.
 """
 
-import shlex
-import signal
-import subprocess
-import sys
 import time
 
 from absl import flags
 from etils import epath
 from rich.console import Console
 
-from experiments.quickstart.documents import write_dataset
+from experiments.commands import run_command
+from experiments.quickstart.documents import SEED, write_dataset
+from experiments.quickstart.prompts import LONGEST_ANSWER
 from sft_jax import commands
 from sft_jax.sources import load_tokenizer, open_checkpoint
 
@@ -26,8 +24,6 @@ _HELD_OUT_ROWS = flags.DEFINE_integer("held_out_rows", 100, "Held-out documents.
 _STEPS = flags.DEFINE_integer("steps", 0, "Optimizer steps; 0: as in configs/quickstart.py.", lower_bound=0)
 
 MODEL = "smollm2-135m-instruct"
-LONGEST_ANSWER = 80  # tokens; reference answers have at most 72
-SEED = 0
 METHODS = "base,few_shot,sft"  # the base model alone, with two solved examples in its prompt, and tuned
 
 
@@ -63,7 +59,7 @@ def _evaluate(out: epath.Path, console: Console) -> None:
         *(f"--methods={METHODS}", f"--examples_from={data / 'train.jsonl'}", f"--max_new_tokens={LONGEST_ANSWER}"),
         f"--out={out / 'evaluation'}",
     ]
-    _run("sft_jax.evaluate", arguments, console)
+    run_command("sft_jax.evaluate", arguments, console)
 
 
 def _train(run: epath.Path, console: Console) -> None:
@@ -73,23 +69,7 @@ def _train(run: epath.Path, console: Console) -> None:
     arguments += [f"--config.data.train={data / 'train.jsonl'}", f"--config.data.held_out={data / 'validation.jsonl'}"]
     if _STEPS.value:
         arguments.append(f"--config.duration={_STEPS.value} steps")
-    _run("sft_jax.train", arguments, console)
-
-
-def _run(module: str, arguments: list[str], console: Console) -> None:
-    """Runs a command as a user would; ends with its exit code if it fails or is interrupted."""
-    console.print(f"[dim]{shlex.join(['python', '-m', module, *arguments])}[/dim]", soft_wrap=True)
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # it saves and leaves with a code, so do we
-    while True:
-        try:
-            code = process.wait()
-            break
-        except KeyboardInterrupt:  # the command has it too, saves and leaves
-            continue
-    signal.signal(signal.SIGTERM, before)
-    if code:
-        sys.exit(code)
+    run_command("sft_jax.train", arguments, console)
 
 
 def _next_steps(out: epath.Path, seconds: float) -> str:
