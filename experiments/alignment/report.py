@@ -4,12 +4,14 @@ Everything is made of files: predictions of evaluations, logs of runs. Intervals
 `python -m sft_jax.evaluate`: Wilson's and McNemar's for shares of answers, bootstrap and permutation for field F1.
 """
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from sft_jax.evaluation.figures import difference_text, p_text, score_text
@@ -24,10 +26,11 @@ TASK, PRIMARY = "documents", "exact_match"
 _METRICS = (PRIMARY, "field_f1", "valid_json")
 _CURVES = {"dpo": "train/accuracy", "rlvr": "train/reward"}  # name of a run -> what is drawn of its log
 _SEED = 0  # of the bootstrap
+_WIDTH = 240  # of a table in a file, in characters
 
 
 def write(out: Path, evaluations: Mapping[str, Path], costs: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Writes `results.json`, the report with answers side by side, and the curves of the runs.
+    """Writes `results.json`, `table.md`, the report with answers side by side, and the curves of the runs.
 
     Args:
         out: directory of the experiment.
@@ -42,6 +45,9 @@ def write(out: Path, evaluations: Mapping[str, Path], costs: Mapping[str, Mappin
     write_report(results, {TASK: rows}, out / "report")
     results["costs"] = {name: dict(cost) for name, cost in costs.items()}
     write_whole(out / RESULTS, json.dumps(results, indent=2) + "\n")
+    wide = Console(width=_WIDTH, file=io.StringIO())
+    wide.print(table_of(results))
+    write_whole(out / "table.md", wide.file.getvalue())
     logs = {name: read_metrics(out / name / FILE) for name in _CURVES if (out / name / FILE).exists()}
     write_whole(out / "curves.png", curves(logs))
     return results

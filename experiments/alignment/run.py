@@ -7,7 +7,7 @@ experiment goes on where it was, and a second one only shows the table.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -33,23 +33,19 @@ def main(_: Sequence[str]) -> None:
     settings = dataclasses.replace(SMOKE if _SMOKE.value else Settings(), matmul=_MATMUL.value)
     out, console = Path(_OUT.value), Console()
     stages = Stages(out, settings, console)
-    evaluations = {model.name: stages.evaluated(model, stages.documents()["tested"]) for model in models(stages)}
+    tested = stages.documents()["tested"]
+    evaluations = {model.name: stages.evaluated(model, tested) for model in models(stages)}  # each once it is there
     console.print(report.table_of(report.write(out, evaluations, stages.costs)))
     console.print(f"Answers side by side: {out / 'report' / 'report.html'}", soft_wrap=True)
 
 
-def models(stages: Stages) -> list[Path]:
+def models(stages: Stages) -> Iterator[Path]:
     """What is compared: the tuned model, and what came of it on the fresh documents."""
     documents = stages.documents()
-    tuned = stages.tuned(documents["tuned_on"])
-    right = stages.own_answers(tuned, documents["fresh"], BEST)
-    pairs = stages.own_answers(tuned, documents["fresh"], PAIRS)
-    return [
-        tuned,
-        stages.continued(tuned, right, "sft_on_right_answers"),
-        stages.dpo(tuned, pairs),
-        stages.rlvr(tuned, documents["fresh"]),
-    ]
+    yield (tuned := stages.tuned(documents["tuned_on"]))
+    yield stages.dpo(tuned, stages.own_answers(tuned, documents["fresh"], PAIRS))
+    yield stages.continued(tuned, stages.own_answers(tuned, documents["fresh"], BEST), "sft_on_right_answers")
+    yield stages.rlvr(tuned, documents["fresh"])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ _SETTINGS, _COSTS = "settings.json", "costs.json"
 _HELD_OUT = 100  # documents that the quickstart measures its model on
 
 
+def _batch(*, tokens: int, sequences: int, parts: int) -> list[str]:
+    """Flags of a step of so many sequences of so many tokens, taken in parts."""
+    batch = [f"--config.batch.sequences={sequences}", f"--config.batch.micro_batches={parts}"]
+    return [f"--config.data.sequence_length={tokens}", *batch]
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What the stages are given.
@@ -42,6 +48,7 @@ class Settings:
         steps: of DPO and of continued fine-tuning, each of some four documents.
         rl_steps: of reinforcement learning.
         rl_documents: of a step of it.
+        rl_samples: answers to each of these.
         sft_rate: learning rate of continued fine-tuning.
         dpo_rate: of DPO.
         rl_rate: of reinforcement learning.
@@ -50,16 +57,17 @@ class Settings:
 
     model: str = MODEL
     tuned_on: int = 600
-    tuned_by: tuple[str, ...] = ("--config.duration=24 steps", "--config.batch.sequences=2")
+    tuned_by: tuple[str, ...] = ("--config.duration=24 steps", *_batch(tokens=512, sequences=2, parts=2))
     fresh: int = 160
     tested: int = 300
     scorer: str = SCORER
     scorer_options: str = "{}"
     samples: int = 4
     longest_answer: int = LONGEST_ANSWER
-    steps: int = 24
-    rl_steps: int = 20
-    rl_documents: int = 8
+    steps: int = 16
+    rl_steps: int = 16
+    rl_documents: int = 4
+    rl_samples: int = 8
     sft_rate: float = 5e-4
     dpo_rate: float = 2e-4
     rl_rate: float = 3e-4
@@ -68,18 +76,20 @@ class Settings:
 
 # A model of random weights learns in a moment which tokens there are, and writes answers of some length or other.
 SMOKE = Settings(
-    model=f"random:{MODEL}?num_hidden_layers=2&hidden_size=32&intermediate_size=64",
+    model=f"random:{MODEL}?num_hidden_layers=2&hidden_size=32&intermediate_size=64&num_attention_heads=2"
+    "&num_key_value_heads=1&head_dim=16",
     tuned_on=32,
     tuned_by=("--config.duration=40 steps", "--config.adapter.method=none", "--config.optimizer.learning_rate=0.03"),
     fresh=4,
     tested=4,
     scorer="length",
-    scorer_options='{"most": 60}',
+    scorer_options='{"most": 20}',
     samples=6,
     longest_answer=40,
     steps=2,
     rl_steps=2,
     rl_documents=2,
+    rl_samples=4,
 )
 
 
@@ -130,7 +140,7 @@ class Stages:
     def tuned(self, rows: Path) -> Path:
         """The pretrained model, tuned as in the quickstart."""
         settings = self.settings
-        flags = [f"--config.model.source={settings.model}", "--config.evaluation.samples=0", *settings.tuned_by]
+        flags = [f"--config.model.source={settings.model}", *settings.tuned_by]
         return self._trained("tuned", "configs/quickstart.py", rows, flags)
 
     def own_answers(self, model: Path, rows: Path, keep: str) -> Path:
@@ -143,7 +153,7 @@ class Stages:
         if made.exists():
             return made
         flags = [f"--model={model}", f"--prompts={rows}", f"--samples={settings.samples}", "--temperature=1"]
-        flags += [f"--max_new_tokens={settings.longest_answer}", f"--matmul={settings.matmul}"]
+        flags += [f"--max_new_tokens={settings.longest_answer}", *self._inference()]
         flags += [f"--scorer={settings.scorer}", f"--scorer_options={settings.scorer_options}"]
         self._run("samples", "sft_jax.generate", [*flags, f"--keep={keep}", f"--out={answers}"])
         return answers.rename(made)
@@ -151,7 +161,7 @@ class Stages:
     def continued(self, model: Path, rows: Path, name: str) -> Path:
         """A model, tuned on."""
         flags = [f"--config.model.source={model}", f"--config.optimizer.learning_rate={self.settings.sft_rate}"]
-        flags += [f"--config.duration={self.settings.steps} steps", *_batch(tokens=512, sequences=2)]
+        flags += [f"--config.duration={self.settings.steps} steps", *_batch(tokens=512, sequences=2, parts=2)]
         return self._trained(name, "configs/sft.py:lora", rows, flags)
 
     def dpo(self, model: Path, pairs: Path, name: str = "dpo") -> Path:
@@ -166,10 +176,10 @@ class Stages:
         rewarded = "--config.rollouts.rewards.answer"
         flags = [f"--config.model.source={model}", f"--config.optimizer.learning_rate={settings.rl_rate}"]
         flags += [f"--config.duration={settings.rl_steps} steps", f"--config.rollouts.prompts={count}"]
-        flags += [f"--config.rollouts.group={settings.samples}"]
+        flags += [f"--config.rollouts.group={settings.rl_samples}"]
         flags += [f"--config.rollouts.max_new_tokens={settings.longest_answer}"]
         flags += [f"{rewarded}.scorer={settings.scorer}", f"{rewarded}.scorer_options={settings.scorer_options}"]
-        tokens = 224 + settings.samples * settings.longest_answer  # 224 for the document
+        tokens = 224 + settings.rl_samples * settings.longest_answer  # 224 for the document
         flags += _batch(tokens=tokens, sequences=count, parts=count)
         return self._trained(name, "configs/rlvr.py:lora", rows, flags)
 
@@ -178,7 +188,7 @@ class Stages:
         settings, out = self.settings, self.out / "evaluations" / model.name
         if not (out / RESULTS).exists():
             flags = [f"--model={model}", f"--data={rows}", f"--scorer={SCORER}", "--noloss", f"--out={out}"]
-            flags += [f"--max_new_tokens={settings.longest_answer}", f"--matmul={settings.matmul}"]
+            flags += [f"--max_new_tokens={settings.longest_answer}", *self._inference()]
             self._run(f"evaluation of {model.name}", "sft_jax.evaluate", flags)
         return out
 
@@ -188,10 +198,17 @@ class Stages:
         end = read_result(run)
         if end is None or not end.done:
             flags = [f"--config={config}", f"--workdir={run}", f"--config.data.train={rows}", *flags]
-            flags += ["--config.evaluation.every=0 steps", "--config.checkpoint.best_metric="]
+            flags += [
+                "--config.data.held_out=",
+                "--config.evaluation.every=0 steps",
+                "--config.checkpoint.best_metric=",
+            ]
             flags += [f"--config.precision.matmul={self.settings.matmul}", "--config.checkpoint.every=10 steps"]
             self._run(name, "sft_jax.train", flags)
         return run
+
+    def _inference(self) -> list[str]:
+        return [f"--matmul={self.settings.matmul}", "--batch_size=64"]
 
     def _run(self, stage: str, module: str, flags: Sequence[str]) -> None:
         """Runs a command, and adds what it took to the costs, however it ends."""
@@ -204,12 +221,6 @@ class Stages:
             spent["seconds"] += time.monotonic() - started
             spent["processor_seconds"] += _processor_seconds() - before
             write_whole(self.out / _COSTS, json.dumps(costs, indent=2) + "\n")
-
-
-def _batch(*, tokens: int, sequences: int, parts: int = 1) -> list[str]:
-    """Flags of a step of so many sequences of so many tokens."""
-    batch = [f"--config.batch.sequences={sequences}", f"--config.batch.micro_batches={parts}"]
-    return [f"--config.data.sequence_length={tokens}", *batch]
 
 
 def _processor_seconds() -> float:

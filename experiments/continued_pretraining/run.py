@@ -100,7 +100,7 @@ def config_of(out: Path, model: str, changes: Mapping[str, object], *, replay: b
             config.data.mixture[OLD].weight = "0"
         config.data.held_out = str(out / HELD_OUT_FILE)
         config.data.sequence_length = 512
-        config.batch.sequences = 2
+        config.batch.sequences, config.batch.micro_batches = 2, 2  # in some 3 GiB of memory
         config.optimizer.learning_rate = 1e-3
         config.optimizer.warmup = "3 steps"
         config.evaluation.every = "0 steps"

@@ -107,7 +107,7 @@ def test_from_end_to_end(tmp_path):
     command = [sys.executable, "-m", "experiments.alignment.run", "--smoke", "--matmul=float32", f"--out={out}"]
     first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for _ in range(2))
     assert first.returncode == 0, first.stderr + first.stdout
-    names = ["tuned", "sft_on_right_answers", "dpo", "rlvr"]
+    names = ["tuned", "dpo", "sft_on_right_answers", "rlvr"]
     assert first.stdout.count("python -m sft_jax.train ") == first.stdout.count("python -m sft_jax.evaluate ") == 4
     assert second.returncode == 0, second.stderr
     assert "python -m" not in second.stdout
@@ -118,4 +118,5 @@ def test_from_end_to_end(tmp_path):
     pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
     assert all((pair["chosen_score"], pair["rejected_score"]) == (1.0, 0.0) for pair in pairs)
     assert pairs
+    assert len((out / "table.md").read_text().strip().splitlines()) == 2 + len(names)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
