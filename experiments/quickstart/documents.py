@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import faker
@@ -24,6 +24,7 @@ from experiments.quickstart.titles import Title, invent_title
 
 TRAIN_FILE, VALIDATION_FILE, HELD_OUT_FILE = "train.jsonl", "validation.jsonl", "held_out.jsonl"
 META_FILE = "documents.json"
+SEED = 0  # of the quickstart's documents
 TRIES_A_ROW = 100
 
 Row = dict[str, list[dict[str, str]]]
@@ -48,14 +49,17 @@ def make_document(seed: str, forms: Sequence[StateForm] = STATES) -> Document:
     return Document(text, stated, facts)
 
 
-def make_documents(train_rows: int, held_out_rows: int, seed: int) -> tuple[list[Document], list[Document]]:
+def make_documents(
+    train_rows: int, held_out_rows: int, seed: int, unlike: Iterable[Document] = ()
+) -> tuple[list[Document], list[Document]]:
     """Training and held-out documents; no two of them all share a VIN, an owner, a title number or their text.
 
-    Raises ValueError where the numbers of rows are negative, or so large that no fresh document is found.
+    Nor do they share any with a document of `unlike`. Raises ValueError where the numbers of rows are negative, or so
+    large that no fresh document is found.
     """
     if train_rows < 0 or held_out_rows < 0:
         raise ValueError(f"numbers of rows must be >= 0, got {train_rows=} and {held_out_rows=}")
-    seen: set[str] = set()
+    seen = set().union(*map(_marks, unlike))
     held_out = [fresh_document(f"{seed}/held_out/{row}", seen) for row in range(held_out_rows)]
     train = [fresh_document(f"{seed}/train/{row}", seen) for row in range(train_rows)]
     return train, held_out
@@ -69,6 +73,11 @@ def to_row(document: Document) -> Row:
             {"role": "assistant", "content": answer(document.stated)},
         ]
     }
+
+
+def lines_of(documents: Sequence[Document]) -> str:
+    """The documents as lines of JSON, each a row."""
+    return "".join(json.dumps(to_row(document), ensure_ascii=False) + "\n" for document in documents)
 
 
 def write_dataset(directory: str | os.PathLike, train_rows: int, held_out_rows: int, seed: int) -> bool:
@@ -93,7 +102,7 @@ def write_dataset(directory: str | os.PathLike, train_rows: int, held_out_rows: 
     files = {TRAIN_FILE: train[:train_rows], VALIDATION_FILE: train[train_rows:], HELD_OUT_FILE: held_out}
     digests = {}
     for name, documents in files.items():
-        text = "".join(json.dumps(to_row(document), ensure_ascii=False) + "\n" for document in documents)
+        text = lines_of(documents)
         _write_whole(directory / name, text)
         digests[name] = hashlib.sha256(text.encode()).hexdigest()
     _write_whole(directory / META_FILE, json.dumps({**parameters, "sha256": digests}, indent=2) + "\n")
@@ -107,17 +116,22 @@ def fresh_document(seed: str, seen: set[str], forms: Sequence[StateForm] = STATE
     """
     for attempt in range(TRIES_A_ROW):
         document = make_document(f"{seed}/{attempt}", forms)
-        facts = document.facts
-        marks = {
-            f"vin {facts.vin}",
-            f"owner {str(facts.owner).casefold()}",
-            f"title number {facts.title_number}",
-            document.text,
-        }
+        marks = _marks(document)
         if seen.isdisjoint(marks):
             seen |= marks
             return document
     raise ValueError(f"no document unlike the others found for {seed} in {TRIES_A_ROW} tries; ask for fewer rows")
+
+
+def _marks(document: Document) -> set[str]:
+    """What tells a document from others."""
+    facts = document.facts
+    return {
+        f"vin {facts.vin}",
+        f"owner {str(facts.owner).casefold()}",
+        f"title number {facts.title_number}",
+        document.text,
+    }
 
 
 def _is_there(directory: Path, parameters: dict[str, int | str]) -> bool:

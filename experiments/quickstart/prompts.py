@@ -7,6 +7,7 @@ import json
 
 from experiments.quickstart.titles import FIELDS, Title
 
+LONGEST_ANSWER = 80  # tokens; reference answers have at most 72
 INSTRUCTION = (
     "Read the vehicle title below and answer with one JSON object only, with these keys: "
     + ", ".join(FIELDS)

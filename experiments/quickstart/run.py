@@ -13,7 +13,8 @@ from etils import epath
 from rich.console import Console
 
 from experiments.commands import run_command
-from experiments.quickstart.documents import write_dataset
+from experiments.quickstart.documents import SEED, write_dataset
+from experiments.quickstart.prompts import LONGEST_ANSWER
 from sft_jax import commands
 from sft_jax.sources import load_tokenizer, open_checkpoint
 
@@ -23,8 +24,6 @@ _HELD_OUT_ROWS = flags.DEFINE_integer("held_out_rows", 100, "Held-out documents.
 _STEPS = flags.DEFINE_integer("steps", 0, "Optimizer steps; 0: as in configs/quickstart.py.", lower_bound=0)
 
 MODEL = "smollm2-135m-instruct"
-LONGEST_ANSWER = 80  # tokens; reference answers have at most 72
-SEED = 0
 METHODS = "base,few_shot,sft"  # the base model alone, with two solved examples in its prompt, and tuned
 
 

@@ -1,0 +1,117 @@
+"""What came of the stages: scores with intervals, paired tests, costs, and how the runs went.
+
+Everything is made of files: predictions of evaluations, logs of runs. Intervals and tests are those of
+`python -m sft_jax.evaluate`: Wilson's and McNemar's for shares of answers, bootstrap and permutation for field F1.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sft_jax.evaluation.figures import difference_text, p_text, score_text
+from sft_jax.evaluation.report.drawing import COLORS, GRID, figure_with_axes, png_of
+from sft_jax.evaluation.report.verdicts import compared
+from sft_jax.evaluation.report.write import RESULTS, write_report
+from sft_jax.evaluation.results import compared_outcomes
+from sft_jax.runs.metric_log import FILE, read_metrics
+from sft_jax.runs.workdir import PREDICTIONS, write_whole
+
+TASK, PRIMARY = "documents", "exact_match"
+_METRICS = (PRIMARY, "field_f1", "valid_json")
+_CURVES = {"dpo": "train/accuracy", "rlvr": "train/reward"}  # name of a run -> what is drawn of its log
+_SEED = 0  # of the bootstrap
+_WIDTH = 240  # of a table in a file, in characters
+
+
+def write(out: Path, evaluations: Mapping[str, Path], costs: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Writes `results.json`, `table.md`, the report with answers side by side, and the curves of the runs.
+
+    Args:
+        out: directory of the experiment.
+        evaluations: name of a model -> directory of its evaluation. The others are compared with the first.
+        costs: of the stages.
+
+    Returns:
+        The results, of the form of evaluations, and beside it `costs`.
+    """
+    rows = {name: _rows(directory) for name, directory in evaluations.items()}
+    results = results_of(rows, {name: _method(directory) for name, directory in evaluations.items()})
+    write_report(results, {TASK: rows}, out / "report")
+    results["costs"] = {name: dict(cost) for name, cost in costs.items()}
+    write_whole(out / RESULTS, json.dumps(results, indent=2) + "\n")
+    wide = Console(width=_WIDTH, file=io.StringIO())
+    wide.print(table_of(results))
+    write_whole(out / "table.md", wide.file.getvalue())
+    logs = {name: read_metrics(out / name / FILE) for name in _CURVES if (out / name / FILE).exists()}
+    write_whole(out / "curves.png", curves(logs))
+    return results
+
+
+def results_of(rows: Mapping[str, Sequence[Mapping]], methods: Mapping[str, Mapping]) -> dict[str, Any]:
+    """The evaluations as one, whose methods are the models.
+
+    Args:
+        rows: name of a model -> predictions, of the same documents in the same order.
+        methods: name of a model -> what its evaluation says of it.
+
+    Raises:
+        ValueError: models that were not measured on the same documents; names the first.
+    """
+    asked = {name: [(row["id"], row["reference"]) for row in found] for name, found in rows.items()}
+    first = next(iter(asked))
+    if other := next((name for name in asked if asked[name] != asked[first]), None):
+        raise ValueError(f"{other} was measured on other documents than {first}; remove its evaluation, and start anew")
+    outcomes = {name: [row["outcome"] for row in found] for name, found in rows.items()}
+    task = {"kind": "generate", "data": "tested.jsonl", "examples": len(asked[first]), "dropped": 0}
+    task |= compared_outcomes(outcomes, _SEED) | {"primary": PRIMARY}
+    task |= {"details": {name: {} for name in rows}, "notes": [], "examples_needed": None}
+    nothing = dict.fromkeys(("retrieval", "forgetting", "drift", "divergence", "gate"))
+    return {"created": "", "seed": _SEED, "methods": dict(methods), "tasks": {TASK: task}, **nothing}
+
+
+def table_of(results: Mapping[str, Any]) -> Table:
+    """A row for each model: its scores, the difference in exact match to the first, and what it took."""
+    task, costs = results["tasks"][TASK], results["costs"]
+    first = next(iter(task["scores"]))
+    heads = ("exact match", f"less {first}", "p (McNemar)", "p (Holm)", "field F1", "valid JSON", "processor minutes")
+    table = Table("", *heads, box=box.MARKDOWN)
+    for name, scores in task["scores"].items():
+        texts = [score_text(scores[metric]) for metric in _METRICS]
+        pair = None if name == first else compared(task, first, name)
+        tested = (
+            ["-"] * 3 if pair is None else [difference_text(pair), *(_p(pair[key]) for key in ("p_value", "p_holm"))]
+        )
+        table.add_row(name, texts[0], *tested, *texts[1:], f"{costs[name]['processor_seconds'] / 60:.1f}")
+    return table
+
+
+def curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """The figure of `_CURVES` by step, as a PNG."""
+    figure, axes = figure_with_axes(3.6, "How the runs went")
+    for color, (name, lines) in zip(COLORS, logs.items(), strict=False):
+        points = [(line["step"], line[_CURVES[name]]) for line in lines if _CURVES[name] in line]
+        axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=4, label=f"{name}: {_CURVES[name]}")
+    axes.set_xlabel("step")
+    axes.grid(**GRID)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return png_of(figure)
+
+
+def _p(value: float) -> str:
+    return p_text(value).removeprefix("p ").removeprefix("= ")
+
+
+def _method(directory: Path) -> dict[str, Any]:
+    (method,) = json.loads((directory / RESULTS).read_text())["methods"].values()
+    return method
+
+
+def _rows(directory: Path) -> list[dict[str, Any]]:
+    (path,) = (directory / PREDICTIONS).glob("*/*.jsonl")
+    return [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]

@@ -1,0 +1,122 @@
+"""The experiment on what follows fine-tuning: its documents, what it compares, and in small the whole of it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from experiments.alignment import report
+from experiments.alignment.stages import Settings, Stages
+from experiments.quickstart.documents import SEED, lines_of, make_documents
+from tests.advice.source import ROOT
+
+QUIET = Console(quiet=True)
+
+
+def rows_of(right, valid=None):
+    """Predictions, right where it is said; each with three fields, of which a wrong answer has one wrong."""
+    return [
+        {
+            "id": f"tested.jsonl:{number}",
+            "reference": f"reference {number}",
+            "prompt": "Which?",
+            "answer": "{}",
+            "finish_reason": "stop",
+            "outcome": {
+                "valid_json": True if valid is None else bool(valid[number]),
+                "exact_match": bool(is_right),
+                "true_positives": 3 if is_right else 2,
+                "predicted": 3,
+                "expected": 3,
+            },
+        }
+        for number, is_right in enumerate(right)
+    ]
+
+
+METHOD = dict.fromkeys(("prompt_tokens", "generated_tokens", "seconds"), 1.0) | {
+    "description": "the tuned weights",
+    "weights": "tuned",
+    "model": "runs/x",
+    "requests": 40,
+    "cut_prompts": 0,
+    "training": None,
+}
+
+
+def test_fresh_documents_are_like_none_that_were_trained_on(tmp_path):
+    paths = Stages(tmp_path, Settings(tuned_on=40, fresh=30, tested=20), QUIET).documents()
+    assert paths["tuned_on"].read_text() == lines_of(make_documents(40, 100, SEED)[0])
+    texts = [json.loads(line)["messages"] for path in paths.values() for line in path.read_text().splitlines()]
+    assert len({messages[0]["content"] for messages in texts}) == len(texts) == 90
+    answers = [json.loads(messages[1]["content"]) for messages in texts]
+    for name in ("vin", "title_number"):
+        stated = [one[name] for one in answers if one[name] is not None]
+        assert len(set(stated)) == len(stated) > 50
+
+
+def test_documents_unlike_others():
+    """With the same seed all documents would be the same; each is made anew until it is like none."""
+    first, _ = make_documents(12, 0, seed=3)
+    assert make_documents(12, 0, seed=3)[0] == first
+    second, _ = make_documents(12, 0, seed=3, unlike=first)
+    for identify in (lambda d: d.text, lambda d: d.facts.vin, lambda d: d.facts.owner.casefold()):
+        assert not {identify(one) for one in first} & {identify(one) for one in second}
+
+
+def test_other_settings_are_refused_in_a_directory(tmp_path):
+    Stages(tmp_path, Settings(), QUIET)
+    Stages(tmp_path, Settings(), QUIET)
+    with pytest.raises(ValueError, match=r"holds an experiment with other settings \(steps\); give another directory"):
+        Stages(tmp_path, Settings(steps=3), QUIET)
+
+
+def test_the_table_has_the_paired_test_of_the_same_documents():
+    rng = np.random.default_rng(0)
+    tuned, better = rng.random(40) < 0.5, rng.random(40) < 0.5
+    better[:25] = True
+    rows = {"tuned": rows_of(tuned), "dpo": rows_of(better, valid=np.arange(40) > 0)}
+    results = report.results_of(rows, dict.fromkeys(rows, METHOD))
+    costs = {"tuned": {"seconds": 1.0, "processor_seconds": 90.0}, "dpo": {"seconds": 1.0, "processor_seconds": 30.0}}
+    table = report.table_of(results | {"costs": costs})
+    cells = [list(column.cells) for column in table.columns]
+    won, lost = int((better & ~tuned).sum()), int((tuned & ~better).sum())
+    p_value = stats.binomtest(min(won, lost), won + lost).pvalue
+    assert cells[0] == ["tuned", "dpo"]
+    assert [text.split()[0] for text in cells[1]] == [f"{tuned.mean():.3f}", f"{better.mean():.3f}"]
+    assert cells[2][1].startswith(f"{better.mean() - tuned.mean():+.3f} [")
+    assert cells[3] == cells[4] == ["-", "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"]
+    assert cells[6] == ["1.000 [0.912, 1.000]", "0.975 [0.871, 0.996]"]
+    assert cells[7] == ["1.5", "0.5"]
+
+
+def test_other_documents_are_refused():
+    rows = {"tuned": rows_of([True, False]), "dpo": rows_of([True, False])[::-1]}
+    with pytest.raises(ValueError, match="dpo was measured on other documents than tuned"):
+        report.results_of(rows, dict.fromkeys(rows, METHOD))
+
+
+@pytest.mark.slow
+def test_from_end_to_end(tmp_path):
+    """All commands, with a small random model; a second start runs none of them."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "experiments.alignment.run", "--smoke", "--matmul=float32", f"--out={out}"]
+    first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for _ in range(2))
+    assert first.returncode == 0, first.stderr + first.stdout
+    names = ["tuned", "dpo", "sft_on_right_answers", "rlvr"]
+    assert first.stdout.count("python -m sft_jax.train ") == first.stdout.count("python -m sft_jax.evaluate ") == 4
+    assert second.returncode == 0, second.stderr
+    assert "python -m" not in second.stdout
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["tasks"][report.TASK]["scores"]) == names
+    assert results["costs"].keys() == {*names, "samples", *(f"evaluation of {name}" for name in names)}
+    assert all(cost["processor_seconds"] > 0 for cost in results["costs"].values())
+    pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
+    assert all((pair["chosen_score"], pair["rejected_score"]) == (1.0, 0.0) for pair in pairs)
+    assert pairs
+    assert len((out / "table.md").read_text().strip().splitlines()) == 2 + len(names)
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
