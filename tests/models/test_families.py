@@ -129,8 +129,7 @@ def test_every_feature_is_noticed_when_it_is_off(case):
     moved = {}
     for switch, edit in families.CASES[name][1].items():
         config, edited = edit(model.config, params)
-        scanned = Decoder(config, Execution())  # a smaller program
-        logits = reference.logits_of(scanned, reference.in_layout(edited, scanned.layout), ids)
+        logits = reference.logits_of(Decoder(config, model.execution), edited, ids)
         moved[switch] = np.abs(logits - expected).max()
     assert min(moved.values()) >= 100 * TOLERANCE, moved
 
