@@ -47,9 +47,9 @@ class Teacher:
             longest = int(examples.lengths.argmax())
             if (length := examples.lengths[longest]) > decoder.max_positions:
                 raise ValueError(
-                    f"--config.teacher.source={name}: {examples.ids[longest]} has {length} tokens, and the teacher knows "
-                    f"{decoder.max_positions} positions. --config.data.sequence_length={decoder.max_positions} leaves "
-                    "such examples out"
+                    f"--config.teacher.source={name}: {examples.ids[longest]} has {length} tokens, and the teacher "
+                    f"knows {decoder.max_positions} positions. --config.data.sequence_length={decoder.max_positions} "
+                    "leaves such examples out"
                 )
             if (highest := examples.tokens.max()) >= decoder.vocab_size:
                 raise ValueError(
