@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from sft_jax.models.partitioning import (
     BATCH_AXES,
@@ -94,7 +94,7 @@ class HeadOnMesh:
         """The hidden states that meet this device's part of the vocabulary."""
         return constrain(hidden, "replica", None, None) if self.splits_vocabulary else hidden
 
-    def own(self, of_slots: Float[Array, "B C ..."]) -> Float[Array, "B C ..."]:
+    def own(self, of_slots: Shaped[Array, "B C ..."]) -> Shaped[Array, "B C ..."]:
         """What was made of them, where the states came from; of their gradients the sum of the parts."""
         return constrain(of_slots, *_SLOTS, *[None] * (of_slots.ndim - 2)) if self.splits_vocabulary else of_slots
 

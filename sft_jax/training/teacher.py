@@ -7,7 +7,6 @@ from jax.sharding import Mesh
 
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.models.decoder import Decoder
-from sft_jax.models.sizes import check_sizes
 from sft_jax.models.vocabulary import with_new_tokens
 from sft_jax.objectives import distils
 from sft_jax.options import Options
@@ -41,10 +40,22 @@ class Teacher:
         Raises:
             ValueError: it has not; names the row.
         """
-        try:
-            check_sizes(self.model.config, *data)
-        except ValueError as error:
-            raise ValueError(f"--config.teacher.source={self.base.name}: {error}") from error
+        decoder, name = self.model.config, self.base.name
+        for examples in data:
+            if examples is None:
+                continue
+            longest = int(examples.lengths.argmax())
+            if (length := examples.lengths[longest]) > decoder.max_positions:
+                raise ValueError(
+                    f"--config.teacher.source={name}: {examples.ids[longest]} has {length} tokens, and the teacher "
+                    f"knows {decoder.max_positions} positions. --config.data.sequence_length={decoder.max_positions} "
+                    "leaves such examples out"
+                )
+            if (highest := examples.tokens.max()) >= decoder.vocab_size:
+                raise ValueError(
+                    f"--config.teacher.source={name}: there is a token {highest}, and the teacher has embeddings of "
+                    f"{decoder.vocab_size}: its tokenizer and weights do not belong together"
+                )
 
 
 def needs_teacher(options: Options) -> bool:
@@ -68,16 +79,17 @@ def open_teacher_base(options: Options, student: Base) -> Base:
         ValueError: none is named, it predicts no tokens, its ids mean other tokens than the student's, or it has fewer
             tokens than are asked for; names the flag.
     """
-    source, revision, flag = options.teacher.source, options.teacher.revision or None, "--config.teacher.source"
+    source, revision = options.teacher.source, options.teacher.revision or None
+    flag = f"--config.teacher.source={source}"
     if not source:
         raise ValueError(
-            f"{flag} is empty, and --config.objective.name={options.objective.name} with --config.objective."
-            f"teacher_weight={options.objective.teacher_weight} imitates a teacher; give a directory, a name of the "
-            "hub or a run"
+            f"--config.teacher.source is empty, and --config.objective.name={options.objective.name} (with "
+            f"--config.objective.teacher_weight={options.objective.teacher_weight}) imitates a teacher; give a "
+            "directory, a name of the hub or a run"
         )
     base = open_base(source, revision)
     if base.decoder.scores:
-        raise ValueError(f"{flag}={source} is a reward model, which predicts no token; give a language model")
+        raise ValueError(f"{flag} is a reward model, which predicts no token; give a language model")
     own = with_new_tokens(load_base_tokenizer(options.model.source, options.model.revision or None), options.model)
     _check_same_tokens(own.get_vocab(), load_base_tokenizer(source, revision).get_vocab(), options)
     shared = min(base.decoder.vocab_size, student.decoder.vocab_size)
@@ -87,7 +99,7 @@ def open_teacher_base(options: Options, student: Base) -> Base:
         )
     if shared < student.decoder.vocab_size and options.objective.teacher_weight:
         raise ValueError(
-            f"{flag}={source} has embeddings of {shared} tokens, and the student of {student.decoder.vocab_size}: the "
+            f"{flag} has embeddings of {shared} tokens, and the student of {student.decoder.vocab_size}: the "
             "teacher could not judge all that the student may sample; give a teacher with as many"
         )
     return base

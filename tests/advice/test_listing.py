@@ -46,6 +46,9 @@ MENDED = (OF_ROLLOUTS, "test_what_is_advised_passes")
 NO_ROLLOUTS = (OF_ROLLOUTS, "test_other_objectives_do_not_read_them")
 ASKED = (OF_ROLLOUTS, "test_rows_are_asked_with_the_numbers_that_are_advised")
 REWARDS = (OF_ROLLOUTS, "test_bad_rewards")
+OF_TEACHERS, OF_SAMPLES = "training/test_distillation.py", "training/rollouts/test_teacher.py"
+TEACHERS = (OF_TEACHERS, "test_what_a_run_with_a_teacher_refuses")
+NO_TEACHER, JUDGED = (OF_TEACHERS, "test_no_teacher_is_named"), "test_what_is_refused_and_what_is_advised_passes"
 OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/models/quantization.py", ": this model has no experts, which alone are kept in MXFP4; give nf4"): (
         "models/test_mxfp4.py",
@@ -122,6 +125,26 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ("sft_jax/training/rollouts/checks.py", "must be what reward(scorer, weight=…)"): REWARDS,
     ("sft_jax/training/rollouts/checks.py", "is empty: answers are worth nothing"): REWARDS,
     ("sft_jax/training/rollouts/checks.py", "must be a finite number that is not 0"): REWARDS,
+    ("sft_jax/training/rollouts/checks.py", "the reward of an answer is compared"): (OF_SAMPLES, JUDGED),
+    ("sft_jax/training/teacher_checks.py", "the answers of a step are drawn in it"): (OF_SAMPLES, JUDGED),
+    ("sft_jax/training/teacher_checks.py", "is not read by --config.objective.name"): (
+        OF_TEACHERS,
+        "test_runs_without_a_teacher_do_not_read_one",
+    ),
+    ("sft_jax/training/teacher.py", "student and teacher share"): TEACHERS,
+    ("sft_jax/training/teacher.py", "imitates a teacher; give a directory"): NO_TEACHER,
+    ("sft_jax/training/teacher.py", "has another vocabulary than"): (
+        OF_TEACHERS,
+        "test_a_teacher_with_another_vocabulary_is_refused_by_name",
+    ),
+    ("sft_jax/training/teacher.py", "positions. --config.data.sequence_length"): (
+        OF_TEACHERS,
+        "test_a_teacher_with_too_few_positions",
+    ),
+    ("sft_jax/planning/asked.py", "a plan knows nothing of a teacher in the step"): (
+        OF_TEACHERS,
+        "test_a_plan_knows_no_teacher_in_the_step_and_what_is_advised_is_planned",
+    ),
     ("sft_jax/training/rollouts/checks.py", "read where answers are sampled: each prompt"): MENDED,
     ("sft_jax/training/rollouts/checks.py", "probability with that when it was drawn"): MENDED,
     ("sft_jax/training/rollouts/checks.py", "leaves no room for a prompt in"): MENDED,
@@ -484,6 +507,8 @@ EXEMPT = {  # (file, part of it) -> why there is nothing to follow
         "before the first step the head is zero",
     ): "the code is wrong where it is said",
     ("sft_jax/training/rollouts/checks.py", "{FLAG}.{name}: {error}"): "the beginning of what a scorer says",
+    ("sft_jax/training/teacher.py", "its tokenizer and weights do not belong"): "a checkpoint that is not one",
+    ("sft_jax/training/teacher_values.py", "gives it no finite probabilities"): "weights that are not finite",
     ("sft_jax/training/rollouts/rewards.py", "{FLAG}.{name}: {error}"): "likewise",
     ("sft_jax/options.py", "--config.evaluation.tasks.{name}.reading."): "the beginning of flags",
     ("sft_jax/data/reading.py", "--config.data.mixture.{name}.reading."): "the beginning of flags too",

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from rich.console import Console
 
 from sft_jax.options import options_of
 from sft_jax.planning.asked import case_of
@@ -89,8 +90,6 @@ def test_each_target_has_its_own(tmp_path, monkeypatch):
 
 
 def test_values_are_found_again_without_the_teacher_and_damaged_ones_are_made_again(tmp_path, monkeypatch, capsys):
-    from rich.console import Console
-
     cache, read = tmp_path / "cache", []
     plain = teacher.Teacher.variables
     monkeypatch.setattr(teacher.Teacher, "variables", lambda self, mesh: read.append(1) or plain(self, mesh))
@@ -146,62 +145,90 @@ def test_what_the_key_knows(tmp_path):
 # ---- What is refused -------------------------------------------------------------------------------------------------
 
 
-def refused(tmp_path, message, **overrides):
+def opened(config):
+    return check_run(config, epath.Path("/nowhere"), jax.devices()[:1], None)
+
+
+def refused_and_mended(config, message, instead):
+    """Before there is a run directory; what is advised passes."""
     with pytest.raises(ValueError, match=message):
-        train(distillation.config(tmp_path, duration="1 steps", **ONE, **overrides), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        opened(config)
+    with config.unlocked():
+        config.update_from_flattened_dict(instead)
+    assert opened(config).teacher is not None
 
 
 def test_a_teacher_with_another_vocabulary_is_refused_by_name(tmp_path):
     """Of the same size: two ids mean each other's tokens."""
-    distillation.config(tmp_path)
-    path = tmp_path / "teacher" / "tokenizer.json"
+    config = distillation.config(tmp_path, **ONE)
+    tiny.write_checkpoint(tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer.json"
     made = json.loads(path.read_text())
     vocabulary = made["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     path.write_text(json.dumps(made))
-    refused(
-        tmp_path, r"--config\.teacher\.source=.*teacher has another vocabulary .* 2 ids mean something else, 67 is 'a'"
-    )
-
-
-def test_new_tokens_are_no_tokens_of_the_teacher(tmp_path):
-    refused(
-        tmp_path,
-        r"new_tokens=\('<\|x\|>',\)\).* 1 ids mean .* is '<\|x\|>' and None",
-        **{"model.new_tokens": ("<|x|>",)},
-    )
+    said = r"--config\.teacher\.source=.*other has another vocabulary .* 2 ids mean something else, \d+ is 'a' and 'b'"
+    good = config.teacher.source
+    with config.unlocked():
+        config.teacher.source = str(tmp_path / "other")
+    refused_and_mended(config, said, {"teacher.source": good})
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("name", "value", "message", "instead"),
     [
-        ({"teacher.source": ""}, r"--config\.teacher\.source is empty, and --config\.objective\.name=forward_kl"),
-        ({"teacher.top_k": 321}, r"--config\.teacher\.top_k=321: student and teacher share 320 tokens"),
-        ({"objective.teacher_share": 0.2}, r"teacher_share=0\.2 is not read by --config\.objective\.name=forward_kl"),
-        ({"objective.label_smoothing": 0.2}, r"label_smoothing=0\.2 is not read by .*=forward_kl"),
-        ({"objective.kl_to_base": 0.2}, r"kl_to_base=0\.2 is not read by .*=forward_kl"),
-        ({"objective.kl_weight": 0.2}, r"kl_weight=0\.2 is not read by .*=forward_kl"),
-        ({"checkpoint.best_metric": "held_out/kl"}, "there are held_out/accuracy, held_out/agreement, held_out/diver"),
+        ("model.new_tokens", ("<|x|>",), r"new_tokens=\('<\|x\|>',\)\): 1 ids mean .* is '<\|x\|>' and None", ()),
+        (
+            "teacher.top_k",
+            321,
+            r"--config\.teacher\.top_k=321: student and teacher share 320 tokens; give no more",
+            320,
+        ),
+        ("objective.teacher_share", 0.2, r"teacher_share=0\.2 is not read by .*=forward_kl; leave it at 0\.5", 0.5),
+        ("objective.label_smoothing", 0.2, r"label_smoothing=0\.2 is not read by .*=forward_kl", 0.0),
+        ("objective.kl_to_base", 0.2, r"kl_to_base=0\.2 is not read by .*=forward_kl", 0.0),
+        ("objective.kl_weight", 0.2, r"kl_weight=0\.2 is not read by .*=forward_kl", 0.0),
     ],
 )
-def test_what_a_run_with_a_teacher_refuses(tmp_path, overrides, message):
-    refused(tmp_path, message, **overrides)
+def test_what_a_run_with_a_teacher_refuses(tmp_path, name, value, message, instead):
+    refused_and_mended(distillation.config(tmp_path, **ONE, **{name: value}), message, {name: instead})
+
+
+def test_no_teacher_is_named(tmp_path):
+    config = distillation.config(tmp_path, **ONE, **{"teacher.source": ""})
+    said = r"--config\.teacher\.source is empty, and --config\.objective\.name=forward_kl"
+    refused_and_mended(config, said, {"teacher.source": str(tmp_path / "teacher")})
+
+
+def test_a_metric_that_is_not_measured(tmp_path):
+    config = distillation.config(tmp_path, **ONE, **{"checkpoint.best_metric": "held_out/kl"})
+    with pytest.raises(ValueError, match="there are held_out/accuracy, held_out/agreement, held_out/divergence, held_"):
+        train(config, tmp_path / "run")
 
 
 def test_a_teacher_with_too_few_positions(tmp_path):
-    tiny.write_checkpoint(tmp_path / "short", max_position_embeddings=40)
-    refused(
-        tmp_path,
-        r"--config\.teacher\.source=.*short: .* the model knows 40",
-        **{"teacher.source": str(tmp_path / "short")},
+    tiny.write_checkpoint(tmp_path / "short", max_position_embeddings=60)
+    config = distillation.config(tmp_path, **ONE, duration="1 steps", **{"teacher.source": str(tmp_path / "short")})
+    said = (
+        r"--config\.teacher\.source=.*short: .* and the teacher knows 60 positions\. --config\.data\.sequence_length=60"
     )
+    with pytest.raises(ValueError, match=said):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with config.unlocked():
+        config.data.sequence_length, config.data.fail_on = 60, "never"
+    assert train(config, tmp_path / "run").step == 1
 
 
 def test_runs_without_a_teacher_do_not_read_one(tmp_path):
-    for field, value in (("source", "x"), ("revision", "main"), ("top_k", 3)):
-        with pytest.raises(ValueError, match=rf"--config\.teacher\.{field}={value!r} is not read .*; leave it at"):
-            check_config(tiny.config(tmp_path, **{f"teacher.{field}": value}))
+    for field, value, default in (("source", "x", ""), ("revision", "main", ""), ("top_k", 3, 0)):
+        config = tiny.config(tmp_path, **{f"teacher.{field}": value}).unlock()
+        with pytest.raises(
+            ValueError, match=rf"teacher\.{field}={value!r} is not read .*; leave it at {default!r}, or"
+        ):
+            check_config(config)
+        config.teacher[field] = default
+        check_config(config)
 
 
 def test_several_runs_with_teachers_are_not_one_program(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from sft_jax.objectives import DIVERGENCES
 from tests import distillation
+from tests.training.rollouts.test_on_any_machine import assert_same
 from tests.training.test_invariance import ALL_AT_ONCE, REFERENCE, batch_of, measure, mesh
 
 NUMBERS = {"objective.temperature": 1.5, "objective.cross_entropy_share": 0.3}
@@ -49,18 +50,6 @@ def measured(root, *how, **overrides):
 @pytest.fixture(scope="module")
 def reference(root):
     return functools.cache(functools.partial(measured, root))
-
-
-def assert_same(found, expected):
-    (metrics, gradient), (expected_metrics, expected_gradient) = found, expected
-    assert metrics.keys() == expected_metrics.keys()
-    for name, pair in expected_metrics.items():
-        np.testing.assert_allclose(metrics[name], pair, rtol=1e-5, err_msg=name)
-    assert gradient.keys() == expected_gradient.keys()
-    for path, leaf in expected_gradient.items():
-        norm = np.linalg.norm(leaf)
-        assert norm > 1e-5, f"{path}: this gradient shows nothing"
-        assert np.linalg.norm(gradient[path] - leaf) <= 1e-5 * norm, path
 
 
 @pytest.mark.parametrize("top_k", [0, 8])

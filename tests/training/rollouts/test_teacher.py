@@ -9,6 +9,7 @@ from rich.console import Console
 from sft_jax.options import options_of
 from sft_jax.preparation.run_data import load_data
 from sft_jax.training import run
+from sft_jax.training.checks import check_config
 from tests import distillation, rollouts, tiny
 from tests.training.rollouts import test_on_any_machine as machines
 from tests.training.test_invariance import ALL_AT_ONCE, measure, mesh
@@ -121,18 +122,33 @@ def test_the_student_comes_nearer_to_its_teacher(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("name", "value", "message", "instead"),
     [
-        ({"teacher.top_k": 8}, r"--config\.teacher\.top_k=8: the answers of a step are drawn in it"),
-        ({"teacher.source": ""}, r"--config\.teacher\.source is empty, .*teacher_weight=0\.5 imitates a teacher"),
-        ({"objective.teacher_weight": 0.0}, r"--config\.teacher\.source=.* is not read by .*=policy_gradient"),
-        ({"objective.temperature": 2.0}, r"--config\.objective\.temperature=2\.0 is not read by .*=policy_gradient"),
-        ({"rollouts.group": 1}, r"--config\.rollouts\.group=1: the reward of an answer is compared"),
+        ("teacher.top_k", 8, r"--config\.teacher\.top_k=8: the answers of a step are drawn in it, .*; give 0", 0),
+        ("objective.temperature", 2.0, r"--config\.objective\.temperature=2\.0 is not read by .*=policy_gradient", 1.0),
+        (
+            "rollouts.group",
+            1,
+            r"--config\.rollouts\.group=1: the reward of an answer is compared .*; give 2 or more",
+            2,
+        ),
     ],
 )
-def test_what_is_refused(tmp_path, overrides, message):
+def test_what_is_refused_and_what_is_advised_passes(tmp_path, name, value, message, instead):
+    config = config_for(tmp_path, **{name: value}).unlock()
     with pytest.raises(ValueError, match=message):
-        run(config_for(tmp_path, **overrides), tmp_path / "run", console=QUIET)
+        check_config(config)
+    config.update_from_flattened_dict({name: instead})
+    check_config(config)
+
+
+def test_a_weight_without_a_teacher_and_a_teacher_without_a_weight(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"--config\.teacher\.source is empty, .*teacher_weight=0\.5\) imitates a teacher"
+    ):
+        run(config_for(tmp_path, **{"teacher.source": ""}), tmp_path / "run", console=QUIET)
+    with pytest.raises(ValueError, match=r"--config\.teacher\.source=.* is not read by .*=policy_gradient"):
+        check_config(config_for(tmp_path, **{"objective.teacher_weight": 0.0}))
 
 
 def test_a_teacher_that_does_not_know_all_that_may_be_sampled(tmp_path):
