@@ -11,6 +11,8 @@ from sft_jax.data.batches import assemble
 from sft_jax.data.tokenized import TokenizedExamples
 from sft_jax.objectives import METHODS, has_reference
 from sft_jax.options import options_of
+from sft_jax.planning.estimating import work_of_step
+from sft_jax.planning.flops import attention_pairs
 from sft_jax.runs.base import open_base
 from sft_jax.training.forward import Randomness, target_log_probabilities
 from sft_jax.training.memory import BatchSizes, step_program
@@ -210,6 +212,24 @@ def test_the_step_that_is_planned_has_the_arrays_of_a_run(root, name):
     assert kinds(planned) == kinds(batch_of(built))
     every_position = step_program(options, decoder, BatchSizes(288, 288), built.mesh).batch
     assert every_position["targets"].shape[1] != 288
+
+
+@pytest.mark.parametrize(("name", "score"), [("dpo", False), ("reward", True)])
+def test_a_plan_counts_what_pairs_compute(root, name, score):
+    """Windows do not bound how far back prompts are, and targets go through the vocabulary's head once more."""
+    changes = {"objective.name": name, "objective.head_chunk_tokens": 72, "execution.attention": "splash"}
+    built = build(root, model="windows", **changes | ({"model.head": "score"} if score else {}))
+    options, decoder = options_of(built.config), open_base(built.config.model.source).decoder
+    decoder = dataclasses.replace(decoder, scores=score)
+    assert decoder.layer_windows == (24, 24)
+    sizes = BatchSizes(288, 160)
+    found = work_of_step(options, step_program(options, decoder, sizes, built.mesh), sizes)
+    scores = decoder.num_heads * 2 * decoder.head_dim * decoder.num_layers * options.batch.sequences * (2 + 7)
+    of_window, of_all = (attention_pairs(288, window, 512) for window in (24, 0))
+    assert found.attention == scores * (of_window + of_all)
+    layers, head = decoder.matmul_params()
+    passes = 3 + (name == "dpo")
+    assert found.products == 2 * options.batch.sequences * (3 * 288 * layers + passes * 160 * head)
 
 
 @pytest.mark.parametrize("differ", [{"seed": 1}, {"objective.beta": 0.5}, {"objective.name": "simpo"}])

@@ -59,14 +59,13 @@ def read_with_parents(
 
 
 def _forward(readings, query, key, value, segments, key_segments, sinks):
-    parts, of_reading, after = [], sinks, key
-    for kernel, ids in _asked(readings, segments, key_segments):
+    parts, after = [], key
+    for (kernel, ids), of_reading in zip(_asked(readings, segments, key_segments), (sinks, None), strict=True):
         read, (sums,) = kernel(query, after, value, ids, of_reading)
         # The kernel gives each sum 128 times. One of them is taken before the next reading: else all would be kept,
         # and copied into another layout.
         sums, after = jax.lax.optimization_barrier((sums.reshape(len(sums), -1, _LANES), key))
         parts.append((read, sums.reshape(len(sums), -1)))
-        of_reading = None
     log_sums = jnp.logaddexp(*(sums for _, sums in parts))
     out = sum(jnp.exp(sums - log_sums)[..., None] * read.astype(jnp.float32) for read, sums in parts)
     out, log_sums = (checkpoint_name(x, KEPT) for x in (out.astype(query.dtype), log_sums))
