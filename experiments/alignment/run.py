@@ -7,7 +7,7 @@ experiment goes on where it was, and a second one only shows the table.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -18,6 +18,14 @@ from experiments.alignment.stages import SMOKE, Settings, Stages
 from sft_jax import commands
 from sft_jax.evaluation.own_answers import BEST, PAIRS
 
+DPO, SFT, RLVR = "dpo", "sft_on_right_answers", "rlvr"
+# Way of learning on from a model by documents -> a run of that name.
+WAYS: dict[str, Callable[[Stages, Path, Path], Path]] = {
+    DPO: lambda stages, model, rows: stages.dpo(model, stages.own_answers(model, rows, PAIRS), DPO),
+    SFT: lambda stages, model, rows: stages.continued(model, stages.own_answers(model, rows, BEST), SFT),
+    RLVR: lambda stages, model, rows: stages.rlvr(model, rows, RLVR),
+}
+
 _OUT = flags.DEFINE_string("out", "runs/alignment", "Directory for documents, answers, runs and results.")
 _MATMUL = flags.DEFINE_enum(
     "matmul",
@@ -25,27 +33,30 @@ _MATMUL = flags.DEFINE_enum(
     ["bfloat16", "float32"],
     "dtype of the inputs of matrix products; CPUs that have none of bfloat16 are faster in float32.",
 )
+_WAYS = flags.DEFINE_list("ways", list(WAYS), "Of learning on, those that are compared with the tuned model.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "Does it run from end to end? A small random model, a few documents.")
 
 
 def main(_: Sequence[str]) -> None:
     """Runs what is missing, and shows the table."""
+    if unknown := [way for way in _WAYS.value if way not in WAYS]:
+        raise ValueError(f"--ways={','.join(_WAYS.value)}: there is no {unknown[0]!r}; there are {', '.join(WAYS)}")
     settings = dataclasses.replace(SMOKE if _SMOKE.value else Settings(), matmul=_MATMUL.value)
     out, console = Path(_OUT.value), Console()
     stages = Stages(out, settings, console)
-    tested = stages.documents()["tested"]
-    evaluations = {model.name: stages.evaluated(model, tested) for model in models(stages)}  # each once it is there
+    documents = stages.documents()
+    evaluations = {}
+    for model in models(stages, documents, _WAYS.value):  # each is measured once it is there
+        evaluations[model.name] = stages.evaluated(model, documents["tested"])
     console.print(report.table_of(report.write(out, evaluations, stages.costs)))
     console.print(f"Answers side by side: {out / 'report' / 'report.html'}", soft_wrap=True)
 
 
-def models(stages: Stages) -> Iterator[Path]:
-    """What is compared: the tuned model, and what came of it on the fresh documents."""
-    documents = stages.documents()
+def models(stages: Stages, documents: Mapping[str, Path], ways: Sequence[str]) -> Iterator[Path]:
+    """What is compared, each made when it is asked for: the tuned model, and what comes of it on the fresh documents."""
     yield (tuned := stages.tuned(documents["tuned_on"]))
-    yield stages.dpo(tuned, stages.own_answers(tuned, documents["fresh"], PAIRS))
-    yield stages.continued(tuned, stages.own_answers(tuned, documents["fresh"], BEST), "sft_on_right_answers")
-    yield stages.rlvr(tuned, documents["fresh"])
+    for way in ways:
+        yield WAYS[way](stages, tuned, documents["fresh"])
 
 
 if __name__ == "__main__":

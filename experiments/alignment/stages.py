@@ -79,7 +79,10 @@ SMOKE = Settings(
     model=f"random:{MODEL}?num_hidden_layers=2&hidden_size=32&intermediate_size=64&num_attention_heads=2"
     "&num_key_value_heads=1&head_dim=16",
     tuned_on=32,
-    tuned_by=("--config.duration=40 steps", "--config.adapter.method=none", "--config.optimizer.learning_rate=0.03"),
+    tuned_by=(
+        *("--config.duration=40 steps", "--config.adapter.method=none", "--config.optimizer.learning_rate=0.03"),
+        *_batch(tokens=320, sequences=2, parts=1),
+    ),
     fresh=4,
     tested=4,
     scorer="length",
@@ -164,13 +167,13 @@ class Stages:
         flags += [f"--config.duration={self.settings.steps} steps", *_batch(tokens=512, sequences=2, parts=2)]
         return self._trained(name, "configs/sft.py:lora", rows, flags)
 
-    def dpo(self, model: Path, pairs: Path, name: str = "dpo") -> Path:
+    def dpo(self, model: Path, pairs: Path, name: str) -> Path:
         """A model that learnt from pairs; two of them fit into most sequences."""
         flags = [f"--config.model.source={model}", f"--config.optimizer.learning_rate={self.settings.dpo_rate}"]
         flags += [f"--config.duration={self.settings.steps} steps", *_batch(tokens=640, sequences=2, parts=2)]
         return self._trained(name, "configs/preference.py:lora", pairs, flags)
 
-    def rlvr(self, model: Path, rows: Path, name: str = "rlvr") -> Path:
+    def rlvr(self, model: Path, rows: Path, name: str) -> Path:
         """A model that was rewarded for right answers; those to a document share a sequence."""
         settings, count = self.settings, self.settings.rl_documents
         rewarded = "--config.rollouts.rewards.answer"

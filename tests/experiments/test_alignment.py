@@ -10,6 +10,7 @@ from rich.console import Console
 from scipy import stats
 
 from experiments.alignment import report
+from experiments.alignment.run import WAYS
 from experiments.alignment.stages import Settings, Stages
 from experiments.quickstart.documents import SEED, lines_of, make_documents
 from tests.advice.source import ROOT
@@ -105,18 +106,21 @@ def test_from_end_to_end(tmp_path):
     """All commands, with a small random model; a second start runs none of them."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "experiments.alignment.run", "--smoke", "--matmul=float32", f"--out={out}"]
-    first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for _ in range(2))
+    run = lambda *more: subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+    refused = run("--ways=dpo,ppo")
+    assert "there is no 'ppo'; there are dpo, sft_on_right_answers, rlvr" in refused.stderr
+    first, second = run(), run("--ways=rlvr")
     assert first.returncode == 0, first.stderr + first.stdout
-    names = ["tuned", "dpo", "sft_on_right_answers", "rlvr"]
+    names = ["tuned", *WAYS]
     assert first.stdout.count("python -m sft_jax.train ") == first.stdout.count("python -m sft_jax.evaluate ") == 4
     assert second.returncode == 0, second.stderr
     assert "python -m" not in second.stdout
-    results = json.loads((out / "results.json").read_text())
-    assert list(results["tasks"][report.TASK]["scores"]) == names
+    results = json.loads((out / "results.json").read_text())  # of the second
+    assert list(results["tasks"][report.TASK]["scores"]) == ["tuned", "rlvr"]
     assert results["costs"].keys() == {*names, "samples", *(f"evaluation of {name}" for name in names)}
     assert all(cost["processor_seconds"] > 0 for cost in results["costs"].values())
     pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
     assert all((pair["chosen_score"], pair["rejected_score"]) == (1.0, 0.0) for pair in pairs)
     assert pairs
-    assert len((out / "table.md").read_text().strip().splitlines()) == 2 + len(names)
+    assert len((out / "table.md").read_text().strip().splitlines()) == 2 + 2
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
