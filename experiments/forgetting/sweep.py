@@ -21,16 +21,18 @@ def get_sweep(arg: str = "") -> list[dict]:
         "data.mixture.general.path": setting.file(train_of("general")),
         "data.held_out": f"{setting.file(HELD_OUT)},{setting.file(held_out_of('general'))}",
     }
-    return product(
-        zip_(
-            values("adapter.method", ["lora", "none"]),
-            values("optimizer.learning_rate", [1e-3, 1e-4]),
-        ),
-        zip_(
-            values("data.mixture.general.weight", ["0", "1", "0"]),
-            values("objective.kl_to_base", [0.0, 0.0, 0.3]),
-        ),
-        *(fixed(field, path) for field, path in files.items()),
-        seeds(setting.seeds),
-        setting.small,
+    return setting.few(
+        product(
+            zip_(
+                values("adapter.method", ["lora", "none"]),
+                values("optimizer.learning_rate", [1e-3, 1e-4]),
+            ),
+            zip_(
+                values("data.mixture.general.weight", ["0", "1", "0"]),
+                values("objective.kl_to_base", [0.0, 0.0, 0.3]),
+            ),
+            *(fixed(field, path) for field, path in files.items()),
+            seeds(setting.seeds),
+            setting.small,
+        )
     )

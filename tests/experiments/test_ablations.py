@@ -38,6 +38,12 @@ def data(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def shared():
+    """What all sweeps read once: tokenizer, weights, and rows."""
+    return Shared()
+
+
 def commands_of(folder, module):
     """The arguments of the commands in a README that run a module."""
     text = (folder / "README.md").read_text().replace("\\\n", " ")
@@ -87,16 +93,24 @@ def test_every_run_can_be_made(folder):
     assert len(seeds) >= 3  # what an interval is over
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
-def test_the_small_form_runs(folder, data, tmp_path):
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(one, marks=() if one.name == "data_size" else pytest.mark.slow) for one in FOLDERS],
+    ids=NAMES,
+)
+def test_the_small_form_runs(folder, data, tmp_path, shared):
     """All of its runs reach their end, and the report of the README finds its metrics."""
+    smoke(folder, data, tmp_path, shared)
+
+
+def smoke(folder, data, root, shared):
+    """Runs the small form of a sweep into a directory, and reads what the report of the README asks for."""
     base = base_of(folder, **{"data.cache": "", "data.train": "", "loader.tokenize_workers": 0})
     if not base.data.mixture:
         base = base_of(folder, **{"data.cache": "", "data.train": str(data / "train.jsonl")})
         base = base.unlock()
         base.data.held_out, base.loader.tokenize_workers = str(data / "held_out.jsonl"), 0
-    statement = Statement.of(f"experiments/{folder.name}/sweep.py:smoke,data={data}", "a config", base, tmp_path)
-    shared = Shared()
+    statement = Statement.of(f"experiments/{folder.name}/sweep.py:smoke,data={data}", "a config", base, root)
 
     def launch(sweep, todo, stop_after):
         one_device = jax.devices()[:1]
@@ -108,7 +122,7 @@ def test_the_small_form_runs(folder, data, tmp_path):
     (arguments,) = commands_of(folder, "sft_jax.report")
     metrics = [one.partition("=")[2] for one in arguments if one.startswith(("--metric=", "--also="))]
     metrics = [name for of in metrics for name in of.split(",") if not name.startswith(BY_EVALUATION)]
-    runs = read_runs(tmp_path, {*metrics, *LOGGED, *USUAL})
+    runs = read_runs(root, {*metrics, *LOGGED, *USUAL})
     assert len(runs.runs) >= 2
     for name in metrics or [""]:
         found = analyse(runs, quantity_of(runs, name, "final", None))
