@@ -5,7 +5,7 @@ r"""What does the new task cost of what the model could do, and what keeps it?
         --workdir=runs/forgetting
 
 18 runs: a LoRA and all weights; by themselves, with a quarter of the sequences from pieces of Python, and with a
-divergence from the base in the loss; each with three seeds. Titles and Python are measured by themselves.
+divergence from the base in the loss; each with three seeds. Titles and Python are measured afterwards (README.md).
 """
 
 from experiments.short_titles.rows import HELD_OUT, TRAIN, held_out_of, train_of

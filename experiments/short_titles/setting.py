@@ -17,7 +17,7 @@ Overrides = dict[str, Any]
 
 _SEEDS = 3
 _SIZES = "num_hidden_layers=2&hidden_size=32&intermediate_size=64&num_attention_heads=2&num_key_value_heads=1"
-# A model of two layers with random weights, two steps, and nothing that is kept for later.
+# A model of two layers with random weights, and two steps, with a measurement before and behind them.
 _SMALL: Overrides = {
     "model.source": f"random:smollm2-135m-instruct?{_SIZES}",
     "duration": "2 steps",
