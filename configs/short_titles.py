@@ -27,7 +27,6 @@ def get_config(arg: str = "") -> ConfigDict:
     with config.unlocked():
         config.duration = "16 steps"
         config.data.train, config.data.held_out = f"{_DATA}/train.jsonl", f"{_DATA}/held_out.jsonl"
-        config.data.reading.group_column = "source"
         config.data.sequence_length = 384  # three or four conversations
         config.batch.sequences = 1
         config.optimizer.learning_rate = 1e-3
@@ -43,11 +42,10 @@ def get_config(arg: str = "") -> ConfigDict:
             config.data.mixture.titles = sft.source(f"{_DATA}/train.jsonl", weight=3)
             config.data.mixture.general = sft.source(f"{_DATA}/general_train.jsonl", weight=1)
             config.data.held_out += f",{_DATA}/general_held_out.jsonl"
+            config.data.reading.group_column = "source"  # of held-out rows
         if arg == "tasks":
             config.evaluation.tasks.titles = titles(f"{_DATA}/held_out.jsonl")
-            config.evaluation.tasks.general = sft.task(
-                f"{_DATA}/general_held_out.jsonl", kind="recite", probe=True, group_column="source"
-            )
+            config.evaluation.tasks.general = sft.task(f"{_DATA}/general_held_out.jsonl", kind="recite", probe=True)
     return config
 
 
@@ -58,4 +56,4 @@ def titles(path: str, rows: int = 0) -> ConfigDict:
         path: of the titles.
         rows: that are asked, the first so many; 0: all.
     """
-    return sft.task(path, scorer="json_extraction", max_new_tokens=48, group_column="source", rows=rows)
+    return sft.task(path, scorer="json_extraction", max_new_tokens=48, rows=rows)

@@ -60,12 +60,15 @@ def small(config: ml_collections.ConfigDict, root: Path) -> ml_collections.Confi
         config.data.train = ""
         for name in config.data.mixture:
             config.data.mixture[name].path = str(root / f"{name}.jsonl")
-            (root / f"{name}.jsonl").write_text(json.dumps({"text": f"a text of {name} " * 20, "source": name}) + "\n")
+            text = f"a text of {name} " * (20 if config.data.masking.too_long == "split" else 6)
+            (root / f"{name}.jsonl").write_text(json.dumps({"text": text, "source": name}) + "\n")
         config.data.held_out, config.data.fail_on = config.data.mixture[name].path, "never"
     config.data.sequence_length, config.data.cache = 128, ""
     if distils(config.objective.name):
         config.teacher.source = config.model.source + " teacher"
         tiny.write_checkpoint(Path(config.teacher.source), seed=1, hidden_size=64)
+    for task in config.evaluation.tasks.values():
+        task.path, task.scorer, task.max_new_tokens = "", "exact_match", 4
     if samples_groups(config.objective.name):
         config.rollouts.max_new_tokens, config.rollouts.truncated = 8, "train"
         config.rollouts.rewards.answer.scorer = "tests.rollouts:asciiness"  # that random weights can earn

@@ -17,10 +17,12 @@ from sft_jax.sweeps import fixed, product, seeds, values
 def get_sweep(arg: str = "") -> list[dict]:
     """The runs, as overrides of the config."""
     setting = setting_of(arg)
-    return product(
-        values("data.train", [setting.file(of_wrong(percent)) for percent in setting.few([0, *WRONG_PERCENT])]),
-        fixed("data.held_out", setting.file(HELD_OUT)),
-        fixed("evaluation.tasks", {"titles": titles(setting.file(HELD_OUT), rows=setting.asked)}),
-        seeds(setting.seeds),
-        setting.small,
+    return setting.few(
+        product(
+            values("data.train", [setting.file(of_wrong(percent)) for percent in [0, *WRONG_PERCENT]]),
+            fixed("data.held_out", setting.file(HELD_OUT)),
+            fixed("evaluation.tasks", {"titles": titles(setting.file(HELD_OUT), rows=setting.asked)}),
+            seeds(setting.seeds),
+            setting.small,
+        )
     )

@@ -15,9 +15,11 @@ from sft_jax.sweeps import fixed, product, seeds, values
 def get_sweep(arg: str = "") -> list[dict]:
     """The runs, as overrides of the config."""
     setting = setting_of(arg)
-    return product(
-        values("data.train", [setting.file(of_size(rows)) for rows in setting.few(SIZES)]),
-        fixed("data.held_out", setting.file(HELD_OUT)),
-        seeds(setting.seeds),
-        setting.small,
+    return setting.few(
+        product(
+            values("data.train", [setting.file(of_size(rows)) for rows in SIZES]),
+            fixed("data.held_out", setting.file(HELD_OUT)),
+            seeds(setting.seeds),
+            setting.small,
+        )
     )

@@ -16,7 +16,7 @@ def get_sweep(arg: str = "") -> list[dict]:
     """The runs, as overrides of the config."""
     setting = setting_of(arg)
     without_adapter = fixed("adapter.method", "none")
-    rates = lambda *choices: values("optimizer.learning_rate", setting.few(choices))
+    rates = lambda *choices: values("optimizer.learning_rate", choices[: 1 if setting.is_smoke else None])
     return product(
         chain(
             product(without_adapter, rates(2e-5, 1e-4)),

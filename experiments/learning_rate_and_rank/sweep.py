@@ -14,9 +14,11 @@ from sft_jax.sweeps import product, seeds, values, zip_
 def get_sweep(arg: str = "") -> list[dict]:
     """The runs, as overrides of the config."""
     setting = setting_of(arg)
-    return product(
-        zip_(values("adapter.rank", [4, 32]), values("adapter.alpha", [8.0, 64.0])),
-        values("optimizer.learning_rate", [2e-4, 1e-3]),
-        seeds(setting.seeds),
-        setting.small,
+    return setting.few(
+        product(
+            zip_(values("adapter.rank", [4, 32]), values("adapter.alpha", [8.0, 64.0])),
+            values("optimizer.learning_rate", [2e-4, 1e-3]),
+            seeds(setting.seeds),
+            setting.small,
+        )
     )

@@ -18,11 +18,13 @@ def get_sweep(arg: str = "") -> list[dict]:
     """The runs, as overrides of the config."""
     setting = setting_of(arg)
     held_out = held_out_of("turns")
-    last_turn = task(setting.file(held_out), max_new_tokens=16, group_column="source", rows=setting.asked)
-    return product(
-        values("data.masking.train_on", ["assistant", "last", "all"]),
-        setting.rows(train_of("turns"), held_out),
-        fixed("evaluation.tasks", {"last_turn": last_turn}),
-        seeds(setting.seeds),
-        setting.small,
+    last_turn = task(setting.file(held_out), max_new_tokens=16, rows=setting.asked)
+    return setting.few(
+        product(
+            values("data.masking.train_on", ["assistant", "last", "all"]),
+            setting.rows(train_of("turns"), held_out),
+            fixed("evaluation.tasks", {"last_turn": last_turn}),
+            seeds(setting.seeds),
+            setting.small,
+        )
     )

@@ -20,12 +20,14 @@ def get_sweep(arg: str = "") -> list[dict]:
     setting = setting_of(arg)
     tasks = {
         "long": titles(setting.file(HELD_OUT), rows=setting.asked),
-        "short": task(setting.file(held_out_of("short")), max_new_tokens=16, group_column="source", rows=setting.asked),
+        "short": task(setting.file(held_out_of("short")), max_new_tokens=16, rows=setting.asked),
     }
-    return product(
-        values("objective.normalize", ["tokens", "examples"]),
-        setting.rows(train_of("lengths"), held_out_of("lengths")),
-        fixed("evaluation.tasks", tasks),
-        seeds(setting.seeds),
-        setting.small,
+    return setting.few(
+        product(
+            values("objective.normalize", ["tokens", "examples"]),
+            setting.rows(train_of("lengths"), held_out_of("lengths")),
+            fixed("evaluation.tasks", tasks),
+            seeds(setting.seeds),
+            setting.small,
+        )
     )

@@ -15,14 +15,16 @@ from sft_jax.sweeps import fixed, product, seeds, values, zip_
 def get_sweep(arg: str = "") -> list[dict]:
     """The runs, as overrides of the config."""
     setting = setting_of(arg)
-    return product(
-        zip_(
-            values("data.packing", ["best_fit", "sequential", "none"]),
-            values("data.sequence_length", [384, 384, 160]),
-            values("batch.sequences", [1, 1, 4]),
-        ),
-        setting.in_full(fixed("duration", "64 examples")),
-        setting.rows(),
-        seeds(setting.seeds),
-        setting.small,
+    return setting.few(
+        product(
+            zip_(
+                values("data.packing", ["best_fit", "sequential", "none"]),
+                values("data.sequence_length", [384, 384, 160]),
+                values("batch.sequences", [1, 1, 4]),
+            ),
+            setting.in_full(fixed("duration", "64 examples")),
+            setting.rows(),
+            seeds(setting.seeds),
+            setting.small,
+        )
     )

@@ -14,9 +14,11 @@ from sft_jax.sweeps import product, seeds, values
 def get_sweep(arg: str = "") -> list[dict]:
     """The runs, as overrides of the config."""
     setting = setting_of(arg)
-    return product(
-        values("optimizer.learning_rate", [5e-4, 1e-3]),
-        setting.rows(),
-        seeds(2 if setting.is_smoke else 8),
-        setting.small,
+    return setting.few(
+        product(
+            values("optimizer.learning_rate", [5e-4, 1e-3]),
+            setting.rows(),
+            seeds(8),
+            setting.small,
+        )
     )

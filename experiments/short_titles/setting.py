@@ -8,17 +8,16 @@ or both of: `smoke`, the same sweep in small, to see that all of it runs; `data=
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from experiments.short_titles.rows import HELD_OUT, TRAIN
 
 DATA = "runs/short_titles"
-Value = TypeVar("Value")
 Overrides = dict[str, Any]
 
 _SEEDS = 3
 _SIZES = "num_hidden_layers=2&hidden_size=32&intermediate_size=64&num_attention_heads=2&num_key_value_heads=1"
-# A model of two layers with random weights, two steps, and nothing that is kept for later.
+# A model of two layers with random weights, and two steps, with a measurement before and behind them.
 _SMALL: Overrides = {
     "model.source": f"random:smollm2-135m-instruct?{_SIZES}",
     "duration": "2 steps",
@@ -65,9 +64,9 @@ class Setting:
         """For a product: the files that are trained on and measured."""
         return [{"data.train": self.file(train), "data.held_out": self.file(held_out)}]
 
-    def few(self, values: Sequence[Value]) -> list[Value]:
-        """The values of a field; in the small form the first and the last of them."""
-        return [values[0], values[-1]] if self.is_smoke else list(values)
+    def few(self, runs: Sequence[Overrides]) -> list[Overrides]:
+        """The runs; in the small form the first and the last of them."""
+        return [runs[0], runs[-1]] if self.is_smoke else list(runs)
 
 
 def setting_of(arg: str) -> Setting:

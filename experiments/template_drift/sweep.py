@@ -16,10 +16,13 @@ from sft_jax.sweeps import fixed, product, seeds, values
 def get_sweep(arg: str = "") -> list[dict]:
     """The runs, as overrides of the config."""
     setting = setting_of(arg)
-    return product(
-        values("data.train", [setting.file(train_of(name)) for name in setting.few([*FORMATS, EVERY_FORMAT])]),
-        fixed("data.held_out", setting.file(held_out_of("formats"))),
-        fixed("data.reading.text_end", "none"),  # the rows spell their end
-        seeds(setting.seeds),
-        setting.small,
+    return setting.few(
+        product(
+            values("data.train", [setting.file(train_of(name)) for name in [*FORMATS, EVERY_FORMAT]]),
+            fixed("data.held_out", setting.file(held_out_of("formats"))),
+            fixed("data.reading.group_column", "source"),  # their format
+            fixed("data.reading.text_end", "none"),  # the rows spell their end
+            seeds(setting.seeds),
+            setting.small,
+        )
     )

@@ -2,13 +2,15 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 from rich.console import Console
 
-from experiments.short_titles.rows import SIZES, all_files, as_lines
+from experiments.short_titles.rows import HELD_OUT, SIZES, all_files, as_lines, held_out_of
 from experiments.short_titles.setting import Setting, setting_of
 from sft_jax.sweeps.executing import execute
 from sft_jax.sweeps.files import load
@@ -19,6 +21,7 @@ from sft_jax.sweeps.report.reading import read_runs
 from sft_jax.sweeps.runs import runs_of
 from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.statement import Statement
+from sft_jax.training.stacked import groups_of
 from tests.command_line import config_of
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +30,7 @@ NAMES = [folder.name for folder in FOLDERS]
 INTERVAL = re.compile(r"[\d.]+(?:e-?\d+)? \[[^\]]+\]")
 NOT_MEASURED = "Not measured."
 # Measured afterwards by `python -m sft_jax.evaluate`, of which there is nothing yet when the runs end.
-BY_EVALUATION = ("evaluation/",)
+BY_EVALUATION = "evaluation/"
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,12 @@ def data(tmp_path_factory):
     for name, rows in all_files(SIZES[-1], held_out=4, seed=0).items():
         (directory / name).write_text(as_lines(rows), encoding="utf-8")
     return directory
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """What all sweeps read once: tokenizer, weights, and rows."""
+    return Shared()
 
 
 def commands_of(folder, module):
@@ -48,6 +57,13 @@ def commands_of(folder, module):
 def flag(arguments, name):
     (value,) = [one.partition("=")[2] for one in arguments if one.startswith(f"--{name}=")]
     return value
+
+
+def metrics_of(folder):
+    """The metrics that the report of the README asks for, the first one first."""
+    (arguments,) = commands_of(folder, "sft_jax.report")
+    asked = [one.partition("=")[2] for one in arguments if one.startswith(("--metric=", "--also="))]
+    return [name for names in asked for name in names.split(",")]
 
 
 def base_of(folder, **changes):
@@ -87,16 +103,24 @@ def test_every_run_can_be_made(folder):
     assert len(seeds) >= 3  # what an interval is over
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
-def test_the_small_form_runs(folder, data, tmp_path):
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(one, marks=() if one.name == "data_size" else pytest.mark.slow) for one in FOLDERS],
+    ids=NAMES,
+)
+def test_the_small_form_runs(folder, data, tmp_path, shared):
     """All of its runs reach their end, and the report of the README finds its metrics."""
+    smoke(folder, data, tmp_path, shared)
+
+
+def smoke(folder, data, root, shared):
+    """Runs the small form of a sweep into a directory, and reads what the report of the README asks for."""
     base = base_of(folder, **{"data.cache": "", "data.train": "", "loader.tokenize_workers": 0})
     if not base.data.mixture:
         base = base_of(folder, **{"data.cache": "", "data.train": str(data / "train.jsonl")})
         base = base.unlock()
         base.data.held_out, base.loader.tokenize_workers = str(data / "held_out.jsonl"), 0
-    statement = Statement.of(f"experiments/{folder.name}/sweep.py:smoke,data={data}", "a config", base, tmp_path)
-    shared = Shared()
+    statement = Statement.of(f"experiments/{folder.name}/sweep.py:smoke,data={data}", "a config", base, root)
 
     def launch(sweep, todo, stop_after):
         one_device = jax.devices()[:1]
@@ -105,15 +129,41 @@ def test_the_small_form_runs(folder, data, tmp_path):
         return 0
 
     assert statement.run(launch, lambda name: True, Console(quiet=True)) == 0
-    (arguments,) = commands_of(folder, "sft_jax.report")
-    metrics = [one.partition("=")[2] for one in arguments if one.startswith(("--metric=", "--also="))]
-    metrics = [name for of in metrics for name in of.split(",") if not name.startswith(BY_EVALUATION)]
-    runs = read_runs(tmp_path, {*metrics, *LOGGED, *USUAL})
+    metrics = [name for name in metrics_of(folder) if not name.startswith(BY_EVALUATION)]
+    runs = read_runs(root, {*metrics, *LOGGED, *USUAL})
     assert len(runs.runs) >= 2
     for name in metrics or [""]:
         found = analyse(runs, quantity_of(runs, name, "final", None))
         assert found["better"] is not None
         assert all(one["score"] is not None for one in found["settings"])
+
+
+def test_seeds_train_in_two_programs():
+    """As its command asks for: `--launcher=stacked --stack=8`."""
+    folder = ROOT / "experiments" / "seeds"
+    (arguments,) = commands_of(folder, "sft_jax.sweep")
+    runs = runs_of(base_of(folder), load(flag(arguments, "sweep")).overrides)
+    assert flag(arguments, "launcher") == "stacked"
+    assert [len(group) for group in groups_of(runs, lambda run: run.config, int(flag(arguments, "stack")))] == [8, 8]
+
+
+@pytest.mark.slow
+def test_forgetting_is_measured_afterwards(data, tmp_path, shared):
+    """The evaluation of its README gives what its report asks for."""
+    folder = ROOT / "experiments" / "forgetting"
+    stated = load(f"experiments/forgetting/sweep.py:smoke,data={data}").overrides
+    run = runs_of(base_of(folder, **{"data.cache": ""}), stated)[0]
+    assert execute(run, tmp_path / run.name, shared, devices=jax.devices()[:1]).error is None
+    (arguments,) = commands_of(folder, "sft_jax.evaluate")
+    arguments = [one.replace("$run", str(tmp_path / run.name)) for one in arguments]
+    for task, name in (("titles", HELD_OUT), ("general", held_out_of("general"))):
+        arguments.append(f"--config.evaluation.tasks.{task}.path={data / name}")
+    subprocess.run([sys.executable, "-m", "sft_jax.evaluate", *arguments], check=True, cwd=ROOT, capture_output=True)
+    runs = read_runs(tmp_path, {*LOGGED, *USUAL})
+    for name in metrics_of(folder):
+        found = analyse(runs, quantity_of(runs, name, "final", None))
+        assert found["better"] is not None, name
+        assert found["settings"][0]["score"] is not None, name
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
@@ -153,6 +203,11 @@ def test_the_argument_of_a_sweep():
     assert setting_of("") == Setting()
     assert setting_of("smoke,data=a/b") == setting_of("data=a/b,smoke") == Setting("a/b", is_smoke=True)
     assert Setting("a").file("x.jsonl") == "a/x.jsonl"
+    runs = [{"seed": seed} for seed in range(3)]
+    full, small = Setting(), Setting(is_smoke=True)
+    assert (full.few(runs), small.few(runs)) == (runs, [runs[0], runs[2]])
+    assert (full.small, full.in_full(runs), small.in_full(runs)) == ([{}], runs, [{}])
+    assert small.small[0]["duration"] == "2 steps"
     with pytest.raises(ValueError, match="the argument 'smok': expected 'smoke', 'data=DIRECTORY', or both"):
         setting_of("smok")
     with pytest.raises(ValueError, match="got 'data='"):

@@ -247,6 +247,16 @@ def test_what_nothing_beats_in_quality_and_cost(tmp_path):
     ]
 
 
+def test_a_field_whose_values_are_tuples(tmp_path):
+    """They are lists in `sweep.json`."""
+    betas = "optimizer.betas"
+    written.write_sweep(tmp_path, {betas: [[0.9, 0.95], [0.9, 0.99]], "seed": [0, 1, 2]})
+    found, curves = report_of(tmp_path, baseline={"betas": "[0.9, 0.99]"})
+    assert [one["values"] for one in found["settings"]] == [{betas: [0.9, 0.95]}, {betas: [0.9, 0.99]}]
+    assert found["baseline"] == found["settings"][1]["name"] == "betas=[0.9, 0.99]"
+    assert "against_betas" in {plot.name for plot in draw_sweep(found, curves, "steps")}
+
+
 def test_fields_that_vary_together_are_one_factor(sweep):
     """As in experiments/learning_rate_and_rank where alpha grows with the rank: two factors, and a heat map of them."""
     found, curves = report_of(sweep)

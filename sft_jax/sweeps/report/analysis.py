@@ -49,9 +49,9 @@ def analyse(
         BaselineError: there is no such factor, or the values fit no setting or several.
     """
     groups = _groups(runs, quantity)
-    base = _baseline(runs, list(groups), baseline)
-    settings = [_setting(dict(key), name, group, also) for (name, key), group in groups.items()]
-    by_name = {name: group for (name, _), group in groups.items()}
+    base = _baseline(runs, {name: values for name, (values, _) in groups.items()}, baseline)
+    settings = [_setting(values, name, group, also) for name, (values, group) in groups.items()]
+    by_name = {name: group for name, (_, group) in groups.items()}
     _compare(settings, by_name, base, quantity)
     return {
         "root": str(runs.root),
@@ -76,8 +76,8 @@ def analyse(
     }
 
 
-def _groups(runs: Runs, quantity: Quantity) -> dict[tuple[str, tuple[tuple[str, Any], ...]], Group]:
-    """(name of a setting, its values) -> its runs, in the order of the sweep.
+def _groups(runs: Runs, quantity: Quantity) -> dict[str, tuple[Mapping[str, Any], Group]]:
+    """The name of a setting -> its values, and its runs, in the order of the sweep.
 
     A run that repeats setting and seed of another has no value: it says nothing of other seeds.
     """
@@ -85,7 +85,7 @@ def _groups(runs: Runs, quantity: Quantity) -> dict[tuple[str, tuple[tuple[str, 
     for run in runs.runs:
         group, taken = groups.setdefault(setting_name(run.setting), (run.setting, []))[1], take(run, quantity)
         group.append((run, None if run.seed in _by_seed(group) else taken))
-    return {(name, tuple(values.items())): group for name, (values, group) in groups.items()}
+    return groups
 
 
 def _setting(values: Mapping[str, Any], name: str, group: Group, also: Sequence[Quantity]) -> Found:
@@ -128,10 +128,10 @@ def _score(values: Sequence[float]) -> dict[str, float | None] | None:
     return mean_over_seeds(np.array(values)).as_dict()
 
 
-def _baseline(runs: Runs, keys: Sequence[tuple[str, Any]], asked: Mapping[str, str] | None) -> str | None:
+def _baseline(runs: Runs, settings: Mapping[str, Mapping[str, Any]], asked: Mapping[str, str] | None) -> str | None:
     """The name of the setting to compare with; None where there is nothing to compare."""
     if not asked:
-        return keys[0][0] if len(keys) > 1 else None
+        return next(iter(settings)) if len(settings) > 1 else None
     paths = {key: path for path, key in short_keys(runs.factors).items()} | {path: path for path in runs.factors}
     unknown = [name for name in asked if name not in paths]
     if unknown:
@@ -139,10 +139,14 @@ def _baseline(runs: Runs, keys: Sequence[tuple[str, Any]], asked: Mapping[str, s
             f"--baseline: {unknown[0]} is not a factor of this sweep; there are {', '.join(runs.factors)}"
         )
     wanted = {paths[name]: value for name, value in asked.items()}
-    fits = [name for name, values in keys if all(_is_same(dict(values)[path], value) for path, value in wanted.items())]
+    fits = [
+        name
+        for name, values in settings.items()
+        if all(_is_same(values[path], value) for path, value in wanted.items())
+    ]
     text = ",".join(f"{name}={value}" for name, value in asked.items())
     if not fits:
-        raise BaselineError(f"--baseline={text}: matches no setting; the first is {keys[0][0]}")
+        raise BaselineError(f"--baseline={text}: matches no setting; the first is {next(iter(settings))}")
     if len(fits) > 1:
         raise BaselineError(f"--baseline={text}: {len(fits)} settings match, {fits[0]} for one; name more fields")
     return fits[0]
