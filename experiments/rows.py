@@ -1,6 +1,6 @@
 """The rows that experiments read and write: questions with one answer each."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +40,14 @@ def question_and_answer(record: Record) -> tuple[str, str]:
         raise RecordError(f"{record.id}: expected one question and its answer, as user and assistant, got {roles}")
     asked, answered = record.conversation
     return asked.content, answered.content.strip()
+
+
+def sizes_of(texts: Sequence[str]) -> list[int]:
+    """The numbers of a flag `--sizes`, each once, the smallest first.
+
+    Raises:
+        ValueError: one of them is no number of rows, or there are none.
+    """
+    if not texts or not all(text.isdecimal() and int(text) > 0 for text in texts):
+        raise ValueError(f"--sizes={','.join(texts)}: expected numbers of at least 1, such as 2,8,32")
+    return sorted({int(text) for text in texts})

@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments.classification.rows import write_data
 from experiments.classification.tables import KINDS, WORDS, WRITTEN, score_lines, tables_of
 from experiments.commands import SEED, evaluate, train
-from experiments.rows import HELD_OUT, train_file
+from experiments.rows import HELD_OUT, sizes_of, train_file
 from experiments.scores import metric_plot, read_task, show
 from sft_jax import commands, reading_flags
 from sft_jax.data.records import read_records
@@ -39,7 +39,7 @@ SOLVED = 4  # examples in a prompt, the nearest to the question
 
 def main(_: Sequence[str]) -> None:
     """Makes the data, trains and measures what is missing, and shows the tables."""
-    out, console, sizes = Path(_OUT.value), Console(), sorted({int(size) for size in _SIZES.value})
+    out, console, sizes = Path(_OUT.value), Console(), sizes_of(_SIZES.value)
     train_rows, test_rows = (read_records(path, reading_flags.reading()) for path in (_TRAIN.value, _TEST.value))
     names = write_data(out / "data", train_rows, test_rows, _CLASSES.value, sizes, _HELD_OUT.value, SEED)
     found = {}

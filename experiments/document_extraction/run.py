@@ -18,7 +18,7 @@ from experiments.commands import SEED, evaluate, train
 from experiments.document_extraction.faults import EXACT, Faults, fault_tables, faults_of, scores_of
 from experiments.document_extraction.titles import write_titles
 from experiments.document_extraction.utterances import write_utterances
-from experiments.rows import HELD_OUT, train_file
+from experiments.rows import HELD_OUT, sizes_of, train_file
 from experiments.scores import Score, metric_plot, read_answers, read_task, score_table, show
 from sft_jax import commands
 
@@ -39,7 +39,7 @@ def main(_: Sequence[str]) -> None:
     """Makes the data, trains and measures what is missing, and shows the tables."""
     if bool(_UTTERANCES.value) != bool(_ONTOLOGY.value):
         raise ValueError("--utterances and --ontology go together; without both, vehicle titles are invented")
-    out, console, sizes = Path(_OUT.value), Console(), sorted({int(size) for size in _SIZES.value})
+    out, console, sizes = Path(_OUT.value), Console(), sizes_of(_SIZES.value)
     if _UTTERANCES.value:
         fields = write_utterances(out / "data", _UTTERANCES.value, _ONTOLOGY.value, sizes)
     else:

@@ -12,6 +12,7 @@ from experiments.order_support.scorer import claims, letter, with_days
 from experiments.order_support.shop import STATES, invent_orders, later, order_record
 from sft_jax.evaluation.scorers.cases import Case
 from sft_jax.evaluation.scoring import aggregate
+from tests.experiments import smoke
 from tests.experiments.smoke import rows_of
 
 
@@ -154,3 +155,12 @@ def test_the_table_has_a_line_for_each_method_of_both_evaluations(data, tmp_path
     assert all(cell.startswith("1.000 [") for line in lines for cell in line[1:-1])
     assert all(line[-1].startswith("0.000 [") for line in lines)
     assert methods.plot_of(results).startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_from_the_first_command_to_the_table(tmp_path):
+    smoke.called(tmp_path, "order_support", "--train_rows=6", "--held_out_rows=2", "--steps=2")
+    header, *lines = smoke.table_of(tmp_path)
+    assert header[-1] == "exact match after the change"
+    assert [line[0] for line in lines] == list(methods.ROWS)
+    assert all(line[header.index("house style")].startswith("0.000 [") for line in lines)  # of random weights

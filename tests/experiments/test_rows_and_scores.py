@@ -1,0 +1,80 @@
+"""What experiments share: rows that are read and written, sizes of training sets, tables and plots of scores."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from experiments.rows import chat_row, question_and_answer, sizes_of, write_rows
+from experiments.scores import group_scores, method_name, metric_plot, read_answers, score_lines, score_table, show
+from sft_jax.data.records import RecordError, read_records
+
+HALF = {"value": 0.5, "low": 0.25, "high": 0.75}
+TASK = {
+    "scores": {"base": {"exact_match": HALF}, "few_shot+rag": {"exact_match": HALF, "rouge_l": {"value": 1.0}}},
+    "details": {
+        "base": {
+            "by group": {
+                "columns": [],
+                "rows": [
+                    ["exact_match", "short", 3, 0.5, 0.25, 0.75, "worst"],
+                    ["rouge_l", "short", 3, 0.1, 0.0, 0.2, "worst"],
+                    ["exact_match", "gap (p = 0.03)", 2, 0.5, 0.25, 0.75, ""],
+                ],
+            }
+        },
+        "few_shot+rag": {},
+    },
+}
+
+
+def test_rows_are_read_as_they_were_written(tmp_path):
+    write_rows(tmp_path / "data", {"a.jsonl": [chat_row("Où?", "Là.", id="1", facts=["x"])], "b.jsonl": []})
+    (record,) = read_records(tmp_path / "data" / "a.jsonl")
+    assert question_and_answer(record) == ("Où?", "Là.")
+    assert record.fields["facts"] == ["x"]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": chat_row("a", "b")["messages"] * 2}) + "\n")
+    with pytest.raises(RecordError, match=r"c\.jsonl:1: expected one question and its answer"):
+        question_and_answer(*read_records(tmp_path / "c.jsonl"))
+
+
+def test_sizes():
+    assert sizes_of(["32", "2", "8", "2"]) == [2, 8, 32]
+    for texts in ([], ["0"], ["2", "x"], ["-1"], ["1.5"]):
+        with pytest.raises(ValueError, match=f"--sizes={','.join(texts)}: expected numbers of at least 1"):
+            sizes_of(texts)
+
+
+def test_names_of_methods():
+    assert method_name("prompted+few_shot+rag") == "prompted, few-shot, retrieval"
+    assert method_name("sft") == "SFT"
+
+
+def test_tables_have_a_column_for_what_any_method_has():
+    lines = score_lines(TASK, ["exact_match", "rouge_l", "missing"])
+    table = score_table(lines)
+    assert table.columns == ("method", "exact match", "ROUGE-L")
+    assert table.rows == (
+        ("base", "0.500 [0.250, 0.750]", "-"),
+        ("few-shot, retrieval", "0.500 [0.250, 0.750]", "1.000"),
+    )
+    assert group_scores(TASK, "base", "exact_match") == {"short": HALF, "gap": HALF}
+    assert group_scores(TASK, "few_shot+rag", "exact_match") == {}
+
+
+def test_what_is_shown_is_written(tmp_path):
+    lines = score_lines(TASK, ["exact_match"])
+    tables = [score_table(lines), score_table(lines, "Again", "what")]
+    show(tmp_path, tables, metric_plot(lines, ["exact_match", "rouge_l"], "Both", "share"), Console(quiet=True))
+    first, title, second = (tmp_path / "table.md").read_text().split("\n\n")
+    assert title == "**Again**"
+    assert first.replace("method", "what") == second.rstrip("\n")
+    assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lines_of_answers_end_at_line_feeds_alone(tmp_path):
+    (tmp_path / "predictions" / "task").mkdir(parents=True)
+    rows = [{"answer": "a\u2028b"}, {"answer": "c"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "predictions" / "task" / "sft.jsonl").write_text(text, encoding="utf-8")
+    assert read_answers(tmp_path, "sft") == rows
