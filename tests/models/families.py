@@ -599,6 +599,7 @@ CASES: dict[str, tuple[dict, dict[str, Edit]]] = {
         | ROUTED
         | {
             "model_type": "deepseek_v3",
+            "rms_norm_eps": 0.02,
             "first_k_dense_replace": 1,
             "n_group": 4,
             "topk_group": 2,
