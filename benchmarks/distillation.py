@@ -1,10 +1,10 @@
 """Speed of distillation beside fine-tuning, on this machine; the variants alternate.
 
-    python -m benchmarks.distillation [--rounds=10] [--arg=full]
+    python -m benchmarks.distillation [--rounds=10] [--arg=full] [--model=…]
 
-SmolLM2-135M, sequences of 256 tokens of which every one is supervised, layers scanned and computed again in the
-backward pass. The teacher has the student's shape: the step reads its 32 most likely tokens of each target, drawn at
-random here, from the batch; with --in_step its weights are tried too. Compare ratios: they come from one run.
+SmolLM2-135M by default, sequences of 256 tokens of which every one is supervised, layers scanned and computed again in
+the backward pass. The teacher has the student's shape: the step reads its 32 most likely tokens of each target, drawn
+at random here, from the batch; with --in_step its weights are tried too. Compare ratios: they come from one run.
 """
 
 import numpy as np
@@ -17,6 +17,7 @@ from benchmarks.workers import run_interleaved
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Steps of each variant.", lower_bound=2)
 _ARG = flags.DEFINE_enum("arg", "lora", ["full", "lora"], "What is trained: all weights, or adapters.")
+_MODEL = flags.DEFINE_string("model", steps.MODEL, "The student, and the shape of the teacher.")
 _IN_STEP = flags.DEFINE_bool("in_step", False, "Also with the teacher's weights in the step.")
 _SEQUENCES = flags.DEFINE_integer("sequences", 2, "Of a step.", lower_bound=1)
 LENGTH, TOP_K, VOCABULARY = 256, 32, 49152
@@ -35,8 +36,8 @@ def with_teacher(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def main(_: list[str]) -> None:
     """Times and prints."""
     batch = steps.make_batch(_SEQUENCES.value, LENGTH)
-    tunes = {"arg": _ARG.value, "execution.layer_layout": "scan", "execution.remat": "full"}
-    distils = {**tunes, "objective.name": "forward_kl", "teacher.source": steps.MODEL}
+    tunes = {"source": _MODEL.value, "arg": _ARG.value, "execution.layer_layout": "scan", "execution.remat": "full"}
+    distils = {**tunes, "objective.name": "forward_kl", "teacher.source": _MODEL.value}
     variants = {
         "fine-tuning": {"batches": [batch], **tunes},
         f"distillation, top {TOP_K}": {"batches": [with_teacher(batch)], "teacher.top_k": TOP_K, **distils},

@@ -46,7 +46,11 @@ def as_batch(tokens: np.ndarray, supervised: float = 1.0) -> dict[str, np.ndarra
 
 
 def ours(
-    batches: list[dict[str, np.ndarray]], arg: str = "full", learning_rate: float = 1e-4, **overrides: object
+    batches: list[dict[str, np.ndarray]],
+    arg: str = "full",
+    learning_rate: float = 1e-4,
+    source: str = MODEL,
+    **overrides: object,
 ) -> Callable[[], float]:
     """Our step with `configs/sft.py:<arg>` and overrides, on each batch after the other, over and over."""
     import jax
@@ -63,10 +67,10 @@ def ours(
     config = sft.get_config(arg).copy_and_resolve_references()
     sequences, length = batches[0]["tokens"].shape
     sizes = {"batch.sequences": sequences, "data.sequence_length": length, "optimizer.learning_rate": learning_rate}
-    config.update_from_flattened_dict({**sizes, **overrides})
+    config.update_from_flattened_dict({**sizes, "model.source": source, **overrides})
     mesh = make_mesh(config.mesh.to_dict(), jax.devices())
     options = options_of(with_dtypes(config, platform_of(mesh)))
-    base = open_base(MODEL)
+    base = open_base(source)
     model, teacher = make_model(options, base.decoder, mesh), open_teacher(options, base, mesh)
     with jax.set_mesh(mesh):
         state = init_state(options, base, model, mesh, hyperparameters(options, 0, 1000), None, teacher)
