@@ -45,12 +45,12 @@ def write_pairs(path: Path, tokenizer, count: int, lengths: Lengths, seed: int =
 
 
 def write_conversations(path: Path, tokenizer, count: int, lengths: Lengths, seed: int = 0) -> Path:
-    """Rows of a prompt and one answer that is as long as the two answers of a pair.
+    """Rows of a prompt and one answer.
 
     Raises:
         ValueError: a prompt would be shorter than what the chat template writes.
     """
-    write = _Writer(tokenizer, dataclasses.replace(lengths, answer=2 * lengths.answer), seed)
+    write = _Writer(tokenizer, lengths, seed)
     return _write(path, [write.prompt() | {"completion": write.answer()} for _ in range(count)])
 
 
