@@ -23,7 +23,9 @@ from benchmarks.torch_pairs import Pair, pairs_of, torch_dpo_steps
 from benchmarks.trl_steps import first_dpo_steps
 
 _STEPS = flags.DEFINE_integer("steps", 20, "Optimizer steps.", lower_bound=1)
-_PART = flags.DEFINE_integer("part", 1, "Of layers and vocabulary: 5 is the first fifth; 1: the whole model.")
+_PART = flags.DEFINE_integer(
+    "part", 1, "Of layers and vocabulary: 5 is the first fifth; 1: the whole model.", lower_bound=1
+)
 
 PAIRS, LENGTH = 2, 96  # of a step; tokens of the sequence of each
 BETA, RATE, BETAS, EPSILON = 0.1, 2e-6, (0.9, 0.95), 1e-8

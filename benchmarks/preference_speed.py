@@ -33,7 +33,9 @@ from benchmarks.workers import StepFunction, run_interleaved
 LENGTHS = {"alike": Lengths(150, 150), "short": Lengths(235, 55), "varied": Lengths(235, 55, spread=0.3)}
 _ONLY = flags.DEFINE_enum("only", "all", ["all", *LENGTHS, "memory"], "Which comparison.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Steps of each variant that are timed.", lower_bound=2)
-_PART = flags.DEFINE_integer("part", 5, "Of layers and vocabulary: 5 is the first fifth; 1: the whole model.")
+_PART = flags.DEFINE_integer(
+    "part", 5, "Of layers and vocabulary: 5 is the first fifth; 1: the whole model.", lower_bound=1
+)
 
 PAIRS = 2  # of a step
 _UNUSED = 2  # tokens of a pair behind the ends of its answers: the chat template's newlines

@@ -26,7 +26,9 @@ from benchmarks.steps import write_model
 from benchmarks.workers import StepFunction, run_interleaved
 
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Steps of each variant that are timed.", lower_bound=2)
-_PART = flags.DEFINE_integer("part", 5, "Of layers and vocabulary: 5 is the first fifth; 1: the whole model.")
+_PART = flags.DEFINE_integer(
+    "part", 5, "Of layers and vocabulary: 5 is the first fifth; 1: the whole model.", lower_bound=1
+)
 
 LENGTHS, GROUP, ROWS = Lengths(prompt=235, answer=55), 8, 64
 REFERENCES = dataclasses.replace(LENGTHS, answer=8)  # which nobody looks at, and which have to fit into a sequence
