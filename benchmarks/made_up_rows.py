@@ -38,19 +38,19 @@ def write_pairs(path: Path, tokenizer, count: int, lengths: Lengths, seed: int =
     """Rows of a prompt with an answer that is preferred and one that is not, each drawn by itself.
 
     Raises:
-        ValueError: a prompt would be shorter than what the chat template writes.
+        ValueError: a prompt would have no room beside what the chat template writes.
     """
     write = _Writer(tokenizer, lengths, seed)
     return _write(path, [write.prompt() | {"chosen": write.answer(), "rejected": write.answer()} for _ in range(count)])
 
 
 def write_conversations(path: Path, tokenizer, count: int, lengths: Lengths, seed: int = 0) -> Path:
-    """Rows of a prompt and one answer that is as long as the two answers of a pair.
+    """Rows of a prompt and one answer.
 
     Raises:
-        ValueError: a prompt would be shorter than what the chat template writes.
+        ValueError: a prompt would have no room beside what the chat template writes.
     """
-    write = _Writer(tokenizer, dataclasses.replace(lengths, answer=2 * lengths.answer), seed)
+    write = _Writer(tokenizer, lengths, seed)
     return _write(path, [write.prompt() | {"completion": write.answer()} for _ in range(count)])
 
 
@@ -64,10 +64,13 @@ class _Writer:
         self._around = len(around) - 1
 
     def prompt(self) -> dict[str, str]:
-        words = self._lengths.drawn(self._lengths.prompt, self._rng) - self._around
-        if words < 1:
-            raise ValueError(f"a prompt of {self._lengths.prompt} tokens: the chat template alone has {self._around}")
-        return {"prompt": self._text(words)}
+        tokens = self._lengths.drawn(self._lengths.prompt, self._rng)
+        if tokens <= self._around:
+            raise ValueError(
+                f"a prompt of {tokens} tokens was drawn, and what the chat template writes has {self._around} already: "
+                "give longer prompts, or a smaller spread"
+            )
+        return {"prompt": self._text(tokens - self._around)}
 
     def answer(self) -> str:
         return self._text(max(1, self._lengths.drawn(self._lengths.answer, self._rng) - 1))

@@ -2,15 +2,20 @@
 
     python -m benchmarks.preference_speed [--only=short]
 
-SmolLM2-135M in float32, two pairs a step, rows of made-up words: `alike`, prompts and answers of 150 tokens each;
-`short`, prompts of 235 and answers of 55; `varied`, the same on average, lengths by a lognormal law. TRL has gradient
-checkpointing off, a fused AdamW, and the reference's log-probabilities computed before or in the step; with `varied` it
-also groups pairs by their length. Pairs a second are tokens a second, of rows with a prompt for each answer, divided by
-those of a pair; a row of fine-tuning has as many tokens as a pair of ours. Compare ratios: they come from one run.
+Two pairs of made-up words a step, LoRA of rank 16 on all projections, float32. `alike`: prompts and answers of 150
+tokens each; `short`: prompts of 235 and answers of 55; `varied`: the same on average, with lengths by a lognormal law.
+The model is a fifth of SmolLM2-135M (`--part=1`: the whole one): of its layers and of its vocabulary, so that both have
+the shares of a step that they have in the whole one.
+
+TRL has gradient checkpointing off, a fused AdamW, and the reference's log-probabilities computed before or in the step;
+with `varied` it also groups pairs by their length. Pairs a second are tokens a second, of rows with a prompt for each
+answer, divided by those of a pair; a row of fine-tuning has as many tokens as a pair of ours. Compare ratios: they come
+from one run.
 
 `--only=memory` compiles the steps of DPO and of fine-tuning, with LoRA and of all weights, and takes no step.
 """
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,9 @@ from benchmarks.workers import StepFunction, run_interleaved
 LENGTHS = {"alike": Lengths(150, 150), "short": Lengths(235, 55), "varied": Lengths(235, 55, spread=0.3)}
 _ONLY = flags.DEFINE_enum("only", "all", ["all", *LENGTHS, "memory"], "Which comparison.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Steps of each variant that are timed.", lower_bound=2)
-_LAYERS = flags.DEFINE_integer("layers", 0, "Only the first layers of the model, to try this; 0: all.", lower_bound=0)
+_PART = flags.DEFINE_integer(
+    "part", 5, "Of layers and vocabulary: 5 is the first fifth; 1: the whole model.", lower_bound=1
+)
 
 PAIRS = 2  # of a step
 _UNUSED = 2  # tokens of a pair behind the ends of its answers: the chat template's newlines
@@ -37,7 +44,7 @@ _UNUSED = 2  # tokens of a pair behind the ends of its answers: the chat templat
 def main(_: list[str]) -> None:
     """Measures and prints."""
     with tempfile.TemporaryDirectory() as directory:
-        model = str(write_model(Path(directory), _LAYERS.value))
+        model = str(write_model(Path(directory), _PART.value))
         for name, lengths in LENGTHS.items():
             if _ONLY.value in ("all", name):
                 variants = _variants(name, model, lengths)
@@ -92,12 +99,13 @@ def config_for(root: Path, model: str, lengths: Lengths, arg: str, objective: st
     of_pairs = objective == "dpo"
     config = (preference if of_pairs else sft).get_config(arg).copy_and_resolve_references()
     write = write_pairs if of_pairs else write_conversations
+    written = lengths if of_pairs else dataclasses.replace(lengths, answer=2 * lengths.answer)
     rows = 16 if lengths.spread else 8
     pair = lengths.prompt + 2 * lengths.answer + _UNUSED
     config.update_from_flattened_dict(
         {
             "model.source": model,
-            "data.train": str(write(root / f"{objective}.jsonl", load_tokenizer(model), rows, lengths)),
+            "data.train": str(write(root / f"{objective}.jsonl", load_tokenizer(model), rows, written)),
             "data.cache": "",
             # Lengths that vary share long sequences; alike, each pair has one.
             "data.sequence_length": 2 * pair if lengths.spread else pair,

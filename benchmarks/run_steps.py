@@ -30,7 +30,8 @@ class Started:
         from sft_jax.training.setup import init_state
         from sft_jax.training.step import compile_train_step
 
-        self.workdir = epath.Path(tempfile.mkdtemp())
+        self._directory = tempfile.TemporaryDirectory()  # removed with this object
+        self.workdir = epath.Path(self._directory.name)
         self.checked = checked = check_run(config, self.workdir, jax.devices(), None)
         options, self.data = checked.options, load_data(checked.options)
         self.times = timetable(options, self.data.plan, measures=False)

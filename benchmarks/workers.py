@@ -47,6 +47,7 @@ def run_interleaved(
         ours, theirs = context.Pipe()
         process = context.Process(target=_worker, args=(make, arguments, warm_up, theirs), daemon=True)
         process.start()
+        theirs.close()  # so that a worker that ends is an error here, and nobody waits for it
         ours.recv()
         workers[name] = (process, ours)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
