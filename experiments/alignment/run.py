@@ -53,7 +53,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def models(stages: Stages, documents: Mapping[str, Path], ways: Sequence[str]) -> Iterator[Path]:
-    """What is compared, each made when it is asked for: the tuned model, and what comes of it on the fresh documents."""
+    """What is compared, each made when it is asked for: the tuned model, and what comes of it on fresh documents."""
     yield (tuned := stages.tuned(documents["tuned_on"]))
     for way in ways:
         yield WAYS[way](stages, tuned, documents["fresh"])
