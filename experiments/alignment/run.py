@@ -7,7 +7,7 @@ experiment goes on where it was, and a second one only shows the table.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -15,16 +15,8 @@ from rich.console import Console
 
 from experiments.alignment import report
 from experiments.alignment.stages import SMOKE, Settings, Stages
+from experiments.alignment.ways import WAYS
 from sft_jax import commands
-from sft_jax.evaluation.own_answers import BEST, PAIRS
-
-DPO, SFT, RLVR = "dpo", "sft_on_right_answers", "rlvr"
-# Way of learning on from a model by documents -> a run of that name.
-WAYS: dict[str, Callable[[Stages, Path, Path], Path]] = {
-    DPO: lambda stages, model, rows: stages.dpo(model, stages.own_answers(model, rows, PAIRS), DPO),
-    SFT: lambda stages, model, rows: stages.continued(model, stages.own_answers(model, rows, BEST), SFT),
-    RLVR: lambda stages, model, rows: stages.rlvr(model, rows, RLVR),
-}
 
 _OUT = flags.DEFINE_string("out", "runs/alignment", "Directory for documents, answers, runs and results.")
 _MATMUL = flags.DEFINE_enum(

@@ -124,6 +124,7 @@ VALUES = {  # what a field must be -> such values, as they stand in the message
     r"must be at least (-?\d+)$": lambda found: [int(found[1]), int(found[1]) + 1],
     r"must be above (\d+)$": lambda found: [float(found[1]) + 1e-9],
     r"must lie between (\d+) and (\d+)$": lambda found: [float(found[1]), float(found[2])],
+    r"must lie between 0 and 1, and be neither$": lambda found: [1e-9, 0.5, 0.99],
     r"must lie in \[(\d+), 1\)$": lambda found: [float(found[1]), 0.99],
     r"must be two numbers in \[(\d+), 1\)$": lambda found: [(float(found[1]), 0.99)],
     r'must be a date like "(.*)", or empty': lambda found: [found[1], ""],

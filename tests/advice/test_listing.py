@@ -210,6 +210,7 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
     ),
     ("sft_jax/sweeps/files.py", "expected a function"): NO_SWEEP,
     ("sft_jax/sweeps/files.py", "its get_sweep returned"): NO_SWEEP,
+    ("sft_jax/sweeps/files.py", "its {name} {what}"): ("sweeps/test_files.py", "test_what_is_wrong_with_an_argument"),
     ("sft_jax/sweeps/files.py", "its get_search returned"): NO_SWEEP,
     ("sft_jax/sweeps/files.py", "of its get_sweep is"): NO_SWEEP,
     ("sft_jax/sweeps/halving.py", "SuccessiveHalving ends runs early itself"): RUNGS,
@@ -248,7 +249,6 @@ OTHER_TESTS = {  # (file, part of its advice) -> the test that follows it
         "test_a_baseline_that_several_are_like_gets_more_fields_as_advised",
     ),
     ("sft_jax/sweeps/report/analysis.py", "say --better=higher or --better=lower"): METRIC,
-    ("sft_jax/sweeps/report/quantities.py", "is in no run of {runs.root}; {listed}"): METRIC,
     ("sft_jax/sweeps/report/quantities.py", "which has one value a run; leave out --at"): (
         SWEEP_REPORT,
         "test_scores_of_evaluations_in_the_runs",

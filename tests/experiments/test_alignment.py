@@ -10,8 +10,8 @@ from rich.console import Console
 from scipy import stats
 
 from experiments.alignment import report
-from experiments.alignment.run import WAYS
 from experiments.alignment.stages import Settings, Stages
+from experiments.alignment.ways import WAYS
 from experiments.quickstart.documents import SEED, lines_of, make_documents
 from tests.advice.source import ROOT
 

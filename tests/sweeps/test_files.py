@@ -70,6 +70,8 @@ def test_what_is_wrong_with_an_argument(tmp_path, text, said):
     with pytest.raises(ConfigError) as error:
         load(f"{path}:little")
     assert str(error.value) == f"--sweep={path}:little: {said.format(path=path)}"
+    if said.startswith("its get_sweep takes no argument"):
+        assert load(str(error.value).rpartition("--sweep=")[2]).overrides == [{}]
 
 
 def test_a_file_that_is_not_there(tmp_path):

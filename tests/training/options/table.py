@@ -323,7 +323,7 @@ REFUSED: list[tuple[dict[str, tuple], str]] = [
     ),
     ({"experts.capacity": (1.5,), "model": ("tied", "untied")}, r"--config\.experts\.capacity=1\.5"),
     (
-        {"precision.quantized": ("mxfp4",), "model": ("tied", "untied")},
+        {"precision.quantized": ("mxfp4",), "model": ("tied", "untied"), "adapter.method": _METHODS},
         r"--config\.precision\.quantized=mxfp4: this model has no experts",
     ),
     *((beside | {"optimizer.name": ("muon",)}, r"--config\.optimizer\.name=muon") for beside in _BESIDE),
