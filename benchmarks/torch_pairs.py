@@ -87,8 +87,7 @@ def torch_dpo_steps(
 def gradient_norm(parameters: Iterable[Any]) -> float:
     """The norm of the gradient, summed in float64.
 
-    What torch clips by is summed in float32, and loses the many small squares of a large embedding: on CPUs it is too
-    small by some 5e-5 of itself.
+    What torch clips by is summed in float32, and may lose the many small squares of a large embedding.
     """
     squares = [parameter.grad.double().square().sum() for parameter in parameters if parameter.grad is not None]
     return float(sum(squares)) ** 0.5
