@@ -73,7 +73,13 @@ def results_of(rows: Mapping[str, Sequence[Mapping]], methods: Mapping[str, Mapp
     task |= compared_outcomes(outcomes, _SEED) | {"primary": PRIMARY}
     task |= {"details": {name: {} for name in rows}, "notes": [], "examples_needed": None}
     nothing = dict.fromkeys(("retrieval", "forgetting", "drift", "divergence", "gate"))
-    return {"created": datetime.date.today().isoformat(), "seed": _SEED, "methods": dict(methods), "tasks": {TASK: task}, **nothing}
+    return {
+        "created": datetime.date.today().isoformat(),
+        "seed": _SEED,
+        "methods": dict(methods),
+        "tasks": {TASK: task},
+        **nothing,
+    }
 
 
 def table_of(results: Mapping[str, Any]) -> Table:
