@@ -4,6 +4,7 @@ Everything is made of files: predictions of evaluations, logs of runs. Intervals
 `python -m sft_jax.evaluate`: Wilson's and McNemar's for shares of answers, bootstrap and permutation for field F1.
 """
 
+import datetime
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,13 @@ def results_of(rows: Mapping[str, Sequence[Mapping]], methods: Mapping[str, Mapp
     task |= compared_outcomes(outcomes, _SEED) | {"primary": PRIMARY}
     task |= {"details": {name: {} for name in rows}, "notes": [], "examples_needed": None}
     nothing = dict.fromkeys(("retrieval", "forgetting", "drift", "divergence", "gate"))
-    return {"created": "", "seed": _SEED, "methods": dict(methods), "tasks": {TASK: task}, **nothing}
+    return {
+        "created": datetime.date.today().isoformat(),
+        "seed": _SEED,
+        "methods": dict(methods),
+        "tasks": {TASK: task},
+        **nothing,
+    }
 
 
 def table_of(results: Mapping[str, Any]) -> Table:

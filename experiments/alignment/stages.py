@@ -79,10 +79,7 @@ SMOKE = Settings(
     model=f"random:{MODEL}?num_hidden_layers=2&hidden_size=32&intermediate_size=64&num_attention_heads=2"
     "&num_key_value_heads=1&head_dim=16",
     tuned_on=32,
-    tuned_by=(
-        *("--config.duration=40 steps", "--config.adapter.method=none", "--config.optimizer.learning_rate=0.03"),
-        *_batch(tokens=320, sequences=2, parts=1),
-    ),
+    tuned_by=("--config.duration=40 steps", "--config.adapter.method=none", "--config.optimizer.learning_rate=0.03"),
     fresh=4,
     tested=4,
     scorer="length",
