@@ -37,8 +37,8 @@ TRAIN = ("sft_jax.train", "--config=configs/sft.py", "--workdir=never_made")
         (("sft_jax.train", "--config=configs/sft.py:lorra", "--workdir=never_made"), "give ':full' or ':lora'"),
         (
             ("sft_jax.train", "--config=configs/none.py", "--workdir=never_made"),
-            "In configs there are: continued.py, llama3.py, mixtral.py, preference.py, quickstart.py, reward_model.py, "
-            "rlvr.py, sft.py, smollm2.py",
+            "In configs there are: continued.py, distillation.py, llama3.py, mixtral.py, preference.py, quickstart.py, "
+            "reward_model.py, rlvr.py, sft.py, short_titles.py, smollm2.py",
         ),
         (
             ("sft_jax.evaluate", "--model=m", "--data=d", "--out=o", "--scorer=best"),
