@@ -15,8 +15,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from experiments.alignment.faults import faults_of, faults_table, of_pairs
 from sft_jax.evaluation.figures import difference_text, p_text, score_text
 from sft_jax.evaluation.report.drawing import COLORS, GRID, figure_with_axes, png_of
+from sft_jax.evaluation.report.markdown import table_lines
 from sft_jax.evaluation.report.verdicts import compared
 from sft_jax.evaluation.report.write import RESULTS, write_report
 from sft_jax.evaluation.results import compared_outcomes
@@ -31,7 +33,7 @@ _WIDTH = 240  # of a table in a file, in characters
 
 
 def write(out: Path, evaluations: Mapping[str, Path], costs: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Writes `results.json`, `table.md`, the report with answers side by side, and the curves of the runs.
+    """Writes `results.json`, `table.md`, `faults.md`, the report with answers side by side, and the runs' curves.
 
     Args:
         out: directory of the experiment.
@@ -49,6 +51,10 @@ def write(out: Path, evaluations: Mapping[str, Path], costs: Mapping[str, Mappin
     wide = Console(width=_WIDTH, file=io.StringIO())
     wide.print(table_of(results))
     write_whole(out / "table.md", wide.file.getvalue())
+    faults = {name: faults_of((row["reference"], row["answer"]) for row in found) for name, found in rows.items()}
+    if (pairs := out / "pairs.jsonl").exists():
+        faults = {"pairs: the rejected answers": faults_of(of_pairs(pairs)), **faults}
+    write_whole(out / "faults.md", "\n".join(table_lines(faults_table(faults))) + "\n")
     logs = {name: read_metrics(out / name / FILE) for name in _CURVES if (out / name / FILE).exists()}
     write_whole(out / "curves.png", curves(logs))
     return results

@@ -10,6 +10,7 @@ from rich.console import Console
 from scipy import stats
 
 from experiments.alignment import report
+from experiments.alignment.faults import INVENTED, MISSING, UNREADABLE, WRONG, faults_of, faults_table, of_pairs
 from experiments.alignment.stages import Settings, Stages
 from experiments.alignment.ways import WAYS
 from experiments.quickstart.documents import SEED, lines_of, make_documents
@@ -101,6 +102,24 @@ def test_other_documents_are_refused():
         report.results_of(rows, dict.fromkeys(rows, METHOD))
 
 
+def test_what_is_wrong_is_counted_value_by_value(tmp_path):
+    right = json.dumps({"year": 2004, "make": "VOLVO", "owner": None})
+    others = [
+        right,
+        json.dumps({"year": "2004", "make": "Volvo", "owner": None}),
+        json.dumps({"year": None, "owner": "XC90"}),
+        "no object",
+        "[1]",
+    ]
+    found = faults_of((right, other) for other in others)
+    assert found == {WRONG: 1, MISSING: 2, INVENTED: 1, UNREADABLE: 2}
+    answer = lambda text: [{"role": "assistant", "content": text}]
+    pair = {"prompt": [], "chosen": answer(right), "rejected": answer(others[2])}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    assert list(of_pairs(tmp_path / "pairs.jsonl")) == [(right, others[2])]
+    assert faults_table({"tuned": found}).rows == (("tuned", "1", "2", "1", "2"),)
+
+
 @pytest.mark.slow
 def test_from_end_to_end(tmp_path):
     """All commands, with a small random model; a second start runs none of them."""
@@ -123,4 +142,5 @@ def test_from_end_to_end(tmp_path):
     assert all((pair["chosen_score"], pair["rejected_score"]) == (1.0, 0.0) for pair in pairs)
     assert pairs
     assert len((out / "table.md").read_text().strip().splitlines()) == 2 + 2
+    assert len((out / "faults.md").read_text().strip().splitlines()) == 2 + 1 + 2
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
