@@ -5,32 +5,15 @@
 What is done stays in the directory: an interrupted experiment goes on where it was, and a second one only measures.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
-from etils import epath
-from jaxtyping import Float
-from ml_collections import ConfigDict
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from configs import continued
-from experiments.continued_pretraining.texts import HELD_OUT_FILE, NEW, OLD, modules, texts_of, titles, write_texts
+from experiments.continued_pretraining.replay import SEED, experiment
+from experiments.continued_pretraining.texts import modules, texts_of, titles, write_texts
 from sft_jax import commands
-from sft_jax.data.reading import Reading
-from sft_jax.data.records import read_records
-from sft_jax.data.tokenizing import tokenize_records
-from sft_jax.evaluation.held_out_loss import example_losses
-from sft_jax.evaluation.statistics import Score, bootstrap_interval, paired_difference, ratio_of_sums
-from sft_jax.runs.restore import load_for_inference
-from sft_jax.runs.workdir import write_whole
-from sft_jax.sharding import inference_mesh
-from sft_jax.training import run
 
 _OUT = flags.DEFINE_string("out", "runs/continued_pretraining", "Directory for texts, runs and results.")
 _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "What is trained on from.")
@@ -47,118 +30,18 @@ _MATMUL = flags.DEFINE_enum(
     "float32.",
 )
 
-BASE, WITHOUT, WITH = "base", "without replay", "with replay"
 _CHARACTERS = 800  # of a held-out text
-_SEED = 0
-
-Losses = Mapping[str, Float[np.ndarray, "texts 2"]]  # by source: of each text its summed loss, and its tokens
 
 
 def main(_: Sequence[str]) -> None:
     """Makes the texts, trains what is missing, and shows the table."""
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    new = texts_of(_DOMAIN.value) if _DOMAIN.value else titles(_TEXTS.value, _SEED)
-    old = texts_of(_GENERAL.value) if _GENERAL.value else modules(_TEXTS.value, _SEED)
+    new = texts_of(_DOMAIN.value) if _DOMAIN.value else titles(_TEXTS.value, SEED)
+    old = texts_of(_GENERAL.value) if _GENERAL.value else modules(_TEXTS.value, SEED)
     write_texts(out, new, old, _HELD_OUT.value, _CHARACTERS)
     changes = {"duration": f"{_STEPS.value} steps", "precision.matmul": _MATMUL.value}
     experiment(out, _MODEL.value, changes, Console())
-
-
-def experiment(out: Path, model: str, changes: Mapping[str, object], console: Console) -> dict[str, dict]:
-    """Trains with and without replay, measures both beside the base, writes `results.json` and shows the table.
-
-    Args:
-        out: directory, which holds the texts.
-        model: what is trained on from.
-        changes: of the config of both runs, by path.
-        console: where progress and table are shown.
-
-    Returns:
-        The results.
-    """
-    configs = {name: config_of(out, model, changes, replay=name == WITH) for name in (WITHOUT, WITH)}
-    for name, config in configs.items():
-        run(config, out / name.replace(" ", "_"), console=console)
-    sources = {BASE: model} | {name: str(out / name.replace(" ", "_")) for name in (WITHOUT, WITH)}
-    matmul = configs[WITH].precision.matmul
-    losses = {name: losses_of(source, out / HELD_OUT_FILE, matmul) for name, source in sources.items()}
-    results = compare(losses)
-    write_whole(out / "results.json", json.dumps(results, indent=2) + "\n")
-    console.print(table_of(results))
-    return results
-
-
-def config_of(out: Path, model: str, changes: Mapping[str, object], *, replay: bool) -> ConfigDict:
-    """The config of a run: both have the same sources, steps and sequences, and without replay one has the weight 0."""
-    config = continued.get_config("lora,replay")
-    with config.unlocked():
-        config.model.source = model
-        for name in (NEW, OLD):
-            config.data.mixture[name].path = str(out / f"{name}.jsonl")
-        if not replay:
-            config.data.mixture[OLD].weight = "0"
-        config.data.held_out = str(out / HELD_OUT_FILE)
-        config.data.sequence_length = 512
-        config.batch.sequences, config.batch.micro_batches = 2, 2  # in some 3 GiB of memory
-        config.optimizer.learning_rate = 1e-3
-        config.optimizer.warmup = "3 steps"
-        config.evaluation.every = "0 steps"
-        config.checkpoint.every = "4 steps"
-        config.update_from_flattened_dict(changes)
-    return config
-
-
-def losses_of(source: str, held_out: Path, matmul: str) -> Losses:
-    """The loss of each held-out text under a model: a run, or a pretrained checkpoint.
-
-    Args:
-        source: the model.
-        held_out: file of the texts.
-        matmul: dtype of the inputs of matrix products.
-    """
-    mesh = inference_mesh(jax.devices())
-    with jax.set_mesh(mesh):
-        loaded = load_for_inference(source, mesh, matmul)
-        records = read_records(epath.Path(held_out), Reading(group_column="source", text_end="eos"))
-        examples, dropped = tokenize_records(records, loaded.renderer, loaded.model.config.max_positions)
-        if dropped:
-            raise ValueError(f"{held_out}: {len(dropped)} texts cannot be measured, the first: {dropped[0]}")
-        outcomes = example_losses(loaded.model, loaded.variables, examples, mesh)
-    columns = np.array([[outcome["loss_sum"], outcome["loss_weight"]] for outcome in outcomes])
-    group_of = {record.id: record.group for record in records}
-    groups = np.array([group_of[name] for name in examples.ids])
-    return {source: columns[groups == source] for source in (NEW, OLD)}
-
-
-def compare(losses: Mapping[str, Losses]) -> dict[str, dict]:
-    """Losses a token with intervals, and differences on the same texts; `{source: {name: score}}`.
-
-    Intervals are BCa bootstrap intervals over texts, of differences over pairs.
-    """
-    how = {"seed": _SEED, "maximum": None}
-    pairs = ((BASE, WITHOUT), (BASE, WITH), (WITHOUT, WITH))
-    results: dict[str, dict] = {}
-    for source in (NEW, OLD):
-        scores = {name: bootstrap_interval(of_model[source], ratio_of_sums, **how) for name, of_model in losses.items()}
-        for first, second in pairs:
-            texts = losses[first][source], losses[second][source]
-            scores[f"{second} - {first}"] = paired_difference(*texts, ratio_of_sums, **how)
-        results[source] = {name: score.as_dict() for name, score in scores.items()}
-    return results
-
-
-def table_of(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """The results as a table: a line for each model and difference, a column for each source."""
-    table = Table("held-out loss a token (95 % interval)", *results, box=box.MARKDOWN)
-    for name in results[NEW]:
-        table.add_row(name, *(_text(Score(**of_source[name]), signed=" - " in name) for of_source in results.values()))
-    return table
-
-
-def _text(score: Score, *, signed: bool) -> str:
-    form = "+.3f" if signed else ".3f"
-    return f"{score.value:{form}} [{score.low:{form}}, {score.high:{form}}]"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.continued_pretraining import run
+from experiments.continued_pretraining import replay
 from experiments.continued_pretraining.texts import HELD_OUT_FILE, NEW, OLD, modules, texts_of, titles, write_texts
 from sft_jax.runs.result import read_result
 from tests import tiny
@@ -53,17 +53,17 @@ def test_both_runs_are_trained_and_measured(tmp_path):
     out.mkdir()
     write_texts(out, titles(8, seed=0), modules(6, seed=0), held_out=3, held_out_characters=100)
     model = str(tiny.config(tmp_path).model.source)
-    results = run.experiment(out, model, SMALL, Console(quiet=True))
+    results = replay.experiment(out, model, SMALL, Console(quiet=True))
     assert json.loads((out / "results.json").read_text()) == results
     for source, scores in results.items():
-        base, without = scores[run.BASE], scores[run.WITHOUT]
+        base, without = scores[replay.BASE], scores[replay.WITHOUT]
         assert base["low"] < base["value"] < base["high"]
-        difference = scores[f"{run.WITHOUT} - {run.BASE}"]["value"]
+        difference = scores[f"{replay.WITHOUT} - {replay.BASE}"]["value"]
         assert difference == pytest.approx(without["value"] - base["value"], abs=1e-9)
         # The run's own evaluation measures the same, in sequences that texts share.
         at_end = read_result(out / "without_replay").metrics[f"held_out/loss/{source}"]
         assert without["value"] == pytest.approx(at_end, rel=1e-5)
-    assert results[NEW][f"{run.WITHOUT} - {run.BASE}"]["high"] < 0
+    assert results[NEW][f"{replay.WITHOUT} - {replay.BASE}"]["high"] < 0
     seen = {name: read_result(out / name).counters for name in ("without_replay", "with_replay")}
     assert seen["without_replay"][f"tokens/{OLD}"] == 0 < seen["with_replay"][f"tokens/{OLD}"]
     assert seen["without_replay"]["epochs/domain"] > seen["with_replay"]["epochs/domain"]
@@ -74,10 +74,10 @@ def test_differences_are_of_pairs():
     rng = np.random.default_rng(0)
     base = np.stack([rng.uniform(50, 500, 30), np.full(30, 100.0)], axis=1)
     better = base - np.stack([rng.uniform(9, 11, 30), np.zeros(30)], axis=1)
-    losses = {run.BASE: {NEW: base, OLD: base}, run.WITHOUT: {NEW: better, OLD: base}}
-    losses[run.WITH] = losses[run.WITHOUT]
-    scores = run.compare(losses)[NEW]
-    wide, narrow = scores[run.BASE], scores[f"{run.WITHOUT} - {run.BASE}"]
+    losses = {replay.BASE: {NEW: base, OLD: base}, replay.WITHOUT: {NEW: better, OLD: base}}
+    losses[replay.WITH] = losses[replay.WITHOUT]
+    scores = replay.compare(losses)[NEW]
+    wide, narrow = scores[replay.BASE], scores[f"{replay.WITHOUT} - {replay.BASE}"]
     assert wide["high"] - wide["low"] > 0.5
     assert narrow["value"] == pytest.approx(-0.1, abs=0.01)
     assert narrow["high"] - narrow["low"] < 0.01
