@@ -1,60 +1,24 @@
-"""How wrong answers differ from right ones, value by value: in the pairs that DPO learns from, and of models."""
+"""What is wrong in the pairs that DPO learns from, and in what models write: value by value, by right answers."""
 
-import collections
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from sft_jax.evaluation.report.tables import TextTable
-
-WRONG, MISSING, INVENTED = "another value", "null for a value", "a value for null"
-UNREADABLE = "answers that are no object"
-KINDS = (WRONG, MISSING, INVENTED, UNREADABLE)
-
-
-def faults_of(answers: Iterable[tuple[str, str]]) -> collections.Counter[str]:
-    """Counts of KINDS over (right answer, other answer).
-
-    Right `{"year": 2004, "owner": null}` and `{"year": null, "owner": "XC90"}`: MISSING 1 and INVENTED 1. Values are
-    compared as texts, as `json_extraction` does.
-    """
-    found: collections.Counter[str] = collections.Counter()
-    for right, other in answers:
-        read = _object(other)
-        if read is None:
-            found[UNREADABLE] += 1
-            continue
-        for name, value in (_object(right) or {}).items():
-            if (kind := _fault(value, read.get(name))) is not None:
-                found[kind] += 1
-    return found
+from experiments.faults import Faults, faults_of
+from experiments.quickstart.titles import FIELDS
+from sft_jax.data.records import read_records
+from sft_jax.evaluation.scorers import make_scorer
+from sft_jax.evaluation.scorers.cases import Case
 
 
-def of_pairs(path: Path) -> Iterable[tuple[str, str]]:
-    """The answers of each pair of a file: the chosen one is the right one."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        yield row["chosen"][-1]["content"], row["rejected"][-1]["content"]
+def faults_in(answers: Iterable[tuple[str, str]]) -> Mapping[str, Faults]:
+    """Of (right answer, answer), by field. An answer that is no JSON object gives no value."""
+    score = make_scorer("json_fields", {})
+    return faults_of([score(answer, Case("", right)) for right, answer in answers], FIELDS)
 
 
-def faults_table(faults: Mapping[str, Mapping[str, int]]) -> TextTable:
-    """A line for the pairs and for each model."""
-    lines = ((name, *(f"{of_one[kind]:,}" for kind in KINDS)) for name, of_one in faults.items())
-    return TextTable("What is wrong", ("", *KINDS), tuple(lines))
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        read = json.loads(text)
-    except ValueError:
-        return None
-    return read if isinstance(read, dict) else None
-
-
-def _fault(right: Any, other: Any) -> str | None:
-    if right == other or str(right) == str(other):
-        return None
-    if right is None:
-        return INVENTED
-    return MISSING if other is None else WRONG
+def rejected_answers(pairs: Path, documents: Path) -> list[tuple[str, str]]:
+    """(Right answer, rejected answer) of each pair; the right one is that of the document with the pair's id."""
+    right = {record.id: record.conversation[-1].content for record in read_records(documents)}
+    rows = map(json.loads, pairs.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    return [(right[row["id"]], row["rejected"][-1]["content"]) for row in rows]

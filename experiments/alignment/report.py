@@ -5,31 +5,29 @@ Everything is made of files: predictions of evaluations, logs of runs. Intervals
 """
 
 import datetime
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from experiments.alignment.faults import faults_of, faults_table, of_pairs
-from sft_jax.evaluation.figures import difference_text, p_text, score_text
+from experiments.alignment.faults import faults_in, rejected_answers
+from experiments.faults import fault_tables
+from experiments.scores import read_answers, read_results
+from sft_jax.evaluation.figures import ABSENT, difference_text, p_text, score_text
+from sft_jax.evaluation.methods import TUNED
 from sft_jax.evaluation.report.drawing import COLORS, GRID, figure_with_axes, png_of
 from sft_jax.evaluation.report.markdown import table_lines
+from sft_jax.evaluation.report.tables import TextTable
 from sft_jax.evaluation.report.verdicts import compared
 from sft_jax.evaluation.report.write import RESULTS, write_report
 from sft_jax.evaluation.results import compared_outcomes
 from sft_jax.runs.metric_log import FILE, read_metrics
-from sft_jax.runs.workdir import PREDICTIONS, write_whole
+from sft_jax.runs.workdir import write_whole
 
 TASK, PRIMARY = "documents", "exact_match"
 _METRICS = (PRIMARY, "field_f1", "valid_json")
 _CURVES = {"dpo": "train/accuracy", "rlvr": "train/reward"}  # name of a run -> what is drawn of its log
 _SEED = 0  # of the bootstrap
-_WIDTH = 240  # of a table in a file, in characters
 
 
 def write(out: Path, evaluations: Mapping[str, Path], costs: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -43,18 +41,17 @@ def write(out: Path, evaluations: Mapping[str, Path], costs: Mapping[str, Mappin
     Returns:
         The results, of the form of evaluations, and beside it `costs`.
     """
-    rows = {name: _rows(directory) for name, directory in evaluations.items()}
-    results = results_of(rows, {name: _method(directory) for name, directory in evaluations.items()})
+    rows = {name: read_answers(directory, TUNED) for name, directory in evaluations.items()}
+    methods = {name: read_results(directory)["methods"][TUNED] for name, directory in evaluations.items()}
+    results = results_of(rows, methods)
     write_report(results, {TASK: rows}, out / "report")
     results["costs"] = {name: dict(cost) for name, cost in costs.items()}
     write_whole(out / RESULTS, json.dumps(results, indent=2) + "\n")
-    wide = Console(width=_WIDTH, file=io.StringIO())
-    wide.print(table_of(results))
-    write_whole(out / "table.md", wide.file.getvalue())
-    faults = {name: faults_of((row["reference"], row["answer"]) for row in found) for name, found in rows.items()}
+    write_whole(out / "table.md", "\n".join(table_lines(table_of(results))) + "\n")
+    faults = {name: faults_in((row["reference"], row["answer"]) for row in found) for name, found in rows.items()}
     if (pairs := out / "pairs.jsonl").exists():
-        faults = {"pairs: the rejected answers": faults_of(of_pairs(pairs)), **faults}
-    write_whole(out / "faults.md", "\n".join(table_lines(faults_table(faults))) + "\n")
+        faults = {"rejected answers of the pairs": faults_in(rejected_answers(pairs, out / "fresh.jsonl")), **faults}
+    write_whole(out / "faults.md", "\n".join(table_lines(fault_tables(faults)[0])) + "\n")
     logs = {name: read_metrics(out / name / FILE) for name in _CURVES if (out / name / FILE).exists()}
     write_whole(out / "curves.png", curves(logs))
     return results
@@ -88,20 +85,20 @@ def results_of(rows: Mapping[str, Sequence[Mapping]], methods: Mapping[str, Mapp
     }
 
 
-def table_of(results: Mapping[str, Any]) -> Table:
+def table_of(results: Mapping[str, Any]) -> TextTable:
     """A row for each model: its scores, the difference in exact match to the first, and what it took."""
     task, costs = results["tasks"][TASK], results["costs"]
     first = next(iter(task["scores"]))
     heads = ("exact match", f"less {first}", "p (McNemar)", "p (Holm)", "field F1", "valid JSON", "processor minutes")
-    table = Table("", *heads, box=box.MARKDOWN)
+    rows = []
     for name, scores in task["scores"].items():
         texts = [score_text(scores[metric]) for metric in _METRICS]
-        pair = None if name == first else compared(task, first, name)
-        tested = (
-            ["-"] * 3 if pair is None else [difference_text(pair), *(_p(pair[key]) for key in ("p_value", "p_holm"))]
-        )
-        table.add_row(name, texts[0], *tested, *texts[1:], f"{costs[name]['processor_seconds'] / 60:.1f}")
-    return table
+        tested = [ABSENT] * 3
+        if name != first:
+            pair = compared(task, first, name)
+            tested = [difference_text(pair), *(_p(pair[key]) for key in ("p_value", "p_holm"))]
+        rows.append((name, texts[0], *tested, *texts[1:], f"{costs[name]['processor_seconds'] / 60:.1f}"))
+    return TextTable("", ("model", *heads), tuple(rows))
 
 
 def curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
@@ -118,13 +115,3 @@ def curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
 
 def _p(value: float) -> str:
     return p_text(value).removeprefix("p ").removeprefix("= ")
-
-
-def _method(directory: Path) -> dict[str, Any]:
-    (method,) = json.loads((directory / RESULTS).read_text())["methods"].values()
-    return method
-
-
-def _rows(directory: Path) -> list[dict[str, Any]]:
-    (path,) = (directory / PREDICTIONS).glob("*/*.jsonl")
-    return [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]

@@ -40,7 +40,9 @@ def main(_: Sequence[str]) -> None:
     evaluations = {}
     for model in models(stages, documents, _WAYS.value):  # each is measured once it is there
         evaluations[model.name] = stages.evaluated(model, documents["tested"])
-    console.print(report.table_of(report.write(out, evaluations, stages.costs)))
+    report.write(out, evaluations, stages.costs)
+    for file in ("table.md", "faults.md"):
+        console.print((out / file).read_text(encoding="utf-8"), highlight=False, soft_wrap=True, markup=False)
     console.print(f"Answers side by side: {out / 'report' / 'report.html'}", soft_wrap=True)
 
 

@@ -15,9 +15,10 @@ from absl import flags
 from rich.console import Console
 
 from experiments.commands import SEED, evaluate, train
-from experiments.document_extraction.faults import EXACT, Faults, fault_tables, faults_of, scores_of
+from experiments.document_extraction.by_layout import EXACT, scores_of
 from experiments.document_extraction.titles import write_titles
 from experiments.document_extraction.utterances import write_utterances
+from experiments.faults import Faults, fault_tables, faults_of
 from experiments.rows import HELD_OUT, sizes_of, train_file
 from experiments.scores import Score, metric_plot, read_answers, read_task, score_table, show
 from sft_jax import commands

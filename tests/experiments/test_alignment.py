@@ -10,9 +10,10 @@ from rich.console import Console
 from scipy import stats
 
 from experiments.alignment import report
-from experiments.alignment.faults import INVENTED, MISSING, UNREADABLE, WRONG, faults_of, faults_table, of_pairs
+from experiments.alignment.faults import faults_in, rejected_answers
 from experiments.alignment.stages import Settings, Stages
 from experiments.alignment.ways import WAYS
+from experiments.faults import Faults
 from experiments.quickstart.documents import SEED, lines_of, make_documents
 from tests.advice.source import ROOT
 
@@ -85,7 +86,7 @@ def test_the_table_has_the_paired_test_of_the_same_documents():
     results = report.results_of(rows, dict.fromkeys(rows, METHOD))
     costs = {"tuned": {"seconds": 1.0, "processor_seconds": 90.0}, "dpo": {"seconds": 1.0, "processor_seconds": 30.0}}
     table = report.table_of(results | {"costs": costs})
-    cells = [list(column.cells) for column in table.columns]
+    cells = list(map(list, zip(*table.rows, strict=True)))
     won, lost = int((better & ~tuned).sum()), int((tuned & ~better).sum())
     p_value = stats.binomtest(min(won, lost), won + lost).pvalue
     assert cells[0] == ["tuned", "dpo"]
@@ -103,21 +104,25 @@ def test_other_documents_are_refused():
 
 
 def test_what_is_wrong_is_counted_value_by_value(tmp_path):
-    right = json.dumps({"year": 2004, "make": "VOLVO", "owner": None})
+    values = {"title_number": "1", "vin": "2", "year": 2004, "make": "VOLVO", "model": "XC90", "owner": None}
+    right = json.dumps(values)
     others = [
         right,
-        json.dumps({"year": "2004", "make": "Volvo", "owner": None}),
-        json.dumps({"year": None, "owner": "XC90"}),
+        json.dumps(values | {"make": "OPEL", "owner": "XC90"}),
+        json.dumps(values | {"year": None}),
         "no object",
-        "[1]",
     ]
-    found = faults_of((right, other) for other in others)
-    assert found == {WRONG: 1, MISSING: 2, INVENTED: 1, UNREADABLE: 2}
-    answer = lambda text: [{"role": "assistant", "content": text}]
-    pair = {"prompt": [], "chosen": answer(right), "rejected": answer(others[2])}
+    found = faults_in((right, other) for other in others)
+    assert found["make"] == Faults(said=4, wrong=1, missing=1)
+    assert found["year"] == Faults(said=4, missing=2)
+    assert found["owner"] == Faults(silent=4, invented=1)
+    assert found["vin"] == Faults(said=4, missing=1)
+    turn = lambda role, text: {"role": role, "content": text}
+    document = {"messages": [turn("user", "Read it."), turn("assistant", right)]}
+    (tmp_path / "fresh.jsonl").write_text(json.dumps(document) + "\n")
+    pair = {"id": "fresh.jsonl:1", "chosen": [turn("assistant", right)], "rejected": [turn("assistant", others[1])]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
-    assert list(of_pairs(tmp_path / "pairs.jsonl")) == [(right, others[2])]
-    assert faults_table({"tuned": found}).rows == (("tuned", "1", "2", "1", "2"),)
+    assert rejected_answers(tmp_path / "pairs.jsonl", tmp_path / "fresh.jsonl") == [(right, others[1])]
 
 
 @pytest.mark.slow

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.document_extraction.faults import Faults, fault_tables, faults_of, scores_of
+from experiments.document_extraction.by_layout import scores_of
 from experiments.document_extraction.titles import KNOWN, NEW, NEW_FAMILIES, forms, write_titles
 from experiments.document_extraction.utterances import answer_of, write_utterances
+from experiments.faults import Faults, fault_tables, faults_of
 from experiments.quickstart.layouts import FAMILIES, STATES
 from experiments.quickstart.titles import FIELDS
 from experiments.rows import HELD_OUT, train_file

@@ -6,11 +6,8 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.scores import Score, group_scores
 from sft_jax.evaluation.json_answers import comparable_name
 from sft_jax.evaluation.report.tables import TextTable
-
-EXACT = "exact_match"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +51,6 @@ def faults_of(outcomes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> di
             wrong, missing = min(predicted, expected) - hits, max(0, expected - predicted)
             found[field] += Faults(expected, wrong, missing, int(not expected), max(0, predicted - expected))
     return found | ({"other names": Faults(invented=other)} if other else {})
-
-
-def scores_of(task: Mapping[str, Any], method: str) -> dict[str, Score]:
-    """The scores of a method that are shown: F1, exact match, and that by layout where the rows have layouts."""
-    scores = task["scores"][method]
-    by_layout = {f"exact match, {name} layouts": s for name, s in group_scores(task, method, EXACT).items()}
-    by_layout.pop("exact match, gap layouts", None)
-    return {metric: scores[metric] for metric in (task["primary"], EXACT)} | by_layout
 
 
 def fault_tables(faults: Mapping[str, Mapping[str, Faults]]) -> list[TextTable]:
