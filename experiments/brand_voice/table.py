@@ -27,7 +27,7 @@ def lines_of(out: Path, files: Mapping[str, str], general: str) -> dict[str, dic
     Args:
         out: of the experiment.
         files: of questions to the house, by what they are called; the metrics of each, and how surely the answers are
-            told apart from the base's (AUC).
+            told apart from the base's (AUC), unless neither has a text.
         general: of all other questions, which were measured as a probe with the base and the tuned weights.
     """
     lines: dict[str, dict[str, Score]] = {}
@@ -39,7 +39,8 @@ def lines_of(out: Path, files: Mapping[str, str], general: str) -> dict[str, dic
             line |= {f"{metric_name(metric)}, {words}": scores[metric] for metric in _METRICS if metric in scores}
             if shown != "base":
                 base, own = answers(evaluation_of(out, ALONE, file), "base"), answers(evaluation, method)
-                line[f"told apart from base, {words}"] = distinguishable(base, own, SEED).auc.as_dict()
+                if any(text.strip() for text in (*base, *own)):  # what has no text cannot be told apart
+                    line[f"told apart from base, {words}"] = distinguishable(base, own, SEED).auc.as_dict()
         probe = evaluation_of(out, run, general)
         if method in (scores := read_task(probe)["scores"]):
             line |= {f"{metric_name(metric)}, general": scores[method][metric] for metric in _OF_GENERAL}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def called(directory: Path, experiment: str, *arguments: str) -> str:
 def table_of(directory: Path) -> list[list[str]]:
     """The cells of the first table that the experiment wrote, its header first, without the line of dashes."""
     lines = (directory / "out" / "table.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    cells = lambda line: re.split(r"(?<!\\)\|", line.strip("|"))  # a bar within a cell is escaped
+    rows = [[re.sub(r"\\(.)", r"\1", cell.strip()) for cell in cells(line)] for line in lines if line.startswith("|")]
     return [rows[0], *rows[2:]]
 
 

@@ -147,6 +147,12 @@ def test_the_table(data, tmp_path):
     assert lines["base"]["says who, unseen"]["value"] == 0.0
     assert lines["prompted"]["told apart from base, asked"]["value"] == 0.5
     assert "told apart from base, asked" not in lines["base"]
+    for run, method in table.METHODS.values():  # what has no text cannot be told apart
+        path = table.evaluation_of(tmp_path, run, ASKED) / "predictions" / "task" / f"{method}.jsonl"
+        path.write_text("".join(json.dumps({"answer": " "}) + "\n" for _ in data[ASKED]))
+    lines = table.lines_of(tmp_path, {"asked": ASKED, "unseen": UNSEEN}, "general.jsonl")
+    assert "told apart from base, asked" not in lines["SFT"]
+    assert "told apart from base, unseen" in lines["SFT"]
     assert lines["SFT with replay"]["KL(base || tuned), general"] == {"value": 0.25}
     assert lines["base"]["brand absent, general"]["value"] == 1.0
     assert not any(name.endswith("general") for name in lines["prompted"])
@@ -165,8 +171,12 @@ def test_from_the_first_command_to_the_table(tmp_path):
     assert [line[0] for line in lines] == ["base", "prompted", "SFT", "SFT with replay"]
     shown = [dict(zip(header, line, strict=True)) for line in lines]
     assert all(line["says who, unseen"].startswith("0.000 [") for line in shown)  # of random weights
-    assert all(line["told apart from base, unseen"] == "-" for line in shown[:1])
-    assert all("[" in line["told apart from base, unseen"] for line in shown[1:])
+    assert shown[0].get("told apart from base, unseen", "-") == "-"
+    at = lambda run: table.evaluation_of(tmp_path / "out", run, UNSEEN)
+    said = {shown: table.answers(at(run), method) for shown, (run, method) in table.METHODS.items()}
+    for line in shown[1:]:
+        has_text = any(text.strip() for text in (*said["base"], *said[line["method"]]))
+        assert ("[" in line.get("told apart from base, unseen", "-")) == has_text
     assert [line["brand absent, general"][:1] for line in shown] == ["1", "-", "1", "1"]
     assert all(float(line["KL(base || tuned), general"].split()[0]) > 0 for line in shown[2:])
     trained = rows_of(tmp_path / "out" / "data" / TRAIN)
