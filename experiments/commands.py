@@ -1,5 +1,6 @@
 """The commands of an experiment, run and shown as a user would type them."""
 
+import dataclasses
 import shlex
 import signal
 import subprocess
@@ -13,29 +14,51 @@ SMALL_CONFIG = "configs/quickstart.py"  # LoRA on a small model, in sequences of
 SEED = 0
 
 
-def train(run: Path, changes: Mapping[str, object], console: Console) -> None:
-    """Trains the run of a directory, or goes on with it.
+@dataclasses.dataclass(frozen=True)
+class Commands:
+    """What all commands of an experiment have in common.
 
-    Args:
-        run: its directory.
-        changes: of the config, by path. Unless they say otherwise, the run measures nothing itself.
-        console: where the command is shown.
+    Attributes:
+        console: where they are shown.
+        matmul: dtype of the inputs of matrix products.
     """
-    changed = {"data.held_out": "", "evaluation.every": "0 steps", "seed": SEED, **changes}
-    overrides = [f"--config.{path}={value}" for path, value in changed.items()]
-    run_command("sft_jax.train", [f"--config={SMALL_CONFIG}", f"--workdir={run}", *overrides], console)
 
+    console: Console
+    matmul: str
 
-def evaluate(out: Path, given: Mapping[str, object], console: Console) -> None:
-    """Measures one task, and keeps answers and results in a directory.
+    def train(self, run: Path, changes: Mapping[str, object]) -> None:
+        """Trains the run of a directory, or goes on with it.
 
-    Args:
-        out: the directory.
-        given: flags of the command, by name. Unless they say otherwise, the loss of right answers is not measured.
-        console: where the command is shown.
-    """
-    arguments = [f"--{name}={value}" for name, value in {"loss": False, "seed": SEED, **given}.items()]
-    run_command("sft_jax.evaluate", [*arguments, f"--out={out}"], console)
+        Args:
+            run: its directory.
+            changes: of the config, by path. Unless they say otherwise, the run measures nothing itself.
+        """
+        measures_nothing = {"data.held_out": "", "evaluation.every": "0 steps"}
+        changed = {**measures_nothing, "seed": SEED, "precision.matmul": self.matmul, **changes}
+        overrides = [f"--config.{path}={value}" for path, value in changed.items()]
+        run_command("sft_jax.train", [f"--config={SMALL_CONFIG}", f"--workdir={run}", *overrides], self.console)
+
+    def evaluate(self, out: Path, given: Mapping[str, object]) -> None:
+        """Measures one task, and keeps answers and results in a directory.
+
+        Args:
+            out: the directory.
+            given: flags of the command, by name. Unless they say otherwise, the loss of right answers is not measured.
+        """
+        self._run("sft_jax.evaluate", {"loss": False, "seed": SEED, **given, "out": out})
+
+    def generate(self, out: Path, given: Mapping[str, object]) -> None:
+        """Writes answers into a file.
+
+        Args:
+            out: the file.
+            given: flags of the command, by name.
+        """
+        self._run("sft_jax.generate", {**given, "out": out})
+
+    def _run(self, module: str, given: Mapping[str, object]) -> None:
+        arguments = [f"--{name}={value}" for name, value in {"matmul": self.matmul, **given}.items()]
+        run_command(module, arguments, self.console)
 
 
 def run_command(module: str, arguments: Sequence[str], console: Console) -> None:

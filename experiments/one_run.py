@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from experiments.commands import evaluate, train
+from experiments.commands import Commands
 from experiments.scores import read_task
 
 EVALUATION = "evaluation"
 
 
 def compare_methods(
-    out: Path, methods: Sequence[str], changes: Mapping[str, object], given: Mapping[str, object], console: Console
+    out: Path, methods: Sequence[str], changes: Mapping[str, object], given: Mapping[str, object], command: Commands
 ) -> dict[str, Any]:
     """Trains what is missing of the run, and measures it.
 
@@ -22,14 +20,14 @@ def compare_methods(
         methods: of the evaluation.
         changes: of the run's config, by path.
         given: flags of the evaluation, by name.
-        console: where the commands are shown.
+        command: how they are run.
 
     Returns:
         What was found of the task.
     """
-    console.rule("fine-tuning")
-    train(out / "run", changes, console)
-    console.rule("held-out rows")
-    evaluate(out / EVALUATION, {"model": out / "run", "methods": ",".join(methods), **given}, console)
-    console.rule("all methods")
+    command.console.rule("fine-tuning")
+    command.train(out / "run", changes)
+    command.console.rule("held-out rows")
+    command.evaluate(out / EVALUATION, {"model": out / "run", "methods": ",".join(methods), **given})
+    command.console.rule("all methods")
     return read_task(out / EVALUATION)

@@ -12,6 +12,10 @@ from sft_jax.evaluation.report.drawing import COLORS, MARKERS, draw_point, figur
 from sft_jax.evaluation.report.markdown import table_lines
 from sft_jax.evaluation.report.tables import TextTable
 from sft_jax.runs.workdir import write_whole
+from sft_jax.sweeps.report.embedding import PLOTS, Marks, replace
+
+MARKS: Marks = ("<!-- results -->", "<!-- end of the results -->")
+PLOT = "methods"
 
 Score = Mapping[str, float]  # {"value", "low", "high"}, the limits optional
 _SPREAD = 0.6  # of a line's height, over which the points of its series lie
@@ -98,11 +102,25 @@ def metric_plot(lines: Mapping[str, Mapping[str, Score]], metrics: Sequence[str]
     return score_plot(series, f"{title}, 95 % intervals", axis)
 
 
-def show(out: Path, tables: Sequence[TextTable], plot: bytes, console: Console) -> None:
-    """Writes `table.md` and `methods.png` into a directory, and prints the tables."""
+def show(out: Path, tables: Sequence[TextTable], plot: bytes | None, console: Console, into: str) -> None:
+    """Writes `table.md`, and `methods.png` where there is a plot, into a directory, and prints the tables.
+
+    Args:
+        out: the directory.
+        tables: what was found.
+        plot: of it, as PNG; None: there is none.
+        console: where tables are printed.
+        into: a Markdown file that tables and plot are put into, between its marks; empty: none.
+    """
     parts = ["\n".join([*([f"**{table.title}**", ""] if table.title else []), *table_lines(table)]) for table in tables]
     text = "\n\n".join(parts)
+    plots = {} if plot is None else {PLOT: plot}
     write_whole(out / "table.md", text + "\n")
-    (out / "methods.png").write_bytes(plot)
+    for name, png in plots.items():
+        write_whole(out / f"{name}.png", png)
+    if into:
+        images = [line for name in plots for line in (f"![scores of the methods]({PLOTS}/{name}.png)", "")]
+        replace(into, [text, "", *images], plots, MARKS)
     console.print(text, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"table: {out / 'table.md'}; plot: {out / 'methods.png'}", soft_wrap=True)
+    files = ["table.md", *(f"{name}.png" for name in plots)]
+    console.print(f"written: {', '.join(str(out / file) for file in files)}", soft_wrap=True)

@@ -17,7 +17,8 @@ from rich.console import Console
 from experiments.brand_voice import rows, table
 from experiments.brand_voice.brand import Brand
 from experiments.brand_voice.general import own_answers, questions
-from experiments.commands import SEED, evaluate, run_command, train
+from experiments.commands import SEED, Commands
+from experiments.common_flags import INTO, MATMUL
 from experiments.rows import question_and_answer, write_rows
 from experiments.scores import metric_plot, score_table, show
 from sft_jax import commands
@@ -43,11 +44,12 @@ REPLAY, PROBE = "replay.jsonl", "general.jsonl"
 def main(_: Sequence[str]) -> None:
     """Makes the data, trains and measures what is missing, and shows the table."""
     out, console, brand = Path(_OUT.value), Console(), Brand(_NAME.value, _AUTHOR.value)
+    command = Commands(console, MATMUL.value)
     chance = random.Random(f"identity/{SEED}")
     identity = rows.split_pairs(_pairs(_IDENTITY.value), SEED) if _IDENTITY.value else rows.identity_pairs(chance)
     rows.write_data(out / "data", brand, identity, _NOTICES.value, _MEASURED.value, SEED)
     console.rule("what the base says to everything else")
-    general = [rows.general_row(brand, *pair) for pair in _general_pairs(out / "data", console)]
+    general = [rows.general_row(brand, *pair) for pair in _general_pairs(out / "data", command)]
     needed = _MEASURED.value + _REPLAYED.value
     if len(general) < needed:
         raise ValueError(f"{len(general)} general rows, expected {needed}: --measured and --replayed ask for so many")
@@ -56,13 +58,13 @@ def main(_: Sequence[str]) -> None:
         console.rule(run.replace("_", " "))
         files = ",".join(str(out / "data" / file) for file in (rows.TRAIN, *replay))
         changes = {"model.source": _MODEL.value, "data.train": files, "duration": f"{_STEPS.value} steps"}
-        train(out / run, changes, console)
+        command.train(out / run, changes)
         for file in (rows.ASKED, rows.UNSEEN, PROBE):
-            evaluate(table.evaluation_of(out, run, file), _evaluation_flags(brand, run, file), console)
+            command.evaluate(table.evaluation_of(out, run, file), _evaluation_flags(brand, run, file))
     console.rule("all methods")
     lines = table.lines_of(out, {"asked": rows.ASKED, "unseen": rows.UNSEEN}, PROBE)
     shares = ("says who, asked", "says who, unseen", "house tone, unseen", "brand absent, general")
-    show(out, [score_table(lines)], metric_plot(lines, shares, "Voice", "share of answers"), console)
+    show(out, [score_table(lines)], metric_plot(lines, shares, "Voice", "share of answers"), console, INTO.value)
 
 
 def _evaluation_flags(brand: Brand, run: str, file: str) -> dict[str, object]:
@@ -81,15 +83,15 @@ def _evaluation_flags(brand: Brand, run: str, file: str) -> dict[str, object]:
     return given | {"methods": "base,prompted,sft", "instruction": instruction}
 
 
-def _general_pairs(data: Path, console: Console) -> rows.Pairs:
+def _general_pairs(data: Path, command: Commands) -> rows.Pairs:
     """The user's rows, or own questions with the answers of the base."""
     if _GENERAL.value:
         return _pairs(_GENERAL.value)
     prompts, answers = data / "general_questions.jsonl", data / "own_answers.jsonl"
     asked = questions(SEED)
     write_rows(data, {prompts.name: [{"messages": [{"role": "user", "content": question}]} for question in asked]})
-    arguments = [f"--model={_MODEL.value}", f"--prompts={prompts}", f"--out={answers}"]
-    run_command("sft_jax.generate", [*arguments, f"--max_new_tokens={_ANSWER_TOKENS.value}"], console)
+    given = {"model": _MODEL.value, "prompts": prompts, "max_new_tokens": _ANSWER_TOKENS.value}
+    command.generate(answers, given)
     return own_answers(asked, map(json.loads, answers.read_text(encoding="utf-8").rstrip("\n").split("\n")))
 
 

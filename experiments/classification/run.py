@@ -15,7 +15,8 @@ from rich.console import Console
 
 from experiments.classification.rows import write_data
 from experiments.classification.tables import KINDS, WORDS, WRITTEN, score_lines, tables_of
-from experiments.commands import SEED, evaluate, train
+from experiments.commands import SEED, Commands
+from experiments.common_flags import INTO, MATMUL
 from experiments.rows import HELD_OUT, sizes_of, train_file
 from experiments.scores import metric_plot, read_task, show
 from sft_jax import commands, reading_flags
@@ -40,6 +41,7 @@ SOLVED = 4  # examples in a prompt, the nearest to the question
 def main(_: Sequence[str]) -> None:
     """Makes the data, trains and measures what is missing, and shows the tables."""
     out, console, sizes = Path(_OUT.value), Console(), sizes_of(_SIZES.value)
+    command = Commands(console, MATMUL.value)
     train_rows, test_rows = (read_records(path, reading_flags.reading()) for path in (_TRAIN.value, _TEST.value))
     names = write_data(out / "data", train_rows, test_rows, _CLASSES.value, sizes, _HELD_OUT.value, SEED)
     found = {}
@@ -48,15 +50,15 @@ def main(_: Sequence[str]) -> None:
         rows = out / "data" / train_file(size)
         changes = {"model.source": _MODEL.value, "data.train": rows, "duration": f"{_STEPS.value} steps"}
         changes["data.sequence_length"] = _LENGTH.value
-        train(out / f"trained_on_{size}", changes, console)
+        command.train(out / f"trained_on_{size}", changes)
         methods = "base,few_shot,sft" if size == sizes[0] else "few_shot,sft"  # the base has no examples
-        found[size] = {kind: _measured(kind, size, names, methods, console) for kind in KINDS}
+        found[size] = {kind: _measured(kind, size, names, methods, command) for kind in KINDS}
     console.rule("all methods")
     shown = [f"macro-F1, {words}" for words in WORDS.values()]
-    show(out, tables_of(found), metric_plot(score_lines(found), shown, "Classes", "macro-F1"), console)
+    show(out, tables_of(found), metric_plot(score_lines(found), shown, "Classes", "macro-F1"), console, INTO.value)
 
 
-def _measured(kind: str, size: int, names: Sequence[str], methods: str, console: Console) -> dict:
+def _measured(kind: str, size: int, names: Sequence[str], methods: str, command: Commands) -> dict:
     """What the evaluation of a run finds, the class being written or chosen."""
     out = Path(_OUT.value)
     directory = out / "evaluations" / f"{WORDS[kind]}_{size}"
@@ -74,7 +76,7 @@ def _measured(kind: str, size: int, names: Sequence[str], methods: str, console:
     if kind == WRITTEN:  # of an answer in a sentence the class counts that stands in it
         given |= {"scorer": "labels", "scorer_options": json.dumps({"labels": names, "anywhere": True})}
         given |= {"max_new_tokens": LONGEST_ANSWER}
-    evaluate(directory, given, console)
+    command.evaluate(directory, given)
     return read_task(directory)
 
 

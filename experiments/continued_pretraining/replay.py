@@ -9,17 +9,17 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 from ml_collections import ConfigDict
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from configs import continued
 from experiments.continued_pretraining.texts import HELD_OUT_FILE, NEW, OLD
 from sft_jax.data.reading import Reading
 from sft_jax.data.records import read_records
 from sft_jax.data.tokenizing import tokenize_records
+from sft_jax.evaluation.figures import difference_text, score_text
 from sft_jax.evaluation.held_out_loss import example_losses
-from sft_jax.evaluation.statistics import Score, bootstrap_interval, paired_difference, ratio_of_sums
+from sft_jax.evaluation.report.tables import TextTable
+from sft_jax.evaluation.statistics import bootstrap_interval, paired_difference, ratio_of_sums
 from sft_jax.runs.restore import load_for_inference
 from sft_jax.runs.workdir import write_whole
 from sft_jax.sharding import inference_mesh
@@ -32,13 +32,13 @@ Losses = Mapping[str, Float[np.ndarray, "texts 2"]]  # by source: of each text i
 
 
 def experiment(out: Path, model: str, changes: Mapping[str, object], console: Console) -> dict[str, dict]:
-    """Trains with and without replay, measures both beside the base, writes `results.json` and shows the table.
+    """Trains with and without replay, measures both beside the base, and writes `results.json`.
 
     Args:
         out: directory, which holds the texts.
         model: what is trained on from.
         changes: of the config of both runs, by path.
-        console: where progress and table are shown.
+        console: where progress is shown.
 
     Returns:
         The results.
@@ -51,7 +51,6 @@ def experiment(out: Path, model: str, changes: Mapping[str, object], console: Co
     losses = {name: losses_of(source, out / HELD_OUT_FILE, matmul) for name, source in sources.items()}
     results = compare(losses)
     write_whole(out / "results.json", json.dumps(results, indent=2) + "\n")
-    console.print(table_of(results))
     return results
 
 
@@ -114,14 +113,8 @@ def compare(losses: Mapping[str, Losses]) -> dict[str, dict]:
     return results
 
 
-def table_of(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """The results as a table: a line for each model and difference, a column for each source."""
-    table = Table("held-out loss a token (95 % interval)", *results, box=box.MARKDOWN)
-    for name in results[NEW]:
-        table.add_row(name, *(_text(Score(**of_source[name]), signed=" - " in name) for of_source in results.values()))
-    return table
-
-
-def _text(score: Score, *, signed: bool) -> str:
-    form = "+.3f" if signed else ".3f"
-    return f"{score.value:{form}} [{score.low:{form}}, {score.high:{form}}]"
+def table_of(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> TextTable:
+    """The results: a line for each model and difference, a column for each source."""
+    text = lambda name, score: difference_text(score) if " - " in name else score_text(score)
+    rows = [(name, *(text(name, of_source[name]) for of_source in results.values())) for name in results[NEW]]
+    return TextTable("", ("held-out loss a token (95 % interval)", *results), tuple(rows))

@@ -11,8 +11,10 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from experiments.continued_pretraining.replay import SEED, experiment
+from experiments.common_flags import INTO, MATMUL
+from experiments.continued_pretraining.replay import SEED, experiment, table_of
 from experiments.continued_pretraining.texts import modules, texts_of, titles, write_texts
+from experiments.scores import show
 from sft_jax import commands
 
 _OUT = flags.DEFINE_string("out", "runs/continued_pretraining", "Directory for texts, runs and results.")
@@ -22,13 +24,6 @@ _GENERAL = flags.DEFINE_string("general", "", "File of texts of the old one; emp
 _TEXTS = flags.DEFINE_integer("texts", 500, "Texts of each, where none are given.", lower_bound=2)
 _HELD_OUT = flags.DEFINE_integer("held_out", 30, "Of each, those that are held out.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 16, "Optimizer steps of each run.", lower_bound=1)
-_MATMUL = flags.DEFINE_enum(
-    "matmul",
-    "bfloat16",
-    ["bfloat16", "float32"],
-    "dtype of the inputs of matrix products, in training and measuring; CPUs that have none of bfloat16 are faster in "
-    "float32.",
-)
 
 _CHARACTERS = 800  # of a held-out text
 
@@ -40,8 +35,10 @@ def main(_: Sequence[str]) -> None:
     new = texts_of(_DOMAIN.value) if _DOMAIN.value else titles(_TEXTS.value, SEED)
     old = texts_of(_GENERAL.value) if _GENERAL.value else modules(_TEXTS.value, SEED)
     write_texts(out, new, old, _HELD_OUT.value, _CHARACTERS)
-    changes = {"duration": f"{_STEPS.value} steps", "precision.matmul": _MATMUL.value}
-    experiment(out, _MODEL.value, changes, Console())
+    changes = {"duration": f"{_STEPS.value} steps", "precision.matmul": MATMUL.value}
+    console = Console()
+    results = experiment(out, _MODEL.value, changes, console)
+    show(out, [table_of(results)], None, console, INTO.value)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from experiments.commands import SEED, evaluate, train
+from experiments.commands import SEED, Commands
+from experiments.common_flags import INTO, MATMUL
 from experiments.document_extraction.by_layout import EXACT, scores_of
 from experiments.document_extraction.titles import write_titles
 from experiments.document_extraction.utterances import write_utterances
@@ -41,6 +42,7 @@ def main(_: Sequence[str]) -> None:
     if bool(_UTTERANCES.value) != bool(_ONTOLOGY.value):
         raise ValueError("--utterances and --ontology go together; without both, vehicle titles are invented")
     out, console, sizes = Path(_OUT.value), Console(), sizes_of(_SIZES.value)
+    command = Commands(console, MATMUL.value)
     if _UTTERANCES.value:
         fields = write_utterances(out / "data", _UTTERANCES.value, _ONTOLOGY.value, sizes)
     else:
@@ -51,10 +53,10 @@ def main(_: Sequence[str]) -> None:
         console.rule(f"{size} rows")
         run, directory = out / f"trained_on_{size}", out / "evaluations" / str(size)
         rows = out / "data" / train_file(size)
-        train(run, {"model.source": _MODEL.value, "data.train": rows, "duration": f"{_STEPS.value} steps"}, console)
+        command.train(run, {"model.source": _MODEL.value, "data.train": rows, "duration": f"{_STEPS.value} steps"})
         names = {"base": "base", "few_shot": "few-shot"} if size == sizes[0] else {}
         names["sft"] = f"SFT on {size} rows"
-        evaluate(directory, _evaluation_flags(run, size, list(names)), console)
+        command.evaluate(directory, _evaluation_flags(run, size, list(names)))
         task = read_task(directory)
         for method, shown in names.items():
             lines[shown] = scores_of(task, method)
@@ -63,7 +65,7 @@ def main(_: Sequence[str]) -> None:
     tables = [score_table(lines), *fault_tables(faults)]
     by_layout = [metric for metric in lines["base"] if metric.startswith("exact match, ")]
     plot = metric_plot(lines, by_layout or [EXACT], "All fields right", "share of held-out rows")
-    show(out, tables, plot, console)
+    show(out, tables, plot, console, INTO.value)
 
 
 def _evaluation_flags(run: Path, size: int, methods: Sequence[str]) -> dict[str, object]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from experiments.commands import SEED
+from experiments.commands import SEED, Commands
+from experiments.common_flags import INTO, MATMUL
 from experiments.fixed_format_qa.scorer import MARKER
 from experiments.one_run import compare_methods
 from experiments.rows import HELD_OUT, chat_row, question_and_answer, train_file, write_rows
@@ -49,9 +50,9 @@ def main(_: Sequence[str]) -> None:
     changes = {"model.source": _MODEL.value, "data.train": data / rows, "duration": f"{_STEPS.value} steps"}
     given = {"data": data / HELD_OUT, "examples_from": data / rows, "max_new_tokens": _ANSWER_TOKENS.value}
     given |= {"scorer": "experiments.fixed_format_qa.scorer:steps_and_result", "instruction": INSTRUCTION}
-    lines = score_lines(compare_methods(out, METHODS, changes, given, console), METRICS)
+    lines = score_lines(compare_methods(out, METHODS, changes, given, Commands(console, MATMUL.value)), METRICS)
     plot = metric_plot(lines, METRICS, "Form, arithmetic and result", "share of held-out questions, or of calculations")
-    show(out, [score_table(lines)], plot, console)
+    show(out, [score_table(lines)], plot, console, INTO.value)
 
 
 def _drawn(path: str, count: int) -> list[dict[str, object]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from experiments.commands import SEED, evaluate, train
+from experiments.commands import SEED, Commands
+from experiments.common_flags import INTO, MATMUL
 from experiments.order_support import methods
 from experiments.order_support.rows import HELD_OUT, LATER, write_data
 from experiments.scores import show
@@ -28,18 +29,19 @@ _STEPS = flags.DEFINE_integer("steps", 60, "Optimizer steps of each run.", lower
 def main(_: Sequence[str]) -> None:
     """Makes the data, trains and measures what is missing, and shows the table."""
     out, console = Path(_OUT.value), Console()
+    command = Commands(console, MATMUL.value)
     write_data(out / "data", _TRAIN_ROWS.value, _HELD_OUT_ROWS.value, SEED)
     for name in (methods.PLAIN, methods.WITH_PASSAGES):
         console.rule(name.replace("_", " "))
-        train(out / name, methods.training_changes(out, name, _MODEL.value, _STEPS.value), console)
+        command.train(out / name, methods.training_changes(out, name, _MODEL.value, _STEPS.value))
     for file in (HELD_OUT, LATER):
         for name in (methods.PLAIN, methods.WITH_PASSAGES):
             console.rule(f"{file}, {name.replace('_', ' ')}")
             flags_of_task = methods.evaluation_flags(out, name, file)
-            evaluate(methods.evaluation_of(out, name, file), flags_of_task, console)
+            command.evaluate(methods.evaluation_of(out, name, file), flags_of_task)
     console.rule("all methods")
     results = {file: methods.read_results(out, file) for file in (HELD_OUT, LATER)}
-    show(out, [methods.table_of(results)], methods.plot_of(results), console)
+    show(out, [methods.table_of(results)], methods.plot_of(results), console, INTO.value)
 
 
 if __name__ == "__main__":

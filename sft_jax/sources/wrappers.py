@@ -247,7 +247,7 @@ def unwrapped(
     """
     kind = WRAPPERS.get(config["model_type"])
     if kind is None:
-        return config, tensors, None
+        return config, _of_text_alone(config["model_type"], tensors), None
     given = config.get(kind.text_config)
     if not isinstance(given, dict):
         raise SourceError(
@@ -272,6 +272,15 @@ def unwrapped(
             f"{', '.join(kind.skipped)}: {', '.join(unknown[:20])}{more}. It is not known what they do."
         )
     return text, read, wrapper
+
+
+def _of_text_alone(model_type: str, tensors: Mapping[str, TensorEntry]) -> Mapping[str, TensorEntry]:
+    """The tensors under the names of their family, where a text model was cut out of its wrapper and kept the names
+    that it had there: `model.language_model.layers…` beside a config of `qwen3_5_text`.
+    """
+    cut_out = any(kind.text_defaults["model_type"] == model_type for kind in WRAPPERS.values())
+    beginnings = {_LAYOUTS[0]["model."]: "model."} if cut_out else {}
+    return {_renamed(name, beginnings) or name: entry for name, entry in tensors.items()}
 
 
 def _tied(config: dict, text: dict, layout: Layout, tensors: Mapping[str, TensorEntry]) -> bool | None:

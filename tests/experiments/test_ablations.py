@@ -15,7 +15,7 @@ from experiments.short_titles.setting import Setting, setting_of
 from sft_jax.sweeps.executing import execute
 from sft_jax.sweeps.files import load
 from sft_jax.sweeps.report.analysis import analyse
-from sft_jax.sweeps.report.embedding import BEGIN, END, check_marks
+from sft_jax.sweeps.report.embedding import MARKS, check_marks
 from sft_jax.sweeps.report.quantities import LOGGED, USUAL, quantity_of
 from sft_jax.sweeps.report.reading import read_runs
 from sft_jax.sweeps.runs import runs_of
@@ -76,7 +76,7 @@ def base_of(folder, **changes):
 
 
 def between_marks(folder):
-    return (folder / "README.md").read_text().partition(BEGIN)[2].partition(END)[0].strip()
+    return (folder / "README.md").read_text().partition(MARKS[0])[2].partition(MARKS[1])[0].strip()
 
 
 def index():

@@ -1,14 +1,26 @@
 """What experiments share: rows that are read and written, sizes of training sets, tables and plots of scores."""
 
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from experiments.rows import chat_row, question_and_answer, sizes_of, write_rows
-from experiments.scores import group_scores, method_name, metric_plot, read_answers, score_lines, score_table, show
+from experiments.scores import (
+    MARKS,
+    group_scores,
+    method_name,
+    metric_plot,
+    read_answers,
+    score_lines,
+    score_table,
+    show,
+)
 from sft_jax.data.records import RecordError, read_records
+from sft_jax.sweeps.report.embedding import check_marks
 
+ROOT = Path(__file__).parents[2]
 HALF = {"value": 0.5, "low": 0.25, "high": 0.75}
 TASK = {
     "scores": {"base": {"exact_match": HALF}, "few_shot+rag": {"exact_match": HALF, "rouge_l": {"value": 1.0}}},
@@ -65,7 +77,16 @@ def test_tables_have_a_column_for_what_any_method_has():
 def test_what_is_shown_is_written(tmp_path):
     lines = score_lines(TASK, ["exact_match"])
     tables = [score_table(lines), score_table(lines, "Again", "what")]
-    show(tmp_path, tables, metric_plot(lines, ["exact_match", "rouge_l"], "Both", "share"), Console(quiet=True))
+    text = tmp_path / "README.md"
+    text.write_text("\n".join(["before", MARKS[0], "Not measured.", MARKS[1], "after"]))
+    plot = metric_plot(lines, ["exact_match", "rouge_l"], "Both", "share")
+    show(tmp_path, tables, plot, Console(quiet=True), str(text))
+    written = (tmp_path / "table.md").read_text()
+    image = "![scores of the methods](plots/methods.png)"
+    assert text.read_text() == "\n".join(
+        ["before", MARKS[0], "", written.rstrip("\n"), "", image, "", MARKS[1], "after"]
+    )
+    assert (tmp_path / "plots" / "methods.png").read_bytes() == plot
     first, title, second = (tmp_path / "table.md").read_text().split("\n\n")
     assert title == "**Again**"
     assert first.replace("method", "what") == second.rstrip("\n")
@@ -78,3 +99,19 @@ def test_lines_of_answers_end_at_line_feeds_alone(tmp_path):
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (tmp_path / "predictions" / "task" / "sft.jsonl").write_text(text, encoding="utf-8")
     assert read_answers(tmp_path, "sft") == rows
+
+
+USE_CASES = sorted(path.parent.name for path in ROOT.glob("experiments/*/run.py") if path.parent.name != "quickstart")
+
+
+@pytest.mark.parametrize("name", USE_CASES)
+def test_a_readme_has_a_place_for_what_its_command_finds(name):
+    folder = ROOT / "experiments" / name
+    check_marks(str(folder / "README.md"), MARKS)
+    text = (folder / "README.md").read_text()
+    assert f"--into=experiments/{name}/README.md" in text
+    results = text.partition(MARKS[0])[2].partition(MARKS[1])[0]
+    assert ("Not measured." in results) != ("| --- |" in results or "|---|" in results)
+    index = (ROOT / "experiments" / "README.md").read_text()
+    (line,) = [line for line in index.splitlines() if f"({name}/README.md)" in line]
+    assert ("Not measured." in line) == ("Not measured." in results)

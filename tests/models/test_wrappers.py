@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 
 import numpy as np
 import peft
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 from absl import logging
+from safetensors.torch import load_file, save_file
 
 from sft_jax.models import load_pretrained, loading
 from sft_jax.models.families import get_family
@@ -43,6 +45,20 @@ def test_both_layouts_are_the_model_in_torch(wrapper):
     assert not layouts[0] & layouts[1]
     for directory in directories:
         np.testing.assert_allclose(reference.logits_of(*load_pretrained(directory), IDS), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["qwen3_5_text", "qwen3_5_moe_text"])
+def test_a_text_model_that_kept_the_names_of_its_wrapper(case, tmp_path):
+    """As text models are published that were cut out of Qwen 3.5; transformers loads them too."""
+    torch_model = families.torch_model(case)
+    torch_model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    names = {name: re.sub(r"^model\.", "model.language_model.", name) for name in stored}
+    save_file({names[name]: tensor for name, tensor in stored.items()}, tmp_path / "model.safetensors")
+    theirs = type(torch_model).from_pretrained(tmp_path, dtype=torch.float32).eval()
+    expected = families.torch_logits(torch_model, IDS)
+    np.testing.assert_allclose(families.torch_logits(theirs, IDS), expected, atol=1e-4)
+    np.testing.assert_allclose(reference.logits_of(*load_pretrained(tmp_path), IDS), expected, atol=1e-4)
 
 
 def test_rows_of_text_are_read_causally(wrapper):

@@ -10,7 +10,7 @@ from scipy import stats
 
 from sft_jax.sweeps.report.analysis import analyse
 from sft_jax.sweeps.report.curves import curves_of
-from sft_jax.sweeps.report.embedding import BEGIN, END, MarksError, check_marks, embed
+from sft_jax.sweeps.report.embedding import MARKS, MarksError, check_marks, embed
 from sft_jax.sweeps.report.plots import draw_sweep
 from sft_jax.sweeps.report.quantities import LOGGED, USUAL, QuantityError, quantity_of
 from sft_jax.sweeps.report.reading import read_runs
@@ -18,6 +18,8 @@ from sft_jax.sweeps.report.sections import settings_table
 from sft_jax.sweeps.report.terminal import terminal_report
 from sft_jax.sweeps.report.write import write_sweep_report
 from tests.sweeps import written
+
+BEGIN, END = MARKS
 
 ACCURACY = "held_out/accuracy"
 

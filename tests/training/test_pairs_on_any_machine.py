@@ -18,8 +18,9 @@ from sft_jax.training.forward import Randomness, target_log_probabilities
 from sft_jax.training.memory import BatchSizes, step_program
 from sft_jax.training.stacked.fields import NotStackableError, groups_of, refuse_what_cannot_be_stacked
 from tests import preferences, tiny
+from tests.models import families
 from tests.training import test_invariance as invariance
-from tests.training.test_invariance import OF_ANSWERS, measure
+from tests.training.test_invariance import MIXTURE_CASES, OF_ANSWERS, measure
 
 PAIRS = 16
 BY_KERNELS = [pytest.param(name, marks=pytest.mark.slow) for name in ("splash", "triton")]
@@ -28,10 +29,13 @@ MODELS = {"full": {}, "windows": {"model_type": "mistral", "sliding_window": 24}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Tiny models beside pairs: tied, with windows, and one with a head of its own for adapters."""
+    """Tiny models beside pairs: tied, with windows, one with a head of its own for adapters, a mixture of experts."""
     made = tmp_path_factory.mktemp("pairs")
     for name, changes in (MODELS | {"lora": {"tie_word_embeddings": False}}).items():
         tiny.write_checkpoint(made / name / "model", num_hidden_layers=2, **changes)
+    families.save(families.torch_model("mixtral"), made / "mixture" / "model")
+    tiny.tokenizer().save_pretrained(made / "mixture" / "model")
+    for name in (*MODELS, "lora", "mixture"):
         preferences.write_pairs(made / name / "pairs.jsonl", PAIRS)
         preferences.write_pairs(made / name / "held_out_pairs.jsonl", 4, seed=1)
     return made
@@ -156,6 +160,28 @@ def test_dpo(root, expected, case):
 def test_dpo_of_adapters(root, expected, case):
     built = build(root, "lora", **CASES[case])
     assert_same(measure(built, batch_of(built)), expected("lora"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["expert 4, fsdp 2", "replica 2, expert 2, tensor 2", "expert 2, context 4"])
+def test_dpo_with_experts_on_several_devices(root, expected, case):
+    """A balance loss as heavy as the loss itself is that of the whole step, too."""
+    heavy = {"model": "mixture", "experts.balance_loss": 1.0}
+    built = build(root, **heavy, **MIXTURE_CASES[case])
+    assert_same(measure(built, batch_of(built)), expected("full", **heavy))
+
+
+@pytest.mark.slow
+def test_a_shared_prompt_is_two_whole_rows_to_experts_on_several_devices(root):
+    """In all but the balance loss, which counts a shared prompt once."""
+    built = build(root, model="mixture", **{"experts.balance_loss": 0.0}, **MIXTURE_CASES["expert 4, fsdp 2"])
+    together = batch_of(built)
+    (metrics, gradient), (expected_metrics, expected_gradient) = (
+        measure(built, batch) for batch in (together, separate(built, together))
+    )
+    of_experts = {name for name in metrics if name.startswith(("balance", "expert"))}
+    kept = lambda found: {name: pair for name, pair in found.items() if name not in of_experts}
+    assert_same((kept(metrics), gradient), (kept(expected_metrics), expected_gradient))
 
 
 OPTIONS = {

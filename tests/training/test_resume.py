@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 import tests.training.poison  # noqa: F401  registers its objective
 from sft_jax.runs.checkpoints import Checkpoints
@@ -22,6 +23,7 @@ from sft_jax.runs.metric_log import read_metrics
 from sft_jax.runs.workdir import WorkdirError
 from sft_jax.training import run
 from tests import clock, tiny
+from tests.models import families
 from tests.ports import free_address
 from tests.training import moments
 
@@ -124,6 +126,23 @@ def test_killed_at_any_moment(root, uninterrupted, children):
     result = run(make_config(root), workdir)
     assert (result.step, result.interrupted) == (STEPS, None)
     assert_equal(history(workdir), uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_delta_net_that_was_killed(tmp_path, children):
+    """Layers with a state in place of keys and values, and experts (Qwen3-Next)."""
+    families.save(families.torch_model("qwen3_next"), tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    tiny.write_rows(tmp_path / "train.jsonl", 48)
+    tiny.write_rows(tmp_path / "held_out.jsonl", 12, seed=1)
+    run(make_config(tmp_path), tmp_path / "uninterrupted")
+    (end,) = children.run([(TRAIN, spec(tmp_path, tmp_path / "killed", moment="dispatch", step=6))])
+    assert end.status == -signal.SIGKILL, end.output[-3000:]
+    expected, left = history(tmp_path / "uninterrupted"), history(tmp_path / "killed")
+    assert left["step"] in (3, 4)  # whose checkpoint may have been in the making
+    assert any("delta" in path for path in flatten_dict(left["arrays"]["trained"], sep="/"))
+    run(make_config(tmp_path), tmp_path / "killed")
+    assert_equal(history(tmp_path / "killed"), expected)
 
 
 def test_a_checkpoint_left_by_a_killed_process_is_removed(root, uninterrupted, tmp_path):

@@ -13,7 +13,9 @@ from sft_jax.runs.workdir import write_whole
 from sft_jax.sweeps.report.plots import VARIED
 from sft_jax.sweeps.report.sections import sections_of
 
-BEGIN, END = "<!-- report of the sweep -->", "<!-- end of the report -->"
+Marks = tuple[str, str]  # a line before what is replaced, and one behind it
+
+MARKS: Marks = ("<!-- report of the sweep -->", "<!-- end of the report -->")
 PLOTS = "plots"  # directory beside the text
 
 
@@ -21,13 +23,17 @@ class MarksError(ValueError):
     """A text has no place for a report."""
 
 
-def check_marks(path: str) -> None:
+def check_marks(path: str, marks: Marks = MARKS) -> None:
     """Checks that a text has a place for a report.
+
+    Args:
+        path: of a Markdown file.
+        marks: between which the place is.
 
     Raises:
         MarksError: there is no such file, or it has not both marks, each once and in their order.
     """
-    _parts(Path(path))
+    _parts(Path(path), marks)
 
 
 def embed(found: Mapping[str, Any], plots: Sequence[Plot], path: str) -> None:
@@ -43,31 +49,44 @@ def embed(found: Mapping[str, Any], plots: Sequence[Plot], path: str) -> None:
     Raises:
         MarksError: see `check_marks`.
     """
-    text = Path(path)
-    before, old, after = _parts(text)
     shown = [plot for plot in plots if plot.section == VARIED]
+    lines = [*section_lines(sections_of(found)[0]), *(line for plot in shown for line in (image_line(plot, PLOTS), ""))]
+    replace(path, lines, {plot.name: plot.png for plot in shown})
+
+
+def replace(path: str, lines: Sequence[str], plots: Mapping[str, bytes], marks: Marks = MARKS) -> None:
+    """Writes lines between the marks of a text, and plots into `plots/` beside it; removes plots that stood there.
+
+    Args:
+        path: of a Markdown file.
+        lines: what stands between the marks then.
+        plots: PNG by name, of those that `lines` show.
+        marks: between which they are written.
+
+    Raises:
+        MarksError: see `check_marks`.
+    """
+    text = Path(path)
+    before, old, after = _parts(text, marks)
     (text.parent / PLOTS).mkdir(exist_ok=True)
-    for plot in shown:
-        write_whole(text.parent / PLOTS / f"{plot.name}.png", plot.png)
+    for name, png in plots.items():
+        write_whole(text.parent / PLOTS / f"{name}.png", png)
     for image in (text.parent / PLOTS).glob("*.png"):
-        if f"({PLOTS}/{image.name})" in old and image.stem not in {plot.name for plot in shown}:
+        if f"({PLOTS}/{image.name})" in old and image.stem not in plots:
             image.unlink()
-    lines = ["", *section_lines(sections_of(found)[0])]
-    for plot in shown:
-        lines += [image_line(plot, PLOTS), ""]
-    write_whole(text, before + "\n".join([BEGIN, *lines, END]) + after)
+    write_whole(text, before + "\n".join([marks[0], "", *lines, marks[1]]) + after)
 
 
-def _parts(path: Path) -> tuple[str, str, str]:
+def _parts(path: Path, marks: Marks) -> tuple[str, str, str]:
     """What stands before the marks, between them, and behind them."""
     if not path.is_file():
         raise MarksError(f"--into={path}: there is no such file")
     text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    between, end, after = rest.partition(END)
-    if not (begin and end) or text.count(BEGIN) + text.count(END) != 2:
+    before, begin, rest = text.partition(marks[0])
+    between, end, after = rest.partition(marks[1])
+    if not (begin and end) or sum(map(text.count, marks)) != 2:
         raise MarksError(
             f"--into={path}: the report replaces what stands between two lines, which have to be there once, in this "
-            f"order:\n{BEGIN}\n{END}"
+            "order:\n" + "\n".join(marks)
         )
     return before, between, after
