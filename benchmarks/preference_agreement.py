@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.steps import write_model
-from benchmarks.torch_pairs import Pair, pairs_of, torch_dpo_steps
+from benchmarks.torch_pairs import Pair, pairs_of, torch_dpo_steps, with_whole_embedding
 from benchmarks.trl_steps import first_dpo_steps
 
 _STEPS = flags.DEFINE_integer("steps", 20, "Optimizer steps.", lower_bound=1)
@@ -132,7 +132,9 @@ def _torch(root: Path, steps: list[list[Pair]]) -> Measured:
     import torch
     import transformers
 
-    load = lambda: transformers.AutoModelForCausalLM.from_pretrained(root / "model", dtype=torch.float32)
+    load = lambda: with_whole_embedding(
+        transformers.AutoModelForCausalLM.from_pretrained(root / "model", dtype=torch.float32)
+    )
     numbers = {"beta": BETA, "learning_rate": RATE, "betas": BETAS, "epsilon": EPSILON}
     return torch_dpo_steps(load(), load(), steps, **numbers)
 

@@ -84,6 +84,15 @@ def torch_dpo_steps(
     return np.array(found)
 
 
+def with_whole_embedding(model: Any) -> Any:
+    """The model, whose embedding has a gradient in every row.
+
+    Of the row of the pad token torch leaves out what reading the token gives. The pad token of SmolLM2 ends each turn.
+    """
+    model.get_input_embeddings().padding_idx = None
+    return model
+
+
 def gradient_norm(parameters: Iterable[Any]) -> float:
     """The norm of the gradient, summed in float64.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.torch_pairs import Pair, gradient_norm
+from benchmarks.torch_pairs import Pair, gradient_norm, with_whole_embedding
 from benchmarks.workers import StepFunction
 
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -28,7 +28,8 @@ def dpo(source: str, pairs: Sequence[Pair], size: int, **settings: Any) -> StepF
         size: pairs of a step.
         settings: more of `DPOConfig`.
     """
-    arguments = _quiet("DPOConfig", per_device_train_batch_size=size, max_steps=_ENDLESS, **settings)
+    kept = {"remove_unused_columns": False}  # the lengths, by which pairs may be grouped
+    arguments = _quiet("DPOConfig", per_device_train_batch_size=size, max_steps=_ENDLESS, **kept, **settings)
     trainer = _dpo_trainer(source, pairs, arguments, adapters=True)
     return Paced(trainer, lambda inputs: float(inputs["attention_mask"].sum()))
 
@@ -46,6 +47,7 @@ def first_dpo_steps(source: str, steps: Sequence[Sequence[Pair]], **settings: An
     alike = {"max_steps": len(steps), "train_sampling_strategy": "sequential", "logging_steps": 1}
     arguments = _quiet("DPOConfig", per_device_train_batch_size=len(steps[0]), **alike, **settings)
     trainer = _dpo_trainer(source, [pair for pairs in steps for pair in pairs], arguments, adapters=False)
+    with_whole_embedding(trainer.model)
     norms, clip = [], trainer.accelerator.clip_grad_norm_
 
     def measured(parameters, *arguments, **named):
