@@ -33,6 +33,7 @@ from tests.models import families, reference
 
 TOLERANCE = 1e-4
 FIRST = list({fields["model_type"]: name for name, (fields, _) in reversed(families.CASES.items())}.values())
+TRAINED = (*FIRST, "gemma4_text with experts")  # a case a model type; of Gemma 4 the wrapper has keys of other layers
 SEQUENCES, LENGTH = 2, 24
 # What takes long to compile and has tests of its own is off.
 SMALL_PROGRAM = {
@@ -55,9 +56,9 @@ def case(request, tmp_path_factory):
     return request.param, model, directory, ids, families.torch_logits(model, ids)
 
 
-@pytest.fixture(scope="module", params=FIRST)
+@pytest.fixture(scope="module", params=TRAINED)
 def trainable(request, tmp_path_factory):
-    """(name, directory with a tokenizer) of one case a model type."""
+    """(name, directory with a tokenizer)."""
     root = tmp_path_factory.mktemp("trainable")
     directory = families.save(families.torch_model(request.param), root / "model")
     tiny.tokenizer().save_pretrained(directory)
