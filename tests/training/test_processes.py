@@ -16,7 +16,7 @@ from sft_jax.runs import workdir as workdirs
 from sft_jax.runs.metric_log import read_metrics
 from sft_jax.training import run
 from sft_jax.training.gap import GAP
-from tests import preferences, tiny
+from tests import distillation, preferences, tiny
 from tests.children import Children, Ended
 from tests.models import families
 from tests.ports import free_address
@@ -191,6 +191,21 @@ def test_judged_answers_and_their_reference(root, ends_of, tmp_path, make):
     assert [len(values) for values in found] == [len(values) for values in expected]
     for values, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(values, other, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top_k", [0, 8])
+def test_a_teacher(root, ends_of, tmp_path, top_k):
+    """2 processes: its weights are spread over both, or one keeps what the next run finds."""
+    taught = QUICK | {"teacher.top_k": top_k, "mesh.fsdp": 4, "mesh.tensor": 2}
+    kept_in = lambda name: {"overrides": taught | {"data.cache": str(tmp_path / f"{name} cache")}}
+    run(distillation.config(root / "dense", **kept_in("alone")["overrides"]), tmp_path / "alone")
+    asked = {"config": "tests.distillation:config", "device_order": [0, 4, 1, 5, 2, 6, 3, 7], **kept_in("together")}
+    for name, source in (("together", "computed, kept in"), ("again", "from the cache")):
+        ends = ends_of(root / "dense", tmp_path / name, 2, 4, **asked)
+        assert [end.status for end in ends] == [0, 0], [end.output[-5000:] for end in ends]
+        assert ends[0].output.count(f" targets, {source}") == (2 if top_k else 0)  # of trained and held-out rows
+        assert_same_lines(history(tmp_path / name)[0], history(tmp_path / "alone")[0])
 
 
 def reference_in(cache: Path) -> list[np.ndarray]:
