@@ -74,11 +74,11 @@ def _row(order: Order, name: str, seed: int, *, changed: bool) -> Row:
     """A row about an order, or about a policy in its place; the question depends on name and seed alone."""
     chance = random.Random(f"letters/{seed}/{name}")
     file, number = name.split("/")
-    held_out = file == "held_out"
-    if held_out:
-        kind = POLICY if int(number) < len(HELD_OUT_POLICIES) else chance.choice([k for k in _KINDS if k != POLICY])
-    else:
-        kind = chance.choice(_KINDS)
+    held_out, of_orders = file == "held_out", [kind for kind in _KINDS if kind != POLICY]
+    if held_out and int(number) < len(HELD_OUT_POLICIES):
+        kind = POLICY
+    else:  # there are few questions about policies: they would be the same in training and validation
+        kind = chance.choice(_KINDS if file == "train" else of_orders)
     if kind != POLICY:
         return _as_row(about_order(order, kind, chance, held_out=held_out), name, order_record(order))
     policy, question = HELD_OUT_POLICIES[int(number)] if held_out else _trained_policy(chance)

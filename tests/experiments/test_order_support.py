@@ -7,7 +7,16 @@ import pytest
 
 from experiments.order_support import methods
 from experiments.order_support.letters import CLOSING, ESCALATION, OPENING, POLICY
-from experiments.order_support.rows import HELD_OUT, HELD_OUT_POLICIES, LATER, RECORDS, RECORDS_LATER, TRAIN, write_data
+from experiments.order_support.rows import (
+    HELD_OUT,
+    HELD_OUT_POLICIES,
+    LATER,
+    RECORDS,
+    RECORDS_LATER,
+    TRAIN,
+    VALIDATION,
+    write_data,
+)
 from experiments.order_support.scorer import claims, letter, with_days
 from experiments.order_support.shop import STATES, invent_orders, later, order_record
 from sft_jax.evaluation.scorers.cases import Case
@@ -53,6 +62,13 @@ def test_held_out_letters_are_about_other_orders_in_other_words(data):
     assert not numbers[0] & numbers[1]
     asked = [question_of(row) for row in held_out if row["kind"] == POLICY]
     assert len(asked) == len(set(asked)) == len(HELD_OUT_POLICIES)
+
+
+def test_nothing_is_trained_and_measured(tmp_path):
+    """In as many rows as the command writes: with so few policies the same question comes often."""
+    write_data(tmp_path, train_rows=400, held_out_rows=120, seed=0)
+    asked = [{question_of(row) for row in rows_of(tmp_path / name)} for name in (TRAIN, VALIDATION, HELD_OUT)]
+    assert sum(map(len, asked)) == len(set.union(*asked))
 
 
 def test_right_answers_are_right_and_say_what_stands_in_the_record(data):
