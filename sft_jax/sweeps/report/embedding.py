@@ -68,8 +68,8 @@ def replace(path: str, lines: Sequence[str], plots: Mapping[str, bytes], marks: 
     """
     text = Path(path)
     before, old, after = _parts(text, marks)
-    (text.parent / PLOTS).mkdir(exist_ok=True)
     for name, png in plots.items():
+        (text.parent / PLOTS).mkdir(exist_ok=True)
         write_whole(text.parent / PLOTS / f"{name}.png", png)
     for image in (text.parent / PLOTS).glob("*.png"):
         if f"({PLOTS}/{image.name})" in old and image.stem not in plots:
