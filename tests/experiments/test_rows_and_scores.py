@@ -1,6 +1,7 @@
 """What experiments share: rows that are read and written, sizes of training sets, tables and plots of scores."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,15 @@ def test_a_readme_has_a_place_for_what_its_command_finds(name):
     index = (ROOT / "experiments" / "README.md").read_text()
     (line,) = [line for line in index.splitlines() if f"({name}/README.md)" in line]
     assert ("Not measured." in line) == ("Not measured." in results)
+
+
+def test_the_guide_has_no_figure_that_is_in_no_table():
+    """Each score of docs/choosing.md stands, with its interval, in a text that the same paragraph or line links."""
+    for part in re.split(r"\n\n|\n(?=\|)", (ROOT / "docs" / "choosing.md").read_text()):
+        figures = re.findall(r"[-+]?\d\.\d{3} \[[^\]]*\]", part)
+        linked = re.findall(r"\]\((\.\./[^)#]*\.md)", part)
+        if figures and not linked:  # a line that goes on with "the same"
+            assert "same" in part, part
+        linked = linked or ["../experiments/order_support/README.md"]
+        texts = "".join((ROOT / "docs" / name).resolve().read_text() for name in linked)
+        assert all(figure in texts for figure in figures), [figure for figure in figures if figure not in texts]
