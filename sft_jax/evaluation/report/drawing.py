@@ -82,6 +82,13 @@ def short_name(text: str, longest: int = 32) -> str:
     return f" {literal(text, longest)}" if text.startswith("_") else literal(text, longest)
 
 
+def short_names(texts: Sequence[str], longest: int) -> list[str]:
+    """`short_name` of the levels of an axis, without the directory where all of them are in the same one."""
+    split = [text.rpartition("/") for text in texts]
+    together = len(texts) > 1 and len({directory for directory, _, _ in split}) == 1
+    return [short_name(name if together else text, longest) for text, (_, _, name) in zip(texts, split, strict=True)]
+
+
 def name_in_lines(text: str, width: int = 34) -> str:
     """As `short_name`, for a legend: what tells long names apart may stand at their end."""
     return "\n".join(textwrap.wrap(short_name(text, 4 * width), width))

@@ -19,7 +19,7 @@ from sft_jax.evaluation.report.drawing import (
     make_logarithmic,
     name_in_lines,
     png_of,
-    short_name,
+    short_names,
     with_file_names,
 )
 from sft_jax.sweeps.names import short_keys
@@ -216,7 +216,7 @@ def _along(axes: Any, name: str, levels: Sequence[Any], *, numeric: bool, logari
         axes.set_xscale("log")
     if not numeric or len(levels) <= 10:
         at = list(levels) if numeric else range(len(levels))
-        texts = [short_name(exact_text(level), 18) for level in levels]
+        texts = short_names([exact_text(level) for level in levels], 18)
         turned = {} if sum(map(len, texts)) < 70 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -239,7 +239,7 @@ def _grid_figure(found: Found, settings: Sequence[Found], labels: Mapping[str, s
     image = axes.imshow(table, cmap="viridis_r" if found["better"] == "lower" else "viridis", aspect="auto")
     figure.colorbar(image, ax=axes)
     for setter, levels, factor in ((axes.set_yticks, rows, factors[0]), (axes.set_xticks, columns, factors[1])):
-        setter(range(len(levels)), [short_name(exact_text(level), 14) for level in levels])
+        setter(range(len(levels)), short_names([exact_text(level) for level in levels], 14))
         (axes.set_ylabel if levels is rows else axes.set_xlabel)(literal(labels[factor]))
     axes.spines[:].set_visible(False)
     middle = (np.nanmin(table) + np.nanmax(table)) / 2

@@ -7,6 +7,7 @@ from PIL import Image
 
 from sft_jax.evaluation.methods import mixes
 from sft_jax.evaluation.report import plots
+from sft_jax.evaluation.report.drawing import short_names
 from sft_jax.evaluation.report.plots import draw_plots, method_colors
 from tests.evaluation.report.made_results import EVIL, comparison, everything, method, results_of, score, task
 
@@ -91,3 +92,11 @@ def test_the_axis_says_which_direction_is_better(monkeypatch, direction):
     monkeypatch.setattr(plots, "higher_is_better", lambda metric: direction)
     expected = {True: "exact match (higher is better)", False: "exact match (lower is better)", None: "exact match"}
     assert plots._metric_label("exact_match") == expected[direction]
+
+
+def test_levels_in_one_directory_are_told_apart():
+    files = [f"runs/short_titles/train_{rows}.jsonl" for rows in (2, 8)]
+    assert short_names(files, 18) == ["train_2.jsonl", "train_8.jsonl"]
+    assert short_names(["a/b.jsonl", "b.jsonl"], 18) == ["a/b.jsonl", "b.jsonl"]
+    assert short_names(["1e-3", "1e-4"], 18) == ["1e-3", "1e-4"]
+    assert short_names(files[:1], 8) == ["runs/sh…"]
