@@ -198,12 +198,12 @@ LONGROPE = {
 }
 
 GEMMA3 = {
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 6,
     "head_dim": 16,
     "sliding_window": WINDOW,
     "query_pre_attn_scalar": 24,
-    "sliding_window_pattern": 2,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window_pattern": 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
     "rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -216,11 +216,11 @@ GEMMA3_SWITCHES = GEMMA | {
 }
 GEMMA4 = {
     "model_type": "gemma4_text",
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 6,
     "head_dim": 8,
     "global_head_dim": 16,
     "sliding_window": WINDOW,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
     "rope_parameters": {
         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 500.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -238,11 +238,11 @@ GEMMA4_MOE = (
     GEMMA4 | SAME_KEYS | {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 24}
 )
 GEMMA4_SHARED = GEMMA4 | {
-    "num_hidden_layers": 6,
-    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "num_hidden_layers": 9,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 3,
     "hidden_size_per_layer_input": 12,
     "vocab_size_per_layer_input": 320,
-    "num_kv_shared_layers": 2,
+    "num_kv_shared_layers": 4,
     "use_double_wide_mlp": True,
 }
 GEMMA4_SWITCHES = {
