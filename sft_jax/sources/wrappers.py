@@ -247,7 +247,7 @@ def unwrapped(
     """
     kind = WRAPPERS.get(config["model_type"])
     if kind is None:
-        return config, _of_text_alone(config["model_type"], tensors), None
+        return config, _of_text_alone(config["model_type"], tensors, directory), None
     given = config.get(kind.text_config)
     if not isinstance(given, dict):
         raise SourceError(
@@ -274,13 +274,25 @@ def unwrapped(
     return text, read, wrapper
 
 
-def _of_text_alone(model_type: str, tensors: Mapping[str, TensorEntry]) -> Mapping[str, TensorEntry]:
+def _of_text_alone(model_type: str, tensors: Mapping[str, TensorEntry], directory: str) -> Mapping[str, TensorEntry]:
     """The tensors under the names of their family, where a text model was cut out of its wrapper and kept the names
     that it had there: `model.language_model.layers…` beside a config of `qwen3_5_text`.
+
+    Raises:
+        SourceError: a tensor is there under both names; names the first.
     """
-    cut_out = any(kind.text_defaults["model_type"] == model_type for kind in WRAPPERS.values())
-    beginnings = {_LAYOUTS[0]["model."]: "model."} if cut_out else {}
-    return {_renamed(name, beginnings) or name: entry for name, entry in tensors.items()}
+    if all(kind.text_defaults["model_type"] != model_type for kind in WRAPPERS.values()):
+        return tensors
+    found: dict[str, TensorEntry] = {}
+    for stored, entry in tensors.items():
+        name = _renamed(stored, {_LAYOUTS[0]["model."]: "model."}) or stored
+        if name in found:
+            raise SourceError(
+                f"{directory}: {name} is there twice, also as {name.replace('model.', _LAYOUTS[0]['model.'], 1)}. Of a "
+                f"{model_type} model one of them is expected."
+            )
+        found[name] = entry
+    return found
 
 
 def _tied(config: dict, text: dict, layout: Layout, tensors: Mapping[str, TensorEntry]) -> bool | None:

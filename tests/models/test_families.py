@@ -35,16 +35,6 @@ TOLERANCE = 1e-4
 FIRST = list({fields["model_type"]: name for name, (fields, _) in reversed(families.CASES.items())}.values())
 TRAINED = (*FIRST, "gemma4_text with experts")  # a case a model type; of Gemma 4 the wrapper has keys of other layers
 SEQUENCES, LENGTH = 2, 24
-# What takes long to compile and has tests of its own is off.
-SMALL_PROGRAM = {
-    "mesh.tensor": 2,
-    "execution.remat": "none",
-    "execution.attention": "reference",
-    "objective.head_chunk_tokens": 0,
-    "data.held_out": "",
-    "evaluation.every": "0 steps",
-    "checkpoint.best_metric": "",
-}
 
 
 @pytest.fixture(scope="module", params=families.CASES)
@@ -199,7 +189,7 @@ def test_greedy_text_equals_uncached(case):
 def test_a_run_trains_and_its_result_is_loaded(trainable):
     """LoRA on eight devices: every adapter has moved."""
     name, root = trainable
-    config = tiny.config(root, "lora", duration="2 steps", **SMALL_PROGRAM)
+    config = tiny.config(root, "lora", duration="2 steps", **{"mesh.tensor": 2, "checkpoint.best_metric": ""})
     assert (
         families.CASES[name][0]["model_type"] == json.loads((root / "model" / "config.json").read_text())["model_type"]
     )

@@ -17,7 +17,7 @@ from sft_jax.models.families import get_family
 from sft_jax.models.loading import decoder_config
 from sft_jax.models.peft_adapters import peft_adapter, settings_of
 from sft_jax.models.peft_loading import load_peft_adapter
-from sft_jax.sources import open_checkpoint
+from sft_jax.sources import SourceError, open_checkpoint
 from sft_jax.sources.checkpoint import PretrainedCheckpoint
 from sft_jax.sources.peft import open_peft_adapter
 from sft_jax.sources.tensors import TensorEntry
@@ -59,6 +59,11 @@ def test_a_text_model_that_kept_the_names_of_its_wrapper(case, tmp_path):
     expected = families.torch_logits(torch_model, IDS)
     np.testing.assert_allclose(families.torch_logits(theirs, IDS), expected, atol=1e-4)
     np.testing.assert_allclose(reference.logits_of(*load_pretrained(tmp_path), IDS), expected, atol=1e-4)
+    twice = "model.norm.weight"
+    both = load_file(tmp_path / "model.safetensors") | {twice: stored[twice]}
+    save_file(both, tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match=r"model\.norm\.weight is there twice, also as model\.language_model\.norm"):
+        load_pretrained(tmp_path)
 
 
 def test_rows_of_text_are_read_causally(wrapper):
