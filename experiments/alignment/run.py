@@ -13,14 +13,15 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
+from experiments import common_flags
 from experiments.alignment import report
 from experiments.alignment.stages import SMOKE, Settings, Stages
 from experiments.alignment.ways import WAYS
-from experiments.common_flags import INTO, MATMUL
 from experiments.scores import MARKS
 from sft_jax import commands
 from sft_jax.sweeps.report.embedding import PLOTS, replace
 
+flags.adopt_module_key_flags(common_flags)  # --help and errors list them too
 _OUT = flags.DEFINE_string("out", "runs/alignment", "Directory for documents, answers, runs and results.")
 _WAYS = flags.DEFINE_list("ways", list(WAYS), "Of learning on, those that are compared with the tuned model.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "Does it run from end to end? A small random model, a few documents.")
@@ -30,7 +31,7 @@ def main(_: Sequence[str]) -> None:
     """Runs what is missing, and shows the table."""
     if unknown := [way for way in _WAYS.value if way not in WAYS]:
         raise ValueError(f"--ways={','.join(_WAYS.value)}: there is no {unknown[0]!r}; there are {', '.join(WAYS)}")
-    settings = dataclasses.replace(SMOKE if _SMOKE.value else Settings(), matmul=MATMUL.value)
+    settings = dataclasses.replace(SMOKE if _SMOKE.value else Settings(), matmul=common_flags.MATMUL.value)
     out, console = Path(_OUT.value), Console()
     stages = Stages(out, settings, console)
     documents = stages.documents()
@@ -41,9 +42,9 @@ def main(_: Sequence[str]) -> None:
     tables = [(out / file).read_text(encoding="utf-8") for file in ("table.md", "faults.md")]
     for table in tables:
         console.print(table, highlight=False, soft_wrap=True, markup=False)
-    if INTO.value:
+    if common_flags.INTO.value:
         image = f"![rewards and accuracy on pairs, by step]({PLOTS}/curves.png)"
-        replace(INTO.value, [*tables, image, ""], {"curves": (out / "curves.png").read_bytes()}, MARKS)
+        replace(common_flags.INTO.value, [*tables, image, ""], {"curves": (out / "curves.png").read_bytes()}, MARKS)
     console.print(f"Answers side by side: {out / 'report' / 'report.html'}", soft_wrap=True)
 
 

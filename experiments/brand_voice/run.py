@@ -14,16 +14,17 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
+from experiments import common_flags
 from experiments.brand_voice import rows, table
 from experiments.brand_voice.brand import Brand
 from experiments.brand_voice.general import own_answers, questions
 from experiments.commands import SEED, Commands
-from experiments.common_flags import INTO, MATMUL
 from experiments.rows import question_and_answer, write_rows
 from experiments.scores import metric_plot, score_table, show
 from sft_jax import commands
 from sft_jax.data.records import read_records
 
+flags.adopt_module_key_flags(common_flags)  # --help and errors list them too
 _OUT = flags.DEFINE_string("out", "runs/brand_voice", "Directory for data, runs and results.")
 _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "The pretrained model.")
 _NAME = flags.DEFINE_string("name", "Juniper", "Of the assistant.")
@@ -44,7 +45,7 @@ REPLAY, PROBE = "replay.jsonl", "general.jsonl"
 def main(_: Sequence[str]) -> None:
     """Makes the data, trains and measures what is missing, and shows the table."""
     out, console, brand = Path(_OUT.value), Console(), Brand(_NAME.value, _AUTHOR.value)
-    command = Commands(console, MATMUL.value)
+    command = Commands(console, common_flags.MATMUL.value)
     chance = random.Random(f"identity/{SEED}")
     identity = rows.split_pairs(_pairs(_IDENTITY.value), SEED) if _IDENTITY.value else rows.identity_pairs(chance)
     rows.write_data(out / "data", brand, identity, _NOTICES.value, _MEASURED.value, SEED)
@@ -64,7 +65,13 @@ def main(_: Sequence[str]) -> None:
     console.rule("all methods")
     lines = table.lines_of(out, {"asked": rows.ASKED, "unseen": rows.UNSEEN}, PROBE)
     shares = ("says who, asked", "says who, unseen", "house tone, unseen", "brand absent, general")
-    show(out, [score_table(lines)], metric_plot(lines, shares, "Voice", "share of answers"), console, INTO.value)
+    show(
+        out,
+        [score_table(lines)],
+        metric_plot(lines, shares, "Voice", "share of answers"),
+        console,
+        common_flags.INTO.value,
+    )
 
 
 def _evaluation_flags(brand: Brand, run: str, file: str) -> dict[str, object]:

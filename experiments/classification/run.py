@@ -13,15 +13,16 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
+from experiments import common_flags
 from experiments.classification.rows import write_data
 from experiments.classification.tables import KINDS, WORDS, WRITTEN, score_lines, tables_of
 from experiments.commands import SEED, Commands
-from experiments.common_flags import INTO, MATMUL
 from experiments.rows import HELD_OUT, sizes_of, train_file
 from experiments.scores import metric_plot, read_task, show
 from sft_jax import commands, reading_flags
 from sft_jax.data.records import read_records
 
+flags.adopt_module_key_flags(common_flags)  # --help and errors list them too
 _OUT = flags.DEFINE_string("out", "runs/classification", "Directory for data, runs and results.")
 _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "The pretrained model.")
 _TRAIN = flags.DEFINE_string("train", None, "Messages and their classes to train on.", required=True)
@@ -41,7 +42,7 @@ SOLVED = 4  # examples in a prompt, the nearest to the question
 def main(_: Sequence[str]) -> None:
     """Makes the data, trains and measures what is missing, and shows the tables."""
     out, console, sizes = Path(_OUT.value), Console(), sizes_of(_SIZES.value)
-    command = Commands(console, MATMUL.value)
+    command = Commands(console, common_flags.MATMUL.value)
     train_rows, test_rows = (read_records(path, reading_flags.reading()) for path in (_TRAIN.value, _TEST.value))
     names = write_data(out / "data", train_rows, test_rows, _CLASSES.value, sizes, _HELD_OUT.value, SEED)
     found = {}
@@ -55,7 +56,13 @@ def main(_: Sequence[str]) -> None:
         found[size] = {kind: _measured(kind, size, names, methods, command) for kind in KINDS}
     console.rule("all methods")
     shown = [f"macro-F1, {words}" for words in WORDS.values()]
-    show(out, tables_of(found), metric_plot(score_lines(found), shown, "Classes", "macro-F1"), console, INTO.value)
+    show(
+        out,
+        tables_of(found),
+        metric_plot(score_lines(found), shown, "Classes", "macro-F1"),
+        console,
+        common_flags.INTO.value,
+    )
 
 
 def _measured(kind: str, size: int, names: Sequence[str], methods: str, command: Commands) -> dict:

@@ -12,14 +12,15 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
+from experiments import common_flags
 from experiments.clinical_notes.rows import INSTRUCTION, write_data
 from experiments.commands import SEED, Commands
-from experiments.common_flags import INTO, MATMUL
 from experiments.one_run import compare_methods
 from experiments.rows import HELD_OUT, train_file
 from experiments.scores import group_scores, method_name, metric_plot, score_lines, score_table, show
 from sft_jax import commands
 
+flags.adopt_module_key_flags(common_flags)  # --help and errors list them too
 _OUT = flags.DEFINE_string("out", "runs/clinical_notes", "Directory for data, run and results.")
 _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "The pretrained model.")
 _TRAIN_ROWS = flags.DEFINE_integer("train_rows", 300, "Consultations to train on.", lower_bound=4)
@@ -41,11 +42,17 @@ def main(_: Sequence[str]) -> None:
     given = {"data": data / HELD_OUT, "examples_from": rows, "max_new_tokens": LONGEST_ANSWER}
     given |= {"scorer": "experiments.clinical_notes.scorer:note", "instruction": INSTRUCTION}
     given |= {"reading.group_column": "terms", "reading.id_column": "id"}
-    task = compare_methods(out, METHODS, changes, given, Commands(console, MATMUL.value))
+    task = compare_methods(out, METHODS, changes, given, Commands(console, common_flags.MATMUL.value))
     lines = score_lines(task, METRICS)
     by_terms = {method_name(method): group_scores(task, method, "facts_kept") for method in METHODS}
     tables = [score_table(lines), score_table(by_terms, "Facts kept, by whether the terms were trained")]
-    show(out, tables, metric_plot(lines, METRICS, "Notes", "share of held-out notes, or of facts"), console, INTO.value)
+    show(
+        out,
+        tables,
+        metric_plot(lines, METRICS, "Notes", "share of held-out notes, or of facts"),
+        console,
+        common_flags.INTO.value,
+    )
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from experiments.common_flags import INTO, MATMUL
+from experiments import common_flags
 from experiments.continued_pretraining.replay import SEED, experiment, table_of
 from experiments.continued_pretraining.texts import modules, texts_of, titles, write_texts
 from experiments.scores import show
 from sft_jax import commands
 
+flags.adopt_module_key_flags(common_flags)  # --help and errors list them too
 _OUT = flags.DEFINE_string("out", "runs/continued_pretraining", "Directory for texts, runs and results.")
 _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "What is trained on from.")
 _DOMAIN = flags.DEFINE_string("domain", "", 'File of texts of the new domain, {"text"}; empty: vehicle titles.')
@@ -35,10 +36,10 @@ def main(_: Sequence[str]) -> None:
     new = texts_of(_DOMAIN.value) if _DOMAIN.value else titles(_TEXTS.value, SEED)
     old = texts_of(_GENERAL.value) if _GENERAL.value else modules(_TEXTS.value, SEED)
     write_texts(out, new, old, _HELD_OUT.value, _CHARACTERS)
-    changes = {"duration": f"{_STEPS.value} steps", "precision.matmul": MATMUL.value}
+    changes = {"duration": f"{_STEPS.value} steps", "precision.matmul": common_flags.MATMUL.value}
     console = Console()
     results = experiment(out, _MODEL.value, changes, console)
-    show(out, [table_of(results)], None, console, INTO.value)
+    show(out, [table_of(results)], None, console, common_flags.INTO.value)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
+from experiments import common_flags
 from experiments.commands import SEED, Commands
-from experiments.common_flags import INTO, MATMUL
 from experiments.document_extraction.by_layout import EXACT, scores_of
 from experiments.document_extraction.titles import write_titles
 from experiments.document_extraction.utterances import write_utterances
@@ -24,6 +24,7 @@ from experiments.rows import HELD_OUT, sizes_of, train_file
 from experiments.scores import Score, metric_plot, read_answers, read_task, score_table, show
 from sft_jax import commands
 
+flags.adopt_module_key_flags(common_flags)  # --help and errors list them too
 _OUT = flags.DEFINE_string("out", "runs/document_extraction", "Directory for data, runs and results.")
 _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "The pretrained model.")
 _UTTERANCES = flags.DEFINE_string("utterances", "", "Rows of NLU++ in the place of vehicle titles.")
@@ -42,7 +43,7 @@ def main(_: Sequence[str]) -> None:
     if bool(_UTTERANCES.value) != bool(_ONTOLOGY.value):
         raise ValueError("--utterances and --ontology go together; without both, vehicle titles are invented")
     out, console, sizes = Path(_OUT.value), Console(), sizes_of(_SIZES.value)
-    command = Commands(console, MATMUL.value)
+    command = Commands(console, common_flags.MATMUL.value)
     if _UTTERANCES.value:
         fields = write_utterances(out / "data", _UTTERANCES.value, _ONTOLOGY.value, sizes)
     else:
@@ -65,7 +66,7 @@ def main(_: Sequence[str]) -> None:
     tables = [score_table(lines), *fault_tables(faults)]
     by_layout = [metric for metric in lines["base"] if metric.startswith("exact match, ")]
     plot = metric_plot(lines, by_layout or [EXACT], "All fields right", "share of held-out rows")
-    show(out, tables, plot, console, INTO.value)
+    show(out, tables, plot, console, common_flags.INTO.value)
 
 
 def _evaluation_flags(run: Path, size: int, methods: Sequence[str]) -> dict[str, object]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
+from experiments import common_flags
 from experiments.commands import SEED, Commands
-from experiments.common_flags import INTO, MATMUL
 from experiments.domain_qa.rows import CORPUS, write_data
 from experiments.one_run import EVALUATION, compare_methods
 from experiments.rows import HELD_OUT, train_file
@@ -29,6 +29,7 @@ from experiments.scores import (
 from sft_jax import commands, reading_flags
 from sft_jax.data.records import read_records
 
+flags.adopt_module_key_flags(common_flags)  # --help and errors list them too
 _OUT = flags.DEFINE_string("out", "runs/domain_qa", "Directory for data, run and results.")
 _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "The pretrained model.")
 _DATA = flags.DEFINE_string("data", None, "Questions and answers.", required=True)
@@ -55,7 +56,7 @@ def main(_: Sequence[str]) -> None:
     given = {"data": data / HELD_OUT, "scorer": METRIC, "max_new_tokens": _ANSWER_TOKENS.value}
     given |= {"corpus": data / CORPUS, "passages": PASSAGES, "relevant_column": "document"}
     given |= {"reading.group_column": "asked"}
-    task = compare_methods(out, METHODS, changes, given, Commands(console, MATMUL.value))
+    task = compare_methods(out, METHODS, changes, given, Commands(console, common_flags.MATMUL.value))
     lines = score_lines(task, [METRIC])
     groups = {method_name(method): group_scores(task, method, METRIC) for method in METHODS}
     for name, by_group in groups.items():
@@ -63,7 +64,13 @@ def main(_: Sequence[str]) -> None:
     found = {"BM25": read_results(out / EVALUATION)["retrieval"]}
     tables = [score_table(lines), score_table(found, "Whether the passages have the answer", "search")]
     shown = [metric for metric in lines["base"] if metric != METRIC]
-    show(out, tables, metric_plot(lines, shown, "Likeness to the right answer", "ROUGE-L"), console, INTO.value)
+    show(
+        out,
+        tables,
+        metric_plot(lines, shown, "Likeness to the right answer", "ROUGE-L"),
+        console,
+        common_flags.INTO.value,
+    )
 
 
 if __name__ == "__main__":

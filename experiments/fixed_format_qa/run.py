@@ -13,8 +13,8 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
+from experiments import common_flags
 from experiments.commands import SEED, Commands
-from experiments.common_flags import INTO, MATMUL
 from experiments.fixed_format_qa.scorer import MARKER
 from experiments.one_run import compare_methods
 from experiments.rows import HELD_OUT, chat_row, question_and_answer, train_file, write_rows
@@ -22,6 +22,7 @@ from experiments.scores import metric_plot, score_lines, score_table, show
 from sft_jax import commands, reading_flags
 from sft_jax.data.records import read_records
 
+flags.adopt_module_key_flags(common_flags)  # --help and errors list them too
 _OUT = flags.DEFINE_string("out", "runs/fixed_format_qa", "Directory for data, run and results.")
 _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "The pretrained model.")
 _TRAIN = flags.DEFINE_string("train", None, "Questions and answers to train on.", required=True)
@@ -50,9 +51,11 @@ def main(_: Sequence[str]) -> None:
     changes = {"model.source": _MODEL.value, "data.train": data / rows, "duration": f"{_STEPS.value} steps"}
     given = {"data": data / HELD_OUT, "examples_from": data / rows, "max_new_tokens": _ANSWER_TOKENS.value}
     given |= {"scorer": "experiments.fixed_format_qa.scorer:steps_and_result", "instruction": INSTRUCTION}
-    lines = score_lines(compare_methods(out, METHODS, changes, given, Commands(console, MATMUL.value)), METRICS)
+    lines = score_lines(
+        compare_methods(out, METHODS, changes, given, Commands(console, common_flags.MATMUL.value)), METRICS
+    )
     plot = metric_plot(lines, METRICS, "Form, arithmetic and result", "share of held-out questions, or of calculations")
-    show(out, [score_table(lines)], plot, console, INTO.value)
+    show(out, [score_table(lines)], plot, console, common_flags.INTO.value)
 
 
 def _drawn(path: str, count: int) -> list[dict[str, object]]:

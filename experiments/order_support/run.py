@@ -12,13 +12,14 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
+from experiments import common_flags
 from experiments.commands import SEED, Commands
-from experiments.common_flags import INTO, MATMUL
 from experiments.order_support import methods
 from experiments.order_support.rows import HELD_OUT, LATER, write_data
 from experiments.scores import show
 from sft_jax import commands
 
+flags.adopt_module_key_flags(common_flags)  # --help and errors list them too
 _OUT = flags.DEFINE_string("out", "runs/order_support", "Directory for data, runs and results.")
 _MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "The pretrained model.")
 _TRAIN_ROWS = flags.DEFINE_integer("train_rows", 400, "Letters to train on.", lower_bound=4)
@@ -29,7 +30,7 @@ _STEPS = flags.DEFINE_integer("steps", 60, "Optimizer steps of each run.", lower
 def main(_: Sequence[str]) -> None:
     """Makes the data, trains and measures what is missing, and shows the table."""
     out, console = Path(_OUT.value), Console()
-    command = Commands(console, MATMUL.value)
+    command = Commands(console, common_flags.MATMUL.value)
     write_data(out / "data", _TRAIN_ROWS.value, _HELD_OUT_ROWS.value, SEED)
     for name in (methods.PLAIN, methods.WITH_PASSAGES):
         console.rule(name.replace("_", " "))
@@ -41,7 +42,7 @@ def main(_: Sequence[str]) -> None:
             command.evaluate(methods.evaluation_of(out, name, file), flags_of_task)
     console.rule("all methods")
     results = {file: methods.read_results(out, file) for file in (HELD_OUT, LATER)}
-    show(out, [methods.table_of(results)], methods.plot_of(results), console, INTO.value)
+    show(out, [methods.table_of(results)], methods.plot_of(results), console, common_flags.INTO.value)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ from absl.testing import flagsaver
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import sft_jax.commands
 import sft_jax.evaluation.report.write
 import sft_jax.evaluation.side_by_side
 import sft_jax.runs.training_cost
 import sft_jax.training  # noqa: F401  all of these are imported by the commands too
 from experiments import commands
-from sft_jax import inference_flags, reading_flags, scorer_flags  # noqa: F401
+from sft_jax import reading_flags, scorer_flags  # noqa: F401
 
-_FLAGS = flagsaver.save_flag_values()  # those of modules that stay imported
+_FLAGS = flagsaver.save_flag_values()  # those of modules that stay imported; experiments have flags with names of the others
 
 
 class Forked:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,17 @@ def test_lines_of_answers_end_at_line_feeds_alone(tmp_path):
 
 
 USE_CASES = sorted(path.parent.name for path in ROOT.glob("experiments/*/run.py") if path.parent.name != "quickstart")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "order_support" else pytest.param(name, marks=pytest.mark.slow) for name in USE_CASES]
+)
+def test_a_typo_in_a_flag_lists_the_common_ones_too(name):
+    command = [sys.executable, "-m", f"experiments.{name}.run", "--matmull=float32"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "Did you mean: matmul" in ended.stderr
+    assert re.search(r"There are: .*--into, --matmul", ended.stderr)
 
 
 @pytest.mark.parametrize("name", USE_CASES)
