@@ -24,7 +24,8 @@ import sft_jax.training  # noqa: F401  all of these are imported by the commands
 from experiments import commands
 from sft_jax import reading_flags, scorer_flags  # noqa: F401
 
-_FLAGS = flagsaver.save_flag_values()  # those of modules that stay imported; experiments have flags with names of the others
+# Those of modules that stay imported. What a command defines beside them an experiment may define too.
+_FLAGS = flagsaver.save_flag_values()
 
 
 class Forked:
