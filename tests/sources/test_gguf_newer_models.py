@@ -142,9 +142,9 @@ ONES = np.ones((4, 8), np.float32)
             {"blk.0.attn_gate.weight": ONES},
             r"attn_gate.weight has 4 rows; .* has it that there are 72",
         ),
-        ("gemma4", {"attention.sliding_window_pattern": 6}, {}, r"pattern is 6; expected true or false for each of 6"),
-        ("gemma4", {"attention.head_count_kv": [2, 1] * 3}, {}, r"expected one number in all layers of the type 'slid"),
-        ("gemma4", {"attention.head_count_kv": [2, 1]}, {}, r"expected a whole number .* for each of 6 layers"),
+        ("gemma4", {"attention.sliding_window_pattern": 6}, {}, r"pattern is 6; expected true or false for each of 4"),
+        ("gemma4", {"attention.head_count_kv": [2, 2, 1, 1]}, {}, r"expected one number in all layers of the type 'slid"),
+        ("gemma4", {"attention.head_count_kv": [2, 1]}, {}, r"expected a whole number .* for each of 4 layers"),
         (
             "gemma4",
             {"attention.value_length_swa": 9},
@@ -154,8 +154,8 @@ ONES = np.ones((4, 8), np.float32)
         ("gemma4", {"rope.dimension_count": 8}, {}, r"is 8; expected the head dimension of layers without a window 16"),
         ("gemma4", {}, {"rope_freqs.weight": None}, r"has no tensor rope_freqs.weight"),
         ("gemma4", {}, {"rope_freqs.weight": np.ones(4, np.float32)}, r"has other divisors than 1 for the first pairs"),
-        ("gemma4", {}, {"blk.5.attn_v.weight": ONES}, r"has no tensor blk.2.attn_v.weight, but others"),
-        ("gemma4 with shared keys", {"feed_forward_length": [48] * 4 + [96] * 5}, {}, r"twice as much from layer 5 on"),
+        ("gemma4", {}, {"blk.3.attn_v.weight": ONES}, r"has no tensor blk.1.attn_v.weight, but others"),
+        ("gemma4 with shared keys", {"feed_forward_length": [48] * 3 + [96] * 3}, {}, r"twice as much from layer 4 on"),
         (
             "gemma4 with shared keys",
             {},
