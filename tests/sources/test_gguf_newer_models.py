@@ -143,7 +143,12 @@ ONES = np.ones((4, 8), np.float32)
             r"attn_gate.weight has 4 rows; .* has it that there are 72",
         ),
         ("gemma4", {"attention.sliding_window_pattern": 6}, {}, r"pattern is 6; expected true or false for each of 4"),
-        ("gemma4", {"attention.head_count_kv": [2, 2, 1, 1]}, {}, r"expected one number in all layers of the type 'slid"),
+        (
+            "gemma4",
+            {"attention.head_count_kv": [2, 2, 1, 1]},
+            {},
+            r"expected one number in all layers of the type 'slid",
+        ),
         ("gemma4", {"attention.head_count_kv": [2, 1]}, {}, r"expected a whole number .* for each of 4 layers"),
         (
             "gemma4",
