@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.alignment.faults import faults_in, rejected_answers
+from experiments.alignment.ways import Model
 from experiments.faults import fault_tables
 from experiments.scores import read_answers, read_results
 from sft_jax.evaluation.figures import ABSENT, difference_text, p_text, score_text
-from sft_jax.evaluation.methods import TUNED
 from sft_jax.evaluation.report.drawing import COLORS, GRID, figure_with_axes, png_of
 from sft_jax.evaluation.report.markdown import table_lines
 from sft_jax.evaluation.report.tables import TextTable
@@ -30,24 +30,29 @@ _CURVES = {"dpo": "train/accuracy", "rlvr": "train/reward"}  # name of a run -> 
 _SEED = 0  # of the bootstrap
 
 
-def write(out: Path, evaluations: Mapping[str, Path], costs: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def write(
+    out: Path, models: Sequence[Model], evaluations: Mapping[str, Path], costs: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
     """Writes `results.json`, `table.md`, `faults.md`, the report with answers side by side, and the runs' curves.
 
     Args:
         out: directory of the experiment.
-        evaluations: name of a model -> directory of its evaluation. The others are compared with the first.
+        models: what is compared.
+        evaluations: name of a model -> directory of its evaluation.
         costs: of the stages.
 
     Returns:
         The results, of the form of evaluations, and beside it `costs`.
     """
-    rows = {name: read_answers(directory, TUNED) for name, directory in evaluations.items()}
-    methods = {name: read_results(directory)["methods"][TUNED] for name, directory in evaluations.items()}
+    methods, rows = {}, {}
+    for name, directory in evaluations.items():
+        ((method, methods[name]),) = read_results(directory)["methods"].items()
+        rows[name] = read_answers(directory, method)
     results = results_of(rows, methods)
     write_report(results, {TASK: rows}, out / "report")
     results["costs"] = {name: dict(cost) for name, cost in costs.items()}
     write_whole(out / RESULTS, json.dumps(results, indent=2) + "\n")
-    write_whole(out / "table.md", "\n".join(table_lines(table_of(results))) + "\n")
+    write_whole(out / "table.md", "\n".join(table_lines(table_of(results, models))) + "\n")
     faults = {name: faults_in((row["reference"], row["answer"]) for row in found) for name, found in rows.items()}
     if (pairs := out / "pairs.jsonl").exists():
         faults = {"rejected answers of the pairs": faults_in(rejected_answers(pairs, out / "fresh.jsonl")), **faults}
@@ -85,19 +90,24 @@ def results_of(rows: Mapping[str, Sequence[Mapping]], methods: Mapping[str, Mapp
     }
 
 
-def table_of(results: Mapping[str, Any]) -> TextTable:
-    """A row for each model: its scores, the difference in exact match to the first, and what it took."""
+def table_of(results: Mapping[str, Any], models: Sequence[Model]) -> TextTable:
+    """A row for each model: its scores, the difference in exact match to another one, and what it took."""
     task, costs = results["tasks"][TASK], results["costs"]
-    first = next(iter(task["scores"]))
-    heads = ("exact match", f"less {first}", "p (McNemar)", "p (Holm)", "field F1", "valid JSON", "processor minutes")
+    others = {model.compared_with for model in models} - {None}
+    (same,) = others if len(others) == 1 else (None,)
+    compared_heads = (f"less {same}",) if same else ("compared with", "difference")
+    heads = ("exact match", *compared_heads, "p (McNemar)", "p (Holm)", "field F1", "valid JSON", "processor minutes")
     rows = []
-    for name, scores in task["scores"].items():
-        texts = [score_text(scores[metric]) for metric in _METRICS]
-        tested = [ABSENT] * 3
-        if name != first:
-            pair = compared(task, first, name)
-            tested = [difference_text(pair), *(_p(pair[key]) for key in ("p_value", "p_holm"))]
-        rows.append((name, texts[0], *tested, *texts[1:], f"{costs[name]['processor_seconds'] / 60:.1f}"))
+    for model in models:
+        texts = [score_text(task["scores"][model.name][metric]) for metric in _METRICS]
+        found = [ABSENT] * 3
+        if model.compared_with is not None:
+            pair = compared(task, model.compared_with, model.name)
+            found = [difference_text(pair), *(_p(pair[key]) for key in ("p_value", "p_holm"))]
+        if not same:
+            found = [model.compared_with or ABSENT, *found]
+        minutes = f"{costs[model.name]['processor_seconds'] / 60:.1f}" if model.name in costs else ABSENT
+        rows.append((model.name, texts[0], *found, *texts[1:], minutes))
     return TextTable("", ("model", *heads), tuple(rows))
 
 

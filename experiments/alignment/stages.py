@@ -37,6 +37,10 @@ class Settings:
 
     Attributes:
         model: the pretrained one.
+        is_chain: whether each stage begins with the model of the one before it.
+        pretrained_on: texts of the domain that a chain begins with.
+        pretraining_steps: on these.
+        pretraining_rate: learning rate of these steps.
         tuned_on: documents that it is tuned on first.
         tuned_by: flags of that run, beside configs/quickstart.py and its data.
         fresh: documents that all later stages learn from.
@@ -56,6 +60,10 @@ class Settings:
     """
 
     model: str = MODEL
+    is_chain: bool = False
+    pretrained_on: int = 160
+    pretraining_steps: int = 16
+    pretraining_rate: float = 1e-3
     tuned_on: int = 600
     tuned_by: tuple[str, ...] = ("--config.duration=24 steps", *_batch(tokens=512, sequences=2, parts=2))
     fresh: int = 160
@@ -78,6 +86,8 @@ class Settings:
 SMOKE = Settings(
     model=f"random:{MODEL}?num_hidden_layers=2&hidden_size=32&intermediate_size=64&num_attention_heads=2"
     "&num_key_value_heads=1&head_dim=16",
+    pretrained_on=32,
+    pretraining_steps=2,
     tuned_on=32,
     tuned_by=("--config.duration=40 steps", "--config.adapter.method=none", "--config.optimizer.learning_rate=0.03"),
     fresh=4,
@@ -126,22 +136,36 @@ class Stages:
     def documents(self) -> dict[str, Path]:
         """Writes the documents, of which no two share an owner, a VIN, a title number or their text.
 
-        `tuned_on` are the quickstart's. `fresh` and `tested` are made with another seed.
+        `tuned_on` are the quickstart's. `fresh` and `tested` are made with another seed, and so are the `texts` of a
+        chain, which have neither question nor answer.
         """
         settings = self.settings
         tuned_on, held_out = make_documents(settings.tuned_on, _HELD_OUT, SEED)
-        fresh, tested = make_documents(settings.fresh, settings.tested, SEED + 1, unlike=(*tuned_on, *held_out))
-        paths = {}
-        for name, made in (("tuned_on", tuned_on), ("fresh", fresh), ("tested", tested)):
-            paths[name] = self.out / f"{name}.jsonl"
-            write_whole(paths[name], lines_of(made))
+        others = (*tuned_on, *held_out)
+        fresh, tested = make_documents(settings.fresh, settings.tested, SEED + 1, unlike=others)
+        written = {"tuned_on": lines_of(tuned_on), "fresh": lines_of(fresh), "tested": lines_of(tested)}
+        if settings.is_chain:
+            others = (*others, *fresh, *tested)
+            texts, _ = make_documents(settings.pretrained_on, 0, SEED + 2, unlike=others)
+            written["texts"] = "".join(json.dumps({"text": document.text}) + "\n" for document in texts)
+        paths = {name: self.out / f"{name}.jsonl" for name in written}
+        for name, lines in written.items():
+            write_whole(paths[name], lines)
         return paths
 
-    def tuned(self, rows: Path) -> Path:
-        """The pretrained model, tuned as in the quickstart."""
+    def pretrained(self, model: str, texts: Path, name: str) -> Path:
+        """A model that has read texts of the domain, every token of which is trained."""
         settings = self.settings
-        flags = [f"--config.model.source={settings.model}", *settings.tuned_by]
-        return self._trained("tuned", "configs/quickstart.py", rows, flags)
+        flags = [f"--config.model.source={model}", f"--config.optimizer.learning_rate={settings.pretraining_rate}"]
+        flags += [f"--config.duration={settings.pretraining_steps} steps", "--config.optimizer.warmup=2 steps"]
+        return self._trained(
+            name, "configs/continued.py:lora", texts, [*flags, *_batch(tokens=512, sequences=2, parts=2)]
+        )
+
+    def tuned(self, model: str | Path, rows: Path, name: str) -> Path:
+        """A model, tuned as in the quickstart."""
+        flags = [f"--config.model.source={model}", *self.settings.tuned_by]
+        return self._trained(name, "configs/quickstart.py", rows, flags)
 
     def own_answers(self, model: Path, rows: Path, keep: str) -> Path:
         """Rows made of a model's own answers: `pairs` of a right and a wrong one, or the `best`, if it is right.
@@ -183,13 +207,13 @@ class Stages:
         flags += _batch(tokens=tokens, sequences=count, parts=count)
         return self._trained(name, "configs/rlvr.py:lora", rows, flags)
 
-    def evaluated(self, model: Path, rows: Path) -> Path:
+    def evaluated(self, model: str | Path, rows: Path, name: str) -> Path:
         """The directory of an evaluation of a model, by the most likely answers."""
-        settings, out = self.settings, self.out / "evaluations" / model.name
+        settings, out = self.settings, self.out / "evaluations" / name
         if not (out / RESULTS).exists():
             flags = [f"--model={model}", f"--data={rows}", f"--scorer={SCORER}", "--noloss", f"--out={out}"]
             flags += [f"--max_new_tokens={settings.longest_answer}", *self._inference()]
-            self._run(f"evaluation of {model.name}", "sft_jax.evaluate", flags)
+            self._run(f"evaluation of {name}", "sft_jax.evaluate", flags)
         return out
 
     def _trained(self, name: str, config: str, rows: Path, flags: Sequence[str]) -> Path:

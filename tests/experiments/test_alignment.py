@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from scipy import stats
 from experiments.alignment import report
 from experiments.alignment.faults import faults_in, rejected_answers
 from experiments.alignment.stages import Settings, Stages
-from experiments.alignment.ways import WAYS
+from experiments.alignment.ways import WAYS, Model
 from experiments.faults import Faults
 from experiments.quickstart.documents import SEED, lines_of, make_documents
+from experiments.scores import MARKS
 from tests.advice.source import ROOT
 
 QUIET = Console(quiet=True)
@@ -55,11 +57,25 @@ def test_fresh_documents_are_like_none_that_were_trained_on(tmp_path):
     paths = Stages(tmp_path, Settings(tuned_on=40, fresh=30, tested=20), QUIET).documents()
     assert paths["tuned_on"].read_text() == lines_of(make_documents(40, 100, SEED)[0])
     texts = [json.loads(line)["messages"] for path in paths.values() for line in path.read_text().splitlines()]
-    assert len({messages[0]["content"] for messages in texts}) == len(texts) == 90
+    questions = {messages[0]["content"] for messages in texts}
+    assert len(questions) == len(texts) == 90
     answers = [json.loads(messages[1]["content"]) for messages in texts]
     for name in ("vin", "title_number"):
         stated = [one[name] for one in answers if one[name] is not None]
         assert len(set(stated)) == len(stated) > 50
+
+
+def test_texts_of_a_chain_are_in_no_question(tmp_path):
+    settings = Settings(is_chain=True, pretrained_on=25, tuned_on=20, fresh=10, tested=10)
+    paths = Stages(tmp_path, settings, QUIET).documents()
+    texts = [json.loads(line)["text"] for line in paths.pop("texts").read_text().splitlines()]
+    assert len(set(texts)) == 25
+    rows = "".join(path.read_text() for path in paths.values())
+    assert not any(json.dumps(text, ensure_ascii=False)[1:-1] in rows for text in texts)
+    asked = make_documents(20, 100, SEED)[0]  # the check finds what is there
+    assert all(json.dumps(document.text, ensure_ascii=False)[1:-1] in rows for document in asked)
+    plain = Stages(tmp_path / "plain", Settings(tuned_on=20, fresh=10, tested=10), QUIET).documents()
+    assert {name: path.read_text() for name, path in plain.items()} == {name: paths[name].read_text() for name in paths}
 
 
 def test_documents_unlike_others():
@@ -85,7 +101,7 @@ def test_the_table_has_the_paired_test_of_the_same_documents():
     rows = {"tuned": rows_of(tuned), "dpo": rows_of(better, valid=np.arange(40) > 0)}
     results = report.results_of(rows, dict.fromkeys(rows, METHOD))
     costs = {"tuned": {"seconds": 1.0, "processor_seconds": 90.0}, "dpo": {"seconds": 1.0, "processor_seconds": 30.0}}
-    table = report.table_of(results | {"costs": costs})
+    table = report.table_of(results | {"costs": costs}, [Model("tuned", "a"), Model("dpo", "b", "tuned")])
     cells = list(map(list, zip(*table.rows, strict=True)))
     won, lost = int((better & ~tuned).sum()), int((tuned & ~better).sum())
     p_value = stats.binomtest(min(won, lost), won + lost).pvalue
@@ -95,6 +111,20 @@ def test_the_table_has_the_paired_test_of_the_same_documents():
     assert cells[3] == cells[4] == ["-", "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"]
     assert cells[6] == ["1.000 [0.912, 1.000]", "0.975 [0.871, 0.996]"]
     assert cells[7] == ["1.5", "0.5"]
+
+
+def test_a_chain_says_what_each_stage_is_compared_with():
+    right = {"base": [False] * 4, "pretrained": [False] * 4, "tuned": [True] * 3 + [False]}
+    rows = {name: rows_of(found) for name, found in right.items()}
+    results = report.results_of(rows, dict.fromkeys(rows, METHOD)) | {"costs": {}}
+    models = [Model("base", "x"), Model("pretrained", "a", "base"), Model("tuned", "b", "pretrained")]
+    table = report.table_of(results, models)
+    assert table.columns[:4] == ("model", "exact match", "compared with", "difference")
+    assert [(row[0], row[2], row[3].split()[0], row[-1]) for row in table.rows] == [
+        ("base", "-", "-", "-"),
+        ("pretrained", "base", "+0.000", "-"),
+        ("tuned", "pretrained", "+0.750", "-"),
+    ]
 
 
 def test_other_documents_are_refused():
@@ -149,3 +179,24 @@ def test_from_end_to_end(tmp_path):
     assert len((out / "table.md").read_text().strip().splitlines()) == 2 + 2
     assert len((out / "faults.md").read_text().strip().splitlines()) == 2 + 1 + 2
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_chain_from_end_to_end(tmp_path):
+    """Each stage reads what the one before it made."""
+    out, text = tmp_path / "out", tmp_path / "README.md"
+    text.write_text("\n".join([*MARKS, ""]))
+    command = [sys.executable, "-m", "experiments.alignment.run", "--smoke", "--chain", "--matmul=float32"]
+    run = lambda *more: subprocess.run([*command, f"--out={out}", *more], cwd=ROOT, capture_output=True, text=True)
+    assert "--ways and --chain: a chain has all its stages" in run("--ways=dpo").stderr
+    done = run(f"--into={text}")
+    assert done.returncode == 0, done.stderr + done.stdout
+    names = ["base", "pretrained", "tuned", "dpo", "rlvr", "without_pretraining"]
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["tasks"][report.TASK]["scores"]) == names
+    source = {name: json.loads((out / name / "config.json").read_text())["model"]["source"] for name in names[1:]}
+    base = Settings.model
+    assert [Path(source[name]).name for name in names[2:5]] == names[1:4]
+    assert all(base in source[name] for name in ("pretrained", "without_pretraining"))
+    assert f"| {names[-1]} |" in text.read_text()
+    assert (tmp_path / "plots" / "chain.png").exists()

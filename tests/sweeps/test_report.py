@@ -18,7 +18,7 @@ from sft_jax.sweeps.report.curves import curves_of
 from sft_jax.sweeps.report.plots import draw_sweep, is_spread
 from sft_jax.sweeps.report.quantities import LOGGED, USUAL, QuantityError, quantity_of
 from sft_jax.sweeps.report.reading import read_runs
-from sft_jax.sweeps.report.sections import sections_of, verdicts_of
+from sft_jax.sweeps.report.sections import number_text, sections_of, verdicts_of
 from sft_jax.sweeps.report.terminal import terminal_report
 from sft_jax.sweeps.report.write import write_sweep_report
 from tests.parsed_page import Parsed
@@ -433,3 +433,18 @@ def test_texts_of_users_are_no_markup(tmp_path):
     assert "<script>alert" not in page
     assert "<b>no</b>" not in page
     assert "<b>no</b> [red]disk[/red]" in terminal_text(found)
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [
+        ({"value": 3.7e-17, "low": -0.2372, "high": 0.2372}, "+0 [-0.2372, +0.2372]"),
+        ({"value": -7.9e-16, "low": -0.25, "high": 0.25}, "+0 [-0.25, +0.25]"),
+        ({"value": 3.7e-9, "low": -2.5e-9, "high": 9e-9}, "+3.7e-09 [-2.5e-09, +9e-09]"),  # all of it is small
+        ({"value": 0.1, "low": 0.1, "high": 0.1}, "+0.1 [+0.1, +0.1]"),
+        ({"value": 3.7e-17, "low": None}, "+3.7e-17"),  # there is nothing to tell that from
+        ({"value": 0.0, "low": 0.0, "high": 0.0}, "+0 [+0, +0]"),
+    ],
+)
+def test_a_difference_of_rounding_is_zero(score, text):
+    assert number_text(score, signed=True) == text

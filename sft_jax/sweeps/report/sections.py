@@ -12,6 +12,7 @@ from sft_jax.sweeps.report.plots import COST, COST_NAMES, SETTINGS, VARIED
 from sft_jax.sweeps.settings import exact_text
 
 Found = Mapping[str, Any]
+_ROUNDING = 1e-12  # float64 sums of seeds and rows differ by less than this
 _STATES = ("finished", "running", "waiting", "paused", "interrupted", "failed", "diverged", "damaged")
 _MOST_LEVELS = 12
 
@@ -109,11 +110,13 @@ def _p_cell(value: float | None) -> str:
 
 
 def number_text(score: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """`1.076 [1.013, 1.140]`, in four digits, whatever its size."""
+    """`1.076 [1.013, 1.140]`, in four digits, whatever its size; what is rounding beside the largest is 0."""
     if score is None or score["value"] is None:
         return ABSENT
     sign = "+" if signed else ""
-    text = lambda value: f"{value:{sign}.4g}"
+    numbers = [score[key] for key in ("value", "low", "high") if score.get(key) is not None]
+    rounding = _ROUNDING * max(map(abs, numbers))
+    text = lambda value: f"{0.0 if abs(value) < rounding else value:{sign}.4g}"
     return (
         text(score["value"])
         if score["low"] is None
