@@ -216,7 +216,7 @@ def _along(axes: Any, name: str, levels: Sequence[Any], *, numeric: bool, logari
         axes.set_xscale("log")
     if not numeric or len(levels) <= 10:
         at = list(levels) if numeric else range(len(levels))
-        texts = short_names([exact_text(level) for level in levels], 18)
+        texts = short_names([exact_text(level) for level in levels], 24)
         turned = {} if sum(map(len, texts)) < 70 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
