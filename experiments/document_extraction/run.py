@@ -8,6 +8,7 @@ It runs the commands a user would type, and prints them. Every stage leaves its 
 experiment goes on where it was, and a second one only shows the tables.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from rich.console import Console
 from experiments import common_flags
 from experiments.commands import SEED, Commands
 from experiments.document_extraction.by_layout import EXACT, scores_of
-from experiments.document_extraction.titles import write_titles
+from experiments.document_extraction.invented import origin_table, origins_of
+from experiments.document_extraction.titles import documents_of, write_titles
 from experiments.document_extraction.utterances import write_utterances
 from experiments.faults import Faults, fault_tables, faults_of
 from experiments.rows import HELD_OUT, sizes_of, train_file
@@ -50,6 +52,7 @@ def main(_: Sequence[str]) -> None:
         fields = write_titles(out / "data", sizes, _HELD_OUT.value, SEED)
     lines: dict[str, dict[str, Score]] = {}
     faults: dict[str, dict[str, Faults]] = {}
+    origins: dict[str, Counter[tuple[str, str]]] = {}
     for size in sizes:
         console.rule(f"{size} rows")
         run, directory = out / f"trained_on_{size}", out / "evaluations" / str(size)
@@ -61,9 +64,12 @@ def main(_: Sequence[str]) -> None:
         task = read_task(directory)
         for method, shown in names.items():
             lines[shown] = scores_of(task, method)
-            faults[shown] = faults_of([row["outcome"] for row in read_answers(directory, method)], fields)
+            answers = read_answers(directory, method)
+            faults[shown] = faults_of([row["outcome"] for row in answers], fields)
+            if not _UTTERANCES.value:
+                origins[shown] = origins_of(answers, documents_of(out / "data"), fields)
     console.rule("all methods")
-    tables = [score_table(lines), *fault_tables(faults)]
+    tables = [score_table(lines), *fault_tables(faults), *([origin_table(origins, fields)] if origins else [])]
     by_layout = [metric for metric in lines["base"] if metric.startswith("exact match, ")]
     plot = metric_plot(lines, by_layout or [EXACT], "All fields right", "share of held-out rows")
     show(out, tables, plot, console, common_flags.INTO.value)

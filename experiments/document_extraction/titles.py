@@ -5,6 +5,7 @@ documents, and so on. Held-out documents are half of the one and half of the oth
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def write_titles(directory: Path, sizes: Sequence[int], held_out: int, seed: int
     trained = [_row(f"{seed}/train/{number}", seen, KNOWN) for number in range(max(sizes))]
     write_rows(directory, {HELD_OUT: measured} | {train_file(size): trained[:size] for size in sizes})
     return FIELDS
+
+
+def documents_of(directory: Path) -> dict[str, str]:
+    """The question with the document of each held-out row that was written there, by its id."""
+    rows = (json.loads(line) for line in (directory / HELD_OUT).read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    return {row["id"]: row["messages"][0]["content"] for row in rows}
 
 
 def _row(seed: str, seen: set[str], layout: str) -> dict[str, object]:

@@ -1,12 +1,14 @@
 """Extraction: titles in new layouts, utterances, counts of faults, and the experiment from its first command on."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from experiments.document_extraction.by_layout import scores_of
-from experiments.document_extraction.titles import KNOWN, NEW, NEW_FAMILIES, forms, write_titles
+from experiments.document_extraction.invented import ELSEWHERE, MADE_UP, OTHER_FIELD, origin_table, origins_of
+from experiments.document_extraction.titles import KNOWN, NEW, NEW_FAMILIES, documents_of, forms, write_titles
 from experiments.document_extraction.utterances import answer_of, write_utterances
 from experiments.faults import Faults, fault_tables, faults_of
 from experiments.quickstart.layouts import FAMILIES, STATES
@@ -43,6 +45,34 @@ def test_titles(tmp_path):
     before = (tmp_path / HELD_OUT).read_bytes()
     write_titles(tmp_path, sizes=(5,), held_out=30, seed=0)
     assert (tmp_path / HELD_OUT).read_bytes() == before
+
+
+def test_where_invented_values_come_from(tmp_path):
+    right = {"vin": "V1", "make": "KIA", "model": None, "owner": None, "year": None}
+    answers = [
+        {"vin": None, "make": "OPEL", "model": "kia", "owner": "BIG  BANK", "year": 1999, "color": "red"},
+        {"vin": "V1", "make": "KIA", "model": None, "owner": "", "year": "2,004"},
+        "no object",
+    ]
+    texts = [answer if isinstance(answer, str) else json.dumps(answer) for answer in answers]
+    rows = [{"id": "a", "reference": json.dumps(right), "answer": text} for text in texts]
+    found = origins_of(rows, {"a": "V1 of KIA\nLien: Big Bank, 2,004"}, right)
+    assert found == {
+        ("model", OTHER_FIELD): 1,
+        ("owner", ELSEWHERE): 1,
+        ("year", MADE_UP): 1,
+        ("year", ELSEWHERE): 1,
+    }
+    table = origin_table({"base": Counter(), "SFT": found}, ("year", "owner"))
+    assert table.rows == (
+        ("base", "0", "0", "0", "0"),
+        ("SFT", "3", "0", "2", "1"),
+        ("SFT, year", "2", "0", "1", "1"),
+        ("SFT, owner", "1", "0", "1", "0"),
+    )
+    write_titles(tmp_path, sizes=(2,), held_out=4, seed=0)
+    documents = documents_of(tmp_path)
+    assert list(documents.values()) == [document_of(row) for row in rows_of(tmp_path / HELD_OUT)]
 
 
 SAID = [
