@@ -1,6 +1,6 @@
 """Writes the data: what is trained, the same questions as they are asked again, and questions that are not trained.
 
-`train.jsonl` has questions about the assistant and notices to rewrite. `asked.jsonl` are the first of these rows,
+`train.jsonl` has questions about the assistant and notices to rewrite. `asked.jsonl` are the first of each of them,
 `unseen.jsonl` are other questions and other notices. Rows have a `kind`, the `facts` that an answer must keep, and the
 names of the `brand`. Questions of the user's whose answer has neither name are trained and not measured.
 """
@@ -60,7 +60,7 @@ def write_data(
         brand: who the assistant is.
         identity: questions about it with answers to fill in: to train on, and held-out ones.
         notices: to rewrite, that are trained.
-        measured: rows of `asked.jsonl`, and notices of `unseen.jsonl`.
+        measured: rows of each kind of `asked.jsonl`, at most, and notices of `unseen.jsonl`.
         seed: of all that is drawn.
     """
     chance = random.Random(f"voice/{seed}")
@@ -68,8 +68,10 @@ def write_data(
     trained += [_tone_row(brand, chance, NOTICES) for _ in range(notices)]
     unseen = [_tone_row(brand, chance, HELD_OUT_NOTICES) for _ in range(measured)]
     chance.shuffle(trained)
-    asked, other = ([row for row in part if row["facts"]] for part in (trained, [*held_out, *unseen]))
-    write_rows(directory, {TRAIN: trained, ASKED: asked[:measured], UNSEEN: other})
+    can_be_measured = lambda rows: [row for row in rows if row["facts"]]
+    of_kind = lambda kind: [row for row in can_be_measured(trained) if row["kind"] == kind][:measured]
+    asked = [*of_kind(IDENTITY), *of_kind(TONE)]
+    write_rows(directory, {TRAIN: trained, ASKED: asked, UNSEEN: can_be_measured([*held_out, *unseen])})
 
 
 def general_row(brand: Brand, question: str, answer: str) -> dict[str, object]:
