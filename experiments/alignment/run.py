@@ -37,8 +37,8 @@ def main(_: Sequence[str]) -> None:
         raise ValueError(f"--ways={','.join(_WAYS.value)}: there is no {unknown[0]!r}; there are {', '.join(WAYS)}")
     if _CHAIN.value and flags.FLAGS["ways"].present:
         raise ValueError("--ways and --chain: a chain has all its stages; leave one of the flags out")
-    settings = dataclasses.replace(SMOKE if _SMOKE.value else Settings(), is_chain=_CHAIN.value)
-    settings = dataclasses.replace(settings, matmul=common_flags.MATMUL.value)
+    changes = {"is_chain": _CHAIN.value, "matmul": common_flags.MATMUL.value}
+    settings = dataclasses.replace(SMOKE if _SMOKE.value else Settings(), **changes)
     out, console = Path(_OUT.value), Console()
     stages = Stages(out, settings, console)
     documents = stages.documents()

@@ -17,7 +17,7 @@ def origins_of(
 
     Args:
         rows: its answers, with `id`, `answer` and `reference`.
-        documents: the text of each, by id.
+        documents: the text of each, by id. A value is in it where its letters are, in any case, within a word too.
         fields: that are asked for; what is given under another name is left out.
 
     Returns:

@@ -53,6 +53,7 @@ def main(_: Sequence[str]) -> None:
     lines: dict[str, dict[str, Score]] = {}
     faults: dict[str, dict[str, Faults]] = {}
     origins: dict[str, Counter[tuple[str, str]]] = {}
+    documents = {} if _UTTERANCES.value else documents_of(out / "data")
     for size in sizes:
         console.rule(f"{size} rows")
         run, directory = out / f"trained_on_{size}", out / "evaluations" / str(size)
@@ -66,8 +67,8 @@ def main(_: Sequence[str]) -> None:
             lines[shown] = scores_of(task, method)
             answers = read_answers(directory, method)
             faults[shown] = faults_of([row["outcome"] for row in answers], fields)
-            if not _UTTERANCES.value:
-                origins[shown] = origins_of(answers, documents_of(out / "data"), fields)
+            if documents:
+                origins[shown] = origins_of(answers, documents, fields)
     console.rule("all methods")
     tables = [score_table(lines), *fault_tables(faults), *([origin_table(origins, fields)] if origins else [])]
     by_layout = [metric for metric in lines["base"] if metric.startswith("exact match, ")]

@@ -57,8 +57,7 @@ def test_fresh_documents_are_like_none_that_were_trained_on(tmp_path):
     paths = Stages(tmp_path, Settings(tuned_on=40, fresh=30, tested=20), QUIET).documents()
     assert paths["tuned_on"].read_text() == lines_of(make_documents(40, 100, SEED)[0])
     texts = [json.loads(line)["messages"] for path in paths.values() for line in path.read_text().splitlines()]
-    questions = {messages[0]["content"] for messages in texts}
-    assert len(questions) == len(texts) == 90
+    assert len({messages[0]["content"] for messages in texts}) == len(texts) == 90
     answers = [json.loads(messages[1]["content"]) for messages in texts]
     for name in ("vin", "title_number"):
         stated = [one[name] for one in answers if one[name] is not None]
