@@ -238,12 +238,17 @@ GEMMA4_MOE = (
     GEMMA4 | SAME_KEYS | {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 24}
 )
 GEMMA4_SHARED = GEMMA4 | {
-    "num_hidden_layers": 6,
-    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "num_hidden_layers": 9,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 3,
     "hidden_size_per_layer_input": 12,
     "vocab_size_per_layer_input": 320,
-    "num_kv_shared_layers": 2,
+    "num_kv_shared_layers": 4,
     "use_double_wide_mlp": True,
+}
+GEMMA4_SHARED_SMALL = GEMMA4_SHARED | {  # that it trains is seen of this one
+    "num_hidden_layers": 4,
+    "layer_types": GEMMA4["layer_types"],
+    "num_kv_shared_layers": 2,
 }
 GEMMA4_SWITCHES = {
     **FOUR_NORMS,
@@ -314,7 +319,6 @@ OF_DELTA = {
     "num_experts_per_tok": 3,
     "shared_expert_intermediate_size": 20,
 }
-QWEN35 = DELTA | {"model_type": "qwen3_5_text", "tie_word_embeddings": True, "full_attention_interval": 2}
 TWO_LAYERS = {"num_hidden_layers": 2, "full_attention_interval": 2}
 DELTA_SWITCHES = {
     "convolution": lambda c, p: (c, reference.edited(p, "delta/conv", lambda x: x.at[..., :-1, :].set(0.0))),
@@ -412,7 +416,7 @@ CASES: dict[str, tuple[dict, dict[str, Edit]]] = {
     "gemma4 wrapper": (
         {
             "model_type": "gemma4",
-            "text_config": GEMMA4_SHARED | {"num_hidden_layers": 4, "layer_types": GEMMA4["layer_types"]},
+            "text_config": GEMMA4_SHARED_SMALL,
             "vision_config": {
                 "model_type": "gemma4_vision",
                 "hidden_size": 16,
@@ -672,7 +676,10 @@ CASES: dict[str, tuple[dict, dict[str, Edit]]] = {
             "weights that do not sum to 1": changed(normalize_expert_weights=True),
         },
     ),
-    "qwen3_5_text": (QWEN35, DELTA_SWITCHES),
+    "qwen3_5_text": (
+        DELTA | {"model_type": "qwen3_5_text", "tie_word_embeddings": True, "full_attention_interval": 2},
+        DELTA_SWITCHES,
+    ),
     "qwen3_5_moe_text": (
         DELTA | OF_DELTA | TWO_LAYERS | {"model_type": "qwen3_5_moe_text"},
         EXPERTS | DELTA_SWITCHES | SHARED_EXPERT_SWITCHES,
@@ -680,7 +687,7 @@ CASES: dict[str, tuple[dict, dict[str, Edit]]] = {
     "qwen3_5 wrapper": (
         {
             "model_type": "qwen3_5",
-            "text_config": QWEN35,
+            "text_config": DELTA | {"model_type": "qwen3_5_text"},
             "vision_config": {"model_type": "qwen3_5_vision"} | VISION,
         },
         DELTA_SWITCHES,

@@ -53,6 +53,7 @@ def trainable(request, tmp_path_factory):
     directory = families.save(families.torch_model(request.param), root / "model")
     tiny.tokenizer().save_pretrained(directory)
     tiny.write_rows(root / "train.jsonl", 24)
+    tiny.write_rows(root / "held_out.jsonl", 8, seed=1)
     return request.param, root
 
 
@@ -188,7 +189,7 @@ def test_greedy_text_equals_uncached(case):
 def test_a_run_trains_and_its_result_is_loaded(trainable):
     """LoRA on eight devices: every adapter has moved."""
     name, root = trainable
-    changes = {"mesh.tensor": 2, "data.held_out": "", "execution.layer_layout": "scan"}
+    changes = {"mesh.tensor": 2, "checkpoint.best_metric": "", "execution.layer_layout": "scan"}
     config = tiny.config(root, "lora", duration="2 steps", **changes)
     assert (
         families.CASES[name][0]["model_type"] == json.loads((root / "model" / "config.json").read_text())["model_type"]

@@ -160,7 +160,7 @@ ONES = np.ones((4, 8), np.float32)
         ("gemma4", {}, {"rope_freqs.weight": None}, r"has no tensor rope_freqs.weight"),
         ("gemma4", {}, {"rope_freqs.weight": np.ones(4, np.float32)}, r"has other divisors than 1 for the first pairs"),
         ("gemma4", {}, {"blk.3.attn_v.weight": ONES}, r"has no tensor blk.1.attn_v.weight, but others"),
-        ("gemma4 with shared keys", {"feed_forward_length": [48] * 3 + [96] * 3}, {}, r"twice as much from layer 4 on"),
+        ("gemma4 with shared keys", {"feed_forward_length": [48] * 4 + [96] * 5}, {}, r"twice as much from layer 5 on"),
         (
             "gemma4 with shared keys",
             {},
