@@ -9,6 +9,8 @@ from tests import xla_flags
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"  # also where JAX's plugins for other devices are installed
+# What torch computes here is tiny, and processes of tests share the machine: its threads would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Emulated devices wait for one another; on a loaded machine longer than the default.
 # And what tiny models run needs no optimisation: compiling is most of the time of a test.
 xla_flags.add(
