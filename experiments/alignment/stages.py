@@ -89,7 +89,12 @@ SMOKE = Settings(
     pretrained_on=32,
     pretraining_steps=2,
     tuned_on=32,
-    tuned_by=("--config.duration=40 steps", "--config.adapter.method=none", "--config.optimizer.learning_rate=0.03"),
+    tuned_by=(
+        "--config.duration=40 steps",
+        "--config.adapter.method=none",
+        "--config.optimizer.learning_rate=0.03",
+        *_batch(tokens=512, sequences=1, parts=1),
+    ),
     fresh=4,
     tested=4,
     scorer="length",

@@ -14,17 +14,19 @@ MODEL = (
 _DRIVER, _ROOT = Path(__file__).with_name("driver.py"), Path(__file__).parents[2]
 
 
+def started(directory: Path, experiment: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m experiments.EXPERIMENT.run arguments` into `directory/out`, however it ends."""
+    command = [sys.executable, str(_DRIVER), f"experiments.{experiment}.run", f"--out={directory / 'out'}", *arguments]
+    caches = {"JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"), "HOME": str(directory)}
+    return subprocess.run(command, cwd=_ROOT, env=os.environ | caches, capture_output=True, text=True, check=False)
+
+
 def called(directory: Path, experiment: str, *arguments: str) -> str:
-    """`python -m experiments.EXPERIMENT.run arguments` into `directory/out`; what it prints.
+    """What an experiment prints that reaches its end with a small model.
 
     The model has the tokenizer of SmolLM2, and two layers of random weights.
     """
-    command = [sys.executable, str(_DRIVER), f"experiments.{experiment}.run"]
-    where = [f"--model={MODEL}", f"--out={directory / 'out'}"]
-    caches = {"JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"), "HOME": str(directory)}
-    done = subprocess.run(
-        [*command, *where, *arguments], cwd=_ROOT, env=os.environ | caches, capture_output=True, text=True, check=False
-    )
+    done = started(directory, experiment, f"--model={MODEL}", *arguments)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

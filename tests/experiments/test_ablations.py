@@ -10,6 +10,7 @@ import jax
 import pytest
 from rich.console import Console
 
+from experiments.scores import read_results
 from experiments.short_titles.rows import HELD_OUT, SIZES, all_files, as_lines, held_out_of
 from experiments.short_titles.setting import Setting, setting_of
 from sft_jax.sweeps.executing import execute
@@ -23,6 +24,7 @@ from sft_jax.sweeps.shared import Shared
 from sft_jax.sweeps.statement import Statement
 from sft_jax.training.stacked import groups_of
 from tests.command_line import config_of
+from tests.experiments import smoke
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(path.parent for path in ROOT.glob("experiments/*/sweep.py"))
@@ -110,10 +112,10 @@ def test_every_run_can_be_made(folder):
 )
 def test_the_small_form_runs(folder, data, tmp_path, shared):
     """All of its runs reach their end, and the report of the README finds its metrics."""
-    smoke(folder, data, tmp_path, shared)
+    run_small_form(folder, data, tmp_path, shared)
 
 
-def smoke(folder, data, root, shared):
+def run_small_form(folder, data, root, shared):
     """Runs the small form of a sweep into a directory, and reads what the report of the README asks for."""
     base = base_of(folder, **{"data.cache": "", "data.train": "", "loader.tokenize_workers": 0})
     if not base.data.mixture:
@@ -149,16 +151,21 @@ def test_seeds_train_in_two_programs():
 
 @pytest.mark.slow
 def test_forgetting_is_measured_afterwards(data, tmp_path, shared):
-    """The evaluation of its README gives what its report asks for."""
+    """The evaluations of its README give what its report asks for, and the scores of the base beside it."""
     folder = ROOT / "experiments" / "forgetting"
     stated = load(f"experiments/forgetting/sweep.py:smoke,data={data}").overrides
     run = runs_of(base_of(folder, **{"data.cache": ""}), stated)[0]
     assert execute(run, tmp_path / run.name, shared, devices=jax.devices()[:1]).error is None
-    (arguments,) = commands_of(folder, "sft_jax.evaluate")
-    arguments = [one.replace("$run", str(tmp_path / run.name)) for one in arguments]
-    for task, name in (("titles", HELD_OUT), ("general", held_out_of("general"))):
-        arguments.append(f"--config.evaluation.tasks.{task}.path={data / name}")
-    subprocess.run([sys.executable, "-m", "sft_jax.evaluate", *arguments], check=True, cwd=ROOT, capture_output=True)
+    files = {"titles": data / HELD_OUT, "general": data / held_out_of("general")}
+    rows = [f"--config.evaluation.tasks.{task}.path={path}" for task, path in files.items()]
+    base, trained = commands_of(folder, "sft_jax.evaluate")
+    flags = [f"--model={smoke.MODEL}" if one.startswith("--model=") else one for one in base]
+    flags = [f"--out={tmp_path / 'base'}" if one.startswith("--out=") else one for one in flags]
+    for arguments in (flags, [one.replace("$run", str(tmp_path / run.name)) for one in trained]):
+        command = [sys.executable, "-m", "sft_jax.evaluate", *arguments, *rows]
+        subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    found = read_results(tmp_path / "base")
+    assert list(found["tasks"]["titles"]["scores"]) == list(found["forgetting"]["general"]["scores"]) == ["base"]
     runs = read_runs(tmp_path, {*LOGGED, *USUAL})
     for name in metrics_of(folder):
         found = analyse(runs, quantity_of(runs, name, "final", None))

@@ -1,8 +1,6 @@
 """The experiment on what follows fine-tuning: its documents, what it compares, and in small the whole of it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from experiments.alignment.ways import WAYS, Model
 from experiments.faults import Faults
 from experiments.quickstart.documents import SEED, lines_of, make_documents
 from experiments.scores import MARKS
-from tests.advice.source import ROOT
+from tests.experiments import smoke
 
 QUIET = Console(quiet=True)
 
@@ -158,8 +156,7 @@ def test_what_is_wrong_is_counted_value_by_value(tmp_path):
 def test_from_end_to_end(tmp_path):
     """All commands, with a small random model; a second start runs none of them."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "experiments.alignment.run", "--smoke", "--matmul=float32", f"--out={out}"]
-    run = lambda *more: subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+    run = lambda *more: smoke.started(tmp_path, "alignment", "--smoke", "--matmul=float32", *more)
     refused = run("--ways=dpo,ppo")
     assert "there is no 'ppo'; there are dpo, sft_on_right_answers, rlvr" in refused.stderr
     first, second = run(), run("--ways=rlvr")
@@ -185,8 +182,7 @@ def test_a_chain_from_end_to_end(tmp_path):
     """Each stage reads what the one before it made."""
     out, text = tmp_path / "out", tmp_path / "README.md"
     text.write_text("\n".join([*MARKS, ""]))
-    command = [sys.executable, "-m", "experiments.alignment.run", "--smoke", "--chain", "--matmul=float32"]
-    run = lambda *more: subprocess.run([*command, f"--out={out}", *more], cwd=ROOT, capture_output=True, text=True)
+    run = lambda *more: smoke.started(tmp_path, "alignment", "--smoke", "--chain", "--matmul=float32", *more)
     assert "--ways and --chain: a chain has all its stages" in run("--ways=dpo").stderr
     done = run(f"--into={text}")
     assert done.returncode == 0, done.stderr + done.stdout
