@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from scipy import stats
 
 from sft_jax.evaluation.statistics import holm
@@ -255,6 +256,19 @@ def test_a_field_whose_values_are_tuples(tmp_path):
     assert [one["values"] for one in found["settings"]] == [{betas: [0.9, 0.95]}, {betas: [0.9, 0.99]}]
     assert found["baseline"] == found["settings"][1]["name"] == "betas=[0.9, 0.99]"
     assert "against_betas" in {plot.name for plot in draw_sweep(found, curves, "steps")}
+
+
+@pytest.mark.parametrize(("values", "joined"), [(["adamw", "lion"], False), ([4, 16], True)])
+def test_only_numbers_are_joined_by_a_line(tmp_path, monkeypatch, values, joined):
+    plot, drawn = Axes.plot, []
+    monkeypatch.setattr(Axes, "plot", lambda axes, *args, **kwargs: drawn.extend(plot(axes, *args, **kwargs)) or [])
+    written.write_sweep(tmp_path, {"optimizer.name" if not joined else RANK: values, "seed": [0, 1, 2]})
+    found, curves = report_of(tmp_path)
+    draw_sweep(found, curves, "steps")
+    against = [line for line in drawn if line.axes.get_xlabel().startswith(("name", "rank"))]
+    across = [line for line in against if len(set(line.get_xdata())) > 1]
+    assert len(across) == 1
+    assert [line.get_linestyle() != "None" for line in across] == [joined]
 
 
 def test_fields_that_vary_together_are_one_factor(sweep):

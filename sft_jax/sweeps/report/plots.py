@@ -164,7 +164,10 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _factor_figure(found: Found, settings: Sequence[Found], together: Sequence[str], label: str, title: str) -> Any:
-    """The metric against a factor, the first of those that vary together; a line for each combination of the others."""
+    """The metric against a factor, the first of those that vary together; a series for each combination of the others.
+
+    Numbers are joined by a line.
+    """
     factor = together[0]
     levels = _levels(settings, factor)
     numeric = _are_numbers(levels)
@@ -174,6 +177,7 @@ def _factor_figure(found: Found, settings: Sequence[Found], together: Sequence[s
         others = {name: value for name, value in one["values"].items() if name not in together}
         lines.setdefault(setting_name(others) if others else "", []).append(one)
     logarithmic = numeric and is_spread(levels)
+    joined = {"linestyle": "-" if numeric else "", "linewidth": 1.2}  # between two names there is nothing
     figure, axes = figure_with_axes(4.2, title)
     few = 1 < len(lines) <= _MOST_LINES
     for number, (name, members) in enumerate(lines.items()):
@@ -183,11 +187,11 @@ def _factor_figure(found: Found, settings: Sequence[Found], together: Sequence[s
         at = lambda x, apart=apart, width=width: x * math.exp(apart * width) if logarithmic else x + apart * width
         members = sorted(members, key=lambda one: place(one["values"][factor]))
         x = [at(place(one["values"][factor])) for one in members]
-        axes.plot(x, [one["score"]["value"] for one in members], color=color, linewidth=1.2, alpha=0.8)
+        axes.plot(x, [one["score"]["value"] for one in members], color=color, alpha=0.8, **joined)
         for where, one in zip(x, members, strict=True):
             _draw_score(axes, where, one, color, MARKERS[number % len(MARKERS)] if few else "o")
         if few:
-            style = {"color": color, "marker": MARKERS[number % len(MARKERS)], "linewidth": 1.2}
+            style = {"color": color, "marker": MARKERS[number % len(MARKERS)], **joined}
             axes.plot([], [], label=name_in_lines(name), **style)
     _along(axes, label, levels, numeric=numeric, logarithmic=logarithmic)
     axes.set_ylabel(_label(found))
