@@ -15,6 +15,7 @@ from jaxtyping import Int32
 
 from sft_jax.data.conversations import Message
 from sft_jax.data.rendering import ConversationRenderer, ExampleError, Masking
+from sft_jax.data.rendering.pairs import shared_beginning
 from sft_jax.evaluation.answer_store import AnswerStore, key_of
 from sft_jax.evaluation.requests import Generate, Judged, LogLikelihood, Request, Response, Written
 from sft_jax.generation import Generated, Prepared, Sampler, Sampling, loglikelihoods, problem_of_prompt
@@ -84,7 +85,7 @@ class Respondent:
         prompt = self._rendered(request, name)
         if isinstance(request, Generate):
             return len(prompt) + request.max_new_tokens
-        return len(prompt) + max(len(self._continuation(request, prompt, text, name)) for text in request.continuations)
+        return max(len(self._with_answer(request, prompt, text, name)) for text in request.continuations)
 
     def _prompt(self, request: Request, name: str) -> Tokens:
         ids = self._rendered(request, name)
@@ -164,19 +165,17 @@ class Respondent:
 
     def _judge(self, asked: Sequence["_Asked"], title: str) -> list[Response]:
         """How likely the given answers are."""
-        continuations = [self._continuations(one) for one in asked]
-        keys = [
-            key_of(["judge", one.prompt.tolist(), [ids.tolist() for ids in of_prompt]])
-            for one, of_prompt in zip(asked, continuations, strict=True)
-        ]
+        judged = [self._continuations(one) for one in asked]
+        keys = [key_of(["judge", prompt.tolist(), [ids.tolist() for ids in given]]) for prompt, given in judged]
 
         def answer(missing: list[int], keep: Keep) -> None:
             clock = _Clock()
-            total = sum(len(continuations[place]) for place in missing)
+            prompts, continuations = zip(*(judged[place] for place in missing), strict=True)
+            total = sum(map(len, continuations))
             loglikelihoods(
                 self.prepared,
-                [asked[place].prompt for place in missing],
-                [continuations[place] for place in missing],
+                prompts,
+                continuations,
                 progress=self._progress and self._progress(title, total),
                 on_prompt=lambda prompt, found: keep(
                     missing[prompt], [[(one.logprob, one.tokens, one.greedy_tail) for one in found], clock()]
@@ -184,28 +183,32 @@ class Respondent:
             )
 
         responses = []
-        for one, (judged, seconds) in zip(asked, self._answered(keys, answer), strict=True):
-            answers = tuple(Judged(*each) for each in judged)
-            responses.append(Response(answers, len(one.prompt), seconds))
+        for one, (answers, seconds) in zip(asked, self._answered(keys, answer), strict=True):
+            responses.append(Response(tuple(Judged(*each) for each in answers), len(one.prompt), seconds))
         return responses
 
-    def _continuations(self, asked: "_Asked") -> list[Tokens]:
-        """The given answers of a request as tokens, for which there are positions."""
-        decoder, found = self.prepared.model.config, []
+    def _continuations(self, asked: "_Asked") -> tuple[Tokens, list[Tokens]]:
+        """The prompt of a request, and the given answers behind it, for which there are positions.
+
+        A token that reaches over the edge, such as one of the spaces that an answer begins with and of the line break
+        before it, is judged with the answers; the prompt ends before it, for all answers of the request.
+        """
+        decoder, prompt, wholes = self.prepared.model.config, asked.prompt, []
         for given in asked.request.continuations:
-            ids = self._continuation(asked.request, asked.prompt, given, asked.name)
-            if len(asked.prompt) + len(ids) > decoder.max_positions:
+            ids = self._with_answer(asked.request, prompt, given, asked.name)
+            if len(ids) > decoder.max_positions:
                 text = given if isinstance(given, str) else given.content
                 raise ValueError(
-                    f"the prompt of {asked.name} has {len(asked.prompt)} tokens, and its answer {text[:60]!r} "
-                    f"{len(ids)}; the model knows {decoder.max_positions} positions. Give shorter ones"
+                    f"the prompt of {asked.name} has {len(prompt)} tokens, and its answer {text[:60]!r} "
+                    f"{len(ids) - len(prompt)}; the model knows {decoder.max_positions} positions. Give shorter ones"
                     f"{positions.advice(decoder)}."
                 )
-            found.append(ids)
-        return found
+            wholes.append(ids)
+        edge = min(shared_beginning(prompt, ids) for ids in wholes)
+        return prompt[:edge], [ids[edge:] for ids in wholes]
 
-    def _continuation(self, request: LogLikelihood, prompt: Tokens, given: str | Message, name: str) -> Tokens:
-        """The tokens of an answer, with the end of its turn."""
+    def _with_answer(self, request: LogLikelihood, prompt: Tokens, given: str | Message, name: str) -> Tokens:
+        """The tokens of a prompt and an answer, up to the end of its turn."""
         answer = Message("assistant", given) if isinstance(given, str) else given._replace(weight=None, ranges=())
         text = answer.content
         try:
@@ -213,13 +216,22 @@ class Respondent:
         except ExampleError as error:
             raise ValueError(f"{name}, answer {text[:60]!r}: {error}") from error
         ids, supervised = np.asarray(rendered.tokens, np.int32), np.flatnonzero(rendered.weights)
-        end = int(supervised[-1]) + 1 if len(supervised) else 0
-        if not np.array_equal(ids[: len(prompt)], prompt) or end <= len(prompt):
+        ids = ids[: int(supervised[-1]) + 1 if len(supervised) else 0]
+        if not self._begins_with(ids, prompt):
             raise ValueError(
                 f"{name}, answer {text[:60]!r}: the chat template does not write it behind the prompt as it is, so its "
                 "likelihood cannot be told"
             )
-        return ids[len(prompt) : end]
+        return ids
+
+    def _begins_with(self, ids: Tokens, prompt: Tokens) -> bool:
+        """Whether a prompt stands at the beginning, as tokens or as text, and something behind it."""
+        edge = shared_beginning(ids, prompt)
+        if edge == len(prompt):
+            return len(ids) > edge
+        text = lambda tokens: self.renderer.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False)
+        whole, before = text(ids[edge:]), text(prompt[edge:])
+        return edge > 0 and len(whole) > len(before) and whole.startswith(before)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A model responds to requests: the same as asked by hand, in any order, and nothing is computed twice."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -133,6 +134,26 @@ def test_a_template_that_writes_answers_otherwise_is_refused(loaded):
     other = dataclasses.replace(loaded, renderer=ConversationRenderer(loaded.renderer.tokenizer, template))
     with pytest.raises(ValueError, match="a:1, answer 'yes': "):
         respondent(other)([JUDGE[0]], ["a:1"])
+
+
+def test_a_token_that_reaches_over_the_edge_is_judged_with_the_answer(loaded):
+    """As tokenizers have one for a line break and the spaces behind it, which answers may begin with."""
+    tokenizer = copy.deepcopy(loaded.renderer.tokenizer)
+    tokenizer.add_tokens(["\n  "])
+    (reaching,) = tokenizer.encode("\n  ", add_special_tokens=False)
+    other = dataclasses.replace(loaded, renderer=ConversationRenderer(tokenizer))
+    assert reaching < loaded.model.config.vocab_size
+    request = LogLikelihood(PROMPTS[0], ("  yes", "no"))
+    (found,) = respondent(other)([request], ["a:1"])
+    prompt = other.renderer.render_prompt(PROMPTS[0])
+    before, line_break, end = prompt[:-1], prompt[-1], 2
+    given = [[reaching, *tokenizer.encode("yes"), end], [line_break, *tokenizer.encode("no"), end]]
+    (expected,) = loglikelihoods(
+        prepare(loaded.model, loaded.variables), [before], [[np.array(ids, np.int32) for ids in given]]
+    )
+    assert [one.tokens for one in found.answers] == [5, 4]
+    assert [one.logprob for one in found.answers] == pytest.approx([one.logprob for one in expected])
+    assert respondent(other).positions_needed(request, "a:1") == len(prompt) + 4
 
 
 @pytest.mark.parametrize("masking", [Masking(end_of_turn="none"), Masking(train_on="user"), Masking(train_on="all")])

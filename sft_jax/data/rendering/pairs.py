@@ -51,7 +51,9 @@ def joined(chosen: RenderedExample, rejected: RenderedExample, prompt_messages: 
     for name, rendered in zip(ANSWERS, both, strict=True):
         if set(rendered.weights[rendered.weights > 0].tolist()) != {1.0}:
             raise ExampleError("an answer of a pair has weights", f"in {name}: leave them out, or weight the whole row")
-    trunk = min(_shared(chosen.tokens, rejected.tokens), *(int(np.flatnonzero(one.weights)[0]) for one in both))
+    trunk = min(
+        shared_beginning(chosen.tokens, rejected.tokens), *(int(np.flatnonzero(one.weights)[0]) for one in both)
+    )
     if not trunk:
         raise ExampleError("the conversations of a pair do not begin alike", "their first tokens differ")
     if np.array_equal(chosen.tokens, rejected.tokens) and np.array_equal(chosen.weights, rejected.weights):
@@ -114,7 +116,7 @@ def check_fits(pair: RenderedExample, max_tokens: int, *, stops: bool) -> None:
     raise ExampleError(f"longer than {max_tokens} tokens", detail, stops=stops, tokens=size)
 
 
-def _shared(one: np.ndarray, other: np.ndarray) -> int:
+def shared_beginning(one: np.ndarray, other: np.ndarray) -> int:
     """How many ids both begin with."""
     size = min(len(one), len(other))
     differ = np.flatnonzero(one[:size] != other[:size])
