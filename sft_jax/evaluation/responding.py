@@ -229,9 +229,12 @@ class Respondent:
         edge = shared_beginning(ids, prompt)
         if edge == len(prompt):
             return len(ids) > edge
-        text = lambda tokens: self.renderer.tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False)
-        whole, before = text(ids[edge:]), text(prompt[edge:])
-        return edge > 0 and len(whole) > len(before) and whole.startswith(before)
+        if not edge:
+            return False
+        # With the token before, since tokenizers leave out a space that a text begins with.
+        text = lambda tokens: self.renderer.tokenizer.decode(tokens[edge - 1 :], clean_up_tokenization_spaces=False)
+        whole, before = text(ids.tolist()), text(prompt.tolist())
+        return len(whole) > len(before) and whole.startswith(before)
 
 
 @dataclasses.dataclass(frozen=True)
