@@ -217,15 +217,15 @@ class Respondent:
             raise ValueError(f"{name}, answer {text[:60]!r}: {error}") from error
         ids, supervised = np.asarray(rendered.tokens, np.int32), np.flatnonzero(rendered.weights)
         ids = ids[: int(supervised[-1]) + 1 if len(supervised) else 0]
-        if not self._begins_with(ids, prompt):
+        if not self._continues(prompt, ids, text):
             raise ValueError(
                 f"{name}, answer {text[:60]!r}: the chat template does not write it behind the prompt as it is, so its "
                 "likelihood cannot be told"
             )
         return ids
 
-    def _begins_with(self, ids: Tokens, prompt: Tokens) -> bool:
-        """Whether a prompt stands at the beginning, as tokens or as text, and something behind it."""
+    def _continues(self, prompt: Tokens, ids: Tokens, answer: str) -> bool:
+        """Whether tokens go on from a prompt; where a token reaches over its edge, with the answer itself."""
         edge = shared_beginning(ids, prompt)
         if edge == len(prompt):
             return len(ids) > edge
@@ -234,7 +234,7 @@ class Respondent:
         # With the token before, since tokenizers leave out a space that a text begins with.
         text = lambda tokens: self.renderer.tokenizer.decode(tokens[edge - 1 :], clean_up_tokenization_spaces=False)
         whole, before = text(ids.tolist()), text(prompt.tolist())
-        return len(whole) > len(before) and whole.startswith(before)
+        return len(whole) > len(before) and whole.startswith(before + answer)
 
 
 @dataclasses.dataclass(frozen=True)

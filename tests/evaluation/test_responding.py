@@ -156,6 +156,20 @@ def test_a_token_that_reaches_over_the_edge_is_judged_with_the_answer(loaded):
     assert respondent(other).positions_needed(request, "a:1") == len(prompt) + 4
 
 
+def test_a_thought_that_begins_in_such_a_token_is_refused(loaded):
+    """The prompt ends within a thought, which the template closes before the answer: that is no part of it."""
+    tokenizer = copy.deepcopy(loaded.renderer.tokenizer)
+    tokenizer.add_tokens(["\n\n"])
+    template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    template += (
+        "{{ ('<think>\n\n</think>' if m.role == 'assistant' else '') + m.content + '<|im_end|>\n' }}{% endfor %}"
+    )
+    template += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    other = dataclasses.replace(loaded, renderer=ConversationRenderer(tokenizer, template))
+    with pytest.raises(ValueError, match="a:1, answer 'yes': the chat template does not write it behind the prompt"):
+        respondent(other)([JUDGE[0]], ["a:1"])
+
+
 @pytest.mark.parametrize("masking", [Masking(end_of_turn="none"), Masking(train_on="user"), Masking(train_on="all")])
 def test_what_a_run_trains_changes_no_judgement(loaded, masking):
     """A run measures tasks with its own renderer."""

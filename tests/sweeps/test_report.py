@@ -262,7 +262,7 @@ def test_a_field_whose_values_are_tuples(tmp_path):
 def test_only_numbers_are_joined_by_a_line(tmp_path, monkeypatch, values, joined):
     plot, drawn = Axes.plot, []
     monkeypatch.setattr(Axes, "plot", lambda axes, *args, **kwargs: drawn.extend(plot(axes, *args, **kwargs)) or [])
-    written.write_sweep(tmp_path, {"optimizer.name" if not joined else RANK: values, "seed": [0, 1, 2]})
+    written.write_sweep(tmp_path, {RANK if joined else "optimizer.name": values, "seed": [0, 1, 2]})
     found, curves = report_of(tmp_path)
     draw_sweep(found, curves, "steps")
     against = [line for line in drawn if line.axes.get_xlabel().startswith(("name", "rank"))]
